@@ -1,0 +1,349 @@
+"""Settings: frozen, unknown keys refused, all mistakes reported together.
+
+A `Profile` is models + settings for a kind of machine. `load_profile("embedded", ["train.steps=800"])` is the one way in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from charengine.errors import ConfigError
+
+MAX_PROMPT = 2000  # characters; Qwen-Image-Edit reads 512 tokens, so more would be cut silently
+NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,63}$")
+TRIGGER_PATTERN = re.compile(r"^[a-z][a-z0-9]{2,23}$")
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, stable across machines, processes and key order."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Character(Settings):
+    """Who is to be made."""
+
+    name: str = Field(description="letters, digits, space, _ and -; names the files and, unless set, the trigger")
+    prompt: str = Field(description="one sentence saying what the character looks like")
+    class_noun: str = Field(default="", description='"woman", "robot"…; empty: taken from the prompt')
+    trigger: str = Field(default="", description="rare word that will mean the character; empty: derived from the name")
+    seed: int = Field(default=42, ge=0, lt=2**31)
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_plain_word(cls, value: str) -> str:
+        if not NAME_PATTERN.match(value):
+            raise ValueError(
+                f"name {value[:80]!r} is not allowed: use 1-64 letters, digits, spaces, '_' or '-', starting with a letter or digit"
+            )
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_is_a_sentence(cls, value: str) -> str:
+        text = " ".join(value.split())
+        if not text:
+            raise ValueError(
+                "prompt is empty: describe the character in one sentence, e.g. 'an orc woman in a blue coat'"
+            )
+        if len(text) > MAX_PROMPT:
+            raise ValueError(
+                f"prompt has {len(text)} characters; at most {MAX_PROMPT} are allowed: keep what can be seen, drop the story"
+            )
+        return text
+
+    @field_validator("trigger")
+    @classmethod
+    def _trigger_is_one_rare_word(cls, value: str) -> str:
+        if value and not TRIGGER_PATTERN.match(value):
+            raise ValueError(
+                f"trigger {value!r} is not allowed: 3-24 lower-case letters and digits, starting with a letter"
+            )
+        return value
+
+
+class ModelSettings(Settings):
+    """Which models, and where their files are. A string is a folder, a file, or a hub id (only with allow_downloads)."""
+
+    family: Literal["embedded", "sdxl"] = "embedded"
+    edit: str = Field(default="", description="Qwen-Image-Edit: folder, .safetensors or .gguf transformer, or hub id")
+    edit_config: str = Field(
+        default="", description="diffusers folder giving configs/VAE/encoder when `edit` is a single file"
+    )
+    vl: str = Field(
+        default="", description="Qwen2.5-VL: folder or ComfyUI text-encoder file; empty: the edit model's own"
+    )
+    vae: str = Field(default="", description="Qwen-Image VAE file; empty: the edit model's own")
+    lightning: str = Field(default="", description="Lightning LoRA file for 4/8-step sheets")
+    sdxl: str = Field(default="", description="SDXL checkpoint: folder or single .safetensors file, or hub id")
+    sdxl_vae: str = Field(default="", description="replacement VAE (e.g. the fp16-fixed one)")
+    tagger: str = Field(default="", description="WD14 v3 tagger folder (model.onnx + selected_tags.csv)")
+    clip: str = Field(default="", description="CLIP model folder for prompt adherence; empty: none")
+    dino: str = Field(default="", description="DINOv2 model folder for identity; empty: the CLIP image tower")
+    folders: tuple[str, ...] = Field(
+        default=(), description="more places to look in: ComfyUI models folders, HF caches"
+    )
+    allow_downloads: bool = False
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class SheetSettings(Settings):
+    """How the sheet is drawn."""
+
+    width: int = Field(default=384, ge=96, le=2048, multiple_of=16)
+    height: int = Field(default=384, ge=96, le=2048, multiple_of=16)
+    steps: int = Field(default=16, ge=1, le=200)
+    guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
+    negative_prompt: str = " "
+    conditioning: Literal["latents", "vision"] = Field(
+        default="latents",
+        description="template as VAE latents too (diffusers), or vision tokens only (the origin's graph)",
+    )
+    candidates: int = Field(default=2, ge=1, le=16, description="at most this many sheets are drawn to find a good one")
+    draft_steps: int = Field(default=0, ge=0, le=200, description="steps for candidates; 0 = same as steps")
+    gate: bool = Field(default=True, description="check each sheet by numbers before it is accepted")
+    ask_model: bool = Field(default=False, description="also ask the VL model which view each box shows")
+    repair: bool = Field(default=False, description="redraw only a failing box by inpainting")
+    rewrite: bool = Field(default=False, description="let the VL model enrich the prompt first")
+
+
+class CropSettings(Settings):
+    """How views are cut out of the sheet."""
+
+    margin: float = Field(default=0.05, ge=0.0, le=0.3, description="share of the figure's height left around it")
+    threshold: int = Field(default=24, ge=4, le=128, description="0-255: how far from the background a figure pixel is")
+    bucket_area: int = Field(default=128 * 384, ge=64 * 64, le=2048 * 2048, description="pixels of a training image")
+    bucket_step: int = Field(default=64, ge=8, le=128, description="bucket sides are multiples of this")
+    upscale: bool = Field(default=True, description="Lanczos-resize a small figure to fill its bucket")
+
+
+class CaptionSettings(Settings):
+    """How views are captioned."""
+
+    captioner: Literal["vl", "wd14"] = "vl"
+    prune: bool = Field(default=True, description="drop the character's own traits so that they bind to the trigger")
+    keep: tuple[str, ...] = Field(default=(), description="tags never pruned")
+    drop: tuple[str, ...] = Field(default=(), description="tags always dropped")
+    threshold: float = Field(default=0.35, gt=0, lt=1, description="WD14 general-tag probability")
+    max_tags: int = Field(default=40, ge=0, le=120)
+
+
+class TrainSettings(Settings):
+    """How the adapter is trained."""
+
+    algorithm: Literal["locon", "lora", "loha", "lokr", "dora", "tlora"] = "locon"
+    rank: int = Field(default=16, ge=1, le=128)
+    alpha: float = Field(default=8.0, gt=0, le=256)
+    conv_rank: int = Field(default=8, ge=0, le=128, description="0 = no convolution layers")
+    conv_alpha: float = Field(default=4.0, gt=0, le=256)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    steps: int = Field(default=300, ge=1, le=100_000, description="optimizer steps")
+    batch: int = Field(default=0, ge=0, le=64, description="samples per step; 0 = all views of a bucket as equals")
+    accumulate: int = Field(default=1, ge=1, le=64, description="gradient accumulation")
+    optimizer: Literal["adafactor", "adamw", "adamw8bit", "prodigy", "prodigy-schedulefree"] = "adafactor"
+    learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: int = Field(default=0, ge=0, le=10_000, description="steps")
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, ge=0, description="0 = no clipping")
+    min_snr_gamma: float = Field(default=5.0, ge=0, description="Hang et al. 2303.09556; 0 = off")
+    noise_offset: float = Field(default=0.0, ge=0, le=1)
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    flips: Literal["auto", "on", "off"] = Field(
+        default="auto", description="auto = off when an item is bound to one side"
+    )
+    caption_dropout: float = Field(default=0.05, ge=0, le=1)
+    masked_loss: float = Field(default=0.0, ge=0, le=1, description="0 = plain loss; 1 = background carries no loss")
+    random_backgrounds: float = Field(
+        default=0.0, ge=0, le=1, description="share of samples composited on a random colour"
+    )
+    resample_latents: bool = Field(
+        default=True, description="draw from the VAE posterior each step instead of its mean"
+    )
+    regularisation: str = Field(default="", description="folder of class images with .txt captions; empty = none")
+    regularisation_weight: float = Field(default=1.0, ge=0, le=10)
+    continue_from: str = Field(default="", description="adapter file to start from")
+    checkpoints: int = Field(default=4, ge=1, le=40, description="how many adapters are kept along the way")
+    save_state_every: int = Field(default=50, ge=1, le=10_000, description="steps between resumable states")
+    validate_every: int = Field(default=50, ge=0, le=10_000, description="0 = only at checkpoints")
+    sample_every: int = Field(
+        default=0, ge=0, le=10_000, description="sample pictures at checkpoints (0) or every N steps"
+    )
+    early_stop: int = Field(
+        default=0, ge=0, le=100, description="stop after N validations without improvement; 0 = never"
+    )
+    budget_gib: float = Field(default=12.0, gt=0.5, le=200)
+    checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
+    fp8_base: bool = Field(default=False, description="keep the frozen base in float8 (8 GB cards)")
+    cuda_graph: Literal["auto", "off"] = "auto"
+    deterministic: bool = Field(
+        default=False, description="deterministic GPU kernels: resumed = uninterrupted, bit for bit"
+    )
+    compile: bool = Field(default=False, description="regional torch.compile; pays back only on long runs")
+
+
+class SweepSettings(Settings):
+    """Which checkpoints × strengths × prompts × seeds are tried."""
+
+    strengths: tuple[Annotated[float, Field(ge=0, le=2)], ...] = (0.4, 0.6, 0.8, 1.0)
+    checkpoints: int = Field(
+        default=3, ge=1, le=40, description="how many of the trained checkpoints, evenly spread, last included"
+    )
+    prompts: tuple[str, ...] = Field(
+        default=(), description="with {subject}; empty: the built-in set of views, scenes and poses"
+    )
+    seeds: int = Field(default=2, ge=1, le=64, description="paired: the same seeds in every cell")
+    width: int = Field(default=256, ge=64, le=2048, multiple_of=8)
+    height: int = Field(default=256, ge=64, le=2048, multiple_of=8)
+    steps: int = Field(default=12, ge=1, le=200)
+    guidance: float = Field(default=4.0, ge=1.0, le=30.0)
+    adherence_floor: float = Field(
+        default=0.9, ge=0, le=1, description="a pick keeps this share of strength 0's adherence"
+    )
+    diversity_floor: float = Field(default=0.6, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _prompts_name_the_subject(self) -> SweepSettings:
+        wrong = [prompt for prompt in self.prompts if "{subject}" not in prompt]
+        if wrong:
+            raise ValueError(
+                f"sweep prompt {wrong[0]!r} does not say where the character goes: write '{{subject}}' in it"
+            )
+        return self
+
+
+class Profile(Settings):
+    """Models and settings for a kind of machine."""
+
+    name: str
+    description: str = ""
+    budget_gib: float = Field(default=12.0, gt=0.5, le=200, description="GPU memory every stage must fit in")
+    models: ModelSettings = ModelSettings()
+    sheet: SheetSettings = SheetSettings()
+    crop: CropSettings = CropSettings()
+    caption: CaptionSettings = CaptionSettings()
+    train: TrainSettings = TrainSettings()
+    sweep: SweepSettings = SweepSettings()
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that ship with the package."""
+    return sorted(
+        p.name.removesuffix(".yaml")
+        for p in resources.files("charengine.profiles").iterdir()
+        if p.name.endswith(".yaml")
+    )
+
+
+def load_profile(name: str = "embedded", overrides: list[str] | tuple[str, ...] = ()) -> Profile:
+    """A shipped profile by name, or a YAML file's, with `section.key=value` overrides applied.
+
+    Raises:
+        ConfigError: unknown profile or key, value out of range; every problem at once.
+    """
+    data = _read_profile(name)
+    problems = [problem for text in overrides if (problem := _apply(data, text))]
+    try:
+        profile = Profile.model_validate(data)
+    except ValidationError as error:
+        problems += explain(error)
+    if problems:
+        raise ConfigError(problems)
+    return profile
+
+
+def explain(error: ValidationError, prefix: str = "") -> list[str]:
+    """One line per mistake: field, what is wrong, the value received."""
+    return [_explain_one(item, prefix) for item in error.errors(include_url=False)]
+
+
+def _explain_one(item: Any, prefix: str) -> str:
+    place = prefix + ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{place}: no such setting{_did_you_mean(place)}"
+    if item["type"] == "value_error":
+        return f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"])
+    value = repr(item["input"])
+    return f"{place}: {item['msg']}; got {value if len(value) < 100 else value[:97] + '...'}"
+
+
+def setting_names() -> list[str]:
+    """Every `section.key` a profile has."""
+    names = []
+    for section, field in Profile.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            names += [f"{section}.{key}" for key in inner.model_fields]
+        else:
+            names.append(section)
+    return names
+
+
+def _did_you_mean(place: str) -> str:
+    close = difflib.get_close_matches(place, setting_names(), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; settings are: {', '.join(setting_names()[:6])}, … (see docs)"
+
+
+def _read_profile(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"profile file {name!r} does not exist")
+        text = path.read_text()
+    elif name in profile_names():
+        text = (resources.files("charengine.profiles") / f"{name}.yaml").read_text()
+    else:
+        close = difflib.get_close_matches(name, profile_names(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"unknown profile {name!r}; shipped profiles are {', '.join(profile_names())}, or give a .yaml file{hint}"
+        )
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"profile {name!r} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"profile {name!r} must be a mapping of sections, got {type(data).__name__}")
+    base = data.pop("extends", None)
+    return _merge(_read_profile(base), data) if base else data
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        merged[key] = _merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+    return merged
+
+
+def _apply(data: dict[str, Any], text: str) -> str | None:
+    """Apply one `section.key=value` in place; the problem in words, or None."""
+    place, found, value = text.partition("=")
+    place = place.strip()
+    if not found:
+        return f"--set {text!r}: write section.key=value, e.g. train.steps=800"
+    if place not in setting_names():
+        return f"--set {place}: no such setting{_did_you_mean(place)}"
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return f"--set {place}: {value!r} is not a YAML value"
+    section, _, key = place.partition(".")
+    if key:
+        data[section] = {**data.get(section, {}), key: "" if parsed is None else parsed}
+    else:
+        data[section] = parsed
+    return None

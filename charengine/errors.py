@@ -1,0 +1,79 @@
+"""Every error the engine raises on purpose.
+
+EngineError
+├── BadInput            the caller's prompt, file, setting or folder is wrong      exit status 2
+│   ├── ConfigError     a setting or profile; carries every problem found at once
+│   └── UnsafeFile      a file format that can carry code (pickle)
+├── MissingDependency   a model file or Python package is not there                exit status 3
+└── StageFailed         a stage could not do its work                              exit status 4
+    ├── SheetRejected   the sheet has a missing, doubled or merged figure; carries a picture
+    ├── OutOfBudget     the work does not fit the memory budget; carries what would fit
+    └── StoreCorrupt    a stored blob does not hash to its name
+
+A message says what was received, what is allowed, and what to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class EngineError(Exception):
+    """Base of all errors raised on purpose; `exit_status` is what the command line returns."""
+
+    exit_status = 4
+
+
+class BadInput(EngineError):
+    """The caller gave something that cannot work; retrying will not help."""
+
+    exit_status = 2
+
+
+class ConfigError(BadInput):
+    """One or more settings are wrong; `problems` lists them all."""
+
+    def __init__(self, problems: list[str] | str) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class UnsafeFile(BadInput):
+    """A file format that may execute code when opened."""
+
+
+class MissingDependency(EngineError):
+    """A model file or a package is missing; the message says how to get it."""
+
+    exit_status = 3
+
+
+class StageFailed(EngineError):
+    """A stage ran and could not produce its result."""
+
+
+class SheetRejected(StageFailed):
+    """The sheet does not hold exactly one front, side and back figure.
+
+    Args:
+        message: which box is wrong, and why.
+        picture: an annotated copy of the sheet, if one was written.
+        box: index of the offending box (0 front, 1 side, 2 back), if one is to blame.
+    """
+
+    def __init__(self, message: str, picture: Path | None = None, box: int | None = None) -> None:
+        super().__init__(message + (f" (see {picture})" if picture else ""))
+        self.picture = picture
+        self.box = box
+
+
+class OutOfBudget(StageFailed):
+    """The work does not fit; `smallest_gib` is the smallest budget that would."""
+
+    def __init__(self, message: str, smallest_gib: float | None = None) -> None:
+        super().__init__(message)
+        self.smallest_gib = smallest_gib
+
+
+class StoreCorrupt(StageFailed):
+    """A stored blob is gone or changed; the stage that made it must run again."""

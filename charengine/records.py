@@ -1,0 +1,199 @@
+"""What stages hand on: small frozen models that hold refs and facts, never pixels or tensors (DESIGN.md, rule 1)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ViewName = Literal["front", "side", "back"]
+VIEWS: tuple[ViewName, ...] = ("front", "side", "back")
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Ref(Record):
+    """A blob in the store: found by its digest, never by its path."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0, description="bytes")
+    media_type: str
+    name: str = Field(description="file name to give the blob outside the store")
+
+
+class SheetRecord(Record):
+    """A sheet and how it was made."""
+
+    image: Ref
+    width: int
+    height: int
+    prompt: str = Field(description="the full sheet prompt, or '' for a sheet the user brought")
+    source: Literal["drawn", "given"]
+    seed: int
+    candidates: int = 1
+    gate: dict[str, Any] = Field(default_factory=dict, description="numbers and answers the sheet gate measured")
+    warnings: tuple[str, ...] = ()
+
+
+class ViewRecord(Record):
+    """One cropped view, padded to a training bucket."""
+
+    view: ViewName
+    image: Ref = Field(description="RGB PNG, bucket-sized, background-coloured padding")
+    alpha: Ref = Field(description="L PNG of the same size, 255 = figure")
+    width: int
+    height: int
+    source_box: tuple[int, int, int, int] = Field(description="x0, y0, x1, y1 on the sheet, pixels")
+    facts: dict[str, float] = Field(default_factory=dict)
+
+
+class ViewsRecord(Record):
+    """The three views of a sheet and the crop's quality numbers."""
+
+    views: tuple[ViewRecord, ...]
+    background: tuple[int, int, int] = Field(description="RGB 0-255 of the sheet's background")
+    overlay: Ref = Field(description="the sheet with the found boxes drawn on it, PNG")
+    facts: dict[str, float] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class CaptionRecord(Record):
+    """The caption of one view."""
+
+    view: ViewName
+    text: str = Field(description="trigger, class noun, view, framing, tags…")
+    tags: tuple[str, ...] = Field(default=(), description="what the captioner said, before pruning")
+    pruned: tuple[str, ...] = Field(default=(), description="the character's own traits, bound to the trigger")
+    edited: bool = False
+
+
+class DatasetRecord(Record):
+    """Views and captions in kohya's layout, as one thing with one digest."""
+
+    trigger: str
+    class_noun: str
+    views: ViewsRecord
+    captions: tuple[CaptionRecord, ...]
+    digest: str = Field(description="SHA-256 over images, masks and captions")
+    side_bound: bool = Field(default=False, description="the character has items bound to one side: never flip")
+    warnings: tuple[str, ...] = ()
+
+
+class LossPoint(Record):
+    """Fixed-noise validation loss at a step; keys of `by_view` are view names, of `by_third` low/mid/high timesteps."""
+
+    step: int
+    loss: float
+    by_view: dict[str, float] = Field(default_factory=dict)
+    by_third: dict[str, float] = Field(default_factory=dict)
+
+
+class CheckpointRecord(Record):
+    """An adapter at a step."""
+
+    step: int
+    adapter: Ref
+    loss: float = Field(description="smoothed training loss at this step")
+    validation_loss: float | None = None
+    samples: tuple[Ref, ...] = ()
+    logged_model_id: str | None = None
+
+
+class AdapterRecord(Record):
+    """What training made: checkpoints in step order (the last is the adapter as trained) and its curves."""
+
+    checkpoints: tuple[CheckpointRecord, ...]
+    steps: int
+    trigger: str
+    class_noun: str
+    dataset_digest: str
+    curve: Ref = Field(description="CSV: step, loss, smoothed, learning_rate")
+    validation: tuple[LossPoint, ...] = ()
+    base_validation: LossPoint | None = Field(default=None, description="the base model on the same noise")
+    facts: dict[str, float] = Field(default_factory=dict, description="step_ms, peak_gib, parameters, seconds, …")
+    plan: dict[str, Any] = Field(default_factory=dict, description="the memory plan that was chosen")
+    mlflow_run_id: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class CellMetrics(Record):
+    """Scores of one checkpoint at one strength, over all prompts and seeds; strength 0 is the base model."""
+
+    checkpoint_step: int
+    strength: float
+    identity: float
+    adherence: float
+    diversity: float
+    copying: float
+    score: float
+    images: int
+    detail: dict[str, float] = Field(default_factory=dict, description="normalised values, confidence bounds, …")
+    mlflow_run_id: str | None = None
+
+
+class PickRecord(Record):
+    """The recommended checkpoint and strength, and why."""
+
+    checkpoint_step: int
+    strength: float
+    reasons: tuple[str, ...]
+    metrics: CellMetrics
+    baseline: CellMetrics = Field(description="strength 0")
+    overbaked: CellMetrics = Field(description="strength 1 of the last checkpoint")
+
+
+class SweepRecord(Record):
+    """All cells of a sweep, its pictures, and the pick."""
+
+    cells: tuple[CellMetrics, ...]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    contact_sheet: Ref
+    plot: Ref | None = None
+    images: dict[str, Ref] = Field(default_factory=dict, description="'step/strength/prompt/seed' -> PNG")
+    pick: PickRecord
+    adapter: Ref = Field(description="as trained: last checkpoint")
+    recommended_adapter: Ref = Field(description="the pick, rescaled so that strength 1.0 is the recommended one")
+    mlflow_run_id: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class ReportRecord(Record):
+    """The self-contained HTML page."""
+
+    html: Ref
+
+
+class StageFact(Record):
+    """How one stage of a run went."""
+
+    stage: str
+    key: str
+    cached: bool
+    seconds: float
+    peak_rss_gib: float | None = None
+
+
+class RunRecord(Record):
+    """One character run, prompt to report: everything the CLI, the report and MLflow show."""
+
+    name: str
+    prompt: str
+    trigger: str
+    class_noun: str
+    seed: int
+    profile: str
+    config: dict[str, Any] = Field(description="the whole resolved config")
+    sheet: SheetRecord
+    views: ViewsRecord
+    dataset: DatasetRecord
+    training: AdapterRecord
+    sweep: SweepRecord
+    stages: tuple[StageFact, ...]
+    mlflow_run_id: str | None = None
+    prefect_flow_run_id: str | None = None
+    warnings: tuple[str, ...] = ()

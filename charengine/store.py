@@ -1,0 +1,126 @@
+"""Content-addressed store over fsspec: blobs under their SHA-256, written temp → rename, verified on read."""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from charengine.errors import BadInput, StoreCorrupt
+from charengine.records import Ref
+
+
+class Store:
+    """Blobs by digest in a folder or any fsspec URL.
+
+    Args:
+        url: a folder path or an fsspec URL (`s3://bucket/prefix`, `memory://x`).
+
+    Raises:
+        BadInput: the place cannot be created or written.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        import fsspec
+
+        self.url = str(url)
+        self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        try:
+            self.fs.makedirs(f"{self.root}/sha256", exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                f"store {self.url!r} cannot be created ({error}); choose a writable folder with --out or CHARENGINE_HOME"
+            ) from error
+
+    def put(self, data: bytes, name: str, media_type: str | None = None) -> Ref:
+        """Store `data`, returning its ref; storing the same bytes again is free."""
+        digest = hashlib.sha256(data).hexdigest()
+        target = self._where(digest)
+        if not self._holds(target, len(data)):
+            self._write(target, data)
+        return Ref(sha256=digest, size=len(data), media_type=media_type or guess_media_type(name), name=name)
+
+    def put_file(self, path: Path, name: str | None = None) -> Ref:
+        """Store a file's content."""
+        return self.put(path.read_bytes(), name or path.name)
+
+    def get(self, ref: Ref) -> bytes:
+        """The blob's bytes.
+
+        Raises:
+            StoreCorrupt: it is gone, or its bytes do not hash to its name.
+        """
+        try:
+            data: bytes = self.fs.cat_file(self._where(ref.sha256))
+        except FileNotFoundError as error:
+            raise StoreCorrupt(
+                f"{ref.name} ({ref.sha256[:12]}) is no longer in {self.url}; run its stage again"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != ref.sha256:
+            raise StoreCorrupt(f"{ref.name} ({ref.sha256[:12]}) in {self.url} changed on disk; run its stage again")
+        return data
+
+    def has(self, ref: Ref) -> bool:
+        """Whether the blob is there with the right content (it is read and hashed)."""
+        try:
+            self.get(ref)
+        except StoreCorrupt:
+            return False
+        return True
+
+    def export(self, ref: Ref, path: Path) -> Path:
+        """Write the blob to `path` atomically and return the absolute path."""
+        write_atomically(path, self.get(ref))
+        return path.resolve()
+
+    def _where(self, digest: str) -> str:
+        return f"{self.root}/sha256/{digest[:2]}/{digest}"
+
+    def _holds(self, target: str, size: int) -> bool:
+        return bool(self.fs.exists(target)) and self.fs.size(target) == size
+
+    def _write(self, target: str, data: bytes) -> None:
+        if self.local:
+            write_atomically(Path(target), data)
+        else:  # object stores put whole objects atomically
+            self.fs.pipe_file(target, data)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write through a temporary sibling, fsync and rename, so that a reader sees all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BadInput(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
+        ) from error
+
+
+def refs_in(value: Any) -> list[Ref]:
+    """Every ref inside a record, however deep."""
+    if isinstance(value, Ref):
+        return [value]
+    if isinstance(value, dict):
+        return [ref for item in value.values() for ref in refs_in(item)]
+    if isinstance(value, list | tuple):
+        return [ref for item in value for ref in refs_in(item)]
+    fields = getattr(type(value), "model_fields", None)
+    return [ref for name in fields for ref in refs_in(getattr(value, name))] if fields else []
+
+
+def guess_media_type(name: str) -> str:
+    """Media type from a file name."""
+    if name.endswith(".safetensors"):
+        return "application/x-safetensors"
+    return mimetypes.guess_type(name)[0] or "application/octet-stream"

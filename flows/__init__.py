@@ -1,0 +1,1 @@
+"""The Prefect flows: character, batch and sweep."""
