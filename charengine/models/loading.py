@@ -1,0 +1,69 @@
+"""Loading on first use, freeing on request, and where to compute."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from charengine.errors import BadInput
+
+T = TypeVar("T")
+
+
+class Loaded:
+    """Named objects that are loaded on first use and really freed afterwards."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Any] = {}
+
+    def get(self, name: str, load: Callable[[], T]) -> T:
+        """The object called `name`, made by `load` if it is not held yet."""
+        if name not in self._held:
+            self._held[name] = load()
+        held: T = self._held[name]
+        return held
+
+    def free(self, *names: str) -> None:
+        """Drop the named objects, or all of them, and give their memory back to the device."""
+        for name in names or tuple(self._held):
+            self._held.pop(name, None)
+        release_memory()
+
+
+def release_memory() -> None:
+    """Collect garbage (modules sit in reference cycles) and return cached blocks to the accelerator."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device a profile asks for; "auto" = CUDA, else MPS, else CPU.
+
+    Raises:
+        BadInput: the named device is not there.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in present.items() if there))
+    if not present.get(name, False):
+        there = ", ".join(kind for kind, yes in present.items() if yes)
+        raise BadInput(f"models.device is {name!r}, which this machine does not have; it has {there}, or use auto")
+    return torch.device(name)
+
+
+def chunks(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover `count` rows."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def noise_from_seeds(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
+    """Gaussian noise (n, *shape), float32 on the CPU: row i depends on `seeds[i]` alone, on every machine."""
+    return torch.stack(
+        [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32) for seed in seeds]
+    )

@@ -1,0 +1,363 @@
+"""`Diffusion` on SDXL's real classes: encode, decode and sample with an adaptable U-Net.
+
+`SDXL` says how the modules are used; a `SDXLParts` says where they come from (`SDXLFolder`: a diffusers folder).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from charengine.errors import BadInput
+from charengine.models import LatentPosterior, TextConditioning
+from charengine.models.loading import Loaded, chunks, noise_from_seeds
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+log = logging.getLogger(__name__)
+
+Sampler = Literal["euler", "dpm++2m"]
+PARTS = ("text_encoders", "vae", "unet")
+PIXELS_PER_PASS = 4 * 1024 * 1024  # images of one U-Net pass, without the guidance copy
+
+
+class SDXLParts(Protocol):
+    """Where SDXL's modules come from; each call loads anew, on the right device and in the right dtype."""
+
+    def text_encoders(self) -> tuple[Any, Any]:
+        """CLIPTextModel and CLIPTextModelWithProjection."""
+        ...
+
+    def tokenizers(self) -> tuple[Any, Any]:
+        """One CLIP tokenizer for each encoder."""
+        ...
+
+    def vae(self) -> AutoencoderKL:
+        """Float32, or an fp16-safe VAE in half precision."""
+        ...
+
+    def unet(self) -> UNet2DConditionModel:
+        """The U-Net in the dtype it is trained and sampled in."""
+        ...
+
+    def scheduler(self) -> Any:
+        """The scheduler whose configuration describes the noise schedule (1000 training steps, epsilon)."""
+        ...
+
+
+class SDXLFolder:
+    """SDXL's modules from a diffusers folder of safetensors."""
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.folder, self.device, self.dtype = folder, device, dtype
+
+    def text_encoders(self) -> tuple[Any, Any]:
+        """Both CLIP encoders."""
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        kwargs: dict[str, Any] = {"dtype": self.dtype, "local_files_only": True, "use_safetensors": True}
+        first = CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder", **kwargs)
+        second = CLIPTextModelWithProjection.from_pretrained(self.folder, subfolder="text_encoder_2", **kwargs)
+        return first.to(self.device), second.to(self.device)
+
+    def tokenizers(self) -> tuple[Any, Any]:
+        """Both CLIP tokenizers."""
+        from transformers import CLIPTokenizer
+
+        first, second = (
+            CLIPTokenizer.from_pretrained(self.folder, subfolder=name, local_files_only=True)
+            for name in ("tokenizer", "tokenizer_2")
+        )
+        return first, second
+
+    def vae(self) -> AutoencoderKL:
+        """The VAE, always in float32: SDXL's own overflows in half precision."""
+        from diffusers import AutoencoderKL
+
+        return self._load(AutoencoderKL, "vae", torch.float32)
+
+    def unet(self) -> UNet2DConditionModel:
+        """The U-Net."""
+        from diffusers import UNet2DConditionModel
+
+        return self._load(UNet2DConditionModel, "unet", self.dtype)
+
+    def scheduler(self) -> Any:
+        """The noise schedule, as an Euler scheduler."""
+        from diffusers import EulerDiscreteScheduler
+
+        return EulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler", local_files_only=True)
+
+    def _load(self, kind: Any, name: str, dtype: torch.dtype) -> Any:
+        module = kind.from_pretrained(
+            self.folder, subfolder=name, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+        return module.to(self.device)
+
+
+class SDXL:
+    """`Diffusion` on SDXL modules.
+
+    Args:
+        parts: where the modules come from; nothing is loaded before it is needed.
+        device: where conditionings and latents live.
+        dtype: dtype of conditionings and of the U-Net's input.
+        native_area: pixels of the images the model was trained on.
+        fingerprint: digest of the weights, for cache keys.
+        sampler: Euler, or DPM-Solver++ 2M (better below about 20 steps).
+        pixels_per_pass: memory hint; larger requests are cut into several U-Net and VAE passes.
+    """
+
+    def __init__(
+        self,
+        parts: SDXLParts,
+        device: torch.device,
+        dtype: torch.dtype,
+        native_area: int,
+        fingerprint: str,
+        *,
+        sampler: Sampler = "euler",
+        pixels_per_pass: int = PIXELS_PER_PASS,
+    ) -> None:
+        self.parts, self.device, self.dtype = parts, device, dtype
+        self.native_area, self.fingerprint = native_area, fingerprint
+        self.sampler, self.pixels_per_pass = sampler, pixels_per_pass
+        self._loaded = Loaded()
+
+    # --- text ---
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> TextConditioning:
+        """Penultimate states of both encoders side by side and the second's pooled output, as SDXL was trained.
+
+        Args:
+            prompts: n texts; what exceeds CLIP's window is cut, with a warning in the log.
+
+        Returns:
+            `embeds` (n, tokens, d1 + d2) and `pooled` (n, p) on `device` in `dtype`.
+        """
+        encoders = self._loaded.get("text_encoders", self.parts.text_encoders)
+        outputs = [
+            encoder(self._token_ids(tokenizer, list(prompts)).to(encoder.device), output_hidden_states=True)
+            for tokenizer, encoder in zip(self._tokenizers(), encoders, strict=True)
+        ]
+        embeds = torch.cat([output.hidden_states[-2].to(self.device, self.dtype) for output in outputs], dim=-1)
+        return TextConditioning(embeds, outputs[1].text_embeds.to(self.device, self.dtype))
+
+    def count_tokens(self, text: str) -> int:
+        """CLIP tokens of `text` without the start and end tokens."""
+        return len(self._tokenizers()[0](text, add_special_tokens=False).input_ids)
+
+    def _tokenizers(self) -> tuple[Any, Any]:
+        return self._loaded.get("tokenizers", self.parts.tokenizers)
+
+    @staticmethod
+    def _token_ids(tokenizer: Any, prompts: list[str]) -> torch.Tensor:
+        window = tokenizer.model_max_length
+        for prompt in prompts:
+            whole = tokenizer(prompt).input_ids
+            if len(whole) > window:
+                cut = tokenizer.decode(whole[window - 1 : -1])
+                log.warning("prompt has %d tokens, CLIP reads %d; it will not see: %r", len(whole), window, cut)
+        ids: torch.Tensor = tokenizer(
+            prompts, padding="max_length", max_length=window, truncation=True, return_tensors="pt"
+        ).input_ids
+        return ids
+
+    # --- images and latents ---
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Image.Image]) -> LatentPosterior:
+        """Scaled VAE posterior (n, 4, h/8, w/8) of same-sized images, float32 on `device`.
+
+        Raises:
+            BadInput: the images differ in size, or a side is no multiple of the VAE's factor.
+        """
+        width, height = self._common_size(images)
+        vae = self._vae()
+        shift, scale = _shift_and_scale(vae)
+        means, stds = [], []
+        for part in chunks(len(images), self._rows_per_pass(width, height)):
+            pixels = images_to_tensor(images[part]).to(vae.device, vae.dtype)
+            posterior = vae.encode(pixels).latent_dist
+            means.append((posterior.mean.float() - shift) * scale)
+            stds.append(posterior.std.float() * scale)
+        return LatentPosterior(torch.cat(means).to(self.device), torch.cat(stds).to(self.device))
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> list[Image.Image]:
+        """Images from scaled latents (n, 4, h/8, w/8)."""
+        vae = self._vae()
+        factor = _factor(vae)
+        shift, scale = _shift_and_scale(vae)
+        images: list[Image.Image] = []
+        for part in chunks(len(latents), self._rows_per_pass(latents.shape[3] * factor, latents.shape[2] * factor)):
+            rows = latents[part].float() / scale + shift
+            images += tensor_to_images(vae.decode(rows.to(vae.device, vae.dtype)).sample)
+        return images
+
+    def _vae(self) -> AutoencoderKL:
+        vae = self._loaded.get("vae", self.parts.vae)
+        vae.requires_grad_(False).eval()
+        return vae
+
+    def _common_size(self, images: Sequence[Image.Image]) -> tuple[int, int]:
+        sizes = sorted({image.size for image in images})
+        if len(sizes) != 1:
+            raise BadInput(f"images of sizes {sizes} cannot be encoded together: give one or more of one size")
+        factor = _factor(self._vae())
+        if sizes[0][0] % factor or sizes[0][1] % factor:
+            raise BadInput(f"image of {sizes[0][0]}x{sizes[0][1]}: both sides must be multiples of {factor}")
+        return sizes[0]
+
+    # --- U-Net and sampling ---
+
+    def unet(self) -> UNet2DConditionModel:
+        """The U-Net on `device` in `dtype`, loaded on first use, frozen and in evaluation mode."""
+        return self._loaded.get("unet", lambda: self.parts.unet().requires_grad_(False).eval())
+
+    def alphas_cumprod(self) -> torch.Tensor:
+        """(1000,) float32 cumulative alphas of the training noise schedule; the model predicts epsilon."""
+        alphas: torch.Tensor = self._base_scheduler().alphas_cumprod
+        return alphas.to(torch.float32).cpu().clone()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: TextConditioning,
+        negative: TextConditioning,
+        *,
+        seeds: Sequence[int],
+        size: tuple[int, int],
+        steps: int,
+        guidance: float,
+    ) -> list[Image.Image]:
+        """One image a row of `prompts`, classifier-free guided.
+
+        Args:
+            prompts: n rows.
+            negative: n rows, or one for all.
+            seeds: n seeds; row i's noise comes from `seeds[i]` alone, so results do not depend on the batch.
+            size: width, height in pixels, multiples of the VAE's factor.
+            steps: denoising steps.
+            guidance: classifier-free guidance scale; 1 or less = off, at half the cost.
+        """
+        count = len(prompts.embeds)
+        if len(seeds) != count or len(negative.embeds) not in (1, count):
+            raise BadInput(
+                f"{count} prompts need {count} seeds and 1 or {count} negatives; got {len(seeds)}, {len(negative.embeds)}"
+            )
+        images: list[Image.Image] = []
+        for part in chunks(count, self._rows_per_pass(*size)):
+            rows = TextConditioning(prompts.embeds[part], prompts.pooled[part])
+            against = negative if len(negative.embeds) == 1 else _rows(negative, part)
+            images += self.decode(self._denoise(rows, against, seeds[part], size, steps, guidance))
+        return images
+
+    def _denoise(
+        self,
+        prompts: TextConditioning,
+        negative: TextConditioning,
+        seeds: Sequence[int],
+        size: tuple[int, int],
+        steps: int,
+        guidance: float,
+    ) -> torch.Tensor:
+        """Scaled latents (n, 4, h/8, w/8), float32; the loop of StableDiffusionXLPipeline."""
+        unet, scheduler = self.unet(), self._sampling_scheduler()
+        text = _guided(negative, prompts) if guidance > 1 else prompts
+        conditions = {"text_embeds": text.pooled.to(unet.dtype), "time_ids": self._time_ids(size, len(text.pooled))}
+        embeds = text.embeds.to(unet.dtype)
+        scheduler.set_timesteps(steps, device=self.device)
+        latents = self._initial_noise(seeds, size) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            inputs = torch.cat([latents, latents]) if guidance > 1 else latents
+            inputs = scheduler.scale_model_input(inputs, t).to(unet.dtype)
+            noise = unet(inputs, t, encoder_hidden_states=embeds, added_cond_kwargs=conditions, return_dict=False)[0]
+            noise = noise.float()
+            if guidance > 1:
+                plain, guided = noise.chunk(2)
+                noise = plain + guidance * (guided - plain)
+            latents = scheduler.step(noise, t, latents, return_dict=False)[0]
+        return latents
+
+    def _initial_noise(self, seeds: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
+        factor = _factor(self._vae())
+        width, height = size
+        if width % factor or height % factor:
+            raise BadInput(f"size {width}x{height} cannot be drawn: both sides must be multiples of {factor}")
+        channels = self.unet().config["in_channels"]
+        return noise_from_seeds(seeds, (channels, height // factor, width // factor)).to(self.device)
+
+    def _time_ids(self, size: tuple[int, int], count: int) -> torch.Tensor:
+        """Truthful micro-conditioning: original size = target size, nothing cropped."""
+        width, height = size
+        row = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=self.unet().dtype)
+        return row.repeat(count, 1)
+
+    def _base_scheduler(self) -> Any:
+        scheduler = self._loaded.get("scheduler", self.parts.scheduler)
+        kind = scheduler.config.get("prediction_type", "epsilon")
+        if kind != "epsilon":
+            raise BadInput(f"this SDXL model predicts {kind!r}; only 'epsilon' models can be trained: use another one")
+        return scheduler
+
+    def _sampling_scheduler(self) -> Any:
+        """A fresh scheduler: its state belongs to one denoising run."""
+        from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+        config = self._base_scheduler().config
+        if self.sampler == "euler":
+            return EulerDiscreteScheduler.from_config(config)
+        return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", use_karras_sigmas=True)
+
+    def _rows_per_pass(self, width: int, height: int) -> int:
+        return max(1, self.pixels_per_pass // (width * height))
+
+    def unload(self, *parts: str) -> None:
+        """Free "text_encoders", "vae" and/or "unet"; all of them when none is named."""
+        unknown = sorted(set(parts) - set(PARTS))
+        if unknown:
+            raise BadInput(f"cannot unload {unknown[0]!r}: parts are {', '.join(PARTS)}")
+        self._loaded.free(*parts)
+
+
+def images_to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
+    """(n, 3, h, w) float32 in [-1, 1]."""
+    pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) for image in images])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def tensor_to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    """PIL images from (n, 3, h, w) in [-1, 1]."""
+    scaled = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(row) for row in scaled.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def _shift_and_scale(vae: Any) -> tuple[float, float]:
+    return vae.config.get("shift_factor") or 0.0, vae.config["scaling_factor"]
+
+
+def _factor(vae: Any) -> int:
+    """Pixels a latent cell covers along one side."""
+    return int(2 ** (len(vae.config["block_out_channels"]) - 1))
+
+
+def _rows(text: TextConditioning, part: slice) -> TextConditioning:
+    return TextConditioning(text.embeds[part], text.pooled[part])
+
+
+def _guided(negative: TextConditioning, prompts: TextConditioning) -> TextConditioning:
+    """Negative rows, then prompt rows: one U-Net pass serves both."""
+    count = len(prompts.embeds)
+    embeds = negative.embeds.expand(count, -1, -1)
+    return TextConditioning(
+        torch.cat([embeds, prompts.embeds]), torch.cat([negative.pooled.expand(count, -1), prompts.pooled])
+    )

@@ -1,0 +1,187 @@
+"""The SDXL wrapper computes what StableDiffusionXLPipeline computes, and keeps its promises to the stages."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from PIL import Image
+
+from charengine.errors import BadInput
+from charengine.models.loading import noise_from_seeds
+from charengine.models.sdxl import SDXL, SDXLFolder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def sdxl(sdxl_folder: Path) -> SDXL:
+    return SDXL(SDXLFolder(sdxl_folder, CPU, torch.float32), CPU, torch.float32, 64 * 64, "tiny")
+
+
+@pytest.fixture(scope="module")
+def pipeline(sdxl_folder: Path) -> StableDiffusionXLPipeline:
+    loaded = StableDiffusionXLPipeline.from_pretrained(sdxl_folder, local_files_only=True, add_watermarker=False)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def as_array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=np.int16)
+
+
+def test_prompts_are_encoded_as_the_stock_pipeline_encodes_them(sdxl: SDXL, pipeline: StableDiffusionXLPipeline):
+    prompts = ["an orc woman", "a robot with a lantern"]
+    ours = sdxl.encode_prompts(prompts)
+    embeds, _, pooled, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)
+    assert ours.embeds.shape == (2, 77, 64)
+    assert torch.equal(ours.embeds, embeds)
+    assert torch.equal(ours.pooled, pooled)
+
+
+def test_what_clip_cannot_read_is_cut_with_a_warning_that_quotes_it(sdxl: SDXL, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        sdxl.encode_prompts(["a" * 75])
+        assert not caplog.records
+        sdxl.encode_prompts(["a" * 75 + "xyz"])
+    assert "CLIP reads 77" in caplog.text
+    assert "xyz" in caplog.text
+
+
+def test_tokens_are_counted_without_start_and_end(sdxl: SDXL):
+    assert sdxl.count_tokens("") == 0
+    assert sdxl.count_tokens("orc") == 3
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpm++2m"])
+def test_samples_equal_the_stock_pipeline_on_the_same_noise(
+    sdxl: SDXL, pipeline: StableDiffusionXLPipeline, sampler: str
+):
+    sdxl.sampler = sampler  # type: ignore[assignment]
+    stock = pipeline
+    if sampler == "dpm++2m":
+        stock = StableDiffusionXLPipeline(
+            **pipeline.components
+            | {"scheduler": DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)},
+            add_watermarker=False,
+        )
+        stock.set_progress_bar_config(disable=True)
+    prompts, negative = sdxl.encode_prompts(["a robot", "an elf"]), sdxl.encode_prompts(["blurry"])
+    ours = sdxl.sample(prompts, negative, seeds=[7, 8], size=(48, 64), steps=4, guidance=3.0)
+    theirs = stock(
+        prompt_embeds=prompts.embeds,
+        pooled_prompt_embeds=prompts.pooled,
+        negative_prompt_embeds=negative.embeds.repeat(2, 1, 1),
+        negative_pooled_prompt_embeds=negative.pooled.repeat(2, 1),
+        latents=noise_from_seeds([7, 8], (4, 8, 6)),
+        width=48,
+        height=64,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+    ).images
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.size == (48, 64)
+        assert np.abs(as_array(our) - as_array(their)).max() <= 1
+    assert np.abs(as_array(ours[0]) - as_array(ours[1])).max() > 5
+
+
+def test_without_guidance_the_negative_prompt_has_no_say(sdxl: SDXL):
+    prompts = sdxl.encode_prompts(["a robot"])
+    kwargs = {"seeds": [1], "size": (64, 64), "steps": 2, "guidance": 1.0}
+    one = sdxl.sample(prompts, sdxl.encode_prompts(["red"]), **kwargs)
+    other = sdxl.sample(prompts, sdxl.encode_prompts(["blue"]), **kwargs)
+    assert np.array_equal(as_array(one[0]), as_array(other[0]))
+
+
+def test_a_picture_depends_on_its_seed_and_not_on_its_batch(sdxl: SDXL):
+    prompts, negative = sdxl.encode_prompts(["a robot"] * 3), sdxl.encode_prompts([""])
+    together = sdxl.sample(prompts, negative, seeds=[1, 2, 1], size=(64, 64), steps=3, guidance=3.0)
+    sdxl.pixels_per_pass = 64 * 64
+    apart = sdxl.sample(prompts, negative, seeds=[1, 2, 1], size=(64, 64), steps=3, guidance=3.0)
+    for left, right in zip(together, apart, strict=True):
+        assert np.abs(as_array(left) - as_array(right)).max() <= 1
+    assert np.abs(as_array(apart[0]) - as_array(apart[1])).max() > 5
+    assert np.array_equal(as_array(apart[0]), as_array(apart[2]))
+
+
+def test_latents_are_the_scaled_posterior_and_decode_back(sdxl: SDXL, pipeline: StableDiffusionXLPipeline):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    ours = sdxl.encode_images([image, image])
+    tensor = pipeline.image_processor.preprocess(image)
+    with torch.no_grad():
+        posterior = pipeline.vae.encode(tensor).latent_dist
+        decoded = pipeline.image_processor.postprocess(pipeline.vae.decode(posterior.mean).sample)[0]
+    assert ours.mean.shape == (2, 4, 8, 6)
+    torch.testing.assert_close(ours.mean[0], posterior.mean[0] * 0.13025, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(ours.std[1], posterior.std[0] * 0.13025, atol=1e-6, rtol=1e-4)
+    assert np.abs(as_array(sdxl.decode(ours.mean)[0]) - as_array(decoded)).max() <= 1
+
+
+def test_images_that_cannot_be_encoded_are_refused_by_size(sdxl: SDXL):
+    with pytest.raises(BadInput, match=r"\(64, 64\), \(64, 72\)"):
+        sdxl.encode_images([Image.new("RGB", (64, 64)), Image.new("RGB", (64, 72))])
+    with pytest.raises(BadInput, match="60x64: both sides must be multiples of 8"):
+        sdxl.encode_images([Image.new("RGB", (60, 64))])
+    text = sdxl.encode_prompts(["a"])
+    with pytest.raises(BadInput, match="multiples of 8"):
+        sdxl.sample(text, text, seeds=[1], size=(64, 60), steps=1, guidance=1)
+
+
+def test_the_unet_is_frozen_and_the_noise_schedule_is_sdxls(sdxl: SDXL):
+    unet = sdxl.unet()
+    assert not unet.training
+    assert not any(parameter.requires_grad for parameter in unet.parameters())
+    assert unet is sdxl.unet()
+    alphas = sdxl.alphas_cumprod()
+    assert alphas.shape == (1000,)
+    assert alphas.dtype == torch.float32
+    assert alphas[0].item() == pytest.approx(0.99915, abs=1e-5)
+    assert alphas[-1].item() == pytest.approx(0.00466, abs=1e-5)
+
+
+def test_a_v_prediction_model_is_refused(sdxl_folder: Path):
+    from diffusers import EulerDiscreteScheduler
+
+    class Velocity(SDXLFolder):
+        def scheduler(self):
+            return EulerDiscreteScheduler(prediction_type="v_prediction")
+
+    with pytest.raises(BadInput, match="v_prediction"):
+        SDXL(Velocity(sdxl_folder, CPU, torch.float32), CPU, torch.float32, 4096, "v").alphas_cumprod()
+
+
+def test_nothing_is_loaded_before_use_and_unload_really_frees(sdxl_folder: Path):
+    loads: list[str] = []
+
+    class Counting(SDXLFolder):
+        def unet(self):
+            loads.append("unet")
+            return super().unet()
+
+        def vae(self):
+            loads.append("vae")
+            return super().vae()
+
+    sdxl = SDXL(Counting(sdxl_folder, CPU, torch.float32), CPU, torch.float32, 4096, "tiny")
+    assert loads == []
+    text = sdxl.encode_prompts(["a"])
+    assert loads == []
+    sdxl.sample(text, text, seeds=[1], size=(64, 64), steps=1, guidance=2.0)
+    watch = weakref.ref(sdxl.unet())
+    sdxl.unload("unet")
+    gc.collect()
+    assert watch() is None
+    sdxl.decode(torch.zeros(1, 4, 8, 8))
+    assert sorted(loads) == ["unet", "vae"]
+    sdxl.unload()
+    sdxl.decode(torch.zeros(1, 4, 8, 8))
+    assert loads.count("vae") == 2
+    with pytest.raises(BadInput, match="text_encoder'"):
+        sdxl.unload("text_encoder")
