@@ -1,0 +1,165 @@
+"""Draws solids by analytic ray intersection under an orthographic camera, with toon shading and ink outlines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from charengine.embedded.paint import paint_surface
+from charengine.embedded.solids import SolidBatch
+
+_FAR = -1e3
+_LIGHT = (-0.42, 0.62, 0.66)
+_INK = 0.12
+
+
+@dataclass
+class Surface:
+    """What each pixel sees: depth (n, h, w; larger is nearer), solid (n, h, w; -1 none)."""
+
+    depth: torch.Tensor
+    solid: torch.Tensor
+
+
+def draw(
+    solids: SolidBatch, xs: torch.Tensor, ys: torch.Tensor, face: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shaded, outlined figures.
+
+    Args:
+        solids: the figures, already turned to the camera.
+        xs: world x of the pixel columns (n, w).
+        ys: world y of the pixel rows (n, h).
+        face: look of each face, see `paint.paint_surface`.
+
+    Returns:
+        Colour (n, 3, h, w) and coverage (n, 1, h, w), both in [0, 1], colour not multiplied by coverage.
+    """
+    inverse = torch.linalg.inv(solids.frame)
+    surface = trace(solids, inverse, xs, ys)
+    colour = shade(solids, inverse, surface, xs, ys, face)
+    return outline(solids, surface, colour, ys)
+
+
+def trace(solids: SolidBatch, inverse: torch.Tensor, xs: torch.Tensor, ys: torch.Tensor) -> Surface:
+    """The nearest solid along every pixel's ray."""
+    shape = (xs.shape[0], ys.shape[1], xs.shape[1])
+    best = xs.new_full(shape, _FAR)
+    owner = torch.full(shape, -1, device=xs.device, dtype=torch.long)
+    for i, is_box in enumerate(solids.is_box):
+        on = solids.enabled[:, i]
+        if on.device.type == "cpu" and not bool(on.any()):
+            continue  # on a GPU the test would cost a synchronisation
+        m, c = inverse[:, i], solids.centre[:, i]
+        x, y = xs - c[:, :1], ys - c[:, 1:2]
+        start = [m[:, k, 0, None] * x - m[:, k, 2, None] * c[:, 2:] for k in range(3)]
+        own = [(start[k][:, None, :] + (m[:, k, 1, None] * y)[:, :, None]) for k in range(3)]
+        step = [m[:, k, 2, None, None] for k in range(3)]
+        near = _box_depth(own, step) if is_box else _quadric_depth(own, step, solids.quadric[:, i], solids.clip[:, i])
+        near = torch.where(on[:, None, None], near, _FAR)
+        closer = near > best
+        best, owner = torch.where(closer, near, best), torch.where(closer, i, owner)
+    return Surface(best, owner)
+
+
+def _quadric_depth(
+    own: list[torch.Tensor], step: list[torch.Tensor], quadric: torch.Tensor, clip: torch.Tensor
+) -> torch.Tensor:
+    """Largest z where the ray own + z·step meets the clamped quadric or one of its caps."""
+    (qx, qy, qz), (mx, my, mz) = own, step
+    k2, k1, k0 = (quadric[:, j, None, None] for j in range(3))
+    low, high = clip[:, 0, None, None], clip[:, 1, None, None]
+    a = mx * mx + mz * mz + k2 * my * my
+    a = torch.where(a.abs() < 1e-6, 1e-6, a)
+    b = qx * mx + qz * mz + (k2 * qy + k1 / 2) * my
+    c = qx * qx + qz * qz + (k2 * qy + k1) * qy + k0
+    disc = b * b - a * c
+    root = disc.clamp(min=0).sqrt()
+    best = torch.full_like(qx, _FAR)
+    for z in ((root - b) / a, (-root - b) / a):
+        y = qy + z * my
+        best = torch.where((disc > 0) & (y >= low) & (y <= high) & (z > best), z, best)
+    my = torch.where(my.abs() < 1e-6, 1e-6, my)
+    for edge in (low, high):
+        z = (edge - qy) / my
+        x, w = qx + z * mx, qz + z * mz
+        inside = x * x + w * w + (k2 * edge + k1) * edge + k0 < 0
+        best = torch.where(inside & (z > best), z, best)
+    return best
+
+
+def _box_depth(own: list[torch.Tensor], step: list[torch.Tensor]) -> torch.Tensor:
+    """Largest z inside the unit cube (slab method)."""
+    entry, leave = None, None
+    for q, m in zip(own, step, strict=True):
+        m = torch.where(m.abs() < 1e-6, 1e-6, m)
+        one, two = (1 - q) / m, (-1 - q) / m
+        near, far = torch.maximum(one, two), torch.minimum(one, two)
+        entry = near if entry is None else torch.minimum(entry, near)
+        leave = far if leave is None else torch.maximum(leave, far)
+    return torch.where(entry > leave, entry, _FAR)
+
+
+def shade(
+    solids: SolidBatch,
+    inverse: torch.Tensor,
+    surface: Surface,
+    xs: torch.Tensor,
+    ys: torch.Tensor,
+    face: dict[str, torch.Tensor],
+) -> torch.Tensor:
+    """Colour (n, 3, h, w) of every pixel's solid in three bands of light."""
+    n, h, w = surface.solid.shape
+    index = surface.solid.clamp(min=0).reshape(n, -1, 1)
+
+    def of(values: torch.Tensor) -> list[torch.Tensor]:
+        flat = values.reshape(n, values.shape[1], -1).float()
+        picked = flat.gather(1, index.expand(-1, -1, flat.shape[-1]))
+        return [v.reshape(n, h, w) for v in picked.unbind(-1)]
+
+    c, m = of(solids.centre), of(inverse)
+    at = (xs[:, None, :] - c[0], ys[:, :, None] - c[1], surface.depth - c[2])
+    own = [m[3 * k] * at[0] + m[3 * k + 1] * at[1] + m[3 * k + 2] * at[2] for k in range(3)]
+    (k2, k1, _), (low, high) = of(solids.quadric), of(solids.clip)
+    box_solid = torch.tensor(solids.is_box, device=xs.device)
+    is_box = box_solid[surface.solid.clamp(min=0)]
+    slope = [own[0], k2 * own[1] + k1 / 2, own[2]]
+    on_cap = ~is_box & (((own[1] - low).abs() < 2e-3) | ((own[1] - high).abs() < 2e-3)) & (k2 <= 0)
+    largest = torch.stack([v.abs() for v in own]).amax(0)
+    for k in range(3):
+        flat = torch.where(own[k].abs() >= largest - 1e-4, own[k].sign(), 0.0)
+        cap = own[1].sign() if k == 1 else torch.zeros_like(own[1])
+        slope[k] = torch.where(is_box, flat, torch.where(on_cap, cap, slope[k]))
+    normal = [sum(m[3 * k + axis] * slope[k] for k in range(3)) for axis in range(3)]
+    length = (normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2).clamp(min=1e-12).sqrt()
+    light = sum(v * d for v, d in zip(normal, _LIGHT, strict=True)) / length
+    band = 0.70 + 0.30 * ((light - 0.02) / 0.10).clamp(0, 1) + 0.07 * ((light - 0.72) / 0.06).clamp(0, 1)
+    base, glow = paint_surface(
+        torch.stack(of(solids.colour), 1), own, of(solids.pattern)[0], of(solids.paint)[0],
+        of(solids.repeats), torch.where(is_box, 1.0, 0.0), of(solids.glow)[0], face,
+    )  # fmt: skip
+    lit = (base * band[:, None]).clamp(0, 1)
+    return torch.where(glow[:, None] > 0.5, base, lit)
+
+
+def outline(
+    solids: SolidBatch, surface: Surface, colour: torch.Tensor, ys: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ink on the far side of every depth step and group border: the silhouette's outline lies outside the figure."""
+    n, h, w = surface.solid.shape
+    index = surface.solid.clamp(min=0)
+    group = solids.group.gather(1, index.reshape(n, -1)).reshape(n, h, w)
+    group = torch.where(surface.solid < 0, -1, group).float()
+    depth = surface.depth
+    nearest = F.max_pool2d(depth[:, None], 5, 1, 2)[:, 0]
+    step = nearest - depth > 0.075
+    widest, least = F.max_pool2d(group[:, None], 3, 1, 1)[:, 0], -F.max_pool2d(-group[:, None], 3, 1, 1)[:, 0]
+    close = F.max_pool2d(depth[:, None], 3, 1, 1)[:, 0]
+    border = (widest != least) & (depth < close)
+    ink = step | border
+    covered = (surface.solid >= 0) | ink
+    figure = torch.where(surface.solid[:, None] >= 0, colour, torch.zeros_like(colour))
+    drawn = torch.where(ink[:, None], figure * 0.22 + _INK * 0.4, figure)
+    return drawn, covered[:, None].float()

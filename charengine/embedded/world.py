@@ -1,0 +1,137 @@
+"""Renders embedded characters: any traits, side, pose and background, batched in torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from charengine.embedded.figure import build_figures
+from charengine.embedded.raster import draw
+from charengine.embedded.scenery import draw_background
+from charengine.embedded.traits import VIEWS
+
+VIEW_YAW = {"front": 0.0, "side": math.pi / 2, "back": math.pi}
+FILL_HEIGHT, FILL_WIDTH = 0.90, 0.94
+_SAMPLES = 2  # per pixel and axis
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Pictures (n, 3, h, w) in [0, 1] and the coverage of the figure (n, 1, h, w)."""
+
+    image: torch.Tensor
+    alpha: torch.Tensor
+
+
+def view_yaw(views: torch.Tensor) -> torch.Tensor:
+    """Yaw (n,) in radians of positions in `VIEWS`."""
+    return torch.tensor([VIEW_YAW[v] for v in VIEWS], device=views.device)[views]
+
+
+def render(
+    indices: torch.Tensor,
+    *,
+    yaw: torch.Tensor,
+    pose: torch.Tensor,
+    background: torch.Tensor,
+    size: tuple[int, int],
+    framing: torch.Tensor | float = 1.0,
+    generator: torch.Generator | None = None,
+    chunk: int | None = None,
+) -> Rendered:
+    """Render one picture of each character.
+
+    Args:
+        indices: LongTensor (n, n_traits), see `traits.sample_indices`.
+        yaw: (n,) radians; 0 front, pi/2 profile facing the image's right, pi back.
+        pose: LongTensor (n,) of positions in `POSES`.
+        background: LongTensor (n,) of positions in `BACKGROUNDS`.
+        size: (width, height) in pixels.
+        framing: zoom (n,) or one number; 1 fits the whole figure, 2 shows its upper half, below 1 leaves room.
+        generator: on the CPU; shifts the scenery. None: the same scenery every time.
+        chunk: pictures drawn at once; None chooses by device.
+
+    Returns:
+        The pictures, on the device of `indices`.
+    """
+    n, device = len(indices), indices.device
+    zoom = torch.as_tensor(framing, dtype=torch.float32, device=device).expand(n)
+    shift = torch.zeros(n) if generator is None else torch.rand(n, generator=generator)
+    shift = shift.to(device)
+    step = chunk or (128 if device.type == "cuda" else 2)
+    images, alphas = [], []
+    for i in range(0, n, step):
+        part = slice(i, i + step)
+        image, alpha = _render(indices[part], yaw[part], pose[part], background[part], size, zoom[part], shift[part])
+        images.append(image)
+        alphas.append(alpha)
+    return Rendered(torch.cat(images), torch.cat(alphas))
+
+
+def render_sheet(
+    indices: torch.Tensor, size: int = 384, jitter: torch.Generator | None = None, chunk: int | None = None
+) -> torch.Tensor:
+    """Sheets (n, 3, size, size): front, side and back, standing, on plain white, each centred in its third.
+
+    With `jitter`, each sheet's figures are up to 3 % smaller, as an edit model's would be.
+    """
+    n, device = len(indices), indices.device
+    zoom = torch.ones(n) if jitter is None else 1 - 0.03 * torch.rand(n, generator=jitter)
+    views = torch.arange(len(VIEWS), device=device)
+    zero = torch.zeros(n * 3, dtype=torch.long, device=device)
+    images = render(
+        indices.repeat_interleave(3, 0), yaw=view_yaw(views).repeat(n), pose=zero, background=zero,
+        size=(size // 3, size), framing=zoom.to(device).repeat_interleave(3), chunk=chunk,
+    ).image  # fmt: skip
+    sheet = images.reshape(n, 3, 3, size, size // 3).permute(0, 2, 3, 1, 4).reshape(n, 3, size, size // 3 * 3)
+    return F.pad(sheet, (0, size - sheet.shape[-1]), value=1.0)
+
+
+def template(size: int = 384) -> torch.Tensor:
+    """The three-box template (3, size, size): black rules on white."""
+    rule = max(2, size // 192)
+    image = torch.ones(3, size, size)
+    image[:, :rule], image[:, -rule:], image[:, :, :rule], image[:, :, -rule:] = 0, 0, 0, 0
+    for k in (1, 2):
+        start = round(k * size / 3) - rule // 2
+        image[:, :, start : start + rule] = 0
+    return image
+
+
+def _render(
+    indices: torch.Tensor, yaw: torch.Tensor, pose: torch.Tensor, background: torch.Tensor,
+    size: tuple[int, int], zoom: torch.Tensor, shift: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    width, height = size
+    solids, face = build_figures(indices, pose)
+    scale, middle, floor = _fit(
+        solids, size, zoom
+    )  # pixels per unit; world x of the centre; world y of the bottom edge
+    columns = (torch.arange(width * _SAMPLES, device=indices.device) + 0.5) / _SAMPLES
+    rows = (torch.arange(height * _SAMPLES, device=indices.device) + 0.5) / _SAMPLES
+    seen = solids.turned(yaw)
+    low, high = seen.extent(0)
+    xs = (columns - width / 2) / scale[:, None] + ((low + high) / 2)[:, None]
+    ys = (height - rows) / scale[:, None] + floor[:, None]
+    colour, cover = draw(seen, xs, ys, face)
+    premultiplied = F.avg_pool2d(colour * cover, _SAMPLES)
+    alpha = F.avg_pool2d(cover, _SAMPLES)
+    ground = (height + floor * scale) / height  # where y = 0 lies, as a share of the height
+    scene = draw_background(background, size, shift, ground)
+    return (premultiplied + scene * (1 - alpha)).clamp(0, 1), alpha
+
+
+def _fit(solids, size: tuple[int, int], zoom: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # noqa: ANN001
+    """One scale for every side of a pose, so that a figure turns without growing."""
+    width, height = size
+    low, high = solids.extent(1)
+    wide, deep = ((b - a) for a, b in (solids.extent(0), solids.extent(2)))
+    across = torch.maximum(wide, deep)
+    scale = zoom * torch.minimum(FILL_HEIGHT * height / (high - low), FILL_WIDTH * width / across)
+    room = height / scale
+    centred = (low + high) / 2 - room / 2
+    from_top = high + 0.05 * room - room
+    return scale, low, torch.where(zoom > 1.02, from_top, centred)
