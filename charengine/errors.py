@@ -8,7 +8,8 @@ EngineError
 └── StageFailed         a stage could not do its work                              exit status 4
     ├── SheetRejected   the sheet has a missing, doubled or merged figure; carries a picture
     ├── OutOfBudget     the work does not fit the memory budget; carries what would fit
-    └── StoreCorrupt    a stored blob does not hash to its name
+    ├── StoreCorrupt    a stored blob does not hash to its name
+    └── Interrupted     asked to stop; what is done is kept, running it again continues
 
 A message says what was received, what is allowed, and what to do.
 """
@@ -73,6 +74,10 @@ class OutOfBudget(StageFailed):
     def __init__(self, message: str, smallest_gib: float | None = None) -> None:
         super().__init__(message)
         self.smallest_gib = smallest_gib
+
+
+class Interrupted(StageFailed):
+    """A stage was asked to stop and did, between two units of work."""
 
 
 class StoreCorrupt(StageFailed):
