@@ -1,4 +1,4 @@
-"""Tracking: the `Tracker` protocol, a tracker that records nothing, and MLflow (imported only here, lazily).
+"""Tracking: the `Tracker` protocol, a tracker that records nothing, and the way to MLflow (`tracking_mlflow.py`).
 
 A tracker is one open run. Stages log to the run they are given and open children by stage key; a child whose key was
 already started is reopened, never duplicated, and knows the last step it holds.
@@ -6,11 +6,16 @@ already started is reopened, never duplicated, and knows the last step it holds.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from charengine.environment import Home
+
+log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -18,7 +23,15 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Tracker(Protocol):
     """One open run of an experiment."""
 
-    run_id: str | None
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None when nothing is recorded."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """The run's page in MLflow's UI; empty when no server is in use."""
+        ...
 
     def child(
         self,
@@ -59,6 +72,16 @@ class Tracker(Protocol):
         """An adapter as a logged model; its id."""
         ...
 
+    def log_dataset(self, name: str, digest: str, tags: Mapping[str, str]) -> None:
+        """The dataset as an input of the run, once."""
+        ...
+
+    def register_pick(
+        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float]
+    ) -> None:
+        """The recommended adapter as the character's newest registered version, alias `champion`, once."""
+        ...
+
     def finish(self, status: Status = "FINISHED") -> None:
         """Flush and close the run."""
         ...
@@ -68,6 +91,7 @@ class NullTracker:
     """Records nothing; what the engine uses when nobody is watching."""
 
     run_id: str | None = None
+    url: str = ""
 
     def child(
         self,
@@ -103,5 +127,29 @@ class NullTracker:
         """None."""
         return None
 
+    def log_dataset(self, name: str, digest: str, tags: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    def register_pick(
+        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float]
+    ) -> None:
+        """Nothing."""
+
     def finish(self, status: Status = "FINISHED") -> None:
         """Nothing."""
+
+
+def open_tracker(
+    home: Home, *, project: str, name: str, key: str, params: Mapping[str, object], tags: Mapping[str, str]
+) -> Tracker:
+    """The MLflow run with this key, or a tracker that records nothing when MLflow cannot be reached.
+
+    An outage of the tracking server never stops a run: it is logged, and the run goes on unrecorded.
+    """
+    from charengine.tracking_mlflow import open_run
+
+    try:
+        return open_run(home, project, name, key, params, tags)
+    except Exception as error:  # whatever the server, the database or the network raise
+        log.warning("this run is not tracked: MLflow cannot be used (%s)", str(error).splitlines()[0][:300])
+        return NullTracker()

@@ -1,0 +1,194 @@
+"""Metrics go to a local file first and to the tracking server in batches, from one background thread.
+
+Training never waits for the server: `add` appends a line and returns. What a killed process had not sent yet is sent by
+the next one that opens the same run (`recover`); a dead server only makes the file longer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+log = logging.getLogger(__name__)
+
+BATCH = 500  # points in one request
+QUEUE = 20_000  # points held in memory; what is beyond stays in the file until `recover`
+SEND_EVERY = 2.0  # seconds
+LONGEST_PAUSE = 60.0  # seconds between attempts while the server is away
+
+
+class Point(NamedTuple):
+    """One metric value; `when` is Unix time in milliseconds."""
+
+    key: str
+    value: float
+    step: int
+    when: int
+
+
+class MetricSpool:
+    """One writer for all runs of a process.
+
+    Args:
+        folder: where `<run id>.jsonl` files are kept.
+        send: delivers points of one run; may raise, then it is tried again later.
+    """
+
+    def __init__(self, folder: Path, send: Callable[[str, list[Point]], None]) -> None:
+        self._folder = folder
+        self._send = send
+        self._queue: deque[tuple[str, Point]] = deque()
+        self._jobs: deque[tuple[str, Callable[[], None]]] = deque()
+        self._files: dict[str, object] = {}
+        self._incomplete: set[str] = set()
+        self._changed = threading.Condition()
+        self._busy = False
+        self._pause = 0.0
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="metric-spool", daemon=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+
+    def add(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
+        """Queue metrics of one step; never blocks on the server."""
+        when = int(time.time() * 1000)
+        points = [Point(key, float(value), step, when) for key, value in metrics.items()]
+        self._append(run_id, points)
+        with self._changed:
+            if len(self._queue) + len(points) > QUEUE:
+                self._incomplete.add(run_id)
+                return
+            self._queue.extend((run_id, point) for point in points)
+            if len(self._queue) >= BATCH:
+                self._changed.notify_all()
+
+    def submit(self, what: str, job: Callable[[], None]) -> None:
+        """Run a slower delivery (a picture, a file) in the same background thread; a failure is logged."""
+        with self._changed:
+            self._jobs.append((what, job))
+            self._changed.notify_all()
+
+    def recover(self, run_id: str, last_step: Callable[[str], int]) -> int:
+        """Queue what an earlier process wrote down but did not deliver; how many points that was."""
+        points = [point for point in self._read(run_id) if point.step > last_step(point.key)]
+        with self._changed:
+            self._queue.extend((run_id, point) for point in points)
+            self._changed.notify_all()
+        return len(points)
+
+    def written_step(self, run_id: str, key: str) -> int:
+        """Highest step of a metric in the run's file; -1 when there is none."""
+        return max((point.step for point in self._read(run_id) if point.key == key), default=-1)
+
+    def drain(self, run_id: str, seconds: float = 30.0) -> bool:
+        """Wait until everything of a run is delivered, at most so long; the run's file goes when it is."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            self._pause = 0.0
+            self._changed.notify_all()
+            while self._pending(run_id) and time.monotonic() < deadline and not self._pause:
+                self._changed.wait(0.2)
+            done = not self._pending(run_id) and run_id not in self._incomplete
+        self._close_file(run_id)
+        if done:
+            self._path(run_id).unlink(missing_ok=True)
+        else:
+            log.warning("MLflow does not answer; metrics of run %s wait in %s", run_id, self._path(run_id))
+        return done
+
+    def close(self) -> None:
+        """Stop the thread; undelivered points stay in their files."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout=15)
+        for run_id in list(self._files):
+            self._close_file(run_id)
+
+    def _pending(self, run_id: str) -> bool:
+        return self._busy or bool(self._jobs) or any(queued == run_id for queued, _ in self._queue)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                if not self._closed and (self._pause or not self._jobs):
+                    self._changed.wait(self._pause or SEND_EVERY)
+                if self._closed:
+                    return
+                run_id, points = self._take()
+                what, job = self._jobs.popleft() if self._jobs else ("", None)
+                self._busy = bool(points or job)
+            if points:
+                self._deliver(run_id, points)
+            if job:
+                self._run(what, job)
+
+    def _take(self) -> tuple[str, list[Point]]:
+        """The next points of the oldest queued run, in order."""
+        if not self._queue:
+            return "", []
+        run_id = self._queue[0][0]
+        taken: list[Point] = []
+        rest: deque[tuple[str, Point]] = deque()
+        for queued, point in self._queue:
+            if queued == run_id and len(taken) < BATCH:
+                taken.append(point)
+            else:
+                rest.append((queued, point))
+        self._queue = rest
+        return run_id, taken
+
+    def _deliver(self, run_id: str, points: list[Point]) -> None:
+        try:
+            self._send(run_id, points)
+        except Exception as error:  # any failure of a server: the points are safe in the file, training goes on
+            pause = min(LONGEST_PAUSE, max(2.0, self._pause * 2))
+            log.warning("MLflow took no metrics (%s); trying again in %.0f s", str(error).splitlines()[0][:200], pause)
+            with self._changed:
+                self._queue.extendleft((run_id, point) for point in reversed(points))
+                self._pause = pause
+            return
+        self._pause = 0.0
+
+    def _run(self, what: str, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:  # a lost picture is worth a warning, not a lost run
+            log.warning("MLflow did not take %s: %s", what, str(error).splitlines()[0][:200])
+
+    def _path(self, run_id: str) -> Path:
+        return self._folder / f"{run_id}.jsonl"
+
+    def _append(self, run_id: str, points: list[Point]) -> None:
+        try:
+            file = self._files.get(run_id)
+            if file is None:
+                file = self._files[run_id] = self._path(run_id).open("a", buffering=1)
+            file.write("".join(json.dumps(point) + "\n" for point in points))  # type: ignore[attr-defined]
+        except OSError as error:
+            log.warning("metrics cannot be spooled to %s: %s", self._folder, error.strerror)
+
+    def _read(self, run_id: str) -> list[Point]:
+        path = self._path(run_id)
+        if not path.exists():
+            return []
+        points = []
+        for line in path.read_text().splitlines():
+            try:
+                points.append(Point(*json.loads(line)))
+            except (ValueError, TypeError):
+                continue  # the last line of a process that was killed while writing it
+        return points
+
+    def _close_file(self, run_id: str) -> None:
+        file = self._files.pop(run_id, None)
+        if file is not None:
+            file.close()  # type: ignore[attr-defined]
