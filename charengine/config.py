@@ -206,6 +206,9 @@ class SweepSettings(Settings):
     prompts: tuple[str, ...] = Field(
         default=(), description="with {subject}; empty: the built-in set of views, scenes and poses"
     )
+    prompt_set: Literal["quick", "full"] = Field(
+        default="quick", description="which built-in set: 4 prompts for two CPU cores, or 10 for a GPU"
+    )
     seeds: int = Field(default=2, ge=1, le=64, description="paired: the same seeds in every cell")
     width: int = Field(default=256, ge=64, le=2048, multiple_of=8)
     height: int = Field(default=256, ge=64, le=2048, multiple_of=8)

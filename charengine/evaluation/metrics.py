@@ -1,0 +1,205 @@
+"""Identity, adherence, diversity, copying and background leak: pure functions over embeddings and images.
+
+Sources: DreamBooth (2208.12242) for identity as cosine of image embeddings, CLIP-T and diversity within a prompt;
+LyCORIS (2309.14859) for scoring checkpoints along several axes. What is ours: every axis has a measured zero and one
+(strength 0, the sheet's own views, another prompt's text), so that scores mean the same for any embedder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+COPY_SIDE = 24  # pixels: coarse enough to forgive texture, fine enough to see pose and layout
+NEAR_BACKGROUND = 24  # 0-255 per channel
+MIN_SPAN = 0.02  # smallest cosine distance between a zero and a one that can be told from noise
+
+
+@dataclass(frozen=True)
+class CellScores:
+    """Scores of one cell, image by image.
+
+    Attributes:
+        identity: (prompts, seeds) cosine to the matching view of the sheet; NaN for class prompts.
+        adherence: (prompts, seeds) CLIP-T of the prompt with the class noun for the trigger.
+        diversity: (prompts,) mean pairwise 1 - cosine between seeds; NaN with a single seed.
+        copying: (prompts, seeds) correlation with the most similar training view; NaN for view prompts.
+        leak: (prompts, seeds) share of the border in the sheet's background colour; NaN for view prompts.
+        class_identity: (prompts, seeds) identity of class prompts; NaN for the others.
+    """
+
+    identity: torch.Tensor
+    adherence: torch.Tensor
+    diversity: torch.Tensor
+    copying: torch.Tensor
+    leak: torch.Tensor
+    class_identity: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where the axes begin and end: `base` is strength 0, `ceiling` the mean cosine between the sheet's own views,
+    `chance` the mean CLIP-T of strength 0's images with the text of another prompt."""
+
+    base: CellScores
+    ceiling: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A cell against the scale: `gain` 0 = base model, 1 = the sheet's own views; `kept`, `diversity` = share of
+    strength 0's; `signal` = share of strength 0's adherence above chance; `score` in 0..1."""
+
+    gain: float
+    kept: float
+    signal: float
+    diversity: float
+    score: float
+
+
+def identity(embeddings: torch.Tensor, references: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Cosine to the most similar allowed reference.
+
+    Args:
+        embeddings: (n, d), L2-normalised.
+        references: (n, r, d), L2-normalised; each image has its own copy of the r references.
+        allowed: (n, r) bool; a prompt that names a view is compared with that view alone.
+
+    Returns:
+        (n,) in -1..1.
+    """
+    cosine = torch.einsum("nd,nrd->nr", embeddings, references)
+    return cosine.masked_fill(~allowed, -2.0).amax(dim=1)
+
+
+def ceiling(references: torch.Tensor) -> float:
+    """Mean cosine between different views of the sheet, (r, d): as alike as the character is to itself; 1 for one view."""
+    count = len(references)
+    if count < 2:
+        return 1.0
+    cosine = references @ references.T
+    return float((cosine.sum() - cosine.diagonal().sum()) / (count * (count - 1)))
+
+
+def diversity(embeddings: torch.Tensor) -> torch.Tensor:
+    """Mean pairwise 1 - cosine between the seeds of each prompt (DreamBooth's DIV on embeddings).
+
+    Args:
+        embeddings: (prompts, seeds, d), L2-normalised.
+
+    Returns:
+        (prompts,); NaN when there is a single seed.
+    """
+    seeds = embeddings.shape[1]
+    if seeds < 2:
+        return torch.full((len(embeddings),), float("nan"))
+    cosine = torch.einsum("psd,ptd->pst", embeddings, embeddings)
+    others = cosine.sum(dim=(1, 2)) - cosine.diagonal(dim1=1, dim2=2).sum(dim=1)
+    return 1.0 - others / (seeds * (seeds - 1))
+
+
+def copying(images: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+    """Pearson correlation of each small image with the training view it resembles most; 1 = the view itself.
+
+    Args:
+        images: (n, 3, side, side) in 0..1.
+        views: (r, 3, side, side) in 0..1, padded to the same square.
+
+    Returns:
+        (n,) in -1..1.
+    """
+    return (_standardise(images) @ _standardise(views).T).amax(dim=1)
+
+
+def thumbnails(images: Sequence[Image], side: int = COPY_SIDE) -> torch.Tensor:
+    """Images as (n, 3, side, side) in 0..1, area-averaged."""
+    from PIL import Image as pil
+
+    small = [image.convert("RGB").resize((side, side), pil.Resampling.BOX) for image in images]
+    return torch.stack([_pixels(image).permute(2, 0, 1) / 255 for image in small])
+
+
+def background_leak(image: Image, background: tuple[int, int, int]) -> float:
+    """Share of an image's border (a ring of 4 %) within NEAR_BACKGROUND of the sheet's background colour."""
+    ring = border_pixels(image)
+    near = (ring - torch.tensor(background, dtype=torch.float32)).abs().amax(dim=1) <= NEAR_BACKGROUND
+    return float(near.float().mean())
+
+
+def border_pixels(image: Image) -> torch.Tensor:
+    """The outer ring, 4 % of the shorter side thick, as (n, 3) in 0..255."""
+    pixels = _pixels(image.convert("RGB"))
+    ring = max(1, round(0.04 * min(pixels.shape[:2])))
+    inside = torch.zeros(pixels.shape[:2], dtype=torch.bool)
+    inside[ring:-ring, ring:-ring] = True
+    return pixels[~inside]
+
+
+def relative(cell: CellScores, scale: Scale, chosen: torch.Tensor | None = None) -> Relative:
+    """A cell on the scale, over all images or over the `chosen` ones (flat prompt x seed indices, with repeats)."""
+    base = scale.base
+    zero = mean(base.identity, chosen)
+    gain = (mean(cell.identity, chosen) - zero) / identity_span(scale)
+    adherence, full = mean(cell.adherence, chosen), mean(base.adherence, chosen)
+    signal = (adherence - scale.chance) / max(full - scale.chance, MIN_SPAN)
+    spread = mean(cell.diversity) / max(mean(base.diversity), 1e-6)
+    kept = adherence / full if full > 0 else 0.0
+    return Relative(gain, kept, signal, 1.0 if spread != spread else spread, score(gain, signal))
+
+
+def identity_span(scale: Scale) -> float:
+    """Distance from strength 0 to the ceiling; to a perfect match when the embedder sees none (see `blind`)."""
+    zero = mean(scale.base.identity)
+    return 1.0 - zero + 1e-6 if blind(scale) else scale.ceiling - zero
+
+
+def blind(scale: Scale) -> bool:
+    """Whether the embedder finds the sheet's views no more alike than the base model's images are to them."""
+    return scale.ceiling - mean(scale.base.identity) < MIN_SPAN
+
+
+def score(gain: float, signal: float) -> float:
+    """Harmonic mean of identity gained and adherence kept, both clipped to 0..1: neither can make up for the other."""
+    gain, signal = min(max(gain, 0.0), 1.0), min(max(signal, 0.0), 1.0)
+    return 0.0 if gain + signal == 0 else 2 * gain * signal / (gain + signal)
+
+
+def resampled_scores(
+    cells: Sequence[CellScores], scale: Scale, rounds: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Bootstrap over images (prompt x seed), the same draw for all cells so that differences are paired.
+
+    Returns:
+        (cells, rounds) scores.
+    """
+    count = scale.base.adherence.numel()
+    draws = torch.randint(0, count, (rounds, count), generator=generator)
+    return torch.tensor([[relative(cell, scale, chosen).score for chosen in draws] for cell in cells]).reshape(
+        -1, rounds
+    )
+
+
+def mean(values: torch.Tensor, chosen: torch.Tensor | None = None, missing: float = float("nan")) -> float:
+    """Mean of what was measured (NaN is not), over the `chosen` flat indices or all; `missing` when nothing was."""
+    flat = values.flatten()
+    found = float(torch.nanmean(flat if chosen is None else flat[chosen]))
+    return missing if found != found else found
+
+
+def _standardise(images: torch.Tensor) -> torch.Tensor:
+    flat = images.flatten(1)
+    flat = flat - flat.mean(dim=1, keepdim=True)
+    return flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-6)
+
+
+def _pixels(image: Image) -> torch.Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.array(image, dtype=np.float32))

@@ -1,0 +1,192 @@
+"""From pictures to scores: references on the picture's own background, figures cut out where the background is plain.
+
+A character on white resembles any picture on white. So each picture is compared with the sheet's views pasted on the
+picture's own border colour: a white background learned from the sheet then earns no identity by itself.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from charengine.evaluation import metrics
+from charengine.evaluation.metrics import CellScores
+from charengine.evaluation.prompts import SweepPrompt
+from charengine.records import DatasetRecord, ViewName
+from charengine.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from charengine.models import Embedder
+
+Colour = tuple[int, int, int]
+MARGIN = 0.06  # of the figure's longer side, left around it
+PLAIN_SHARE = 0.9  # of the border in one colour: the background is plain
+
+
+class References:
+    """The sheet's views as cut-outs, embedded on any background colour (each colour once).
+
+    Args:
+        dataset: views with their masks.
+        embedder: identity embeddings and CLIP-T.
+        store: where the views lie.
+    """
+
+    def __init__(self, dataset: DatasetRecord, embedder: Embedder, store: Store) -> None:
+        self.embedder = embedder
+        self.background = dataset.views.background
+        self.views: list[ViewName] = [view.view for view in dataset.views.views]
+        self._images = [open_image(store.get(view.image)) for view in dataset.views.views]
+        self._masks = [open_image(store.get(view.alpha), "L") for view in dataset.views.views]
+        self._embedded: dict[Colour, torch.Tensor] = {}
+
+    def on(self, colour: Colour) -> torch.Tensor:
+        """Embeddings (views, d) of the views pasted on a colour."""
+        colour = self._nearest(colour)
+        if colour not in self._embedded:
+            self._embedded[colour] = self.embedder.embed_images(self.pictures(colour))
+        return self._embedded[colour]
+
+    def pictures(self, colour: Colour) -> list[Image]:
+        """The views as squares on a colour, the figure filling them up to the margin."""
+        pairs = zip(self._images, self._masks, strict=True)
+        return [frame(paste(image, mask, colour), mask.getbbox(), colour) for image, mask in pairs]
+
+    def ceiling(self) -> float:
+        """Mean cosine between the sheet's own views."""
+        return metrics.ceiling(self.on(self.background))
+
+    def thumbnails(self) -> torch.Tensor:
+        """The training images as the copying metric sees them, (views, 3, side, side)."""
+        whole = [(0, 0, *image.size) for image in self._images]
+        pairs = zip(self._images, whole, strict=True)
+        return metrics.thumbnails([frame(image, box, self.background, margin=0.0) for image, box in pairs])
+
+    def allowed(self, view: ViewName | None) -> torch.Tensor:
+        """(views,) bool: the view a prompt names, or all of them."""
+        named = torch.tensor([name == view for name in self.views])
+        return named if named.any() else torch.ones(len(self.views), dtype=torch.bool)
+
+    def _nearest(self, colour: Colour) -> Colour:
+        """Few distinct colours: the sheet's own when close to it, else the middle of a 16-level cell."""
+        if max(abs(a - b) for a, b in zip(colour, self.background, strict=True)) <= metrics.NEAR_BACKGROUND:
+            return self.background
+        red, green, blue = (value // 16 * 16 + 8 for value in colour)
+        return red, green, blue
+
+
+def score_cell(
+    images: Sequence[Sequence[Image]], prompts: Sequence[SweepPrompt], class_noun: str, references: References
+) -> CellScores:
+    """Score the images of one cell.
+
+    Args:
+        images: a row of seeds per prompt.
+        prompts: what was asked for.
+        class_noun: stands for the trigger when adherence is scored.
+        references: the sheet's views.
+    """
+    shape = (len(prompts), len(images[0]))
+    flat = [image for row in images for image in row]
+    asked = [prompt for prompt, row in zip(prompts, images, strict=True) for _ in row]
+    colours = [border_colour(image) for image in flat]
+    figures = [figure(image, colour) for image, colour in zip(flat, colours, strict=True)]
+    embedder = references.embedder
+    embedded = embedder.embed_images(figures)
+    on_same_colour = torch.stack([references.on(colour) for colour in colours])
+    allowed = torch.stack([references.allowed(prompt.view) for prompt in asked])
+    similar = metrics.identity(embedded, on_same_colour, allowed)
+    copied = metrics.copying(metrics.thumbnails([_square(image) for image in flat]), references.thumbnails())
+    leaked = torch.tensor([metrics.background_leak(image, references.background) for image in flat])
+    is_class = torch.tensor([prompt.kind == "class" for prompt in asked])
+    is_view = torch.tensor([prompt.kind == "view" for prompt in asked])
+    nan = torch.tensor(float("nan"))
+    return CellScores(
+        identity=torch.where(is_class, nan, similar).reshape(shape),
+        adherence=embedder.match(flat, [prompt.to_score(class_noun) for prompt in asked]).reshape(shape),
+        diversity=metrics.diversity(embedder.embed_images(flat).reshape(*shape, -1)),
+        copying=torch.where(is_view, nan, copied).reshape(shape),
+        leak=torch.where(is_view, nan, leaked).reshape(shape),
+        class_identity=torch.where(is_class, similar, nan).reshape(shape),
+    )
+
+
+def chance_adherence(
+    images: Sequence[Sequence[Image]], prompts: Sequence[SweepPrompt], class_noun: str, embedder: Embedder
+) -> float:
+    """Mean CLIP-T of images with the texts of all the other prompts: what an image scores that ignores its prompt."""
+    texts = [prompt.to_score(class_noun) for prompt in prompts]
+    pairs = [
+        (image, text)
+        for own, row in enumerate(images)
+        for image in row
+        for other, text in enumerate(texts)
+        if other != own and text != texts[own]
+    ]
+    if not pairs:
+        return 0.0
+    return float(embedder.match([image for image, _ in pairs], [text for _, text in pairs]).mean())
+
+
+def border_colour(image: Image) -> Colour:
+    """Per-channel median of the outer ring."""
+    red, green, blue = (int(value) for value in metrics.border_pixels(image).median(dim=0).values)
+    return red, green, blue
+
+
+def figure(image: Image, background: Colour) -> Image:
+    """The figure framed as the references are, if the background is plain; else the whole image, unchanged."""
+    ring = metrics.border_pixels(image)
+    near = (ring - torch.tensor(background, dtype=torch.float32)).abs().amax(dim=1) <= metrics.NEAR_BACKGROUND
+    if float(near.float().mean()) < PLAIN_SHARE:
+        return image.convert("RGB")
+    mask = _difference(image, background)
+    box = mask.getbbox()
+    if box is None or (box[2] - box[0]) * (box[3] - box[1]) < 0.02 * image.width * image.height:
+        return image.convert("RGB")
+    return frame(image.convert("RGB"), box, background)
+
+
+def paste(image: Image, mask: Image, colour: Colour) -> Image:
+    """The masked figure on a flat colour."""
+    from PIL import Image as pil
+
+    return pil.composite(image, pil.new("RGB", image.size, colour), mask)
+
+
+def frame(image: Image, box: tuple[int, int, int, int] | None, colour: Colour, margin: float = MARGIN) -> Image:
+    """Cut a box out of an image and centre it on a square of the colour, `margin` of its longer side around it."""
+    from PIL import Image as pil
+
+    cut = image.crop(box) if box else image
+    side = round(max(cut.size) * (1 + 2 * margin))
+    square = pil.new("RGB", (side, side), colour)
+    square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
+    return square
+
+
+def open_image(data: bytes, mode: str = "RGB") -> Image:
+    """Decode a stored picture."""
+    from PIL import Image as pil
+
+    return pil.open(io.BytesIO(data)).convert(mode)
+
+
+def _square(image: Image) -> Image:
+    return frame(image.convert("RGB"), None, border_colour(image), margin=0.0)
+
+
+def _difference(image: Image, background: Colour) -> Image:
+    """L mask: 255 where any channel is farther from the background than NEAR_BACKGROUND."""
+    from PIL import Image as pil
+    from PIL import ImageChops
+
+    apart = ImageChops.difference(image.convert("RGB"), pil.new("RGB", image.size, background))
+    red, green, blue = apart.split()
+    most = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    return most.point([255 * (level > metrics.NEAR_BACKGROUND) for level in range(256)])
