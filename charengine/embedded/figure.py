@@ -136,8 +136,9 @@ def _add_arm(b: SolidBuilder, w: Wearer, j: Joints, i: int, side: str) -> None:
         pattern=torch.where(pattern == 1, 0, pattern),
     )
     plated = w.has("top", "armour") & ~mechanical
+    steel = torch.tensor([0.76, 0.79, 0.84], device=w.skin.device).expand_as(w.skin)
     b.ellipsoid(f"{side}_pauldron", shoulder + j.up * 0.02, torch.stack([limb * 1.3 + 0.04, limb + 0.035, limb * 1.3 + 0.04], -1),
-                low=-0.35, colour=w.top * 0.85 + 0.1, group=group + 4, when=plated)  # fmt: skip
+                low=-0.35, colour=steel, group=group + 4, when=plated)  # fmt: skip
     b.cone(
         f"{side}_upper_arm",
         shoulder,

@@ -26,6 +26,7 @@ class _Skull:
         self.centre = j.head
         self.radii = torch.stack([j.size["head_width"], j.size["head_height"], j.size["head_width"] * 1.02], -1)
         self.width = j.size["head_width"]
+        self.cap = torch.where(w.has("species", "robot"), 1.20, 1.10)[:, None]  # hair clears a robot's corners
 
     def at(self, x: float, y: float, z: float) -> torch.Tensor:
         """A point in head radii."""
@@ -51,7 +52,7 @@ def add_head(b: SolidBuilder, w: Wearer, j: Joints) -> None:
     robot = w.has("species", "robot")
     face = {"colour": w.skin, "group": G_HEAD, "paint": look.FACE}
     b.ellipsoid("skull", s.centre, s.radii, s.axes, when=~robot, **face)
-    b.box("robot_head", s.centre, s.radii * 0.95, s.axes, when=robot, **face)
+    b.cone("skull", s.at(0, -0.92, 0), s.at(0, 0.80, 0), s.width * 0.92, s.width * 0.88, when=robot, **face)
     _add_species_parts(b, w, j, s)
     _add_hair(b, w, s)
     _add_headgear(b, w, s)
@@ -128,8 +129,8 @@ def _add_species_parts(b: SolidBuilder, w: Wearer, j: Joints, s: _Skull) -> None
     b.cone("jaw", s.at(0, -0.55, 0.25), s.at(0, -1.0, 0.32), s.width * 0.62, s.width * 0.5, when=w.has("species", "skeleton"),
            colour=w.skin * 0.92, group=G_HEAD)  # fmt: skip
     root, out = j.hip - j.forward * (j.size["hip"] * 0.7)[:, None], -j.forward
-    middle = root + out * 0.13 + b.point(0, -0.10, 0)
-    tip = middle + out * 0.07 + b.point(0.03, 0.26, 0)
+    middle = root + out * 0.09 + b.point(0, -0.12, 0)
+    tip = middle + out * 0.05 + b.point(0.0, 0.26, 0)
     tail = {"colour": w.skin * 0.9, "group": G_EAR, "when": cat}
     b.cone("tail", root, middle, 0.034, 0.034, **tail)
     b.ellipsoid("tail_bend", middle, b.point(0.036, 0.036, 0.036), **tail)
@@ -143,12 +144,12 @@ def _add_hair(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
     }
     hair = {"colour": w.hair, "group": G_HAIR}
     capped = style["short"] | style["long"] | style["ponytail"] | style["bun"] | style["braids"]
-    hood = w.has("headgear", "hood")
-    b.ellipsoid("hair_cap", s.at(0, 0.05, -0.04), s.radii * 1.10, s.tilted(0.78), low=-0.06, when=capped, **hair)
+    hood, covered = w.has("headgear", "hood"), w.has("headgear", "hood", "hat", "pointed hat", "helmet")
+    b.ellipsoid("hair_cap", s.at(0, 0.05, -0.04), s.radii * s.cap, s.tilted(0.78), low=-0.06, when=capped, **hair)
     b.ellipsoid(
         "hair_cap", s.at(0, 0.10, -0.06), s.radii * 1.30, s.tilted(0.72), low=-0.02, when=style["curly"], **hair
     )
-    b.ellipsoid("fringe", s.at(0.25, 0.66, 0.60), s.size(0.62, 0.26, 0.42), s.axes, when=capped, **hair)
+    b.ellipsoid("fringe", s.at(0.25, 0.66, 0.60), s.size(0.62, 0.26, 0.42), s.axes, when=capped & ~covered, **hair)
     for i, x in enumerate((-1.0, 1.0)):
         lock, loose = f"lock_{i}", ~hood
         b.cone(
@@ -180,13 +181,13 @@ def _add_hair(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
     )
     b.ellipsoid(
         "back_hair",
-        s.at(0, 0.45, -0.95),
+        s.at(0, 0.20, -1.05),
         s.size(0.30, 0.28, 0.30),
         when=style["ponytail"] & ~hood,
         colour=(0.9, 0.25, 0.25),
         group=G_TIE,
     )
-    bend = s.at(0, 0.25, -1.45)
+    bend = s.at(0, 0.10, -1.45)
     b.ellipsoid("tail_root", bend, s.size(0.32, 0.36, 0.32), when=style["ponytail"] & ~hood, **hair)
     b.cone(
         "tail_hair", bend, s.at(0, -1.35, -1.35), s.width * 0.31, s.width * 0.08, when=style["ponytail"] & ~hood, **hair
@@ -209,7 +210,7 @@ def _add_headgear(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
     cloth = {"colour": w.headgear, "group": G_GEAR}
     band = {"colour": w.headgear * 0.35 + 0.5 * (w.headgear.mean(1, keepdim=True) < 0.45), "group": G_TIE}
     brim_low, brim_high = s.at(0, 0.52, -0.05), s.at(0, 0.62, -0.07)
-    b.cone("brim", brim_low, brim_high, s.width * 1.65, s.width * 1.62, 1.0, when=hat | pointed, **cloth)
+    b.cone("brim", brim_low, brim_high, s.width * 1.50, s.width * 1.47, 1.0, when=hat | pointed, **cloth)
     b.cone("gear", brim_high, s.at(0, 1.32, -0.12), s.width * 1.08, s.width * 0.92, 1.0, when=hat, **cloth)
     b.cone("gear", brim_high, s.at(0, 2.25, -0.35), s.width * 1.06, 0.012, 1.0, when=pointed, **cloth)
     b.cone("band", brim_high, s.at(0, 0.80, -0.08), s.width * 1.12, s.width * 1.08, 1.0, when=hat, **band)

@@ -25,7 +25,7 @@ def add_items(b: SolidBuilder, w: Wearer, j: Joints) -> None:
         ahead = normalize(torch.stack([arm[:, 0] * 0, arm[:, 2], -arm[:, 1]], -1) + b.point(0, 0, 1e-3), dim=-1)
         outward = b.point(sign, 0, 0)
         _add_hook(b, w, side, hand, arm, ahead)
-        _add_blades(b, w, side, hand, normalize(arm * 0.80 + ahead * 0.60, dim=-1), outward)
+        _add_blades(b, w, side, hand, normalize(arm * 0.93 + ahead * 0.36 + outward * 0.04, dim=-1), outward)
         _add_staff(b, w, side, hand, outward, j)
         _add_lantern(b, w, side, hand)
         _add_shield(b, w, side, (hand + j.elbows[i] * 0.35) / 1.35, outward)
@@ -91,6 +91,16 @@ def _add_blades(
                 torch.stack([along, across, outward], -1), low=-0.5, when=axe, **steel)  # fmt: skip
     b.ellipsoid(f"{side}_item_2", head - across * 0.055, b.point(0.125, 0.10, 0.022),
                 torch.stack([along, -across, outward], -1), low=-0.5, when=axe, **steel)  # fmt: skip
+
+
+def _add_staff(b: SolidBuilder, w: Wearer, side: str, hand: torch.Tensor, outward: torch.Tensor, j: Joints) -> None:
+    when = w.has(f"{side}_item", "staff")
+    up = b.point(0, 1, 0.0)
+    foot = hand - up * (hand[:, 1:2] * 0.92).clamp(max=0.75)
+    top = hand + up * 0.62
+    b.cone(f"{side}_item_0", foot, top, 0.019, 0.022, colour=_WOOD, group=G_ITEM, when=when)
+    for k, way in ((1, 1.0), (2, -1.0)):
+        b.cone(f"{side}_item_{k}", head, head + across * (0.115 * way), 0.03, 0.115, 0.16, outward, when=axe, **steel)
 
 
 def _add_staff(b: SolidBuilder, w: Wearer, side: str, hand: torch.Tensor, outward: torch.Tensor, j: Joints) -> None:

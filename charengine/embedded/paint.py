@@ -37,7 +37,6 @@ def paint_surface(
     pattern: Plane,
     paint: Plane,
     repeats: list[torch.Tensor],
-    is_box: Plane,
     glow: Plane,
     face: dict[str, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,7 +45,7 @@ def paint_surface(
     Args:
         base: plain colours (n, 3, h, w).
         own: own coordinates x, y, z of the hit, each (n, h, w).
-        pattern, paint, is_box, glow: per pixel (n, h, w).
+        pattern, paint, glow: per pixel (n, h, w).
         repeats: pattern repeats around and along.
         face: per figure: style (n,), patch (n,) -1 right, 0 none, 1 left, eyes (n, 3), brow (n, 3), tattoo (n, 3),
             tattooed (n,).
@@ -92,9 +91,9 @@ def _paint_clothes(canvas: _Canvas, u: Plane, v: Plane, paint: Plane, base: torc
     canvas.put(split & (wide < 0.17), (0.1, 0.1, 0.12))
     canvas.put(split & (wide < 0.145), (0.95, 0.94, 0.90))
     plates = paint == look.PLATES
-    canvas.put(plates & ((v * 1.6 + 0.2) % 1.0 < 0.16), base * 0.45)
-    canvas.put(plates & (((v * 1.6 + 0.04) % 1.0) < 0.16), base * 0.5 + 0.5)
+    canvas.put(plates & (wide < 0.30) & ((v - 0.75 + wide * 1.2).abs() < 0.12), (0.78, 0.81, 0.86))
     canvas.put(plates & (wide < 0.02), base * 0.45)
+    canvas.put(plates & (wide * 6.0 + (v - 0.1).abs() * 1.4 < 0.50), (0.98, 0.80, 0.25))
     segments = paint == look.SEGMENTS
     canvas.put(segments & ((v * 1.5) % 1.0 < 0.36), (0.22, 0.22, 0.26))
 

@@ -48,7 +48,7 @@ def trace(solids: SolidBatch, inverse: torch.Tensor, xs: torch.Tensor, ys: torch
     shape = (xs.shape[0], ys.shape[1], xs.shape[1])
     best = xs.new_full(shape, _FAR)
     owner = torch.full(shape, -1, device=xs.device, dtype=torch.long)
-    for i, is_box in enumerate(solids.is_box):
+    for i in range(solids.enabled.shape[1]):
         on = solids.enabled[:, i]
         if on.device.type == "cpu" and not bool(on.any()):
             continue  # on a GPU the test would cost a synchronisation
@@ -57,7 +57,7 @@ def trace(solids: SolidBatch, inverse: torch.Tensor, xs: torch.Tensor, ys: torch
         start = [m[:, k, 0, None] * x - m[:, k, 2, None] * c[:, 2:] for k in range(3)]
         own = [(start[k][:, None, :] + (m[:, k, 1, None] * y)[:, :, None]) for k in range(3)]
         step = [m[:, k, 2, None, None] for k in range(3)]
-        near = _box_depth(own, step) if is_box else _quadric_depth(own, step, solids.quadric[:, i], solids.clip[:, i])
+        near = _quadric_depth(own, step, solids.quadric[:, i], solids.clip[:, i])
         near = torch.where(on[:, None, None], near, _FAR)
         closer = near > best
         best, owner = torch.where(closer, near, best), torch.where(closer, i, owner)
@@ -90,18 +90,6 @@ def _quadric_depth(
     return best
 
 
-def _box_depth(own: list[torch.Tensor], step: list[torch.Tensor]) -> torch.Tensor:
-    """Largest z inside the unit cube (slab method)."""
-    entry, leave = None, None
-    for q, m in zip(own, step, strict=True):
-        m = torch.where(m.abs() < 1e-6, 1e-6, m)
-        one, two = (1 - q) / m, (-1 - q) / m
-        near, far = torch.maximum(one, two), torch.minimum(one, two)
-        entry = near if entry is None else torch.minimum(entry, near)
-        leave = far if leave is None else torch.maximum(leave, far)
-    return torch.where(entry > leave, entry, _FAR)
-
-
 def shade(
     solids: SolidBatch,
     inverse: torch.Tensor,
@@ -123,22 +111,17 @@ def shade(
     at = (xs[:, None, :] - c[0], ys[:, :, None] - c[1], surface.depth - c[2])
     own = [m[3 * k] * at[0] + m[3 * k + 1] * at[1] + m[3 * k + 2] * at[2] for k in range(3)]
     (k2, k1, _), (low, high) = of(solids.quadric), of(solids.clip)
-    box_solid = torch.tensor(solids.is_box, device=xs.device)
-    is_box = box_solid[surface.solid.clamp(min=0)]
     slope = [own[0], k2 * own[1] + k1 / 2, own[2]]
-    on_cap = ~is_box & (((own[1] - low).abs() < 2e-3) | ((own[1] - high).abs() < 2e-3)) & (k2 <= 0)
-    largest = torch.stack([v.abs() for v in own]).amax(0)
-    for k in range(3):
-        flat = torch.where(own[k].abs() >= largest - 1e-4, own[k].sign(), 0.0)
-        cap = own[1].sign() if k == 1 else torch.zeros_like(own[1])
-        slope[k] = torch.where(is_box, flat, torch.where(on_cap, cap, slope[k]))
+    on_cap = (((own[1] - low).abs() < 2e-3) | ((own[1] - high).abs() < 2e-3)) & (k2 <= 0)
+    cap = (torch.zeros_like(own[1]), own[1].sign(), torch.zeros_like(own[1]))
+    slope = [torch.where(on_cap, flat, round_) for flat, round_ in zip(cap, slope, strict=True)]
     normal = [sum(m[3 * k + axis] * slope[k] for k in range(3)) for axis in range(3)]
     length = (normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2).clamp(min=1e-12).sqrt()
     light = sum(v * d for v, d in zip(normal, _LIGHT, strict=True)) / length
     band = 0.70 + 0.30 * ((light - 0.02) / 0.10).clamp(0, 1) + 0.07 * ((light - 0.72) / 0.06).clamp(0, 1)
     base, glow = paint_surface(
         torch.stack(of(solids.colour), 1), own, of(solids.pattern)[0], of(solids.paint)[0],
-        of(solids.repeats), torch.where(is_box, 1.0, 0.0), of(solids.glow)[0], face,
+        of(solids.repeats), of(solids.glow)[0], face,
     )  # fmt: skip
     lit = (base * band[:, None]).clamp(0, 1)
     return torch.where(glow[:, None] > 0.5, base, lit)

@@ -1,4 +1,4 @@
-"""Solids of one batch of figures: clamped quadrics and boxes in named slots, as padded tensors."""
+"""Solids of one batch of figures: clamped quadrics in named slots, as padded tensors."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-Vector = tuple[float, float, float]
-QUADRIC, BOX = 0, 1
 PLAIN, FACE, RINGS, OPENING, PLATES, BELTED, SEGMENTS, SPLIT = range(8)  # what is painted on a solid
 
 
 @dataclass
 class SolidBatch:
-    """P solids of n figures; a solid is the set {x² + z² + k2·y² + k1·y + k0 <= 0, low <= y <= high} of its own frame
-    (or the unit cube), so ellipsoids, cones, discs and domes are one formula.
+    """P solids of n figures; a solid is the set {x² + z² + k2·y² + k1·y + k0 <= 0, low <= y <= high} of its own frame,
+    so ellipsoids, cones, discs and domes are one formula.
 
     Shapes: frame (n, P, 3, 3) own to world, centre (n, P, 3), quadric (n, P, 3) = k2, k1, k0; clip (n, P, 2);
-    colour (n, P, 3); pattern, paint, group (n, P); repeats (n, P, 2); glow, enabled (n, P); is_box (P,) Python bools.
+    colour (n, P, 3); pattern, paint, group (n, P); repeats (n, P, 2); glow, enabled (n, P).
     """
 
     frame: torch.Tensor
@@ -31,7 +29,6 @@ class SolidBatch:
     repeats: torch.Tensor
     glow: torch.Tensor
     enabled: torch.Tensor
-    is_box: tuple[bool, ...]
 
     def turned(self, yaw: torch.Tensor) -> SolidBatch:
         """The batch rotated about the vertical: yaw 0 faces the camera (+z), pi/2 faces the image's right."""
@@ -62,7 +59,6 @@ class SolidBuilder:
     def __init__(self, n: int, device: torch.device) -> None:
         self.n, self.device = n, device
         self._slots: dict[str, dict[str, torch.Tensor]] = {}
-        self._is_box: dict[str, bool] = {}
 
     def number(self, value: torch.Tensor | float) -> torch.Tensor:
         """A float or a tensor (n,) as a tensor (n,)."""
@@ -84,7 +80,7 @@ class SolidBuilder:
     ) -> None:
         """An ellipsoid (n, 3) with own axes in the columns of `axes` (n, 3, 3), cut at own y = low and high."""
         basis = torch.eye(3, device=self.device).expand(self.n, 3, 3) if axes is None else axes
-        self._put(slot, basis * radii[:, None, :], centre, (1.0, 0.0, -1.0), (low, high), False, look)
+        self._put(slot, basis * radii[:, None, :], centre, (1.0, 0.0, -1.0), (low, high), look)
 
     def cone(
         self,
@@ -107,22 +103,24 @@ class SolidBuilder:
         a, b = (r0 + r1) / 2, (r1 - r0) / 2
         quadric = torch.stack([-b * b, -2 * a * b, -a * a], dim=-1)
         look = {"repeat_u": 6.28 * a / 0.1, "repeat_v": half / 0.085, **look}
-        self._put(slot, frame, (start + end) / 2, quadric, (-1.0, 1.0), False, look)
-
-    def box(
-        self, slot: str, centre: torch.Tensor, half: torch.Tensor, axes: torch.Tensor, **look: torch.Tensor | float
-    ) -> None:
-        """A box with half sizes (n, 3)."""
-        self._put(slot, axes * half[:, None, :], centre, (1.0, 0.0, -2.0), (-1.0, 1.0), True, look)
+        self._put(slot, frame, (start + end) / 2, quadric, (-1.0, 1.0), look)
 
     def build(self) -> SolidBatch:
         """All slots as one padded batch."""
         stacked = {
             k: torch.stack([s[k] for s in self._slots.values()], dim=1) for k in next(iter(self._slots.values()))
         }
-        return SolidBatch(**stacked, is_box=tuple(self._is_box.values()))
+        return SolidBatch(**stacked)
 
-    def _put(self, slot, frame, centre, quadric, clip, is_box, look) -> None:  # noqa: ANN001
+    def _put(
+        self,
+        slot: str,
+        frame: torch.Tensor,
+        centre: torch.Tensor,
+        quadric: torch.Tensor | tuple[float, ...],
+        clip: tuple[float, float],
+        look: dict[str, torch.Tensor | float],
+    ) -> None:
         n, device = self.n, self.device
 
         def whole(name: str, default: int) -> torch.Tensor:
@@ -143,10 +141,8 @@ class SolidBuilder:
             "enabled": torch.as_tensor(look.get("when", True), device=device).expand(n),
         }
         if slot not in self._slots:
-            self._slots[slot], self._is_box[slot] = solid, is_box
+            self._slots[slot] = solid
             return
-        if self._is_box[slot] != is_box:
-            raise ValueError(f"slot {slot!r} holds both boxes and quadrics; give the box a slot of its own.")
         before, when = self._slots[slot], solid["enabled"]
         merged = {k: torch.where(when.reshape(-1, *[1] * (v.dim() - 1)), v, before[k]) for k, v in solid.items()}
         self._slots[slot] = merged | {"enabled": before["enabled"] | when}
