@@ -10,7 +10,7 @@ from charengine.embedded.head import add_head
 from charengine.embedded.items import add_items
 from charengine.embedded.paint import ALIEN, CAT, FIERCE, HUMAN, MACHINE, SKULL
 from charengine.embedded.solids import SolidBatch, SolidBuilder
-from charengine.embedded.traits import COLUMN, TRAITS
+from charengine.embedded.traits import COLUMN, POSES, TRAITS
 
 SIDES = ("right", "left")
 _FACES = {"robot": MACHINE, "skeleton": SKULL, "alien": ALIEN, "catfolk": CAT, "orc": FIERCE, "goblin": FIERCE}
@@ -48,7 +48,32 @@ def build_figures(indices: torch.Tensor, pose: torch.Tensor) -> tuple[SolidBatch
     _add_skirts(builder, wearer, joints)
     add_head(builder, wearer, joints)
     add_items(builder, wearer, joints)
+    _add_stool(builder, joints, pose)
     return builder.build(), _face(wearer)
+
+
+def _add_stool(b: SolidBuilder, j: Joints, pose: torch.Tensor) -> None:
+    seat = j.hip - b.point(0, 0.115, 0) - j.forward * 0.02
+    ground = seat * b.point(1, 0, 1)
+    wood = {"group": G_SKIRT + 60, "when": pose == POSES.index("sitting")}
+    b.cone(
+        "stool_seat",
+        seat - b.point(0, 0.03, 0),
+        seat,
+        j.size["hip"] * 1.15,
+        j.size["hip"] * 1.15,
+        colour=(0.62, 0.42, 0.22),
+        **wood,
+    )
+    b.cone(
+        "stool_leg",
+        ground,
+        seat - b.point(0, 0.03, 0),
+        j.size["hip"] * 0.9,
+        j.size["hip"] * 0.8,
+        colour=(0.45, 0.29, 0.15),
+        **wood,
+    )
 
 
 def _face(wearer: Wearer) -> dict[str, torch.Tensor]:
@@ -81,7 +106,7 @@ def _add_torso(b: SolidBuilder, w: Wearer, j: Joints) -> None:
     b.cone("torso", waist - up * 0.02, upper, waist_radius, chest_radius, 0.68, j.forward, **cloth)
     yoke = basis(j)
     b.ellipsoid("yoke", upper, torch.stack([chest_radius, b.number(0.085), chest_radius * 0.68], -1), yoke, **cloth)
-    lower = {**cloth, "paint": torch.where(w.has("top", "coat"), look.PLAIN, paint)}
+    lower = {**cloth, "paint": torch.where(w.has("top", "coat", "armour"), look.PLAIN, paint)}
     b.cone("belly", hip - up * 0.03, waist, hips, waist_radius * 1.02, 0.74, j.forward, **lower)
     one_piece = w.has("top", "robe", "dress")
     below = torch.where(one_piece[:, None], w.top, w.bottom)
@@ -190,7 +215,7 @@ def _add_leg(b: SolidBuilder, w: Wearer, j: Joints, i: int, side: str) -> None:
     b.ellipsoid(f"{side}_knee", knee, (leg * 1.0)[:, None].expand(-1, 3), colour=cloth, group=G_LEG)
     b.cone(f"{side}_shin", knee, ankle, leg, leg * 0.86, colour=cloth, group=G_LEG)
     short = thigh + (knee - thigh) * 0.74
-    b.cone(f"{side}_shorts", thigh, short, torch.maximum(limb * 1.4 + 0.02, j.size["hip"] * 0.5), limb * 1.3 + 0.03, colour=w.bottom,
+    b.cone(f"{side}_shorts", thigh, short, torch.maximum(limb * 1.35 + 0.012, j.size["hip"] * 0.46), limb * 1.3 + 0.03, colour=w.bottom,
            group=G_LEG + 30, when=w.has("bottom", "shorts"))  # fmt: skip
     shoe, boot = ~w.has("footwear", "barefoot"), w.has("footwear", "boots")
     bare = torch.where(shoe[:, None], w.shoes, w.skin)
@@ -226,11 +251,11 @@ def _add_skirts(b: SolidBuilder, w: Wearer, j: Joints) -> None:
     start = hip + j.up * 0.05
     flare = size["hip"]
     skirt, dress, robe = w.has("bottom", "skirt"), w.has("top", "dress"), w.has("top", "robe")
-    coat, tunic = w.has("top", "coat"), w.has("top", "tunic", "armour")
+    coat, tunic = w.has("top", "coat"), w.has("top", "tunic")
     top_cloth = {"colour": w.top, "pattern": w.pattern, "group": G_SKIRT}
     b.cone("skirt", start, hip + down * thigh_length * 0.80, flare * 0.98, flare * 1.32 + 0.03 + spread, 0.82, colour=w.bottom,
            group=G_SKIRT + 30, when=skirt)  # fmt: skip
-    b.cone("hem", start, hip + down * thigh_length * 0.66, flare * 1.02, flare * 1.22 + 0.02 + spread, 0.84, when=coat,
+    b.cone("hem", start, hip + down * thigh_length * 0.66, flare * 1.02, flare * 1.36 + 0.045 + spread, 0.84, when=coat,
            **{**top_cloth, "paint": torch.full_like(w.pattern, look.OPENING)})  # fmt: skip
     b.cone(
         "hem",
@@ -242,6 +267,9 @@ def _add_skirts(b: SolidBuilder, w: Wearer, j: Joints) -> None:
         when=tunic,
         **top_cloth,
     )
+    plates = {"colour": b.point(0.74, 0.77, 0.82), "group": G_SKIRT}
+    b.cone("hem", start, hip + down * thigh_length * 0.32, flare * 1.04, flare * 1.20 + 0.015 + spread * 0.6, 0.84,
+           when=w.has("top", "armour"), **plates)  # fmt: skip
     b.cone(
         "hem",
         start,

@@ -37,14 +37,6 @@ class _Skull:
         """Radii (n, 3) in head widths."""
         return self.width[:, None] * torch.tensor([x, y, z], device=self.radii.device)
 
-    def tilted(self, back: float) -> torch.Tensor:
-        """The head's axes tilted so that own up leans back: a cap cut at own y = 0 leaves the face free."""
-        c, s = torch.tensor(back).cos(), torch.tensor(back).sin()
-        turn = torch.stack(
-            [torch.stack([c * 0 + 1, c * 0, c * 0]), torch.stack([c * 0, c, s]), torch.stack([c * 0, -s, c])]
-        )
-        return self.axes @ turn.to(self.axes.device)
-
 
 def add_head(b: SolidBuilder, w: Wearer, j: Joints) -> None:
     """Everything above the neck, and the catfolk's tail."""
@@ -73,7 +65,7 @@ def _add_species_parts(b: SolidBuilder, w: Wearer, j: Joints, s: _Skull) -> None
         b.cone(
             ear,
             s.at(x * 0.85, -0.05, -0.05),
-            s.at(x * 1.75, 0.28, -0.25),
+            s.at(x * 1.50, 0.62, -0.25),
             s.width * 0.36,
             0.004,
             0.4,
@@ -90,8 +82,8 @@ def _add_species_parts(b: SolidBuilder, w: Wearer, j: Joints, s: _Skull) -> None
         b.ellipsoid(f"feeler_tip_{i}", tip, s.size(0.15, 0.15, 0.15), when=alien, colour=w.skin * 0.6, group=G_EAR)
         b.cone(
             f"tusk_{i}",
-            s.at(x * 0.30, -0.66, 0.82),
-            s.at(x * 0.36, -0.28, 1.06),
+            s.at(x * 0.28, -0.60, 0.84),
+            s.at(x * 0.33, -0.34, 1.02),
             0.026,
             0.006,
             colour=_BONE,
@@ -145,9 +137,9 @@ def _add_hair(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
     hair = {"colour": w.hair, "group": G_HAIR}
     capped = style["short"] | style["long"] | style["ponytail"] | style["bun"] | style["braids"]
     hood, covered = w.has("headgear", "hood"), w.has("headgear", "hood", "hat", "pointed hat", "helmet")
-    b.ellipsoid("hair_cap", s.at(0, 0.05, -0.04), s.radii * s.cap, s.tilted(0.78), low=-0.06, when=capped, **hair)
+    b.ellipsoid("hair_cap", s.at(0, 0.05, -0.04), s.radii * s.cap, s.axes, 0.78, low=-0.06, when=capped, **hair)
     b.ellipsoid(
-        "hair_cap", s.at(0, 0.10, -0.06), s.radii * 1.30, s.tilted(0.72), low=-0.02, when=style["curly"], **hair
+        "hair_cap", s.at(0, 0.10, -0.06), s.radii * (s.cap + 0.2), s.axes, 0.72, low=-0.02, when=style["curly"], **hair
     )
     b.ellipsoid("fringe", s.at(0.25, 0.66, 0.60), s.size(0.62, 0.26, 0.42), s.axes, when=capped & ~covered, **hair)
     for i, x in enumerate((-1.0, 1.0)):
@@ -197,7 +189,8 @@ def _add_hair(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
         "back_hair",
         s.at(0, 0.42, -0.12),
         s.radii * b.point(0.17, 1.18, 1.22),
-        s.tilted(0.6),
+        s.axes,
+        0.6,
         low=-0.05,
         when=style["mohawk"],
         **hair,
@@ -215,12 +208,12 @@ def _add_headgear(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
     b.cone("gear", brim_high, s.at(0, 2.25, -0.35), s.width * 1.06, 0.012, 1.0, when=pointed, **cloth)
     b.cone("band", brim_high, s.at(0, 0.80, -0.08), s.width * 1.12, s.width * 1.08, 1.0, when=hat, **band)
     b.cone("band", brim_high, s.at(0, 0.78, -0.09), s.width * 1.10, s.width * 1.0, 1.0, when=pointed, **band)
-    b.ellipsoid("gear", s.at(0, 0.06, -0.10), s.radii * 1.28, s.tilted(0.95), low=-0.36, when=hood, **cloth)
+    b.ellipsoid("gear", s.at(0, 0.06, -0.10), s.radii * 1.28, s.axes, 0.95, low=-0.36, when=hood, **cloth)
     b.cone(
         "brim", s.at(0, -1.45, -0.05), s.at(0, -0.70, -0.12), s.width * 1.25, s.width * 0.80, 0.85, when=hood, **cloth
     )
     b.ellipsoid(
-        "gear", s.at(0, 0.06, -0.02), s.radii * 1.19, s.tilted(0.30), low=0.12, colour=_STEEL, group=G_GEAR, when=helmet
+        "gear", s.at(0, 0.06, -0.02), s.radii * 1.19, s.axes, 0.30, low=0.12, colour=_STEEL, group=G_GEAR, when=helmet
     )
     b.cone(
         "brim",

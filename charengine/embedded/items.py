@@ -87,18 +87,6 @@ def _add_blades(
     )
     b.cone(f"{side}_item_0", hand - along * 0.14, hand + along * 0.42, 0.02, 0.02, colour=_WOOD, group=G_ITEM, when=axe)
     head = hand + along * 0.36
-    b.ellipsoid(f"{side}_item_1", head + across * 0.055, b.point(0.125, 0.10, 0.022),
-                torch.stack([along, across, outward], -1), low=-0.5, when=axe, **steel)  # fmt: skip
-    b.ellipsoid(f"{side}_item_2", head - across * 0.055, b.point(0.125, 0.10, 0.022),
-                torch.stack([along, -across, outward], -1), low=-0.5, when=axe, **steel)  # fmt: skip
-
-
-def _add_staff(b: SolidBuilder, w: Wearer, side: str, hand: torch.Tensor, outward: torch.Tensor, j: Joints) -> None:
-    when = w.has(f"{side}_item", "staff")
-    up = b.point(0, 1, 0.0)
-    foot = hand - up * (hand[:, 1:2] * 0.92).clamp(max=0.75)
-    top = hand + up * 0.62
-    b.cone(f"{side}_item_0", foot, top, 0.019, 0.022, colour=_WOOD, group=G_ITEM, when=when)
     for k, way in ((1, 1.0), (2, -1.0)):
         b.cone(f"{side}_item_{k}", head, head + across * (0.115 * way), 0.03, 0.115, 0.16, outward, when=axe, **steel)
 

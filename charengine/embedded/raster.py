@@ -48,20 +48,38 @@ def trace(solids: SolidBatch, inverse: torch.Tensor, xs: torch.Tensor, ys: torch
     shape = (xs.shape[0], ys.shape[1], xs.shape[1])
     best = xs.new_full(shape, _FAR)
     owner = torch.full(shape, -1, device=xs.device, dtype=torch.long)
-    for i in range(solids.enabled.shape[1]):
-        on = solids.enabled[:, i]
-        if on.device.type == "cpu" and not bool(on.any()):
-            continue  # on a GPU the test would cost a synchronisation
-        m, c = inverse[:, i], solids.centre[:, i]
-        x, y = xs - c[:, :1], ys - c[:, 1:2]
+    windows = _windows(solids, xs, ys)
+    for i, (rows, columns) in enumerate(windows):
+        if rows.start == rows.stop or columns.start == columns.stop:
+            continue
+        on, m, c = solids.enabled[:, i], inverse[:, i], solids.centre[:, i]
+        x, y = xs[:, columns] - c[:, :1], ys[:, rows] - c[:, 1:2]
         start = [m[:, k, 0, None] * x - m[:, k, 2, None] * c[:, 2:] for k in range(3)]
         own = [(start[k][:, None, :] + (m[:, k, 1, None] * y)[:, :, None]) for k in range(3)]
         step = [m[:, k, 2, None, None] for k in range(3)]
         near = _quadric_depth(own, step, solids.quadric[:, i], solids.clip[:, i])
         near = torch.where(on[:, None, None], near, _FAR)
-        closer = near > best
-        best, owner = torch.where(closer, near, best), torch.where(closer, i, owner)
+        closer = near > best[:, rows, columns]
+        best[:, rows, columns] = torch.where(closer, near, best[:, rows, columns])
+        owner[:, rows, columns] = torch.where(closer, i, owner[:, rows, columns])
     return Surface(best, owner)
+
+
+def _windows(solids: SolidBatch, xs: torch.Tensor, ys: torch.Tensor) -> list[tuple[slice, slice]]:
+    """Rows and columns each solid may cover: exact on a CPU; on a GPU everything, as asking would synchronise."""
+    if xs.device.type != "cpu":
+        return [(slice(0, ys.shape[1]), slice(0, xs.shape[1]))] * solids.enabled.shape[1]
+    spans = []
+    for axis, pixels in ((1, ys), (0, xs)):
+        low, high = (edge[:, :, None] for edge in solids.reach(axis))
+        touched = (pixels[:, None] >= low) & (pixels[:, None] <= high) & solids.enabled[:, :, None]
+        spans.append([_span(row) for row in touched.any(0)])
+    return list(zip(*spans, strict=True))
+
+
+def _span(touched: torch.Tensor) -> slice:
+    where = touched.nonzero()
+    return slice(int(where[0]), int(where[-1]) + 1) if len(where) else slice(0, 0)
 
 
 def _quadric_depth(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,20 +38,23 @@ class SolidBatch:
         frame, centre = turn @ self.frame, (turn @ self.centre[..., None])[..., 0]
         return SolidBatch(**{**self.__dict__, "frame": frame, "centre": centre})
 
-    def extent(self, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lowest and highest world coordinate along an axis: two tensors (n,)."""
+    def reach(self, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lowest and highest world coordinate of each solid along an axis: two tensors (n, P)."""
         along = self.frame[:, :, axis]  # how far own x, y, z reach along the axis
         k2, k1, k0 = self.quadric.unbind(-1)
-        reach = []
-        for y in (self.clip[..., 0], self.clip[..., 1], (self.clip[..., 0] + self.clip[..., 1]) / 2):
-            radius = (-(k2 * y * y + k1 * y + k0)).clamp(min=0).sqrt()
-            reach.append((along[..., 1] * y, radius * along[..., ::2].norm(dim=-1)))
-        ellipsoid = (k2 > 0) & (self.clip[..., 0] < -0.95) & (self.clip[..., 1] > 0.95)
-        whole = torch.where(ellipsoid, along.norm(dim=-1), 0.0)
-        highest = torch.stack([a + b for a, b in reach] + [whole]).amax(0) + self.centre[..., axis]
-        lowest = torch.stack([a - b for a, b in reach] + [-whole]).amin(0) + self.centre[..., axis]
-        far = torch.full_like(highest, 1e3)
-        return torch.where(self.enabled, lowest, far).amin(1), torch.where(self.enabled, highest, -far).amax(1)
+        ends = []
+        for y in self.clip.unbind(-1):
+            radius = (-(k2 * y * y + k1 * y + k0)).clamp(min=0).sqrt() * along[..., ::2].norm(dim=-1)
+            ends += [along[..., 1] * y - radius, along[..., 1] * y + radius]
+        whole = along.norm(dim=-1)
+        low = torch.where(k2 > 0, -whole, torch.stack(ends).amin(0))
+        high = torch.where(k2 > 0, whole, torch.stack(ends).amax(0))
+        return low + self.centre[..., axis], high + self.centre[..., axis]
+
+    def extent(self, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lowest and highest world coordinate of each figure along an axis: two tensors (n,)."""
+        low, high = self.reach(axis)
+        return low.where(self.enabled, 1e3).amin(1), high.where(self.enabled, -1e3).amax(1)
 
 
 class SolidBuilder:
@@ -74,13 +78,19 @@ class SolidBuilder:
         centre: torch.Tensor,
         radii: torch.Tensor,
         axes: torch.Tensor | None = None,
+        tilt: float = 0.0,
         low: float = -1.0,
         high: float = 1.0,
         **look: torch.Tensor | float,
     ) -> None:
-        """An ellipsoid (n, 3) with own axes in the columns of `axes` (n, 3, 3), cut at own y = low and high."""
+        """An ellipsoid with axes in the columns of `axes` (n, 3, 3), cut at own y = low and high.
+
+        `tilt` (radians) leans own y back: a dome cut at own y = 0 then leaves the face free.
+        """
         basis = torch.eye(3, device=self.device).expand(self.n, 3, 3) if axes is None else axes
-        self._put(slot, basis * radii[:, None, :], centre, (1.0, 0.0, -1.0), (low, high), look)
+        c, s = math.cos(tilt), math.sin(tilt)
+        lean = torch.tensor([[1.0, 0.0, 0.0], [0.0, c, s], [0.0, -s, c]], device=self.device)
+        self._put(slot, basis * radii[:, None, :] @ lean, centre, (1.0, 0.0, -1.0), (low, high), look)
 
     def cone(
         self,

@@ -61,7 +61,7 @@ def render(
     zoom = torch.as_tensor(framing, dtype=torch.float32, device=device).expand(n)
     shift = torch.zeros(n) if generator is None else torch.rand(n, generator=generator)
     shift = shift.to(device)
-    step = chunk or (128 if device.type == "cuda" else 2)
+    step = chunk or (128 if device.type == "cuda" else 1)
     images, alphas = [], []
     for i in range(0, n, step):
         part = slice(i, i + step)
