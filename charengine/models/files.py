@@ -1,0 +1,251 @@
+"""Model files read without trusting them: headers, sizes, formats, fingerprints.
+
+Only formats that cannot carry code are opened (safetensors, GGUF, ONNX); what a file holds is told from its header,
+never from its name and before any tensor is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+from charengine.errors import BadInput, MissingDependency, UnsafeFile
+
+log = logging.getLogger(__name__)
+
+UNSAFE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
+MAX_HEADER = 100 * 2**20  # bytes; what the safetensors library itself refuses above
+SAFETENSORS_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+GGUF_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor's entry in a header: element type by the file's own name, shape as torch has it, bytes on disk."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a model file says about itself; `tensors` in file order."""
+
+    path: Path
+    format: str  # safetensors | gguf
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def dtypes(self) -> dict[str, int]:
+        """Elements per element type, the most frequent first."""
+        counts: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + prod(tensor.shape)
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def refuse_unsafe(path: Path) -> None:
+    """Refuse formats that may run code when opened.
+
+    Raises:
+        UnsafeFile: says how to convert the file.
+    """
+    if path.suffix.lower() in UNSAFE_SUFFIXES:
+        raise UnsafeFile(
+            f"{path} is a pickle ({path.suffix}), which can run code when opened; only .safetensors, .gguf and .onnx are read. "
+            "Get the .safetensors release of the same model, or convert it once where nothing can be harmed: "
+            "torch.load(FILE, weights_only=True), then safetensors.torch.save_file(state_dict, 'model.safetensors')"
+        )
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors or GGUF file, checked against the file's real size.
+
+    Raises:
+        UnsafeFile: the format can carry code.
+        BadInput: not such a file, or truncated; says what was found.
+    """
+    refuse_unsafe(path)
+    if not path.is_file():
+        raise BadInput(f"model file {path} does not exist or is not a file")
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        if start[:4] == GGUF_MAGIC or path.suffix.lower() == ".gguf":
+            return _gguf_header(path, start)
+        return _safetensors_header(path, start, stream)
+
+
+def read_header_of_folder(folder: Path) -> Header:
+    """One header for all the safetensors shards of a folder, each checked.
+
+    Raises:
+        BadInput: no weights, a shard missing or damaged.
+        UnsafeFile: the folder holds only pickles.
+    """
+    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+    if index is not None:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise BadInput(f"{folder} lacks {len(missing)} of {len(names)} shards ({missing[0]}…): download it again")
+        paths = [folder / name for name in names]
+    else:
+        paths = sorted(folder.glob("*.safetensors"))[:1]
+    if not paths:
+        for pickle in sorted(path for path in folder.glob("*") if path.suffix in UNSAFE_SUFFIXES):
+            refuse_unsafe(pickle)
+        raise BadInput(f"{folder} holds no .safetensors weights")
+    headers = [read_header(path) for path in paths]
+    tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
+    return Header(folder, "safetensors", tensors, headers[0].metadata)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files a model's bytes are in: the file itself, or a folder's safetensors, sorted."""
+    return [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
+
+
+def _safetensors_header(path: Path, start: bytes, stream: IO[bytes]) -> Header:
+    size = path.stat().st_size
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= length <= MAX_HEADER:
+        raise BadInput(
+            f"{path} ({size:,} bytes) is not a safetensors file{_looks_like(start, stream)}: download it again"
+        )
+    if 8 + length > size:
+        raise BadInput(f"{path} is truncated inside its header ({size:,} bytes): download it again")
+    try:
+        entries = json.loads(stream.read(length))
+        metadata = entries.pop("__metadata__", {})
+        tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise BadInput(f"{path} has a damaged safetensors header ({error}): download it again") from error
+    if 8 + length + end != size:
+        raise BadInput(
+            f"{path} is {'truncated' if size < 8 + length + end else 'damaged'}: its header promises "
+            f"{8 + length + end:,} bytes, the file has {size:,}: download it again"
+        )
+    return Header(path, "safetensors", tensors, {str(k): str(v) for k, v in metadata.items()})
+
+
+def _tensor(name: str, entry: dict[str, Any]) -> TensorInfo:
+    shape = tuple(int(n) for n in entry["shape"])
+    nbytes = entry["data_offsets"][1] - entry["data_offsets"][0]
+    width = SAFETENSORS_BYTES.get(entry["dtype"])
+    if nbytes < 0 or (width is not None and nbytes != width * prod(shape)):
+        raise ValueError(f"tensor {name} of shape {shape} {entry['dtype']} has {nbytes} bytes")
+    return TensorInfo(entry["dtype"], shape, nbytes)
+
+
+def _looks_like(start: bytes, stream: IO[bytes]) -> str:
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return " but a pickle under another name"
+    text = (start + stream.read(200)).lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return " but a git-LFS pointer (the weights were not fetched: git lfs pull)"
+    return " but a web page" if text.startswith((b"<!doctype", b"<html")) else ""
+
+
+def gguf_reader(path: Path) -> Any:
+    """The gguf package's reader over a file.
+
+    Raises:
+        MissingDependency: the gguf package is not installed.
+        BadInput: not a GGUF file, or truncated.
+    """
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise MissingDependency(f"{path} is a GGUF file; reading it needs: pip install 'gguf>=0.10'") from error
+    try:
+        return GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise BadInput(
+            f"{path} is not a readable GGUF file ({error}); it may be truncated: download it again"
+        ) from error
+
+
+def _gguf_header(path: Path, start: bytes) -> Header:
+    if start[:4] != GGUF_MAGIC:
+        raise BadInput(f"{path} is named .gguf but does not start with 'GGUF': download it again")
+    reader = gguf_reader(path)
+    tensors = {
+        tensor.name: TensorInfo(
+            tensor.tensor_type.name, tuple(int(n) for n in reversed(tensor.shape)), int(tensor.n_bytes)
+        )
+        for tensor in reader.tensors
+    }
+    end = max((int(tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors), default=0)
+    if end > path.stat().st_size:
+        raise BadInput(f"{path} is truncated: {end:,} bytes promised, {path.stat().st_size:,} found: download it again")
+    name = reader.get_field("general.architecture")
+    architecture = bytes(name.parts[name.data[0]]).decode() if name is not None else ""
+    return Header(path, "gguf", tensors, {"general.architecture": architecture})
+
+
+# --- fingerprints ---------------------------------------------------------------------------------------------------
+
+BLOB_NAME = re.compile(r"^[0-9a-f]{64}$")  # the Hugging Face cache names big files by their SHA-256
+
+
+def fingerprint(paths: Iterable[Path], memory: Path) -> str:
+    """SHA-256 over the contents of files, each hashed once and remembered by path, size and time in `memory` (JSON).
+
+    Args:
+        paths: weight files; their order and place do not matter, their contents do.
+        memory: e.g. `<home>/fingerprints.json`; created when missing.
+    """
+    known = _read_memory(memory)
+    digests, changed = [], False
+    for path in paths:
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if key not in known:
+            known[key] = _digest(path)
+            changed = True
+        digests.append(known[key])
+    if changed:
+        _write_memory(memory, known)
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    if BLOB_NAME.match(path.resolve().name):
+        return path.resolve().name
+    log.info("fingerprinting %s (%.1f GiB), once", path, path.stat().st_size / 2**30)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_memory(memory: Path) -> dict[str, str]:
+    try:
+        known = json.loads(memory.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}  # a memory, not a record: losing it costs one hash
+    return known if isinstance(known, dict) else {}
+
+
+def _write_memory(memory: Path, known: dict[str, str]) -> None:
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = memory.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(known, indent=1, sort_keys=True))
+    temporary.replace(memory)

@@ -1,0 +1,242 @@
+"""What a model file is, told from the keys and shapes in its header; nothing is loaded.
+
+Key layouts as written by their authors: sgm (Stability), diffusers, ComfyUI, kohya, Wan; each rule names one key that
+only that model has.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from charengine.errors import BadInput
+from charengine.models.files import Header, read_header, read_header_of_folder
+
+Kind = Literal[
+    "sdxl", "sdxl-vae", "qwen-image", "qwen-image-vae", "qwen2.5-vl", "qwen-image-edit", "adapter", "clip", "dino", "other"
+]  # fmt: skip
+TITLES: dict[str, str] = {
+    "sdxl": "SDXL checkpoint",
+    "sdxl-vae": "SDXL VAE",
+    "qwen-image": "Qwen-Image-Edit transformer",
+    "qwen-image-vae": "Qwen-Image VAE",
+    "qwen2.5-vl": "Qwen2.5-VL",
+    "qwen-image-edit": "Qwen-Image-Edit pipeline folder",
+    "adapter": "LoRA",
+    "clip": "CLIP model folder",
+    "dino": "DINOv2 model folder",
+}
+ADAPTER_ENDINGS = (
+    ".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight", ".lora.down.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a",
+)  # fmt: skip
+UNET = "model.diffusion_model."
+SDXL_FIRST, SDXL_SECOND = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
+MARKER_2511 = "__index_timestep_zero__"  # ComfyUI's flag for Qwen-Image-Edit-2511, diffusers' zero_cond_t
+QUANTISED_OTHERWISE = ("nunchaku", "svdq", "nvfp4", "mxfp8", "convrot", "int4", "int8")
+
+# Families of other models: a key (with or without ComfyUI's prefix) that only they have, and what people call them.
+OTHER_MODELS = {
+    "double_blocks.0.img_attn.norm.key_norm.scale": "a FLUX transformer",
+    "double_blocks.0.img_attn.norm.key_norm.weight": "a FLUX transformer",
+    "single_transformer_blocks.0.attn.to_q.weight": "a FLUX transformer",
+    "joint_blocks.0.context_block.adaLN_modulation.1.bias": "a Stable Diffusion 3 transformer",
+    "cap_embedder.0.weight": "a Lumina or Z-Image transformer",
+    "patchify_proj.weight": "an LTX-Video transformer",
+    "double_layers.0.attn.w1q.weight": "an AuraFlow transformer",
+    "blocks.0.cross_attn.q_linear.weight": "a Sana transformer",
+    "patch_embedding.weight": "a Wan video transformer",
+    "vision_model.embeddings.class_embedding": "a CLIP vision encoder",
+    "encoder.block.0.layer.0.SelfAttention.q.weight": "a T5 text encoder",
+    "control_model.input_blocks.0.0.weight": "a ControlNet",
+}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a file is: `layout` names its key scheme, `prefix` what stands before each key, `note` what sets it apart."""
+
+    kind: Kind
+    layout: str
+    title: str
+    prefix: str = ""
+    note: str = ""
+
+
+def identify(header: Header) -> Identity:
+    """The model a header describes.
+
+    Raises:
+        BadInput: quantised in a way that is not read.
+    """
+    keys = header.tensors
+    _refuse_unread_quantisation(header)
+    if any(key.endswith(ADAPTER_ENDINGS) for key in keys):
+        return _adapter(header)
+    prefix = next((p for p in (UNET, "diffusion_model.", "transformer.") if any(k.startswith(p) for k in keys)), "")
+    if f"{prefix}transformer_blocks.0.img_mod.1.weight" in keys and f"{prefix}txt_norm.weight" in keys:
+        return _qwen_image(header, prefix)
+    if any(key.endswith("visual.blocks.0.attn.qkv.weight") for key in keys):
+        return _qwen_vl(header)
+    if "encoder.middle.0.residual.0.gamma" in keys:
+        return Identity("qwen-image-vae", "wan", "Qwen-Image VAE (original keys)")
+    if "encoder.mid_block.attentions.0.to_qkv.weight" in keys:
+        return Identity("qwen-image-vae", "diffusers", "Qwen-Image VAE")
+    return _stable_diffusion(header) or _vae(header) or _other(header, prefix)
+
+
+def identify_path(path: Path) -> Identity:
+    """What a file or a model folder is.
+
+    Raises:
+        BadInput: not a model, damaged, or truncated.
+        UnsafeFile: a pickle.
+    """
+    return _identify_folder(path) if path.is_dir() else identify(read_header(path))
+
+
+def expect(path: Path, kinds: tuple[Kind, ...], field: str) -> Identity:
+    """What `path` is, if it is one of `kinds`.
+
+    Raises:
+        BadInput: says what the file is and what the field needs.
+    """
+    identity = identify_path(path)
+    if identity.kind not in kinds:
+        wanted = " or ".join(TITLES[kind] for kind in kinds)
+        raise BadInput(f"{field}: {path} is {_with_article(identity.title)}; {field} needs {_with_article(wanted)}")
+    return identity
+
+
+def _with_article(title: str) -> str:
+    if title.split()[0] in ("a", "an", "part", "something"):
+        return title
+    return f"{'an' if title[0] in 'AEIO' or title[:2] == 'SD' else 'a'} {title}"
+
+
+def _refuse_unread_quantisation(header: Header) -> None:
+    text = " ".join([header.path.name, *(f"{k}={v}" for k, v in header.metadata.items() if "quant" in k)]).lower()
+    packed = any(key.endswith((".qweight", ".wscales", ".weight_scale_2", ".smooth_factor")) for key in header.tensors)
+    integers = "I8" in header.dtypes()
+    if packed or integers:
+        name = next((word for word in QUANTISED_OTHERWISE if word in text), "a packed integer format")
+        raise BadInput(
+            f"{header.path} is quantised as {name}, which is not read; use an fp8 (plain or scaled), GGUF or bf16 file of the same model"
+        )
+
+
+def _adapter(header: Header) -> Identity:
+    keys = list(header.tensors)
+    if any(
+        "transformer_blocks" in key and ("img_mlp" in key or "add_k_proj" in key or "img_mod" in key) for key in keys
+    ):
+        return Identity("adapter", "qwen-image", "Qwen-Image LoRA")
+    if any("double_blocks" in key or "single_transformer_blocks" in key for key in keys):
+        return Identity("adapter", "flux", "FLUX LoRA")
+    return Identity("adapter", "sdxl", "LoRA (an adapter, not a whole model)")
+
+
+def _qwen_image(header: Header, prefix: str) -> Identity:
+    layout = header.format if header.format == "gguf" else ("comfyui" if prefix else "diffusers")
+    if any("addition_t_embedding" in key for key in header.tensors):
+        return Identity("other", layout, "a Qwen-Image-Layered transformer")
+    depth = sum(
+        key.startswith(f"{prefix}transformer_blocks.") and key.endswith(".img_mod.1.weight") for key in header.tensors
+    )
+    edit_2511 = any(key.endswith(MARKER_2511) for key in header.tensors) or "2511" in header.path.name
+    note = "2511" if edit_2511 else ""
+    return Identity("qwen-image", layout, f"Qwen-Image transformer of {depth} blocks", prefix, note)
+
+
+def _qwen_vl(header: Header) -> Identity:
+    keys = header.tensors
+    if not any("layers.0.self_attn.q_proj.bias" in key for key in keys):
+        return Identity("other", "", "a vision-language model other than Qwen2.5-VL")
+    if not any(
+        "layers.0.mlp.gate_proj" in key for key in keys if "language_model" in key or key.startswith("model.layers")
+    ):
+        return Identity("other", "", "part of a vision-language model")
+    layout = "transformers" if any(key.startswith("model.language_model.") for key in keys) else "qwen"
+    note = "" if any(key.endswith("lm_head.weight") for key in keys) else "no lm_head"
+    return Identity("qwen2.5-vl", layout, "Qwen2.5-VL", note=note)
+
+
+def _stable_diffusion(header: Header) -> Identity | None:
+    keys = header.tensors
+    entry = keys.get(f"{UNET}input_blocks.0.0.weight")
+    if entry is None:
+        return None
+    if f"{UNET}label_emb.0.0.weight" not in keys:
+        old = (
+            "Stable Diffusion 2" if any(k.startswith("cond_stage_model.model.") for k in keys) else "Stable Diffusion 1"
+        )
+        return Identity("other", "sgm", f"{old}.x checkpoint")
+    if not any(key.startswith(SDXL_SECOND) for key in keys):
+        refiner = any(key.startswith("conditioner.embedders.0.model.") for key in keys)
+        return Identity("other", "sgm", "SDXL refiner" if refiner else "SDXL U-Net without its text encoders")
+    if entry.shape[1] != 4:
+        return Identity(
+            "other", "sgm", "SDXL inpainting checkpoint" if entry.shape[1] == 9 else "SDXL editing checkpoint"
+        )
+    if "v_pred" in keys:
+        return Identity("other", "sgm", "SDXL v-prediction checkpoint (only epsilon models can be trained)")
+    if not any(key.startswith("first_stage_model.") for key in keys):
+        return Identity("sdxl", "sgm", "SDXL checkpoint without a VAE", note="no vae")
+    return Identity("sdxl", "sgm", "SDXL checkpoint")
+
+
+def _vae(header: Header) -> Identity | None:
+    keys = header.tensors
+    for prefix in ("", "first_stage_model."):
+        first = keys.get(f"{prefix}decoder.conv_in.weight")
+        if first is None:
+            continue
+        layout = "sgm" if any(".down.0.block." in key for key in keys) else "diffusers"
+        if first.shape[1] != 4:
+            return Identity("other", layout, f"a VAE of {first.shape[1]} latent channels (SDXL's has 4)")
+        return Identity("sdxl-vae", layout, "SDXL or Stable Diffusion VAE", prefix)
+    return None
+
+
+def _other(header: Header, prefix: str) -> Identity:
+    for key, title in OTHER_MODELS.items():
+        if key in header.tensors or prefix + key in header.tensors:
+            return Identity("other", "", title)
+    keys = list(header.tensors)
+    return Identity("other", "", f"something not known here (first key {keys[0]!r})" if keys else "something empty")
+
+
+def _identify_folder(folder: Path) -> Identity:
+    index, config = folder / "model_index.json", folder / "config.json"
+    if index.is_file():
+        name = str(json.loads(index.read_text()).get("_class_name", ""))
+        if name.startswith("QwenImageEdit"):
+            note = "2511" if _transformer_config(folder).get("zero_cond_t") else ""
+            return Identity("qwen-image-edit", "diffusers", f"{name} folder", note=name + note)
+        if name.startswith("StableDiffusionXL"):
+            return Identity("sdxl", "diffusers", f"{name} folder")
+        return Identity("other", "diffusers", f"{_with_article(name)} folder")
+    if not config.is_file():
+        raise BadInput(f"{folder} is no model folder: it holds neither model_index.json nor config.json")
+    return _by_config(folder, json.loads(config.read_text()))
+
+
+def _transformer_config(folder: Path) -> dict[str, object]:
+    path = folder / "transformer" / "config.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _by_config(folder: Path, config: dict[str, object]) -> Identity:
+    name = str(config.get("_class_name") or config.get("model_type") or "")
+    kinds: dict[str, Kind] = {
+        "QwenImageTransformer2DModel": "qwen-image", "AutoencoderKLQwenImage": "qwen-image-vae", "AutoencoderKL": "sdxl-vae",
+        "qwen2_5_vl": "qwen2.5-vl", "clip": "clip", "dinov2": "dino", "dinov2_with_registers": "dino",
+    }  # fmt: skip
+    if name not in kinds:
+        return Identity("other", "", f"a folder of {name or 'an unnamed model'}")
+    read_header_of_folder(folder)  # refuses pickles, missing shards and truncated files now rather than minutes later
+    note = "2511" if config.get("zero_cond_t") else ""
+    return Identity(
+        kinds[name], "transformers" if "model_type" in config else "diffusers", TITLES[kinds[name]], note=note
+    )

@@ -1,0 +1,230 @@
+"""Weights that stay packed in memory (fp8, scaled fp8, GGUF) and are unpacked layer by layer as they are used.
+
+One layer class serves every packing, so a file is never converted, and streaming (`streaming.py`) sees plain bytes.
+Unpacking a 20 B-parameter model once a step costs about 5 bytes of memory traffic a parameter, little beside its matmuls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from charengine.errors import BadInput, MissingDependency
+
+FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+FP8_NAMES = {dtype: name for name, dtype in FP8.items()}
+FP8_MAX = 448.0  # largest float8_e4m3fn
+GGUF_READ = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "IQ4_NL", "IQ4_XS")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight as it lies in a file.
+
+    Args:
+        data: uint8; (out, in) for fp8, (out, bytes of a row) for GGUF.
+        packing: "F8_E4M3", "F8_E5M2", or a GGUF type such as "Q4_K".
+        shape: of the unpacked weight.
+        scale: float32 factor of fp8 weights, one value or one a row; None = 1.
+    """
+
+    data: torch.Tensor
+    packing: str
+    shape: tuple[int, ...]
+    scale: torch.Tensor | None = None
+
+    def unpack(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weight itself."""
+        weight = unpack(self.data, self.packing, torch.float32)
+        return (weight if self.scale is None else weight * self.scale).to(dtype).reshape(self.shape)
+
+
+def pack_fp8(weight: torch.Tensor) -> Packed:
+    """Round a weight to float8_e4m3fn with one scale a row (exact in bfloat16), which keeps 3-4 bits at every magnitude."""
+    rows = weight.float()
+    scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / (FP8_MAX / 1.01)
+    scale = scale.to(torch.bfloat16).float()
+    data = (rows / scale).to(torch.float8_e4m3fn).view(torch.uint8)
+    return Packed(data, "F8_E4M3", tuple(weight.shape), scale)
+
+
+def packed_fp8(weight: torch.Tensor, scale: torch.Tensor | None = None) -> Packed:
+    """A float8 tensor as it was stored, with its file's scale if it had one (scalar, one a row, or a column of them)."""
+    if scale is not None:
+        scale = scale.float().reshape(-1, 1)
+        if scale.shape[0] not in (1, weight.shape[0]):
+            raise BadInput(
+                f"fp8 weight of shape {tuple(weight.shape)} has {scale.shape[0]} scales: block-wise scales are not read"
+            )
+    return Packed(weight.view(torch.uint8), FP8_NAMES[weight.dtype], tuple(weight.shape), scale)
+
+
+def unpack(data: torch.Tensor, packing: str, dtype: torch.dtype) -> torch.Tensor:
+    """Unpack bytes to (out, in) in `dtype`, without an fp8 weight's scale."""
+    return data.view(FP8[packing]).to(dtype) if packing in FP8 else _gguf_function(packing)(data).to(dtype)
+
+
+def _gguf_function(packing: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    try:
+        import gguf
+        from diffusers.quantizers.gguf import utils
+    except ImportError as error:
+        raise MissingDependency("GGUF weights need: pip install 'gguf>=0.10'") from error
+    kind = gguf.GGMLQuantizationType[packing]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+
+    def dequantise(data: torch.Tensor) -> torch.Tensor:
+        blocks = data.reshape(-1, size)
+        values = utils.dequantize_functions[kind](blocks, block, size, dtype=torch.float32)
+        return values.reshape(*data.shape[:-1], -1)
+
+    return dequantise
+
+
+class PackedLinear(nn.Module):
+    """A frozen linear layer over a packed weight, with an optional low-rank addition (a LoRA that need not be merged)."""
+
+    packed: torch.Tensor
+    row_scale: torch.Tensor | None
+    lora_down: torch.Tensor | None
+    lora_up: torch.Tensor | None
+
+    def __init__(self, weight: Packed, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.packing, self.dtype = weight.packing, dtype
+        one = weight.scale is None or weight.scale.numel() == 1
+        self.factor = 1.0 if weight.scale is None or not one else float(weight.scale)
+        self.register_buffer("packed", weight.data)
+        self.register_buffer("row_scale", None if one or weight.scale is None else weight.scale.reshape(-1).to(dtype))
+        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+        self.register_buffer("lora_down", None)
+        self.register_buffer("lora_up", None)
+        self.lora_enabled = True
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The unpacked weight, made anew at each access; some models look at its dtype."""
+        weight = unpack(self.packed, self.packing, self.dtype) * self.factor
+        return weight if self.row_scale is None else weight * self.row_scale[:, None]
+
+    def add_low_rank(self, down: torch.Tensor, up: torch.Tensor) -> None:
+        """Add `up @ down` to the weight without touching its packed bytes."""
+        down, up = down.to(self.packed.device, self.dtype), up.to(self.packed.device, self.dtype)
+        if self.lora_down is not None and self.lora_up is not None:
+            down, up = torch.cat([self.lora_down, down]), torch.cat([self.lora_up, up], dim=1)
+        self.lora_down, self.lora_up = down, up
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x @ weight.T + bias`; a scale multiplies the product, so that it is rounded once and the weight never."""
+        y = functional.linear(x, unpack(self.packed, self.packing, x.dtype))
+        bias = x.new_zeros(1) if self.bias is None else self.bias.to(x.dtype)
+        if self.row_scale is not None:
+            y = torch.addcmul(bias, y, self.row_scale.to(x.dtype))
+        elif self.factor != 1.0 or self.bias is not None:
+            y = torch.add(bias, y, alpha=self.factor)
+        if self.lora_enabled and self.lora_down is not None and self.lora_up is not None:
+            y = y + functional.linear(functional.linear(x, self.lora_down.to(x.dtype)), self.lora_up.to(x.dtype))
+        return y
+
+
+State = dict[str, "torch.Tensor | Packed"]
+
+
+def fill(
+    module: nn.Module, state: State, dtype: torch.dtype, source: str, *, fp8: Callable[[str], bool] | None = None
+) -> nn.Module:
+    """Give a module built on the meta device its weights; packed ones stay packed where a linear layer takes them.
+
+    Args:
+        module: its parameters are replaced, not copied into.
+        state: by the module's own names.
+        dtype: of everything that is not packed.
+        source: the file, for the message.
+        fp8: names of linear layers whose unpacked weights are to be rounded to fp8; None = none.
+
+    Raises:
+        BadInput: weights missing, left over, or of another shape.
+    """
+    layers = dict(module.named_modules())
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    check_complete(expected, {name: tuple(value.shape) for name, value in state.items()}, source, type(module).__name__)
+    for name in [n for n, layer in layers.items() if isinstance(layer, nn.Linear)]:
+        weight = state[f"{name}.weight"]
+        if isinstance(weight, torch.Tensor) and fp8 is not None and fp8(name):
+            weight = pack_fp8(weight)
+        if isinstance(weight, Packed):
+            bias = state.pop(f"{name}.bias", None)
+            del state[f"{name}.weight"]
+            _replace(module, name, PackedLinear(weight, None if bias is None else plain(bias, dtype), dtype))
+    module.load_state_dict({name: plain(value, dtype) for name, value in state.items()}, strict=False, assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def plain(value: torch.Tensor | Packed, dtype: torch.dtype) -> torch.Tensor:
+    """An unpacked tensor in `dtype`; integers keep theirs."""
+    if isinstance(value, Packed):
+        return value.unpack(dtype)
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def check_complete(
+    expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]], source: str, what: str
+) -> None:
+    """Refuse a state that does not fit a module, in one line.
+
+    Raises:
+        BadInput: says how many weights are missing, left over or of another shape, and names the first.
+    """
+    missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    wrong = sorted(name for name in expected.keys() & given.keys() if expected[name] != given[name])
+    if not (missing or extra or wrong):
+        return
+    found = [f"{len(missing)} weights are missing ({missing[0]})"] if missing else []
+    found += [f"{len(extra)} are left over ({extra[0]})"] if extra else []
+    found += (
+        [f"{len(wrong)} have another shape ({wrong[0]}: {given[wrong[0]]}, not {expected[wrong[0]]})"] if wrong else []
+    )
+    raise BadInput(
+        f"{source} does not fit {what}: {'; '.join(found)}. Is it the right model, and is its configuration its own?"
+    )
+
+
+def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, layer)
+
+
+def add_adapter(module: nn.Module, adapter: dict[str, tuple[torch.Tensor, torch.Tensor]], source: str) -> None:
+    """Add a LoRA to a model: beside packed weights, merged (in float32) into plain ones.
+
+    Args:
+        module: the transformer, loaded.
+        adapter: layer name → down (r, in), up (out, r) with the strength already in.
+        source: the file, for the message.
+
+    Raises:
+        BadInput: the adapter names a layer the model lacks, or does not fit it.
+    """
+    layers: dict[str, Any] = dict(module.named_modules())
+    unknown = sorted(adapter.keys() - layers.keys())
+    if unknown:
+        raise BadInput(
+            f"{source} adapts {len(unknown)} layers this model lacks (first {unknown[0]}): it was made for another model"
+        )
+    for name, (down, up) in adapter.items():
+        layer = layers[name]
+        if (up.shape[0], down.shape[1]) != (layer.out_features, layer.in_features):
+            raise BadInput(
+                f"{source}: {name} is {(up.shape[0], down.shape[1])}, the model's is {(layer.out_features, layer.in_features)}"
+            )
+        if isinstance(layer, PackedLinear):
+            layer.add_low_rank(down, up)
+        else:
+            weight = layer.weight.data
+            weight.copy_((weight.float() + (up.float() @ down.float()).to(weight.device)).to(weight.dtype))
