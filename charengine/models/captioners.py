@@ -1,0 +1,212 @@
+"""`Captioner`: Qwen2.5-VL, asked for a fixed JSON form; and the embedded family's, trained to answer in tags."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ValidationError, field_validator
+
+from charengine.models import Description
+from charengine.models.loading import Loaded
+from charengine.models.qwen_edit import over_white
+from charengine.models.qwen_parts import QwenVLParts, load_text_encoder
+
+log = logging.getLogger(__name__)
+
+MAX_PIXELS = 1024 * 28 * 28  # of a picture shown to Qwen2.5-VL: 1,024 vision tokens
+VIEW_TAGS = {"front": "front view", "side": "side view", "back": "back view", "three-quarter": "three-quarter view"}
+
+QUESTION = """Describe the{noun} in this picture. Answer with one JSON object and nothing else:
+{{"view": "front" | "side" | "back" | "three-quarter",
+ "framing": "full body" | "cowboy shot" | "upper body" | "portrait" | "close-up",
+ "pose": "...", "expression": "... or none if no face is seen", "hair": "colour, length, style",
+ "clothing": ["one garment with its colour", ...],
+ "background": "...",
+ "asymmetric_items": [{{"item": "something worn or held on one side only", "side": "left" | "right"}}, ...]}}
+"left" and "right" are the character's own sides. Use two to five plain words a value; say only what you see."""
+REMINDER = "\nYour last answer could not be read. Write the JSON object only, with exactly these keys."
+TAG_QUESTION = "List what you see of the{noun} as short comma-separated tags, and nothing else."
+
+CHAT = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{question}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+
+
+class SideItem(BaseModel):
+    """Something on one side only; `side` is the character's own."""
+
+    item: str
+    side: Literal["left", "right"]
+
+
+class Sighting(BaseModel):
+    """What the model is asked to fill in."""
+
+    view: Literal["front", "side", "back", "three-quarter"]
+    framing: str = ""
+    pose: str = ""
+    expression: str = ""
+    hair: str = ""
+    clothing: tuple[str, ...] = ()
+    background: str = ""
+    asymmetric_items: tuple[SideItem, ...] = ()
+
+    @field_validator("view", mode="before")
+    @classmethod
+    def _view_in_one_word(cls, value: Any) -> Any:
+        return value.lower().removesuffix(" view").strip() if isinstance(value, str) else value
+
+    def description(self, raw: str) -> Description:
+        """Tags in caption order, and the facts by name."""
+        single = {name: getattr(self, name) for name in ("framing", "pose", "expression", "hair", "background")}
+        facts = {name: clean for name, value in single.items() if (clean := _clean(value))}
+        order = [VIEW_TAGS[self.view], facts.get("framing"), facts.get("pose"), facts.get("expression")]
+        order += [facts.get("hair"), *map(_clean, self.clothing)]
+        order += [_clean(f"{found.side} {found.item}") for found in self.asymmetric_items]
+        order.append(facts.get("background"))
+        return Description(tuple(dict.fromkeys(tag for tag in order if tag)), raw, {"view": self.view, **facts})
+
+
+class QwenCaptioner:
+    """`Captioner` and judge on Qwen2.5-VL, greedy, so that the same picture always gets the same answer.
+
+    Args:
+        parts: where model and processor come from; nothing is loaded before it is needed.
+        device: where inputs live.
+        fingerprint: digest of the weights, for cache keys.
+        max_pixels: larger pictures are shown smaller.
+        loaded: shared with the sheet editor so that one set of weights serves both.
+    """
+
+    def __init__(
+        self,
+        parts: QwenVLParts,
+        device: torch.device,
+        fingerprint: str,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        loaded: Loaded | None = None,
+    ) -> None:
+        self.parts, self.device, self.fingerprint = parts, device, fingerprint
+        self.max_pixels = max_pixels
+        self._loaded = loaded or Loaded()
+
+    def describe(self, image: Image.Image, hint: str = "") -> Description:
+        """Tags of one picture: a JSON answer, asked for twice if need be, else plain tags with a logged warning.
+
+        Args:
+            image: any size or mode.
+            hint: the class noun.
+        """
+        noun = f" {hint}" if hint else " character"
+        question = QUESTION.format(noun=noun)
+        for text in (question, question + REMINDER):
+            raw = self.ask(image, text, max_tokens=400)
+            sighting = read_sighting(raw)
+            if sighting is not None:
+                return sighting.description(raw)
+        log.warning("captioner answered with no readable JSON (%.200r); falling back to plain tags", raw)
+        raw = self.ask(image, TAG_QUESTION.format(noun=noun), max_tokens=120)
+        return Description(split_tags(raw), raw)
+
+    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64) -> str:
+        """The model's answer to a free question about one picture."""
+        processor = self._loaded.get("processor", self.parts.processor)
+        picture = shrink(over_white(image), self.max_pixels)
+        inputs = processor(text=[CHAT.format(question=question)], images=[picture], return_tensors="pt")
+        model = load_text_encoder(self._loaded, self.parts)
+        return generate(model, processor, dict(inputs), self.device, max_tokens)
+
+    def unload(self) -> None:
+        """Free all memory the weights take."""
+        self._loaded.free("text_encoder", "processor")
+
+
+class EmbeddedCaptioner:
+    """`Captioner` of the embedded family, whose Qwen2.5-VL was trained to answer one question in canonical tags.
+
+    Args:
+        parts: where model and processor come from; nothing is loaded before it is needed.
+        device: where inputs live.
+        fingerprint: digest of the weights, for cache keys.
+        parse: reads canonical tags as facts (`grammar.parse_tags`).
+        loaded: shared with the sheet editor so that one set of weights serves both.
+    """
+
+    def __init__(
+        self,
+        parts: QwenVLParts,
+        device: torch.device,
+        fingerprint: str,
+        *,
+        parse: Callable[[str], dict[str, str]],
+        loaded: Loaded | None = None,
+    ) -> None:
+        self.parts, self.device, self.fingerprint = parts, device, fingerprint
+        self._parse = parse
+        self._loaded = loaded or Loaded()
+
+    def describe(self, image: Image.Image, hint: str = "") -> Description:
+        """Tags of one picture; `hint` is not used, the model names the species itself."""
+        from charengine.models.processor import caption_inputs
+
+        processor = self._loaded.get("processor", self.parts.processor)
+        model = load_text_encoder(self._loaded, self.parts)
+        raw = generate(model, processor, caption_inputs(processor, [over_white(image)]), self.device, max_tokens=120)
+        return Description(split_tags(raw), raw, self._parse(raw))
+
+    def unload(self) -> None:
+        """Free all memory the weights take."""
+        self._loaded.free("text_encoder", "processor")
+
+
+@torch.no_grad()
+def generate(model: Any, processor: Any, inputs: dict[str, Any], device: torch.device, max_tokens: int) -> str:
+    """Greedy answer to prepared inputs, without the prompt and special tokens."""
+    placed = {name: value.to(device) for name, value in inputs.items()}
+    output = model.generate(
+        **placed, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens
+    )
+    answer = output[0, placed["input_ids"].shape[1] :]
+    return str(processor.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+
+
+def read_sighting(raw: str) -> Sighting | None:
+    """The first JSON object in an answer, or None if there is none of the right form."""
+    start = raw.find("{")
+    if start < 0:
+        return None
+    try:
+        value, _ = json.JSONDecoder().raw_decode(raw[start:])
+        return Sighting.model_validate(value)
+    except (json.JSONDecodeError, ValidationError):
+        return None
+
+
+def split_tags(text: str) -> tuple[str, ...]:
+    """Comma- or line-separated tags, cleaned, each once."""
+    tags = (_clean(tag) for line in text.splitlines() for tag in line.split(","))
+    return tuple(dict.fromkeys(tag for tag in tags if tag))
+
+
+def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
+    """The image with at most `max_pixels`, its shape kept; small ones are left as they are."""
+    scale = math.sqrt(max_pixels / (image.width * image.height))
+    if scale >= 1:
+        return image
+    size = max(1, int(image.width * scale)), max(1, int(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _clean(tag: str) -> str:
+    """Lower case, without quotes, brackets, bullets and full stops; empty for "none" and the like."""
+    text = " ".join(tag.lower().replace(",", " ").split()).strip(" .;:*-_\"'`{}[]")
+    return "" if text in ("none", "n/a", "unknown", "not visible", "null") else text

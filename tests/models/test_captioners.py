@@ -1,0 +1,261 @@
+"""Captioners: what is asked, how answers are read, and what a tagger's model is really fed."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import sys
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from charengine.embedded.grammar import parse_tags
+from charengine.errors import BadInput, MissingDependency
+from charengine.models.captioners import EmbeddedCaptioner, QwenCaptioner, read_sighting, shrink
+from charengine.models.loading import Loaded
+from charengine.models.qwen_edit import QwenEdit
+from charengine.models.qwen_parts import QwenEditFolder
+from charengine.models.tagger import WD14Captioner, preprocess, readable
+
+CPU = torch.device("cpu")
+ANSWER = {
+    "view": "Front view",
+    "framing": "full body",
+    "pose": "standing, arms down",
+    "expression": "none",
+    "hair": "long red hair",
+    "clothing": ["blue coat", "Brown boots."],
+    "background": "white background",
+    "asymmetric_items": [{"item": "hook", "side": "right"}],
+    "mood": "not asked for",
+}
+
+
+class ScriptedModel(torch.nn.Module):
+    """Answers in order, through the real tokenizer; records what it was asked."""
+
+    def __init__(self, tokenizer, answers: list[str]) -> None:
+        super().__init__()
+        self.tokenizer, self.answers, self.asked = tokenizer, list(answers), []
+        self.config = SimpleNamespace(image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+
+    def generate(self, input_ids, image_grid_thw, do_sample, **_kwargs):
+        assert do_sample is False
+        grid = tuple(image_grid_thw[0].tolist())
+        self.asked.append((self.tokenizer.decode(input_ids[0]).replace("<|image_pad|>", ""), grid))
+        answer = self.tokenizer(self.answers.pop(0) + "<|im_end|>", return_tensors="pt").input_ids
+        return torch.cat([input_ids, answer], dim=1)
+
+
+class ScriptedParts(QwenEditFolder):
+    def __init__(self, folder: Path, answers: list[str]) -> None:
+        super().__init__(folder, CPU, torch.float32)
+        self.model = ScriptedModel(self.processor().tokenizer, answers)
+
+    def text_encoder(self):
+        return self.model
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 84, 3), dtype=np.uint8))
+
+
+def test_a_json_answer_becomes_ordered_tags_and_facts(qwen_folder: Path, image: Image.Image):
+    parts = ScriptedParts(qwen_folder, ["```json\n" + json.dumps(ANSWER) + "\n```"])
+    found = QwenCaptioner(parts, CPU, "x").describe(image, hint="orc woman")
+    assert found.tags == (
+        "front view",
+        "full body",
+        "standing arms down",
+        "long red hair",
+        "blue coat",
+        "brown boots",
+        "right hook",
+        "white background",
+    )
+    assert found.facts["view"] == "front"
+    assert found.facts["hair"] == "long red hair"
+    assert "expression" not in found.facts
+    question, grid = parts.model.asked[0]
+    assert "Describe the orc woman in this picture" in question
+    assert "<|vision_start|><|vision_end|>" in question
+    assert grid == (1, 8, 6)
+
+
+def test_an_unreadable_answer_is_asked_again(qwen_folder: Path, image: Image.Image, caplog: pytest.LogCaptureFixture):
+    parts = ScriptedParts(qwen_folder, ["A woman in red.", json.dumps(ANSWER)])
+    found = QwenCaptioner(parts, CPU, "x").describe(image)
+    assert found.facts["view"] == "front"
+    assert "JSON object only" in parts.model.asked[1][0]
+    assert not caplog.records
+
+
+def test_two_unreadable_answers_fall_back_to_plain_tags_with_a_warning(
+    qwen_folder: Path, image: Image.Image, caplog: pytest.LogCaptureFixture
+):
+    parts = ScriptedParts(qwen_folder, ["no", '{"view": "upside down"}', "red coat, Boots., none, red coat"])
+    with caplog.at_level(logging.WARNING):
+        found = QwenCaptioner(parts, CPU, "x").describe(image)
+    assert found.tags == ("red coat", "boots")
+    assert found.facts == {}
+    assert "plain tags" in caplog.text
+
+
+@pytest.mark.parametrize("broken", ["", "{", '{"view": 3}', '["front"]', '{"framing": "full body"}'])
+def test_broken_answers_are_not_read(broken: str):
+    assert read_sighting(broken) is None
+
+
+def test_the_trained_captioner_answers_in_canonical_tags(qwen_folder: Path, image: Image.Image):
+    parts = ScriptedParts(qwen_folder, ["back view, standing, robot, red coat, right hand hook"])
+    found = EmbeddedCaptioner(parts, CPU, "x", parse=parse_tags).describe(image)
+    assert found.tags == ("back view", "standing", "robot", "red coat", "right hand hook")
+    assert found.facts["view"] == "back"
+    assert found.facts["species"] == "robot"
+    assert found.facts["right_item"] == "hook"
+
+
+def test_large_pictures_are_shown_smaller_and_keep_their_shape():
+    assert shrink(Image.new("RGB", (2000, 1000)), 200_000).size == (632, 316)
+    small = Image.new("RGB", (20, 10))
+    assert shrink(small, 200_000) is small
+
+
+def test_the_real_model_answers_the_same_picture_the_same_way(qwen_folder: Path, image: Image.Image):
+    captioner = QwenCaptioner(QwenEditFolder(qwen_folder, CPU, torch.float32), CPU, "x")
+    first = captioner.ask(image, "Which view is this?", max_tokens=8)
+    captioner.unload()
+    assert captioner.ask(image, "Which view is this?", max_tokens=8) == first
+    assert first
+
+
+def test_editor_and_captioner_share_one_set_of_weights_and_really_free_it(qwen_folder: Path, image: Image.Image):
+    models: list[weakref.ref] = []
+
+    class Watched(QwenEditFolder):
+        def text_encoder(self):
+            model = super().text_encoder()
+            models.append(weakref.ref(model))
+            return model
+
+    loaded, parts = Loaded(), Watched(qwen_folder, CPU, torch.float32)
+    captioner = QwenCaptioner(parts, CPU, "x", loaded=loaded)
+    editor = QwenEdit(
+        parts, CPU, "x", vae_area=64 * 64, condition_area=56 * 56, keep=("text_encoder",), loaded=loaded
+    )
+    captioner.ask(image, "What is it?", max_tokens=2)
+    editor.draw(Image.new("RGB", (64, 64), "white"), "an orc", seed=1, steps=1, guidance=1.0)
+    assert len(models) == 1
+    captioner.unload()
+    gc.collect()
+    assert models[0]() is None
+
+
+# --- WD14 ---
+
+
+@pytest.fixture
+def tagger_folder(tmp_path: Path) -> Path:
+    """An ONNX tagger whose four outputs are: blue of the centre, red of the centre, top-left red, mean red; all / 255."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    def constant(name: str, values: list[int]):
+        return numpy_helper.from_array(np.array(values, dtype=np.int64), name)
+
+    nodes, initial = [], [numpy_helper.from_array(np.array(255.0, dtype=np.float32), "white")]
+    for name, (row, column, channel) in {"a": (224, 224, 0), "b": (224, 224, 2), "c": (0, 0, 2)}.items():
+        initial += [constant(f"{name}0", [row, column, channel]), constant(f"{name}1", [row + 1, column + 1, channel + 1])]
+        initial.append(constant(f"{name}x", [1, 2, 3]))
+        nodes.append(helper.make_node("Slice", ["pixels", f"{name}0", f"{name}1", f"{name}x"], [f"{name}p"]))
+        nodes.append(helper.make_node("Reshape", [f"{name}p", "flat"], [f"{name}f"]))
+    initial += [constant("flat", [1, 1]), constant("m0", [2]), constant("m1", [3]), constant("mx", [3])]
+    nodes += [
+        helper.make_node("Slice", ["pixels", "m0", "m1", "mx"], ["red"]),
+        helper.make_node("ReduceMean", ["red"], ["mean"], keepdims=0),
+        helper.make_node("Reshape", ["mean", "flat"], ["mf"]),
+        helper.make_node("Concat", ["af", "bf", "cf", "mf"], ["all"], axis=1),
+        helper.make_node("Div", ["all", "white"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tagger",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 448, 448, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 4])],
+        initial,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "selected_tags.csv").write_text(
+        "tag_id,name,category,count\n1,blue_centre,0,9\n2,from_behind,0,9\n3,white_corner,4,9\n4,sensitive,9,9\n"
+    )
+    return tmp_path
+
+
+def test_the_tagger_is_fed_bgr_at_448_padded_with_white_in_the_middle(tagger_folder: Path):
+    pytest.importorskip("onnxruntime")
+    blue_bar = Image.new("RGB", (100, 50), (0, 0, 255))
+    found = WD14Captioner(tagger_folder, "x").describe(blue_bar)
+    assert found.tags == ("blue centre",)  # channel 0 is blue, and the bar is in the middle
+    assert found.facts["character"] == "white corner"  # above the bar: white padding
+    assert found.facts["rating"] == "sensitive"
+    red_bar = WD14Captioner(tagger_folder, "x").describe(Image.new("RGB", (100, 50), (255, 0, 0)))
+    assert red_bar.tags == ("from behind",)
+    assert red_bar.facts["view"] == "back"
+
+
+def test_thresholds_decide_what_is_a_tag(tagger_folder: Path):
+    pytest.importorskip("onnxruntime")
+    dim = Image.new("RGB", (64, 64), (40, 0, 120))
+    assert WD14Captioner(tagger_folder, "x").describe(dim).tags == ("blue centre",)
+    assert WD14Captioner(tagger_folder, "x", threshold=0.5).describe(dim).tags == ()
+    assert WD14Captioner(tagger_folder, "x", threshold=0.1).describe(dim).tags == ("blue centre", "from behind")
+    assert "character" not in WD14Captioner(tagger_folder, "x").describe(dim).facts
+
+
+def test_pixels_keep_their_values_and_transparency_is_white():
+    pixels = preprocess(Image.new("RGB", (448, 448), (10, 20, 30)), 448)
+    assert pixels.shape == (1, 448, 448, 3)
+    assert pixels.dtype == np.float32
+    assert pixels[0, 5, 7].tolist() == [30.0, 20.0, 10.0]
+    assert preprocess(Image.new("RGBA", (448, 448), (10, 20, 30, 0)), 448)[0, 0, 0].tolist() == [255.0, 255.0, 255.0]
+    tall = preprocess(Image.new("RGB", (224, 448), (0, 0, 0)), 448)[0]
+    assert (tall[:, :112] == 255).all()
+    assert (tall[:, 112:336] == 0).all()
+    assert (tall[:, 336:] == 255).all()
+
+
+def test_underscores_become_spaces_except_in_faces():
+    assert [readable(tag) for tag in ("long_hair", "^_^", ">_<", "o_o", "off_shoulder")] == [
+        "long hair",
+        "^_^",
+        ">_<",
+        "o_o",
+        "off shoulder",
+    ]
+
+
+def test_a_missing_file_or_package_is_named_with_what_to_do(
+    tagger_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+):
+    with pytest.raises(MissingDependency, match=r"has no model\.onnx.*selected_tags\.csv"):
+        WD14Captioner(tmp_path_factory.mktemp("empty"), "x")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependency, match="pip install onnxruntime"):
+        WD14Captioner(tagger_folder, "x").describe(Image.new("RGB", (8, 8)))
+
+
+def test_files_of_two_different_taggers_are_refused(tagger_folder: Path):
+    pytest.importorskip("onnxruntime")
+    with open(tagger_folder / "selected_tags.csv", "a") as file:
+        file.write("5,extra,0,1\n")
+    with pytest.raises(BadInput, match=r"answers 4 tags, selected_tags\.csv names 5"):
+        WD14Captioner(tagger_folder, "x").describe(Image.new("RGB", (8, 8)))
