@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 Anchor = Literal["start", "middle", "end"]
 
-# Okabe-Ito order, told apart by colour-blind eyes; "ink", "muted", "grid" and "accent" follow the page's theme in SVG.
+# Okabe-Ito order, told apart by colour-blind eyes; the others follow the page's theme in SVG.
 COLOURS = {
     "s0": "#0072b2",
     "s1": "#d55e00",
@@ -27,6 +27,7 @@ COLOURS = {
     "ink": "#22252a",
     "muted": "#6b7078",
     "grid": "#d9dce1",
+    "faint": "#b4bac4",
     "accent": "#b3261e",
     "paper": "#ffffff",
 }

@@ -193,7 +193,7 @@ def _draw_band(frame: Frame, bottom: float, top: float, label: str, place: int) 
 
 def _draw_legend(canvas: Canvas, lines: Sequence[Series], start: float) -> None:
     x = start + 16
-    for line in lines:
+    for line in (line for line in lines if line.label):
         canvas.line([(x, 10), (x + 18, 10)], line.colour, max(line.width, 2), line.dashed)
         canvas.text((x + 24, 14), line.label)
         x += 40 + 6.8 * len(line.label)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,7 +155,9 @@ def _draw_base(session: Session) -> tuple[Cell, Scale]:
     scores = score_cell(images, session.prompts, noun, session.references)
     chance = chance_adherence(images, session.prompts, noun, session.references.embedder)
     scale = Scale(base=scores, ceiling=session.references.ceiling(), chance=chance)
-    return _finish_cell(session, scale, scores, images, None, 0.0), scale
+    cell = _finish_cell(session, scale, scores, images, None, 0.0)
+    detail = {**cell.metrics.detail, "ceiling": scale.ceiling, "chance": scale.chance}
+    return replace(cell, metrics=cell.metrics.model_copy(update={"detail": detail})), scale
 
 
 def _draw_cells(session: Session, scale: Scale, should_stop: Callable[[], bool]) -> list[Cell]:

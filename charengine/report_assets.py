@@ -1,0 +1,75 @@
+"""The report's look: one style sheet, light, dark and on paper."""
+
+from __future__ import annotations
+
+CSS = """
+:root{--paper:#faf9f7;--card:#ffffff;--ink:#23262b;--muted:#686d76;--grid:#e3e1dc;--faint:#b9bdc6;--accent:#b3361f;--soft:#f2efe9;
+--good:#3b7d4f;--warn:#9a6700;--s0:#0072b2;--s1:#d55e00;--s2:#009e73;--s3:#b8548c;--s4:#9a7b00;--s5:#3f9bd1}
+@media (prefers-color-scheme:dark){:root{--paper:#16181b;--card:#1e2125;--ink:#e6e4df;--muted:#9a9fa8;--grid:#34383e;--faint:#565c66;
+--accent:#ff8a70;--soft:#262a2f;--good:#7fc796;--warn:#e3b341;--s0:#58a6e8;--s1:#f28e52;--s2:#4cc9a0;--s3:#e08bbd;
+--s4:#d6b84a;--s5:#8ccbf2}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,
+"Helvetica Neue",Arial,sans-serif;-webkit-font-smoothing:antialiased}
+main{max-width:1080px;margin:0 auto;padding:56px 28px 96px}
+h1{font:600 44px/1.1 ui-serif,Georgia,"Times New Roman",serif;letter-spacing:-.01em;margin:0 0 12px}
+h2{font:600 25px/1.25 ui-serif,Georgia,"Times New Roman",serif;margin:0 0 6px}
+h3{font-size:15px;margin:26px 0 8px}
+p{margin:0 0 14px;max-width:70ch}
+section{margin-top:56px}
+.eyebrow{color:var(--muted);font-size:13px;letter-spacing:.08em;text-transform:uppercase;margin-bottom:10px}
+.prompt{font:italic 19px/1.5 ui-serif,Georgia,serif;color:var(--muted);max-width:62ch}
+.lead{color:var(--muted)}
+.facts{display:flex;flex-wrap:wrap;gap:6px 28px;margin:18px 0 0;padding:0;list-style:none;font-size:14px}
+.facts b{display:block;font-weight:400;color:var(--muted);font-size:12px}
+.card{background:var(--card);border:1px solid var(--grid);border-radius:12px;padding:26px}
+.pick{margin-top:34px;display:grid;grid-template-columns:minmax(0,5fr) minmax(0,4fr);gap:34px;align-items:center}
+.pick h2{font-size:29px}
+.pick ul,.notes{padding-left:1.1em;margin:8px 0 0}
+.pick li,.notes li{margin:5px 0}
+.numbers{display:grid;grid-template-columns:repeat(auto-fit,minmax(120px,1fr));gap:16px;margin-top:20px}
+.number b{display:block;font:600 26px/1.2 ui-serif,Georgia,serif}
+.number span{font-size:12.5px;color:var(--muted);line-height:1.35;display:block}
+.bar{height:5px;border-radius:3px;background:var(--grid);margin:7px 0 5px;overflow:hidden}
+.bar i{display:block;height:100%;background:var(--s0)}
+.warn{border-left:3px solid var(--warn);padding:12px 18px;background:var(--soft);border-radius:0 8px 8px 0;margin-top:26px}
+.warn p{margin:0 0 4px;font-weight:600}
+img{max-width:100%;height:auto;border-radius:6px;display:block}
+figure{margin:0}
+figcaption{font-size:13.5px;color:var(--muted);margin-top:8px}
+.mosaic{display:grid;grid-template-columns:repeat(2,1fr);gap:8px}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:24px;margin-top:18px}
+.views{display:grid;grid-template-columns:repeat(3,1fr);gap:24px;margin-top:26px}
+.views img,.mosaic img,.pair img{width:100%;border:1px solid var(--grid)}
+.views img{height:400px;object-fit:contain;background:#fff;padding:10px}
+.caption{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;margin:10px 0 6px}
+.pruned{font-size:13px;color:var(--muted)}
+.pruned s{text-decoration-color:var(--accent)}
+svg{width:100%;height:auto;display:block;font-family:inherit}
+.charts{display:grid;grid-template-columns:1fr 1fr;gap:28px;margin-top:18px}
+.wide{overflow-x:auto;margin-top:18px}
+.wide img{max-width:none}
+table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
+th{font-weight:500;color:var(--muted);text-align:right;padding:7px 10px;border-bottom:1px solid var(--grid);font-size:12.5px;
+vertical-align:bottom}
+td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--grid);white-space:nowrap}
+th:first-child,td:first-child{text-align:left}
+tr.picked td{background:var(--soft);font-weight:600}
+tr.picked td:first-child{box-shadow:inset 3px 0 var(--accent)}
+td.low{color:var(--accent)}
+pre,code{font:13px/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+pre{background:var(--soft);border-radius:8px;padding:14px 16px;overflow-x:auto;margin:8px 0 0;white-space:pre-wrap;
+overflow-wrap:anywhere}
+code{background:var(--soft);border-radius:4px;padding:1px 5px}
+pre code{padding:0;background:none}
+.uses{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:24px}
+.uses h3{margin-top:14px}
+details{margin-top:16px}
+summary{cursor:pointer;color:var(--muted)}
+footer{margin-top:72px;color:var(--muted);font-size:13px;border-top:1px solid var(--grid);padding-top:18px}
+@media (max-width:760px){.pick,.pair,.views,.charts,.uses{grid-template-columns:minmax(0,1fr)}h1{font-size:34px}
+main{padding:32px 18px 64px}}
+@media print{:root{--paper:#fff;--card:#fff;--soft:#f5f5f5;--ink:#111;--muted:#555;--grid:#ddd}main{max-width:none;
+padding:0}section{margin-top:32px}figure,.card,tr{break-inside:avoid}.wide{overflow:visible}.wide img{max-width:100%}
+body{font-size:12px}}
+"""

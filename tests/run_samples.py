@@ -1,0 +1,204 @@
+"""A made-up run with small drawn pictures, for tests of the report and of comparisons."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Callable
+
+from PIL import Image, ImageDraw
+
+from charengine.config import SweepSettings
+from charengine.evaluation.canvas import PilCanvas
+from charengine.evaluation.plots import contact_sheet, trade_off
+from charengine.records import (
+    VIEWS,
+    AdapterRecord,
+    CaptionRecord,
+    CellMetrics,
+    CheckpointRecord,
+    DatasetRecord,
+    LossPoint,
+    PickRecord,
+    Ref,
+    RunRecord,
+    SheetRecord,
+    StageFact,
+    SweepRecord,
+    ViewRecord,
+    ViewsRecord,
+)
+from charengine.store import Store
+
+WHITE = (255, 255, 255)
+PROMPTS = ("{subject}, front view, plain white background", "{subject}, running, desert", "{subject}, waving, city")
+STRENGTHS = (0.4, 0.6, 0.8, 1.0)
+STEPS = (100, 200, 300)
+
+
+def doll(size: tuple[int, int] = (96, 192), coat: tuple[int, int, int] = (40, 90, 180), ground=WHITE) -> Image.Image:
+    """A head, a coat and two legs on a plain ground."""
+    image = Image.new("RGB", size, ground)
+    draw, (w, h) = ImageDraw.Draw(image), size
+    draw.ellipse((w * 0.38, h * 0.06, w * 0.62, h * 0.2), fill=(120, 150, 80))
+    draw.rectangle((w * 0.3, h * 0.2, w * 0.7, h * 0.62), fill=coat)
+    draw.rectangle((w * 0.34, h * 0.62, w * 0.47, h * 0.94), fill=(60, 40, 30))
+    draw.rectangle((w * 0.53, h * 0.62, w * 0.66, h * 0.94), fill=(60, 40, 30))
+    return image
+
+
+def doll_mask(size: tuple[int, int] = (96, 192)) -> Image.Image:
+    """Where `doll` is not ground."""
+    return doll(size).convert("L").point([255 * (level < 250) for level in range(256)])
+
+
+def png(image: Image.Image) -> bytes:
+    """Encoded without loss."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def sample_dataset(store: Store, trigger: str = "zorgax", class_noun: str = "orc") -> DatasetRecord:
+    """Three views in three coats and their captions."""
+    coats = ((40, 90, 180), (40, 80, 160), (30, 70, 150))
+    views = tuple(
+        ViewRecord(
+            view=view,
+            image=store.put(png(doll(coat=coat)), f"{view}.png"),
+            alpha=store.put(png(doll_mask()), f"{view}-alpha.png"),
+            width=96,
+            height=192,
+            source_box=(index * 100, 0, index * 100 + 96, 192),
+        )
+        for index, (view, coat) in enumerate(zip(VIEWS, coats, strict=True))
+    )
+    overlay = store.put(png(doll((300, 192))), "overlay.png")
+    captions = tuple(
+        CaptionRecord(
+            view=view, text=f"{trigger}, {class_noun}, {view} view, full body", pruned=("blue coat", "green skin")
+        )
+        for view in VIEWS
+    )
+    digest = hashlib.sha256(f"{trigger} {class_noun}".encode()).hexdigest()
+    found = ViewsRecord(views=views, background=WHITE, overlay=overlay, warnings=("the side figure touches the edge",))
+    return DatasetRecord(trigger=trigger, class_noun=class_noun, views=found, captions=captions, digest=digest)
+
+
+def sample_cell(step: int, strength: float) -> CellMetrics:
+    """Identity grows with strength and steps; adherence is lost, faster for later checkpoints."""
+    push = strength * (0.6 + 0.5 * step / 300)
+    gain = 1 - math.exp(-2.2 * push)
+    kept = 1 - 0.22 * push**2.4
+    score = 2 * gain * (2 * kept - 1) / max(gain + 2 * kept - 1, 1e-6)
+    detail = {"gain": gain, "kept": kept, "signal": 2 * kept - 1, "diversity_kept": 1 - 0.4 * push**2}
+    extra = {"background_leak": 0.3 * push**3, "score_low": score - 0.05, "score_high": score + 0.04}
+    return CellMetrics(
+        checkpoint_step=step,
+        strength=strength,
+        identity=0.42 + 0.38 * gain,
+        adherence=0.31 * kept,
+        diversity=0.2 * detail["diversity_kept"],
+        copying=0.2 + 0.4 * push,
+        score=score,
+        images=len(PROMPTS) * 2,
+        detail=detail | extra if strength else detail | {"ceiling": 0.8, "chance": 0.16},
+    )
+
+
+def sample_run(
+    store: Store, name: str = "Zorga", drawn: Callable[[int, float, int, int], Image.Image] | None = None
+) -> RunRecord:
+    """A finished run; `drawn(step, strength, prompt, seed)` may replace the sweep's pictures."""
+    dataset = sample_dataset(store)
+    pictures = drawn or (
+        lambda step, strength, prompt, seed: doll((64, 64), coat=(40 + 40 * prompt, 90, int(180 * strength)))
+    )
+    sheet = SheetRecord(
+        image=dataset.views.overlay, width=300, height=192, prompt="three views of <an orc>", source="drawn", seed=42
+    )
+    sweep = _sample_sweep(store, pictures)
+    adapters = [CheckpointRecord(step=step, adapter=sweep.adapter, loss=0.2 - step / 2500) for step in STEPS]
+    thirds = {"low": 0.03, "mid": 0.1, "high": 0.3}
+    points = tuple(
+        LossPoint(
+            step=step,
+            loss=0.12 * math.exp(-step / 200),
+            by_view={view: (0.1 + 0.02 * i) * math.exp(-step / 200) for i, view in enumerate(VIEWS)},
+            by_third={third: level * math.exp(-step / 250) for third, level in thirds.items()},
+        )
+        for step in range(50, 301, 50)
+    )
+    rows = [
+        f"{s},{0.19 * math.exp(-s / 160) + 0.03 + 0.02 * math.sin(s * 7):.5f},{0.19 * math.exp(-s / 160) + 0.03:.5f},0.001"
+        for s in range(1, 301)
+    ]
+    training = AdapterRecord(
+        checkpoints=tuple(adapters),
+        steps=300,
+        trigger="zorgax",
+        class_noun="orc",
+        dataset_digest=dataset.digest,
+        curve=store.put(("step,loss,smoothed,learning_rate\n" + "\n".join(rows)).encode(), "loss.csv"),
+        validation=points,
+        base_validation=LossPoint(step=0, loss=0.13, by_view=dict.fromkeys(VIEWS, 0.12), by_third=thirds),
+        facts={"step_ms": 210.0, "peak_gib": 1.4},
+    )
+    seconds = {"sheet": 31.0, "crop": 0.4, "caption": 6.1, "train": 92.0, "sweep": 75.5, "report": 0.8}
+    return RunRecord(
+        name=name,
+        prompt="an orc in a blue coat & <b>boots</b>",
+        trigger="zorgax",
+        class_noun="orc",
+        seed=42,
+        profile="embedded",
+        config={"models": {"family": "embedded"}, "train": {"steps": 300}, "sweep": {"adherence_floor": 0.9}},
+        sheet=sheet,
+        views=dataset.views,
+        dataset=dataset,
+        training=training,
+        sweep=sweep,
+        stages=tuple(
+            StageFact(stage=k, key="0" * 64, cached=k == "sheet", seconds=s, peak_rss_gib=2.1)
+            for k, s in seconds.items()
+        ),
+        mlflow_run_id="abc123",
+        warnings=("the word 'cutlass' is unknown to the embedded family",),
+    )
+
+
+def _sample_sweep(store: Store, drawn: Callable[[int, float, int, int], Image.Image]) -> SweepRecord:
+    cells = [sample_cell(0, 0.0), *(sample_cell(step, strength) for step in STEPS for strength in STRENGTHS)]
+    passing = [cell for cell in cells if cell.strength and cell.detail["kept"] >= 0.9]
+    picked = max(passing, key=lambda cell: cell.score)
+    images: dict[str, Ref] = {}
+    columns = []
+    for cell in cells:
+        row = {
+            (p, s): drawn(cell.checkpoint_step, cell.strength, p, 42 + s) for p in range(len(PROMPTS)) for s in (0, 1)
+        }
+        columns.append((f"step {cell.checkpoint_step}\n{cell.strength:g}", row))
+        for (p, s), image in row.items():
+            images[f"{cell.checkpoint_step}/{cell.strength:g}/{p}/{42 + s}"] = store.put(png(image), "cell.png")
+    grid = contact_sheet(columns, PROMPTS, 2, cells.index(picked))
+    canvas = PilCanvas(640, 420)
+    trade_off(canvas, cells, picked, SweepSettings().adherence_floor)
+    return SweepRecord(
+        cells=tuple(cells),
+        prompts=PROMPTS,
+        seeds=(42, 43),
+        contact_sheet=store.put(png(grid), "contact-sheet.png"),
+        plot=store.put(png(canvas.image), "trade-off.png"),
+        images=images,
+        pick=PickRecord(
+            checkpoint_step=picked.checkpoint_step,
+            strength=picked.strength,
+            reasons=("strength 0.6 of step 300: identity 0.77 of the way", "strength 1 of step 300: adherence 71%"),
+            metrics=picked,
+            baseline=cells[0],
+            overbaked=cells[-1],
+        ),
+        adapter=store.put(b"adapter", "zorgax.safetensors"),
+        recommended_adapter=store.put(b"recommended", "zorgax-recommended.safetensors"),
+    )
