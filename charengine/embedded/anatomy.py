@@ -33,7 +33,7 @@ _SPECIES = {
     "girl": (0.195, 0.215, 0.38, 0.50, 0.37, 0.125, 0.120, 0.105, 0.045),
     "robot": (0.175, 0.180, 0.54, 0.74, 0.54, 0.185, 0.130, 0.130, 0.055),
     "elf": (0.170, 0.205, 0.52, 0.86, 0.53, 0.155, 0.125, 0.105, 0.046),
-    "orc": (0.205, 0.205, 0.58, 0.70, 0.60, 0.215, 0.160, 0.165, 0.078),
+    "orc": (0.205, 0.205, 0.58, 0.74, 0.60, 0.200, 0.155, 0.155, 0.068),
     "goblin": (0.205, 0.205, 0.40, 0.50, 0.45, 0.135, 0.120, 0.120, 0.045),
     "skeleton": (0.180, 0.205, 0.50, 0.80, 0.53, 0.165, 0.115, 0.100, 0.032),
     "alien": (0.215, 0.265, 0.44, 0.68, 0.52, 0.125, 0.105, 0.085, 0.036),
@@ -44,7 +44,7 @@ _COLUMNS = ("head_width", "head_height", "torso", "leg", "arm", "shoulder", "hip
 _BUILD = {
     "average": (1.0, 1.0, 1.0, 1.0),
     "slim": (0.80, 1.02, 1.0, 0.70),
-    "stocky": (1.30, 0.84, 0.97, 1.35),
+    "stocky": (1.28, 0.86, 0.97, 1.28),
     "tall": (0.94, 1.30, 1.12, 0.95),
 }
 
@@ -111,7 +111,7 @@ def body_sizes(indices: torch.Tensor) -> dict[str, torch.Tensor]:
     wide, leg, torso, limb = build.unbind(1)
     for name in ("hip", "waist"):
         size[name] = size[name] * wide
-    size["shoulder"] = size["shoulder"] * (0.45 + 0.55 * wide)
+    size["shoulder"] = size["shoulder"] * (0.6 + 0.4 * wide)
     size["leg"], size["torso"], size["limb"] = size["leg"] * leg, size["torso"] * torso, size["limb"] * limb
     size["arm"] = size["arm"] * (0.5 + 0.5 * torso)
     return size

@@ -73,7 +73,7 @@ def _add_species_parts(b: SolidBuilder, w: Wearer, j: Joints, s: _Skull) -> None
             **skin,
         )
         b.cone(
-            ear, s.at(x * 0.55, 0.62, -0.05), s.at(x * 0.82, 1.55, -0.1), s.width * 0.42, 0.004, 0.45, when=cat, **skin
+            ear, s.at(x * 0.55, 0.62, -0.05), s.at(x * 0.84, 1.65, -0.05), s.width * 0.42, 0.004, 0.45, when=cat, **skin
         )
         b.cone(ear, s.at(x * 0.9, 0.0, 0.0), s.at(x * 1.2, 0.0, 0.0), s.width * 0.3, s.width * 0.26, 1.0, when=robot,
                colour=w.skin * 0.55, group=G_EAR)  # fmt: skip

@@ -25,7 +25,7 @@ def add_items(b: SolidBuilder, w: Wearer, j: Joints) -> None:
         ahead = normalize(torch.stack([arm[:, 0] * 0, arm[:, 2], -arm[:, 1]], -1) + b.point(0, 0, 1e-3), dim=-1)
         outward = b.point(sign, 0, 0)
         _add_hook(b, w, side, hand, arm, ahead)
-        _add_blades(b, w, side, hand, normalize(arm * 0.93 + ahead * 0.36 + outward * 0.04, dim=-1), outward)
+        _add_blades(b, w, side, hand, normalize(arm * 0.97 + ahead * 0.12 + outward * 0.03, dim=-1), outward)
         _add_staff(b, w, side, hand, outward, j)
         _add_lantern(b, w, side, hand)
         _add_shield(b, w, side, (hand + j.elbows[i] * 0.35) / 1.35, outward)
@@ -61,6 +61,9 @@ def _add_blades(
     item = f"{side}_item"
     sword, axe = w.has(item, "sword"), w.has(item, "axe")
     across = normalize(torch.linalg.cross(outward, along), dim=-1)
+    # An axe is turned a little outward, so that its blades show from the front as well as from the side.
+    turned = normalize(outward * 0.72 + b.point(0, 0, 0.69), dim=-1)
+    blade = normalize(torch.linalg.cross(turned, along), dim=-1)
     steel = {"colour": _STEEL, "group": G_ITEM + 1}
     b.cone(
         f"{side}_item_0",
@@ -88,7 +91,7 @@ def _add_blades(
     b.cone(f"{side}_item_0", hand - along * 0.14, hand + along * 0.42, 0.02, 0.02, colour=_WOOD, group=G_ITEM, when=axe)
     head = hand + along * 0.36
     for k, way in ((1, 1.0), (2, -1.0)):
-        b.cone(f"{side}_item_{k}", head, head + across * (0.115 * way), 0.03, 0.115, 0.16, outward, when=axe, **steel)
+        b.cone(f"{side}_item_{k}", head, head + blade * (0.115 * way), 0.03, 0.105, 0.16, turned, when=axe, **steel)
 
 
 def _add_staff(b: SolidBuilder, w: Wearer, side: str, hand: torch.Tensor, outward: torch.Tensor, j: Joints) -> None:

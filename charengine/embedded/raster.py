@@ -66,20 +66,16 @@ def trace(solids: SolidBatch, inverse: torch.Tensor, xs: torch.Tensor, ys: torch
 
 
 def _windows(solids: SolidBatch, xs: torch.Tensor, ys: torch.Tensor) -> list[tuple[slice, slice]]:
-    """Rows and columns each solid may cover: exact on a CPU; on a GPU everything, as asking would synchronise."""
-    if xs.device.type != "cpu":
-        return [(slice(0, ys.shape[1]), slice(0, xs.shape[1]))] * solids.enabled.shape[1]
+    """Rows and columns each solid covers in any picture of the batch; read back in one transfer."""
     spans = []
     for axis, pixels in ((1, ys), (0, xs)):
         low, high = (edge[:, :, None] for edge in solids.reach(axis))
-        touched = (pixels[:, None] >= low) & (pixels[:, None] <= high) & solids.enabled[:, :, None]
-        spans.append([_span(row) for row in touched.any(0)])
-    return list(zip(*spans, strict=True))
-
-
-def _span(touched: torch.Tensor) -> slice:
-    where = touched.nonzero()
-    return slice(int(where[0]), int(where[-1]) + 1) if len(where) else slice(0, 0)
+        touched = ((pixels[:, None] >= low) & (pixels[:, None] <= high) & solids.enabled[:, :, None]).any(0)
+        place = torch.arange(touched.shape[1], device=xs.device)
+        start = place.where(touched, touched.shape[1]).amin(1)
+        stop = (place + 1).where(touched, 0).amax(1)
+        spans.append(torch.stack([torch.minimum(start, stop), stop], 1))
+    return [(slice(*rows), slice(*columns)) for rows, columns in torch.stack(spans, 1).tolist()]
 
 
 def _quadric_depth(
@@ -118,12 +114,12 @@ def shade(
 ) -> torch.Tensor:
     """Colour (n, 3, h, w) of every pixel's solid in three bands of light."""
     n, h, w = surface.solid.shape
-    index = surface.solid.clamp(min=0).reshape(n, -1, 1)
+    index = surface.solid.clamp(min=0).reshape(n, 1, -1)
 
     def of(values: torch.Tensor) -> list[torch.Tensor]:
-        flat = values.reshape(n, values.shape[1], -1).float()
-        picked = flat.gather(1, index.expand(-1, -1, flat.shape[-1]))
-        return [v.reshape(n, h, w) for v in picked.unbind(-1)]
+        flat = values.reshape(n, values.shape[1], -1).float().transpose(1, 2)
+        picked = flat.gather(2, index.expand(-1, flat.shape[1], -1))
+        return [v.reshape(n, h, w) for v in picked.unbind(1)]
 
     c, m = of(solids.centre), of(inverse)
     at = (xs[:, None, :] - c[0], ys[:, :, None] - c[1], surface.depth - c[2])
