@@ -1,0 +1,265 @@
+"""What training reads, encoded once and resident on the device: latents, text, size conditioning, masks, by bucket.
+
+A bucket holds the samples of one image size. Every choice made while training (which variant, which posterior sample,
+dropped caption) is made on the device from what is kept here.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from charengine.config import TrainSettings
+from charengine.errors import BadInput
+from charengine.models import Diffusion, LatentPosterior
+from charengine.records import DatasetRecord, ViewRecord
+from charengine.store import Store
+
+log = logging.getLogger(__name__)
+
+BACKGROUNDS = 4  # colours a view is composited on, when random backgrounds are asked for
+IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Samples of one size; n samples, v variants (backgrounds × flips; the first is the picture as it is).
+
+    Args:
+        names: view names, or file names of regularisation images.
+        mean, std: (n, v, 4, h, w) scaled VAE posterior, float32.
+        mask: (n, v, 1, h, w) loss weight of each latent pixel, mean 1.
+        embeds, pooled: (n, tokens, d) and (n, p) of the captions.
+        time_ids: (n, 6) original height and width, crop top and left, target height and width, pixels.
+        weight: (n,) of a sample in the loss.
+        flips, backgrounds: how many of each the variants hold, variant = background · flips + flip.
+        regularisation: these are class images, not the character.
+    """
+
+    names: tuple[str, ...]
+    width: int
+    height: int
+    mean: Tensor
+    std: Tensor
+    mask: Tensor
+    embeds: Tensor
+    pooled: Tensor
+    time_ids: Tensor
+    weight: Tensor
+    flips: int = 1
+    backgrounds: int = 1
+    regularisation: bool = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def to(self, device: torch.device) -> Bucket:
+        """The same bucket on another device."""
+        moved = {
+            f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All buckets, and the conditioning of an empty caption."""
+
+    buckets: tuple[Bucket, ...]
+    empty_embeds: Tensor
+    empty_pooled: Tensor
+    captions: dict[str, str]
+    flipped: bool
+
+    @property
+    def views(self) -> tuple[Bucket, ...]:
+        """The buckets of the character's own views."""
+        return tuple(bucket for bucket in self.buckets if not bucket.regularisation)
+
+
+def encode_dataset(dataset: DatasetRecord, settings: TrainSettings, diffusion: Diffusion, store: Store) -> TrainingData:
+    """Encode views, captions and regularisation images; the text encoders and the VAE are unloaded afterwards.
+
+    Raises:
+        BadInput: a view has no caption, sizes are not multiples of 8, or the regularisation folder cannot be used.
+    """
+    captions = {caption.view: caption.text for caption in dataset.captions}
+    missing = [view.view for view in dataset.views.views if view.view not in captions]
+    if missing:
+        raise BadInput(f"the dataset has no caption for its {', '.join(missing)} view; caption every view")
+    flip = settings.flips == "on" or (settings.flips == "auto" and not dataset.side_bound)
+    extra = _read_regularisation(settings.regularisation, dataset) if settings.regularisation else []
+    texts = [captions[view.view] for view in dataset.views.views] + [text for _, _, text in extra]
+    text = diffusion.encode_prompts([*texts, ""])
+    diffusion.unload("text_encoders")
+    buckets = []
+    for size, views in _by_size(dataset.views.views).items():
+        rows = [texts.index(captions[view.view]) for view in views]
+        buckets.append(
+            _encode_views(size, views, settings, diffusion, store, flip, text.embeds[rows], text.pooled[rows])
+        )
+    singles = [
+        _encode_class_image(name, image, settings, diffusion, text.embeds[row : row + 1], text.pooled[row : row + 1])
+        for row, (name, image, _) in enumerate(extra, start=len(dataset.views.views))
+    ]
+    buckets += _joined(singles)
+    diffusion.unload("vae")
+    return TrainingData(tuple(buckets), text.embeds[-1:], text.pooled[-1:], dict(captions), flip)
+
+
+def _by_size(views: Sequence[ViewRecord]) -> dict[tuple[int, int], list[ViewRecord]]:
+    sizes: dict[tuple[int, int], list[ViewRecord]] = {}
+    for view in views:
+        if view.width % 8 or view.height % 8:
+            raise BadInput(f"the {view.view} view is {view.width}x{view.height}; sides must be multiples of 8")
+        sizes.setdefault((view.width, view.height), []).append(view)
+    return sizes
+
+
+def _encode_views(
+    size: tuple[int, int],
+    views: list[ViewRecord],
+    settings: TrainSettings,
+    diffusion: Diffusion,
+    store: Store,
+    flip: bool,
+    embeds: Tensor,
+    pooled: Tensor,
+) -> Bucket:
+    backgrounds = 1 + (BACKGROUNDS if settings.random_backgrounds > 0 else 0)
+    means, stds, masks = [], [], []
+    for view in views:
+        image = Image.open(io.BytesIO(store.get(view.image))).convert("RGB")
+        alpha = Image.open(io.BytesIO(store.get(view.alpha))).convert("L")
+        variants = [image, *_on_colours(image, alpha, backgrounds - 1)]
+        if flip:
+            variants = [turned for one in variants for turned in (one, ImageOps.mirror(one))]
+        posterior = diffusion.encode_images(variants)
+        mask = _loss_mask(alpha, settings.masked_loss)
+        means.append(posterior.mean.float())
+        stds.append(posterior.std.float())
+        masks.append(torch.stack([mask, mask.flip(-1)][: 1 + flip] * backgrounds))
+    _check_finite(means + stds, views)
+    device = means[0].device
+    ids = torch.tensor([time_ids(view) for view in views], dtype=torch.float32, device=device)
+    return Bucket(
+        tuple(view.view for view in views),
+        *size,
+        torch.stack(means),
+        torch.stack(stds),
+        torch.stack(masks).to(device),
+        embeds,
+        pooled,
+        ids,
+        torch.ones(len(views), device=device),
+        flips=1 + flip,
+        backgrounds=backgrounds,
+    )
+
+
+def time_ids(view: ViewRecord) -> tuple[int, int, int, int, int, int]:
+    """SDXL's size conditioning, truthful: the bucket as large as it was on the sheet, nothing cropped, bucket as target."""
+    x0, y0, x1, y1 = view.source_box
+    scale = view.facts.get("scale") or min(view.width / max(1, x1 - x0), view.height / max(1, y1 - y0))
+    return (round(view.height / scale), round(view.width / scale), 0, 0, view.height, view.width)
+
+
+def _on_colours(image: Image.Image, alpha: Image.Image, count: int) -> list[Image.Image]:
+    """The figure on `count` plain colours, spread over the colour wheel, so that the sheet's white is not learnt."""
+    colours = [Image.new("HSV", image.size, (256 * i // max(1, count), 90, 150)).convert("RGB") for i in range(count)]
+    return [Image.composite(image, colour, alpha) for colour in colours]
+
+
+def _loss_mask(alpha: Image.Image, amount: float) -> Tensor:
+    """(1, h/8, w/8) weights of mean 1: the background counts 1 − amount of the figure."""
+    small = alpha.resize((alpha.width // 8, alpha.height // 8), Image.Resampling.BOX)
+    mask = torch.from_numpy(np.asarray(small, dtype=np.float32) / 255.0)
+    mask = 1 - amount * (1 - mask)
+    return (mask / mask.mean().clamp(min=1e-3)).unsqueeze(0)
+
+
+def _check_finite(latents: list[Tensor], views: list[ViewRecord]) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in latents):
+        raise BadInput(
+            f"the VAE made NaN latents from the {views[0].width}x{views[0].height} views; "
+            "run it in float32 or set models.sdxl_vae to the fp16-fixed SDXL VAE"
+        )
+
+
+def _read_regularisation(folder: str, dataset: DatasetRecord) -> list[tuple[str, Image.Image, str]]:
+    """(name, image, caption) of every class image; the caption is the .txt beside it, or the class noun."""
+    path = Path(folder)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_TYPES) if path.is_dir() else []
+    if not files:
+        raise BadInput(
+            f"train.regularisation={folder!r} holds no PNG, JPEG or WebP image; give a folder of class images"
+        )
+    found = []
+    for file in files:
+        text = file.with_suffix(".txt")
+        try:
+            image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+        except OSError as error:
+            raise BadInput(f"train.regularisation: {file.name} cannot be read as an image ({error})") from error
+        found.append((file.name, image, text.read_text().strip() if text.is_file() else dataset.class_noun))
+    return found
+
+
+def _encode_class_image(
+    name: str, image: Image.Image, settings: TrainSettings, diffusion: Diffusion, embeds: Tensor, pooled: Tensor
+) -> Bucket:
+    width, height = class_bucket(image.size, diffusion.native_area)
+    scale = min(width / image.width, height / image.height)
+    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    corner = ((width - inner[0]) // 2, (height - inner[1]) // 2)
+    canvas, alpha = Image.new("RGB", (width, height), "white"), Image.new("L", (width, height), 0)
+    canvas.paste(image.resize(inner, Image.Resampling.LANCZOS), corner)
+    alpha.paste(255, (*corner, corner[0] + inner[0], corner[1] + inner[1]))
+    posterior: LatentPosterior = diffusion.encode_images([canvas])
+    device = posterior.mean.device
+    sizes = (round(height / scale), round(width / scale), 0, 0, height, width)
+    return Bucket(
+        (name,),
+        width,
+        height,
+        posterior.mean.float().unsqueeze(0),
+        posterior.std.float().unsqueeze(0),
+        _loss_mask(alpha, 1.0)[None, None].to(device),
+        embeds,
+        pooled,
+        torch.tensor([sizes], dtype=torch.float32, device=device),
+        torch.full((1,), settings.regularisation_weight, device=device),
+        regularisation=True,
+    )
+
+
+def _joined(singles: list[Bucket]) -> list[Bucket]:
+    """Buckets of one sample each → one bucket a size."""
+    sizes: dict[tuple[int, int], list[Bucket]] = {}
+    for bucket in singles:
+        sizes.setdefault((bucket.width, bucket.height), []).append(bucket)
+    tensors = [f.name for f in fields(Bucket) if f.type == "Tensor"]
+    return [
+        replace(
+            group[0],
+            names=tuple(name for bucket in group for name in bucket.names),
+            **{name: torch.cat([getattr(bucket, name) for bucket in group]) for name in tensors},
+        )
+        for group in sizes.values()
+    ]
+
+
+def class_bucket(size: tuple[int, int], area: int, step: int = 64) -> tuple[int, int]:
+    """Width and height, multiples of `step` of about `area` pixels, nearest to the image's aspect."""
+    wanted = size[0] / size[1]
+    widths = range(step, 4 * int(area**0.5) + 1, step)
+    options = [(width, max(step, int(area / width) // step * step)) for width in widths]
+    return min(options, key=lambda option: abs(np.log(option[0] / option[1] / wanted)))

@@ -1,0 +1,30 @@
+"""Learning rate and noise-level weights as pure functions of the step and the timestep."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from charengine.config import TrainSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """The rate of optimizer step `step` (0-based): linear warm-up, then constant, cosine or linear to zero.
+
+    A pure function, so any number of resumes gives the same rates.
+    """
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    span = max(1, settings.steps - settings.warmup)
+    done = min(1.0, (step - settings.warmup) / span)
+    factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[settings.schedule]
+    return settings.learning_rate * factor
+
+
+def min_snr_weights(alphas_cumprod: Tensor, gamma: float) -> Tensor:
+    """min(SNR, γ) / SNR for every timestep, the loss weight of an ε-model (Hang et al. 2303.09556); ones when γ = 0."""
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    return snr.clamp(max=gamma) / snr if gamma > 0 else snr.new_ones(snr.shape)

@@ -1,0 +1,98 @@
+"""Exact resume: everything training needs to go on bit for bit, in one safetensors file, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from charengine.records import CheckpointRecord, LossPoint
+from charengine.store import write_atomically
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+FILE = "state.safetensors"
+
+
+@dataclass
+class History:
+    """What has happened so far; grows by one row a step."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    smoothed: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    validation: list[LossPoint] = field(default_factory=list)
+    base: LossPoint | None = None
+    checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    seconds: float = 0.0
+    plan: dict[str, Any] = field(default_factory=dict)
+
+
+def save_state(folder: Path, key: str, history: History, tensors: dict[str, Tensor]) -> None:
+    """Write the state of the step just finished; a reader sees the old file or this one, never half of it.
+
+    Args:
+        folder: of this training, made if missing.
+        key: what the state belongs to (settings, dataset, seed, model); another key's state is never taken up.
+        history: losses and records so far.
+        tensors: masters and optimizer state, by name.
+    """
+    from safetensors.torch import save
+
+    facts = {
+        "format": FORMAT,
+        "key": key,
+        "step": history.step,
+        "seconds": history.seconds,
+        "plan": history.plan,
+        "base": history.base.model_dump(mode="json") if history.base else None,
+        "validation": [point.model_dump(mode="json") for point in history.validation],
+        "checkpoints": [record.model_dump(mode="json") for record in history.checkpoints],
+    }
+    curve = torch.tensor([history.losses, history.smoothed, history.rates], dtype=torch.float64)
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(folder / FILE, save({"curve": curve, **flat}, {"facts": json.dumps(facts)}))
+
+
+def load_state(folder: Path, key: str) -> tuple[History, dict[str, Tensor]] | None:
+    """The saved state if there is one for this key; None to start afresh."""
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        log.warning("the saved state %s cannot be read (%s); training starts from the beginning", path, error)
+        return None
+    if facts.get("format") != FORMAT or facts.get("key") != key:
+        log.warning("the saved state %s belongs to other settings or data; training starts from the beginning", path)
+        return None
+    losses, smoothed, rates = tensors.pop("curve").tolist()
+    history = History(
+        step=facts["step"],
+        losses=losses,
+        smoothed=smoothed,
+        rates=rates,
+        validation=[LossPoint.model_validate(point) for point in facts["validation"]],
+        base=LossPoint.model_validate(facts["base"]) if facts["base"] else None,
+        checkpoints=[CheckpointRecord.model_validate(record) for record in facts["checkpoints"]],
+        seconds=facts["seconds"],
+        plan=facts["plan"],
+    )
+    return history, tensors
+
+
+def clear_state(folder: Path) -> None:
+    """Remove the state of a training that is finished."""
+    (folder / FILE).unlink(missing_ok=True)

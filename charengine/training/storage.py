@@ -1,0 +1,86 @@
+"""The adapter's parameters as a few stacked tensors, one for each shape, so that an optimizer touches dozens, not thousands.
+
+Each parameter becomes a slice of its stack, and so does its gradient. With a half-precision working copy the optimizer
+moves float32 masters and copies them down, so that small updates are not rounded away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Stack:
+    """All parameters of one shape.
+
+    Args:
+        keys: file keys, in network order.
+        master: (n, *shape) float32, what the optimizer moves.
+        value: (n, *shape) in the compute dtype, what the forward reads; `master` itself in float32.
+        grad: (n, *shape) in the compute dtype.
+    """
+
+    keys: list[str]
+    master: Tensor
+    value: Tensor
+    grad: Tensor
+
+
+class StackedParameters:
+    """Re-homes parameters into stacks; the parameter objects stay what the modules hold.
+
+    Args:
+        parameters: by file key, in network order.
+        dtype: of the working copy and of the gradients.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], dtype: torch.dtype = torch.float32) -> None:
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for key, parameter in parameters.items():
+            groups.setdefault(tuple(parameter.shape), []).append(key)
+        self.stacks = [self._stack([(key, parameters[key]) for key in keys], dtype) for keys in groups.values()]
+
+    @staticmethod
+    def _stack(members: list[tuple[str, nn.Parameter]], dtype: torch.dtype) -> Stack:
+        wide = torch.promote_types(dtype, torch.float32)
+        master = torch.stack([parameter.detach().to(wide) for _, parameter in members])
+        value = master if dtype == wide else master.to(dtype)
+        grad = torch.zeros_like(value)
+        for i, (_, parameter) in enumerate(members):
+            parameter.data = value[i]
+            parameter.grad = grad[i]
+            parameter.grad_sink = grad[i]  # type: ignore[attr-defined]
+        return Stack([key for key, _ in members], master, value, grad)
+
+    @property
+    def masters(self) -> list[Tensor]:
+        """The stacks an optimizer moves."""
+        return [stack.master for stack in self.stacks]
+
+    @property
+    def grads(self) -> list[Tensor]:
+        """The gradient stacks, in the same order."""
+        return [stack.grad for stack in self.stacks]
+
+    def named(self) -> dict[str, Tensor]:
+        """Float32 values by file key."""
+        return {key: stack.master[i] for stack in self.stacks for i, key in enumerate(stack.keys)}
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero; they stay where they are."""
+        torch._foreach_zero_(self.grads)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Copy the masters to the working copy."""
+        for stack in self.stacks:
+            if stack.value is not stack.master:
+                stack.value.copy_(stack.master)
+
+    def count(self) -> int:
+        """Trainable numbers."""
+        return sum(stack.master.numel() for stack in self.stacks)

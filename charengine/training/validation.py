@@ -1,0 +1,133 @@
+"""Fixed-noise, fixed-timestep loss of every view: the number that shows overfitting, which the training loss does not.
+
+Plain mean squared error (no min-SNR weight, no mask) of the ε-prediction, on the same noise at every call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from charengine.records import LossPoint
+from charengine.training.data import TrainingData
+from charengine.training.step import predict
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+THIRDS = ("low", "mid", "high")
+PER_THIRD = 2  # timesteps a third
+NOISE_SEED = 20_231_107  # the same noise for every run, so that runs compare
+
+# The origin's README reads its loss in these zones. That loss is min-SNR weighted at random timesteps, as `train/loss` is:
+# orientation only, they move with the weighting, the bucket and the model.
+LOSS_ZONES = (("underfit", 0.15), ("learning", 0.12), ("good", 0.08), ("overfit", 0.06))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One view of one bucket at all timesteps."""
+
+    view: str
+    noisy: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    embeds: Tensor
+    pooled: Tensor
+    time_ids: Tensor
+
+
+class Validation:
+    """Measures a U-Net on noise drawn once.
+
+    Args:
+        unet: with the adapter hooked on.
+        data: its views are measured, not its class images.
+        alphas_cumprod: (1000,) noise schedule.
+        chunk: most samples in one forward.
+        graph: capture the forward of each shape as a CUDA graph.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, data: TrainingData, alphas_cumprod: Tensor, *, chunk: int, graph: bool = False
+    ) -> None:
+        self.unet, self.chunk, self.graph, self.alphas_cumprod = unet, max(1, chunk), graph, alphas_cumprod
+        count = len(THIRDS) * PER_THIRD
+        steps = torch.tensor([int((i + 0.5) * len(alphas_cumprod) / count) for i in range(count)])
+        generator = torch.Generator().manual_seed(NOISE_SEED)
+        self.batches = [batch for bucket in data.views for batch in _batches(bucket, steps, alphas_cumprod, generator)]
+        self.graphs: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+
+    @torch.no_grad()
+    def measure(self, step: int) -> LossPoint:
+        """Mean loss, by view and by third of the timesteps (low = little noise)."""
+        losses = {batch.view: torch.cat(self._errors(batch)).double().cpu() for batch in self.batches}
+        table = torch.stack(list(losses.values()))
+        thirds = table.reshape(len(table), len(THIRDS), PER_THIRD).mean((0, 2)).tolist()
+        return LossPoint(
+            step=step,
+            loss=float(table.mean()),
+            by_view={view: float(values.mean()) for view, values in losses.items()},
+            by_third=dict(zip(THIRDS, thirds, strict=True)),
+        )
+
+    def _errors(self, batch: _Batch) -> list[Tensor]:
+        """Squared error of each timestep, in chunks."""
+        found = []
+        for start in range(0, len(batch.timesteps), self.chunk):
+            part = slice(start, start + self.chunk)
+            count = len(batch.timesteps[part])
+            inputs = [
+                batch.noisy[part],
+                batch.timesteps[part],
+                batch.embeds.expand(count, -1, -1),
+                batch.pooled.expand(count, -1),
+                batch.time_ids.expand(count, -1),
+            ]
+            predicted = self._predict(inputs).to(batch.noise.dtype)
+            found.append((predicted - batch.noise[part]).square().mean((1, 2, 3)))
+        return found
+
+    def _predict(self, inputs: list[Tensor]) -> Tensor:
+        if not self.graph:
+            return predict(self.unet, *inputs)
+        shape = tuple(inputs[0].shape)
+        if shape not in self.graphs:
+            self.graphs[shape] = self._capture(inputs)
+        graph, held, output = self.graphs[shape]
+        for target, source in zip(held, inputs, strict=True):
+            target.copy_(source)
+        graph.replay()
+        return output.clone()
+
+    def _capture(self, inputs: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        held = [tensor.clone() for tensor in inputs]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            predict(self.unet, *held)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = predict(self.unet, *held)
+        return graph, held, output
+
+
+def _batches(bucket, steps: Tensor, alphas_cumprod: Tensor, generator: torch.Generator) -> list[_Batch]:  # type: ignore[no-untyped-def]
+    device, kind = bucket.mean.device, bucket.mean.dtype
+    alphas = alphas_cumprod[steps].to(device, kind).view(-1, 1, 1, 1)
+    batches = []
+    for i, view in enumerate(bucket.names):
+        shape = (len(steps), *bucket.mean.shape[2:])
+        noise = torch.randn(shape, generator=generator).to(device, kind)
+        noisy = alphas.sqrt() * bucket.mean[i, :1] + (1 - alphas).sqrt() * noise
+        rows = slice(i, i + 1)
+        batches.append(
+            _Batch(
+                view, noisy, noise, steps.to(device), bucket.embeds[rows], bucket.pooled[rows], bucket.time_ids[rows]
+            )
+        )
+    return batches
