@@ -255,7 +255,7 @@ def _add_skirts(b: SolidBuilder, w: Wearer, j: Joints) -> None:
     top_cloth = {"colour": w.top, "pattern": w.pattern, "group": G_SKIRT}
     b.cone("skirt", start, hip + down * thigh_length * 0.80, flare * 0.98, flare * 1.32 + 0.03 + spread, 0.82, colour=w.bottom,
            group=G_SKIRT + 30, when=skirt)  # fmt: skip
-    b.cone("hem", start, hip + down * thigh_length * 0.66, flare * 1.02, flare * 1.36 + 0.045 + spread, 0.84, when=coat,
+    b.cone("hem", start, hip + down * thigh_length * 0.50, flare * 1.02, flare * 1.30 + 0.035 + spread, 0.84, when=coat,
            **{**top_cloth, "paint": torch.full_like(w.pattern, look.OPENING)})  # fmt: skip
     b.cone(
         "hem",

@@ -213,7 +213,15 @@ def _add_headgear(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
         "brim", s.at(0, -1.45, -0.05), s.at(0, -0.70, -0.12), s.width * 1.25, s.width * 0.80, 0.85, when=hood, **cloth
     )
     b.ellipsoid(
-        "gear", s.at(0, 0.06, -0.02), s.radii * 1.19, s.axes, 0.30, low=0.12, colour=_STEEL, group=G_GEAR, when=helmet
+        "gear",
+        s.at(0, 0.06, -0.02),
+        s.radii * (s.cap + 0.09),
+        s.axes,
+        0.30,
+        low=0.12,
+        colour=_STEEL,
+        group=G_GEAR,
+        when=helmet,
     )
     b.cone(
         "brim",

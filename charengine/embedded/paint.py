@@ -59,8 +59,15 @@ def paint_surface(
     _paint_clothes(canvas, u, v, paint, base)
     _paint_face(canvas, u * math.pi, v, paint == look.FACE, face)
     tattoo = (paint == look.RINGS) & (face["tattooed"][:, None, None] > 0)
-    canvas.put(tattoo & (((v * 1.5 + 0.15) % 1.0) < 0.5), face["tattoo"], glow=True)
+    ring = ((v * 1.5 + 0.15) % 1.0 - 0.27).abs()
+    canvas.put(tattoo & (ring < 0.27), face["tattoo"], glow=True)
+    canvas.put(tattoo & (ring < 0.08), _bright(face["tattoo"]), glow=True)
     return canvas.colour, canvas.glow
+
+
+def _bright(colour: torch.Tensor) -> torch.Tensor:
+    """The white-hot core of something that glows: tells a red tattoo from red skin."""
+    return colour * 0.25 + 0.75
 
 
 def _contrast(base: torch.Tensor) -> torch.Tensor:
@@ -150,9 +157,11 @@ def _paint_face(canvas: _Canvas, a: Plane, y: Plane, on_head: torch.Tensor, face
     canvas.put(where((MACHINE,), grille), (0.13, 0.14, 0.18))
     canvas.put(where((MACHINE,), grille & ((a * 5.0) % 1.0 < 0.4)), (0.75, 0.77, 0.80))
     _paint_patch(canvas, a, y, on_head, face["patch"][:, None, None])
-    stripes = ((a.abs() > 0.72) & (a.abs() < 0.86)) | ((a.abs() > 0.98) & (a.abs() < 1.12))
+    stripes = ((a.abs() - 0.79).abs() < 0.08) | ((a.abs() - 1.05).abs() < 0.08)
+    cores = ((a.abs() - 0.79).abs() < 0.025) | ((a.abs() - 1.05).abs() < 0.025)
     marked = on_head & (face["tattooed"][:, None, None] > 0)
     canvas.put(marked & stripes & (y < -0.14) & (y > -0.62), face["tattoo"], glow=True)
+    canvas.put(marked & cores & (y < -0.20) & (y > -0.56), _bright(face["tattoo"]), glow=True)
 
 
 def _paint_patch(canvas: _Canvas, a: Plane, y: Plane, on_head: torch.Tensor, side: torch.Tensor) -> None:

@@ -116,7 +116,7 @@ def train_probe(
         optimizer.step()
         schedule.step()
         if step % 500 == 0 or step == steps - 1:
-            _LOG.info("probe step %d of %d: loss %.4f", step, steps, float(loss))
+            _LOG.info("probe step %d of %d: loss %.4f", step, steps, float(loss.detach()))
     return {name: value.detach().half().cpu() for name, value in probe.state_dict().items()}
 
 

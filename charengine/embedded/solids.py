@@ -136,7 +136,9 @@ class SolidBuilder:
         def whole(name: str, default: int) -> torch.Tensor:
             return torch.as_tensor(look.get(name, default), dtype=torch.long, device=device).expand(n)
 
-        repeats = torch.stack([self.number(look.get("repeat_u", 6.0)), self.number(look.get("repeat_v", 2.0))], -1)
+        # Whole repeats around, so that a pattern meets itself at the back.
+        around = self.number(look.get("repeat_u", 6.0)).round().clamp(min=2.0)
+        repeats = torch.stack([around, self.number(look.get("repeat_v", 1.0))], -1)
         solid = {
             "frame": frame,
             "centre": centre,
@@ -146,7 +148,7 @@ class SolidBuilder:
             "pattern": whole("pattern", 0),
             "paint": whole("paint", PLAIN),
             "group": whole("group", 0),
-            "repeats": repeats.round().clamp(min=1.0),
+            "repeats": repeats,
             "glow": self.number(look.get("glow", 0.0)),
             "enabled": torch.as_tensor(look.get("when", True), device=device).expand(n),
         }
