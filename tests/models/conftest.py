@@ -17,6 +17,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -25,6 +27,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from charengine.models.processor import ImageTextProcessor
@@ -35,7 +38,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def tiny_clip_tokenizer(folder: Path) -> CLIPTokenizer:
+def tiny_clip_tokenizer() -> CLIPTokenizer:
     """Bytes only: one token a letter."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -62,7 +65,7 @@ def tiny_text_config(vocabulary: int, projection: int) -> CLIPTextConfig:
 def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("sdxl")
-    tokenizer = tiny_clip_tokenizer(folder)
+    tokenizer = tiny_clip_tokenizer()
     config = tiny_text_config(len(tokenizer), projection=32)
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -182,4 +185,22 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         processor=ImageTextProcessor(image_processor=Qwen2VLImageProcessorPil(), tokenizer=tokenizer),
         transformer=transformer,
     ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = tiny_clip_tokenizer()
+    size = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = CLIPConfig(
+        text_config={**size, **ids, "vocab_size": len(tokenizer)},
+        vision_config={**size, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder

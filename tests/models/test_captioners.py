@@ -147,9 +147,7 @@ def test_editor_and_captioner_share_one_set_of_weights_and_really_free_it(qwen_f
 
     loaded, parts = Loaded(), Watched(qwen_folder, CPU, torch.float32)
     captioner = QwenCaptioner(parts, CPU, "x", loaded=loaded)
-    editor = QwenEdit(
-        parts, CPU, "x", vae_area=64 * 64, condition_area=56 * 56, keep=("text_encoder",), loaded=loaded
-    )
+    editor = QwenEdit(parts, CPU, "x", vae_area=64 * 64, condition_area=56 * 56, keep=("text_encoder",), loaded=loaded)
     captioner.ask(image, "What is it?", max_tokens=2)
     editor.draw(Image.new("RGB", (64, 64), "white"), "an orc", seed=1, steps=1, guidance=1.0)
     assert len(models) == 1
@@ -172,7 +170,10 @@ def tagger_folder(tmp_path: Path) -> Path:
 
     nodes, initial = [], [numpy_helper.from_array(np.array(255.0, dtype=np.float32), "white")]
     for name, (row, column, channel) in {"a": (224, 224, 0), "b": (224, 224, 2), "c": (0, 0, 2)}.items():
-        initial += [constant(f"{name}0", [row, column, channel]), constant(f"{name}1", [row + 1, column + 1, channel + 1])]
+        initial += [
+            constant(f"{name}0", [row, column, channel]),
+            constant(f"{name}1", [row + 1, column + 1, channel + 1]),
+        ]
         initial.append(constant(f"{name}x", [1, 2, 3]))
         nodes.append(helper.make_node("Slice", ["pixels", f"{name}0", f"{name}1", f"{name}x"], [f"{name}p"]))
         nodes.append(helper.make_node("Reshape", [f"{name}p", "flat"], [f"{name}f"]))

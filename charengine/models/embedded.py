@@ -1,0 +1,129 @@
+"""The embedded family as `Models`: tiny models of the real classes, from the package or from folders a profile names."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from charengine.config import ModelSettings, Profile
+from charengine.embedded.build.family import EMBEDDED_CONDITION_AREA, EMBEDDED_VAE_AREA
+from charengine.embedded.grammar import parse_tags, unknown_words
+from charengine.errors import ConfigError, MissingDependency
+from charengine.models import Captioner, Models
+from charengine.models.captioners import EmbeddedCaptioner
+from charengine.models.embedders import ClipEmbedder
+from charengine.models.loading import Loaded, resolve_device
+from charengine.models.qwen_edit import PARTS, QwenEdit
+from charengine.models.qwen_parts import QwenEditFolder
+from charengine.models.sdxl import SDXL, SDXLFolder
+from charengine.models.tagger import WD14Captioner
+
+NATIVE_AREA = 128 * 384  # pixels of the pictures the family's SDXL was trained on, and upwards
+DTYPE = torch.float32  # the weights are fp16 files; so small, they are computed in full precision everywhere
+NEEDED = {
+    "edit": ("model_index.json", "text_encoder", "processor", "transformer", "vae", "scheduler"),
+    "sdxl": (
+        "model_index.json",
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+        "unet",
+        "vae",
+        "scheduler",
+    ),
+    "clip": ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json"),
+}
+PACKAGED = {"edit": "qwen", "sdxl": "sdxl", "clip": "clip"}
+OTHER_FAMILY = ("edit_config", "vl", "vae", "lightning", "sdxl_vae", "dino")
+
+
+def load(profile: Profile) -> Models:
+    """The embedded family; `models.edit`, `.sdxl` and `.clip` name other folders of the same kind.
+
+    Raises:
+        MissingDependency: a folder lacks a part.
+        ConfigError: a setting that only the full-size family has.
+    """
+    settings = profile.models
+    _refuse_other_family(settings)
+    device = resolve_device(settings.device)
+    edit, sdxl, clip = (_folder(name, settings) for name in ("edit", "sdxl", "clip"))
+    parts, shared = QwenEditFolder(edit, device, DTYPE), Loaded()
+    editor = QwenEdit(
+        parts,
+        device,
+        fingerprint(edit),
+        vae_area=EMBEDDED_VAE_AREA,
+        condition_area=EMBEDDED_CONDITION_AREA,
+        keep=PARTS,
+        unknown_words=unknown_words,
+        loaded=shared,
+    )
+    captioner = EmbeddedCaptioner(parts, device, fingerprint(edit), parse=parse_tags, loaded=shared)
+    return Models(
+        editor=editor,
+        captioner=_tagger(profile) if profile.caption.captioner == "wd14" else captioner,
+        diffusion=SDXL(SDXLFolder(sdxl, device, DTYPE), device, DTYPE, NATIVE_AREA, fingerprint(sdxl)),
+        embedder=ClipEmbedder(clip, device, DTYPE, fingerprint(clip), letterbox=True),
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of a folder's files; computed once a process while they stay the same."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stamps = tuple((str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    return _digest(folder, stamps)
+
+
+@lru_cache(maxsize=32)
+def _digest(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for name, size, _ in stamps:
+        digest.update(f"{Path(name).as_posix()}\0{size}\0".encode())
+        with open(folder / name, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _folder(name: str, settings: ModelSettings) -> Path:
+    given = getattr(settings, name)
+    folder = Path(given).expanduser() if given else _packaged(PACKAGED[name])
+    missing = [part for part in NEEDED[name] if not (folder / part).exists()]
+    if missing:
+        cure = (
+            f"set models.{name} to a diffusers folder of the embedded family, or leave it empty for the packaged one"
+            if given
+            else "reinstall the package; its model weights were not installed with it"
+        )
+        raise MissingDependency(f"models.{name}: {folder} has no {', '.join(missing)}: {cure}")
+    return folder
+
+
+def _packaged(name: str) -> Path:
+    return Path(str(resources.files("charengine.embedded") / "weights" / name))
+
+
+def _refuse_other_family(settings: ModelSettings) -> None:
+    wrong = [name for name in OTHER_FAMILY if getattr(settings, name)]
+    if wrong:
+        raise ConfigError(
+            [f"models.{name}: {getattr(settings, name)!r} needs models.family=sdxl; remove it" for name in wrong]
+        )
+
+
+def _tagger(profile: Profile) -> Captioner:
+    if not profile.models.tagger:
+        raise ConfigError(
+            "caption.captioner is 'wd14' but models.tagger is empty: name the folder with model.onnx and "
+            "selected_tags.csv, or set caption.captioner=vl"
+        )
+    folder = Path(profile.models.tagger).expanduser()
+    tagger = WD14Captioner(folder, "", threshold=profile.caption.threshold)
+    tagger.fingerprint = fingerprint(folder)
+    return tagger

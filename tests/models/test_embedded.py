@@ -1,0 +1,110 @@
+"""`load` gives the four models of the embedded family, from any folders of its kind, and refuses what it cannot use."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from charengine.config import Profile
+from charengine.embedded.build.family import build_random_family
+from charengine.errors import BadInput, ConfigError, MissingDependency
+from charengine.models import Models, load
+from charengine.models.embedded import fingerprint
+from charengine.models.loading import resolve_device
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_random_family(tmp_path_factory.mktemp("family"), tiny=True)
+
+
+def profile(family: Path, **models: str) -> Profile:
+    folders = {"edit": str(family / "qwen"), "sdxl": str(family / "sdxl"), "clip": str(family / "clip")}
+    return Profile(name="test", models={"device": "cpu", **folders, **models})
+
+
+@pytest.fixture
+def models(family: Path) -> Models:
+    return load(profile(family))
+
+
+def test_the_four_models_work_together_on_a_sheet(models: Models):
+    template = Image.new("RGB", (96, 96), "white")
+    sheet = models.editor.draw(template, "an orc woman", seed=1, steps=2, guidance=2.0)
+    assert sheet.size == (96, 96)
+    found = models.captioner.describe(sheet)
+    assert isinstance(found.raw, str)
+    posterior = models.diffusion.encode_images([sheet])
+    assert posterior.mean.shape == (1, 4, 12, 12)
+    text = models.diffusion.encode_prompts(["an orc"])
+    drawn = models.diffusion.sample(text, text, seeds=[1], size=(128, 192), steps=1, guidance=2.0)[0]
+    assert drawn.size == (128, 192)
+    assert models.embedder.embed_images([sheet, drawn]).shape[0] == 2
+    assert abs(models.embedder.match([drawn], ["an orc"]).item()) <= 1
+
+
+def test_a_reloaded_family_draws_the_same_sheet(family: Path):
+    template = Image.new("RGB", (96, 96), "white")
+    sheets = [
+        np.asarray(load(profile(family)).editor.draw(template, "a robot", seed=4, steps=2, guidance=2.0))
+        for _ in range(2)
+    ]
+    assert np.array_equal(*sheets)
+
+
+def test_words_the_family_was_never_taught_are_named(models: Models):
+    assert models.editor.unknown_words("a woman with a zeppelin") == ("zeppelin",)
+
+
+def test_fp16_files_are_computed_in_full_precision(models: Models):
+    assert models.diffusion.unet().dtype == torch.float32
+    assert models.diffusion.encode_prompts(["a"]).embeds.dtype == torch.float32
+
+
+def test_loading_a_profile_reads_no_weights(models: Models):
+    for model in (models.editor, models.captioner, models.diffusion, models.embedder):
+        assert not model._loaded._held  # type: ignore[attr-defined]
+
+
+def test_a_fingerprint_follows_contents_and_not_places(family: Path, tmp_path: Path):
+    copy = shutil.copytree(family / "clip", tmp_path / "elsewhere")
+    assert fingerprint(copy) == fingerprint(family / "clip")
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(copy) != fingerprint(family / "clip")
+
+
+def test_a_folder_without_a_part_is_named_with_what_to_do(family: Path, tmp_path: Path):
+    copy = shutil.copytree(family / "sdxl", tmp_path / "sdxl")
+    shutil.rmtree(copy / "unet")
+    with pytest.raises(MissingDependency, match=r"models\.sdxl: .* has no unet: set models\.sdxl to"):
+        load(profile(family, sdxl=str(copy)))
+
+
+def test_settings_of_the_full_size_family_are_refused_all_at_once(family: Path):
+    with pytest.raises(ConfigError) as caught:
+        load(profile(family, lightning="fast.safetensors", dino="dino"))
+    assert len(caught.value.problems) == 2
+    assert "models.lightning" in str(caught.value)
+
+
+def test_a_tagger_needs_its_folder(family: Path):
+    settings = profile(family)
+    wanted = settings.model_copy(update={"caption": settings.caption.model_copy(update={"captioner": "wd14"})})
+    with pytest.raises(ConfigError, match=r"models\.tagger is empty"):
+        load(wanted)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert resolve_device("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        assert resolve_device("auto").type in ("cpu", "mps")
+        with pytest.raises(BadInput, match=r"models\.device is 'cuda'"):
+            resolve_device("cuda")
