@@ -25,6 +25,7 @@ STAGE_VERSION = 1
 WIDEST_ASPECT = 4.0  # of a bucket, either way
 COLOURS = ("#d62828", "#1d70b8", "#2a9d3a", "#b8860b", "#7b2cbf")
 HALO_SHARE = 0.012  # of a figure's height: how far around it the sheet's own pixels are kept
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,8 @@ def draw_overlay(image: Image.Image, found: Found) -> Image.Image:
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
     line = max(2, min(picture.size) // 250)
-    font = ImageFont.load_default(size=max(12, picture.height // 40))
+    letters = max(12, picture.height // 40)
+    font = ImageFont.load_default(size=letters)
     names = VIEWS if not found.problem else tuple(f"figure {i + 1}" for i in range(len(found.figures)))
     for figure, name, colour in zip(found.figures, names, COLOURS * 20, strict=False):
         x0, y0, x1, y1 = figure.box
@@ -252,14 +254,12 @@ def draw_overlay(image: Image.Image, found: Found) -> Image.Image:
     if found.problem:
         draw.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=COLOURS[0], width=2 * line)
         _label(
-            draw, (2 * line, picture.height - 2 * line - font.size * 1.4), found.problem.split(":")[0], COLOURS[0], font
+            draw, (2 * line, picture.height - 2 * line - 1.4 * letters), found.problem.split(":")[0], COLOURS[0], font
         )
     return picture
 
 
-def _label(
-    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour: str, font: ImageFont.FreeTypeFont
-) -> None:
+def _label(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour: str, font: Font) -> None:
     draw.rectangle(draw.textbbox(at, text, font=font), fill=colour)
     draw.text(at, text, fill="white", font=font)
 

@@ -176,7 +176,7 @@ def _is_body(piece: Mask, whole: Mask) -> bool:
     """Whether a piece is a figure and not a limb or a weapon: as tall as the whole, nearly, and not thin."""
     box = _box(piece)
     tall = box[3] - box[1] > 0.6 * whole.shape[0]
-    return tall and np.count_nonzero(piece) > PIECE_SHARE * np.count_nonzero(whole)
+    return bool(tall and np.count_nonzero(piece) > PIECE_SHARE * np.count_nonzero(whole))
 
 
 def _grown_back(seeds: list[Mask], mask: Mask) -> list[Mask]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from charengine.config import Profile
 
@@ -44,9 +44,13 @@ class Description:
 
 
 class SheetEditor(Protocol):
-    """Fills a template with three views of a character (Qwen-Image-Edit)."""
+    """Fills a template with three views of a character (Qwen-Image-Edit).
+
+    `prompt_style` says what it reads: "rich" (instructions per view) or "plain" (the wording of the embedded grammar).
+    """
 
     fingerprint: str
+    prompt_style: Literal["plain", "rich"]
 
     def draw(
         self,

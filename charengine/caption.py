@@ -1,0 +1,248 @@
+"""Captions the views: trigger, class noun, view, framing, tags; the character's own traits pruned so that the trigger means them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from PIL import Image
+
+from charengine.config import TRIGGER_PATTERN, CaptionSettings, Character
+from charengine.dataset import dataset_digest
+from charengine.models import Captioner, Description
+from charengine.records import CaptionRecord, DatasetRecord, ViewName, ViewsRecord
+from charengine.sheet_prompt import find_side_items
+from charengine.store import Store
+from charengine.words import (
+    BACKGROUND_TAG,
+    COLOURS,
+    COMMON_NAMES,
+    FRAMING_TAG,
+    KINDS,
+    ONE_SIDED,
+    PHRASE_ENDS,
+    SCENE,
+    TRAIT_WORDS,
+    VIEW_TAG,
+)
+
+STAGE_VERSION = 1
+
+VIEW_TAGS: dict[ViewName, tuple[str, ...]] = {
+    "front": ("front view",),
+    "side": ("from side", "profile"),
+    "back": ("from behind",),
+}
+FRAMING = "full body"
+CLIP_TOKENS = 75
+COMMON_SHARE = 2 / 3  # of the views: a trait seen in fewer is not the character's own
+_FILLER = re.compile(r"\b(?:a|an|the|with|and|of|his|her|its|their|on|in|is)\b")
+_SIDE_TAG = re.compile(r"\b(left|right)\b")
+_AFTER_VOWEL = ("xo", "zix", "vox", "qul", "zuq", "xi")
+_AFTER_CONSONANT = ("ix", "oz", "uxa", "yx", "azu", "oxi")
+
+
+@dataclass(frozen=True)
+class _Traits:
+    """What belongs to the character: words of its prompt, and kinds of trait seen in most views."""
+
+    words: frozenset[str]
+    kinds: frozenset[str]
+    keep: frozenset[str]
+
+    def own(self, tag: str) -> bool:
+        """Whether the tag states a trait that the trigger is to mean."""
+        if tag in self.keep or SCENE.search(tag):
+            return False
+        kind = trait_kind(tag)
+        said = _content(tag)
+        return (kind is not None and kind in self.kinds) or (bool(said) and said <= self.words)
+
+
+def caption_views(
+    views: ViewsRecord, character: Character, settings: CaptionSettings, captioner: Captioner, store: Store
+) -> DatasetRecord:
+    """Caption the three views and put them together as a dataset."""
+    class_noun = character.class_noun or derive_class_noun(character.prompt)
+    trigger = character.trigger or derive_trigger(character.name)
+    seen = {
+        view.view: captioner.describe(Image.open(io.BytesIO(store.get(view.image))).convert("RGB"), hint=class_noun)
+        for view in views.views
+    }
+    traits = _own_traits(character.prompt, [seen[view].tags for view in seen], settings.keep)
+    backdrop = background_tags(views.background)
+    warnings: list[str] = []
+    captions = []
+    for view, description in seen.items():
+        kept, pruned = _sorted_out(description.tags, traits, settings, class_noun)
+        head = [trigger, class_noun, *VIEW_TAGS[view], FRAMING]
+        tags = _shortened(head, kept[: settings.max_tags], backdrop, view, warnings)
+        text = ", ".join([*head, *tags, *backdrop])
+        captions.append(CaptionRecord(view=view, text=text, tags=description.tags, pruned=tuple(pruned)))
+        warnings += _contradiction(view, description)
+    found = tuple(captions)
+    return DatasetRecord(
+        trigger=trigger,
+        class_noun=class_noun,
+        views=views,
+        captions=found,
+        digest=dataset_digest(views, found),
+        side_bound=is_side_bound(character.prompt, seen.values()),
+        warnings=tuple(warnings),
+    )
+
+
+# --- class noun and trigger -------------------------------------------------------------------------------------------
+
+
+def derive_class_noun(prompt: str) -> str:
+    """What kind of being the prompt is about: the end of its first noun phrase that names one, else "character".
+
+    >>> derive_class_noun("an orc woman in a blue coat, her right hand is a hook")
+    'orc woman'
+    """
+    phrase: list[str] = []
+    for word in [*re.findall(r"[a-z][a-z'-]*|[,.;:()]", prompt.lower()), "."]:
+        if word in PHRASE_ENDS or not word[0].isalpha():
+            if noun := _last_kinds(phrase):
+                return noun
+            phrase = []
+        else:
+            phrase.append(word.removesuffix("'s"))
+    return "character"
+
+
+def _last_kinds(words: list[str]) -> str:
+    """The last run of at most two neighbouring words that name a kind of being."""
+    ends = [i for i, word in enumerate(words) if word in KINDS]
+    if not ends:
+        return ""
+    last = ends[-1]
+    return " ".join(words[last - 1 : last + 1]) if last and words[last - 1] in KINDS else words[last]
+
+
+def derive_trigger(name: str, count_tokens: Callable[[str], int] | None = None) -> str:
+    """A rare, pronounceable, lower-case word made from the name, the same for the same name everywhere.
+
+    Args:
+        name: the character's name.
+        count_tokens: CLIP tokens of a text; the candidate with the fewest is taken.
+    """
+    letters = re.sub(r"[^a-z0-9]", "", name.lower()).lstrip("0123456789")
+    letters = letters if len(letters) > 1 else f"{letters or 'ch'}ara"
+    turn = hashlib.sha256(name.encode()).digest()[0]
+    stems = dict.fromkeys(letters[:length] for length in (5, 4, 6, 3))
+    words = [stem + ending for stem in stems for ending in _endings(stem, turn)]
+    fit = [word for word in words if TRIGGER_PATTERN.match(word) and not _is_known_word(word)]
+    if count_tokens is None:
+        return fit[0]
+    counts = {word: count_tokens(word) for word in fit}
+    return min(fit, key=lambda word: counts[word])  # min keeps the first of equals
+
+
+def _endings(stem: str, turn: int) -> list[str]:
+    """Rare endings that can be said after the stem, in an order of the name's own."""
+    endings = _AFTER_VOWEL if stem[-1] in "aeiouy" else _AFTER_CONSONANT
+    return [endings[(turn + i) % len(endings)] for i in range(len(endings))]
+
+
+def _is_known_word(word: str) -> bool:
+    """Whether a model may already know the word: names, words of our lists, the embedded family's vocabulary."""
+    from charengine.embedded.lexicon import VOCABULARY
+
+    lists = (KINDS, COLOURS, COMMON_NAMES, VOCABULARY, *TRAIT_WORDS.values())
+    return any(word in words for words in lists)
+
+
+# --- tags -------------------------------------------------------------------------------------------------------------
+
+
+def trait_kind(tag: str) -> str | None:
+    """Which kind of trait a tag states ("hair", "outfit", …), or None; the last word that names one decides."""
+    for word in reversed(re.findall(r"[a-z]+", tag.lower())):
+        for kind, words in TRAIT_WORDS.items():
+            if word in words:
+                return f"{kind}:{word}" if kind in ("outfit", "items", "face", "body") else kind
+    return None
+
+
+def background_tags(colour: tuple[int, int, int]) -> tuple[str, str]:
+    """What the padded background looks like, in tags."""
+    return "simple background", f"{colour_name(colour)} background"
+
+
+def colour_name(colour: tuple[int, int, int]) -> str:
+    """A plain word for an RGB colour, 0-255."""
+    high, low = max(colour), min(colour)
+    if high - low < 28:
+        return "white" if low > 225 else "black" if high < 50 else "grey"
+    red, green, blue = colour
+    if high == green:
+        return "yellow" if red > 0.8 * green else "green"
+    if high == blue:
+        return "purple" if red > 0.6 * blue and red > green else "blue"
+    return "yellow" if green > 0.8 * red else "orange" if green > 0.5 * red else "pink" if blue > 0.6 * red else "red"
+
+
+def is_side_bound(prompt: str, seen: Iterable[Description] = ()) -> bool:
+    """Whether mirroring would make another character: the prompt or a caption binds something to one side."""
+    if find_side_items(prompt) or ONE_SIDED.search(prompt.lower()):
+        return True
+    tags = [tag for description in seen for tag in description.tags]
+    return any(_SIDE_TAG.search(tag) and trait_kind(tag) and not SCENE.search(tag) for tag in tags)
+
+
+def _own_traits(prompt: str, tags_by_view: list[tuple[str, ...]], keep: tuple[str, ...]) -> _Traits:
+    needed = math.ceil(COMMON_SHARE * len(tags_by_view))
+    kinds_by_view = [{kind for tag in tags if (kind := trait_kind(tag))} for tags in tags_by_view]
+    every = set().union(*kinds_by_view) if kinds_by_view else set()
+    common = frozenset(kind for kind in every if sum(kind in kinds for kinds in kinds_by_view) >= needed)
+    return _Traits(frozenset(_content(prompt)), common, frozenset(tag.lower() for tag in keep))
+
+
+def _sorted_out(
+    tags: tuple[str, ...], traits: _Traits, settings: CaptionSettings, class_noun: str
+) -> tuple[list[str], list[str]]:
+    """Tags to keep, and the character's own that were pruned; view, framing and background are written by us."""
+    kept: list[str] = []
+    pruned: list[str] = []
+    dropped = {tag.lower() for tag in settings.drop}
+    for tag in dict.fromkeys(tag.strip().lower() for tag in tags):
+        written_by_us = any(pattern.search(tag) for pattern in (VIEW_TAG, FRAMING_TAG, BACKGROUND_TAG))
+        if not tag or written_by_us or tag in dropped or tag == class_noun:
+            continue
+        (pruned if settings.prune and traits.own(tag) else kept).append(tag)
+    return kept, pruned
+
+
+def _content(text: str) -> frozenset[str]:
+    """Words that carry meaning, plural s removed."""
+    return frozenset(word.rstrip("s") for word in re.findall(r"[a-z]+", _FILLER.sub(" ", text.lower())))
+
+
+def _shortened(head: list[str], tags: list[str], tail: tuple[str, ...], view: str, warnings: list[str]) -> list[str]:
+    """As many tags as CLIP's 75 tokens hold, by a careful estimate."""
+    kept = list(tags)
+    while kept and _estimate_tokens(", ".join([*head, *kept, *tail])) > CLIP_TOKENS:
+        kept.pop()
+    if len(kept) < len(tags):
+        warnings.append(
+            f"the {view} caption was cut to {len(kept)} of {len(tags)} tags: CLIP reads {CLIP_TOKENS} tokens"
+        )
+    return kept
+
+
+def _estimate_tokens(text: str) -> int:
+    """CLIP tokens, rarely too few: one for a comma, one for each six letters of a word begun."""
+    return sum(max(1, math.ceil(len(piece) / 6)) for piece in re.findall(r"\w+|[^\w\s]", text))
+
+
+def _contradiction(view: ViewName, description: Description) -> list[str]:
+    said = description.facts.get("view", "")
+    if said in ("front", "side", "back") and said != view:
+        return [f"the captioner takes the {view} view for a {said} view: look at the sheet"]
+    return []

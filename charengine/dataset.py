@@ -1,0 +1,95 @@
+"""The dataset as one thing: its digest, its files in kohya's layout, and captions edited by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from charengine.errors import BadInput
+from charengine.records import CaptionRecord, DatasetRecord, ViewsRecord
+from charengine.store import Store, write_atomically
+
+STAGE_VERSION = 1
+
+REPEATS = 10  # kohya reads it from the folder's name; our own training counts steps instead
+MASKS = "masks"
+LONGEST_CAPTION = 2000
+
+
+def dataset_digest(views: ViewsRecord, captions: tuple[CaptionRecord, ...]) -> str:
+    """SHA-256 over what is trained on: each view's image, mask and caption, and nothing else."""
+    texts = {caption.view: caption.text for caption in captions}
+    digest = hashlib.sha256()
+    for view in views.views:
+        for part in (view.view, view.image.sha256, view.alpha.sha256, texts[view.view]):
+            digest.update(part.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def export_dataset(dataset: DatasetRecord, folder: Path, store: Store) -> list[Path]:
+    """Write `<repeats>_<trigger> <class>/<view>.png` and `.txt`, and the masks in `masks/` beside it.
+
+    Returns:
+        Absolute paths: image, caption, mask, view by view.
+    """
+    place = folder / f"{REPEATS}_{dataset.trigger} {_file_words(dataset.class_noun)}"
+    texts = {caption.view: caption.text for caption in dataset.captions}
+    paths = []
+    for view in dataset.views.views:
+        paths.append(store.export(view.image, place / f"{view.view}.png"))
+        sidecar = place / f"{view.view}.txt"
+        write_atomically(sidecar, (texts[view.view] + "\n").encode())
+        paths.append(sidecar.resolve())
+        paths.append(store.export(view.alpha, folder / MASKS / f"{view.view}.png"))
+    return paths
+
+
+def with_edits(dataset: DatasetRecord, folder: Path) -> DatasetRecord:
+    """The dataset with the captions of the folder's `.txt` files where they differ; the same record when none does.
+
+    Raises:
+        BadInput: a sidecar is empty, too long or not text.
+    """
+    captions = tuple(_edited(caption, folder) for caption in dataset.captions)
+    if captions == dataset.captions:
+        return dataset
+    silent = [
+        f"the edited {caption.view} caption does not hold the trigger {dataset.trigger!r}"
+        for caption in captions
+        if dataset.trigger not in caption.text
+    ]
+    return dataset.model_copy(
+        update={
+            "captions": captions,
+            "digest": dataset_digest(dataset.views, captions),
+            "warnings": tuple(dict.fromkeys((*dataset.warnings, *silent))),
+        }
+    )
+
+
+def _edited(caption: CaptionRecord, folder: Path) -> CaptionRecord:
+    found = sorted(folder.rglob(f"{caption.view}.txt")) if folder.is_dir() else []
+    if not found:
+        return caption
+    if len(found) > 1:
+        raise BadInput(f"{folder} holds {len(found)} captions named {caption.view}.txt: leave one")
+    text = _read_caption(found[0])
+    return caption if text == caption.text else caption.model_copy(update={"text": text, "edited": True})
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        text = " ".join(path.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise BadInput(f"caption {path} is not UTF-8 text: save it as plain text") from error
+    if not text:
+        raise BadInput(f"caption {path} is empty: write what the picture shows, or delete the file")
+    if len(text) > LONGEST_CAPTION:
+        raise BadInput(f"caption {path} has {len(text)} characters; at most {LONGEST_CAPTION} are allowed")
+    return text
+
+
+def _file_words(text: str) -> str:
+    """The text as part of a file name: letters, digits, spaces and hyphens."""
+    return " ".join(re.sub(r"[^A-Za-z0-9 -]", " ", text).split()) or "character"

@@ -1,0 +1,332 @@
+"""The sheet: drawn by the edit model into the template and checked by the gate, or taken from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from charengine.caption import derive_class_noun
+from charengine.config import Character, SheetSettings
+from charengine.crop import keep_picture, png
+from charengine.errors import BadInput, SheetRejected
+from charengine.gate import Verdict, judge
+from charengine.models import Captioner, SheetEditor
+from charengine.records import SheetRecord
+from charengine.sheet_prompt import find_side_items, write_sheet_prompt
+from charengine.store import Store
+from charengine.template import boxes, template
+
+STAGE_VERSION = 1
+
+GOOD_ENOUGH = 0.75  # gate score at which no further candidate is drawn
+READABLE = ("PNG", "JPEG", "WEBP")
+SMALLEST_SIDE = 96
+LARGEST_SIDE = 2048  # larger sheets are reduced: three views of one megapixel need no more
+MOST_PIXELS = 100_000_000
+MOST_BYTES = 200_000_000
+NARROWEST, WIDEST = 0.5, 6.0  # width / height of a sheet
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Rewriter(Protocol):
+    """A captioner that can also enrich a prompt."""
+
+    def rewrite(self, prompt: str) -> str:
+        """The prompt with more of what can be seen, nothing contradicted."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One drawn sheet."""
+
+    seed: int
+    image: Image.Image
+    verdict: Verdict
+    repaired: int | None = None
+
+
+# --- drawn ------------------------------------------------------------------------------------------------------------
+
+
+def draw_sheet(
+    character: Character,
+    settings: SheetSettings,
+    editor: SheetEditor,
+    store: Store,
+    *,
+    captioner: Captioner | None = None,
+) -> SheetRecord:
+    """Draw a character's sheet, keep the best of several candidates, and store it.
+
+    Raises:
+        SheetRejected: no candidate shows one front, one side and one back figure; carries a picture of them all.
+    """
+    warnings = []
+    description = character.prompt
+    if settings.rewrite:
+        description, said = _rewritten(description, captioner)
+        warnings += said
+    unknown = editor.unknown_words(description)
+    if unknown:
+        warnings.append(f"the model was never taught these words and ignores them: {', '.join(unknown)}")
+    prompt = full_prompt(description, character.class_noun or derive_class_noun(character.prompt), editor)
+    easel = _Easel(prompt, settings, editor, captioner if settings.ask_model else None, character.class_noun)
+    best, tried = _draw_best(easel, character.seed)
+    if settings.gate and not best.verdict.accepted:
+        raise SheetRejected(_why_rejected(tried), keep_picture(_side_by_side(tried), store), best.verdict.box)
+    warnings += best.verdict.warnings if settings.gate else ()
+    return SheetRecord(
+        image=store.put(png(best.image), "sheet.png"),
+        width=best.image.width,
+        height=best.image.height,
+        prompt=prompt,
+        source="drawn",
+        seed=best.seed,
+        candidates=len(tried),
+        gate=_gate_facts(best, tried) if settings.gate else {},
+        warnings=tuple(warnings),
+    )
+
+
+def full_prompt(description: str, class_noun: str, editor: SheetEditor) -> str:
+    """The prompt in the style the editor was trained for: "plain" for the embedded family, else "rich"."""
+    if getattr(editor, "prompt_style", "rich") == "plain":
+        return _plain_prompt(description, class_noun)
+    return write_sheet_prompt(description, class_noun, find_side_items(description))
+
+
+def _plain_prompt(description: str, class_noun: str) -> str:
+    """The embedded family's own wording, from the grammar that it was trained on."""
+    from charengine.embedded import grammar
+
+    text = description.lower().strip(" .")
+    traits = grammar.parse_prompt(text)
+    items = {side: traits[f"{side}_item"] for side in grammar.SIDES if f"{side}_item" in traits}
+    return grammar.sheet_prompt(text, traits.get("species", class_noun), items)
+
+
+def candidate_seed(seed: int, k: int) -> int:
+    """Seed of the k-th candidate: the character's own for the first, hashed from it for the others."""
+    if k == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"sheet {seed} {k}".encode()).digest()[:4], "big") >> 1
+
+
+@dataclass(frozen=True)
+class _Easel:
+    """Everything but the seed that a candidate is drawn with."""
+
+    prompt: str
+    settings: SheetSettings
+    editor: SheetEditor
+    captioner: Captioner | None
+    class_noun: str
+
+    def draw(self, seed: int, steps: int) -> _Candidate:
+        """A whole sheet."""
+        return self._judged(seed, self._paint(self._template(), seed, steps, None), None)
+
+    def repair(self, candidate: _Candidate) -> _Candidate:
+        """The same sheet with the box that the gate blames drawn anew."""
+        k = candidate.verdict.box
+        if k is None:
+            return candidate
+        seed = candidate_seed(candidate.seed, 100 + k)
+        area = boxes(self.settings.width, self.settings.height)[k]
+        image = self._paint(candidate.image, seed, self.settings.steps, area)
+        return self._judged(candidate.seed, image, k)
+
+    def _template(self) -> Image.Image:
+        return template(self.settings.width, self.settings.height)
+
+    def _paint(self, base: Image.Image, seed: int, steps: int, redraw: tuple[int, int, int, int] | None) -> Image.Image:
+        return self.editor.draw(
+            base,
+            self.prompt,
+            negative_prompt=self.settings.negative_prompt,
+            seed=seed,
+            steps=steps,
+            guidance=self.settings.guidance,
+            conditioning=self.settings.conditioning,
+            redraw=redraw,
+        )
+
+    def _judged(self, seed: int, image: Image.Image, repaired: int | None) -> _Candidate:
+        verdict = judge(image, captioner=self.captioner, class_noun=self.class_noun)
+        log.info("sheet candidate, seed %d: score %.2f %s", seed, verdict.score, "; ".join(verdict.reasons))
+        return _Candidate(seed, image, verdict, repaired)
+
+
+def _draw_best(easel: _Easel, seed: int) -> tuple[_Candidate, list[_Candidate]]:
+    """The best candidate, finished, and all that were drawn on the way to it."""
+    settings = easel.settings
+    if not settings.gate:
+        only = easel.draw(seed, settings.steps)
+        return only, [only]
+    draft = settings.draft_steps or settings.steps
+    tried: list[_Candidate] = []
+    for k in range(settings.candidates):
+        tried.append(easel.draw(candidate_seed(seed, k), draft))
+        if tried[-1].verdict.accepted and tried[-1].verdict.score >= GOOD_ENOUGH:
+            break
+    best = max(tried, key=_rank)
+    if draft != settings.steps:
+        best = _finished(easel, tried)
+    if settings.repair and not best.verdict.accepted and best.verdict.box is not None:
+        tried.append(easel.repair(best))
+        best = max((best, tried[-1]), key=_rank)
+    return best, tried
+
+
+def _finished(easel: _Easel, tried: list[_Candidate]) -> _Candidate:
+    """The best draft drawn again at full steps with its seed; the next one where that fails the gate."""
+    ranked = sorted(tried, key=_rank, reverse=True)
+    for draft in ranked[:2]:
+        tried.append(easel.draw(draft.seed, easel.settings.steps))
+        if tried[-1].verdict.accepted:
+            return tried[-1]
+    return max(tried, key=_rank)
+
+
+def _rank(candidate: _Candidate) -> tuple[bool, float]:
+    return candidate.verdict.accepted, candidate.verdict.score
+
+
+def _rewritten(description: str, captioner: Captioner | None) -> tuple[str, list[str]]:
+    """The prompt enriched by the captioner, or as it is with a warning."""
+    if not isinstance(captioner, Rewriter):
+        return description, ["the captioner in use cannot rewrite prompts: the prompt was used as written"]
+    text = " ".join(captioner.rewrite(description).split())
+    if not text:
+        return description, ["the captioner's rewriting of the prompt was empty: the prompt was used as written"]
+    return text, []
+
+
+def _gate_facts(best: _Candidate, tried: list[_Candidate]) -> dict[str, object]:
+    facts: dict[str, object] = {**best.verdict.summary()}
+    facts["repaired_box"] = best.repaired
+    facts["candidates"] = [
+        {"seed": one.seed, "score": round(one.verdict.score, 4), "reasons": list(one.verdict.reasons)} for one in tried
+    ]
+    return facts
+
+
+def _why_rejected(tried: list[_Candidate]) -> str:
+    reasons = list(dict.fromkeys(reason for one in tried for reason in one.verdict.reasons))
+    return (
+        f"none of {len(tried)} sheets passed the gate: {'; '.join(reasons)}. Try another --seed, a simpler prompt, "
+        "more sheet.candidates, or give a sheet of your own with --sheet"
+    )
+
+
+def _side_by_side(tried: list[_Candidate]) -> Image.Image:
+    """All candidates with what the gate found drawn on them, in rows of at most four."""
+    columns = min(4, len(tried))
+    width, height = tried[0].verdict.picture.size
+    page = Image.new("RGB", (columns * width, -(-len(tried) // columns) * height), "white")
+    for k, one in enumerate(tried):
+        page.paste(one.verdict.picture, ((k % columns) * width, (k // columns) * height))
+    return page
+
+
+# --- given ------------------------------------------------------------------------------------------------------------
+
+
+def take_sheet(path: Path, store: Store) -> SheetRecord:
+    """Store a sheet that somebody already has, as upright 8-bit RGB (RGBA when its background is transparent).
+
+    Raises:
+        BadInput: the file is missing, unreadable, not an image of a known kind, or of an impossible size.
+    """
+    warnings: list[str] = []
+    image = _opened(Path(path), warnings)
+    _check_shape(image, path)
+    image = _eight_bit(image)
+    if max(image.size) > LARGEST_SIDE:
+        before = image.size
+        image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+        warnings.append(f"the sheet was reduced from {before[0]}×{before[1]} to {image.width}×{image.height}")
+    return SheetRecord(
+        image=store.put(png(image), "sheet.png"),
+        width=image.width,
+        height=image.height,
+        prompt="",
+        source="given",
+        seed=0,
+        warnings=tuple(warnings),
+    )
+
+
+def _opened(path: Path, warnings: list[str]) -> Image.Image:
+    """The first picture of the file, decoded whole and turned upright."""
+    if not path.is_file():
+        raise BadInput(f"sheet {str(path)!r} is not a file: give a PNG, JPEG or WebP image")
+    if path.stat().st_size > MOST_BYTES:
+        raise BadInput(
+            f"sheet {path.name!r} has {path.stat().st_size / 1e6:.0f} MB; at most {MOST_BYTES / 1e6:.0f} are read"
+        )
+    try:
+        with Image.open(path, formats=READABLE) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise BadInput(
+                    f"sheet {path.name!r} is {image.width}×{image.height}; at most {MOST_PIXELS / 1e6:.0f} megapixels are "
+                    "read: reduce it first"
+                )
+            if getattr(image, "n_frames", 1) > 1:
+                warnings.append(f"{path.name} is animated: only its first frame is used")
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise BadInput(f"sheet {path.name!r} is not a PNG, JPEG or WebP image: convert it to PNG") from error
+    except Image.DecompressionBombError as error:
+        raise BadInput(f"sheet {path.name!r} has far too many pixels: reduce it first") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadInput(
+            f"sheet {path.name!r} cannot be read ({error}): it is damaged; save or download it again"
+        ) from error
+
+
+def _check_shape(image: Image.Image, path: Path) -> None:
+    if min(image.size) < SMALLEST_SIDE:
+        raise BadInput(
+            f"sheet {Path(path).name!r} is {image.width}×{image.height}; both sides must be at least {SMALLEST_SIDE} "
+            "pixels (1024×1024 or more is best)"
+        )
+    if not NARROWEST <= image.width / image.height <= WIDEST:
+        raise BadInput(
+            f"sheet {Path(path).name!r} is {image.width}×{image.height}; three figures side by side need a picture "
+            f"between half as wide as tall and {WIDEST:.0f} times as wide as tall"
+        )
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """RGB; RGBA with its colours on white when the picture has a transparent border."""
+    if image.mode.startswith(("I", "F")):  # 16-bit grey
+        values = np.asarray(image).astype(np.float64)
+        image = Image.fromarray((values / max(255.0, 65535.0 if values.max() > 255 else 255.0) * 255).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        flat = Image.new("RGBA", layered.size, "white")
+        flat.alpha_composite(layered)
+        alpha = layered.getchannel("A")
+        if _outlines_figures(alpha):
+            flat.putalpha(alpha)
+            return flat
+        return flat.convert("RGB")
+    return image.convert("RGB")
+
+
+def _outlines_figures(alpha: Image.Image) -> bool:
+    """Whether the alpha channel cuts figures out: most of the border transparent, something inside opaque."""
+    values = np.asarray(alpha)
+    border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+    return float((border < 16).mean()) > 0.7 and float((values > 239).mean()) > 0.02
