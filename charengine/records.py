@@ -13,7 +13,8 @@ VIEWS: tuple[ViewName, ...] = ("front", "side", "back")
 class Record(BaseModel):
     """Base of all records: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # "strings": NaN (a loss nobody measured) survives JSON, which has no word for it
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Ref(Record):

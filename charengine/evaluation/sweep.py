@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from charengine.adapter import apply_adapter, read_metadata, rescale
+from charengine.adapter import apply_adapter
+from charengine.adapter_files import load_adapter, read_metadata, rescale, save_adapter
 from charengine.config import SweepSettings
 from charengine.errors import BadInput, Interrupted
 from charengine.evaluation import metrics
@@ -148,6 +149,20 @@ def training_from_file(path: Path, store: Store, *, trigger: str = "", class_nou
     )
 
 
+def recommended(data: bytes, picked: CellMetrics, recipe: dict | None) -> tuple[bytes, tuple[str, ...]]:
+    """The picked checkpoint with its strength as the new 1.0, the pick in its metadata; and a warning where that cannot be."""
+    doubts: tuple[str, ...] = ()
+    try:
+        data = rescale(data, picked.strength)
+    except BadInput as error:  # DoRA: not worth losing a finished sweep for
+        doubts = (f"the recommended adapter is not rescaled, use it at strength {picked.strength:g}: {error}",)
+    tensors, metadata = load_adapter(data)
+    metadata["charengine.pick"] = picked.model_dump_json(exclude={"mlflow_run_id"})
+    if recipe is not None:
+        metadata["charengine.recipe"] = json.dumps(recipe, sort_keys=True)
+    return save_adapter(tensors, metadata), doubts
+
+
 def _draw_base(session: Session) -> tuple[Cell, Scale]:
     """Strength 0: the control, drawn once for all checkpoints, and the scale it gives."""
     images = draw(session.diffusion, session.order, session.settings)
@@ -259,7 +274,7 @@ def _conclude(session: Session, base: Cell, cells: list[Cell], scale: Scale, rec
     checkpoints = {checkpoint.step: checkpoint for checkpoint in session.training.checkpoints}
     last = session.training.checkpoints[-1]
     trigger = session.training.trigger
-    as_picked = rescale(session.store.get(checkpoints[picked.checkpoint_step].adapter), picked.strength)
+    as_picked, doubt = recommended(session.store.get(checkpoints[picked.checkpoint_step].adapter), picked, recipe)
     return SweepRecord(
         cells=(base.metrics, *measured),
         prompts=tuple(prompt.template for prompt in session.prompts),
@@ -278,7 +293,7 @@ def _conclude(session: Session, base: Cell, cells: list[Cell], scale: Scale, rec
         adapter=session.store.put(session.store.get(last.adapter), f"{trigger}.safetensors"),
         recommended_adapter=session.store.put(as_picked, f"{trigger}-recommended.safetensors"),
         mlflow_run_id=session.tracker.run_id,
-        warnings=(*choice.warnings, *_scale_warnings(scale)),
+        warnings=(*choice.warnings, *doubt, *_scale_warnings(scale)),
     )
 
 
