@@ -15,7 +15,7 @@ from charengine.embedded.world import render, view_yaw
 _LOG = logging.getLogger(__name__)
 AGREEING = ("hair_colour", "top_colour", "bottom_colour")
 SIDE_ITEMS = ("right_item", "left_item")
-_HEADS = tuple(len(values) for values in TRAITS.values()) + (len(VIEWS),)
+_HEADS = (*(len(values) for values in TRAITS.values()), len(VIEWS))
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class _Block(nn.Module):
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.first_norm = nn.GroupNorm(8, outside)
+        self.first_norm = nn.BatchNorm2d(outside)
         self.second = nn.Conv2d(outside, outside, 3, 1, 1, groups=outside // 16, bias=False)
-        self.second_norm = nn.GroupNorm(8, outside)
+        self.second_norm = nn.BatchNorm2d(outside)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.silu(self.first_norm(self.first(x)))
@@ -62,6 +62,7 @@ class Probe(nn.Module):
             _Block(width, width, 1),
         )  # fmt: skip
         self.where = nn.Conv2d(width + 2, len(_HEADS) * 2, 1)
+        self.norm = nn.LayerNorm(2 * (width + 2))
         self.heads = nn.ModuleList(nn.Linear(2 * (width + 2), size) for size in _HEADS)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -71,6 +72,7 @@ class Probe(nn.Module):
         x = torch.cat([x, _position(x)], 1)
         looks = self.where(x).flatten(2).softmax(-1)
         seen = torch.einsum("nkp,ncp->nkc", looks, x.flatten(2)).reshape(len(images), len(_HEADS), -1)
+        seen = self.norm(seen)
         return [head(seen[:, i]) for i, head in enumerate(self.heads)]
 
 

@@ -174,7 +174,7 @@ def _castle(s: _Scene) -> None:
     row = torch.floor(s.y * 22)
     brick = (s.x * 11 + 0.5 * (row % 2)) % 1.0
     s.put((((s.y * 22) % 1.0) < 0.10) | (brick < 0.05), (0.38, 0.36, 0.37))
-    column, p = s.cells(0.24, 0.5)
+    _, p = s.cells(0.24, 0.5)
     x = p * 0.24
     arch = (x.abs() < 0.045) & (s.y > 0.55) & ((s.y < 0.74) | (x**2 + (s.y - 0.74) ** 2 < 0.045**2))
     s.put(arch, (0.60, 0.82, 0.98))
@@ -232,7 +232,7 @@ def _lava(s: _Scene) -> None:
 def _storm(s: _Scene) -> None:
     s.fade((0.50, 0.56, 0.62), (0.20, 0.23, 0.29))
     for base, colour, seed in ((0.80, (0.32, 0.35, 0.41), 0.0), (0.89, (0.16, 0.18, 0.23), 0.5)):
-        column, p = s.cells(0.14, seed)
+        _, p = s.cells(0.14, seed)
         s.put(s.y > base - 0.05 * (1 - (2 * p) ** 2).clamp(min=0).sqrt(), colour)
     for x in (-0.11, 0.24):
         zigzag = x + 0.03 * (2 * ((s.y * 9) % 1.0) - 1).abs() - 0.015

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from charengine.embedded.figure import build_figures
 from charengine.embedded.raster import draw
 from charengine.embedded.scenery import draw_background
+from charengine.embedded.solids import SolidBatch
 from charengine.embedded.traits import VIEWS
 
 VIEW_YAW = {"front": 0.0, "side": math.pi / 2, "back": math.pi}
@@ -107,9 +108,7 @@ def _render(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     width, height = size
     solids, face = build_figures(indices, pose)
-    scale, middle, floor = _fit(
-        solids, size, zoom
-    )  # pixels per unit; world x of the centre; world y of the bottom edge
+    scale, floor = _fit(solids, size, zoom)  # pixels per unit; world y of the bottom edge
     columns = (torch.arange(width * _SAMPLES, device=indices.device) + 0.5) / _SAMPLES
     rows = (torch.arange(height * _SAMPLES, device=indices.device) + 0.5) / _SAMPLES
     seen = solids.turned(yaw)
@@ -124,14 +123,13 @@ def _render(
     return (premultiplied + scene * (1 - alpha)).clamp(0, 1), alpha
 
 
-def _fit(solids, size: tuple[int, int], zoom: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # noqa: ANN001
-    """One scale for every side of a pose, so that a figure turns without growing."""
+def _fit(solids: SolidBatch, size: tuple[int, int], zoom: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One scale for every side of a pose, so that a figure turns without growing; and where the picture ends below."""
     width, height = size
     low, high = solids.extent(1)
     wide, deep = ((b - a) for a, b in (solids.extent(0), solids.extent(2)))
-    across = torch.maximum(wide, deep)
-    scale = zoom * torch.minimum(FILL_HEIGHT * height / (high - low), FILL_WIDTH * width / across)
+    fitting = torch.minimum(FILL_HEIGHT * height / (high - low), FILL_WIDTH * width / torch.maximum(wide, deep))
+    scale = zoom * fitting
     room = height / scale
-    centred = (low + high) / 2 - room / 2
-    from_top = high + 0.05 * room - room
-    return scale, low, torch.where(zoom > 1.02, from_top, centred)
+    centred, from_top = (low + high - room) / 2, high - 0.95 * room
+    return scale, torch.where(zoom > 1.02, from_top, centred)
