@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -33,6 +34,21 @@ class RunRequest:
     sheet: str = ""
     out: str = ""
     refresh: tuple[str, ...] = ()
+
+    def as_parameters(self) -> dict[str, Any]:
+        """The flow's parameters; paths absolute, since a worker stands elsewhere."""
+        return {
+            "prompt": self.prompt,
+            "name": self.name,
+            "class_noun": self.class_noun,
+            "trigger": self.trigger,
+            "seed": self.seed,
+            "profile": str(Path(self.profile).absolute()) if Path(self.profile).suffix else self.profile,
+            "overrides": list(self.overrides),
+            "sheet": str(Path(self.sheet).expanduser().absolute()) if self.sheet else "",
+            "out": str(Path(self.out).expanduser().absolute()) if self.out else "",
+            "refresh": list(self.refresh),
+        }
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,11 @@ class Store:
             return False
         return True
 
+    def drop(self, ref: Ref) -> None:
+        """Forget a blob, so that a changed one can be stored again."""
+        if self.fs.exists(self._where(ref.sha256)):
+            self.fs.rm_file(self._where(ref.sha256))
+
     def export(self, ref: Ref, path: Path) -> Path:
         """Write the blob to `path` atomically and return the absolute path."""
         write_atomically(path, self.get(ref))

@@ -33,6 +33,10 @@ class Tracker(Protocol):
         """The run's page in MLflow's UI; empty when no server is in use."""
         ...
 
+    def picture_url(self, artifact: str) -> str:
+        """Address of a logged picture; empty when no server is in use."""
+        ...
+
     def child(
         self,
         name: str,
@@ -92,6 +96,10 @@ class NullTracker:
 
     run_id: str | None = None
     url: str = ""
+
+    def picture_url(self, artifact: str) -> str:
+        """Empty: nothing was logged."""
+        return ""
 
     def child(
         self,

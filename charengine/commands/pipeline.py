@@ -1,0 +1,116 @@
+"""`run`, `demo` and `batch`: whole characters, through the Prefect flows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from charengine.commands.console import listen, say, say_json, training_bar
+from charengine.environment import apply_defaults, find_home, use_services
+from charengine.request import RunRequest, check
+
+DEMO_NAME = "Grisha"
+DEMO_PROMPT = "an orc woman with long red hair, a blue coat, brown boots and a metal hook for a right hand"
+
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="A shipped profile or a YAML file.")]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", help="A setting to change, e.g. train.steps=800; repeatable.", default_factory=list),
+]
+OutOption = Annotated[str, typer.Option("--out", "-o", help="Folder for the results. Default: runs/<name>")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Say the result as one line of JSON, the last of stdout.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(run)
+    app.command()(demo)
+    app.command()(batch)
+
+
+def run(
+    prompt: Annotated[str, typer.Argument(help="One sentence saying what the character looks like.")],
+    settings: SetOption,
+    refresh: Annotated[
+        list[str],
+        typer.Option("--refresh", help="A stage to run even if it is cached; repeatable.", default_factory=list),
+    ],
+    name: Annotated[str, typer.Option(help="Letters, digits, spaces, _ and -. Default: from the prompt")] = "",
+    class_noun: Annotated[str, typer.Option(help='"woman", "robot"… Default: from the prompt')] = "",
+    trigger: Annotated[str, typer.Option(help="Word that will mean the character. Default: from the name")] = "",
+    seed: Annotated[int, typer.Option(help="Same seed, same machine kind: same files.")] = 42,
+    profile: ProfileOption = "embedded",
+    sheet: Annotated[str, typer.Option(help="A sheet you already have (PNG, JPEG, WebP).")] = "",
+    out: OutOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a character: prompt to sheet, views, captions, adapter, sweep, pick and report."""
+    start(
+        RunRequest(prompt, name, class_noun, trigger, seed, profile, tuple(settings), sheet, out, tuple(refresh)),
+        as_json,
+    )
+
+
+def demo(settings: SetOption, out: OutOption = "", as_json: JsonOption = False) -> None:
+    """One character on the embedded default, prompt to report: minutes, offline, no GPU."""
+    start(RunRequest(DEMO_PROMPT, DEMO_NAME, overrides=tuple(settings), out=out), as_json)
+
+
+def start(request: RunRequest, as_json: bool) -> None:
+    """Check a request, run it through the flow and say what was made."""
+    listen(quiet=as_json)
+    home = find_home()
+    checked = check(request, home)
+    apply_defaults(home)
+    use_services(home)
+    from charengine.workspace import Workspace
+
+    Workspace(checked, home)  # finds every model file before a server is started for the run
+    from flows.character import character
+
+    with training_bar(quiet=as_json):
+        result = character(**replace(request, out=str(checked.out)).as_parameters())
+    say_result(result, as_json)
+
+
+def say_result(result: dict[str, Any], as_json: bool) -> None:
+    """The outcome in a few lines, or as JSON."""
+    if as_json:
+        say_json(result)
+        return
+    say(f"{result['name']}: say {result['trigger']!r} in a prompt")
+    say(f"pick: step {result['checkpoint_step']} at strength {result['strength']:g}")
+    say(f"recommended adapter (strength 1 = the pick): {result['recommended_adapter']}")
+    say(f"adapter as trained:                          {result['adapter']}")
+    say(f"report: {result['report']}")
+    seconds = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result["seconds"].items())
+    cached = result["cached_stages"]
+    say(f"took {seconds}" + (f"; unchanged: {', '.join(cached)}" if cached else ""))
+
+
+def batch(
+    cast: Annotated[Path, typer.Argument(help="YAML or CSV file with one character an entry.")],
+    settings: SetOption,
+    profile: ProfileOption = "embedded",
+    workers: Annotated[bool, typer.Option("--workers", help="Hand the characters to the work pool of `up`.")] = False,
+    out: OutOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a whole cast; a character that fails never stops the others. Exit status 4 when any failed."""
+    from charengine.cast import read_cast
+
+    listen(quiet=as_json)
+    home = find_home()
+    requests = read_cast(cast, profile=profile, overrides=tuple(settings), out=out)
+    apply_defaults(home)
+    use_services(home)
+    from flows.batch import batch as batch_flow
+
+    with training_bar(quiet=as_json):
+        result = batch_flow([request.as_parameters() for request in requests], workers=workers)
+    say_json(result) if as_json else say(result["table"])
+    if result["failed"]:
+        raise typer.Exit(4)

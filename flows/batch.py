@@ -1,0 +1,119 @@
+"""A cast, one character after the other here, or all at once on the work pool; one failure never stops the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, runtime
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from pydantic import Field
+
+from charengine import outputs
+from charengine.cast import check_cast, read_cast
+from charengine.errors import EngineError
+from charengine.request import slug
+from flows.character import character
+from flows.gallery import gallery_page, table
+
+log = logging.getLogger("charengine.flows")
+
+DEPLOYMENT = "character/character"
+POLL_SECONDS = 5.0
+
+Characters = Annotated[
+    list[dict[str, Any]],
+    Field(description="Entries with the fields of the character form; or leave empty and name a file"),
+]
+CastFile = Annotated[str, Field(description="YAML or CSV file with one character an entry")]
+Workers = Annotated[bool, Field(description="Hand the characters to the work pool instead of running them here")]
+BatchId = Annotated[str, Field(description="Same id, same characters: nothing is started twice; empty: a fresh one")]
+
+
+@flow(name="batch", flow_run_name="batch-{batch_id}", validate_parameters=True, persist_result=False)
+def batch(
+    characters: Characters = [],  # noqa: B006
+    file: CastFile = "",
+    workers: Workers = False,
+    batch_id: BatchId = "",
+) -> dict[str, Any]:
+    """Make every character of a cast, and a summary with their pictures."""
+    requests = check_cast(characters) if characters else read_cast(Path(file))
+    cast = [request.as_parameters() for request in requests]
+    started = time.monotonic()
+    outcomes = _on_pool(cast, batch_id or _default_id()) if workers else [_here(entry) for entry in cast]
+    failed = [outcome["name"] for outcome in outcomes if outcome["error"]]
+    page = gallery_page(outcomes, Path(cast[0]["out"]).parent / "batch.html")
+    create_markdown_artifact(markdown=table(outcomes), key="batch-summary", description="the cast")
+    return {
+        "characters": outcomes,
+        "failed": failed,
+        "summary": str(page),
+        "seconds": round(time.monotonic() - started, 1),
+        "table": table(outcomes),
+    }
+
+
+def _here(entry: dict[str, Any]) -> dict[str, Any]:
+    """One character as a subflow of this one."""
+    state = character(**entry, return_state=True)
+    if state.is_completed():
+        return _outcome(entry, result=state.result())
+    return _outcome(entry, error=_reason(state.result(raise_on_failure=False)))
+
+
+def _on_pool(cast: list[dict[str, Any]], batch_id: str) -> list[dict[str, Any]]:
+    """All characters on the work pool; the same batch id never starts one twice."""
+    runs = [_submit(entry, batch_id) for entry in cast]
+    return [_outcome_of_run(entry, _wait(run)) for entry, run in zip(cast, runs, strict=True)]
+
+
+def _submit(entry: dict[str, Any], batch_id: str) -> FlowRun:
+    wanted = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
+    run = run_deployment(
+        DEPLOYMENT,
+        parameters=entry,
+        timeout=0,
+        as_subflow=True,
+        idempotency_key=f"{batch_id}:{slug(entry['name'])}:{wanted}",
+        flow_run_name=entry["name"],
+    )
+    log.info("%s is run %s on the work pool", entry["name"], run.id)
+    return run
+
+
+def _wait(run: FlowRun) -> FlowRun:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        while not (run.state and run.state.is_final()):
+            time.sleep(POLL_SECONDS)
+            run = client.read_flow_run(run.id)
+    return run
+
+
+def _outcome_of_run(entry: dict[str, Any], run: FlowRun) -> dict[str, Any]:
+    if run.state and run.state.is_completed():
+        return _outcome(entry, result=json.loads((Path(entry["out"]) / outputs.RESULT).read_text()))
+    return _outcome(entry, error=(run.state.message if run.state else "") or "it failed")
+
+
+def _outcome(entry: dict[str, Any], result: dict[str, Any] | None = None, error: str = "") -> dict[str, Any]:
+    return {"name": entry["name"], "prompt": entry["prompt"], "error": error, "result": result}
+
+
+def _reason(error: Any) -> str:
+    if isinstance(error, EngineError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _default_id() -> str:
+    scheduled = runtime.flow_run.scheduled_start_time
+    return scheduled.strftime("%Y%m%d-%H%M%S") if scheduled else time.strftime("%Y%m%d-%H%M%S")

@@ -1,0 +1,199 @@
+"""The pipeline: from one sentence to a tested character adapter. Read `character` first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, runtime
+from pydantic import Field
+
+from charengine import outputs
+from charengine.config import MAX_PROMPT, profile_names
+from charengine.environment import find_home
+from charengine.records import AdapterRecord, DatasetRecord, RunRecord, SheetRecord, SweepRecord, ViewsRecord
+from charengine.request import STAGES, RunRequest, check
+from charengine.tracking import open_tracker
+from charengine.workspace import Workspace
+from tasks.artifacts import show_run
+from tasks.caption import caption_key, caption_views, show_dataset
+from tasks.crop import crop_views
+from tasks.report import write_report
+from tasks.sheet import make_sheet
+from tasks.stage import closing
+from tasks.sweep import sweep_adapter
+from tasks.train import train_adapter
+
+PROJECT = "charengine"  # the MLflow experiment
+
+Prompt = Annotated[str, Field(description="One sentence saying what the character looks like", max_length=MAX_PROMPT)]
+Name = Annotated[
+    str, Field(description="Letters, digits, spaces, _ and -; empty: taken from the prompt", max_length=64)
+]
+ClassNoun = Annotated[str, Field(description='"woman", "robot"…; empty: taken from the prompt')]
+Trigger = Annotated[str, Field(description="Rare word that will mean the character; empty: derived from the name")]
+Seed = Annotated[int, Field(description="Same seed, same machine kind: same files", ge=0, lt=2**31)]
+ProfileName = Annotated[
+    str, Field(description="Models and settings for a kind of machine", json_schema_extra={"enum": [*profile_names()]})
+]
+Overrides = Annotated[list[str], Field(description="Settings to change, one a line: train.steps=800")]
+SheetFile = Annotated[str, Field(description="Path of a sheet that exists already; empty: draw one")]
+OutFolder = Annotated[str, Field(description="Folder for the results; empty: runs/<name>")]
+Refresh = Annotated[
+    list[Annotated[str, Field(json_schema_extra={"enum": [*STAGES]})]],
+    Field(description="Stages to run even if cached"),
+]
+
+
+@flow(name="character", flow_run_name="{name}", validate_parameters=True, persist_result=False)
+def character(
+    prompt: Prompt,
+    name: Name = "",
+    class_noun: ClassNoun = "",
+    trigger: Trigger = "",
+    seed: Seed = 42,
+    profile: ProfileName = "embedded",
+    overrides: Overrides = [],  # noqa: B006 - never changed, and Prefect's form shows it
+    sheet: SheetFile = "",
+    out: OutFolder = "",
+    refresh: Refresh = [],  # noqa: B006
+) -> dict[str, Any]:
+    """Make a character: sheet, views, captions, adapter, sweep, pick and report.
+
+    Stages whose inputs have not changed are taken from the cache; a run that was killed continues.
+    """
+    request = RunRequest(
+        prompt, name, class_noun, trigger, seed, profile, tuple(overrides), sheet, out, refresh=tuple(refresh)
+    )
+    home = find_home()
+    workspace = Workspace(check(request, home), home)
+    workspace.tracker = open_tracker(
+        home,
+        project=PROJECT,
+        name=workspace.character.name,
+        key=workspace.key,
+        params=workspace.params(),
+        tags=_tags(workspace),
+    )
+    with closing(workspace.tracker):
+        return make_character(workspace)
+
+
+def make_character(workspace: Workspace) -> dict[str, Any]:
+    """The six stages, each handing a record to the next; files are written as soon as they exist."""
+    out, store = workspace.out, workspace.store
+
+    sheet = make_sheet(workspace)
+    sheet_path = outputs.write_sheet(sheet, out, store)
+
+    views = crop_views(workspace, sheet)
+    view_paths = outputs.write_views(views, out, store)
+
+    key = caption_key(workspace, views)
+    dataset = outputs.take_edits(caption_views(workspace, views), out, key)
+    show_dataset(workspace, dataset)
+    caption_paths = outputs.write_dataset(dataset, out, store, key)
+
+    training = train_adapter(workspace, dataset)
+
+    sweep = sweep_adapter(workspace, training, dataset)
+    adapter_path, recommended_path = outputs.write_adapters(sweep, workspace.character, out, store)
+    outputs.write_pictures(sweep, out, store)
+
+    run = _record(workspace, sheet, views, dataset, training, sweep)
+    report = write_report(workspace, run)
+    run = run.model_copy(update={"stages": tuple(workspace.facts)})
+    report_path = outputs.write_report(report, run, out, store)
+    show_run(workspace, run)
+    _log_outcome(workspace, run)
+
+    result = {
+        "name": run.name,
+        "trigger": run.trigger,
+        "sheet": str(sheet_path),
+        "views": [str(path) for path in view_paths],
+        "captions": [str(path) for path in caption_paths],
+        "adapter": str(adapter_path),
+        "recommended_adapter": str(recommended_path),
+        "checkpoint_step": sweep.pick.checkpoint_step,
+        "strength": sweep.pick.strength,
+        "report": str(report_path),
+        "mlflow_run_id": run.mlflow_run_id,
+        "prefect_flow_run_id": run.prefect_flow_run_id,
+        "cached_stages": [fact.stage for fact in run.stages if fact.cached],
+        "seconds": {fact.stage: round(fact.seconds, 3) for fact in run.stages},
+    }
+    outputs.write_result(result, out)
+    return result
+
+
+def _record(
+    workspace: Workspace,
+    sheet: SheetRecord,
+    views: ViewsRecord,
+    dataset: DatasetRecord,
+    training: AdapterRecord,
+    sweep: SweepRecord,
+) -> RunRecord:
+    warnings = [warning for record in (sheet, views, dataset, training, sweep) for warning in record.warnings]
+    return RunRecord(
+        name=workspace.character.name,
+        prompt=workspace.character.prompt,
+        trigger=dataset.trigger,
+        class_noun=dataset.class_noun,
+        seed=workspace.character.seed,
+        profile=workspace.profile.name,
+        config=workspace.config,
+        sheet=sheet,
+        views=views,
+        dataset=dataset,
+        training=training,
+        sweep=sweep,
+        stages=tuple(workspace.facts),
+        mlflow_run_id=workspace.tracker.run_id,
+        prefect_flow_run_id=_flow_run_id(),
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _tags(workspace: Workspace) -> dict[str, str]:
+    from prefect.settings import PREFECT_UI_URL
+
+    run_id, ui = _flow_run_id() or "", PREFECT_UI_URL.value()
+    return {
+        "character": workspace.character.name,
+        "trigger": workspace.character.trigger,
+        "profile": workspace.profile.name,
+        "prefect.flow_run_id": run_id,
+        "prefect.flow_run_name": str(runtime.flow_run.name or ""),
+        "prefect.flow_run_url": f"{ui}/runs/flow-run/{run_id}" if ui else "",
+    }
+
+
+def _log_outcome(workspace: Workspace, run: RunRecord) -> None:
+    pick = run.sweep.pick
+    numbers = {
+        "pick/checkpoint_step": pick.checkpoint_step,
+        "pick/strength": pick.strength,
+        "train/final_loss": run.training.checkpoints[-1].loss,
+    }
+    for label, cell in (("pick", pick.metrics), ("base", pick.baseline), ("last_at_1", pick.overbaked)):
+        numbers |= {
+            f"{label}/{name}": getattr(cell, name) for name in ("identity", "adherence", "diversity", "copying")
+        }
+    numbers |= {f"seconds/{fact.stage}": fact.seconds for fact in run.stages if not fact.cached}
+    workspace.tracker.log_metrics(numbers, step=0)
+    workspace.tracker.set_tags(
+        {
+            "dataset_digest": run.dataset.digest,
+            "cached_stages": ", ".join(fact.stage for fact in run.stages if fact.cached),
+            "charengine.train_run_id": run.training.mlflow_run_id or "",
+            "charengine.sweep_run_id": run.sweep.mlflow_run_id or "",
+            "out": str(Path(workspace.out)),
+        }
+    )
+
+
+def _flow_run_id() -> str | None:
+    run_id = runtime.flow_run.id
+    return str(run_id) if run_id else None

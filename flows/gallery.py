@@ -1,0 +1,70 @@
+"""The summary of a batch: a table for Prefect and a page with pictures for the disk."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+from charengine.store import write_atomically
+
+THUMB = 320  # pixels, longer side
+
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Cast</title><style>
+body{{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222;background:#fafafa}}
+section{{display:flex;gap:1.5rem;background:#fff;border:1px solid #ddd;border-radius:8px;padding:1rem;margin:1rem 0}}
+img{{max-width:{thumb}px;height:auto;border-radius:4px}}.failed{{border-color:#c33}}.why{{color:#a22;white-space:pre-wrap}}
+@media(max-width:48rem){{section{{display:block}}}}
+</style></head><body><h1>Cast</h1><p>{count} characters, {failed} failed.</p>{sections}</body></html>"""
+
+
+def table(outcomes: list[dict[str, Any]]) -> str:
+    """The cast as a Markdown table."""
+    lines = ["| character | trigger | pick | result |", "| --- | --- | --- | --- |"]
+    for outcome in outcomes:
+        result = outcome["result"]
+        if result:
+            pick = f"step {result['checkpoint_step']} at {result['strength']:g}"
+            lines.append(f"| {outcome['name']} | {result['trigger']} | {pick} | {result['report']} |")
+        else:
+            lines.append(f"| {outcome['name']} | | | failed: {' '.join(outcome['error'].split())[:300]} |")
+    return "\n".join(lines)
+
+
+def gallery_page(outcomes: list[dict[str, Any]], path: Path) -> Path:
+    """A self-contained page with every character's sheet, pick and report, or why it failed."""
+    sections = "".join(_section(outcome, path.parent) for outcome in outcomes)
+    failed = sum(bool(outcome["error"]) for outcome in outcomes)
+    page = PAGE.format(thumb=THUMB, count=len(outcomes), failed=failed, sections=sections)
+    write_atomically(path, page.encode())
+    return path.resolve()
+
+
+def _section(outcome: dict[str, Any], folder: Path) -> str:
+    name, prompt, result = html.escape(outcome["name"]), html.escape(outcome["prompt"]), outcome["result"]
+    if not result:
+        why = html.escape(outcome["error"])
+        return f'<section class="failed"><div><h2>{name}</h2><p>{prompt}</p><p class="why">{why}</p></div></section>'
+    link = html.escape(_relative(Path(result["report"]), folder))
+    return (
+        f'<section><img alt="sheet of {name}" src="{_thumbnail(Path(result["sheet"]))}"><div><h2>{name}</h2><p>{prompt}</p>'
+        f"<p>Trigger <b>{result['trigger']}</b>; step {result['checkpoint_step']} at strength {result['strength']:g}.</p>"
+        f'<p><a href="{link}">Report</a></p></div></section>'
+    )
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.as_uri()
+
+
+def _thumbnail(path: Path) -> str:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((THUMB, THUMB))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

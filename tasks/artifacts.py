@@ -1,0 +1,106 @@
+"""What Prefect's and MLflow's pages show of a stage: pictures, captions, tables, links."""
+
+from __future__ import annotations
+
+import io
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+
+from charengine.records import AdapterRecord, DatasetRecord, Ref, RunRecord, SweepRecord
+from charengine.workspace import Workspace
+
+
+def show_picture(workspace: Workspace, name: str, ref: Ref) -> None:
+    """A picture in MLflow, and from there in Prefect, which hosts none itself."""
+    from PIL import Image
+
+    workspace.tracker.log_image(Image.open(io.BytesIO(workspace.store.get(ref))).convert("RGB"), name)
+    url = workspace.tracker.picture_url(f"images/{name}.png")
+    if url:
+        create_image_artifact(
+            image_url=url, key=f"{workspace.slug}-{name}", description=f"{workspace.character.name}: {name}"
+        )
+
+
+def show_captions(workspace: Workspace, dataset: DatasetRecord) -> None:
+    """The captions as a table."""
+    rows = [
+        {"view": caption.view, "caption": caption.text, "bound to the trigger": ", ".join(caption.pruned)}
+        for caption in dataset.captions
+    ]
+    create_table_artifact(table=rows, key=f"{workspace.slug}-captions", description="captions of the three views")
+    text = "".join(f"{caption.view}: {caption.text}\n" for caption in dataset.captions)
+    workspace.tracker.log_bytes(text.encode(), "captions.txt")
+
+
+def show_training(workspace: Workspace, training: AdapterRecord) -> None:
+    """The checkpoints as a table."""
+    rows = [
+        {"step": point.step, "loss": round(point.loss, 4), "validation loss": point.validation_loss}
+        for point in training.checkpoints
+    ]
+    create_table_artifact(table=rows, key=f"{workspace.slug}-checkpoints", description="checkpoints")
+
+
+def show_sweep(workspace: Workspace, sweep: SweepRecord) -> None:
+    """The cells as a table, and the contact sheet."""
+    show_picture(workspace, "contact-sheet", sweep.contact_sheet)
+    if sweep.plot and sweep.plot.media_type == "image/png":
+        show_picture(workspace, "trade-off", sweep.plot)
+    rows = [
+        {
+            "step": cell.checkpoint_step,
+            "strength": cell.strength,
+            "identity": round(cell.identity, 3),
+            "adherence": round(cell.adherence, 3),
+            "diversity": round(cell.diversity, 3),
+            "copying": round(cell.copying, 3),
+            "score": round(cell.score, 3),
+        }
+        for cell in sweep.cells
+    ]
+    create_table_artifact(table=rows, key=f"{workspace.slug}-sweep", description="every checkpoint at every strength")
+
+
+def show_run(workspace: Workspace, run: RunRecord) -> None:
+    """The run in words, and the way to its MLflow run."""
+    if workspace.tracker.url:
+        create_link_artifact(
+            link=workspace.tracker.url,
+            link_text="the run in MLflow",
+            key=f"mlflow-{workspace.slug}",
+            description=run.name,
+        )
+    create_markdown_artifact(markdown=summary(run), key=f"{workspace.slug}-summary", description=f"{run.name} in words")
+
+
+def summary(run: RunRecord) -> str:
+    """The run in Markdown, with the same numbers as the report."""
+    pick = run.sweep.pick
+    lines = [
+        f"# {run.name}",
+        f"> {run.prompt}",
+        "",
+        f"Trigger **{run.trigger}** ({run.class_noun}). Use step **{pick.checkpoint_step}** at strength **{pick.strength:g}**.",
+        "",
+        *(f"- {reason}" for reason in pick.reasons),
+        "",
+        "| | identity | adherence | diversity | copying |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {label} | {cell.identity:.3f} | {cell.adherence:.3f} | {cell.diversity:.3f} | {cell.copying:.3f} |"
+            for label, cell in (
+                ("without the adapter", pick.baseline),
+                ("the pick", pick.metrics),
+                ("last checkpoint, strength 1", pick.overbaked),
+            )
+        ),
+        "",
+        *(f"Warning: {warning}" for warning in run.warnings),
+    ]
+    return "\n".join(lines)
