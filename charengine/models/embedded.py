@@ -62,6 +62,7 @@ def load(profile: Profile) -> Models:
         condition_area=EMBEDDED_CONDITION_AREA,
         keep=PARTS,
         unknown_words=unknown_words,
+        prompt_style="plain",
         loaded=shared,
     )
     captioner = EmbeddedCaptioner(parts, device, fingerprint(edit), parse=parse_tags, loaded=shared)

@@ -60,6 +60,7 @@ class QwenEdit:
         keep: parts that stay loaded between stages, of "text_encoder", "transformer", "vae".
         lightning: a Lightning LoRA file; drawings of at most `LIGHTNING_STEPS` steps use it, without guidance.
         unknown_words: names the words of a prompt that the model was never taught.
+        prompt_style: "rich" (instructions per view) or "plain" (the wording of the embedded grammar).
         on_step: called with (steps done, steps in all); may raise to stop.
         loaded: shared with a captioner so that one set of Qwen2.5-VL weights serves both.
     """
@@ -76,6 +77,7 @@ class QwenEdit:
         keep: Collection[str] = (),
         lightning: Path | None = None,
         unknown_words: Callable[[str], tuple[str, ...]] | None = None,
+        prompt_style: Literal["plain", "rich"] = "rich",
         on_step: Callable[[int, int], None] | None = None,
         loaded: Loaded | None = None,
     ) -> None:
@@ -83,7 +85,7 @@ class QwenEdit:
         self.variant, self.vae_area = variant, vae_area
         self.condition_area = vae_area if variant == "edit" else condition_area
         self.keep, self.lightning = frozenset(keep), lightning
-        self.on_step = on_step
+        self.prompt_style, self.on_step = prompt_style, on_step
         self._unknown_words = unknown_words
         self._loaded = loaded or Loaded()
         self._encoded: OrderedDict[tuple[str, bytes], _Encoded] = OrderedDict()
