@@ -38,9 +38,10 @@ img{max-width:100%;height:auto;border-radius:6px;display:block}
 figure{margin:0}
 figcaption{font-size:13.5px;color:var(--muted);margin-top:8px}
 .mosaic{display:grid;grid-template-columns:repeat(2,1fr);gap:8px}
+.strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:8px}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:24px;margin-top:18px}
 .views{display:grid;grid-template-columns:repeat(3,1fr);gap:24px;margin-top:26px}
-.views img,.mosaic img,.pair img{width:100%;border:1px solid var(--grid)}
+.views img,.mosaic img,.pair img,.strip img{width:100%;border:1px solid var(--grid)}
 .views img{height:400px;object-fit:contain;background:#fff;padding:10px}
 .caption{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;margin:10px 0 6px}
 .pruned{font-size:13px;color:var(--muted)}

@@ -82,10 +82,11 @@ def line_chart(
     x_label: str,
     y_label: str,
     bands: Sequence[tuple[float, float, str]] = (),
+    rings: Sequence[Point] = (),
     zero_based: bool = False,
     show: Callable[[float], str] = "{:g}".format,
 ) -> None:
-    """Lines over a common x, a legend above, and labelled horizontal bands behind them."""
+    """Lines over a common x, a legend above, labelled horizontal bands behind them, and rings around single points."""
     drawn = [line for line in series if line.points]
     xs = [x for line in drawn for x, _ in line.points]
     ys = [y for line in drawn for _, y in line.points]
@@ -100,6 +101,8 @@ def line_chart(
         canvas.line([frame.at(point) for point in line.points], line.colour, line.width, line.dashed)
         if len(line.points) == 1:
             canvas.dot(frame.at(line.points[0]), 3, line.colour)
+    for point in rings:
+        canvas.dot(frame.at(point), 7, "accent", hollow=True)
     _draw_legend(canvas, drawn, start=LEFT + 6.6 * len(y_label))
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Colour = tuple[int, int, int]
 MARGIN = 0.06  # of the figure's longer side, left around it
 PLAIN_SHARE = 0.9  # of the border in one colour: the background is plain
+SMALLEST_FIGURE = 0.02  # of the image; less is a speck, and nobody is there
 
 
 class References:
@@ -55,7 +56,7 @@ class References:
     def pictures(self, colour: Colour) -> list[Image]:
         """The views as squares on a colour, the figure filling them up to the margin."""
         pairs = zip(self._images, self._masks, strict=True)
-        return [frame(paste(image, mask, colour), mask.getbbox(), colour) for image, mask in pairs]
+        return [frame(paste(image, mask, colour), solid_box(mask), colour) for image, mask in pairs]
 
     def ceiling(self) -> float:
         """Mean cosine between the sheet's own views."""
@@ -141,15 +142,24 @@ def border_colour(image: Image) -> Colour:
 
 def figure(image: Image, background: Colour) -> Image:
     """The figure framed as the references are, if the background is plain; else the whole image, unchanged."""
+    image = image.convert("RGB")
+    box = figure_mask(image, background).getbbox()
+    return image if box in (None, (0, 0, *image.size)) else frame(image, box, background)
+
+
+def figure_mask(image: Image, background: Colour | None = None) -> Image:
+    """L mask, 255 where the figure is: what differs from a plain background, or everything if the background is busy."""
+    from PIL import Image as pil
+
+    background = background or border_colour(image)
     ring = metrics.border_pixels(image)
     near = (ring - torch.tensor(background, dtype=torch.float32)).abs().amax(dim=1) <= metrics.NEAR_BACKGROUND
-    if float(near.float().mean()) < PLAIN_SHARE:
-        return image.convert("RGB")
-    mask = _difference(image, background)
-    box = mask.getbbox()
-    if box is None or (box[2] - box[0]) * (box[3] - box[1]) < 0.02 * image.width * image.height:
-        return image.convert("RGB")
-    return frame(image.convert("RGB"), box, background)
+    if float(near.float().mean()) >= PLAIN_SHARE:
+        mask = _difference(image, background)
+        box = mask.getbbox()
+        if box and (box[2] - box[0]) * (box[3] - box[1]) >= SMALLEST_FIGURE * image.width * image.height:
+            return mask
+    return pil.new("L", image.size, 255)
 
 
 def paste(image: Image, mask: Image, colour: Colour) -> Image:
@@ -175,6 +185,11 @@ def open_image(data: bytes, mode: str = "RGB") -> Image:
     from PIL import Image as pil
 
     return pil.open(io.BytesIO(data)).convert(mode)
+
+
+def solid_box(mask: Image) -> tuple[int, int, int, int] | None:
+    """Bounding box of what is more than half opaque."""
+    return mask.point([255 * (level > 127) for level in range(256)]).getbbox()
 
 
 def _square(image: Image) -> Image:

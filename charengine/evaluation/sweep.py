@@ -7,23 +7,24 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from charengine.adapter import apply_adapter
-from charengine.adapter_files import load_adapter, read_metadata, rescale, save_adapter
+from charengine.adapter_files import load_adapter, rescale, save_adapter
 from charengine.config import SweepSettings
 from charengine.errors import BadInput, Interrupted
 from charengine.evaluation import metrics
 from charengine.evaluation.canvas import PilCanvas
 from charengine.evaluation.metrics import CellScores, Scale
-from charengine.evaluation.pick import choose, pareto_front
+from charengine.evaluation.pick import choose
 from charengine.evaluation.plots import contact_sheet, trade_off
 from charengine.evaluation.prompts import SweepPrompt, sweep_prompts
 from charengine.evaluation.sample import Order, draw, place_order, to_png, to_webp
 from charengine.evaluation.scoring import References, chance_adherence, score_cell
+from charengine.evaluation.sources import training_from_file as training_from_file
+from charengine.evaluation.summary import overbaked, scale_warnings, summarise, with_bounds
 from charengine.records import AdapterRecord, CellMetrics, CheckpointRecord, DatasetRecord, PickRecord, Ref, SweepRecord
 from charengine.store import Store
 from charengine.tracking import NullTracker, Tracker
@@ -122,33 +123,6 @@ def spread(checkpoints: Sequence[CheckpointRecord], count: int) -> list[Checkpoi
     return [checkpoints[round((i + 1) * total / count) - 1] for i in range(count)]
 
 
-def training_from_file(path: Path, store: Store, *, trigger: str = "", class_noun: str = "") -> AdapterRecord:
-    """A sweepable record of an adapter file from an earlier run or another trainer; its step and trigger come from its metadata.
-
-    Raises:
-        BadInput: not a readable adapter, or its trigger or class noun is neither in the file nor given.
-    """
-    metadata = read_metadata(path)
-    recipe = json.loads(metadata.get("charengine.recipe", "{}"))
-    character = recipe.get("character", {})
-    trigger = trigger or metadata.get("modelspec.trigger_phrase", "") or character.get("trigger", "")
-    class_noun = class_noun or recipe.get("class_noun", "") or character.get("class_noun", "")
-    missing = [word for word, value in (("trigger", trigger), ("class noun", class_noun)) if not value]
-    if missing:
-        raise BadInput(f"{path} does not say its {' and '.join(missing)}: give {' and '.join(missing)} yourself")
-    steps = int(metadata.get("ss_steps") or metadata.get("ss_max_train_steps") or 0)
-    data = path.read_bytes()
-    checkpoint = CheckpointRecord(step=steps, adapter=store.put(data, path.name), loss=float("nan"))
-    return AdapterRecord(
-        checkpoints=(checkpoint,),
-        steps=steps,
-        trigger=trigger,
-        class_noun=class_noun,
-        dataset_digest=recipe.get("dataset_digest", ""),
-        curve=store.put(b"step,loss,smoothed,learning_rate\n", "loss.csv"),
-    )
-
-
 def recommended(data: bytes, picked: CellMetrics, recipe: dict | None) -> tuple[bytes, tuple[str, ...]]:
     """The picked checkpoint with its strength as the new 1.0, the pick in its metadata; and a warning where that cannot be."""
     doubts: tuple[str, ...] = ()
@@ -229,36 +203,11 @@ def _finish_cell(
     return Cell(scores, measured.model_copy(update={"mlflow_run_id": child.run_id}), refs, thumbs)
 
 
-def summarise(scores: CellScores, scale: Scale, step: int, strength: float) -> CellMetrics:
-    """One cell's numbers: means over its images, and its place on the scale."""
-    relative = metrics.relative(scores, scale)
-    leak, base_leak = metrics.mean(scores.leak), metrics.mean(scale.base.leak)
-    detail = {
-        "gain": relative.gain,
-        "kept": relative.kept,
-        "signal": relative.signal,
-        "diversity_kept": relative.diversity,
-        "background_leak": leak - base_leak,
-        "class_leak": metrics.mean(scores.class_identity) - metrics.mean(scale.base.class_identity),
-    }
-    return CellMetrics(
-        checkpoint_step=step,
-        strength=strength,
-        identity=metrics.mean(scores.identity),
-        adherence=metrics.mean(scores.adherence),
-        diversity=metrics.mean(scores.diversity, missing=0.0),
-        copying=metrics.mean(scores.copying, missing=0.0),
-        score=relative.score,
-        images=scores.adherence.numel(),
-        detail={name: value for name, value in detail.items() if value == value},
-    )
-
-
 def _conclude(session: Session, base: Cell, cells: list[Cell], scale: Scale, recipe: dict | None) -> SweepRecord:
     """Confidence bounds, the pick, the pictures and the two adapters."""
     generator = torch.Generator().manual_seed(session.order.seeds[0])
     resampled = metrics.resampled_scores([cell.scores for cell in cells], scale, BOOTSTRAP_ROUNDS, generator)
-    measured = _with_bounds([cell.metrics for cell in cells], resampled)
+    measured = with_bounds([cell.metrics for cell in cells], resampled)
     choice = choose(measured, resampled, session.settings)
     picked = measured[choice.index]
     columns = [(_heading(cell.metrics), cell.thumbs) for cell in [base, *cells]]
@@ -288,55 +237,13 @@ def _conclude(session: Session, base: Cell, cells: list[Cell], scale: Scale, rec
             reasons=choice.reasons,
             metrics=picked,
             baseline=base.metrics,
-            overbaked=_overbaked(measured, last.step),
+            overbaked=overbaked(measured, last.step),
         ),
         adapter=session.store.put(session.store.get(last.adapter), f"{trigger}.safetensors"),
         recommended_adapter=session.store.put(as_picked, f"{trigger}-recommended.safetensors"),
         mlflow_run_id=session.tracker.run_id,
-        warnings=(*choice.warnings, *doubt, *_scale_warnings(scale)),
+        warnings=(*choice.warnings, *doubt, *scale_warnings(scale)),
     )
-
-
-def _with_bounds(cells: list[CellMetrics], resampled: torch.Tensor) -> list[CellMetrics]:
-    """Cells with 90 % bootstrap bounds of their score, how often they score best, and whether they lie on the Pareto front."""
-    low, high = resampled.quantile(torch.tensor([0.05, 0.95]), dim=1)
-    wins = torch.bincount(resampled.argmax(dim=0), minlength=len(cells)) / resampled.shape[1]
-    front = set(pareto_front([(cell.detail["gain"], cell.detail["signal"]) for cell in cells]))
-    return [
-        cell.model_copy(
-            update={
-                "detail": {
-                    **cell.detail,
-                    "score_low": float(low[i]),
-                    "score_high": float(high[i]),
-                    "wins": float(wins[i]),
-                    "on_front": float(i in front),
-                }
-            }
-        )
-        for i, cell in enumerate(cells)
-    ]
-
-
-def _overbaked(cells: Sequence[CellMetrics], last_step: int) -> CellMetrics:
-    """The last checkpoint at strength 1, or at the strength nearest to it that was drawn."""
-    own = [cell for cell in cells if cell.checkpoint_step == last_step]
-    return min(own, key=lambda cell: abs(cell.strength - 1.0))
-
-
-def _scale_warnings(scale: Scale) -> tuple[str, ...]:
-    found = []
-    if metrics.blind(scale):
-        found.append(
-            "the embedder finds the sheet's views no more alike than the base model's pictures are to them "
-            f"({scale.ceiling:.3f} against {metrics.mean(scale.base.identity):.3f}): identity says little here"
-        )
-    if metrics.mean(scale.base.adherence) - scale.chance < metrics.MIN_SPAN:
-        found.append(
-            "the base model's pictures match their own prompts hardly better than other prompts "
-            f"({metrics.mean(scale.base.adherence):.3f} against {scale.chance:.3f}): adherence says little here"
-        )
-    return tuple(found)
 
 
 def _sweep_key(

@@ -13,9 +13,11 @@ from run_samples import doll, png, sample_cell, sample_dataset
 
 from charengine.adapter_files import load_adapter, save_adapter
 from charengine.config import SweepSettings
+from charengine.dataset import export_dataset
 from charengine.errors import BadInput, Interrupted
 from charengine.evaluation import scoring, sweep
 from charengine.evaluation.metrics import thumbnails
+from charengine.evaluation.sources import references_from_folder, training_from_file
 from charengine.models import TextConditioning
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, SweepRecord
 from charengine.store import Store
@@ -277,7 +279,7 @@ def test_an_adapter_that_cannot_be_rescaled_is_exported_as_it_is_with_a_warning(
 def test_any_adapter_file_can_be_swept_if_it_names_its_character(store, dataset, tmp_path) -> None:
     path = tmp_path / "old.safetensors"
     path.write_bytes(adapter_file(200))
-    training = sweep.training_from_file(path, store)
+    training = training_from_file(path, store)
     assert (training.trigger, training.class_noun, training.steps) == ("zorgax", "orc", 200)
     found = sweep.sweep_adapter(training, dataset, SETTINGS, Painter(), Eye(), store, seed=7)
     assert found.pick.checkpoint_step == 200
@@ -287,8 +289,28 @@ def test_an_adapter_file_without_a_trigger_asks_for_it(store, tmp_path) -> None:
     path = tmp_path / "nameless.safetensors"
     path.write_bytes(save_adapter({"lora_unet_x.alpha": torch.tensor(1.0)}, {}))
     with pytest.raises(BadInput, match="trigger and class noun"):
-        sweep.training_from_file(path, store)
-    assert sweep.training_from_file(path, store, trigger="ohwx", class_noun="man").trigger == "ohwx"
+        training_from_file(path, store)
+    assert training_from_file(path, store, trigger="ohwx", class_noun="man").trigger == "ohwx"
+
+
+def test_an_exported_dataset_reads_back_as_references(store, dataset, tmp_path) -> None:
+    export_dataset(dataset, tmp_path / "data", store)
+    found = references_from_folder(tmp_path / "data", "zorgax", "orc", store)
+    assert [view.view for view in found.views.views] == ["front", "side", "back"]
+    first, second = (scoring.References(data, Eye(), store).on((0, 0, 0)) for data in (dataset, found))
+    assert torch.equal(first, second)
+
+
+def test_a_single_reference_picture_is_enough_and_none_is_refused(store, tmp_path) -> None:
+    with pytest.raises(BadInput, match="front.png"):
+        references_from_folder(tmp_path, "zorgax", "orc", store)
+    doll(ground=SCENES["forest"]).save(tmp_path / "front.png")
+    found = references_from_folder(tmp_path, "zorgax", "orc", store)
+    assert found.views.background == SCENES["forest"]
+    assert scoring.References(found, Eye(), store).ceiling() == 1.0
+    (tmp_path / "side.png").write_bytes(b"not a picture")
+    with pytest.raises(BadInput, match="cannot be read"):
+        references_from_folder(tmp_path, "zorgax", "orc", store)
 
 
 def test_a_sweep_asked_to_stop_stops_between_cells_and_restores_the_base_model(store, dataset) -> None:
