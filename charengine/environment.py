@@ -28,6 +28,7 @@ DEFAULTS = {
     "PREFECT_CLIENT_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     # the default 10 s of polling dominate a short run
     "PREFECT_WORKER_QUERY_SECONDS": "2",
@@ -35,6 +36,8 @@ DEFAULTS = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     # the engine's own log lines reach Prefect's UI
     "PREFECT_LOGGING_EXTRA_LOGGERS": "charengine",
+    # loading a model is not worth a bar each
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # LyCORIS must not compile kernels of its own before training starts
     "LYCORIS_KERNEL_BACKEND": "torch",
 }

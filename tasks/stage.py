@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.tasks import exponential_backoff
 
-from charengine.errors import BadInput, Interrupted, MissingDependency, OutOfBudget, SheetRejected
+from charengine.errors import EngineError, StoreCorrupt
 from charengine.guard import gpu_slot, single_flight
 from charengine.records import Record, StageFact
 from charengine.store import refs_in
@@ -27,8 +27,6 @@ from charengine.workspace import Workspace, peak_rss_gib
 
 log = logging.getLogger("charengine.tasks")
 R = TypeVar("R", bound=Record)
-
-FINAL_ERRORS = (BadInput, MissingDependency, SheetRejected, OutOfBudget, Interrupted)  # trying again gives the same
 
 
 def stage_task(name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
@@ -69,8 +67,12 @@ def _given_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
 
 
 def should_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether another attempt can help. A plain function: Prefect silently ignores any other callable here."""
-    return not isinstance(state.result(raise_on_failure=False), FINAL_ERRORS)
+    """Whether another attempt can help: what the engine raises on purpose comes again, a lost connection may not.
+
+    A plain function: Prefect silently ignores any other callable here.
+    """
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, EngineError) or isinstance(error, StoreCorrupt)
 
 
 def run_stage(stage: Task[..., R], key: str, workspace: Workspace, *inputs: Any, on_gpu: bool = False) -> R:
@@ -104,5 +106,5 @@ def _attempt(
     chosen = stage.with_options(refresh_cache=True) if refresh else stage
     device = workspace.models.diffusion.device if on_gpu else None
     with gpu_slot(workspace.home.locks, device):
-        state = chosen(key, workspace, *inputs, return_state=True)
+        state: State[R] = chosen(key, workspace, *inputs, return_state=True)  # type: ignore[assignment]
     return cast("R", state.result()), state.name == "Cached"
