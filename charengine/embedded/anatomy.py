@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,12 +86,12 @@ class Joints:
     size: dict[str, torch.Tensor]
 
 
-def table(values: dict[str, tuple[float, ...]], device: torch.device) -> torch.Tensor:
+def table(values: Mapping[str, tuple[float, ...]], device: torch.device) -> torch.Tensor:
     """The rows of a table as a float tensor."""
     return torch.tensor(list(values.values()), device=device, dtype=torch.float32)
 
 
-def colour_of(indices: torch.Tensor, trait: str, palette: dict[str, tuple[float, ...]]) -> torch.Tensor:
+def colour_of(indices: torch.Tensor, trait: str, palette: Mapping[str, tuple[float, ...]]) -> torch.Tensor:
     """The colour (n, 3) a trait names in a palette."""
     rows = torch.tensor([palette[value] for value in TRAITS[trait]], device=indices.device)
     return rows[indices[:, COLUMN[trait]]]

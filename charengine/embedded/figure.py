@@ -9,7 +9,7 @@ from charengine.embedded.anatomy import CLOTH, GLOW, HAIR, SKIN, Joints, colour_
 from charengine.embedded.head import add_head
 from charengine.embedded.items import add_items
 from charengine.embedded.paint import ALIEN, CAT, FIERCE, HUMAN, MACHINE, SKULL
-from charengine.embedded.solids import SolidBatch, SolidBuilder
+from charengine.embedded.solids import Look, SolidBatch, SolidBuilder
 from charengine.embedded.traits import COLUMN, POSES, TRAITS
 
 SIDES = ("right", "left")
@@ -55,7 +55,7 @@ def build_figures(indices: torch.Tensor, pose: torch.Tensor) -> tuple[SolidBatch
 def _add_stool(b: SolidBuilder, j: Joints, pose: torch.Tensor) -> None:
     seat = j.hip - b.point(0, 0.115, 0) - j.forward * 0.02
     ground = seat * b.point(1, 0, 1)
-    wood = {"group": G_SKIRT + 60, "when": pose == POSES.index("sitting")}
+    wood: Look = {"group": G_SKIRT + 60, "when": pose == POSES.index("sitting")}
     b.cone(
         "stool_seat",
         seat - b.point(0, 0.03, 0),
@@ -102,11 +102,11 @@ def _add_torso(b: SolidBuilder, w: Wearer, j: Joints) -> None:
     paint = torch.full_like(w.pattern, look.PLAIN)
     for top, code in (("coat", look.OPENING), ("vest", look.SPLIT), ("armour", look.PLATES)):
         paint = torch.where(w.has("top", top), code, paint)
-    cloth = {"colour": w.top, "pattern": w.pattern, "group": G_TOP, "paint": paint}
+    cloth: Look = {"colour": w.top, "pattern": w.pattern, "group": G_TOP, "paint": paint}
     b.cone("torso", waist - up * 0.02, upper, waist_radius, chest_radius, 0.68, j.forward, **cloth)
     yoke = basis(j)
     b.ellipsoid("yoke", upper, torch.stack([chest_radius, b.number(0.085), chest_radius * 0.68], -1), yoke, **cloth)
-    lower = {**cloth, "paint": torch.where(w.has("top", "coat", "armour"), look.PLAIN, paint)}
+    lower: Look = {**cloth, "paint": torch.where(w.has("top", "coat", "armour"), look.PLAIN, paint)}
     b.cone("belly", hip - up * 0.03, waist, hips, waist_radius * 1.02, 0.74, j.forward, **lower)
     one_piece = w.has("top", "robe", "dress")
     below = torch.where(one_piece[:, None], w.top, w.bottom)
@@ -252,7 +252,7 @@ def _add_skirts(b: SolidBuilder, w: Wearer, j: Joints) -> None:
     flare = size["hip"]
     skirt, dress, robe = w.has("bottom", "skirt"), w.has("top", "dress"), w.has("top", "robe")
     coat, tunic = w.has("top", "coat"), w.has("top", "tunic")
-    top_cloth = {"colour": w.top, "pattern": w.pattern, "group": G_SKIRT}
+    top_cloth: Look = {"colour": w.top, "pattern": w.pattern, "group": G_SKIRT}
     b.cone("skirt", start, hip + down * thigh_length * 0.80, flare * 0.98, flare * 1.32 + 0.03 + spread, 0.82, colour=w.bottom,
            group=G_SKIRT + 30, when=skirt)  # fmt: skip
     b.cone("hem", start, hip + down * thigh_length * 0.50, flare * 1.02, flare * 1.30 + 0.035 + spread, 0.84, when=coat,
@@ -267,7 +267,7 @@ def _add_skirts(b: SolidBuilder, w: Wearer, j: Joints) -> None:
         when=tunic,
         **top_cloth,
     )
-    plates = {"colour": b.point(0.74, 0.77, 0.82), "group": G_SKIRT}
+    plates: Look = {"colour": b.point(0.74, 0.77, 0.82), "group": G_SKIRT}
     b.cone("hem", start, hip + down * thigh_length * 0.32, flare * 1.04, flare * 1.20 + 0.015 + spread * 0.6, 0.84,
            when=w.has("top", "armour"), **plates)  # fmt: skip
     b.cone(

@@ -11,7 +11,7 @@ from charengine.embedded import solids as look
 if TYPE_CHECKING:
     from charengine.embedded.anatomy import Joints
     from charengine.embedded.figure import Wearer
-    from charengine.embedded.solids import SolidBuilder
+    from charengine.embedded.solids import Look, SolidBuilder
 
 G_HEAD, G_HAIR, G_GEAR, G_EAR, G_TIE = 8, 10, 12, 14, 16
 _STEEL, _GOLD, _BONE, _DARK = (0.70, 0.73, 0.78), (0.98, 0.79, 0.20), (0.88, 0.82, 0.68), (0.2, 0.2, 0.23)
@@ -42,7 +42,7 @@ def add_head(b: SolidBuilder, w: Wearer, j: Joints) -> None:
     """Everything above the neck, and the catfolk's tail."""
     s = _Skull(b, w, j)
     robot = w.has("species", "robot")
-    face = {"colour": w.skin, "group": G_HEAD, "paint": look.FACE}
+    face: Look = {"colour": w.skin, "group": G_HEAD, "paint": look.FACE}
     b.ellipsoid("skull", s.centre, s.radii, s.axes, when=~robot, **face)
     b.cone("skull", s.at(0, -0.92, 0), s.at(0, 0.80, 0), s.width * 0.92, s.width * 0.88, when=robot, **face)
     _add_species_parts(b, w, j, s)
@@ -51,7 +51,7 @@ def add_head(b: SolidBuilder, w: Wearer, j: Joints) -> None:
 
 
 def _add_species_parts(b: SolidBuilder, w: Wearer, j: Joints, s: _Skull) -> None:
-    skin = {"colour": w.skin, "group": G_EAR}
+    skin: Look = {"colour": w.skin, "group": G_EAR}
     robot, alien, cat = w.has("species", "robot"), w.has("species", "alien"), w.has("species", "catfolk")
     elf, goblin, orc = w.has("species", "elf"), w.has("species", "goblin"), w.has("species", "orc")
     rounded = w.has("species", "woman", "man", "girl")
@@ -123,7 +123,7 @@ def _add_species_parts(b: SolidBuilder, w: Wearer, j: Joints, s: _Skull) -> None
     root, out = j.hip - j.forward * (j.size["hip"] * 0.7)[:, None], -j.forward
     middle = root + out * 0.09 + b.point(0, -0.12, 0)
     tip = middle + out * 0.05 + b.point(0.0, 0.26, 0)
-    tail = {"colour": w.skin * 0.9, "group": G_EAR, "when": cat}
+    tail: Look = {"colour": w.skin * 0.9, "group": G_EAR, "when": cat}
     b.cone("tail", root, middle, 0.034, 0.034, **tail)
     b.ellipsoid("tail_bend", middle, b.point(0.036, 0.036, 0.036), **tail)
     b.cone("tail_end", middle, tip, 0.034, 0.03, **tail)
@@ -134,7 +134,7 @@ def _add_hair(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
     style = {
         name: w.has("hair_style", name) for name in ("short", "long", "ponytail", "mohawk", "bun", "braids", "curly")
     }
-    hair = {"colour": w.hair, "group": G_HAIR}
+    hair: Look = {"colour": w.hair, "group": G_HAIR}
     capped = style["short"] | style["long"] | style["ponytail"] | style["bun"] | style["braids"]
     hood, covered = w.has("headgear", "hood"), w.has("headgear", "hood", "hat", "pointed hat", "helmet")
     b.ellipsoid("hair_cap", s.at(0, 0.05, -0.04), s.radii * s.cap, s.axes, 0.78, low=-0.06, when=capped, **hair)
@@ -200,8 +200,8 @@ def _add_hair(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
 def _add_headgear(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
     hat, pointed, hood = (w.has("headgear", name) for name in ("hat", "pointed hat", "hood"))
     crown, horns, helmet = (w.has("headgear", name) for name in ("crown", "horns", "helmet"))
-    cloth = {"colour": w.headgear, "group": G_GEAR}
-    band = {"colour": w.headgear * 0.35 + 0.5 * (w.headgear.mean(1, keepdim=True) < 0.45), "group": G_TIE}
+    cloth: Look = {"colour": w.headgear, "group": G_GEAR}
+    band: Look = {"colour": w.headgear * 0.35 + 0.5 * (w.headgear.mean(1, keepdim=True) < 0.45), "group": G_TIE}
     brim_low, brim_high = s.at(0, 0.52, -0.05), s.at(0, 0.62, -0.07)
     b.cone("brim", brim_low, brim_high, s.width * 1.50, s.width * 1.47, 1.0, when=hat | pointed, **cloth)
     b.cone("gear", brim_high, s.at(0, 1.32, -0.12), s.width * 1.08, s.width * 0.92, 1.0, when=hat, **cloth)
@@ -268,7 +268,8 @@ def _add_headgear(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
             when=crown,
         )
     for i, x in enumerate((-1.0, 1.0)):
-        bend, bone = s.at(x * 1.15, 0.98, 0.1), {"colour": _BONE, "group": G_GEAR, "when": horns}
+        bend = s.at(x * 1.15, 0.98, 0.1)
+        bone: Look = {"colour": _BONE, "group": G_GEAR, "when": horns}
         b.cone(f"spike_{i}", s.at(x * 0.62, 0.62, 0.1), bend, s.width * 0.26, s.width * 0.20, **bone)
         b.ellipsoid(f"spike_{i + 2}", bend, s.size(0.2, 0.2, 0.2), **bone)
         b.cone(f"spike_{i + 4}", bend, s.at(x * 0.98, 1.72, 0.15), s.width * 0.20, 0.005, **bone)

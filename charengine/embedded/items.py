@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 if TYPE_CHECKING:
     from charengine.embedded.anatomy import Joints
     from charengine.embedded.figure import Wearer
-    from charengine.embedded.solids import SolidBuilder
+    from charengine.embedded.solids import Look, SolidBuilder
 
 G_ITEM = 40
 _STEEL, _GOLD, _WOOD, _DARK = (0.80, 0.83, 0.88), (0.90, 0.68, 0.22), (0.50, 0.31, 0.15), (0.17, 0.17, 0.2)
@@ -35,7 +35,7 @@ def _add_hook(
     b: SolidBuilder, w: Wearer, side: str, hand: torch.Tensor, arm: torch.Tensor, ahead: torch.Tensor
 ) -> None:
     when = w.has(f"{side}_item", "hook")
-    steel = {"colour": _STEEL, "group": G_ITEM + 1, "when": when}
+    steel: Look = {"colour": _STEEL, "group": G_ITEM + 1, "when": when}
     b.cone(
         f"{side}_item_0",
         hand - arm * 0.055,
@@ -64,7 +64,7 @@ def _add_blades(
     # An axe is turned a little outward, so that its blades show from the front as well as from the side.
     turned = normalize(outward * 0.72 + b.point(0, 0, 0.69), dim=-1)
     blade = normalize(torch.linalg.cross(turned, along), dim=-1)
-    steel = {"colour": _STEEL, "group": G_ITEM + 1}
+    steel: Look = {"colour": _STEEL, "group": G_ITEM + 1}
     b.cone(
         f"{side}_item_0",
         hand - along * 0.10,

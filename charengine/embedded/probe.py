@@ -220,7 +220,7 @@ def trait_accuracies(predicted: torch.Tensor, truth: torch.Tensor, mask: torch.T
 
 def view_accuracy(predicted: torch.Tensor, truth: torch.Tensor | None = None) -> float:
     """Share of right views; without truth, box k of a sheet (n, 3) must show `VIEWS[k]`."""
-    expected = torch.arange(len(VIEWS)).expand_as(predicted) if truth is None else truth
+    expected = torch.arange(len(VIEWS), device=predicted.device).expand_as(predicted) if truth is None else truth
     return float((predicted == expected).float().mean())
 
 
@@ -233,7 +233,7 @@ def side_item_accuracy(predicted: torch.Tensor, truth: torch.Tensor, mask: torch
 
 def sheet_mask(truth: torch.Tensor) -> torch.Tensor:
     """`visible_mask` of each box of correct sheets: (n, n_traits) to BoolTensor (n, 3, n_traits)."""
-    views = torch.arange(len(VIEWS)).expand(len(truth), -1)
+    views = torch.arange(len(VIEWS), device=truth.device).expand(len(truth), -1)
     return torch.stack([visible_mask(truth, views[:, k]) for k in range(len(VIEWS))], 1)
 
 

@@ -37,10 +37,10 @@ def draw(
     Returns:
         Colour (n, 3, h, w) and coverage (n, 1, h, w), both in [0, 1], colour not multiplied by coverage.
     """
-    inverse = torch.linalg.inv(solids.frame)
+    inverse = torch.linalg.inv_ex(solids.frame).inverse
     surface = trace(solids, inverse, xs, ys)
     colour = shade(solids, inverse, surface, xs, ys, face)
-    return outline(solids, surface, colour, ys)
+    return outline(solids, surface, colour)
 
 
 def trace(solids: SolidBatch, inverse: torch.Tensor, xs: torch.Tensor, ys: torch.Tensor) -> Surface:
@@ -129,9 +129,9 @@ def shade(
     on_cap = (((own[1] - low).abs() < 2e-3) | ((own[1] - high).abs() < 2e-3)) & (k2 <= 0)
     cap = (torch.zeros_like(own[1]), own[1].sign(), torch.zeros_like(own[1]))
     slope = [torch.where(on_cap, flat, round_) for flat, round_ in zip(cap, slope, strict=True)]
-    normal = [sum(m[3 * k + axis] * slope[k] for k in range(3)) for axis in range(3)]
-    length = (normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2).clamp(min=1e-12).sqrt()
-    light = sum(v * d for v, d in zip(normal, _LIGHT, strict=True)) / length
+    normal = torch.stack([m[a] * slope[0] + m[3 + a] * slope[1] + m[6 + a] * slope[2] for a in range(3)], 1)
+    towards = normal.new_tensor(_LIGHT)[:, None, None]
+    light = (F.normalize(normal, dim=1) * towards).sum(1)
     band = 0.70 + 0.30 * ((light - 0.02) / 0.10).clamp(0, 1) + 0.07 * ((light - 0.72) / 0.06).clamp(0, 1)
     base, glow = paint_surface(
         torch.stack(of(solids.colour), 1), own, of(solids.pattern)[0], of(solids.paint)[0],
@@ -141,9 +141,7 @@ def shade(
     return torch.where(glow[:, None] > 0.5, base, lit)
 
 
-def outline(
-    solids: SolidBatch, surface: Surface, colour: torch.Tensor, ys: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def outline(solids: SolidBatch, surface: Surface, colour: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ink on the far side of every depth step and group border: the silhouette's outline lies outside the figure."""
     n, h, w = surface.solid.shape
     index = surface.solid.clamp(min=0)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+Look = dict[str, Any]
+"""colour, pattern, paint, group, glow, when: see `SolidBatch`; colour alone is required."""
 PLAIN, FACE, RINGS, OPENING, PLATES, BELTED, SEGMENTS, SPLIT = range(8)  # what is painted on a solid
 
 
@@ -81,7 +84,7 @@ class SolidBuilder:
         tilt: float = 0.0,
         low: float = -1.0,
         high: float = 1.0,
-        **look: torch.Tensor | float,
+        **look: Any,
     ) -> None:
         """An ellipsoid with axes in the columns of `axes` (n, 3, 3), cut at own y = low and high.
 
@@ -101,7 +104,7 @@ class SolidBuilder:
         end_radius: torch.Tensor | float,
         flat: torch.Tensor | float = 1.0,
         ahead: torch.Tensor | None = None,
-        **look: torch.Tensor | float,
+        **look: Any,
     ) -> None:
         """A capped cone; `flat` squeezes it along `ahead` (n, 3; default forward)."""
         forward = self.point(0, 0, 1) if ahead is None else ahead
@@ -129,7 +132,7 @@ class SolidBuilder:
         centre: torch.Tensor,
         quadric: torch.Tensor | tuple[float, ...],
         clip: tuple[float, float],
-        look: dict[str, torch.Tensor | float],
+        look: Look,
     ) -> None:
         n, device = self.n, self.device
 
