@@ -286,7 +286,7 @@ def _add_skirts(b: SolidBuilder, w: Wearer, j: Joints) -> None:
     b.cone(
         "robe",
         knee,
-        knee + shin * (thigh_length * 0.92),
+        knee + shin * (thigh_length * 0.72),
         flare * 1.18 + spread,
         flare * 1.38 + 0.02 + spread,
         0.84,

@@ -136,7 +136,7 @@ def _add_hair(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
     }
     hair: Look = {"colour": w.hair, "group": G_HAIR}
     capped = style["short"] | style["long"] | style["ponytail"] | style["bun"] | style["braids"]
-    hood, covered = w.has("headgear", "hood"), w.has("headgear", "hood", "hat", "pointed hat", "helmet")
+    hood, covered = w.has("headgear", "hood"), w.has("headgear", "hat", "pointed hat", "helmet")
     b.ellipsoid("hair_cap", s.at(0, 0.05, -0.04), s.radii * s.cap, s.axes, 0.78, low=-0.06, when=capped, **hair)
     b.ellipsoid(
         "hair_cap", s.at(0, 0.10, -0.06), s.radii * (s.cap + 0.2), s.axes, 0.72, low=-0.02, when=style["curly"], **hair
@@ -150,7 +150,7 @@ def _add_hair(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
             s.at(x * 0.98, -1.55, -0.1),
             s.width * 0.30,
             s.width * 0.20,
-            when=style["long"],
+            when=style["long"] & loose,
             **hair,
         )
         b.cone(lock, s.at(x * 0.95, -0.1, -0.1), s.at(x * 1.12, -1.35, 0.2), s.width * 0.21, s.width * 0.17,

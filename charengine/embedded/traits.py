@@ -215,7 +215,7 @@ def normalise(indices: torch.Tensor) -> torch.Tensor:
 
 def visible(trait: str, traits: Traits, view: str | None) -> bool:
     """Whether a trait can be read off a picture of this character from this side (None: over all views)."""
-    return view is None or _is_visible(trait, getattr(traits, trait), traits.headgear == "hood", view)
+    return view is None or _is_visible(trait, getattr(traits, trait), traits.headgear, view)
 
 
 def visible_mask(indices: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
@@ -228,26 +228,31 @@ def visible_mask(indices: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
     Returns:
         BoolTensor (n, n_traits).
     """
-    hood = (indices[:, COLUMN["headgear"]] == TRAITS["headgear"].index("hood")).long()
+    headgear = indices[:, COLUMN["headgear"]]
     mask = torch.ones_like(indices, dtype=torch.bool)
     for name, values in TRAITS.items():
-        table = [[[_is_visible(name, value, bool(h), view) for view in VIEWS] for h in (0, 1)] for value in values]
-        mask[:, COLUMN[name]] = torch.tensor(table, device=indices.device)[indices[:, COLUMN[name]], hood, views]
+        table = [
+            [[_is_visible(name, value, gear, view) for view in VIEWS] for gear in TRAITS["headgear"]]
+            for value in values
+        ]
+        mask[:, COLUMN[name]] = torch.tensor(table, device=indices.device)[indices[:, COLUMN[name]], headgear, views]
     return mask
 
 
-def _is_visible(trait: str, value: str, hood: bool, view: str) -> bool:
+def _is_visible(trait: str, value: str, headgear: str, view: str) -> bool:
     if value == "none":
         return True
     if trait == "right_item":
         return value != "eye patch" or view != "back"
     if trait == "left_item":  # the far side of the profile view
         return view == "front" or (view == "back" and value != "eye patch")
+    under_helmet = headgear == "helmet" and view == "front"
     if trait == "hair_style":
-        behind_the_head = view == "front" and value == "ponytail"
-        return not behind_the_head and not (hood and (view == "back" or value == "long"))
-    if trait == "hair_colour":
-        return not (hood and view == "back")
+        if headgear == "hood" or (view == "front" and value == "ponytail"):
+            return False
+        return not under_helmet or value in ("long", "braids")
+    if trait == "hair_colour":  # a hood leaves a fringe
+        return not under_helmet and (headgear != "hood" or view == "front")
     return True
 
 

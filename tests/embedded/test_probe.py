@@ -13,9 +13,9 @@ from charengine.embedded.probe import (
     score_sheets,
     sheet_mask,
     side_item_accuracy,
+    train_probe,
     trait_accuracies,
     trait_accuracy,
-    train_probe,
     view_accuracy,
 )
 from charengine.embedded.traits import COLUMN, TRAITS, VIEWS, is_heldout, normalise, sample_indices
