@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CSS = """
-:root{--paper:#faf9f7;--card:#ffffff;--ink:#23262b;--muted:#686d76;--grid:#e3e1dc;--faint:#b9bdc6;--accent:#b3361f;--soft:#f2efe9;
+:root{color-scheme:light dark;--paper:#faf9f7;--card:#ffffff;--ink:#23262b;--muted:#686d76;--grid:#e3e1dc;--faint:#b9bdc6;--accent:#b3361f;--soft:#f2efe9;
 --good:#3b7d4f;--warn:#9a6700;--s0:#0072b2;--s1:#d55e00;--s2:#009e73;--s3:#b8548c;--s4:#9a7b00;--s5:#3f9bd1}
 @media (prefers-color-scheme:dark){:root{--paper:#16181b;--card:#1e2125;--ink:#e6e4df;--muted:#9a9fa8;--grid:#34383e;--faint:#565c66;
 --accent:#ff8a70;--soft:#262a2f;--good:#7fc796;--warn:#e3b341;--s0:#58a6e8;--s1:#f28e52;--s2:#4cc9a0;--s3:#e08bbd;

@@ -9,19 +9,19 @@ import io
 from collections.abc import Sequence
 
 from charengine.evaluation.canvas import SvgCanvas, series_colour
-from charengine.evaluation.plots import Series, line_chart
+from charengine.evaluation.plots import Band, Series, line_chart
 from charengine.records import AdapterRecord, LossPoint, Ref
 from charengine.store import Store
 
 # The origin's README (EazyEzar/ComfyUI-Qwen-SDXL-Character-Engine), measured as a running average with min-SNR 5.
 LOSS_ZONES = (
-    (0.15, 1e9, "underfit above 0.15"),
-    (0.08, 0.12, "healthy 0.08 to 0.12"),
-    (0.0, 0.06, "overfit below 0.06"),
+    Band(0.15, float("inf"), "underfit above 0.15"),
+    Band(0.08, 0.12, "healthy 0.08 to 0.12", "s2"),
+    Band(0.0, 0.06, "overfit below 0.06"),
 )
 MAX_CURVE_POINTS = 500
 CHART_SIZE = (520, 300)  # pixels at full width, two charts side by side
-THIRDS = {"low": "low noise", "mid": "middle", "high": "high noise"}
+THIRDS = {"low": "low", "mid": "middle", "high": "high"}
 
 text = html.escape
 
@@ -103,7 +103,7 @@ def loss_charts(training: AdapterRecord, store: Store) -> list[str]:
         return []
     loss = SvgCanvas(*CHART_SIZE, "training loss by step")
     lines = [Series("each step", curve["loss"], "faint", 1.0), Series("smoothed", curve["smoothed"], "s0", 2.2)]
-    line_chart(loss, lines, x_label="step", y_label="loss", bands=LOSS_ZONES, zero_based=True)
+    line_chart(loss, lines, x_label="step", y_label="training loss", bands=LOSS_ZONES, zero_based=True)
     rate = SvgCanvas(*CHART_SIZE, "learning rate by step")
     rates = [Series("learning rate", curve["learning_rate"], "s1")]
     line_chart(rate, rates, x_label="step", y_label="", zero_based=True, show="{:.0e}".format)
@@ -115,12 +115,12 @@ def validation_charts(training: AdapterRecord) -> list[str]:
     charts = []
     for words, key, names in (
         ("validation loss by view", "by_view", {}),
-        ("validation loss by timestep third", "by_third", THIRDS),
+        ("validation loss by noise level", "by_third", THIRDS),
     ):
         lines = _validation_lines(training.validation, training.base_validation, key, names)
         if lines:
             canvas = SvgCanvas(*CHART_SIZE, words)
-            line_chart(canvas, lines, x_label="step", y_label="loss")
+            line_chart(canvas, lines, x_label="step", y_label=words)
             charts.append(canvas.to_svg())
     return charts
 

@@ -8,6 +8,7 @@ import yaml
 
 from charengine.evaluation.canvas import SvgCanvas
 from charengine.evaluation.plots import trade_off
+from charengine.evaluation.prompts import SweepPrompt
 from charengine.records import CellMetrics, Ref, RunRecord, SweepRecord, ViewRecord
 from charengine.report_parts import (
     Pictures,
@@ -157,7 +158,7 @@ def sweep(run: RunRecord, pictures: Pictures) -> str:
         lead,
         f'<div class="card" style="margin-top:18px">{chart.to_svg()}</div>',
         f"<p style='margin-top:18px'>{text(towards_full_strength(record))}</p>",
-        _side_by_side(record, pictures),
+        _side_by_side(run, pictures),
         f'<h3>Every cell</h3><div class="wide">{grid}</div>',
         fold("All numbers", f'<div class="wide">{cell_table(record)}</div>{_what_the_numbers_mean()}'),
     )
@@ -193,7 +194,7 @@ def appendix(run: RunRecord) -> str:
     longest = max((stage.seconds for stage in run.stages), default=1.0) or 1.0
     rows = "".join(
         f"<tr><td>{text(stage.stage)}</td><td>{'from cache' if stage.cached else duration(stage.seconds)}</td>"
-        f"<td style='width:55%'><div class='bar'><i style='width:{100 * stage.seconds / longest:.0f}%'></i></div></td>"
+        f"<td style='width:55%'><div class='bar'><i style='width:{0 if stage.cached else 100 * stage.seconds / longest:.0f}%'></i></div></td>"
         f"<td>{'' if stage.peak_rss_gib is None else f'{stage.peak_rss_gib:.1f} GiB'}</td></tr>"
         for stage in run.stages
     )
@@ -217,8 +218,9 @@ def appendix(run: RunRecord) -> str:
     )
 
 
-def _side_by_side(record: SweepRecord, pictures: Pictures) -> str:
+def _side_by_side(run: RunRecord, pictures: Pictures) -> str:
     """Base model, pick and strength 1 of the last checkpoint, prompt by prompt, on the first seed."""
+    record = run.sweep
     columns = [
         ("base model", record.pick.baseline),
         (f"pick: strength {record.pick.strength:g}, step {record.pick.checkpoint_step}", record.pick.metrics),
@@ -229,7 +231,8 @@ def _side_by_side(record: SweepRecord, pictures: Pictures) -> str:
     ]
     heads = "".join(f"<th style='text-align:left'>{text(words)}</th>" for words, _ in columns)
     rows = []
-    for index, prompt in enumerate(record.prompts):
+    for index, template in enumerate(record.prompts):
+        prompt = SweepPrompt(template, "scene").to_draw(run.trigger, run.class_noun)
         found = [_image(record, cell, index) for _, cell in columns]
         cells = "".join(
             f"<td style='text-align:left;width:24%'>{pictures.image(ref, words, width=320) if ref else ''}</td>"

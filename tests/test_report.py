@@ -80,7 +80,7 @@ def test_every_chart_is_well_formed(page: str) -> None:
         "training loss by step",
         "learning rate by step",
         "validation loss by view",
-        "validation loss by timestep third",
+        "validation loss by noise level",
         "identity against adherence",
     ]
 

@@ -29,6 +29,16 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Band:
+    """A labelled range of y values behind the lines."""
+
+    low: float
+    high: float
+    label: str
+    colour: str = "muted"
+
+
+@dataclass(frozen=True)
 class Axis:
     """Data range of one axis and its words."""
 
@@ -81,7 +91,7 @@ def line_chart(
     *,
     x_label: str,
     y_label: str,
-    bands: Sequence[tuple[float, float, str]] = (),
+    bands: Sequence[Band] = (),
     rings: Sequence[Point] = (),
     zero_based: bool = False,
     show: Callable[[float], str] = "{:g}".format,
@@ -94,8 +104,8 @@ def line_chart(
     room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     axis_x = Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, x_label)
     frame = Frame(canvas, axis_x, Axis(low if zero_based else low - room, high + room, y_label, show))
-    for place, (bottom, top, label) in enumerate(bands):
-        _draw_band(frame, bottom, top, label, place)
+    for band in bands:
+        _draw_band(frame, band)
     frame.draw_axes()
     for line in drawn:
         canvas.line([frame.at(point) for point in line.points], line.colour, line.width, line.dashed)
@@ -103,7 +113,7 @@ def line_chart(
             canvas.dot(frame.at(line.points[0]), 3, line.colour)
     for point in rings:
         canvas.dot(frame.at(point), 7, "accent", hollow=True)
-    _draw_legend(canvas, drawn, start=LEFT + 6.6 * len(y_label))
+    _draw_legend(canvas, drawn, start=8 + 6.2 * len(y_label))
 
 
 def trade_off(canvas: Canvas, cells: Sequence[CellMetrics], picked: CellMetrics, adherence_floor: float) -> None:
@@ -133,7 +143,7 @@ def trade_off(canvas: Canvas, cells: Sequence[CellMetrics], picked: CellMetrics,
     canvas.dot(frame.at((0.0, 1.0)), 4, "ink")
     canvas.text(_above(frame.at((0.0, 1.0))), "strength 0", "ink", 11)
     canvas.dot(frame.at(_place(picked)), 9, "accent", hollow=True)
-    _draw_legend(canvas, lines, start=LEFT + 100)
+    _draw_legend(canvas, lines, start=100)
 
 
 def contact_sheet(
@@ -182,16 +192,16 @@ def _draw_heading(draw: ImageDraw, middle: float, label: str, picked: bool) -> N
         draw.text((middle, 16 + 16 * line), words, fill=colour, font=font(13), anchor="ms")
 
 
-def _draw_band(frame: Frame, bottom: float, top: float, label: str, place: int) -> None:
+def _draw_band(frame: Frame, band: Band) -> None:
     """A labelled zone, clipped to the chart; zones outside are left out."""
-    bottom, top = max(bottom, frame.y.low), min(top, frame.y.high)
+    bottom, top = max(band.low, frame.y.low), min(band.high, frame.y.high)
     if top <= bottom:
         return
     left, upper = frame.at((frame.x.low, top))
     right, lower = frame.at((frame.x.high, bottom))
-    frame.canvas.box((left, upper), (right - left, lower - upper), series_colour(place + 2), 0.10)
+    frame.canvas.box((left, upper), (right - left, lower - upper), band.colour, 0.09)
     if lower - upper > 14:
-        frame.canvas.text((right - 6, upper + 13), label, size=11, anchor="end")
+        frame.canvas.text((right - 6, upper + 13), band.label, size=11, anchor="end")
 
 
 def _draw_legend(canvas: Canvas, lines: Sequence[Series], start: float) -> None:
