@@ -16,6 +16,7 @@ RULE_SHARE = 0.012  # of the shorter side: thicker than this is no rule
 RULE_REACH = 0.05  # of a side: how far a rule drifts from its place, and how near its end comes to the sheet's edge
 RULE_CONTRAST = 80.0
 RULE_CHROMA = 48.0
+STEEPEST_SHADOW = 6.0  # grey levels a pixel, on a sheet 1024 high
 FAINTEST = 6.0  # 0-255; fainter differences are noise even on a clean sheet
 
 
@@ -28,6 +29,8 @@ class Backdrop:
         surface: (h, w, 3) float32 0-255, the background everywhere, also behind the figures.
         colour: median background, RGB 0-255.
         figure: (h, w) True on the figures.
+        shadow: (h, w) True on soft shadows on the floor.
+        frame: left, top, right, bottom: how many pixels at each edge an outer rule took.
         plainness: 0-1, share of the sheet's border that the surface explains; low on a photo.
         rules: how many template rules were erased.
     """
@@ -36,6 +39,8 @@ class Backdrop:
     surface: Pixels
     colour: tuple[int, int, int]
     figure: Mask
+    shadow: Mask
+    frame: tuple[int, int, int, int]
     plainness: float
     rules: int
 
@@ -50,21 +55,21 @@ def separate(image: NDArray[np.uint8], threshold: int, alpha: NDArray[np.uint8] 
     """
     pixels = image.astype(np.float32)
     rough = _commonest_colour(_band(pixels))
-    pixels, rules = _erase_rules(pixels, rough)
+    pixels, rules, frame = _erase_rules(pixels, rough)
     surface = _fit_surface(pixels, rough)
-    distance = np.abs(pixels - surface).max(axis=2)
+    distance = _largest(np.abs(pixels - surface))
     border = _band(distance)
-    if alpha is not None:
-        figure = alpha > 127
-    else:
-        figure = _find_figure(pixels, surface, distance, float(threshold), border)
+    figure = alpha > 127 if alpha is not None else _find_figure(distance, float(threshold), border)
+    shadow = np.zeros_like(figure) if alpha is not None else _soft_shadow(figure, pixels, surface)
     behind = surface[::8, ::8][~figure[::8, ::8]]
     colour = np.median(behind if len(behind) else surface.reshape(-1, 3), axis=0).round().astype(int)
     return Backdrop(
         pixels=pixels,
         surface=surface,
         colour=(int(colour[0]), int(colour[1]), int(colour[2])),
-        figure=figure,
+        figure=_tidied(figure & ~shadow) if shadow.any() else figure,
+        shadow=shadow,
+        frame=frame,
         plainness=float((border < threshold).mean()),
         rules=rules,
     )
@@ -88,32 +93,48 @@ def _commonest_colour(samples: Pixels) -> Pixels:
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-def _erase_rules(pixels: Pixels, background: Pixels) -> tuple[Pixels, int]:
-    """Paint template rules over with what is beside them; (pixels, how many there were)."""
-    upright, count = _erase_upright_rules(pixels, background, expected=(0.0, 1 / 3, 2 / 3, 1.0))
-    turned, more = _erase_upright_rules(upright.transpose(1, 0, 2), background, expected=(0.0, 1.0))
-    return turned.transpose(1, 0, 2), count + more
-
-
-def _erase_upright_rules(pixels: Pixels, background: Pixels, expected: tuple[float, ...]) -> tuple[Pixels, int]:
-    thin = _thin_strokes(pixels, background)
-    columns = _rule_columns(thin, expected)
-    if not columns.any():
-        return pixels, 0
-    guard = max(1, round(min(thin.shape) * 0.002))
+def _erase_rules(pixels: Pixels, background: Pixels) -> tuple[Pixels, int, tuple[int, int, int, int]]:
+    """Paint template rules over with what is beside them; (pixels, how many there were, the frame they left)."""
+    contrast = np.abs(_grey(pixels) - background.mean()) > RULE_CONTRAST
+    ink = contrast & (_largest(pixels) - _smallest(pixels) < RULE_CHROMA)
     out = pixels.copy()
-    labels, count = ndimage.label(columns)
+    upright = _erase_upright_rules(out, ink, background, expected=(0.0, 1 / 3, 2 / 3, 1.0))
+    level = _erase_upright_rules(out.transpose(1, 0, 2), ink.T, background, expected=(0.0, 1.0))
+    left, right = _frame(upright, ink.shape[1])
+    top, bottom = _frame(level, ink.shape[0])
+    return out, len(upright) + len(level), (left, top, right, bottom)
+
+
+def _erase_upright_rules(
+    pixels: Pixels, ink: Mask, background: Pixels, expected: tuple[float, ...]
+) -> list[tuple[int, int]]:
+    """Erase vertical rules in place; the columns (start, stop) each one took."""
+    widest = max(4, round(min(ink.shape) * RULE_SHARE)) + 1
+    thin = ink & ~_opened(ink, 1, widest)
+    columns = _rule_columns(thin, expected)
+    width, guard = thin.shape[1], max(1, round(min(thin.shape) * 0.002))
+    labels, _ = ndimage.label(columns)
+    spans = []
     for (span,) in ndimage.find_objects(labels):
-        _paint_over(out, thin, span.start, span.stop, guard)
-    return out, count
+        rows = ndimage.binary_dilation(thin[:, span].any(axis=1), iterations=2)
+        start, stop = max(0, span.start - guard), min(width, span.stop + guard)
+        spans.append((start, stop))
+        if _is_outer(start, stop, width):  # nothing is known beyond a frame
+            pixels[rows, start:stop] = background
+        else:
+            _paint_over(pixels, rows, start, stop)
+    return spans
 
 
-def _thin_strokes(pixels: Pixels, background: Pixels) -> Mask:
-    """Colourless pixels far from the background whose horizontal run is no wider than a rule."""
-    contrast = np.abs(pixels.mean(axis=2) - background.mean()) > RULE_CONTRAST
-    contrast &= np.ptp(pixels, axis=2) < RULE_CHROMA
-    widest = max(4, round(min(contrast.shape) * RULE_SHARE)) + 1
-    return contrast & ~_opened(contrast, 1, widest)
+def _is_outer(start: int, stop: int, width: int) -> bool:
+    return start < RULE_REACH * width or stop > (1 - RULE_REACH) * width
+
+
+def _frame(spans: list[tuple[int, int]], width: int) -> tuple[int, int]:
+    """How far the outer rules reach in from the two edges."""
+    low = max((stop for _, stop in spans if stop <= 2 * RULE_REACH * width), default=0)
+    high = max((width - start for start, _ in spans if start >= (1 - 2 * RULE_REACH) * width), default=0)
+    return low, high
 
 
 def _rule_columns(thin: Mask, expected: tuple[float, ...]) -> NDArray[np.bool_]:
@@ -129,18 +150,11 @@ def _rule_columns(thin: Mask, expected: tuple[float, ...]) -> NDArray[np.bool_]:
     return np.asarray(columns & thin.any(axis=0))
 
 
-def _paint_over(pixels: Pixels, thin: Mask, start: int, stop: int, guard: int) -> None:
+def _paint_over(pixels: Pixels, rows: NDArray[np.bool_], start: int, stop: int) -> None:
     """In place: each row of the rule takes the colour beside it, left half from the left, right half from the right."""
-    width = thin.shape[1]
-    rows = ndimage.binary_dilation(thin[:, start:stop].any(axis=1), iterations=2)
-    left, right = max(0, start - guard), min(width, stop + guard)
-    before = pixels[:, max(0, left - 2) : left].mean(axis=1) if left > 1 else None
-    after = pixels[:, right : right + 2].mean(axis=1) if right < width - 1 else None
-    middle = (left + right) // 2
-    for columns, near, far in ((slice(left, middle), before, after), (slice(middle, right), after, before)):
-        source = near if near is not None else far
-        if source is not None:
-            pixels[rows, columns] = source[rows, None]
+    middle = (start + stop) // 2
+    pixels[rows, start:middle] = pixels[rows, max(0, start - 2) : start].mean(axis=1)[:, None]
+    pixels[rows, middle:stop] = pixels[rows, stop : stop + 2].mean(axis=1)[:, None]
 
 
 # --- background -------------------------------------------------------------------------------------------------------
@@ -150,17 +164,18 @@ def _fit_surface(pixels: Pixels, rough: Pixels) -> Pixels:
     """A quadratic surface per channel through the background: follows a flat colour, a gradient or a vignette."""
     height, width = pixels.shape[:2]
     step = max(1, min(height, width) // 128)
-    sample = ndimage.uniform_filter(pixels, (step, step, 1))[::step, ::step] if step > 1 else pixels
+    sample = pixels[: height // step * step, : width // step * step]
+    sample = sample.reshape(height // step, step, width // step, step, 3).mean(axis=(1, 3), dtype=np.float32)
     terms = _quadratic_terms(*sample.shape[:2])
     rim = np.ones(sample.shape[:2], bool)
     band = max(2, round(min(rim.shape) * BAND_SHARE))
     rim[band:-band, band:-band] = False
-    kept = rim & (np.abs(sample - rough).max(axis=2) < 48)
+    kept = rim & (_largest(np.abs(sample - rough)) < 48)
     if kept.sum() < 32:
         return np.broadcast_to(rough, pixels.shape).astype(np.float32)
     weights = _least_squares(terms, sample, kept)
     for _ in range(4):
-        residual = np.abs(terms @ weights - sample).max(axis=2)
+        residual = _largest(np.abs(terms @ weights - sample))
         # tight enough to leave a pale costume out, wide enough for what a quadratic misses of a vignette
         limit = float(np.clip(4 * np.median(residual[kept]), 4.0, 24.0))
         reachable = _touching_border(residual < limit)
@@ -184,10 +199,9 @@ def _least_squares(terms: NDArray[np.float32], sample: Pixels, kept: Mask) -> ND
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def _find_figure(pixels: Pixels, surface: Pixels, distance: Pixels, threshold: float, border: Pixels) -> Mask:
+def _find_figure(distance: NDArray[np.float32], threshold: float, border: NDArray[np.float32]) -> Mask:
     """Pixels that no path of background colour joins to the border, so that white inside an outline is kept."""
-    height = distance.shape[0]
-    gap = max(1, round(height * 0.004))
+    gap = _gap(distance.shape[0])
     strong = distance > threshold
     calm = border[border < threshold]
     faint = threshold
@@ -196,16 +210,22 @@ def _find_figure(pixels: Pixels, surface: Pixels, distance: Pixels, threshold: f
         faint = float(np.clip(noise, FAINTEST, threshold))
     solid = _enclosed(strong, gap)
     wide = _enclosed(_grown(strong, distance > faint), gap)
-    figure = solid | _opened(wide & ~solid, 2 * gap + 1, 2 * gap + 1)
-    return _without_shadow(figure, pixels, surface, gap)
+    return solid | _opened(wide & ~solid, 2 * gap + 1, 2 * gap + 1)
+
+
+def _gap(height: int) -> int:
+    """Half the widest break in an outline that counts as closed, pixels."""
+    return max(1, round(height * 0.004))
 
 
 def _enclosed(barrier: Mask, gap: int) -> Mask:
-    """The barrier and all it encloses; breaks in an outline of up to 2 × gap pixels count as closed."""
+    """The barrier and all it encloses; a break of up to 2 × gap pixels in an outline counts as closed."""
+    tight = ~_touching_border(~barrier)
     framed = np.pad(barrier, gap + 1)  # so that the flood also runs around a figure at the sheet's edge
     outside = _dilated(_touching_border(~_dilated(framed, gap)), gap) & ~framed
     inside = slice(gap + 1, -gap - 1)
-    return ~outside[inside, inside]
+    # narrow gaps (between arm and body) are closed too: only what is wider than them was a broken outline
+    return tight | _opened(~outside[inside, inside] & ~tight, 4 * gap + 1, 4 * gap + 1)
 
 
 def _grown(seeds: Mask, allowed: Mask) -> Mask:
@@ -217,27 +237,35 @@ def _grown(seeds: Mask, allowed: Mask) -> Mask:
     return np.asarray(hit[labels])
 
 
-def _without_shadow(figure: Mask, pixels: Pixels, surface: Pixels, gap: int) -> Mask:
-    """Take away soft shadows on the floor: background darkened evenly, without edges, joined to the background."""
+def _soft_shadow(figure: Mask, pixels: Pixels, surface: Pixels) -> Mask:
+    """Soft shadows on the floor: background darkened evenly, without edges, joined to the background."""
+    shadow = np.zeros_like(figure)
     rows = np.flatnonzero(figure.any(axis=1))
     if not len(rows):
-        return figure
-    top = rows[-1] - (rows[-1] - rows[0]) // 5
-    part = np.s_[max(0, top) :]
+        return shadow
+    part = np.s_[rows[-1] - (rows[-1] - rows[0]) // 5 :]
     smooth = ndimage.uniform_filter(pixels[part], (3, 3, 1))
     ratio = (smooth + 1) / (surface[part] + 1)
-    grey = smooth.mean(axis=2)
+    grey = _grey(smooth)
     steep = np.hypot(ndimage.sobel(grey, axis=0), ndimage.sobel(grey, axis=1)) / 8
-    shadow = (ratio.mean(axis=2) < 0.99) & (ratio.mean(axis=2) > 0.45) & (np.ptp(ratio, axis=2) < 0.06)
-    shadow &= steep < 6 * max(1.0, 1024 / figure.shape[0])
+    level = _grey(ratio)
+    even = (level < 0.99) & (level > 0.45) & (_largest(ratio) - _smallest(ratio) < 0.06)
+    even &= steep < STEEPEST_SHADOW * max(1.0, 1024 / figure.shape[0])
     outside = ~figure[part]
-    labels, count = ndimage.label(shadow | outside)
+    labels, count = ndimage.label(even | outside)
     reached = np.zeros(count + 1, bool)
     reached[np.unique(labels[outside])] = True
     reached[0] = False
+    shadow[part] = reached[labels] & even
+    return shadow
+
+
+def _tidied(figure: Mask) -> Mask:
+    """Without the slivers that a removed shadow leaves around the feet."""
+    gap = _gap(figure.shape[0])
+    lower = np.flatnonzero(figure.any(axis=1))[-1] * 3 // 4 if figure.any() else 0
     kept = figure.copy()
-    kept[part] &= ~(reached[labels] & shadow)
-    kept[part] &= _dilated(_opened(kept, 2 * gap + 1, 2 * gap + 1), gap)[part]
+    kept[lower:] &= _dilated(_opened(figure, 2 * gap + 1, 2 * gap + 1), gap)[lower:]
     return kept
 
 
@@ -263,3 +291,16 @@ def _opened(mask: Mask, height: int, width: int) -> Mask:
     return (
         np.asarray(ndimage.maximum_filter(thinner, (height, width), origin=(-shift[0], -shift[1]))).astype(bool) & mask
     )
+
+
+def _largest(values: Pixels) -> NDArray[np.float32]:
+    """Over the three channels; far quicker than a reduction along a short axis."""
+    return np.maximum(np.maximum(values[..., 0], values[..., 1]), values[..., 2])
+
+
+def _smallest(values: Pixels) -> NDArray[np.float32]:
+    return np.minimum(np.minimum(values[..., 0], values[..., 1]), values[..., 2])
+
+
+def _grey(values: Pixels) -> NDArray[np.float32]:
+    return (values[..., 0] + values[..., 1] + values[..., 2]) / np.float32(3)

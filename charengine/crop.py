@@ -15,7 +15,7 @@ from scipy import ndimage
 from charengine.backdrop import Backdrop, Mask, separate
 from charengine.config import CropSettings
 from charengine.errors import SheetRejected
-from charengine.figures import Figure, Found, find_figures
+from charengine.figures import Figure, Found, edges_touched, find_figures
 from charengine.records import VIEWS, Ref, SheetRecord, ViewName, ViewRecord, ViewsRecord
 from charengine.store import Store, write_atomically
 from charengine.template import Box
@@ -108,7 +108,8 @@ def _cut_view(backdrop: Backdrop, figure: Figure, name: ViewName, bucket: tuple[
     colour = np.array(backdrop.colour, np.float32)
     near = np.asarray(backdrop.pixels[y0:y1, x0:x1])
     flat = near - backdrop.surface[y0:y1, x0:x1] + colour  # a gradient or vignette becomes the one colour
-    keep = _soft_halo(mask, backdrop.figure[y0:y1, x0:x1] & ~mask, halo)[..., None]
+    foreign = (backdrop.figure | backdrop.shadow)[y0:y1, x0:x1] & ~mask
+    keep = _soft_halo(mask, foreign, halo)[..., None]
     blended = np.where(mask[..., None], near, flat) * keep + colour * (1 - keep)
     cut = Image.fromarray(blended.clip(0, 255).round().astype(np.uint8))
     soft = Image.fromarray((ndimage.gaussian_filter(mask.astype(np.float32), 0.6) * 255).round().astype(np.uint8))
@@ -128,15 +129,13 @@ def _centred(box: Box, origin: tuple[int, int], bucket: tuple[int, int], scale: 
     return round(x), round(y)
 
 
-def _soft_halo(mask: Mask, others: Mask, halo: int) -> np.ndarray:
-    """1 on the figure, falling to 0 within a halo around it; 0 on its neighbours' pixels."""
+def _soft_halo(mask: Mask, foreign: Mask, halo: int) -> np.ndarray:
+    """1 on the figure, falling to 0 within a halo around it; where neighbours or shadows are, after one pixel."""
     away = ndimage.distance_transform_edt(~mask)
     keep = np.clip(2 - away / halo, 0, 1)
-    return np.where(_near(others), 0.0, keep).astype(np.float32) if others.any() else keep.astype(np.float32)
-
-
-def _near(mask: Mask) -> Mask:
-    return np.asarray(ndimage.binary_dilation(mask, iterations=2))
+    if foreign.any():
+        keep = np.where(ndimage.binary_dilation(foreign, iterations=2), np.clip(1.5 - away / 2, 0, 1), keep)
+    return np.asarray(keep, dtype=np.float32)
 
 
 def _grown_box(box: Box, by: int, shape: tuple[int, ...]) -> Box:
@@ -152,7 +151,6 @@ def measure(backdrop: Backdrop, found: Found) -> dict[str, float]:
     front, side, back = figures
     heights = [figure.height for figure in figures]
     gutters = [right.box[0] - left.box[2] for left, right in ((front, side), (side, back))]
-    height, width = backdrop.figure.shape
     return {
         "gutter_min": float(min(gutters)),
         "height_spread": (max(heights) - min(heights)) / max(heights),
@@ -162,7 +160,7 @@ def measure(backdrop: Backdrop, found: Found) -> dict[str, float]:
         "pieces": float(found.pieces),
         "rules_erased": float(backdrop.rules),
         "plainness": backdrop.plainness,
-        "edges_touched": float(sum(_touches(figure, width, height) for figure in figures)),
+        "edges_touched": float(sum(bool(edges_touched(figure, backdrop)) for figure in figures)),
         "colour_distance": max(
             colour_distance(backdrop, one, other) for one, other in ((front, side), (front, back), (side, back))
         ),
@@ -208,13 +206,12 @@ def _histogram(backdrop: Backdrop, figure: Figure) -> np.ndarray:
 
 
 def _view_facts(backdrop: Backdrop, figure: Figure, image: Image.Image, scale: float) -> dict[str, float]:
-    height, width = backdrop.figure.shape
     return {
         "scale": scale,
         "figure_height": float(figure.height),
         "figure_width": float(figure.width),
         "figure_share": figure.area / (figure.width * figure.height),
-        "edge_touched": float(_touches(figure, width, height)),
+        "edge_touched": float(bool(edges_touched(figure, backdrop))),
         "sharpness": float(ndimage.laplace(np.asarray(image.convert("L"), np.float32)).var()),
     }
 
@@ -222,11 +219,6 @@ def _view_facts(backdrop: Backdrop, figure: Figure, image: Image.Image, scale: f
 def _core_width(figure: Figure) -> float:
     left, right = figure.core
     return right - left
-
-
-def _touches(figure: Figure, width: int, height: int) -> bool:
-    x0, y0, x1, y1 = figure.box
-    return x0 <= 0 or y0 <= 0 or x1 >= width or y1 >= height
 
 
 def _upscale_warning(views: tuple[View, ...], settings: CropSettings) -> tuple[str, ...]:

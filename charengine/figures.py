@@ -18,6 +18,7 @@ SPECK_SHARE = 2e-5  # of the sheet: smaller ones are noise
 REACH = 0.12  # of the sheet's width: a prop floating further away belongs to nobody
 SMALL_FIGURE = 0.45  # of the tallest figure's height: no full view
 UNEVEN_SPACING = 2.2
+GRAZE, GRAZE_FRAME = 0.008, 0.1  # of a figure's height: a shorter contact with the edge, or a frame, cuts nothing off
 MOST_PIECES = 64
 BRIDGE_SHARE = 0.015  # of the shorter side: figures joined by less than twice this can be parted
 
@@ -96,7 +97,7 @@ def find_figures(backdrop: Backdrop) -> Found:
         warnings.append("something that is no full figure was ignored (lettering, an inset or a loose object)")
     problem, blamed = _what_is_wrong(figures, width, height)
     if not problem:
-        warnings += _edges_touched(figures, width, height)
+        warnings += _edge_warnings(figures, backdrop)
     return Found(figures, problem, blamed, tuple(warnings), len(pieces))
 
 
@@ -221,7 +222,9 @@ def _what_is_wrong(figures: tuple[Figure, ...], width: int, height: int) -> tupl
                 first,
             )
         missing = next(k for k in range(len(VIEWS)) if k not in boxes)
-        return f"the {VIEWS[missing]} box is empty: {len(figures)} figures were found instead of three", missing
+        widths = sorted(figure.width for figure in figures)
+        state = "is empty or its figure is merged with its neighbour" if widths[-1] > 1.25 * widths[0] else "is empty"
+        return f"the {VIEWS[missing]} box {state}: {len(figures)} figures were found instead of three", missing
     if len(figures) > len(VIEWS):
         doubled = next((k for k in range(len(VIEWS)) if boxes.count(k) > 1), None)
         place = f"the {VIEWS[doubled]} box holds more than one figure" if doubled is not None else "there are too many"
@@ -270,12 +273,28 @@ def _spans(figure: Figure, width: int) -> bool:
     return any(figure.box[0] < width * (k + 0.75) / 3 and figure.box[2] > width * (k + 1.25) / 3 for k in (0, 1))
 
 
-def _edges_touched(figures: tuple[Figure, ...], width: int, height: int) -> list[str]:
+def edges_touched(figure: Figure, backdrop: Backdrop) -> list[str]:
+    """Edges of the sheet, or of the frame drawn around it, that the figure runs along and may be cut off by."""
+    left, top, right, bottom = backdrop.frame
+    height, width = figure.mask.shape
+    contact = {
+        "left": (figure.mask[:, left], left),
+        "top": (figure.mask[top], top),
+        "right": (figure.mask[:, width - 1 - right], right),
+        "bottom": (figure.mask[height - 1 - bottom], bottom),
+    }
+    return [edge for edge, (line, frame) in contact.items() if _runs_along(line, figure.height, frame > 0)]
+
+
+def _runs_along(line: Mask, figure_height: int, framed: bool) -> bool:
+    least = max(2, round((GRAZE_FRAME if framed else GRAZE) * figure_height))
+    return bool(np.count_nonzero(line) >= least)
+
+
+def _edge_warnings(figures: tuple[Figure, ...], backdrop: Backdrop) -> list[str]:
     warnings = []
     for view, figure in zip(VIEWS, figures, strict=True):
-        x0, y0, x1, y1 = figure.box
-        touched = {"left": x0 <= 0, "top": y0 <= 0, "right": x1 >= width, "bottom": y1 >= height}
-        edges = [edge for edge, hit in touched.items() if hit]
+        edges = edges_touched(figure, backdrop)
         if edges:
             warnings.append(f"the {view} figure touches the {' and '.join(edges)} edge of the sheet: it may be cut off")
     return warnings

@@ -10,14 +10,17 @@ from PIL import Image
 
 from charengine.config import CropSettings
 from charengine.crop import View, cut_views, draw_overlay, examine, measure
-from charengine.models import Captioner
+from charengine.models import Captioner, Description
 from charengine.records import VIEWS
+from charengine.sheet_prompt import SideItem
 
 # Hard limits: beyond these a sheet is not accepted. Soft ones only lower its score.
 HEIGHT_SPREAD = 0.15
 WIDER_SIDE = 1.4
 COLOUR_DISTANCE = 0.75
-MIRRORED = 0.995
+MIRRORED = 0.97
+
+DISAGREES = 0.6  # factor on the score for each thing the captioner sees otherwise
 
 _VIEW_WORDS = {
     "front": re.compile(r"\b(front|facing (?:the )?viewer)\b"),
@@ -69,6 +72,7 @@ def judge(
     *,
     captioner: Captioner | None = None,
     class_noun: str = "",
+    items: tuple[SideItem, ...] = (),
     settings: CropSettings = CropSettings(),
 ) -> Verdict:
     """Score a sheet.
@@ -77,6 +81,7 @@ def judge(
         image: RGB sheet.
         captioner: asked which view each crop shows; None: only the numbers decide.
         class_noun: hint for the captioner.
+        items: what the prompt binds to a side; the captioner is listened to about them too.
         settings: how the crop finds figures.
     """
     backdrop, found = examine(image, settings.threshold)
@@ -87,14 +92,21 @@ def judge(
     facts = measure(backdrop, found)
     reasons, boxes, score = _by_numbers(facts)
     answers: dict[str, str] = {}
+    warnings = found.warnings
     if captioner is not None:
-        answers = _ask(cut_views(backdrop, found.figures, settings), captioner, class_noun)
+        seen = _look(cut_views(backdrop, found.figures, settings), captioner, class_noun)
+        answers = {view: said for view, description in seen.items() if (said := _view_named(description))}
         wrong = [k for k, view in enumerate(VIEWS) if answers.get(view, view) != view]
         reasons += [f"the {VIEWS[k]} box shows a {answers[VIEWS[k]]} view, says the captioner" for k in wrong]
         boxes += wrong
-        score *= 1 - len(wrong) / 4
+        swapped = _swapped_items(seen["front"], items)
+        answers |= {f"{item.side} {item.item}": "on the other side" for item in swapped}
+        warnings += tuple(
+            f"the captioner sees the {item.item} on the other side, not the character's {item.side}" for item in swapped
+        )
+        score *= DISAGREES ** (len(wrong) + len(swapped))
     box = boxes[0] if len(set(boxes)) == 1 else None
-    return Verdict(score, tuple(reasons), box, facts, answers, found.warnings, draw_overlay(image, found))
+    return Verdict(score, tuple(reasons), box, facts, answers, warnings, draw_overlay(image, found))
 
 
 def _by_numbers(facts: dict[str, float]) -> tuple[list[str], list[int], float]:
@@ -121,13 +133,26 @@ def _by_numbers(facts: dict[str, float]) -> tuple[list[str], list[int], float]:
     return reasons, boxes, score * (0.5 if reasons else 1.0)
 
 
-def _ask(views: tuple[View, ...], captioner: Captioner, class_noun: str) -> dict[str, str]:
-    """Which view the captioner takes each crop for; views it did not name are left out."""
-    answers: dict[str, str] = {}
-    for view in views:
-        seen = captioner.describe(view.image, hint=class_noun)
-        said = seen.facts.get("view") or ", ".join(seen.tags)
-        named = [name for name, words in _VIEW_WORDS.items() if words.search(said.lower())]
-        if len(named) == 1:
-            answers[view.name] = named[0]
-    return answers
+def _look(views: tuple[View, ...], captioner: Captioner, class_noun: str) -> dict[str, Description]:
+    return {view.name: captioner.describe(view.image, hint=class_noun) for view in views}
+
+
+def _view_named(seen: Description) -> str:
+    """The one view that the captioner names ("three-quarter" counts as none of the three); "" when it names none."""
+    said = (seen.facts.get("view") or ", ".join(seen.tags)).lower()
+    if "three-quarter" in said:
+        return "three-quarter"
+    named = [name for name, words in _VIEW_WORDS.items() if words.search(said)]
+    return named[0] if len(named) == 1 else ""
+
+
+def _swapped_items(front: Description, items: tuple[SideItem, ...]) -> list[SideItem]:
+    """Items that the captioner sees in the front view only on the side where they do not belong."""
+    swapped = []
+    for item in items:
+        noun = item.item.split()[-1]
+        tags = [tag.lower() for tag in front.tags if noun in tag.lower()]
+        other = "left" if item.side == "right" else "right"
+        if any(other in tag for tag in tags) and not any(item.side in tag for tag in tags):
+            swapped.append(item)
+    return swapped

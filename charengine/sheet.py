@@ -18,7 +18,7 @@ from charengine.errors import BadInput, SheetRejected
 from charengine.gate import Verdict, judge
 from charengine.models import Captioner, SheetEditor
 from charengine.records import SheetRecord
-from charengine.sheet_prompt import find_side_items, write_sheet_prompt
+from charengine.sheet_prompt import SideItem, find_side_items, write_sheet_prompt
 from charengine.store import Store
 from charengine.template import boxes, template
 
@@ -79,7 +79,8 @@ def draw_sheet(
     if unknown:
         warnings.append(f"the model was never taught these words and ignores them: {', '.join(unknown)}")
     prompt = full_prompt(description, character.class_noun or derive_class_noun(character.prompt), editor)
-    easel = _Easel(prompt, settings, editor, captioner if settings.ask_model else None, character.class_noun)
+    asked = captioner if settings.ask_model else None
+    easel = _Easel(prompt, settings, editor, asked, character.class_noun, find_side_items(description))
     best, tried = _draw_best(easel, character.seed)
     if settings.gate and not best.verdict.accepted:
         raise SheetRejected(_why_rejected(tried), keep_picture(_side_by_side(tried), store), best.verdict.box)
@@ -130,6 +131,7 @@ class _Easel:
     editor: SheetEditor
     captioner: Captioner | None
     class_noun: str
+    items: tuple[SideItem, ...]
 
     def draw(self, seed: int, steps: int) -> _Candidate:
         """A whole sheet."""
@@ -161,7 +163,7 @@ class _Easel:
         )
 
     def _judged(self, seed: int, image: Image.Image, repaired: int | None) -> _Candidate:
-        verdict = judge(image, captioner=self.captioner, class_noun=self.class_noun)
+        verdict = judge(image, captioner=self.captioner, class_noun=self.class_noun, items=self.items)
         log.info("sheet candidate, seed %d: score %.2f %s", seed, verdict.score, "; ".join(verdict.reasons))
         return _Candidate(seed, image, verdict, repaired)
 
