@@ -90,6 +90,9 @@ class ModelSettings(Settings):
     vae: str = Field(default="", description="Qwen-Image VAE file; empty: the edit model's own")
     lightning: str = Field(default="", description="Lightning LoRA file for 4/8-step sheets")
     sdxl: str = Field(default="", description="SDXL checkpoint: folder or single .safetensors file, or hub id")
+    sdxl_config: str = Field(
+        default="", description="diffusers folder giving configs and tokenizers when `sdxl` is a single file"
+    )
     sdxl_vae: str = Field(default="", description="replacement VAE (e.g. the fp16-fixed one)")
     tagger: str = Field(default="", description="WD14 v3 tagger folder (model.onnx + selected_tags.csv)")
     clip: str = Field(default="", description="CLIP model folder for prompt adherence; empty: none")

@@ -39,7 +39,7 @@ NEEDED = {
     "clip": ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json"),
 }
 PACKAGED = {"edit": "qwen", "sdxl": "sdxl", "clip": "clip"}
-OTHER_FAMILY = ("edit_config", "vl", "vae", "lightning", "sdxl_vae", "dino")
+OTHER_FAMILY = ("edit_config", "vl", "vae", "lightning", "sdxl_config", "sdxl_vae", "dino")
 
 
 def load(profile: Profile) -> Models:

@@ -94,33 +94,46 @@ def read_header(path: Path) -> Header:
 
 
 def read_header_of_folder(folder: Path) -> Header:
-    """One header for all the safetensors shards of a folder, each checked.
+    """One header for all the safetensors shards of a model folder, each checked.
 
     Raises:
         BadInput: no weights, a shard missing or damaged.
         UnsafeFile: the folder holds only pickles.
     """
-    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
-    if index is not None:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise BadInput(f"{folder} lacks {len(missing)} of {len(names)} shards ({missing[0]}…): download it again")
-        paths = [folder / name for name in names]
-    else:
-        paths = sorted(folder.glob("*.safetensors"))[:1]
-    if not paths:
-        for pickle in sorted(path for path in folder.glob("*") if path.suffix in UNSAFE_SUFFIXES):
-            refuse_unsafe(pickle)
-        raise BadInput(f"{folder} holds no .safetensors weights")
-    headers = [read_header(path) for path in paths]
+    headers = [read_header(path) for path in shards(folder)]
     tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
     return Header(folder, "safetensors", tensors, headers[0].metadata)
 
 
+def shards(folder: Path) -> list[Path]:
+    """The files one model's weights are in: those its index names, else the one without a variant ("fp16") in its name.
+
+    Raises:
+        BadInput: no weights, or a shard is missing.
+        UnsafeFile: the folder holds only pickles.
+    """
+    indices = sorted(folder.glob("*.safetensors.index.json"), key=lambda path: len(path.name))
+    if indices:
+        names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise BadInput(f"{folder} lacks {len(missing)} of {len(names)} shards ({missing[0]}…): download it again")
+        return [folder / name for name in names]
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: len(path.name))
+    if not files:
+        for pickle in sorted(path for path in folder.glob("*") if path.suffix in UNSAFE_SUFFIXES):
+            refuse_unsafe(pickle)
+        raise BadInput(f"{folder} holds no .safetensors weights")
+    return files[:1]
+
+
 def weight_files(path: Path) -> list[Path]:
-    """The files a model's bytes are in: the file itself, or a folder's safetensors, sorted."""
-    return [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
+    """The files a model's bytes are in: the file itself, a model folder's shards, or those of a pipeline's parts."""
+    if path.is_file():
+        return [path]
+    inner = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and any(folder.glob("*.safetensors"))]
+    own = shards(path) if any(path.glob("*.safetensors")) and (path / "config.json").is_file() else []
+    return own or [file for folder in inner for file in shards(folder)]
 
 
 def _safetensors_header(path: Path, start: bytes, stream: IO[bytes]) -> Header:

@@ -210,16 +210,24 @@ def _other(header: Header, prefix: str) -> Identity:
 def _identify_folder(folder: Path) -> Identity:
     index, config = folder / "model_index.json", folder / "config.json"
     if index.is_file():
-        name = str(json.loads(index.read_text()).get("_class_name", ""))
-        if name.startswith("QwenImageEdit"):
-            note = "2511" if _transformer_config(folder).get("zero_cond_t") else ""
-            return Identity("qwen-image-edit", "diffusers", f"{name} folder", note=name + note)
-        if name.startswith("StableDiffusionXL"):
-            return Identity("sdxl", "diffusers", f"{name} folder")
-        return Identity("other", "diffusers", f"{_with_article(name)} folder")
+        return _pipeline(folder, str(json.loads(index.read_text()).get("_class_name", "")))
     if not config.is_file():
         raise BadInput(f"{folder} is no model folder: it holds neither model_index.json nor config.json")
     return _by_config(folder, json.loads(config.read_text()))
+
+
+def _pipeline(folder: Path, name: str) -> Identity:
+    parts = {"QwenImageEdit": ("transformer",), "StableDiffusionXL": ("unet", "vae", "text_encoder", "text_encoder_2")}
+    for start, needed in parts.items():
+        if name.startswith(start):
+            for part in needed:
+                read_header_of_folder(folder / part)
+    if name.startswith("QwenImageEdit"):
+        note = "2511" if _transformer_config(folder).get("zero_cond_t") else ""
+        return Identity("qwen-image-edit", "diffusers", f"{name} folder", note=name + note)
+    if name.startswith("StableDiffusionXL"):
+        return Identity("sdxl", "diffusers", f"{name} folder")
+    return Identity("other", "diffusers", f"{_with_article(name)} folder")
 
 
 def _transformer_config(folder: Path) -> dict[str, object]:

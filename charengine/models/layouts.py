@@ -218,7 +218,9 @@ def sdxl_vae(path: Path, config: dict[str, Any]) -> State:
     """The VAE of a single-file checkpoint or of a VAE file, sgm or diffusers keys."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    raw = read_tensors(path, lambda key: not key.startswith((UNET, "conditioner.")))
+    raw: dict[str, torch.Tensor] = {}
+    for file in weight_files(path):
+        raw |= read_tensors(file, lambda key: not key.startswith((UNET, "conditioner.")))
     raw = without_prefix(raw, "first_stage_model.") or raw
     raw = {
         key: value

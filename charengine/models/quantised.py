@@ -44,13 +44,13 @@ class Packed:
         return (weight if self.scale is None else weight * self.scale).to(dtype).reshape(self.shape)
 
 
-def pack_fp8(weight: torch.Tensor) -> Packed:
+def pack_fp8(weight: torch.Tensor, device: torch.device | None = None) -> Packed:
     """Round a weight to float8_e4m3fn with one scale a row (exact in bfloat16), which keeps 3-4 bits at every magnitude."""
-    rows = weight.float()
+    rows = weight.to(device or weight.device).float()
     scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / (FP8_MAX / 1.01)
     scale = scale.to(torch.bfloat16).float()
     data = (rows / scale).to(torch.float8_e4m3fn).view(torch.uint8)
-    return Packed(data, "F8_E4M3", tuple(weight.shape), scale)
+    return Packed(data.to(weight.device), "F8_E4M3", tuple(weight.shape), scale.to(weight.device))
 
 
 def packed_fp8(weight: torch.Tensor, scale: torch.Tensor | None = None) -> Packed:
@@ -137,7 +137,13 @@ State = dict[str, "torch.Tensor | Packed"]
 
 
 def fill(
-    module: nn.Module, state: State, dtype: torch.dtype, source: str, *, fp8: Callable[[str], bool] | None = None
+    module: nn.Module,
+    state: State,
+    dtype: torch.dtype,
+    source: str,
+    *,
+    fp8: Callable[[str], bool] | None = None,
+    device: torch.device | None = None,
 ) -> nn.Module:
     """Give a module built on the meta device its weights; packed ones stay packed where a linear layer takes them.
 
@@ -147,6 +153,7 @@ def fill(
         dtype: of everything that is not packed.
         source: the file, for the message.
         fp8: names of linear layers whose unpacked weights are to be rounded to fp8; None = none.
+        device: where the rounding is done; its results come back to the host.
 
     Raises:
         BadInput: weights missing, left over, or of another shape.
@@ -157,7 +164,7 @@ def fill(
     for name in [n for n, layer in layers.items() if isinstance(layer, nn.Linear)]:
         weight = state[f"{name}.weight"]
         if isinstance(weight, torch.Tensor) and fp8 is not None and fp8(name):
-            weight = pack_fp8(weight)
+            weight = pack_fp8(weight, device)
         if isinstance(weight, Packed):
             bias = state.pop(f"{name}.bias", None)
             del state[f"{name}.weight"]

@@ -19,7 +19,13 @@ from PIL import Image
 
 from charengine.errors import BadInput
 from charengine.models.loading import Loaded, noise_from_seeds
-from charengine.models.qwen_parts import QwenEditParts, lightning_scheduler, load_lightning, load_text_encoder
+from charengine.models.qwen_parts import (
+    QwenEditParts,
+    lightning_scheduler,
+    load_lightning,
+    load_text_encoder,
+    switch_lightning,
+)
 from charengine.models.sdxl import images_to_tensor, tensor_to_images
 
 Box = tuple[int, int, int, int]
@@ -107,7 +113,8 @@ class QwenEdit:
         """One image of the template's size.
 
         Args:
-            template: what the model sees and, with `redraw`, what stays outside the box; alpha is laid over white.
+            template: what the model sees; with `redraw` a sheet, of which the model sees all but the box. Alpha is
+                laid over white.
             prompt: the full sheet prompt.
             negative_prompt: for true classifier-free guidance.
             seed: of the noise, drawn on the CPU.
@@ -120,12 +127,12 @@ class QwenEdit:
             BadInput: a size, box or conditioning that cannot be drawn.
         """
         template = over_white(template)
-        if conditioning not in ("latents", "vision"):
-            raise BadInput(f"conditioning is {conditioning!r}; it must be 'latents' or 'vision'")
+        self._check(template.size, conditioning, redraw)
         fast = self.lightning is not None and steps <= LIGHTNING_STEPS
         prompts = [prompt] if guidance <= 1 or fast else [prompt, negative_prompt]
-        encoded = self._encode(prompts, template)
-        seen, repaint = self._template_latents(template, conditioning, redraw)
+        shown = template if redraw is None else blanked(template, redraw)
+        encoded = self._encode(prompts, shown)
+        seen, repaint = self._template_latents(template, shown, conditioning, redraw)
         latents = self._denoise(encoded, seen, repaint, template.size, seed, steps, guidance, fast)
         image = self._decode(latents, template.size)
         return image if redraw is None else _paste(template, image, redraw)
@@ -178,20 +185,21 @@ class QwenEdit:
     # --- template and pixels ---
 
     def _template_latents(
-        self, template: Image.Image, conditioning: str, redraw: Box | None
+        self, template: Image.Image, shown: Image.Image, conditioning: str, redraw: Box | None
     ) -> tuple[torch.Tensor | None, _Repaint | None]:
-        """The template as tokens beside the noise, and what a repainted box is surrounded by."""
-        self._check_size(template.size, redraw)
+        """What is shown as tokens beside the noise, and what a repainted box is surrounded by."""
         seen = repaint = None
         if conditioning == "latents":
             size = dimensions(self.vae_area, template.width / template.height)
-            seen = self._encode_pixels(template.resize(size, Image.Resampling.LANCZOS))
+            seen = self._encode_pixels(shown.resize(size, Image.Resampling.LANCZOS))
         if redraw is not None:
             repaint = _Repaint(pack(self._encode_pixels(template)), self._token_mask(redraw, template.size))
         self._free_unless_kept("vae")
         return seen, repaint
 
-    def _check_size(self, size: tuple[int, int], redraw: Box | None) -> None:
+    def _check(self, size: tuple[int, int], conditioning: str, redraw: Box | None) -> None:
+        if conditioning not in ("latents", "vision"):
+            raise BadInput(f"conditioning is {conditioning!r}; it must be 'latents' or 'vision'")
         step = 2 * self._factor()
         if size[0] % step or size[1] % step:
             raise BadInput(
@@ -275,7 +283,7 @@ class QwenEdit:
     def _transformer(self, fast: bool) -> Any:
         transformer = self._loaded.get("transformer", self._load_transformer)
         if self.lightning is not None:
-            (transformer.enable_lora if fast else transformer.disable_lora)()
+            switch_lightning(transformer, fast)
         return transformer
 
     def _load_transformer(self) -> Any:
@@ -364,6 +372,13 @@ def _latent_statistics(vae: Any, like: torch.Tensor) -> tuple[torch.Tensor, torc
         for name in ("latents_mean", "latents_std")
     )
     return mean, std
+
+
+def blanked(image: Image.Image, box: Box) -> Image.Image:
+    """The image with a white box, so that what is to be replaced is not copied."""
+    result = image.copy()
+    result.paste("white", box)
+    return result
 
 
 def _paste(template: Image.Image, drawn: Image.Image, box: Box) -> Image.Image:

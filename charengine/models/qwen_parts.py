@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
+from charengine.models.layouts import adapter_layers
 from charengine.models.loading import Loaded
+from charengine.models.quantised import PackedLinear, add_adapter
 
 
 class QwenVLParts(Protocol):
@@ -105,11 +107,31 @@ def load_text_encoder(loaded: Loaded, parts: QwenVLParts) -> Any:
 
 
 def load_lightning(transformer: Any, file: Path) -> None:
-    """Put a Lightning LoRA (diffusers or ComfyUI keys) on the transformer; before any quantising or offloading."""
+    """Put a Lightning LoRA (diffusers, PEFT, ComfyUI or kohya keys) on the transformer, once; packed weights stay packed."""
+    if packed_layers(transformer):
+        if all(layer.lora_down is None for layer in packed_layers(transformer)):
+            add_adapter(transformer, adapter_layers(file, dict(transformer.named_modules())), str(file))
+        return
+    if "lightning" in getattr(transformer, "peft_config", {}):
+        return
     from diffusers.loaders import QwenImageLoraLoaderMixin
 
     state = QwenImageLoraLoaderMixin.lora_state_dict(str(file), use_safetensors=True, local_files_only=True)
     QwenImageLoraLoaderMixin.load_lora_into_transformer(state, transformer=transformer, adapter_name="lightning")
+
+
+def switch_lightning(transformer: Any, on: bool) -> None:
+    """Compute with the Lightning LoRA, or without."""
+    layers = packed_layers(transformer)
+    for layer in layers:
+        layer.lora_enabled = on
+    if not layers:
+        (transformer.enable_lora if on else transformer.disable_lora)()
+
+
+def packed_layers(module: torch.nn.Module) -> list[PackedLinear]:
+    """The layers of a model whose weights are packed."""
+    return [layer for layer in module.modules() if isinstance(layer, PackedLinear)]
 
 
 def lightning_scheduler() -> Any:

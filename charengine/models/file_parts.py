@@ -1,0 +1,281 @@
+"""Full-size modules from the files people have: any layout of `layouts.py`, packed or not, resident or streamed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from charengine.models import layouts
+from charengine.models.quantised import State, fill
+from charengine.models.sdxl import SDXLFolder
+from charengine.models.streaming import BlockStream
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from charengine.models.memory import Plan
+
+log = logging.getLogger(__name__)
+
+DEPTH = re.compile(r"transformer_blocks\.(\d+)\.")
+
+
+def packaged_config(name: str) -> Path:
+    """Configurations of the published models, as a diffusers folder without weights: "qwen-image-edit" or "sdxl"."""
+    return Path(str(resources.files("charengine.models") / "configs" / name))
+
+
+def read_config(folder: Path, family: str, part: str) -> dict[str, Any]:
+    """A part's `config.json`, from `folder` if it has one, else the published model's."""
+    own = folder / part / "config.json"
+    file = own if own.is_file() else packaged_config(family) / part / "config.json"
+    config: dict[str, Any] = json.loads(file.read_text())
+    return config
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """A module without weights; only buffers that no file holds are real."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return build()
+
+
+class QwenFiles:
+    """`QwenEditParts` from files: a transformer, a text encoder and a VAE, each a file or a folder.
+
+    Args:
+        transformer: diffusers, ComfyUI or GGUF layout.
+        text_encoder: transformers', Qwen's or ComfyUI's layout.
+        vae: diffusers' or Wan's layout.
+        config: diffusers folder whose configurations describe them.
+        tokenizer: folder with Qwen's tokenizer.
+        device: where they compute.
+        dtype: of everything that is not packed.
+        plan: which blocks stay on the device.
+        zero_cond_t: the transformer is Qwen-Image-Edit-2511, which keeps its reference tokens at time 0.
+        on_host: keep weights in host memory when a model leaves the device, so that it is back in no time.
+    """
+
+    def __init__(
+        self,
+        transformer: Path,
+        text_encoder: Path,
+        vae: Path,
+        config: Path,
+        tokenizer: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        plan: Plan,
+        *,
+        zero_cond_t: bool = False,
+        on_host: bool = True,
+    ) -> None:
+        self.paths = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
+        self.config, self.tokenizer_folder = config, tokenizer
+        self.device, self.dtype, self.plan = device, dtype, plan
+        self.zero_cond_t, self.on_host = zero_cond_t, on_host
+        self._streams: dict[str, BlockStream] = {}
+
+    def text_encoder(self) -> Any:
+        """Qwen2_5_VLForConditionalGeneration, language blocks streamed if the plan says so."""
+        return self._placed("text_encoder", self._build_text_encoder)
+
+    def transformer(self) -> Any:
+        """QwenImageTransformer2DModel, blocks streamed if the plan says so."""
+        return self._placed("transformer", self._build_transformer)
+
+    def vae(self) -> Any:
+        """AutoencoderKLQwenImage; works in tiles if the plan says so."""
+        from diffusers import AutoencoderKLQwenImage
+
+        config = read_config(self.config, "qwen-image-edit", "vae")
+        module = on_meta(lambda: AutoencoderKLQwenImage.from_config(config))
+        state = layouts.qwen_vae(layouts.read_state(self.paths["vae"]), config["num_res_blocks"])
+        vae: Any = fill(module, state, self.dtype, str(self.paths["vae"])).to(self.device)
+        if self.plan.tile_vae:
+            vae.enable_tiling()
+        return vae
+
+    def processor(self) -> Any:
+        """Qwen's processor over the tokenizer that was found."""
+        from transformers import Qwen2Tokenizer
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        from charengine.models.processor import ImageTextProcessor
+
+        own = self.config / "processor" / "preprocessor_config.json"
+        file = own if own.is_file() else packaged_config("qwen-image-edit") / "processor" / "preprocessor_config.json"
+        known = (
+            "min_pixels",
+            "max_pixels",
+            "patch_size",
+            "temporal_patch_size",
+            "merge_size",
+            "image_mean",
+            "image_std",
+            "size",
+        )
+        config = {key: value for key, value in json.loads(file.read_text()).items() if key in known}
+        tokenizer = Qwen2Tokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True)
+        return ImageTextProcessor(image_processor=Qwen2VLImageProcessorPil(**config), tokenizer=tokenizer)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer inside the processor."""
+        return self.processor().tokenizer
+
+    def scheduler(self) -> Any:
+        """The flow-matching scheduler of the configuration."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        own = (self.config / "scheduler" / "scheduler_config.json").is_file()
+        folder = self.config if own else packaged_config("qwen-image-edit")
+        return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+
+    def release(self, name: str) -> None:
+        """Take a model off the device; its weights stay in host memory if `on_host`."""
+        if name not in self._streams:
+            return
+        self._streams[name].release()
+        if not self.on_host:
+            del self._streams[name]
+
+    def _placed(self, name: str, build: Callable[[], BlockStream]) -> Any:
+        if name not in self._streams:
+            log.info("loading %s from %s", name.replace("_", " "), self.paths[name])
+            self._streams[name] = build()
+        stream = self._streams[name]
+        stream.place()
+        return stream.module
+
+    def _build_transformer(self) -> BlockStream:
+        from diffusers import QwenImageTransformer2DModel
+
+        state = layouts.qwen_transformer(layouts.read_state(self.paths["transformer"]))
+        config = read_config(self.config, "qwen-image-edit", "transformer") | {"num_layers": _depth(state)}
+        if self.zero_cond_t:
+            config["zero_cond_t"] = True
+        module: Any = on_meta(lambda: QwenImageTransformer2DModel.from_config(config))
+        placement = self.plan.transformer
+        self._fill(module, state, "transformer", "transformer_blocks." if placement.fp8 else "")
+        return BlockStream(module, module.transformer_blocks, self.device, placement.resident)
+
+    def _build_text_encoder(self) -> BlockStream:
+        from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+        config = Qwen2_5_VLConfig.from_dict(read_config(self.config, "qwen-image-edit", "text_encoder"))
+        module: Any = on_meta(lambda: Qwen2_5_VLForConditionalGeneration(config))
+        state = layouts.qwen_text_encoder(layouts.read_state(self.paths["text_encoder"]))
+        if getattr(config, "tie_word_embeddings", False) and "lm_head.weight" not in state:
+            state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+        placement = self.plan.encoder
+        self._fill(module, state, "text_encoder", "language_model.layers." if placement.fp8 else "")
+        own = self.config / "text_encoder" / "generation_config.json"
+        folder = own.parent if own.is_file() else packaged_config("qwen-image-edit") / "text_encoder"
+        if own.is_file() or not (self.config / "text_encoder" / "config.json").is_file():
+            module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return BlockStream(module, module.model.language_model.layers, self.device, placement.resident)
+
+    def _fill(self, module: nn.Module, state: State, name: str, rounded: str) -> None:
+        """Weights into a meta module; linear layers whose name holds `rounded` become fp8."""
+        fp8 = (lambda layer: rounded in layer) if rounded else None
+        fill(module, state, self.dtype, str(self.paths[name]), fp8=fp8, device=self.device)
+
+
+def _depth(state: State) -> int:
+    """Blocks a transformer's file has; pruned releases have fewer than the published one."""
+    return 1 + max(int(found.group(1)) for key in state if (found := DEPTH.search(key)))
+
+
+class SDXLFiles(SDXLFolder):
+    """SDXL's modules from a single-file checkpoint, or from a diffusers folder with another VAE.
+
+    Args:
+        checkpoint: the file or folder.
+        config: diffusers folder whose configurations describe it.
+        tokenizer: folder with CLIP's vocabulary, or a diffusers folder.
+        vae: a VAE file or folder to use instead of the checkpoint's own.
+        device: where they compute.
+        dtype: of U-Net and text encoders; the VAE is float32.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        config: Path,
+        tokenizer: Path | None,
+        vae: Path | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(checkpoint if checkpoint.is_dir() else config, device, dtype)
+        self.checkpoint, self.tokenizer_folder, self.vae_path = checkpoint, tokenizer, vae
+        self.config = self.folder
+
+    def text_encoders(self) -> tuple[Any, Any]:
+        """CLIP ViT-L and OpenCLIP ViT-bigG."""
+        if self.checkpoint.is_dir():
+            return super().text_encoders()
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+        kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+        states = {"text_encoder": layouts.sdxl_first_encoder, "text_encoder_2": layouts.sdxl_second_encoder}
+        first, second = (
+            self._filled(
+                _clip_builder(kinds[name], CLIPTextConfig(**read_config(self.config, "sdxl", name))),
+                states[name](self.checkpoint),
+            )
+            for name in kinds
+        )
+        return first, second
+
+    def tokenizers(self) -> tuple[Any, Any]:
+        """One vocabulary, padded with its end token for the first encoder and with "!" for the second."""
+        if self.tokenizer_folder is None:
+            return super().tokenizers()
+        from transformers import CLIPTokenizer
+
+        first, second = (CLIPTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True) for _ in range(2))
+        second.pad_token = "!"
+        first.model_max_length = second.model_max_length = 77
+        return first, second
+
+    def vae(self) -> AutoencoderKL:
+        """The VAE, float32 (its half precision overflows), one picture at a time."""
+        from diffusers import AutoencoderKL
+
+        source = self.vae_path or self.checkpoint
+        inner = source / "vae" if (source / "vae").is_dir() else source
+        config = read_config(source if inner != source else self.config, "sdxl", "vae")
+        vae = self._filled(lambda: AutoencoderKL.from_config(config), layouts.sdxl_vae(inner, config), torch.float32)
+        vae.enable_slicing()
+        return vae
+
+    def unet(self) -> UNet2DConditionModel:
+        """The U-Net."""
+        if self.checkpoint.is_dir():
+            return super().unet()
+        from diffusers import UNet2DConditionModel
+
+        config = read_config(self.config, "sdxl", "unet")
+        state = layouts.sdxl_unet(self.checkpoint, config)
+        unet: UNet2DConditionModel = self._filled(lambda: UNet2DConditionModel.from_config(config), state)
+        return unet
+
+    def _filled(self, build: Callable[[], nn.Module], state: State, dtype: torch.dtype | None = None) -> Any:
+        module = on_meta(build)
+        if not hasattr(module, "text_model") and any(key.startswith("text_model.") for key in state):
+            state = {key.removeprefix("text_model."): value for key, value in state.items()}  # transformers >= 5.6
+        return fill(module, state, dtype or self.dtype, str(self.checkpoint)).to(self.device)
+
+
+def _clip_builder(kind: Any, config: Any) -> Callable[[], nn.Module]:
+    return lambda: kind(config)
