@@ -23,7 +23,7 @@ def test_a_line_chart_runs_from_corner_to_corner() -> None:
     canvas = SvgCanvas(500, 300, "loss")
     line_chart(canvas, [Series("a", [(0, 1.0), (10, 0.0)], "s0")], x_label="step", y_label="loss", zero_based=True)
     svg = ElementTree.fromstring(canvas.to_svg())
-    line = [node for node in svg.iter("polyline") if node.get("stroke") == "var(--s0)"][-1]
+    line = [node for node in svg.iter("polyline") if node.get("stroke") == "var(--s0)"][0]
     (x0, y0), (x1, y1) = (tuple(map(float, point.split(","))) for point in line.get("points", "").split())
     assert (x0, x1) == (58, 482)  # the plot's left and right edge
     assert y1 == 256 and y0 < 60  # zero at the bottom, the maximum near the top
