@@ -32,12 +32,18 @@ QUESTION = """Describe the{noun} in this picture. Answer with one JSON object an
 "left" and "right" are the character's own sides. Use two to five plain words a value; say only what you see."""
 REMINDER = "\nYour last answer could not be read. Write the JSON object only, with exactly these keys."
 TAG_QUESTION = "List what you see of the{noun} as short comma-separated tags, and nothing else."
+REWRITE = (
+    "Rewrite this description of a character for an image model: one sentence of at most 60 words that adds what is "
+    "plainly implied about build, face, hair, clothes, colours and materials. Contradict nothing, keep every item and "
+    "the side it is on, add no pose, background or story. Answer with the sentence only. Description: {prompt}"
+)
 
 CHAT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{question}<|im_end|>\n"
+    "<|im_start|>user\n{question}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
+PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 class SideItem(BaseModel):
@@ -119,9 +125,15 @@ class QwenCaptioner:
 
     def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64) -> str:
         """The model's answer to a free question about one picture."""
+        return self._answer(PICTURE + question, [shrink(over_white(image), self.max_pixels)], max_tokens)
+
+    def rewrite(self, prompt: str) -> str:
+        """The prompt with more of what can be seen, nothing contradicted."""
+        return self._answer(REWRITE.format(prompt=prompt), None, max_tokens=160)
+
+    def _answer(self, question: str, images: list[Image.Image] | None, max_tokens: int) -> str:
         processor = self._loaded.get("processor", self.parts.processor)
-        picture = shrink(over_white(image), self.max_pixels)
-        inputs = processor(text=[CHAT.format(question=question)], images=[picture], return_tensors="pt")
+        inputs = processor(text=[CHAT.format(question=question)], images=images, return_tensors="pt")
         model = load_text_encoder(self._loaded, self.parts)
         return generate(model, processor, dict(inputs), self.device, max_tokens)
 

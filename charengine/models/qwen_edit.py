@@ -131,8 +131,8 @@ class QwenEdit:
         fast = self.lightning is not None and steps <= LIGHTNING_STEPS
         prompts = [prompt] if guidance <= 1 or fast else [prompt, negative_prompt]
         shown = template if redraw is None else blanked(template, redraw)
+        seen, repaint = self._template_latents(shown, conditioning, redraw)
         encoded = self._encode(prompts, shown)
-        seen, repaint = self._template_latents(template, shown, conditioning, redraw)
         latents = self._denoise(encoded, seen, repaint, template.size, seed, steps, guidance, fast)
         image = self._decode(latents, template.size)
         return image if redraw is None else _paste(template, image, redraw)
@@ -185,15 +185,15 @@ class QwenEdit:
     # --- template and pixels ---
 
     def _template_latents(
-        self, template: Image.Image, shown: Image.Image, conditioning: str, redraw: Box | None
+        self, shown: Image.Image, conditioning: str, redraw: Box | None
     ) -> tuple[torch.Tensor | None, _Repaint | None]:
         """What is shown as tokens beside the noise, and what a repainted box is surrounded by."""
         seen = repaint = None
         if conditioning == "latents":
-            size = dimensions(self.vae_area, template.width / template.height)
+            size = dimensions(self.vae_area, shown.width / shown.height)
             seen = self._encode_pixels(shown.resize(size, Image.Resampling.LANCZOS))
         if redraw is not None:
-            repaint = _Repaint(pack(self._encode_pixels(template)), self._token_mask(redraw, template.size))
+            repaint = _Repaint(pack(self._encode_pixels(shown)), self._token_mask(redraw, shown.size))
         self._free_unless_kept("vae")
         return seen, repaint
 

@@ -45,9 +45,9 @@ class ScriptedModel(torch.nn.Module):
         self.tokenizer, self.answers, self.asked = tokenizer, list(answers), []
         self.config = SimpleNamespace(image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"))
 
-    def generate(self, input_ids, image_grid_thw, do_sample, **_kwargs):
+    def generate(self, input_ids, do_sample, image_grid_thw=None, **_kwargs):
         assert do_sample is False
-        grid = tuple(image_grid_thw[0].tolist())
+        grid = None if image_grid_thw is None else tuple(image_grid_thw[0].tolist())
         self.asked.append((self.tokenizer.decode(input_ids[0]).replace("<|image_pad|>", ""), grid))
         answer = self.tokenizer(self.answers.pop(0) + "<|im_end|>", return_tensors="pt").input_ids
         return torch.cat([input_ids, answer], dim=1)
@@ -106,6 +106,15 @@ def test_two_unreadable_answers_fall_back_to_plain_tags_with_a_warning(
     assert found.tags == ("red coat", "boots")
     assert found.facts == {}
     assert "plain tags" in caplog.text
+
+
+def test_a_prompt_is_rewritten_without_a_picture(qwen_folder: Path):
+    parts = ScriptedParts(qwen_folder, [" An orc woman in a worn blue coat. "])
+    assert QwenCaptioner(parts, CPU, "x").rewrite("orc, blue coat") == "An orc woman in a worn blue coat."
+    question, grid = parts.model.asked[0]
+    assert "Description: orc, blue coat" in question
+    assert "vision_start" not in question
+    assert grid is None
 
 
 @pytest.mark.parametrize("broken", ["", "{", '{"view": 3}', '["front"]', '{"framing": "full body"}'])

@@ -144,7 +144,7 @@ def test_staged_drawing_gives_the_same_picture_and_holds_one_big_part_at_a_time(
     assert np.array_equal(
         as_array(staged.draw(template, "a robot", **DRAW)), as_array(editor.draw(template, "a robot", **DRAW))
     )
-    assert alive == [set(), set(), set(), set()]  # text encoder, VAE, transformer, VAE again
+    assert alive == [set(), set(), set(), set()]  # VAE, text encoder, transformer, VAE again
     staged.unload()
     gc.collect()
     assert all(ref() is None for ref in watched.values())
@@ -178,9 +178,21 @@ def test_redrawing_a_box_changes_the_box_and_not_one_pixel_outside(editor: QwenE
     assert not changed.any()
 
 
-def test_redrawing_everything_equals_drawing(editor: QwenEdit, template: Image.Image):
+def test_redrawing_everything_equals_drawing_on_white(editor: QwenEdit, template: Image.Image):
     whole = editor.draw(template, "an orc", **DRAW, redraw=(0, 0, 96, 64))
-    assert np.array_equal(as_array(whole), as_array(editor.draw(template, "an orc", **DRAW)))
+    plain = editor.draw(Image.new("RGB", template.size, "white"), "an orc", **DRAW)
+    assert np.array_equal(as_array(whole), as_array(plain))
+
+
+def test_what_is_redrawn_is_not_seen_and_its_surroundings_are(editor: QwenEdit, template: Image.Image):
+    def redraw(changed: tuple[int, int, int, int]) -> np.ndarray:
+        sheet = template.copy()
+        sheet.paste("red", changed)
+        return as_array(editor.draw(sheet, "an orc", **DRAW, redraw=(32, 0, 64, 64)))[:, 32:64]
+
+    untouched = redraw((40, 10, 40, 10))
+    assert np.array_equal(redraw((40, 10, 60, 50)), untouched)
+    assert not np.array_equal(redraw((4, 10, 24, 50)), untouched)
 
 
 def test_without_guidance_the_negative_prompt_is_not_even_encoded(editor: QwenEdit, template: Image.Image):
