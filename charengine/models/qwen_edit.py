@@ -6,6 +6,7 @@ that pipeline does not offer: a template seen by the language model only, and re
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -150,7 +151,8 @@ class QwenEdit:
 
     def _encode(self, prompts: list[str], template: Image.Image) -> list[_Encoded]:
         """Each prompt with the template, through Qwen2.5-VL; remembered, so that candidates share the work."""
-        keys = [(prompt, template.tobytes()) for prompt in prompts]
+        digest = hashlib.sha256(template.tobytes()).digest()
+        keys = [(prompt, digest) for prompt in prompts]
         if any(key not in self._encoded for key in keys):
             pipeline = self._encoding_pipeline()
             size = dimensions(self.condition_area, template.width / template.height)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 Sampler = Literal["euler", "dpm++2m"]
 PARTS = ("text_encoders", "vae", "unet")
 PIXELS_PER_PASS = 4 * 1024 * 1024  # images of one U-Net pass, without the guidance copy
+VAE_PIXELS_PER_PASS = 1024 * 1024  # a float32 decode of this many takes about 4 GiB
 
 
 class SDXLParts(Protocol):
@@ -112,7 +113,7 @@ class SDXL:
         native_area: pixels of the images the model was trained on.
         fingerprint: digest of the weights, for cache keys.
         sampler: Euler, or DPM-Solver++ 2M (better below about 20 steps).
-        pixels_per_pass: memory hint; larger requests are cut into several U-Net and VAE passes.
+        pixels_per_pass: memory hint; larger requests are cut into several U-Net passes.
     """
 
     def __init__(
@@ -184,7 +185,7 @@ class SDXL:
         vae = self._vae()
         shift, scale = _shift_and_scale(vae)
         means, stds = [], []
-        for part in chunks(len(images), self._rows_per_pass(width, height)):
+        for part in chunks(len(images), _rows_per_pass(VAE_PIXELS_PER_PASS, width, height)):
             pixels = images_to_tensor(images[part]).to(vae.device, vae.dtype)
             posterior = vae.encode(pixels).latent_dist
             means.append((posterior.mean.float() - shift) * scale)
@@ -198,7 +199,8 @@ class SDXL:
         factor = _factor(vae)
         shift, scale = _shift_and_scale(vae)
         images: list[Image.Image] = []
-        for part in chunks(len(latents), self._rows_per_pass(latents.shape[3] * factor, latents.shape[2] * factor)):
+        width, height = latents.shape[3] * factor, latents.shape[2] * factor
+        for part in chunks(len(latents), _rows_per_pass(VAE_PIXELS_PER_PASS, width, height)):
             rows = latents[part].float() / scale + shift
             images += tensor_to_images(vae.decode(rows.to(vae.device, vae.dtype)).sample)
         return images
@@ -255,7 +257,7 @@ class SDXL:
                 f"{count} prompts need {count} seeds and 1 or {count} negatives; got {len(seeds)}, {len(negative.embeds)}"
             )
         images: list[Image.Image] = []
-        for part in chunks(count, self._rows_per_pass(*size)):
+        for part in chunks(count, _rows_per_pass(self.pixels_per_pass, *size)):
             rows = TextConditioning(prompts.embeds[part], prompts.pooled[part])
             against = negative if len(negative.embeds) == 1 else _rows(negative, part)
             images += self.decode(self._denoise(rows, against, seeds[part], size, steps, guidance))
@@ -318,9 +320,6 @@ class SDXL:
             return EulerDiscreteScheduler.from_config(config)
         return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", use_karras_sigmas=True)
 
-    def _rows_per_pass(self, width: int, height: int) -> int:
-        return max(1, self.pixels_per_pass // (width * height))
-
     def unload(self, *parts: str) -> None:
         """Free "text_encoders", "vae" and/or "unet"; all of them when none is named."""
         unknown = sorted(set(parts) - set(PARTS))
@@ -348,6 +347,10 @@ def _shift_and_scale(vae: Any) -> tuple[float, float]:
 def _factor(vae: Any) -> int:
     """Pixels a latent cell covers along one side."""
     return int(2 ** (len(vae.config["block_out_channels"]) - 1))
+
+
+def _rows_per_pass(pixels: int, width: int, height: int) -> int:
+    return max(1, pixels // (width * height))
 
 
 def _rows(text: TextConditioning, part: slice) -> TextConditioning:
