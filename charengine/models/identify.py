@@ -7,6 +7,7 @@ only that model has.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,9 @@ ADAPTER_ENDINGS = (
 )  # fmt: skip
 UNET = "model.diffusion_model."
 SDXL_FIRST, SDXL_SECOND = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
+QWEN_LAYER = re.compile(  # a transformer block that is not inside a U-Net's attentions
+    r"^(transformer\.|diffusion_model\.|model\.diffusion_model\.|base_model\.model\.|lora_unet_|lora_transformer_)?transformer_blocks[._]\d"
+)
 MARKER_2511 = "__index_timestep_zero__"  # ComfyUI's flag for Qwen-Image-Edit-2511, diffusers' zero_cond_t
 QUANTISED_OTHERWISE = ("nunchaku", "svdq", "nvfp4", "mxfp8", "convrot", "int4", "int8")
 
@@ -128,12 +132,10 @@ def _refuse_unread_quantisation(header: Header) -> None:
 
 def _adapter(header: Header) -> Identity:
     keys = list(header.tensors)
-    if any(
-        "transformer_blocks" in key and ("img_mlp" in key or "add_k_proj" in key or "img_mod" in key) for key in keys
-    ):
-        return Identity("adapter", "qwen-image", "Qwen-Image LoRA")
-    if any("double_blocks" in key or "single_transformer_blocks" in key for key in keys):
+    if any("double_blocks" in key or "single_transformer_blocks" in key or "single_blocks" in key for key in keys):
         return Identity("adapter", "flux", "FLUX LoRA")
+    if any(QWEN_LAYER.match(key) for key in keys):
+        return Identity("adapter", "qwen-image", "Qwen-Image LoRA")
     return Identity("adapter", "sdxl", "LoRA (an adapter, not a whole model)")
 
 

@@ -1,0 +1,313 @@
+"""The whole production path on tiny random models in the layouts people have, found in a ComfyUI folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import original_layouts as original
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
+
+from charengine import models
+from charengine.config import ModelSettings, Profile, SheetSettings
+from charengine.errors import BadInput, ConfigError, MissingDependency, OutOfBudget, UnsafeFile
+from charengine.models import locate, qwen_edit
+from charengine.models.file_parts import QwenFiles, SDXLFiles
+from charengine.models.memory import Part, Placement, Plan
+from charengine.models.qwen_edit import QwenEdit
+from charengine.models.qwen_parts import QwenEditFolder
+from charengine.models.sdxl import SDXL, SDXLFolder
+
+CPU = torch.device("cpu")
+Tensors = dict[str, torch.Tensor]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "COMFYUI_PATH"):
+        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / "charengine"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def configurations(source: Path, target: Path) -> Path:
+    """A diffusers folder without weights, as `models.edit_config` and `models.sdxl_config` want it."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*", "vocab*", "merges*"))
+    return target
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory: pytest.TempPathFactory, qwen_folder: Path, sdxl_folder: Path, clip_folder: Path) -> Path:
+    """ComfyUI's folder with the files its users have; returns its `models`."""
+    root = tmp_path_factory.mktemp("user") / "ComfyUI"
+    files = root / "models"
+    transformer = load_file(qwen_folder / "transformer" / WEIGHTS)
+    plain = {key: value.to(torch.float8_e4m3fn) for key, value in transformer.items()}
+    original.write(files / "diffusion_models" / "qwen_image_edit_2509_fp8_e4m3fn.safetensors", plain)
+    encoder = original.qwen_text_encoder(load_file(qwen_folder / "text_encoder" / "model.safetensors"))
+    original.write(files / "text_encoders" / "qwen_2.5_vl_7b_fp8_scaled.safetensors", original.scaled_fp8(encoder)[0])
+    original.write(
+        files / "vae" / "qwen_image_vae.safetensors", original.wan_vae(load_file(qwen_folder / "vae" / WEIGHTS), 1)
+    )
+    original.write(files / "checkpoints" / "sd_xl_base_1.0.safetensors", sdxl_tensors(sdxl_folder))
+    down, up = torch.randn(2, 48) * 0.3, torch.randn(48, 2) * 0.3
+    name = "transformer_blocks.0.attn.to_q"
+    lora = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(2.0)}
+    original.write(files / "loras" / "Qwen-Image-Edit-2509-Lightning-8steps-V1.0-bf16.safetensors", lora)
+    shutil.copytree(clip_folder, files / "clip-vit-base-patch32")
+    for source, target in (
+        (sdxl_folder / "tokenizer", "sd1_tokenizer"),
+        (qwen_folder / "tokenizer", "text_encoders/qwen25_tokenizer"),
+    ):
+        shutil.copytree(source, root / "comfy" / target)
+    configurations(qwen_folder, root / "configs" / "qwen")
+    configurations(sdxl_folder, root / "configs" / "sdxl")
+    return files
+
+
+def sdxl_tensors(folder: Path) -> Tensors:
+    unet = original.sgm_unet(load_file(folder / "unet" / WEIGHTS), layers=1, levels=2)
+    vae = original.sgm_vae(load_file(folder / "vae" / WEIGHTS), levels=4)
+    encoders = [load_file(folder / name / "model.safetensors") for name in ("text_encoder", "text_encoder_2")]
+    return unet | vae | original.sgm_text_encoders(*encoders)
+
+
+def profile(comfyui: Path, **changes: object) -> Profile:
+    root = comfyui.parent
+    settings = {
+        "family": "sdxl",
+        "folders": (str(comfyui),),
+        "edit_config": str(root / "configs" / "qwen"),
+        "sdxl_config": str(root / "configs" / "sdxl"),
+        "device": "cpu",
+    }
+    return Profile(name="test", models=ModelSettings(**(settings | changes)), sheet=SheetSettings(width=96, height=96))  # type: ignore[arg-type]
+
+
+def template() -> Image.Image:
+    image = Image.new("RGB", (96, 96), "white")
+    draw = ImageDraw.Draw(image)
+    for x in (2, 33, 64):
+        draw.rectangle((x, 2, x + 28, 92), outline="black", width=2)
+    return image
+
+
+def draw(editor: QwenEdit, steps: int = 2, guidance: float = 2.0) -> np.ndarray:
+    editor.vae_area, editor.condition_area = 64 * 64, 56 * 56
+    return np.asarray(editor.draw(template(), "an orc", seed=1, steps=steps, guidance=guidance), dtype=np.int16)
+
+
+def test_a_comfyui_folder_is_all_it_takes_to_draw_caption_sample_and_score(comfyui: Path) -> None:
+    family = models.load(profile(comfyui))
+    sheet = draw(family.editor)
+    assert sheet.shape == (96, 96, 3) and sheet.std() > 1
+    assert np.array_equal(draw(family.editor), sheet)
+    assert family.captioner.describe(template(), "orc").raw is not None
+    family.editor.unload()
+    text = family.diffusion.encode_prompts(["an orc", ""])
+    rows = [type(text)(text.embeds[i : i + 1], text.pooled[i : i + 1]) for i in (0, 1)]
+    images = family.diffusion.sample(*rows, seeds=[5], size=(64, 64), steps=2, guidance=3.0)
+    assert family.embedder.embed_images(images).shape[0] == 1
+    assert -1 <= float(family.embedder.match(images, ["an orc"])[0]) <= 1
+
+
+def test_short_drawings_use_the_lightning_lora_and_long_ones_do_not(
+    comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qwen_edit, "LIGHTNING_STEPS", 1)
+    with_lora = models.load(profile(comfyui)).editor
+    without = models.load(profile(without_loras(comfyui, tmp_path))).editor
+    assert with_lora.lightning is not None and without.lightning is None
+    long_before, short = draw(with_lora), draw(with_lora, steps=1)
+    assert np.array_equal(draw(without), long_before)
+    assert not np.array_equal(draw(without, steps=1, guidance=1.0), short)
+    assert np.array_equal(draw(with_lora), long_before)
+
+
+def without_loras(comfyui: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "ComfyUI"
+    shutil.copytree(comfyui.parent, root, ignore=shutil.ignore_patterns("loras"))
+    return root / "models"
+
+
+def reference(qwen_folder: Path, tmp_path: Path, expected: Tensors) -> QwenEdit:
+    """The stock loader on a diffusers folder whose transformer holds the unpacked weights."""
+    folder = tmp_path / "reference"
+    shutil.copytree(qwen_folder, folder)
+    save_file({key: value.float().contiguous() for key, value in expected.items()}, folder / "transformer" / WEIGHTS)
+    return QwenEdit(QwenEditFolder(folder, CPU, torch.float32), CPU, "reference")
+
+
+def write_bare(path: Path, state: Tensors) -> Tensors:
+    original.write(path.with_suffix(".safetensors"), state)
+    return state
+
+
+def write_scaled(path: Path, state: Tensors) -> Tensors:
+    stored, expected = original.scaled_fp8(state, old=False, prefix="model.diffusion_model.")
+    original.write(path.with_suffix(".safetensors"), stored)
+    return expected
+
+
+def write_quants(path: Path, state: Tensors) -> Tensors:
+    pytest.importorskip("gguf")
+    return original.write_gguf(path.with_suffix(".gguf"), state, "Q8_0")
+
+
+@pytest.mark.parametrize(("writer", "resident"), [(write_bare, 2), (write_scaled, 1), (write_quants, 0)])
+def test_every_layout_draws_what_its_weights_say_streamed_or_not(
+    qwen_folder: Path, tmp_path: Path, writer: Callable[[Path, Tensors], Tensors], resident: int
+) -> None:
+    expected = writer(tmp_path / "qwen_image_edit_2509", load_file(qwen_folder / "transformer" / WEIGHTS))
+    file = next(path for path in tmp_path.iterdir() if path.is_file())
+    part = Part("x", 2, 0, 0, 0)
+    plan = Plan(12, Placement(part, resident), Placement(part, resident), tile_vae=False)
+    parts = QwenFiles(
+        file,
+        qwen_folder / "text_encoder",
+        qwen_folder / "vae",
+        qwen_folder,
+        qwen_folder / "tokenizer",
+        CPU,
+        torch.float32,
+        plan,
+    )
+    drawn = draw(QwenEdit(parts, CPU, "files"))
+    assert np.abs(drawn - draw(reference(qwen_folder, tmp_path, expected))).max() <= 1
+
+
+def test_a_single_sdxl_file_samples_the_same_pictures_as_its_folder(
+    comfyui: Path, sdxl_folder: Path, monkeypatch
+) -> None:
+    file = comfyui / "checkpoints" / "sd_xl_base_1.0.safetensors"
+    config, tokenizer = comfyui.parent / "configs" / "sdxl", comfyui.parent / "comfy" / "sd1_tokenizer"
+    files, folder = (
+        SDXLFiles(file, config, tokenizer, None, CPU, torch.float32),
+        SDXLFolder(sdxl_folder, CPU, torch.float32),
+    )
+    assert [part.pad_token for part in files.tokenizers()] == ["<|endoftext|>", "!"]
+    monkeypatch.setattr(folder, "tokenizers", files.tokenizers)
+    pictures = []
+    for parts in (files, folder):
+        model = SDXL(parts, CPU, torch.float32, 64 * 64, "x")
+        text, nothing = model.encode_prompts(["an orc"]), model.encode_prompts([""])
+        pictures.append(np.asarray(model.sample(text, nothing, seeds=[3], size=(64, 64), steps=2, guidance=3.0)[0]))
+    assert np.array_equal(pictures[0], pictures[1])
+
+
+def test_everything_missing_is_told_at_once_with_size_licence_and_source(tmp_path: Path) -> None:
+    with pytest.raises(MissingDependency) as caught:
+        models.load(profile(tmp_path))
+    text = str(caught.value)
+    for words in (
+        "models.edit:",
+        "20.4 GB",
+        "Apache-2.0",
+        "models.vl:",
+        "models.vae:",
+        "models.sdxl:",
+        "RAIL",
+        "models.clip:",
+        "tokenizer",
+    ):
+        assert words in text
+    assert "Lightning" not in text and "dino" not in text.lower()
+
+
+def test_a_hub_id_without_leave_to_download_names_size_licence_and_cure(comfyui: Path) -> None:
+    with pytest.raises(
+        MissingDependency, match=r"downloads are off; 6.9 GB, CreativeML.*allow_downloads: true, or: hf download"
+    ):
+        models.load(profile(comfyui, sdxl="stabilityai/stable-diffusion-xl-base-1.0"))
+
+
+def test_a_gated_hub_id_offline_is_a_missing_dependency(comfyui: Path) -> None:
+    with pytest.raises(MissingDependency, match="could not be downloaded.*gated"):
+        models.load(profile(comfyui, sdxl="black-forest-labs/some-gated-model", allow_downloads=True))
+
+
+def test_files_in_the_hugging_face_cache_are_found_by_hub_id(
+    comfyui: Path, sdxl_folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    snapshot = tmp_path / "hub" / "models--stabilityai--stable-diffusion-xl-base-1.0" / "snapshots" / "abc"
+    shutil.copytree(sdxl_folder, snapshot)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    stock = locate.take_stock(profile(comfyui, sdxl="stabilityai/stable-diffusion-xl-base-1.0").models)
+    assert (stock.found["sdxl"].path, stock.found["sdxl"].origin) == (snapshot, "Hugging Face cache")
+
+
+def test_the_newest_transformer_wins_and_several_fine_tunes_are_the_users_choice(comfyui: Path, tmp_path: Path) -> None:
+    files = without_loras(comfyui, tmp_path)
+    shutil.copy(
+        files / "diffusion_models" / "qwen_image_edit_2509_fp8_e4m3fn.safetensors",
+        files / "diffusion_models" / "qwen_image_edit_2511_fp8.safetensors",
+    )
+    stock = locate.take_stock(profile(files).models)
+    assert stock.found["edit"].path.name == "qwen_image_edit_2511_fp8.safetensors"
+    checkpoints = files / "checkpoints"
+    shutil.copy(checkpoints / "sd_xl_base_1.0.safetensors", checkpoints / "animagine.safetensors")
+    (checkpoints / "sd_xl_base_1.0.safetensors").rename(checkpoints / "juggernaut.safetensors")
+    with pytest.raises(
+        MissingDependency, match=r"2 SDXL checkpoints were found; set models.sdxl to one of: .*animagine"
+    ):
+        models.load(profile(files))
+
+
+def test_wrong_files_are_refused_together_before_anything_is_loaded(comfyui: Path, tmp_path: Path) -> None:
+    old = tmp_path / "v1-5.safetensors"
+    save_file(
+        {
+            "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1),
+            "cond_stage_model.transformer.text_model.x": torch.zeros(1),
+        },
+        old,
+    )
+    lora = next((comfyui / "loras").iterdir())
+    with pytest.raises(ConfigError) as caught:
+        models.load(profile(comfyui, sdxl=str(old), edit=str(lora)))
+    assert len(caught.value.problems) == 2
+    assert "models.edit" in str(caught.value) and "Qwen-Image LoRA" in str(caught.value)
+    assert "Stable Diffusion 1.x checkpoint; models.sdxl needs an SDXL checkpoint" in str(caught.value)
+
+
+def test_a_pickle_named_in_the_profile_is_unsafe(comfyui: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(b"x")
+    with pytest.raises((UnsafeFile, BadInput), match="can run code"):
+        models.load(profile(comfyui, sdxl=str(tmp_path / "model.ckpt")))
+
+
+def test_a_misspelt_path_says_where_a_file_of_that_name_is(comfyui: Path) -> None:
+    with pytest.raises(BadInput, match=r"neither a file nor a folder.*a file of that name is at .*checkpoints"):
+        models.load(profile(comfyui, sdxl="/wrong/sd_xl_base_1.0.safetensors"))
+
+
+def test_a_file_that_does_not_fit_its_configuration_says_which_weight(comfyui: Path) -> None:
+    family = models.load(profile(comfyui, edit_config=""))
+    with pytest.raises(
+        BadInput,
+        match=r"qwen_2.5_vl_7b_fp8_scaled.safetensors does not fit Qwen2_5_VLForConditionalGeneration: \d+ weights are missing",
+    ):
+        family.editor.parts.text_encoder()
+
+
+def test_a_budget_too_small_is_refused_with_the_smallest_that_would_do(comfyui: Path) -> None:
+    small = profile(comfyui).model_copy(update={"budget_gib": 0.6, "sheet": SheetSettings(width=2048, height=2048)})
+    with pytest.raises(OutOfBudget, match="budget is 0.6 GiB") as caught:
+        models.load(small)
+    assert caught.value.smallest_gib and caught.value.smallest_gib > 1
+
+
+def test_the_2511_model_keeps_its_reference_at_time_zero(comfyui: Path, qwen_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "renamed.safetensors"
+    state = load_file(qwen_folder / "transformer" / WEIGHTS) | {"__index_timestep_zero__": torch.zeros(0)}
+    save_file(state, file)
+    editor = models.load(profile(comfyui, edit=str(file))).editor
+    assert editor.variant == "edit_plus"
+    assert editor.parts.transformer().config["zero_cond_t"] is True
