@@ -176,7 +176,9 @@ def load(profile: Profile) -> Models:
         BadInput: a file is not what the profile says it is.
     """
     if profile.models.family == "embedded":
-        from charengine.models import embedded as family
-    else:
-        from charengine.models import full as family
-    return family.load(profile)
+        from charengine.models import embedded
+
+        return embedded.load(profile)
+    from charengine.models import full
+
+    return full.load(profile)
