@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from charengine.environment import work_folder
 from charengine.errors import BadInput, ConfigError
 from charengine.request import RunRequest, name_from_prompt, slug
 
@@ -54,7 +55,7 @@ def check_cast(
     problems += _doubled(requests)
     if problems:
         raise ConfigError([f"{source}: {problem}" for problem in problems])
-    folder = Path(out or "runs").expanduser().absolute()
+    folder = work_folder() / Path(out or "runs").expanduser()
     return [request if request.out else replace(request, out=str(folder / slug(request.name))) for request in requests]
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from charengine.errors import BadInput
 
+WORK_FOLDER = "CHARENGINE_WORK_FOLDER"
+
 DEFAULTS = {
     # nothing is reported to anybody
     "DO_NOT_TRACK": "1",
@@ -118,6 +120,14 @@ def apply_defaults(home: Home) -> None:
     """Set every default that the user has not set. Call before Prefect or MLflow are imported."""
     for name, value in {**DEFAULTS, "PREFECT_HOME": str(home.prefect)}.items():
         os.environ.setdefault(name, value)
+
+
+def work_folder() -> Path:
+    """Where relative paths start: the folder that `charengine up` was started in, else the current one.
+
+    A worker runs each flow in a folder of its own, which is gone afterwards.
+    """
+    return Path(os.environ.get(WORK_FOLDER) or Path.cwd())
 
 
 def tracking_uri(home: Home) -> str:

@@ -10,7 +10,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from charengine.config import Character
 from charengine.dataset import export_dataset, with_edits
 from charengine.errors import BadInput
 from charengine.records import DatasetRecord, Ref, ReportRecord, RunRecord, SheetRecord, SweepRecord, ViewsRecord
@@ -65,11 +64,11 @@ def write_dataset(dataset: DatasetRecord, out: Path, store: Store, caption_key: 
     return captions
 
 
-def write_adapters(sweep: SweepRecord, character: Character, out: Path, store: Store) -> tuple[Path, Path]:
+def write_adapters(sweep: SweepRecord, trigger: str, out: Path, store: Store) -> tuple[Path, Path]:
     """The adapter as trained, and as recommended."""
     folder = out / "adapters"
-    trained = store.export(sweep.adapter, folder / f"{character.trigger}.safetensors")
-    recommended = store.export(sweep.recommended_adapter, folder / f"{character.trigger}_recommended.safetensors")
+    trained = store.export(sweep.adapter, folder / f"{trigger}.safetensors")
+    recommended = store.export(sweep.recommended_adapter, folder / f"{trigger}_recommended.safetensors")
     return trained, recommended
 
 
@@ -77,6 +76,13 @@ def write_pictures(sweep: SweepRecord, out: Path, store: Store) -> list[Path]:
     """The contact sheet, and the plot of identity against adherence."""
     wanted: list[tuple[Ref | None, str]] = [(sweep.contact_sheet, "contact_sheet"), (sweep.plot, "trade_off")]
     return [store.export(ref, out / f"{stem}{Path(ref.name).suffix}") for ref, stem in wanted if ref]
+
+
+def write_sweep(sweep: SweepRecord, out: Path) -> Path:
+    """`sweep.json`: every cell and the pick."""
+    path = out / "sweep.json"
+    write_atomically(path, sweep.model_dump_json(indent=2).encode())
+    return path.resolve()
 
 
 def write_report(report: ReportRecord, run: RunRecord, out: Path, store: Store) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from charengine.config import Character, Profile, explain, load_profile
-from charengine.environment import Home
+from charengine.environment import Home, work_folder
 from charengine.errors import BadInput, ConfigError
 
 STAGES = ("sheet", "crop", "caption", "train", "sweep", "report")
@@ -72,7 +72,7 @@ def check(request: RunRequest, home: Home) -> CheckedRun:
     character = _character(request, problems)
     profile = _profile(request, problems)
     sheet = _sheet(request.sheet, problems)
-    out = Path(request.out or Path("runs") / slug(character.name if character else "run")).expanduser().absolute()
+    out = work_folder() / Path(request.out or f"runs/{slug(character.name if character else 'run')}").expanduser()
     problems += _stage_problems(request.refresh)
     problems += _folder_problems(out, "--out")
     problems += _folder_problems(home.root, "home folder")
@@ -120,7 +120,7 @@ def _profile(request: RunRequest, problems: list[str]) -> Profile | None:
 def _sheet(text: str, problems: list[str]) -> Path | None:
     if not text:
         return None
-    path = Path(text).expanduser().absolute()
+    path = work_folder() / Path(text).expanduser()
     problems += picture_problems(path, "--sheet")
     return path
 

@@ -7,7 +7,8 @@ already started is reopened, never duplicated, and knows the last step it holds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -161,3 +162,17 @@ def open_tracker(
     except Exception as error:  # whatever the server, the database or the network raise
         log.warning("this run is not tracked: MLflow cannot be used (%s)", str(error).splitlines()[0][:300])
         return NullTracker()
+
+
+@contextmanager
+def closing(tracker: Tracker) -> Iterator[None]:
+    """Close the MLflow run with the status it ends in; cancelled is KILLED, and may be continued."""
+    status: Status = "KILLED"
+    try:
+        yield
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        tracker.finish(status)

@@ -38,6 +38,11 @@ def watching(on_step: Callable[[Progress], None]) -> Iterator[None]:
         _watcher.reset(token)
 
 
+def current_watcher() -> Callable[[Progress], None] | None:
+    """Who wants to hear about training steps, if anybody."""
+    return _watcher.get()
+
+
 class Workspace:
     """One run's settings, models, store and tracker. A plain class, so that Prefect passes it on unvisited.
 
@@ -56,7 +61,7 @@ class Workspace:
         self.home = home.create()
         self.store = Store(home.store)
         self.tracker: Tracker = NullTracker()
-        self.on_step = _watcher.get()
+        self.on_step = current_watcher()
         self.facts: list[StageFact] = []
 
     @property

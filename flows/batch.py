@@ -8,6 +8,7 @@ import logging
 import time
 from pathlib import Path
 from typing import Annotated, Any
+from typing import cast as cast_type
 
 from prefect import flow, runtime
 from prefect.artifacts import create_markdown_artifact
@@ -17,6 +18,7 @@ from pydantic import Field
 
 from charengine import outputs
 from charengine.cast import check_cast, read_cast
+from charengine.environment import work_folder
 from charengine.errors import EngineError
 from charengine.request import slug
 from flows.character import character
@@ -44,7 +46,7 @@ def batch(
     batch_id: BatchId = "",
 ) -> dict[str, Any]:
     """Make every character of a cast, and a summary with their pictures."""
-    requests = check_cast(characters) if characters else read_cast(Path(file))
+    requests = check_cast(characters) if characters else read_cast(work_folder() / file)
     cast = [request.as_parameters() for request in requests]
     started = time.monotonic()
     outcomes = _on_pool(cast, batch_id or _default_id()) if workers else [_here(entry) for entry in cast]
@@ -76,14 +78,16 @@ def _on_pool(cast: list[dict[str, Any]], batch_id: str) -> list[dict[str, Any]]:
 
 def _submit(entry: dict[str, Any], batch_id: str) -> FlowRun:
     wanted = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
-    run = run_deployment(
+    submitted = run_deployment(
         DEPLOYMENT,
         parameters=entry,
         timeout=0,
         as_subflow=True,
         idempotency_key=f"{batch_id}:{slug(entry['name'])}:{wanted}",
         flow_run_name=entry["name"],
+        work_queue_name="batch",
     )
+    run = cast_type("FlowRun", submitted)  # awaitable only inside an async flow
     log.info("%s is run %s on the work pool", entry["name"], run.id)
     return run
 

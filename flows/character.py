@@ -13,14 +13,13 @@ from charengine.config import MAX_PROMPT, profile_names
 from charengine.environment import find_home
 from charengine.records import AdapterRecord, DatasetRecord, RunRecord, SheetRecord, SweepRecord, ViewsRecord
 from charengine.request import STAGES, RunRequest, check
-from charengine.tracking import open_tracker
+from charengine.tracking import closing, open_tracker
 from charengine.workspace import Workspace
 from tasks.artifacts import show_run
 from tasks.caption import caption_key, caption_views, show_dataset
 from tasks.crop import crop_views
 from tasks.report import write_report
 from tasks.sheet import make_sheet
-from tasks.stage import closing
 from tasks.sweep import sweep_adapter
 from tasks.train import train_adapter
 
@@ -73,7 +72,7 @@ def character(
         name=workspace.character.name,
         key=workspace.key,
         params=workspace.params(),
-        tags=_tags(workspace),
+        tags=run_tags(workspace),
     )
     with closing(workspace.tracker):
         return make_character(workspace)
@@ -97,7 +96,7 @@ def make_character(workspace: Workspace) -> dict[str, Any]:
     training = train_adapter(workspace, dataset)
 
     sweep = sweep_adapter(workspace, training, dataset)
-    adapter_path, recommended_path = outputs.write_adapters(sweep, workspace.character, out, store)
+    adapter_path, recommended_path = outputs.write_adapters(sweep, dataset.trigger, out, store)
     outputs.write_pictures(sweep, out, store)
 
     run = _record(workspace, sheet, views, dataset, training, sweep)
@@ -156,7 +155,8 @@ def _record(
     )
 
 
-def _tags(workspace: Workspace) -> dict[str, str]:
+def run_tags(workspace: Workspace) -> dict[str, str]:
+    """How MLflow and Prefect find each other's run, and what users filter by."""
     from prefect.settings import PREFECT_UI_URL
 
     run_id, ui = _flow_run_id() or "", PREFECT_UI_URL.value()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from prefect import Task, task
@@ -22,7 +21,6 @@ from charengine.errors import EngineError, StoreCorrupt
 from charengine.guard import gpu_slot, single_flight
 from charengine.records import Record, StageFact
 from charengine.store import refs_in
-from charengine.tracking import Status, Tracker
 from charengine.workspace import Workspace, peak_rss_gib
 
 log = logging.getLogger("charengine.tasks")
@@ -46,20 +44,6 @@ def stage_task(name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
         return cast("Task[..., R]", made)
 
     return decorate
-
-
-@contextmanager
-def closing(tracker: Tracker) -> Iterator[None]:
-    """Close the MLflow run with the status it ends in; cancelled is KILLED, and may be continued."""
-    status: Status = "KILLED"
-    try:
-        yield
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        tracker.finish(status)
 
 
 def _given_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:

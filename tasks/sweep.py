@@ -6,9 +6,10 @@ from charengine.evaluation import sweep as engine
 from charengine.guard import StopRequest
 from charengine.keys import stage_key
 from charengine.records import AdapterRecord, DatasetRecord, SweepRecord
+from charengine.tracking import closing
 from charengine.workspace import Workspace
 from tasks.artifacts import show_sweep
-from tasks.stage import closing, run_stage, stage_task
+from tasks.stage import run_stage, stage_task
 
 
 def sweep_adapter(workspace: Workspace, training: AdapterRecord, dataset: DatasetRecord) -> SweepRecord:

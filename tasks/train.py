@@ -11,11 +11,11 @@ from charengine.errors import OutOfBudget
 from charengine.guard import StopRequest
 from charengine.keys import file_digest, folder_digest, stage_key
 from charengine.records import VIEWS, AdapterRecord, DatasetRecord
-from charengine.tracking import Tracker
+from charengine.tracking import Tracker, closing
 from charengine.training import loop as engine
 from charengine.workspace import Workspace
 from tasks.artifacts import show_training
-from tasks.stage import closing, run_stage, stage_task
+from tasks.stage import run_stage, stage_task
 
 log = logging.getLogger("charengine.tasks")
 

@@ -1,0 +1,107 @@
+"""Folders of views as records: what the single-stage commands read, in the layouts the engine itself writes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from charengine.caption import is_side_bound
+from charengine.dataset import MASKS, dataset_digest, with_edits
+from charengine.errors import BadInput, ConfigError
+from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ViewName, ViewRecord, ViewsRecord
+from charengine.request import picture_problems
+from charengine.store import Store
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def read_views(folder: Path, store: Store) -> ViewsRecord:
+    """The pictures named front, side and back, with their masks if there are any (`front.alpha.png`, `masks/front.png`).
+
+    Raises:
+        ConfigError: a view is missing, doubled or unreadable; all of them are named.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder; give one with front, side and back pictures")
+    found = {name: _pictures(folder, name) for name in VIEWS}
+    problems = [
+        f"{folder}: {len(paths)} pictures named {name}; there must be one (PNG, JPEG or WebP)"
+        for name, paths in found.items()
+        if len(paths) != 1
+    ]
+    problems += [problem for paths in found.values() for path in paths for problem in picture_problems(path, "picture")]
+    if problems:
+        raise ConfigError(problems)
+    views = tuple(_view(name, paths[0], folder, store) for name, paths in found.items())
+    with Image.open(found["front"][0]) as front:
+        red, green, blue = front.convert("RGB").resize((1, 1), box=(0, 0, 1, 1)).tobytes()
+    return ViewsRecord(views=views, background=(red, green, blue), overlay=views[0].image)
+
+
+def read_dataset(folder: Path, store: Store, trigger: str = "", class_noun: str = "") -> DatasetRecord:
+    """Views with their `.txt` captions; trigger and class noun are the captions' first two terms unless given.
+
+    Raises:
+        BadInput: a caption is missing or empty, or the captions do not begin with one trigger.
+    """
+    views = read_views(folder, store)
+    empty = tuple(CaptionRecord(view=name, text="") for name in VIEWS)
+    blank = DatasetRecord(trigger=trigger, class_noun=class_noun, views=views, captions=empty, digest="")
+    captions = with_edits(blank, folder).captions
+    if missing := [caption.view for caption in captions if not caption.text]:
+        raise BadInput(
+            f"{folder}: no caption for {', '.join(missing)}; write .txt files, or run charengine caption first"
+        )
+    heads = {tuple(term.strip() for term in caption.text.split(",")[:2]) for caption in captions}
+    if not (trigger and class_noun) and (len(heads) != 1 or len(next(iter(heads))) != 2):
+        raise BadInput(f"{folder}: captions must begin with 'trigger, class noun'; or give --trigger and --class-noun")
+    head = next(iter(heads))
+    captions = tuple(caption.model_copy(update={"edited": False}) for caption in captions)
+    return DatasetRecord(
+        trigger=trigger or head[0],
+        class_noun=class_noun or head[1],
+        views=views,
+        captions=captions,
+        digest=dataset_digest(views, captions),
+        side_bound=any(is_side_bound(caption.text) for caption in captions),
+    )
+
+
+def picture_of(folder: Path, name: ViewName) -> Path:
+    """The picture of one view; `read_views` has checked that there is one."""
+    return _pictures(folder, name)[0]
+
+
+def _pictures(folder: Path, name: str) -> list[Path]:
+    return [
+        path
+        for path in sorted(folder.rglob(f"{name}.*"))
+        if path.stem == name and path.suffix.lower() in SUFFIXES and path.parent.name != MASKS
+    ]
+
+
+def _view(name: ViewName, path: Path, folder: Path, store: Store) -> ViewRecord:
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    mask = next(
+        (mask for mask in (path.with_suffix(".alpha.png"), folder / MASKS / f"{name}.png") if mask.is_file()), None
+    )
+    alpha = Image.open(mask).convert("L") if mask else Image.new("L", image.size, 255)
+    if alpha.size != image.size:
+        raise BadInput(f"{mask} is {alpha.size}, its picture {image.size}; they must have one size")
+    return ViewRecord(
+        view=name,
+        image=store.put(_png(image), f"{name}.png"),
+        alpha=store.put(_png(alpha), f"{name}.alpha.png"),
+        width=image.width,
+        height=image.height,
+        source_box=(0, 0, image.width, image.height),
+    )
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
