@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from charengine.adapter_files import by_module, load_adapter, read_metadata, rescale, save_adapter
-from charengine.adapter_forward import low_rank_forward
+from charengine.adapter_forward import low_rank_forward, plain_forward
 from charengine.adapter_keys import file_names
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, ConfigError
@@ -58,6 +59,34 @@ class Adapter:
         self.unet, self.modules, self.algorithm = unet, modules, algorithm
         self.stems = file_names(unet)
         self.strength = 1.0
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether all modules are plain down and up matrices."""
+        return self.algorithm in ("locon", "lora")
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Tensors that are made at the start and needed to go on, by file key (T-LoRA's frozen start)."""
+        return {
+            f"{self.stems[name]}.{part}": buffer
+            for name, module in self.modules.items()
+            for part, buffer in module.named_buffers()
+            if part.startswith("base_")
+        }
+
+    def attach_dropout(self) -> Tensor:
+        """Give every module a view of one mask of rank components, ones for now, to be drawn anew at every step."""
+        ranks = [int(module.lora_dim) for module in self.modules.values()]  # type: ignore[arg-type]
+        masks = torch.ones(sum(ranks), device=self.unet.conv_in.weight.device)
+        for module, mask in zip(self.modules.values(), masks.split(ranks), strict=True):
+            module.rank_mask = mask  # type: ignore[assignment]
+        return masks
+
+    def use_plain_forward(self) -> None:
+        """Hook layers with plain operations, which torch.compile can look into."""
+        for name, module in self.modules.items():
+            layer = self.unet.get_submodule(name)
+            layer.forward = partial(plain_forward, layer, module)  # type: ignore[method-assign]
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by file key, in network order."""
@@ -151,12 +180,11 @@ def inject(unet: UNet2DConditionModel, settings: TrainSettings, *, seed: int = 0
     for module in modules.values():
         _initialise(module, generator)
     network.apply_to()
-    low_rank = settings.algorithm in ("locon", "lora")
-    device = unet.conv_in.weight.device
+    adapter = Adapter(unet, modules, settings.algorithm)
     for module in modules.values():
-        _hook(module, low_rank)
-        module.to(device, torch.float32).requires_grad_(True)
-    return Adapter(unet, modules, settings.algorithm)
+        _hook(module, adapter.low_rank)
+        module.to(unet.conv_in.weight.device, torch.float32).requires_grad_(True)
+    return adapter
 
 
 def apply_adapter(unet: UNet2DConditionModel, data: bytes, strength: float = 1.0) -> Adapter:
@@ -191,6 +219,7 @@ def apply_adapter(unet: UNet2DConditionModel, data: bytes, strength: float = 1.0
 
 
 def _create_network(unet: UNet2DConditionModel, settings: TrainSettings) -> Any:
+    os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")  # else LyCORIS compiles kernels of its own first
     from lycoris import create_lycoris
     from lycoris.config import PRESET
 
@@ -281,11 +310,16 @@ def _load_low_rank(name: str, module: Any, parts: dict[str, Tensor]) -> None:
         module.dora_scale.copy_(parts["dora_scale"].view(module.dora_scale.shape))
 
 
-def _hook(module: nn.Module, low_rank: bool) -> None:
-    """Make the frozen layer call the adapter: ours for plain low-rank modules, else what LyCORIS has put there."""
-    if low_rank:
-        layer = module.org_module[0]  # type: ignore[index]
-        layer.forward = partial(low_rank_forward, layer, module)
+def _hook(module: Any, low_rank: bool) -> None:
+    """Make the frozen layer call the adapter: our forward for plain low-rank modules, else LyCORIS' own."""
+    layer = module.org_module[0]
+    layer.forward = partial(low_rank_forward if low_rank else _lycoris_forward, layer, module)
+
+
+def _lycoris_forward(layer: nn.Module, module: Any, x: Tensor) -> Tensor:
+    """LyCORIS' forward; at strength 0 the base itself, which a DoRA's normalisation would miss."""
+    out: Tensor = module.org_forward(x) if module.multiplier == 0 else module.forward(x)
+    return out
 
 
 def _merged_weight(module: Any, weight: Tensor, strength: float) -> Tensor:

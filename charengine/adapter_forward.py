@@ -53,6 +53,17 @@ class _Layer:
     up_sink: Tensor | None
 
 
+def plain_forward(module: nn.Module, lora: Any, x: Tensor) -> Tensor:
+    """The same with plain operations and autograd's own backward, for torch.compile."""
+    out = _base_forward(module, x)
+    down, up = lora.lora_down.weight.to(x.dtype), lora.lora_up.weight.to(x.dtype)
+    scale = float(lora.scale) * float(lora.multiplier)
+    if isinstance(module, nn.Linear):
+        return out + F.linear(F.linear(x, down), up) * scale
+    layer: Any = module
+    return out + F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding), up) * scale
+
+
 def _base_forward(module: nn.Module, x: Tensor) -> Tensor:
     weight = base_weight(module, x.dtype)
     if isinstance(module, nn.Linear):
@@ -80,28 +91,30 @@ class _LowRankLinear(torch.autograd.Function):
         rows, inner, down, up = ctx.saved_tensors
         layer: _Layer = ctx.layer
         grad_rows = grad.reshape(-1, grad.shape[-1])
-        grad_inner = (grad_rows @ up).mul_(layer.scale)
+        grad_inner = grad_rows @ up  # over scale, which the products below bring in
         if layer.mask is not None:
             grad_inner = grad_inner.mul_(layer.mask.to(grad_inner.dtype))
         grad_up = _product(grad_rows.t(), inner, layer.scale, layer.up_sink)
-        grad_down = _product(grad_inner.t(), rows, 1.0, layer.down_sink)
+        grad_down = _product(grad_inner.t(), rows, layer.scale, layer.down_sink)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad_rows @ base_weight(layer.module, grad.dtype)
-            grad_x = grad_x.addmm_(grad_inner, down).view(ctx.x_shape)
+            grad_x = grad_x.addmm_(grad_inner, down, alpha=layer.scale).view(ctx.x_shape)
         return grad_x, grad_down, grad_up, None
 
 
 class _LowRankConv(torch.autograd.Function):
-    """Convolution with a low-rank path: `down` has the layer's own kernel, `up` is 1×1."""
+    """Convolution with a low-rank path: `down` has the layer's own kernel, `up` is 1×1, a product over the channels."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, layer: _Layer) -> Tensor:
         module: Any = layer.module
-        inner = F.conv2d(x, down, None, module.stride, module.padding)
+        inner = F.conv2d(x, down, None, module.stride, module.padding).contiguous()
         if layer.mask is not None:
-            inner = inner * layer.mask.to(inner.dtype).view(1, -1, 1, 1)
-        out = _base_forward(module, x).add_(F.conv2d(inner, up * layer.scale))
+            inner = inner.mul_(layer.mask.to(inner.dtype).view(1, -1, 1, 1))
+        out = _base_forward(module, x).contiguous()
+        matrix = up.flatten(1).expand(len(x), -1, -1)
+        out.flatten(2).baddbmm_(matrix, inner.flatten(2), alpha=layer.scale)
         ctx.save_for_backward(x, inner, down, up)
         ctx.layer = layer
         return out
@@ -111,7 +124,9 @@ class _LowRankConv(torch.autograd.Function):
         x, inner, down, up = ctx.saved_tensors
         layer: _Layer = ctx.layer
         module: Any = layer.module
-        grad_inner, grad_up = _conv_backward(grad, inner, up * layer.scale, (1, 1), (0, 0))
+        grad = grad.contiguous()
+        grad_inner = torch.matmul(up.flatten(1).t() * layer.scale, grad.flatten(2)).view(inner.shape)
+        grad_up = torch.bmm(grad.flatten(2), inner.flatten(2).transpose(1, 2)).sum(0).mul_(layer.scale).view(up.shape)
         if layer.mask is not None:
             grad_inner = grad_inner.mul_(layer.mask.to(grad_inner.dtype).view(1, -1, 1, 1))
         needs_x: bool = ctx.needs_input_grad[0]
@@ -120,7 +135,7 @@ class _LowRankConv(torch.autograd.Function):
             weight = base_weight(module, grad.dtype)
             base = _conv_backward(grad, x, weight, module.stride, module.padding, for_weight=False)[0]
             grad_x = base.add_(grad_x)
-        return grad_x, _sunk(grad_down, layer.down_sink), _sunk(grad_up.mul_(layer.scale), layer.up_sink), None
+        return grad_x, _sunk(grad_down, layer.down_sink), _sunk(grad_up, layer.up_sink), None
 
 
 def _product(left: Tensor, right: Tensor, scale: float, sink: Tensor | None) -> Tensor | None:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +80,13 @@ class TrainingData:
     captions: dict[str, str]
     flipped: bool
 
+    def to(self, device: torch.device) -> TrainingData:
+        """The same data on another device."""
+        buckets = tuple(bucket.to(device) for bucket in self.buckets)
+        return replace(
+            self, buckets=buckets, empty_embeds=self.empty_embeds.to(device), empty_pooled=self.empty_pooled.to(device)
+        )
+
     @property
     def views(self) -> tuple[Bucket, ...]:
         """The buckets of the character's own views."""
@@ -91,7 +99,7 @@ def encode_dataset(dataset: DatasetRecord, settings: TrainSettings, diffusion: D
     Raises:
         BadInput: a view has no caption, sizes are not multiples of 8, or the regularisation folder cannot be used.
     """
-    captions = {caption.view: caption.text for caption in dataset.captions}
+    captions: dict[str, str] = {caption.view: caption.text for caption in dataset.captions}
     missing = [view.view for view in dataset.views.views if view.view not in captions]
     if missing:
         raise BadInput(f"the dataset has no caption for its {', '.join(missing)} view; caption every view")
@@ -246,15 +254,14 @@ def _joined(singles: list[Bucket]) -> list[Bucket]:
     sizes: dict[tuple[int, int], list[Bucket]] = {}
     for bucket in singles:
         sizes.setdefault((bucket.width, bucket.height), []).append(bucket)
-    tensors = [f.name for f in fields(Bucket) if f.type == "Tensor"]
-    return [
-        replace(
-            group[0],
-            names=tuple(name for bucket in group for name in bucket.names),
-            **{name: torch.cat([getattr(bucket, name) for bucket in group]) for name in tensors},
-        )
-        for group in sizes.values()
-    ]
+    return [_join(group) for group in sizes.values()]
+
+
+def _join(group: list[Bucket]) -> Bucket:
+    tensors: dict[str, Any] = {
+        f.name: torch.cat([getattr(bucket, f.name) for bucket in group]) for f in fields(Bucket) if f.type == "Tensor"
+    }
+    return replace(group[0], names=tuple(name for bucket in group for name in bucket.names), **tensors)
 
 
 def class_bucket(size: tuple[int, int], area: int, step: int = 64) -> tuple[int, int]:

@@ -7,16 +7,17 @@ import io
 import json
 import logging
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from charengine.adapter import Adapter, inject, save_adapter
-from charengine.adapter_files import read_adapter
+from charengine.adapter import save_adapter
 from charengine.adapter_metadata import adapter_metadata
 from charengine.config import TrainSettings
 from charengine.errors import StageFailed
@@ -25,14 +26,11 @@ from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, L
 from charengine.store import Store
 from charengine.tracking import NullTracker, Tracker
 from charengine.training.data import TrainingData, encode_dataset
-from charengine.training.optimizers import build_optimizer
-from charengine.training.plan import Plan, choose_plan, prepare_unet
-from charengine.training.sampler import groups_of_step, hash_seed
+from charengine.training.plan import RESERVE_GIB, Plan, memory_cap
+from charengine.training.sampler import groups_of_step
 from charengine.training.schedule import learning_rate
+from charengine.training.setup import Setup, describe
 from charengine.training.state import History, load_state, save_state
-from charengine.training.step import BUFFER, TrainStep
-from charengine.training.storage import StackedParameters
-from charengine.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +94,14 @@ def train_adapter(
         TrainingStopped: `should_stop` said so; the state is saved.
         TrainingDiverged: the loss became NaN.
     """
-    with _determinism(settings):
+    with deterministic_kernels(settings.deterministic):
         data = encode_dataset(dataset, settings, diffusion, store)
-        training = _Training(dataset, settings, diffusion, store, data, seed, state_dir, tracker, recipe)
-        try:
-            return training.run(should_stop, on_step)
-        finally:
-            training.close()
+        with memory_cap(settings.budget_gib, torch.device(diffusion.device)):
+            training = _Training(dataset, settings, diffusion, store, data, seed, state_dir, tracker, recipe)
+            try:
+                return training.run(should_stop, on_step)
+            finally:
+                training.setup.close()
 
 
 class _Training:
@@ -123,112 +122,60 @@ class _Training:
         self.dataset, self.settings, self.store, self.seed = dataset, settings, store, seed
         self.data, self.state_dir, self.tracker, self.recipe = data, state_dir, tracker, recipe
         self.key = state_key(dataset, settings, diffusion, seed)
-        self.unet = diffusion.unet()
-        alphas = diffusion.alphas_cumprod()
         saved = load_state(state_dir, self.key)
         self.history, tensors = saved or (History(), {})
-        self.plan = Plan(**self.history.plan) if saved else choose_plan(self.unet, settings, data, alphas)
-        self.history.plan = self.plan.facts()
-        log.info("memory plan: %s", self.plan)
-        prepare_unet(self.unet, self.plan)
-        self.adapter: Adapter = inject(self.unet, settings, seed=hash_seed(seed, 0))
-        if settings.continue_from and not saved:
-            self.adapter.load(_continued(settings))
-        self.parameters = StackedParameters(self.adapter.parameters(), self.plan.compute_dtype)
-        self.optimizer = build_optimizer(settings, self.parameters)
+        plan = Plan(**self.history.plan) if saved else None
+        self.setup = Setup(diffusion, settings, data, seed, plan, fresh=saved is None)
+        log.info("memory plan: %s", describe(self.setup.plan))
         if saved:
-            self._restore(tensors)
-        self.step = TrainStep(
-            self.unet,
-            self.parameters,
-            self.optimizer,
-            data,
-            alphas,
-            settings,
-            seed=hash_seed(seed, 1),
-            micro_batch=self.plan.micro_batch,
-            graph=self.plan.graph,
-        )
-        self.validation = Validation(self.unet, data, alphas, chunk=self.plan.micro_batch or 3, graph=self.plan.graph)
+            self.setup.restore(tensors)
+            log.info("continuing from step %d of %d", self.history.step, settings.steps)
+        self.history.plan = self.setup.plan.facts()
+        self.cuda = self.setup.device.type == "cuda"
         self.last_logged = tracker.last_step("train/loss")
 
     def run(self, should_stop: Callable[[], bool], on_step: Callable[[Progress], None] | None) -> AdapterRecord:
         """Step to the end, keeping checkpoints, validations and states on the way."""
         settings, history = self.settings, self.history
         self._begin()
-        started, done_before = time.perf_counter(), history.seconds
-        first, unread = history.step, history.step
-        saved_at = history.step
+        clock = _Clock(history.step, history.seconds)
         step = history.step
-        while step < settings.steps:
-            self.step.run(step, groups_of_step(self.data, settings, self.seed, step))
+        while step < settings.steps and not self._early_stop():
+            self.setup.step.run(step, groups_of_step(self.data, settings, self.seed, step))
             step += 1
-            event = self._event(step)
-            if (
-                event
-                or step - unread >= (READ_EVERY if self.unet.device.type == "cuda" else 1)
-                or step - unread == BUFFER
-            ):
-                self._read(unread, step)
-                unread = step
-                history.seconds = done_before + time.perf_counter() - started
-                if on_step:
-                    on_step(self._progress(step, first, time.perf_counter() - started))
-            if "validate" in event:
-                self._validate(step)
-            if "checkpoint" in event:
-                self._checkpoint(step)
             stopping = should_stop()
-            enough = self._early_stop()
-            if stopping or enough or event & {"save", "checkpoint"} or step == settings.steps:
-                if unread < step:
-                    self._read(unread, step)
-                    unread = step
-                if enough and history.checkpoints[-1:] and history.checkpoints[-1].step != step:
-                    self._checkpoint(step)
-                if step != saved_at:
-                    self._save(step)
-                    saved_at = step
+            due = self._due(step) | ({"save"} if stopping else set())
+            if due or step - history.step >= (READ_EVERY if self.cuda else 1):
+                self._read(step)
+                history.seconds = clock.total()
+                if on_step:
+                    on_step(self._progress(clock))
+            if "validate" in due:
+                self._validate(step)
+            if "checkpoint" in due:
+                self._checkpoint(step)
+            if due & {"save", "checkpoint"}:
+                save_state(self.state_dir, self.key, history, self.setup.tensors())
             if stopping and step < settings.steps:
                 raise TrainingStopped(
                     f"stopped at step {step} of {settings.steps}; the same command continues from there"
                 )
-            if enough:
-                log.info(
-                    "early stop at step %d: no better validation loss for %d validations", step, settings.early_stop
-                )
-                break
+        if step < settings.steps and history.checkpoints[-1:] and history.checkpoints[-1].step < step:
+            log.info("early stop at step %d: no better validation for %d validations", step, settings.early_stop)
+            self._checkpoint(step)
         return self._record()
-
-    def close(self) -> None:
-        """Leave the U-Net as it was found."""
-        self.adapter.remove()
 
     # -- parts of a run, in order of use
 
     def _begin(self) -> None:
         if self.last_logged < 0:
             self.tracker.log_params({f"train.{key}": value for key, value in self.settings.model_dump().items()})
-            self.tracker.log_params({f"plan.{key}": value for key, value in self.plan.facts().items()})
+            self.tracker.log_params({f"plan.{key}": value for key, value in self.setup.plan.facts().items()})
         if self.history.base is None:
-            self.history.base = self._base_validation()
+            self.history.base = self.setup.base or self._measure(0)  # a fresh adapter is the base model
             self._log_validation(self.history.base, "base")
 
-    def _base_validation(self) -> LossPoint:
-        self.optimizer.evaluating(True)
-        self.adapter.set_strength(0.0)
-        self.adapter.train(False)
-        try:
-            validation = Validation(
-                self.unet, self.data, self.validation.alphas_cumprod, chunk=self.validation.chunk, graph=False
-            )
-            return validation.measure(0)
-        finally:
-            self.adapter.set_strength(1.0)
-            self.adapter.train()
-            self.optimizer.evaluating(False)
-
-    def _event(self, step: int) -> set[str]:
+    def _due(self, step: int) -> set[str]:
         """What is due after `step` steps."""
         settings = self.settings
         due = set()
@@ -241,10 +188,10 @@ class _Training:
             due.add("save")
         return due
 
-    def _read(self, first: int, last: int) -> None:
-        """Take the losses of steps first … last − 1 off the device and log them."""
+    def _read(self, last: int) -> None:
+        """Take the losses up to step `last` off the device and log them."""
         history = self.history
-        for step, loss in enumerate(self.step.read_losses(first, last), start=first):
+        for step, loss in enumerate(self.setup.step.read_losses(history.step, last), start=history.step):
             if not math.isfinite(loss):
                 raise TrainingDiverged(
                     f"the loss became {loss} at step {step + 1}; lower train.learning_rate "
@@ -260,33 +207,21 @@ class _Training:
                 self.tracker.log_metrics(metrics | {"train/learning_rate": history.rates[-1]}, step + 1)
         history.step = last
 
-    def _progress(self, step: int, first: int, seconds: float) -> Progress:
-        each = seconds / max(1, step - first)
-        memory = torch.cuda.memory_reserved(self.unet.device) / 2**30 if self.unet.device.type == "cuda" else 0.0
-        history = self.history
-        return Progress(
-            step,
-            self.settings.steps,
-            history.losses[-1],
-            history.smoothed[-1],
-            history.rates[-1],
-            each * 1000,
-            each * (self.settings.steps - step),
-            memory,
-        )
+    def _progress(self, clock: _Clock) -> Progress:
+        history, each = self.history, clock.per_step(self.history.step)
+        left = each * (self.settings.steps - history.step)
+        memory = torch.cuda.memory_reserved(self.setup.device) / 2**30 if self.cuda else 0.0
+        losses = (history.losses[-1], history.smoothed[-1], history.rates[-1])
+        return Progress(history.step, self.settings.steps, *losses, each * 1000, left, memory)
 
     def _validate(self, step: int) -> None:
-        if self.history.validation and self.history.validation[-1].step == step:
-            return
-        self.optimizer.evaluating(True)
-        self.adapter.train(False)
-        try:
-            point = self.validation.measure(step)
-        finally:
-            self.adapter.train()
-            self.optimizer.evaluating(False)
+        point = self._measure(step)
         self.history.validation.append(point)
         self._log_validation(point, "validation")
+
+    def _measure(self, step: int) -> LossPoint:
+        with self.setup.evaluating():
+            return self.setup.validation.measure(step)
 
     def _log_validation(self, point: LossPoint, name: str) -> None:
         if point.step <= self.tracker.last_step(f"{name}/loss"):
@@ -324,28 +259,10 @@ class _Training:
             seed=self.seed,
             recipe={**(self.recipe or {}), "dataset_digest": self.dataset.digest},
         )
-        self.optimizer.evaluating(True)
-        try:
-            kind = torch.float32 if self.plan.precision == "fp32" else torch.float16
-            return save_adapter(self.adapter.state_dict(kind, self.parameters.named()), metadata)
-        finally:
-            self.optimizer.evaluating(False)
-
-    def _save(self, step: int) -> None:
-        masters = {f"master.{i}": master for i, master in enumerate(self.parameters.masters)}
-        optimizer = {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
-        save_state(self.state_dir, self.key, self.history, masters | optimizer)
-
-    def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for i, master in enumerate(self.parameters.masters):
-                master.copy_(tensors[f"master.{i}"])
-        self.parameters.publish()
-        device = self.parameters.masters[0].device
-        prefix = "optimizer."
-        state = {name.removeprefix(prefix): t.to(device) for name, t in tensors.items() if name.startswith(prefix)}
-        self.optimizer.load_state(state)
-        log.info("continuing from step %d of %d", self.history.step, self.settings.steps)
+        kind = torch.float32 if self.setup.plan.precision == "fp32" else torch.float16
+        with self.setup.evaluating():
+            tensors = self.setup.adapter.state_dict(kind, self.setup.parameters.named())
+        return save_adapter(tensors, metadata)
 
     def _early_stop(self) -> bool:
         """No validation better than the best one for `early_stop` validations."""
@@ -353,21 +270,17 @@ class _Training:
         return bool(patience) and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
     def _record(self) -> AdapterRecord:
-        history = self.history
-        if self.unet.device.type == "cuda":
-            torch.cuda.synchronize(self.unet.device)
+        history, setup = self.history, self.setup
+        per_step = sum(len(group.samples) for group in groups_of_step(self.data, self.settings, self.seed, 0))
         facts = {
-            "parameters": float(self.parameters.count()),
-            "modules": float(len(self.adapter.modules)),
+            "parameters": setup.parameters.count(),
+            "modules": len(setup.adapter.modules),
             "seconds": history.seconds,
             "step_ms": 1000 * history.seconds / max(1, history.step),
-            "samples": float(
-                sum(len(g.samples) for g in groups_of_step(self.data, self.settings, self.seed, 0)) * history.step
-            ),
-            "threads": float(torch.get_num_threads()),
+            "samples": per_step * history.step,
+            "peak_gib": torch.cuda.max_memory_reserved(setup.device) / 2**30 + RESERVE_GIB if self.cuda else 0.0,
+            "threads": torch.get_num_threads(),
         }
-        if self.unet.device.type == "cuda":
-            facts["peak_gib"] = torch.cuda.max_memory_reserved(self.unet.device) / 2**30
         return AdapterRecord(
             checkpoints=tuple(history.checkpoints),
             steps=history.step,
@@ -377,10 +290,25 @@ class _Training:
             curve=self.store.put(_curve(history), "loss.csv", "text/csv"),
             validation=tuple(history.validation),
             base_validation=history.base,
-            facts=facts,
-            plan=self.plan.facts(),
+            facts={name: float(value) for name, value in facts.items()},
+            plan=setup.plan.facts(),
             mlflow_run_id=self.tracker.run_id,
         )
+
+
+class _Clock:
+    """Seconds spent on this training, this time and before."""
+
+    def __init__(self, step: int, before: float) -> None:
+        self.step, self.before, self.started = step, before, time.perf_counter()
+
+    def total(self) -> float:
+        """Seconds of all sessions."""
+        return self.before + time.perf_counter() - self.started
+
+    def per_step(self, step: int) -> float:
+        """Seconds a step in this session."""
+        return (time.perf_counter() - self.started) / max(1, step - self.step)
 
 
 def checkpoint_steps(settings: TrainSettings) -> set[int]:
@@ -395,12 +323,6 @@ def state_key(dataset: DatasetRecord, settings: TrainSettings, diffusion: Diffus
     return json.dumps([*parts, [caption.text for caption in dataset.captions]])
 
 
-def _continued(settings: TrainSettings) -> dict[str, torch.Tensor]:
-    from charengine.adapter import load_adapter
-
-    return load_adapter(read_adapter(Path(settings.continue_from)))[0]
-
-
 def _curve(history: History) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -410,19 +332,14 @@ def _curve(history: History) -> bytes:
     return text.getvalue().encode()
 
 
-class _determinism:
-    """Deterministic GPU kernels for the duration, if the settings ask for them."""
-
-    def __init__(self, settings: TrainSettings) -> None:
-        self.wanted = settings.deterministic
-
-    def __enter__(self) -> None:
-        import os
-
-        self.before = torch.are_deterministic_algorithms_enabled()
-        if self.wanted:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-            torch.use_deterministic_algorithms(True)
-
-    def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(self.before)
+@contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Only deterministic GPU kernels for the duration, where wanted."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

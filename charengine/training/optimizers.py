@@ -139,6 +139,16 @@ class TorchOptimizer:
         self.schedule_free = settings.optimizer == "prodigy-schedulefree"
         if self.schedule_free:
             self.inner.train()
+        if settings.optimizer == "adamw":
+            self._allocate()
+
+    def _allocate(self) -> None:
+        """Let the optimizer make its state now, not inside a captured graph: a step of nothing at rate 0, then zeros."""
+        self.prepare(0, 0.0)
+        self.inner.step()
+        for values in self.inner.state.values():
+            for tensor in values.values():
+                tensor.zero_()
 
     def _make(self, settings: TrainSettings, cuda: bool) -> Any:
         common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
@@ -177,7 +187,7 @@ class TorchOptimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Per-parameter tensors and numbers, and the group's numbers, all as tensors."""
-        found = {}
+        found: dict[str, Tensor] = {}
         saved = self.inner.state_dict()
         for i, values in saved["state"].items():
             found |= {f"state.{i}.{name}": _as_tensor(value) for name, value in values.items() if _is_number(value)}
@@ -190,7 +200,10 @@ class TorchOptimizer:
         current = self.inner.state_dict()
         for key, tensor in state.items():
             kind, number, name = key.split(".", 2)
-            if kind == "state":
+            held = current["state"].get(int(number), {}).get(name) if kind == "state" else None
+            if isinstance(held, Tensor):
+                held.copy_(tensor)  # in place: a captured graph points at it
+            elif kind == "state":
                 current["state"].setdefault(int(number), {})[name] = tensor
             else:
                 old = current["param_groups"][int(number)].get(name)

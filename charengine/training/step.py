@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from charengine.adapter import Adapter
 from charengine.config import TrainSettings
 from charengine.training.data import Bucket, TrainingData
 from charengine.training.optimizers import Optimizer
@@ -42,7 +43,7 @@ class TrainStep:
     """Runs optimizer steps on cached data.
 
     Args:
-        unet: frozen, with the adapter hooked on.
+        adapter: hooked on the frozen U-Net.
         parameters: the adapter's, stacked.
         optimizer: over `parameters`.
         data: resident on the U-Net's device.
@@ -55,7 +56,7 @@ class TrainStep:
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        adapter: Adapter,
         parameters: StackedParameters,
         optimizer: Optimizer,
         data: TrainingData,
@@ -66,23 +67,21 @@ class TrainStep:
         micro_batch: int = 0,
         graph: bool = False,
     ) -> None:
-        self.unet, self.parameters, self.optimizer, self.data, self.settings = (
-            unet,
-            parameters,
-            optimizer,
-            data,
-            settings,
-        )
-        self.seed, self.micro_batch, self.graph = seed, micro_batch, graph and optimizer.capturable
-        weight = unet.conv_in.weight
+        self.unet, self.parameters, self.optimizer = adapter.unet, parameters, optimizer
+        self.data, self.settings = data, settings
+        self.seed, self.micro_batch, self.graph = seed, micro_batch, graph
+        weight = self.unet.conv_in.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.precise = torch.promote_types(self.dtype, torch.float32)
         alphas = alphas_cumprod.to(self.device, self.precise)
         self.signal, self.sigma = alphas.sqrt(), (1 - alphas).sqrt()
         self.snr_weight = min_snr_weights(alphas, settings.min_snr_gamma)
         self.generator = torch.Generator(self.device)
+        self.masks = adapter.attach_dropout() if settings.dropout else None
         self.losses = torch.zeros(BUFFER, device=self.device, dtype=self.precise)
         self.slot = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.factor = torch.ones((), device=self.device, dtype=self.precise)
+        self.scaling = LossScaling(parameters, self.device) if self.dtype == torch.float16 else None
         self.indices: dict[tuple[tuple[int, int], ...], list[Tensor]] = {}
         self.graphs: dict[tuple[tuple[int, int], ...], torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.graph else None
@@ -100,6 +99,18 @@ class TrainStep:
             self.graphs[shape].replay()
         else:
             self._step(shape, indices)
+        if not (self.graph and self.optimizer.capturable):
+            self.optimizer.update(self.factor)
+
+    def rehearse(self, shapes: list[tuple[Group, ...]]) -> None:
+        """Capture every shape of step, or run its forward and backward once, so that what does not fit fails now."""
+        for groups in shapes:
+            shape = tuple((group.bucket, len(group.samples)) for group in groups)
+            indices = self._indices(shape, groups)
+            if self.graph:
+                self.graphs[shape] = self._capture(shape, indices)
+            else:
+                self._backward(shape, indices)
 
     def read_losses(self, first: int, last: int) -> list[float]:
         """Losses of steps first … last − 1; waits for the device."""
@@ -131,16 +142,22 @@ class TrainStep:
         graph.register_generator_state(self.generator)
         with torch.cuda.graph(graph, pool=self.pool):
             self._step(shape, indices)
+            if self.optimizer.capturable:
+                self.optimizer.update(self.factor)
         return graph
 
     def _step(self, shape: tuple[tuple[int, int], ...], indices: list[Tensor]) -> None:
         loss = self._backward(shape, indices)
         self.losses.index_copy_(0, self.slot, loss.view(1))
-        self.optimizer.update(self._clip_factor())
+        self.factor.copy_(self._clip_factor())
 
     def _backward(self, shape: tuple[tuple[int, int], ...], indices: list[Tensor]) -> Tensor:
         """Gradients of the step's mean loss; the loss."""
         self.parameters.zero_grad()
+        if self.masks is not None:
+            keep = 1 - self.settings.dropout
+            chance = torch.rand(self.masks.shape, generator=self.generator, device=self.device)
+            self.masks.copy_((chance < keep) / keep)
         total = sum(count for _, count in shape)
         loss = self.losses.new_zeros(())
         for (number, count), index in zip(shape, indices, strict=True):
@@ -150,7 +167,7 @@ class TrainStep:
             for start in range(0, count, size):
                 part = slice(start, start + size)
                 piece = self._loss(bucket, index[part], _cut(draws, part)).sum() / total
-                piece.backward()
+                (piece * self.scaling.scale if self.scaling else piece).backward()
                 loss += piece.detach()
         return loss
 
@@ -187,11 +204,43 @@ class TrainStep:
         return error.mean((1, 2, 3)) * self.snr_weight[draws.timesteps] * bucket.weight[index]
 
     def _clip_factor(self) -> Tensor:
-        """What clipping multiplies the gradients by, so that their global norm is at most `max_grad_norm`."""
-        if not self.settings.max_grad_norm:
+        """What the gradients are multiplied by, so that their global norm is at most `max_grad_norm`."""
+        if not self.settings.max_grad_norm and self.scaling is None:
             return self.losses.new_ones(())
-        norms = torch._foreach_norm(self.parameters.grads, 2.0, dtype=self.precise)
-        return (self.settings.max_grad_norm / (torch.stack(norms).norm() + 1e-6)).clamp(max=1.0)
+        norm = torch.stack(torch._foreach_norm(self.parameters.grads, 2.0, dtype=self.precise)).norm()
+        unscale = self.scaling.settle(norm) if self.scaling else norm.new_ones(())
+        if not self.settings.max_grad_norm:
+            return unscale
+        return (self.settings.max_grad_norm / (norm * unscale + 1e-6)).clamp(max=1.0) * unscale
+
+
+class LossScaling:
+    """Dynamic loss scale for float16, on the device (Micikevicius et al. 1710.03740).
+
+    A step whose gradients overflow is taken as a zero gradient and halves the scale; 200 good steps double it.
+    """
+
+    def __init__(self, parameters: StackedParameters, device: torch.device) -> None:
+        self.parameters = parameters
+        self.scale = torch.full((), 2.0**14, device=device)
+        self.good = torch.zeros((), device=device)
+
+    def settle(self, norm: Tensor) -> Tensor:
+        """Drop overflowed gradients, adapt the scale; what undoes the scale in this step's gradients."""
+        finite = torch.isfinite(norm)
+        for grad in self.parameters.grads:
+            grad.masked_fill_(~finite, 0.0)
+        unscale = 1 / self.scale
+        norm.copy_(torch.where(finite, norm, 0.0))
+        self.good.copy_(torch.where(finite, self.good + 1, 0.0))
+        grown = torch.where(self.good >= 200, self.scale * 2, self.scale)
+        self.good.copy_(torch.where(self.good >= 200, 0.0, self.good))
+        self.scale.copy_(torch.where(finite, grown, self.scale * 0.5))
+        return unscale
+
+    def state(self) -> dict[str, Tensor]:
+        """The scale and the run of good steps."""
+        return {"scale": self.scale, "good": self.good}
 
 
 def predict(

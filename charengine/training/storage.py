@@ -18,13 +18,13 @@ class Stack:
     """All parameters of one shape.
 
     Args:
-        keys: file keys, in network order.
+        places: file key → index, in network order.
         master: (n, *shape) float32, what the optimizer moves.
         value: (n, *shape) in the compute dtype, what the forward reads; `master` itself in float32.
         grad: (n, *shape) in the compute dtype.
     """
 
-    keys: list[str]
+    places: dict[str, int]
     master: Tensor
     value: Tensor
     grad: Tensor
@@ -40,8 +40,8 @@ class StackedParameters:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], dtype: torch.dtype = torch.float32) -> None:
         groups: dict[tuple[int, ...], list[str]] = {}
-        for key, parameter in parameters.items():
-            groups.setdefault(tuple(parameter.shape), []).append(key)
+        for key in sorted(parameters, key=lambda key: key.partition(".")[2]):  # downs, then ups: q, k, v stay together
+            groups.setdefault(tuple(parameters[key].shape), []).append(key)
         self.stacks = [self._stack([(key, parameters[key]) for key in keys], dtype) for keys in groups.values()]
 
     @staticmethod
@@ -54,7 +54,15 @@ class StackedParameters:
             parameter.data = value[i]
             parameter.grad = grad[i]
             parameter.grad_sink = grad[i]  # type: ignore[attr-defined]
-        return Stack([key for key, _ in members], master, value, grad)
+        return Stack({key: i for i, (key, _) in enumerate(members)}, master, value, grad)
+
+    def run(self, keys: list[str]) -> tuple[Tensor, Tensor]:
+        """Working values and gradients of parameters that lie one after the other, (len(keys), *shape) each."""
+        stack = next(stack for stack in self.stacks if keys[0] in stack.places)
+        first = stack.places[keys[0]]
+        if [stack.places.get(key) for key in keys] != list(range(first, first + len(keys))):
+            raise ValueError(f"{keys} do not lie one after the other")
+        return stack.value[first : first + len(keys)], stack.grad[first : first + len(keys)]
 
     @property
     def masters(self) -> list[Tensor]:
@@ -68,7 +76,7 @@ class StackedParameters:
 
     def named(self) -> dict[str, Tensor]:
         """Float32 values by file key."""
-        return {key: stack.master[i] for stack in self.stacks for i, key in enumerate(stack.keys)}
+        return {key: stack.master[i] for stack in self.stacks for key, i in stack.places.items()}
 
     def zero_grad(self) -> None:
         """Set all gradients to zero; they stay where they are."""

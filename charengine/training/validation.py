@@ -6,7 +6,7 @@ Plain mean squared error (no min-SNR weight, no mask) of the ε-prediction, on t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -48,13 +48,13 @@ class Validation:
         data: its views are measured, not its class images.
         alphas_cumprod: (1000,) noise schedule.
         chunk: most samples in one forward.
-        graph: capture the forward of each shape as a CUDA graph.
+        pool: a CUDA graph memory pool: the forward of each shape is captured there; None runs eagerly.
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, data: TrainingData, alphas_cumprod: Tensor, *, chunk: int, graph: bool = False
+        self, unet: UNet2DConditionModel, data: TrainingData, alphas_cumprod: Tensor, *, chunk: int, pool: Any = None
     ) -> None:
-        self.unet, self.chunk, self.graph, self.alphas_cumprod = unet, max(1, chunk), graph, alphas_cumprod
+        self.unet, self.chunk, self.pool = unet, max(1, chunk), pool
         count = len(THIRDS) * PER_THIRD
         steps = torch.tensor([int((i + 0.5) * len(alphas_cumprod) / count) for i in range(count)])
         generator = torch.Generator().manual_seed(NOISE_SEED)
@@ -74,6 +74,12 @@ class Validation:
             by_third=dict(zip(THIRDS, thirds, strict=True)),
         )
 
+    def rehearse(self) -> None:
+        """Capture every shape, so that what does not fit fails now."""
+        with torch.no_grad():
+            for batch in self.batches:
+                self._errors(batch)
+
     def _errors(self, batch: _Batch) -> list[Tensor]:
         """Squared error of each timestep, in chunks."""
         found = []
@@ -92,15 +98,15 @@ class Validation:
         return found
 
     def _predict(self, inputs: list[Tensor]) -> Tensor:
-        if not self.graph:
+        if self.pool is None:
             return predict(self.unet, *inputs)
         shape = tuple(inputs[0].shape)
         if shape not in self.graphs:
             self.graphs[shape] = self._capture(inputs)
-        graph, held, output = self.graphs[shape]
+        captured, held, output = self.graphs[shape]
         for target, source in zip(held, inputs, strict=True):
             target.copy_(source)
-        graph.replay()
+        captured.replay()
         return output.clone()
 
     def _capture(self, inputs: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
@@ -111,7 +117,7 @@ class Validation:
             predict(self.unet, *held)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.pool):
             output = predict(self.unet, *held)
         return graph, held, output
 
