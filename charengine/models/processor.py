@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import ProcessorMixin  # diffusers looks the base class up in this module, by name, to load the class
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
+from charengine.embedded.captioning import CAPTION_PIXELS, CAPTION_PROMPT
+
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
@@ -21,14 +23,6 @@ __all__ = [
     "caption_inputs",
     "fix_position_ids",
 ]
-
-CAPTION_PROMPT = (
-    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the character in tags.<|im_end|>\n"
-    "<|im_start|>assistant\n"
-)
-"""What the embedded captioner is asked; it was trained with exactly this text."""
-CAPTION_PIXELS = (140 * 392, 448 * 448)
-"""Fewest and most pixels of a picture the embedded captioner reads; smaller ones are enlarged."""
 
 
 class ImageTextProcessor(Qwen2VLProcessor):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from charengine.embedded.captioning import CAPTION_PROMPT
 from charengine.embedded.grammar import describe
 from charengine.embedded.lexicon import VOCABULARY
 from charengine.embedded.traits import BACKGROUNDS, POSES, VIEWS, sample_traits
-from charengine.models.processor import CAPTION_PROMPT
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, Qwen2Tokenizer

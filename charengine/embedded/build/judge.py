@@ -1,0 +1,89 @@
+"""Trains the probe that judges the family. It sees rendered ground truth only, never anything the family drew."""
+
+from __future__ import annotations
+
+import torch
+
+from charengine.embedded import probe as source
+from charengine.embedded.build.clock import Clock, Log, Optimiser, decayed, write_weights
+from charengine.embedded.build.data import Refill
+from charengine.embedded.build.run import Run
+from charengine.embedded.traits import visible_mask
+
+
+def train_judge(run: Run, minutes: float) -> None:
+    """Train the probe for `minutes`; keeps the weights of the end of the schedule."""
+    device, log = run.device, Log(run.out, "probe")
+    model = source.Probe().to(device).train()
+    resumed = load(run, model)
+    clock = Clock(minutes, max_steps=run.max_steps)
+    generator = torch.Generator().manual_seed(run.seed + 41)
+    chunk, room = run.scale(1024, 2), run.scale(24000, 8)
+    kinds: list[tuple[bool, tuple[int, int]]] = [(False, (128, 384)), *((True, size) for size in source._SCENE_SIZES)]
+    if run.tiny:
+        kinds = kinds[:1]
+    pools = [source.probe_data(chunk, generator, device, scenes=s, size=size) for s, size in kinds]
+    turn = [0]
+
+    def grow() -> None:
+        k = (0, 1, 0, 2, 0, 3)[turn[0] % 6] % len(kinds)
+        turn[0] += 1
+        fresh = source.probe_data(chunk, generator, device, scenes=kinds[k][0], size=kinds[k][1])
+        old = pools[k]
+        pools[k] = source.ProbeData(
+            torch.cat([old.images, fresh.images])[-room:], torch.cat([old.traits, fresh.traits])[-room:],
+            torch.cat([old.views, fresh.views])[-room:],
+        )  # fmt: skip
+
+    for _ in range(run.scale(12, 0)):
+        grow()
+    refill = Refill(grow, 0.3 if not run.tiny else 0.0)
+    optimiser = Optimiser(decayed(model, rate=2e-3 if not resumed else 1e-3), clock, clip=5.0)
+    batch = run.scale(192, 2)
+    log.write(event="start", resumed=resumed, parameters=sum(p.numel() for p in model.parameters()))
+    while clock.progress < 1:
+        data = pools[0 if clock.step % 2 == 0 else (1 + clock.step // 2) % len(pools)]
+        pick = torch.randint(0, len(data.images), (batch,), generator=generator).to(device)
+        images = source.augment(data.images[pick].float() / 255, generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model(images)
+        loss = source._loss([x.float() for x in logits], data.traits[pick], data.views[pick])
+        optimiser.step(loss)
+        refill.tick()
+        if clock.step % run.every(200) == 0:
+            log.write(step=clock.step, loss=loss.detach(), pool=len(pools[0].images), progress=clock.progress)
+        if run.due("probe"):
+            write_weights(run.out, {"probe": halves(model)})
+    write_weights(
+        run.out, {"probe": halves(model)}, {"probe_training": {"steps": clock.step, "batch": batch, "minutes": minutes}}
+    )
+    model.eval()
+    test = source.probe_data(
+        run.scale(600, 2), torch.Generator().manual_seed(995), device, scenes=False, split="heldout"
+    )
+    reading = source.score_images(model, test.images.float() / 255)
+    mask = visible_mask(test.traits.cpu(), test.views.cpu())
+    log.write(
+        event="done", steps=clock.step, accuracy=source.trait_accuracy(reading.traits, test.traits.cpu(), mask),
+        views=source.view_accuracy(reading.views, test.views.cpu()),
+        by_trait={k: round(v, 4) for k, v in source.trait_accuracies(reading.traits, test.traits.cpu(), mask).items()},
+    )  # fmt: skip
+
+
+def halves(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Half-precision weights on the CPU."""
+    return {
+        k: v.detach().half().cpu().contiguous() if v.is_floating_point() else v.detach().cpu()
+        for k, v in model.state_dict().items()
+    }
+
+
+def load(run: Run, model: torch.nn.Module) -> bool:
+    """Start from earlier weights when there are some."""
+    from safetensors.torch import load_file
+
+    for folder in run.sources:
+        if (folder / "probe.safetensors").is_file():
+            model.load_state_dict({k: v.float() for k, v in load_file(folder / "probe.safetensors").items()})
+            return True
+    return False

@@ -1,0 +1,456 @@
+"""Trains the sheet model end to end: the denoiser, and the Qwen2.5-VL that reads prompts for it and captions pictures."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from charengine.embedded import grammar
+from charengine.embedded.build.clock import Average, Clock, Log, Optimiser, decayed, read_weights, write_weights
+from charengine.embedded.build.data import Refill, Renderer, characters_of, sheet_text
+from charengine.embedded.build.family import SHEET_SIZE, build_transformer, build_vision_language
+from charengine.embedded.build.run import Run
+from charengine.embedded.build.still import look, pixel_patches, read, real_rotations
+from charengine.embedded.build.vae import Autoencoder
+from charengine.embedded.build.vocabulary import EDIT_PREFIX, EDIT_SUFFIX, build_qwen_tokenizer
+from charengine.embedded.captioning import CAPTION_PROMPT
+from charengine.embedded.traits import BACKGROUNDS, POSES, TRAITS, VIEWS
+from charengine.template import template
+
+CAPTION_SIZES = {(128, 384): (140, 392), (192, 256): (196, 252), (256, 256): (252, 252)}  # rendered: what the VL reads
+GUIDANCE, STEPS, SHIFT = 3.0, 16, 3.0
+LATENTS, VISION = 0, 1  # how the template conditions: as VAE latents too, or through the VL's eyes alone
+
+
+class Reader:
+    """The VL with its tokenizer and the one template it is shown."""
+
+    def __init__(self, run: Run) -> None:
+        self.device = run.device
+        self.tokenizer = build_qwen_tokenizer()
+        self.model: Any = build_vision_language(run.sizes, self.tokenizer).to(run.device)
+        picture = template(SHEET_SIZE, SHEET_SIZE).resize((96, 96), 1).resize((84, 84), 3)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(run.device)
+        self.patches, self.grid = pixel_patches(normalised(pixels))
+        pads = "<|image_pad|>" * (self.patches.shape[1] // 4)
+        before = EDIT_PREFIX + "Picture 1: <|vision_start|>"
+        self.before = len(self.tokenizer(before)["input_ids"])
+        self.opening = f"{before}{pads}<|vision_end|>"
+        self.dropped = len(self.tokenizer(EDIT_PREFIX)["input_ids"])  # 64: the pipeline drops as many
+
+    def tokens(self, prompts: list[str]) -> list[list[int]]:
+        """Token ids of whole edit prompts."""
+        return self.tokenizer([self.opening + prompt + EDIT_SUFFIX for prompt in prompts])["input_ids"]
+
+    def encode(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the denoiser reads, (n, tokens, d), of prompts of one length."""
+        seen = look(self.model.model.visual, self.patches, self.grid)
+        return read(self.model, ids, seen, self.before, self.grid)[:, self.dropped :]
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pictures as CLIP's image processor scales them."""
+    mean = torch.tensor(OPENAI_CLIP_MEAN, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(OPENAI_CLIP_STD, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels.float() / 255 - mean) / std
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """(n, 16, h, w) to tokens (n, h w / 4, 64), as the pipeline does."""
+    n, c, h, w = latents.shape
+    return latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, c * 4)
+
+
+def unpack(tokens: torch.Tensor, side: int = SHEET_SIZE // 8) -> torch.Tensor:
+    """Inverse of `pack` for square latents."""
+    n, _, c = tokens.shape
+    half = side // 2
+    return tokens.view(n, half, half, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, c // 4, side, side)
+
+
+class SheetPool:
+    """Latents of rendered sheets with tokenised prompts, batched by prompt length so that nothing is padded."""
+
+    def __init__(self, run: Run, reader: Reader, vae: Autoencoder, capacity: int, chunk: int) -> None:
+        self.renderer = Renderer(run.device, run.seed + 11, few=run.tiny)
+        self.reader, self.vae, self.capacity, self.chunk = reader, vae, capacity, chunk
+        pixels = torch.from_numpy(np.array(template(SHEET_SIZE, SHEET_SIZE))).permute(2, 0, 1).to(run.device)
+        self.rules = (pixels < 128).all(0)
+        self.blank = vae.to_latents(pixels[None])
+        self.latents: list[torch.Tensor] = []
+        self.rows: list[tuple[int, int, list[int]]] = []  # latent, mode, token ids
+        self.traits: list[torch.Tensor] = []
+        self.count = 0
+        self.queue: list[list[int]] = []
+
+    def make(self) -> None:
+        """Render one chunk until the pool is full; every third sheet is for the VL's view alone and has no rules."""
+        if self.count >= self.capacity:
+            return
+        pictures, indices = self.renderer.sheets(self.chunk)
+        modes = [VISION if i % 3 == 2 else LATENTS for i in range(self.chunk)]
+        ruled = torch.tensor([m == LATENTS for m in modes], device=pictures.device)
+        pictures = pictures.masked_fill(ruled[:, None, None, None] & self.rules, 0)
+        self.latents += list(self.vae.to_latents(pictures))
+        self.traits += list(indices)
+        characters, rng = characters_of(indices), self.renderer.rng
+        for _ in range(3):
+            tokens = self.reader.tokens([sheet_text(c, rng) for c in characters])
+            self.rows += [(self.count + i, modes[i], t) for i, t in enumerate(tokens)]
+        self.count += self.chunk
+
+    def batch(self, n: int) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
+        """Latents (n, 16, 48, 48), ids (n, tokens), mode, traits (n, n_traits): one mode and length throughout."""
+        if not self.queue:
+            order = list(range(len(self.rows)))
+            rng = self.renderer.rng
+            rng.shuffle(order)
+            groups: dict[tuple[int, int], list[int]] = {}
+            for r in order:
+                groups.setdefault((self.rows[r][1], len(self.rows[r][2])), []).append(r)
+            whole = [g[i : i + n] for g in groups.values() for i in range(0, len(g) - n + 1, n)]
+            self.queue = whole or [max(groups.values(), key=len)]
+            rng.shuffle(self.queue)
+        rows = [self.rows[r] for r in self.queue.pop()]
+        device = self.blank.device
+        latents = torch.stack([self.latents[i] for i, _, _ in rows])
+        traits = torch.stack([self.traits[i] for i, _, _ in rows]).to(device, non_blocking=True)
+        ids = torch.tensor([t for _, _, t in rows]).to(device, non_blocking=True)
+        return latents, ids, rows[0][1], traits
+
+
+class CaptionPool:
+    """Rendered pictures with their canonical tags, by size."""
+
+    def __init__(self, run: Run, reader: Reader, vae: Autoencoder, capacity: int, chunk: int) -> None:
+        self.renderer = Renderer(run.device, run.seed + 12, few=run.tiny)
+        self.reader, self.vae, self.capacity, self.chunk = reader, vae, capacity, chunk
+        self.images: dict[tuple[int, int], torch.Tensor] = {}
+        self.answers: dict[tuple[int, int], list[list[int]]] = {}
+        self.next = 0
+        pad = reader.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        self.question = reader.tokenizer(CAPTION_PROMPT)["input_ids"]
+        self.before = self.question.index(pad)
+        self.pad = pad
+        for size in CAPTION_SIZES:
+            self.make(size)
+
+    def make(self, size: tuple[int, int] | None = None) -> None:
+        """Render one chunk; half of it goes through the VAE, for that is how drawn sheets look."""
+        cycle = [(128, 384)] * 4 + [(192, 256), (256, 256)]
+        size = size or cycle[self.next % len(cycle)]
+        self.next += 1
+        indices = self.renderer.characters(self.chunk)
+        plain = 0.85 if size != (256, 256) else 0.3
+        images, _, scene = self.renderer.pictures(indices, size, plain=plain, exact=1.0)
+        half = self.chunk // 2
+        images[:half] = (self.vae.to_pictures(self.vae.to_latents(images[:half])) * 255 + 0.5).to(torch.uint8)
+        texts = [
+            grammar.canonical_tags(
+                traits, view=VIEWS[scene.view[i]], pose=POSES[scene.pose[i]], background=BACKGROUNDS[scene.background[i]]
+            ) + "<|im_end|>"
+            for i, traits in enumerate(characters_of(indices))
+        ]  # fmt: skip
+        answers = self.reader.tokenizer(texts)["input_ids"]
+        if size in self.images:
+            images = torch.cat([self.images[size], images])[-self.capacity :]
+            answers = (self.answers[size] + answers)[-self.capacity :]
+        self.images[size], self.answers[size] = images, answers
+
+    def batch(self, n: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pictures as the VL reads them (n, 3, h, w), ids and labels (n, tokens)."""
+        size = rng.choices(list(self.images), weights=(0.75, 0.12, 0.13))[0]
+        pick = [rng.randrange(len(self.answers[size])) for _ in range(n)]
+        device = self.images[size].device
+        pixels = self.images[size][torch.tensor(pick, device=device)].float()
+        pixels = jittered(pixels, rng)
+        width, height = CAPTION_SIZES[size]
+        pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True).clamp(0, 255)
+        count = (width // 28) * (height // 28)
+        question = [*self.question[: self.before], *([self.pad] * count), *self.question[self.before + 1 :]]
+        answers = [self.answers[size][i] for i in pick]
+        longest = -(-max(map(len, answers)) // 16) * 16
+        ids = torch.zeros(n, len(question) + longest, dtype=torch.long)
+        labels = torch.full_like(ids, -100)
+        ids[:, : len(question)] = torch.tensor(question)
+        for i, answer in enumerate(answers):
+            ids[i, len(question) : len(question) + len(answer)] = torch.tensor(answer)
+            labels[i, len(question) : len(question) + len(answer)] = torch.tensor(answer)
+        return normalised(pixels), ids.to(device), labels.to(device)
+
+
+def jittered(pixels: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """Shift and shrink a little on white, as crops differ from renders."""
+    if rng.random() < 0.3:
+        return pixels
+    n, device = len(pixels), pixels.device
+    zoom = 1 + torch.rand(n, device=device) * 0.15 * (rng.random() < 0.7) - 0.04 * rng.random()
+    move = (torch.rand(n, 2, device=device) - 0.5) * 0.08
+    theta = torch.zeros(n, 2, 3, device=device)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = zoom, zoom, move
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    return 255 - F.grid_sample(255 - pixels, grid, align_corners=False)
+
+
+class TraitHeads(torch.nn.Module):
+    """Training aid, thrown away: traits must be readable off the prompt's hidden states."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = [len(values) for values in TRAITS.values()]
+        self.mix = torch.nn.Linear(2 * width, 4 * width)
+        self.out = torch.nn.Linear(4 * width, sum(self.sizes))
+
+    def forward(self, hidden: torch.Tensor, traits: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over the traits."""
+        h = torch.cat([hidden[:, -1], hidden.mean(1)], -1)
+        parts = self.out(F.gelu(self.mix(h))).float().split(self.sizes, -1)
+        return torch.stack([F.cross_entropy(p, traits[:, i]) for i, p in enumerate(parts)]).mean()
+
+
+class Denoiser:
+    """The transformer, its blocks compiled on CUDA when that works."""
+
+    def __init__(self, run: Run, log: Log) -> None:
+        self.model: Any = build_transformer(run.sizes).to(run.device)
+        self.plain = run.device.type != "cuda"
+        self.log = log
+
+    def prepare(self) -> None:
+        """After weights are loaded: real rotations; compiled blocks."""
+        real_rotations(self.model)
+        self.blocks = list(self.model.transformer_blocks)
+        if not self.plain:
+            torch._dynamo.config.suppress_errors = True
+            torch._dynamo.config.cache_size_limit = 64
+            self.blocks = [torch.compile(block, dynamic=True) for block in self.blocks]
+
+    def __call__(
+        self, tokens: torch.Tensor, text: torch.Tensor, sigma: torch.Tensor, grids: int, train: bool = True
+    ) -> torch.Tensor:
+        """Velocity of the first grid's tokens; `grids` says how many 24 x 24 grids `tokens` holds."""
+        m = self.model
+        x, e = m.img_in(tokens), m.txt_in(m.txt_norm(text))
+        temb = m.time_text_embed(sigma, x)
+        side = SHEET_SIZE // 16
+        rotation = m.pos_embed([[(1, side, side)] * grids], max_txt_seq_len=e.shape[1], device=x.device)
+        for block in self.blocks if train else m.transformer_blocks:
+            e, x = block(
+                hidden_states=x, encoder_hidden_states=e, encoder_hidden_states_mask=None, temb=temb,
+                image_rotary_emb=rotation, joint_attention_kwargs={}, modulate_index=None,
+            )  # fmt: skip
+        x = m.norm_out(x[:, : side * side], temb)
+        return m.proj_out(x)
+
+
+def train_sheets(run: Run, minutes: float) -> None:
+    """Train denoiser and VL together for `minutes`."""
+    device, log = run.device, Log(run.out, "sheets")
+    vae = Autoencoder("qwen", run.sizes, device)
+    if not vae.load(run.made):
+        raise FileNotFoundError(f"no qwen_vae.safetensors in {[str(f) for f in run.made]}: train qwen_vae first")
+    vae.model.requires_grad_(False)
+    reader, denoiser = Reader(run), Denoiser(run, log)
+    zero_gates(denoiser.model)
+    resumed = read_weights(run.sources, "qwen_transformer", denoiser.model) and read_weights(
+        run.sources, "qwen_text_encoder", reader.model
+    )
+    average = Average({"qwen_transformer": denoiser.model, "qwen_text_encoder": reader.model}, 0.999)
+    denoiser.prepare()
+    clock = Clock(minutes, max_steps=run.max_steps)
+    pool = SheetPool(run, reader, vae, capacity=run.scale(80000, 32), chunk=run.scale(170, 8))
+    captions = CaptionPool(run, reader, vae, capacity=run.scale(12000, 16), chunk=run.scale(256, 4))
+    fill = Clock(run.scale(100, 1) / 600 * min(1.0, minutes / 6))
+    while fill.progress < 1 or pool.count < run.scale(1000, 16):
+        pool.make()
+        if len(captions.answers[128, 384]) < run.scale(3000, 8):
+            captions.make()
+    log.write(event="pool", sheets=pool.count, captions=len(captions.answers[128, 384]), seconds_spent=clock.seconds)
+    refills = [Refill(pool.make, 0.15), Refill(captions.make, 0.05)]
+    heads = TraitHeads(run.sizes.vl_width).to(device)
+    rate = 1e-3 if not resumed else 7e-4
+    groups = decayed(denoiser.model, rate=rate) + decayed(reader.model, heads, rate=rate * 0.8)
+    optimiser = Optimiser(groups, clock)
+    rng = random.Random(run.seed + 5)
+    batch, caption_batch = run.scale(256, 2), run.scale(96, 2)
+    empty = torch.tensor(reader.tokens([" "]), device=device)
+    log.write(
+        event="start",
+        resumed=resumed,
+        parameters=sum(p.numel() for p in [*denoiser.model.parameters(), *reader.model.parameters()]),
+    )
+    while clock.progress < 1:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            flow, aux = flow_loss(denoiser, reader, heads, pool, batch, empty, rng)
+            caption = caption_loss(reader, captions, caption_batch, rng)
+        optimiser.step(flow + 0.05 * aux + 0.1 * caption)
+        average.update()
+        for refill in refills:
+            refill.tick()
+        if clock.step % run.every(50) == 0 or clock.step <= 3:
+            log.write(
+                step=clock.step,
+                flow=flow.detach(),
+                traits=aux.detach(),
+                caption=caption.detach(),
+                sheets=pool.count,
+                progress=clock.progress,
+            )
+        if run.due("sheets"):
+            write_weights(run.out, average.state())
+    write_weights(
+        run.out,
+        average.state(),
+        {"sheets_training": {"steps": clock.step, "batch": batch, "minutes": minutes, "resumed": resumed}},
+    )
+    average.swap()
+    log.write(event="done", steps=clock.step)
+    show(run, log, reader, denoiser, vae, pool.blank, captions)
+
+
+def zero_gates(transformer: Any) -> None:
+    """Blocks start as the identity (adaLN-zero), the output at zero."""
+    for block in transformer.transformer_blocks:
+        for layer in (block.img_mod[1], block.txt_mod[1]):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+    torch.nn.init.zeros_(transformer.proj_out.weight)
+    torch.nn.init.zeros_(transformer.proj_out.bias)
+
+
+def flow_loss(
+    denoiser: Denoiser,
+    reader: Reader,
+    heads: TraitHeads,
+    pool: SheetPool,
+    n: int,
+    empty: torch.Tensor,
+    rng: random.Random,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flow matching on one batch (one in ten without a prompt), and the trait loss of its prompts."""
+    latents, ids, mode, traits = pool.batch(n)
+    n = len(ids)
+    unprompted = rng.random() < 0.1
+    text = reader.encode(empty.expand(n, -1) if unprompted else ids)
+    aux = text.new_zeros(()) if unprompted else heads(text, traits)
+    clean = pack(latents.float())
+    noise = torch.randn_like(clean)
+    u = torch.sigmoid(torch.randn(n, device=clean.device) * 1.1)
+    sigma = 2.0 * u / (1 + u)
+    noisy = torch.lerp(clean, noise, sigma[:, None, None])
+    tokens = noisy if mode == VISION else torch.cat([noisy, pack(pool.blank.float()).expand(n, -1, -1)], 1)
+    velocity = denoiser(tokens, text, sigma, 1 if mode == VISION else 2)
+    return F.mse_loss(velocity.float(), noise - clean), aux
+
+
+def caption_loss(reader: Reader, captions: CaptionPool, n: int, rng: random.Random) -> torch.Tensor:
+    """Cross-entropy of the tags, given the picture."""
+    pixels, ids, labels = captions.batch(n, rng)
+    patches, grid = pixel_patches(pixels)
+    seen = look(reader.model.model.visual, patches, grid)
+    hidden = read(reader.model, ids, seen, captions.before, grid)
+    wanted = labels[:, 1:] != -100
+    logits = reader.model.lm_head(hidden[:, :-1][wanted]).float()
+    return F.cross_entropy(logits, labels[:, 1:][wanted])
+
+
+@torch.no_grad()
+def draw(
+    reader: Reader,
+    denoiser: Denoiser,
+    blank: torch.Tensor,
+    prompts: list[str],
+    mode: int,
+    seed: int,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+) -> torch.Tensor:
+    """Latents of sheets, sampled as the pipeline does (Euler, shifted sigmas, norm-rescaled guidance)."""
+    device = blank.device
+    ids = reader.tokens(prompts)
+    out: list[torch.Tensor] = [blank.new_zeros(())] * len(prompts)
+    sigmas = torch.linspace(1, 1 / steps, steps)
+    sigmas = torch.cat([SHIFT * sigmas / (1 + (SHIFT - 1) * sigmas), torch.zeros(1)]).tolist()
+    for length in sorted({len(row) for row in ids}):
+        group = [i for i, row in enumerate(ids) if len(row) == length]
+        text = reader.encode(torch.tensor([ids[i] for i in group], device=device))
+        negative = reader.encode(torch.tensor(reader.tokens([" "]), device=device)).expand(len(group), -1, -1)
+        noise = [
+            torch.randn(1, SHEET_SIZE**2 // 256, 64, generator=torch.Generator().manual_seed(seed + i)) for i in group
+        ]
+        x = torch.cat(noise).to(device)
+        given = pack(blank.float()).expand(len(group), -1, -1)
+        for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+            t = torch.full((len(group),), now, device=device)
+            tokens = x if mode == VISION else torch.cat([x, given], 1)
+            grids = 1 if mode == VISION else 2
+            with_prompt = denoiser(tokens, text, t, grids, train=False).float()
+            without = denoiser(tokens, negative, t, grids, train=False).float()
+            guided = without + guidance * (with_prompt - without)
+            guided = guided * (
+                with_prompt.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+            )
+            x = x + (then - now) * guided
+        for i, latents in zip(group, unpack(x), strict=True):
+            out[i] = latents
+    return torch.stack(out)
+
+
+@torch.no_grad()
+def answer(reader: Reader, pixels: torch.Tensor, tokens: int = 90) -> list[str]:
+    """Greedy captions of pictures (n, 3, h, w) already sized and normalised; no cache, small model."""
+    pad = reader.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    end = reader.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    question = reader.tokenizer(CAPTION_PROMPT)["input_ids"]
+    before = question.index(pad)
+    patches, grid = pixel_patches(pixels)
+    seen = look(reader.model.model.visual, patches, grid)
+    row = [*question[:before], *([pad] * seen.shape[1]), *question[before + 1 :]]
+    ids = torch.tensor([row], device=pixels.device).expand(len(pixels), -1)
+    done = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
+    for _ in range(tokens):
+        best = reader.model.lm_head(read(reader.model, ids, seen, before, grid)[:, -1]).argmax(-1)
+        best = torch.where(done, end, best)
+        ids = torch.cat([ids, best[:, None]], 1)
+        done |= best == end
+        if bool(done.all()):
+            break
+    return reader.tokenizer.batch_decode(ids[:, len(row) :], skip_special_tokens=True)
+
+
+def show(
+    run: Run, log: Log, reader: Reader, denoiser: Denoiser, vae: Autoencoder, blank: torch.Tensor, captions: CaptionPool
+) -> None:
+    """Held-out samples beside the truth, and captions beside theirs."""
+    test = Renderer(run.device, 998, "heldout", few=run.tiny)
+    truth, indices = test.sheets(run.scale(12, 2))
+    rng = random.Random(3)
+    characters = characters_of(indices)
+    prompts = [grammar.describe(c, rng=rng, style="sheet") for c in characters]
+    rows = [truth.float() / 255]
+    steps = STEPS if not run.tiny else 2
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
+        for mode in (LATENTS, VISION):
+            rows.append(vae.to_pictures(draw(reader, denoiser, blank, prompts, mode, seed=5, steps=steps)))
+    run.picture("sheets", [p for i in range(0, len(prompts), 6) for p in (r[i : i + 6] for r in rows)])
+    (run.out / "sheets_prompts.txt").write_text("\n".join(prompts))
+    rendered, _, scene = test.pictures(test.characters(run.scale(96, 2)), (128, 384), plain=1.0, exact=1.0)
+    pixels = F.interpolate(rendered.float(), (392, 140), mode="bicubic", antialias=True).clamp(0, 255)
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
+        said = answer(reader, normalised(pixels), tokens=90 if not run.tiny else 3)
+    score, lines = 0.0, []
+    for i, traits in enumerate(characters_of(scene.indices)):
+        wanted = grammar.canonical_dict(
+            traits, view=VIEWS[scene.view[i]], pose=POSES[scene.pose[i]], background=BACKGROUNDS[scene.background[i]]
+        )
+        found = grammar.parse_tags(said[i])
+        right = len(set(wanted.items()) & set(found.items()))
+        score += 2 * right / max(1, len(wanted) + len(found)) / len(said)
+        lines.append(f"said:  {said[i]}\ntruth: {grammar.tags_from_dict(wanted)}\n")
+    (run.out / "captions.txt").write_text("\n".join(lines))
+    log.write(event="captions", f1=score)
