@@ -289,3 +289,17 @@ def test_words_are_called_unknown_only_by_models_with_a_closed_vocabulary(folder
     assert make(folder_parts, unknown_words=lambda text: tuple(text.split()[1:])).unknown_words("a zeppelin") == (
         "zeppelin",
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_seed_means_the_same_sheet_on_a_gpu(editor: QwenEdit, qwen_folder: Path, template: Image.Image):
+    device = torch.device("cuda")
+    parts = QwenEditFolder(qwen_folder, device, torch.float32)
+    on_gpu = QwenEdit(parts, device, "tiny", vae_area=AREA, condition_area=SEEN)
+    difference = np.abs(
+        as_array(on_gpu.draw(template, "an orc", **DRAW)) - as_array(editor.draw(template, "an orc", **DRAW))
+    )
+    assert difference.mean() < 2
+    on_gpu.unload()
+    assert torch.cuda.memory_allocated() < 1 << 20

@@ -185,3 +185,17 @@ def test_nothing_is_loaded_before_use_and_unload_really_frees(sdxl_folder: Path)
     assert loads.count("vae") == 2
     with pytest.raises(BadInput, match="text_encoder'"):
         sdxl.unload("text_encoder")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_seed_means_the_same_picture_on_a_gpu(sdxl: SDXL, sdxl_folder: Path):
+    device = torch.device("cuda")
+    on_gpu = SDXL(SDXLFolder(sdxl_folder, device, torch.float32), device, torch.float32, 64 * 64, "tiny")
+    pictures = []
+    for model in (sdxl, on_gpu):
+        text = model.encode_prompts(["a robot"])
+        assert text.embeds.device.type == model.device.type
+        pictures.append(as_array(model.sample(text, text, seeds=[7], size=(64, 64), steps=3, guidance=2.0)[0]))
+    assert np.abs(pictures[0] - pictures[1]).mean() < 2
+    assert np.abs(pictures[0] - pictures[1]).max() < 16
