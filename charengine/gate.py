@@ -17,7 +17,7 @@ from charengine.sheet_prompt import SideItem
 # Hard limits: beyond these a sheet is not accepted. Soft ones only lower its score.
 HEIGHT_SPREAD = 0.15
 WIDER_SIDE = 1.4
-COLOUR_DISTANCE = 0.75
+COLOUR_DISTANCE = 0.55
 MIRRORED = 0.97
 
 DISAGREES = 0.6  # factor on the score for each thing the captioner sees otherwise
