@@ -69,6 +69,11 @@ def compare_html(runs: Sequence[RunRecord], store: Store) -> str:
     )
 
 
+def comparison(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """The main numbers of each run, for programs."""
+    return [_numbers(run) for run in runs]
+
+
 def differences(runs: Sequence[RunRecord]) -> list[Row]:
     """Settings and inputs that are not the same in all runs."""
     flat = [{**_inputs(run), **_flatten(run.config)} for run in runs]
@@ -80,6 +85,23 @@ def differences(runs: Sequence[RunRecord]) -> list[Row]:
 def results(runs: Sequence[RunRecord]) -> list[Row]:
     """What came out, run by run."""
     return [(label, [read(run) for run in runs]) for label, read in RESULTS]
+
+
+def _numbers(run: RunRecord) -> dict[str, Any]:
+    pick = run.sweep.pick
+    return {
+        "name": run.name,
+        "profile": run.profile,
+        "steps": run.training.steps,
+        "final_loss": round(run.training.checkpoints[-1].loss, 4),
+        "pick_step": pick.checkpoint_step,
+        "pick_strength": pick.strength,
+        "identity": round(pick.metrics.identity, 3),
+        "identity_rise": round(pick.metrics.identity - pick.baseline.identity, 3),
+        "adherence": round(pick.metrics.adherence, 3),
+        "diversity": round(pick.metrics.diversity, 3),
+        "copying": round(pick.metrics.copying, 3),
+    }
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:

@@ -83,12 +83,14 @@ def _pictures(folder: Path, name: str) -> list[Path]:
 
 
 def _view(name: ViewName, path: Path, folder: Path, store: Store) -> ViewRecord:
+    from charengine.evaluation.scoring import figure_mask
+
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     mask = next(
         (mask for mask in (path.with_suffix(".alpha.png"), folder / MASKS / f"{name}.png") if mask.is_file()), None
     )
-    alpha = Image.open(mask).convert("L") if mask else Image.new("L", image.size, 255)
+    alpha = Image.open(mask).convert("L") if mask else figure_mask(image)
     if alpha.size != image.size:
         raise BadInput(f"{mask} is {alpha.size}, its picture {image.size}; they must have one size")
     return ViewRecord(

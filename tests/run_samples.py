@@ -200,5 +200,5 @@ def _sample_sweep(store: Store, drawn: Callable[[int, float, int, int], Image.Im
             overbaked=cells[-1],
         ),
         adapter=store.put(b"adapter", "zorgax.safetensors"),
-        recommended_adapter=store.put(b"recommended", "zorgax-recommended.safetensors"),
+        recommended_adapter=store.put(b"recommended", "zorgax_recommended.safetensors"),
     )

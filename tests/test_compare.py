@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from run_samples import sample_run
 
-from charengine.compare import compare_html, compare_text, differences
+from charengine.compare import compare_html, compare_text, comparison, differences
 from charengine.errors import BadInput
 from charengine.records import RunRecord
 from charengine.store import Store
@@ -54,3 +54,9 @@ def test_the_page_holds_all_curves_and_loads_nothing(runs: list[RunRecord], stor
 def test_a_single_run_cannot_be_compared(runs: list[RunRecord]) -> None:
     with pytest.raises(BadInput, match="at least two"):
         compare_text(runs[:1])
+
+
+def test_programs_get_plain_numbers(runs: list[RunRecord]) -> None:
+    rows = comparison(runs)
+    assert [row["name"] for row in rows] == ["Zorga", "Zorga"]
+    assert rows[0]["identity_rise"] == pytest.approx(runs[0].sweep.pick.metrics.identity - 0.42, abs=1e-3)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from charengine.commands.console import listen, say, say_json
 from charengine.commands.pipeline import JsonOption, ProfileOption, SetOption
 from charengine.request import check_folder
-
-if TYPE_CHECKING:
-    from charengine.records import RunRecord
 
 SHOWN = (
     "modelspec.title",
@@ -117,68 +114,20 @@ def doctor(settings: SetOption, profile: ProfileOption = "embedded", as_json: Js
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of earlier runs, or their run.json.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The plot to write.")] = Path("compare.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("compare.html"),
     as_json: JsonOption = False,
 ) -> None:
-    """Table and plot across runs: pick, identity and adherence against strength."""
+    """What differs between runs: settings, pick, identity, adherence, curves and pictures; a table and a page."""
+    from charengine.compare import compare_html, compare_text, comparison
+    from charengine.environment import find_home
     from charengine.outputs import read_run
+    from charengine.store import Store, write_atomically
 
     check_folder(out.parent, "--out")
     records = [read_run(place) for place in runs]
-    rows = [_row(record) for record in records]
-    _plot(records, out)
+    write_atomically(out, compare_html(records, Store(find_home().store)).encode())
     if as_json:
-        say_json({"runs": rows, "plot": str(out.absolute())})
+        say_json({"runs": comparison(records), "page": str(out.absolute())})
         return
-    _print_table(rows)
-    say(f"plot: {out.absolute()}")
-
-
-def _row(run: RunRecord) -> dict[str, Any]:
-    pick = run.sweep.pick
-    return {
-        "name": run.name,
-        "profile": run.profile,
-        "steps": run.training.steps,
-        "final_loss": round(run.training.checkpoints[-1].loss, 4),
-        "pick_step": pick.checkpoint_step,
-        "pick_strength": pick.strength,
-        "identity": round(pick.metrics.identity, 3),
-        "gain": round(pick.metrics.identity - pick.baseline.identity, 3),
-        "adherence": round(pick.metrics.adherence, 3),
-        "diversity": round(pick.metrics.diversity, 3),
-        "copying": round(pick.metrics.copying, 3),
-    }
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    texts = [list(rows[0]), *[[str(value) for value in row.values()] for row in rows]]
-    widths = [max(len(line[column]) for line in texts) for column in range(len(texts[0]))]
-    for line in texts:
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _plot(runs: list[RunRecord], out: Path) -> None:
-    """Identity (solid) and adherence (dashed) against strength, at each run's picked checkpoint."""
-    import io
-
-    from charengine.evaluation.canvas import PilCanvas, series_colour
-    from charengine.evaluation.plots import Series, line_chart
-    from charengine.store import write_atomically
-
-    lines = []
-    for index, run in enumerate(runs):
-        step = run.sweep.pick.checkpoint_step
-        cells = sorted(
-            (cell for cell in run.sweep.cells if cell.checkpoint_step == step or cell.strength == 0),
-            key=lambda cell: cell.strength,
-        )
-        label, colour = f"{run.name} identity", series_colour(index)
-        lines.append(Series(label, [(cell.strength, cell.identity) for cell in cells], colour))
-        adherence = [(cell.strength, cell.adherence) for cell in cells]
-        lines.append(Series(f"{run.name} adherence", adherence, colour, dashed=True))
-    canvas = PilCanvas(900, 520)
-    line_chart(canvas, lines, x_label="strength", y_label="score")
-    buffer = io.BytesIO()
-    canvas.image.save(buffer, "PNG")
-    write_atomically(out, buffer.getvalue())
+    say(compare_text(records))
+    say(f"page: {out.absolute()}")

@@ -7,12 +7,13 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from charengine.adapter import apply_adapter
-from charengine.adapter_files import load_adapter, rescale, save_adapter
+from charengine.adapter_files import load_adapter, read_metadata, rescale, save_adapter
 from charengine.config import SweepSettings
 from charengine.errors import BadInput, Interrupted
 from charengine.evaluation import metrics
@@ -23,7 +24,6 @@ from charengine.evaluation.plots import contact_sheet, trade_off
 from charengine.evaluation.prompts import SweepPrompt, sweep_prompts
 from charengine.evaluation.sample import Order, draw, place_order, to_png, to_webp
 from charengine.evaluation.scoring import References, chance_adherence, score_cell
-from charengine.evaluation.sources import training_from_file as training_from_file
 from charengine.evaluation.summary import overbaked, scale_warnings, summarise, with_bounds
 from charengine.records import AdapterRecord, CellMetrics, CheckpointRecord, DatasetRecord, PickRecord, Ref, SweepRecord
 from charengine.store import Store
@@ -121,6 +121,33 @@ def spread(checkpoints: Sequence[CheckpointRecord], count: int) -> list[Checkpoi
     if count >= total:
         return list(checkpoints)
     return [checkpoints[round((i + 1) * total / count) - 1] for i in range(count)]
+
+
+def training_from_file(path: Path, store: Store, *, trigger: str = "", class_noun: str = "") -> AdapterRecord:
+    """A sweepable record of an adapter file from an earlier run or another trainer; its step and trigger come from its metadata.
+
+    Raises:
+        BadInput: not a readable adapter, or its trigger or class noun is neither in the file nor given.
+    """
+    metadata = read_metadata(path)
+    recipe = json.loads(metadata.get("charengine.recipe", "{}"))
+    character = recipe.get("character", {})
+    trigger = trigger or metadata.get("modelspec.trigger_phrase", "") or character.get("trigger", "")
+    class_noun = class_noun or recipe.get("class_noun", "") or character.get("class_noun", "")
+    missing = [word for word, value in (("trigger", trigger), ("class noun", class_noun)) if not value]
+    if missing:
+        raise BadInput(f"{path} does not say its {' and '.join(missing)}: give {' and '.join(missing)} yourself")
+    steps = int(metadata.get("ss_steps") or metadata.get("ss_max_train_steps") or 0)
+    data = path.read_bytes()
+    checkpoint = CheckpointRecord(step=steps, adapter=store.put(data, path.name), loss=float("nan"))
+    return AdapterRecord(
+        checkpoints=(checkpoint,),
+        steps=steps,
+        trigger=trigger,
+        class_noun=class_noun,
+        dataset_digest=recipe.get("dataset_digest", ""),
+        curve=store.put(b"step,loss,smoothed,learning_rate\n", "loss.csv"),
+    )
 
 
 def recommended(data: bytes, picked: CellMetrics, recipe: dict | None) -> tuple[bytes, tuple[str, ...]]:
@@ -240,7 +267,7 @@ def _conclude(session: Session, base: Cell, cells: list[Cell], scale: Scale, rec
             overbaked=overbaked(measured, last.step),
         ),
         adapter=session.store.put(session.store.get(last.adapter), f"{trigger}.safetensors"),
-        recommended_adapter=session.store.put(as_picked, f"{trigger}-recommended.safetensors"),
+        recommended_adapter=session.store.put(as_picked, f"{trigger}_recommended.safetensors"),
         mlflow_run_id=session.tracker.run_id,
         warnings=(*choice.warnings, *doubt, *scale_warnings(scale)),
     )

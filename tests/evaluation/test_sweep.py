@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from PIL import Image
-from run_samples import doll, png, sample_cell, sample_dataset
+from run_samples import doll, doll_mask, png, sample_cell, sample_dataset
 
 from charengine.adapter_files import load_adapter, save_adapter
 from charengine.config import SweepSettings
-from charengine.dataset import export_dataset
 from charengine.errors import BadInput, Interrupted
 from charengine.evaluation import scoring, sweep
 from charengine.evaluation.metrics import thumbnails
-from charengine.evaluation.sources import references_from_folder, training_from_file
+from charengine.folders import read_views
 from charengine.models import TextConditioning
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, SweepRecord
 from charengine.store import Store
@@ -266,7 +265,7 @@ def test_two_adapters_are_exported_as_trained_and_rescaled_to_the_pick(store, da
     assert json.loads(metadata["charengine.pick"])["strength"] == found.pick.strength
     assert json.loads(metadata["charengine.recipe"]) == {"seed": 7}
     assert found.adapter.name == "zorgax.safetensors"
-    assert found.recommended_adapter.name == "zorgax-recommended.safetensors"
+    assert found.recommended_adapter.name == "zorgax_recommended.safetensors"
 
 
 def test_an_adapter_that_cannot_be_rescaled_is_exported_as_it_is_with_a_warning() -> None:
@@ -279,7 +278,7 @@ def test_an_adapter_that_cannot_be_rescaled_is_exported_as_it_is_with_a_warning(
 def test_any_adapter_file_can_be_swept_if_it_names_its_character(store, dataset, tmp_path) -> None:
     path = tmp_path / "old.safetensors"
     path.write_bytes(adapter_file(200))
-    training = training_from_file(path, store)
+    training = sweep.training_from_file(path, store)
     assert (training.trigger, training.class_noun, training.steps) == ("zorgax", "orc", 200)
     found = sweep.sweep_adapter(training, dataset, SETTINGS, Painter(), Eye(), store, seed=7)
     assert found.pick.checkpoint_step == 200
@@ -289,28 +288,17 @@ def test_an_adapter_file_without_a_trigger_asks_for_it(store, tmp_path) -> None:
     path = tmp_path / "nameless.safetensors"
     path.write_bytes(save_adapter({"lora_unet_x.alpha": torch.tensor(1.0)}, {}))
     with pytest.raises(BadInput, match="trigger and class noun"):
-        training_from_file(path, store)
-    assert training_from_file(path, store, trigger="ohwx", class_noun="man").trigger == "ohwx"
+        sweep.training_from_file(path, store)
+    assert sweep.training_from_file(path, store, trigger="ohwx", class_noun="man").trigger == "ohwx"
 
 
-def test_an_exported_dataset_reads_back_as_references(store, dataset, tmp_path) -> None:
-    export_dataset(dataset, tmp_path / "data", store)
-    found = references_from_folder(tmp_path / "data", "zorgax", "orc", store)
-    assert [view.view for view in found.views.views] == ["front", "side", "back"]
-    first, second = (scoring.References(data, Eye(), store).on((0, 0, 0)) for data in (dataset, found))
-    assert torch.equal(first, second)
-
-
-def test_a_single_reference_picture_is_enough_and_none_is_refused(store, tmp_path) -> None:
-    with pytest.raises(BadInput, match="front.png"):
-        references_from_folder(tmp_path, "zorgax", "orc", store)
-    doll(ground=SCENES["forest"]).save(tmp_path / "front.png")
-    found = references_from_folder(tmp_path, "zorgax", "orc", store)
-    assert found.views.background == SCENES["forest"]
-    assert scoring.References(found, Eye(), store).ceiling() == 1.0
-    (tmp_path / "side.png").write_bytes(b"not a picture")
-    with pytest.raises(BadInput, match="cannot be read"):
-        references_from_folder(tmp_path, "zorgax", "orc", store)
+def test_pictures_without_masks_are_cut_from_their_plain_background(store, tmp_path) -> None:
+    for view in ("front", "side", "back"):
+        doll(ground=SCENES["forest"]).save(tmp_path / f"{view}.png")
+    views = read_views(tmp_path, store)
+    assert views.background == SCENES["forest"]
+    mask = scoring.open_image(store.get(views.views[0].alpha), "L")
+    assert mask.getbbox() == doll_mask().getbbox()
 
 
 def test_a_sweep_asked_to_stop_stops_between_cells_and_restores_the_base_model(store, dataset) -> None:
