@@ -139,7 +139,7 @@ class QwenCaptioner:
 
     def unload(self) -> None:
         """Free all memory the weights take."""
-        self._loaded.free("text_encoder", "processor")
+        self._loaded.forget("text_encoder", "processor")
 
 
 class EmbeddedCaptioner:
@@ -177,7 +177,7 @@ class EmbeddedCaptioner:
 
     def unload(self) -> None:
         """Free all memory the weights take."""
-        self._loaded.free("text_encoder", "processor")
+        self._loaded.forget("text_encoder", "processor")
 
 
 @torch.no_grad()

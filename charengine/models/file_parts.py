@@ -146,7 +146,11 @@ class QwenFiles:
             return
         self._streams[name].release()
         if not self.on_host:
-            del self._streams[name]
+            self.drop(name)
+
+    def drop(self, name: str) -> None:
+        """Give up a model that is off the device; the next use reads its file again."""
+        self._streams.pop(name, None)
 
     def _placed(self, name: str, build: Callable[[], BlockStream]) -> Any:
         if name not in self._streams:

@@ -183,7 +183,7 @@ def _qwen(
         on_host=psutil.virtual_memory().available / 2**30 > placement.host_gib + SPARE_HOST_GIB,
     )
     rivals = frozenset() if placement.together else frozenset({"text_encoder", "transformer"})
-    loaded = TakingTurns(rivals, parts.release)
+    loaded = TakingTurns(rivals, parts.release, parts.drop)
     lightning = _lightning(stock)
     editor = QwenEdit(
         parts,

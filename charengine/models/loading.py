@@ -32,6 +32,10 @@ class Loaded:
             self._held.pop(name, None)
         release_memory()
 
+    def forget(self, *names: str) -> None:
+        """`free`, and keep nothing of them anywhere."""
+        self.free(*names)
+
 
 def release_memory() -> None:
     """Collect garbage (modules sit in reference cycles) and return cached blocks to the accelerator."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from charengine.errors import OutOfBudget
 from charengine.models.files import Header
-from charengine.models.loading import Loaded, T
+from charengine.models.loading import Loaded, T, release_memory
 from charengine.models.streaming import SLOTS
 
 if TYPE_CHECKING:
@@ -246,11 +246,12 @@ class TakingTurns(Loaded):
     Args:
         rivals: models that must not be on the GPU together.
         release: takes a model off the GPU.
+        drop: gives up its host memory too.
     """
 
-    def __init__(self, rivals: frozenset[str], release: Callable[[str], None]) -> None:
+    def __init__(self, rivals: frozenset[str], release: Callable[[str], None], drop: Callable[[str], None]) -> None:
         super().__init__()
-        self.rivals, self.release = rivals, release
+        self.rivals, self.release, self.drop = rivals, release, drop
 
     def get(self, name: str, load: Callable[[], T]) -> T:
         """The object called `name`; its rivals are taken off the GPU first."""
@@ -265,3 +266,10 @@ class TakingTurns(Loaded):
             if name in self._held:
                 self.release(name)
         super().free(*names)
+
+    def forget(self, *names: str) -> None:
+        """Take them off the GPU and out of host memory."""
+        self.free(*names)
+        for name in names:
+            self.drop(name)
+        release_memory()

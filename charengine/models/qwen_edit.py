@@ -145,7 +145,7 @@ class QwenEdit:
     def unload(self) -> None:
         """Free all memory the weights take."""
         self._encoded.clear()
-        self._loaded.free(*PARTS, "processor")
+        self._loaded.forget(*PARTS, "processor")
 
     # --- prompts ---
 

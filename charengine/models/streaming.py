@@ -1,6 +1,6 @@
 """A model larger than the GPU: some blocks stay there, the others pass through two slots, copied one block ahead.
 
-Each block's weights lie in one page-locked buffer on the host. Streamed blocks are spread evenly between the resident
+Each block's weights lie in one page-locked buffer on the host, unless the whole model fits the GPU. Streamed blocks are spread evenly between the resident
 ones, so the copy of the next hides behind the arithmetic of those before it: no slower while copying a forward's
 streamed bytes takes less time than computing it.
 """
@@ -40,8 +40,8 @@ class HostBlock:
         self.buffer = torch.empty(max(self.nbytes, ALIGNMENT), dtype=torch.uint8)
         for tensor, view in zip(tensors, self.views(self.buffer), strict=True):
             view.copy_(tensor)
-        if pinned:
-            page_lock(self.buffer)
+        if pinned and page_lock(self.buffer):
+            weakref.finalize(self, page_unlock, self.buffer).atexit = False
         self.bind(self.buffer)
 
     def views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
@@ -67,15 +67,17 @@ def page_lock(buffer: torch.Tensor) -> bool:
     Returns:
         False when the system refuses; copies then work, but are slower and hide behind nothing.
     """
-    cudart = torch.cuda.cudart()
-    status = int(cudart.cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
+    status = int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
     if status:
         log.warning(
             "could not page-lock %.0f MiB (CUDA error %d): streaming will be slower", buffer.numel() / 2**20, status
         )
-        return False
-    weakref.finalize(buffer.untyped_storage(), cudart.cudaHostUnregister, buffer.data_ptr())
-    return True
+    return not status
+
+
+def page_unlock(buffer: torch.Tensor) -> None:
+    """Undo `page_lock`, before the memory is freed."""
+    torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
 
 
 def spread(blocks: int, streamed: int) -> list[int]:
@@ -96,8 +98,10 @@ class BlockStream:
     def __init__(self, module: nn.Module, blocks: nn.ModuleList, device: torch.device, resident: int) -> None:
         self.module, self.device = module, device
         pinned = device.type == "cuda"
-        self.hosts = [HostBlock(block, pinned) for block in blocks]
         self.streamed = spread(len(blocks), max(0, len(blocks) - resident))
+        self.hosts = (
+            [HostBlock(block, pinned) for block in blocks] if self.streamed else []
+        )  # else as good as one block
         self._order = {index: j for j, index in enumerate(self.streamed)}
         self._rest: list[tuple[nn.Module, str, str, torch.Tensor]] = []
         self._slots: list[torch.Tensor] = []
@@ -111,7 +115,7 @@ class BlockStream:
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of page-locked host memory held."""
+        """Bytes of page-locked host memory held; none for a model that fits whole, whose host copy is its mapped file."""
         return sum(host.nbytes for host in self.hosts)
 
     def place(self) -> None:

@@ -108,11 +108,14 @@ def test_an_interrupted_forward_does_not_leave_a_wrong_block_in_a_slot() -> None
                 assert torch.equal(layers[index](x), outputs[index])
 
 
-def test_rivals_are_put_aside_before_the_other_is_loaded() -> None:
+def test_rivals_are_put_aside_before_the_other_is_loaded_and_unloading_drops_them() -> None:
     events: list[str] = []
-    loaded = TakingTurns(frozenset({"text_encoder", "transformer"}), lambda name: events.append(f"release {name}"))
+    release, drop = (lambda name: events.append(f"release {name}")), (lambda name: events.append(f"drop {name}"))
+    loaded = TakingTurns(frozenset({"text_encoder", "transformer"}), release, drop)
     for name in ("text_encoder", "vae", "transformer", "transformer", "text_encoder"):
         loaded.get(name, lambda name=name: events.append(f"load {name}"))
+    loaded.forget("text_encoder", "transformer")
     assert events == [
         "load text_encoder", "load vae", "release text_encoder", "load transformer", "release transformer", "load text_encoder",
+        "release text_encoder", "drop text_encoder", "drop transformer",
     ]  # fmt: skip
