@@ -10,11 +10,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -46,43 +49,25 @@ def gpu_slot(locks: Path, device: Any) -> Iterator[None]:
         yield
 
 
-class StopRequest:
-    """While entered, SIGTERM and SIGINT only set a flag, so that training can save its state between two steps.
+def run_stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
+    """Run `work(should_stop)` so that an interrupt of the calling thread lets it finish its step and save its state.
 
-    On the way out the signal is delivered to whoever would have had it: Prefect's cancellation, or KeyboardInterrupt.
+    The work runs in a thread of its own while the calling one waits. Ctrl-C and Prefect's cancellation are raised in the
+    waiting thread, here: they set the flag, and go on once the work has stopped. (A signal handler of ours would do
+    without the thread, but Prefect takes a run for crashed, not cancelled, when it does not find its own in place.)
     """
-
-    def __init__(self) -> None:
-        self._signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        """Whether somebody asked to stop."""
-        return self._signal is not None
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if self._signal is not None:
-            self._deliver(self._signal)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        log.warning("stopping at the next step (signal %s)", number)
-        self._signal = number
-
-    def _deliver(self, number: int) -> None:
-        handler = self._before.get(number)
-        if callable(handler):
-            handler(number, None)
-        else:
-            signal.raise_signal(number)
+    stop = threading.Event()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage") as pool:
+        future = pool.submit(copy_context().run, work, stop.is_set)
+        try:
+            return future.result()
+        except Exception:
+            raise
+        except BaseException:
+            log.warning("stopping at the next step")
+            stop.set()
+            wait([future])
+            raise
 
 
 @contextmanager

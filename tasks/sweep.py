@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from charengine.evaluation import sweep as engine
-from charengine.guard import StopRequest
+from charengine.guard import run_stoppable
 from charengine.keys import stage_key
 from charengine.records import AdapterRecord, DatasetRecord, SweepRecord
 from charengine.tracking import closing
@@ -36,22 +36,24 @@ def sweep_key(workspace: Workspace, training: AdapterRecord, dataset: DatasetRec
 
 @stage_task("sweep")
 def sweep_task(key: str, workspace: Workspace, training: AdapterRecord, dataset: DatasetRecord) -> SweepRecord:
-    """Draw and score every cell in the flow's main thread, so that cancelling reaches it between two cells."""
+    """Draw and score every cell; cancelling stops between two."""
     tracker = workspace.tracker.child("sweep", key=key)
     models = workspace.models
     try:
-        with closing(tracker), StopRequest() as stop:
-            return engine.sweep_adapter(
-                training,
-                dataset,
-                workspace.profile.sweep,
-                models.diffusion,
-                models.embedder,
-                workspace.store,
-                seed=workspace.character.seed,
-                tracker=tracker,
-                recipe=workspace.recipe(dataset),
-                should_stop=stop,
+        with closing(tracker):
+            return run_stoppable(
+                lambda stop: engine.sweep_adapter(
+                    training,
+                    dataset,
+                    workspace.profile.sweep,
+                    models.diffusion,
+                    models.embedder,
+                    workspace.store,
+                    seed=workspace.character.seed,
+                    tracker=tracker,
+                    recipe=workspace.recipe(dataset),
+                    should_stop=stop,
+                )
             )
     finally:
         models.diffusion.unload()

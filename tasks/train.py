@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from charengine.config import TrainSettings
 from charengine.errors import OutOfBudget
-from charengine.guard import StopRequest
+from charengine.guard import run_stoppable
 from charengine.keys import file_digest, folder_digest, stage_key
 from charengine.records import VIEWS, AdapterRecord, DatasetRecord
 from charengine.tracking import Tracker, closing
@@ -53,12 +54,12 @@ def train_key(workspace: Workspace, dataset: DatasetRecord) -> str:
 
 @stage_task("train")
 def train_task(key: str, workspace: Workspace, dataset: DatasetRecord) -> AdapterRecord:
-    """Train in the flow's main thread, so that cancelling reaches the loop; out of memory gets one smaller plan."""
+    """Train so that cancelling stops it at the next step, state saved; out of memory gets one smaller plan."""
     tracker = workspace.tracker.child("train", key=key, params=_params(workspace.profile.train))
     tracker.log_dataset(workspace.slug, dataset.digest, {"trigger": dataset.trigger, "class_noun": dataset.class_noun})
     try:
-        with closing(tracker), StopRequest() as stop:
-            record = _train_within_memory(key, workspace, dataset, tracker, stop)
+        with closing(tracker):
+            record = run_stoppable(lambda stop: _train_within_memory(key, workspace, dataset, tracker, stop))
     finally:
         workspace.models.diffusion.unload()
     shutil.rmtree(workspace.home.state / key, ignore_errors=True)
@@ -66,7 +67,7 @@ def train_task(key: str, workspace: Workspace, dataset: DatasetRecord) -> Adapte
 
 
 def _train_within_memory(
-    key: str, workspace: Workspace, dataset: DatasetRecord, tracker: Tracker, stop: StopRequest
+    key: str, workspace: Workspace, dataset: DatasetRecord, tracker: Tracker, stop: Callable[[], bool]
 ) -> AdapterRecord:
     settings = workspace.profile.train
     try:
@@ -91,7 +92,7 @@ def _train(
     dataset: DatasetRecord,
     settings: TrainSettings,
     tracker: Tracker,
-    stop: StopRequest,
+    stop: Callable[[], bool],
 ) -> AdapterRecord:
     return engine.train_adapter(
         dataset,

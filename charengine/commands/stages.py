@@ -135,7 +135,7 @@ def train(
 def _train(desk: Desk, dataset: DatasetRecord, seed: int) -> AdapterRecord:
     import shutil
 
-    from charengine.guard import StopRequest, single_flight
+    from charengine.guard import run_stoppable, single_flight
     from charengine.keys import stage_key
     from charengine.tracking import closing, open_tracker
     from charengine.training.loop import STAGE_VERSION, train_adapter
@@ -160,20 +160,21 @@ def _train(desk: Desk, dataset: DatasetRecord, seed: int) -> AdapterRecord:
     with (
         single_flight(desk.home.locks / f"{key}.lock", "the same training runs there"),
         closing(tracker),
-        StopRequest() as stop,
         training_bar(),
     ):
-        record = train_adapter(
-            dataset,
-            settings,
-            diffusion,
-            desk.store,
-            seed=seed,
-            state_dir=state,
-            tracker=tracker,
-            recipe=recipe,
-            should_stop=stop,
-            on_step=current_watcher(),
+        record = run_stoppable(
+            lambda stop: train_adapter(
+                dataset,
+                settings,
+                diffusion,
+                desk.store,
+                seed=seed,
+                state_dir=state,
+                tracker=tracker,
+                recipe=recipe,
+                should_stop=stop,
+                on_step=current_watcher(),
+            )
         )
     shutil.rmtree(state, ignore_errors=True)
     return record
