@@ -36,7 +36,7 @@ class Pictures:
         """An <img>; `width` bounds the encoded pixels, `natural` also shows it at that width."""
         data, (shown, high) = self._encode(ref, width, quality)
         size = f' width="{shown}" height="{high}"' if natural else ""
-        return f'<img alt="{text(alt, quote=True)}" loading="lazy"{size} src="{data}">'
+        return f'<img alt="{text(alt, quote=True)}"{size} src="{data}">'
 
     def _encode(self, ref: Ref, width: int, quality: int) -> tuple[str, tuple[int, int]]:
         from PIL import Image as pil

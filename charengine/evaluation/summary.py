@@ -77,4 +77,6 @@ def scale_warnings(scale: Scale) -> tuple[str, ...]:
             "the base model's pictures match their own prompts hardly better than other prompts "
             f"({metrics.mean(scale.base.adherence):.3f} against {scale.chance:.3f}): adherence says little here"
         )
+    if scale.base.diversity.isnan().all():
+        found.append("variety between seeds was not measured: it takes sweep.seeds of 2 or more")
     return tuple(found)

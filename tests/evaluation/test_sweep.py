@@ -301,6 +301,23 @@ def test_pictures_without_masks_are_cut_from_their_plain_background(store, tmp_p
     assert mask.getbbox() == doll_mask().getbbox()
 
 
+def test_what_a_single_seed_cannot_measure_is_said(store, dataset) -> None:
+    settings = SETTINGS.model_copy(update={"seeds": 1})
+    found = sweep.sweep_adapter(trained(store, 200), dataset, settings, Painter(), Eye(), store, seed=7)
+    assert any("variety between seeds was not measured" in warning for warning in found.warnings)
+    assert found.pick.strength == 0.5
+
+
+def test_an_embedder_that_sees_no_one_is_found_out(store, dataset) -> None:
+    class Blind(Eye):
+        def embed_images(self, images):
+            return torch.tensor([[1.0, 0.0]]).expand(len(images), 2)
+
+    found = sweep.sweep_adapter(trained(store, 200), dataset, SETTINGS, Painter(), Blind(), store, seed=7)
+    assert any("identity says little" in warning for warning in found.warnings)
+    assert any("barely moves" in warning for warning in found.warnings)
+
+
 def test_a_sweep_asked_to_stop_stops_between_cells_and_restores_the_base_model(store, dataset) -> None:
     painter = Painter()
     with pytest.raises(Interrupted, match="after 2 cells"):
