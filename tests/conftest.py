@@ -1,0 +1,159 @@
+"""The harness: no network but the loopback, a home folder per test, one Prefect server and one random family per session."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from charengine.environment import Home, apply_defaults
+
+# Prefect reads its settings when it is imported, so the session's home is named before any test module is
+SESSION_HOME = Home(Path(tempfile.mkdtemp(prefix="charengine-tests-")))
+for _name in [name for name in os.environ if name.startswith(("PREFECT_", "MLFLOW_", "CHARENGINE_"))]:
+    del os.environ[_name]
+os.environ["CHARENGINE_HOME"] = str(SESSION_HOME.root)
+os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
+apply_defaults(SESSION_HOME)
+
+LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
+ROOT = Path(__file__).parent.parent
+
+# the whole pipeline in seconds: nothing it draws means anything, everything it does is real
+QUICK = (
+    "train.steps=6",
+    "train.checkpoints=2",
+    "train.save_state_every=2",
+    "train.validate_every=0",
+    "sweep.seeds=1",
+    "sweep.checkpoints=1",
+    "sweep.strengths=[0.5, 1.0]",
+    "sweep.prompts=['{subject} on a beach']",
+    "sweep.width=128",
+    "sweep.height=128",
+    "sweep.steps=1",
+)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(SESSION_HOME.root, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    """Refuse every connection that leaves this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        host = address[0] if isinstance(address, tuple) else ""
+        if host and not str(host).startswith(LOOPBACK):
+            raise OSError(f"tests are offline; something tried to reach {address}")
+        connect(self, address)
+
+    socket.socket.connect = guarded  # type: ignore[method-assign]
+    yield
+    socket.socket.connect = connect  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow folder whose database is made: making one takes ten seconds."""
+    from charengine.tracking_mlflow import initialise_database
+
+    home = Home(tmp_path_factory.mktemp("mlflow-template")).create()
+    initialise_database(home)
+    return home.mlflow
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A home folder of this test's own, ready for runs."""
+    place = Home(tmp_path / "home").create()
+    shutil.copytree(empty_mlflow, place.mlflow, dirs_exist_ok=True)
+    monkeypatch.setenv("CHARENGINE_HOME", str(place.root))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return place
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded family's classes with two layers and random weights."""
+    from charengine.embedded.build.family import build_random_family
+
+    return build_random_family(tmp_path_factory.mktemp("family"), tiny=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_family: Path) -> tuple[str, ...]:
+    """`--set` values for the whole pipeline on the random family, in seconds."""
+    return (*(f"models.{part}={tiny_family / folder}" for part, folder in _PARTS.items()), *QUICK)
+
+
+_PARTS = {"edit": "qwen", "sdxl": "sdxl", "clip": "clip"}
+
+
+@pytest.fixture(scope="session")
+def drawn_sheet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sheet with three figures: a random edit model draws noise, so runs on it are given one."""
+    from sheet_samples import Sheet, paint
+
+    path = tmp_path_factory.mktemp("sheet") / "sheet.png"
+    paint(Sheet()).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[str]:
+    """One Prefect server for the session; its address, also for child processes."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture
+def prefect(prefect_api: str, home: Home) -> Iterator[str]:
+    """The session's server, with cached results of this test alone."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: home.prefect / "storage"}):
+        yield prefect_api
+
+
+@pytest.fixture
+def charengine(home: Home) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in a process of its own, without a Prefect server."""
+
+    def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "charengine.cli", *(str(argument) for argument in arguments)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=child_environment(home) | environment,
+            cwd=home.root.parent,
+        )
+
+    return call
+
+
+def child_environment(home: Home, prefect_api: str = "") -> dict[str, str]:
+    """The environment of a `charengine` process on a test's home."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    api = {"PREFECT_API_URL": prefect_api} if prefect_api else {}
+    return {**kept, "CHARENGINE_HOME": str(home.root), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **api}
+
+
+def last_line(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What `--json` said."""
+    return dict(json.loads(process.stdout.strip().splitlines()[-1]))
