@@ -16,7 +16,7 @@ RULE_SHARE = 0.012  # of the shorter side: thicker than this is no rule
 RULE_REACH = 0.05  # of a side: how far a rule drifts from its place, and how near its end comes to the sheet's edge
 RULE_CONTRAST = 80.0
 RULE_CHROMA = 48.0
-STEEPEST_SHADOW = 6.0  # grey levels a pixel, on a sheet 1024 high
+STEEPEST_SHADOW = 10.0  # grey levels a pixel, on a sheet 1024 high
 FAINTEST = 6.0  # 0-255; fainter differences are noise even on a clean sheet
 
 
@@ -59,15 +59,21 @@ def separate(image: NDArray[np.uint8], threshold: int, alpha: NDArray[np.uint8] 
     surface = _fit_surface(pixels, rough)
     distance = _largest(np.abs(pixels - surface))
     border = _band(distance)
-    figure = alpha > 127 if alpha is not None else _find_figure(distance, float(threshold), border)
-    shadow = np.zeros_like(figure) if alpha is not None else _soft_shadow(figure, pixels, surface)
+    if alpha is not None:
+        figure, shadow = alpha > 127, np.zeros(alpha.shape, bool)
+    else:
+        figure = _find_figure(distance, float(threshold), border)
+        shadow = _soft_shadow(figure, pixels, surface)
+        if shadow.any():  # it may have closed the gap between the feet: look again without it
+            distance[shadow] = 0
+            figure = _tidied(_find_figure(distance, float(threshold), border) & ~shadow)
     behind = surface[::8, ::8][~figure[::8, ::8]]
     colour = np.median(behind if len(behind) else surface.reshape(-1, 3), axis=0).round().astype(int)
     return Backdrop(
         pixels=pixels,
         surface=surface,
         colour=(int(colour[0]), int(colour[1]), int(colour[2])),
-        figure=_tidied(figure & ~shadow) if shadow.any() else figure,
+        figure=figure,
         shadow=shadow,
         frame=frame,
         plainness=float((border < threshold).mean()),

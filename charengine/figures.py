@@ -15,6 +15,7 @@ from charengine.template import Box
 PLAIN_ENOUGH = 0.55  # share of the sheet's border that must be background
 PIECE_SHARE = 0.12  # of the largest piece: smaller ones are props and strays
 SPECK_SHARE = 2e-5  # of the sheet: smaller ones are noise
+STRAY_SHARE = 1e-3  # of the sheet: less left over than this is not worth a word
 REACH = 0.12  # of the sheet's width: a prop floating further away belongs to nobody
 SMALL_FIGURE = 0.45  # of the tallest figure's height: no full view
 UNEVEN_SPACING = 2.2
@@ -93,7 +94,7 @@ def find_figures(backdrop: Backdrop) -> Found:
             groups = parted
     groups, small = _without_small(groups)
     figures = tuple(sorted((_figure(group) for group in groups), key=lambda figure: sum(figure.core)))
-    if small or any(np.count_nonzero(stray) > 10 * SPECK_SHARE * mask.size for stray in strays):
+    if small or sum(np.count_nonzero(stray) for stray in strays) > STRAY_SHARE * mask.size:
         warnings.append("something that is no full figure was ignored (lettering, an inset or a loose object)")
     problem, blamed = _what_is_wrong(figures, width, height)
     if not problem:
