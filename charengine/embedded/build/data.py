@@ -115,10 +115,22 @@ def to_unit(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.float() / 127.5 - 1
 
 
+def allow_recompiles() -> None:
+    """Let dynamo compile for many shapes, and fall back to eager by itself where it cannot."""
+    from torch._dynamo import config
+
+    config.suppress_errors = True
+    for name in ("recompile_limit", "cache_size_limit"):  # the first is the newer name
+        if hasattr(config, name):
+            setattr(config, name, 64)
+            break
+
+
 def compile_renderer(device: torch.device) -> str:
     """Fuse the renderer's inner loop on CUDA, if that works here and draws the same; says what happened."""
     if device.type != "cuda":
         return "eager (CPU)"
+    allow_recompiles()
     eager = raster._quadric_depth
     try:
         indices = sample_indices(4, torch.Generator().manual_seed(0)).to(device)

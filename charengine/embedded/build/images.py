@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -181,7 +182,7 @@ def paint(
     x = torch.cat(noise).to(device)
     added = {"text_embeds": pooled, "time_ids": time_ids(2 * n, size, device)}
     times = torch.linspace(999, 0, steps + 1).round().long().tolist()
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in itertools.pairwise(times):
         both = unet(
             torch.cat([x, x]),
             torch.full((2 * n,), now, device=device),

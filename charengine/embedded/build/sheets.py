@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from charengine.embedded import grammar
 from charengine.embedded.build.clock import Average, Clock, Log, Optimiser, decayed, read_weights, write_weights
-from charengine.embedded.build.data import Refill, Renderer, characters_of, sheet_text
+from charengine.embedded.build.data import Refill, Renderer, allow_recompiles, characters_of, sheet_text
 from charengine.embedded.build.family import SHEET_SIZE, build_transformer, build_vision_language
 from charengine.embedded.build.run import Run
 from charengine.embedded.build.still import look, pixel_patches, read, real_rotations
@@ -226,8 +227,7 @@ class Denoiser:
         real_rotations(self.model)
         self.blocks = list(self.model.transformer_blocks)
         if not self.plain:
-            torch._dynamo.config.suppress_errors = True
-            torch._dynamo.config.cache_size_limit = 64
+            allow_recompiles()
             self.blocks = [torch.compile(block, dynamic=True) for block in self.blocks]
 
     def __call__(
@@ -237,6 +237,7 @@ class Denoiser:
         m = self.model
         x, e = m.img_in(tokens), m.txt_in(m.txt_norm(text))
         temb = m.time_text_embed(sigma, x)
+        x, e = x.float(), e.float()  # one dtype for every block: compiled once, and a precise residual stream
         side = SHEET_SIZE // 16
         rotation = m.pos_embed([[(1, side, side)] * grids], max_txt_seq_len=e.shape[1], device=x.device)
         for block in self.blocks if train else m.transformer_blocks:
@@ -385,7 +386,7 @@ def draw(
         ]
         x = torch.cat(noise).to(device)
         given = pack(blank.float()).expand(len(group), -1, -1)
-        for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for now, then in itertools.pairwise(sigmas):
             t = torch.full((len(group),), now, device=device)
             tokens = x if mode == VISION else torch.cat([x, given], 1)
             grids = 1 if mode == VISION else 2
