@@ -23,6 +23,7 @@ from charengine.words import (
     COMMON_NAMES,
     FRAMING_TAG,
     KINDS,
+    NAMED_ONE_BY_ONE,
     ONE_SIDED,
     PHRASE_ENDS,
     SCENE,
@@ -40,7 +41,7 @@ VIEW_TAGS: dict[ViewName, tuple[str, ...]] = {
 FRAMING = "full body"
 CLIP_TOKENS = 75
 COMMON_SHARE = 2 / 3  # of the views: a trait seen in fewer is not the character's own
-_FILLER = re.compile(r"\b(?:a|an|the|with|and|of|his|her|its|their|on|in|is)\b")
+_FILLER = re.compile(r"\b(?:a|an|the|with|and|of|his|her|its|their|on|in|is|holding|carrying|wearing)\b")
 _SIDE_TAG = re.compile(r"\b(left|right)\b")
 _AFTER_VOWEL = ("xo", "zix", "vox", "qul", "zuq", "xi")
 _AFTER_CONSONANT = ("ix", "oz", "uxa", "yx", "azu", "oxi")
@@ -48,7 +49,7 @@ _AFTER_CONSONANT = ("ix", "oz", "uxa", "yx", "azu", "oxi")
 
 @dataclass(frozen=True)
 class _Traits:
-    """What belongs to the character: words of its prompt, and kinds of trait seen in most views."""
+    """What belongs to the character: words of its prompt, and kinds of trait that it or most views name."""
 
     words: frozenset[str]
     kinds: frozenset[str]
@@ -58,9 +59,8 @@ class _Traits:
         """Whether the tag states a trait that the trigger is to mean."""
         if tag in self.keep or SCENE.search(tag):
             return False
-        kind = trait_kind(tag)
         said = _content(tag)
-        return (kind is not None and kind in self.kinds) or (bool(said) and said <= self.words)
+        return bool(trait_kinds(tag) & self.kinds) or (bool(said) and said <= self.words)
 
 
 def caption_views(
@@ -161,13 +161,14 @@ def _is_known_word(word: str) -> bool:
 # --- tags -------------------------------------------------------------------------------------------------------------
 
 
-def trait_kind(tag: str) -> str | None:
-    """Which kind of trait a tag states ("hair", "outfit", …), or None; the last word that names one decides."""
-    for word in reversed(re.findall(r"[a-z]+", tag.lower())):
+def trait_kinds(tag: str) -> frozenset[str]:
+    """Which kinds of trait a tag states: "hair", "marks", "outfit:coat"…; empty for a pose or a scene."""
+    found = set()
+    for word in re.findall(r"[a-z]+", tag.lower()):
         for kind, words in TRAIT_WORDS.items():
             if word in words:
-                return f"{kind}:{word}" if kind in ("outfit", "items", "face", "body") else kind
-    return None
+                found.add(f"{kind}:{word.rstrip('s')}" if kind in NAMED_ONE_BY_ONE else kind)
+    return frozenset(found)
 
 
 def background_tags(colour: tuple[int, int, int]) -> tuple[str, str]:
@@ -193,15 +194,16 @@ def is_side_bound(prompt: str, seen: Iterable[Description] = ()) -> bool:
     if find_side_items(prompt) or ONE_SIDED.search(prompt.lower()):
         return True
     tags = [tag for description in seen for tag in description.tags]
-    return any(_SIDE_TAG.search(tag) and trait_kind(tag) and not SCENE.search(tag) for tag in tags)
+    return any(_SIDE_TAG.search(tag) and trait_kinds(tag) and not SCENE.search(tag) for tag in tags)
 
 
 def _own_traits(prompt: str, tags_by_view: list[tuple[str, ...]], keep: tuple[str, ...]) -> _Traits:
     needed = math.ceil(COMMON_SHARE * len(tags_by_view))
-    kinds_by_view = [{kind for tag in tags if (kind := trait_kind(tag))} for tags in tags_by_view]
-    every = set().union(*kinds_by_view) if kinds_by_view else set()
-    common = frozenset(kind for kind in every if sum(kind in kinds for kinds in kinds_by_view) >= needed)
-    return _Traits(frozenset(_content(prompt)), common, frozenset(tag.lower() for tag in keep))
+    kinds_by_view = [frozenset().union(*map(trait_kinds, tags)) for tags in tags_by_view]
+    common = {kind for kinds in kinds_by_view for kind in kinds if sum(kind in one for one in kinds_by_view) >= needed}
+    return _Traits(
+        frozenset(_content(prompt)), trait_kinds(prompt) | common, frozenset(tag.strip().lower() for tag in keep)
+    )
 
 
 def _sorted_out(

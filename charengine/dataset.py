@@ -33,7 +33,7 @@ def export_dataset(dataset: DatasetRecord, folder: Path, store: Store) -> list[P
     Returns:
         Absolute paths: image, caption, mask, view by view.
     """
-    place = folder / f"{REPEATS}_{dataset.trigger} {_file_words(dataset.class_noun)}"
+    place = folder / _subset_name(dataset)
     texts = {caption.view: caption.text for caption in dataset.captions}
     paths = []
     for view in dataset.views.views:
@@ -51,7 +51,8 @@ def with_edits(dataset: DatasetRecord, folder: Path) -> DatasetRecord:
     Raises:
         BadInput: a sidecar is empty, too long or not text.
     """
-    captions = tuple(_edited(caption, folder) for caption in dataset.captions)
+    own = folder / _subset_name(dataset)  # an earlier trigger's subset may lie beside it
+    captions = tuple(_edited(caption, own if own.is_dir() else folder) for caption in dataset.captions)
     if captions == dataset.captions:
         return dataset
     silent = [
@@ -88,6 +89,11 @@ def _read_caption(path: Path) -> str:
     if len(text) > LONGEST_CAPTION:
         raise BadInput(f"caption {path} has {len(text)} characters; at most {LONGEST_CAPTION} are allowed")
     return text
+
+
+def _subset_name(dataset: DatasetRecord) -> str:
+    """kohya's name for a folder of pictures: how often they count, and what they show."""
+    return f"{REPEATS}_{dataset.trigger} {_file_words(dataset.class_noun)}"
 
 
 def _file_words(text: str) -> str:

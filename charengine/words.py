@@ -32,7 +32,7 @@ COLOURS = _words("""white black grey gray silver red crimson scarlet blue navy a
     golden gold purple violet lavender brown chestnut tan beige orange amber pink magenta blonde blond pale dark light
     bronze copper ivory cream aqua multicolored""")
 
-# Kind of trait to the words that name it; a tag belongs to the first kind one of whose words it holds.
+# Kind of trait to the words that name it.
 TRAIT_WORDS: dict[str, frozenset[str]] = {
     "hair": _words("""hair haired ponytail braid braids bun twintails pigtails mohawk bald bangs ahoge curls afro dreadlocks beard
         bearded mustache moustache stubble sideburns hairless"""),
@@ -53,6 +53,9 @@ TRAIT_WORDS: dict[str, frozenset[str]] = {
         gun pistol rifle book scroll bag satchel backpack pouch holster scabbard sheath weapon instrument"""),
 }
 
+# Of these kinds a character has several: seeing boots says nothing about a hat.
+NAMED_ONE_BY_ONE = frozenset({"outfit", "items", "face", "body"})
+
 # Things that sit on one side even when the prompt names no side: a mirrored character is a different one.
 ONE_SIDED = re.compile(
     r"\b(eye ?patch|monocle|hook|pegleg|peg leg|wooden leg|prosthe\w+|mechanical arm|robotic arm|metal arm|cyber arm|"
@@ -65,7 +68,7 @@ SCENE = re.compile(
     r"walking|running|sitting|seated|kneeling|jumping|leaping|waving|dancing|pointing|crouching|lying|pose|posing|stance|"
     r"arms|hands? (?:on|up|raised)|looking|gaze|smil\w+|frown\w*|grin\w*|expression|mouth|full body|upper body|portrait|"
     r"cowboy shot|close-?up|solo|1girl|1boy|1other|simple|indoors|outdoors|sky|night|day|sunset|forest|city|beach|"
-    r"meadow|desert|illustration|render|photo|sketch|style|shadow|light|lighting|monochrome|holding|fighting)\b"
+    r"meadow|desert|illustration|render|photo|sketch|style|lighting|monochrome|fighting)\b"
 )
 VIEW_TAG = re.compile(
     r"\b(front view|side view|back view|rear view|three-quarter view|profile|from (?:the )?(?:side|front|behind|back)|"

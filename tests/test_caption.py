@@ -10,7 +10,7 @@ from charengine.caption import (
     derive_class_noun,
     derive_trigger,
     is_side_bound,
-    trait_kind,
+    trait_kinds,
 )
 from charengine.config import TRIGGER_PATTERN, CaptionSettings, Character
 from charengine.crop import png
@@ -207,7 +207,13 @@ def test_of_several_triggers_the_one_with_fewest_tokens_is_taken():
 
 
 def test_trait_words_are_told_apart():
-    assert trait_kind("long brown hair") == "hair"
-    assert trait_kind("glowing blue tattoos") == "marks"
-    assert trait_kind("striped red shirt") == "outfit:shirt"
-    assert trait_kind("standing") is None
+    assert trait_kinds("long brown hair") == {"hair"}
+    assert trait_kinds("glowing blue tattoos") == {"marks"}
+    assert trait_kinds("blue coat with brass buttons") == {"outfit:coat", "outfit:button"}
+    assert trait_kinds("standing") == frozenset()
+
+
+def test_a_garment_the_prompt_names_is_pruned_however_the_captioner_words_it(store):
+    tags = ("standing", "long navy coat with brass buttons", "light skin", "holding hook")
+    dataset = caption(store, tags, ("standing",), ("standing", "light skin"))
+    assert dataset.captions[0].pruned == tags[1:]

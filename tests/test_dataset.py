@@ -88,11 +88,20 @@ def test_a_caption_file_that_is_no_caption_is_refused_by_name(content, words, da
     assert "side.txt" in str(refusal.value)
 
 
-def test_two_captions_for_one_view_are_refused(dataset, store, tmp_path):
+def test_an_earlier_triggers_folder_beside_it_does_not_count(dataset, store, tmp_path):
+    earlier = dataset.model_copy(update={"trigger": "oldword"})
+    export_dataset(earlier, tmp_path / "out", store)
+    (tmp_path / "out" / "10_oldword orc woman" / "front.txt").write_text("oldword, orc, edited")
     export_dataset(dataset, tmp_path / "out", store)
-    (tmp_path / "out" / "front.txt").write_text("another")
+    assert with_edits(dataset, tmp_path / "out") is dataset
+
+
+def test_two_captions_for_one_view_are_refused(dataset, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        (tmp_path / "mine" / name / "front.txt").write_text("another")
     with pytest.raises(BadInput, match=r"2 captions named front\.txt"):
-        with_edits(dataset, tmp_path / "out")
+        with_edits(dataset, tmp_path / "mine")
 
 
 def test_the_digest_ignores_file_names_and_quality_numbers(dataset):

@@ -114,8 +114,8 @@ class Diffusion(Protocol):
         """Images from scaled latents (n, 4, h/8, w/8)."""
         ...
 
-    def unet(self) -> UNet2DConditionModel:
-        """The U-Net on `device` in `dtype`, loaded on first use, frozen (requires_grad False)."""
+    def unet(self, device: torch.device | None = None) -> UNet2DConditionModel:
+        """The U-Net in `dtype`, loaded on first use to the model's device or to `device`, frozen (requires_grad False)."""
         ...
 
     def alphas_cumprod(self) -> torch.Tensor:
