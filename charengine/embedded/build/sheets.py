@@ -23,7 +23,7 @@ from charengine.embedded.captioning import CAPTION_PROMPT
 from charengine.embedded.traits import BACKGROUNDS, POSES, TRAITS, VIEWS
 from charengine.template import template
 
-CAPTION_SIZES = {(128, 384): (140, 392), (192, 256): (196, 252), (256, 256): (252, 252)}  # rendered: what the VL reads
+CAPTION_SIZES = {(128, 384): (140, 392), (192, 256): (224, 280), (256, 256): (252, 252)}  # rendered: what the VL reads
 GUIDANCE, STEPS, SHIFT = 3.0, 16, 3.0
 LATENTS, VISION = 0, 1  # how the template conditions: as VAE latents too, or through the VL's eyes alone
 
@@ -286,10 +286,17 @@ def train_sheets(run: Run, minutes: float) -> None:
         parameters=sum(p.numel() for p in [*denoiser.model.parameters(), *reader.model.parameters()]),
     )
     while clock.progress < 1:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            flow, aux = flow_loss(denoiser, reader, heads, pool, batch, empty, rng)
-            caption = caption_loss(reader, captions, caption_batch, rng)
-        optimiser.step(flow + 0.05 * aux + 0.1 * caption)
+        try:
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                flow, aux = flow_loss(denoiser, reader, heads, pool, batch, empty, rng)
+                caption = caption_loss(reader, captions, caption_batch, rng)
+            optimiser.step(flow + 0.05 * aux + 0.1 * caption)
+        except torch.OutOfMemoryError:
+            batch, pool.queue = batch // 2, []
+            optimiser.adamw.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            log.write(event="out of memory", batch=batch)
+            continue
         average.update()
         for refill in refills:
             refill.tick()
