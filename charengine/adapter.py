@@ -31,7 +31,7 @@ __all__ = ["Adapter", "apply_adapter", "inject", "load_adapter", "read_metadata"
 log = logging.getLogger(__name__)
 
 TARGETS = ["Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"]  # kohya's LoCon: 788 layers of SDXL
-_PRESETS = {
+PRESETS = {
     f"charengine-{kind}": {
         "enable_conv": kind == "conv",
         "target_module": TARGETS,
@@ -102,6 +102,11 @@ class Adapter:
         self.strength = strength
         for module in self.modules.values():
             module.multiplier = strength  # type: ignore[assignment]
+
+    def to(self, device: torch.device) -> None:
+        """Move the modules to another device."""
+        for module in self.modules.values():
+            module.to(device)
 
     def train(self, mode: bool = True) -> None:
         """Training mode (dropout) on or off."""
@@ -224,7 +229,7 @@ def _create_network(unet: UNet2DConditionModel, settings: TrainSettings) -> Any:
     from lycoris.config import PRESET
 
     conv = settings.conv_rank > 0 and settings.algorithm not in ("lora", "tlora")
-    PRESET.update(_PRESETS)  # create_lycoris takes layer choices only by preset name
+    PRESET.update(PRESETS)  # create_lycoris takes layer choices only by preset name
     algorithm = {"dora": "locon", "lora": "locon"}.get(settings.algorithm, settings.algorithm)
     with _quiet_lycoris():
         return create_lycoris(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -221,9 +222,16 @@ class SDXL:
 
     # --- U-Net and sampling ---
 
-    def unet(self) -> UNet2DConditionModel:
-        """The U-Net on `device` in `dtype`, loaded on first use, frozen and in evaluation mode."""
-        return self._loaded.get("unet", lambda: self.parts.unet().requires_grad_(False).eval())
+    def unet(self, device: torch.device | None = None) -> UNet2DConditionModel:
+        """The U-Net in `dtype`, loaded on first use, frozen and in evaluation mode.
+
+        It is loaded to the model's device, or to `device`, where it can be made smaller before it meets the GPU.
+        """
+        parts: Any = self.parts
+        if device is not None:
+            parts = copy.copy(parts)
+            parts.device = device
+        return self._loaded.get("unet", lambda: parts.unet().requires_grad_(False).eval())
 
     def alphas_cumprod(self) -> torch.Tensor:
         """(1000,) float32 cumulative alphas of the training noise schedule; the model predicts epsilon."""

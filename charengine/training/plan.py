@@ -130,11 +130,17 @@ def memory_cap(budget_gib: float, device: torch.device) -> Iterator[None]:
         yield
         return
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
-    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.01, (budget_gib - RESERVE_GIB) / total)), device)
+    set_cap(min(1.0, max(0.01, (budget_gib - RESERVE_GIB) / total)), device)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        set_cap(1.0, device)
+
+
+def set_cap(fraction: float, device: torch.device) -> None:
+    """Share of the device's memory the allocator may take."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_per_process_memory_fraction(fraction, index)
 
 
 def set_checkpointing(unet: UNet2DConditionModel, plan: Plan) -> None:
@@ -180,4 +186,4 @@ def store_in_float8(layers: list[nn.Module]) -> None:
         largest = weight.float().flatten(1).abs().amax(1).clamp(min=1e-12)
         scale = (largest / torch.finfo(torch.float8_e4m3fn).max).view(-1, *[1] * (weight.dim() - 1))
         layer.weight = nn.Parameter((weight.float() / scale).to(torch.float8_e4m3fn), requires_grad=False)
-        layer.weight_scale = scale.to(weight.dtype)  # type: ignore[assignment]
+        layer.register_buffer("weight_scale", scale.to(weight.dtype), persistent=False)

@@ -25,7 +25,7 @@ from charengine.records import LossPoint
 from charengine.training.data import TrainingData
 from charengine.training.fused import fuse_blocks, transformer_blocks
 from charengine.training.optimizers import build_optimizer
-from charengine.training.plan import RESERVE_GIB, Plan, candidates, set_checkpointing, store_in_float8
+from charengine.training.plan import RESERVE_GIB, Plan, candidates, set_cap, set_checkpointing, store_in_float8
 from charengine.training.sampler import Group, groups_of_step, hash_seed
 from charengine.training.step import TrainStep
 from charengine.training.storage import StackedParameters
@@ -61,8 +61,9 @@ class Setup:
         fresh: bool,
     ) -> None:
         self.diffusion, self.settings, self.seed = diffusion, settings, seed
-        self.unet = diffusion.unet()
-        self.device: torch.device = self.unet.conv_in.weight.device
+        self.device = torch.device(diffusion.device)
+        shrink = settings.fp8_base and self.device.type == "cuda"  # made smaller before it meets the GPU
+        self.unet = diffusion.unet(torch.device("cpu")) if shrink else diffusion.unet()
         self.data = data.to(self.device)
         self.alphas = diffusion.alphas_cumprod()
         upcoming = [
@@ -87,6 +88,8 @@ class Setup:
             self.adapter.load(load_adapter(read_adapter(Path(self.settings.continue_from)))[0])
         if plan.fp8_base:
             store_in_float8([self.unet.get_submodule(name) for name in self.adapter.modules])
+            self.unet.to(self.device)
+            self.adapter.to(self.device)
         self.parameters = StackedParameters(self.adapter.parameters(), plan.compute_dtype)
         self.optimizer = build_optimizer(self.settings, self.parameters)
         self.fused = [] if plan.compile or not self.adapter.low_rank else fuse_blocks(self.adapter, self.parameters)
@@ -126,8 +129,7 @@ class Setup:
             micro_batch=plan.micro_batch,
             graph=plan.graph,
         )
-        chunk = max(3, plan.micro_batch)
-        validation = Validation(self.unet, self.data, self.alphas, chunk=chunk, pool=step.pool)
+        validation = Validation(self.unet, self.data, self.alphas, chunk=plan.micro_batch, pool=step.pool)
         if self.device.type == "cuda":
             step.rehearse(self.shapes)
             with self.evaluating():
@@ -146,7 +148,7 @@ class Setup:
     def _out_of_budget(self, plans: list[Plan]) -> OutOfBudget:
         """Measure the most frugal plan without the cap, so that the error can say what would fit."""
         frugal = max(plans, key=lambda plan: (plan.checkpointing == "full", plan.recomputed, -plan.micro_batch))
-        torch.cuda.set_per_process_memory_fraction(1.0, self.device)
+        set_cap(1.0, self.device)
         smallest = None
         try:
             smallest = self._try(frugal)[0].peak_gib

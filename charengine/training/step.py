@@ -79,7 +79,8 @@ class TrainStep:
         self.generator = torch.Generator(self.device)
         self.masks = adapter.attach_dropout() if settings.dropout else None
         self.losses = torch.zeros(BUFFER, device=self.device, dtype=self.precise)
-        self.slot = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.slots = torch.arange(BUFFER, device=self.device)
+        self.slot = torch.zeros((), dtype=torch.long, device=self.device)
         self.factor = torch.ones((), device=self.device, dtype=self.precise)
         self.scaling = LossScaling(parameters, self.device) if self.dtype == torch.float16 else None
         self.indices: dict[tuple[tuple[int, int], ...], list[Tensor]] = {}
@@ -148,7 +149,7 @@ class TrainStep:
 
     def _step(self, shape: tuple[tuple[int, int], ...], indices: list[Tensor]) -> None:
         loss = self._backward(shape, indices)
-        self.losses.index_copy_(0, self.slot, loss.view(1))
+        self.losses.copy_(torch.where(self.slots == self.slot, loss, self.losses))
         self.factor.copy_(self._clip_factor())
 
     def _backward(self, shape: tuple[tuple[int, int], ...], indices: list[Tensor]) -> Tensor:

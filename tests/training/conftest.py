@@ -76,9 +76,9 @@ class FakeDiffusion:
     def decode(self, latents):
         return [Image.new("RGB", (latents.shape[3] * 8, latents.shape[2] * 8)) for _ in latents]
 
-    def unet(self):
+    def unet(self, device=None):
         if self._unet is None:
-            self._unet = tiny_unet(0, self.dtype).to(self.device)
+            self._unet = tiny_unet(0, self.dtype).to(device or self.device)
         return self._unet
 
     def alphas_cumprod(self):
