@@ -49,6 +49,32 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
+def tiled_when_out_of_memory(vae: Any) -> Any:
+    """A VAE that works in tiles from the first time the whole does not fit the memory budget; the log says so."""
+
+    def guarded(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return work(*args, **kwargs)
+            except torch.cuda.OutOfMemoryError:
+                if vae.use_tiling:
+                    raise
+            log.warning("the VAE does not fit the memory budget whole: it works in tiles from here on")
+            torch.cuda.empty_cache()
+            vae.enable_tiling()
+            if hasattr(vae, "tile_latent_min_size"):  # AutoencoderKL: half the side it was trained at
+                vae.tile_sample_min_size, vae.tile_latent_min_size = (
+                    vae.tile_sample_min_size // 2,
+                    vae.tile_latent_min_size // 2,
+                )
+            return work(*args, **kwargs)
+
+        return call
+
+    vae.encode, vae.decode = guarded(vae.encode), guarded(vae.decode)
+    return vae
+
+
 class QwenFiles:
     """`QwenEditParts` from files: a transformer, a text encoder and a VAE, each a file or a folder.
 
@@ -99,11 +125,11 @@ class QwenFiles:
 
         config = read_config(self.config, "qwen-image-edit", "vae")
         module = on_meta(lambda: AutoencoderKLQwenImage.from_config(config))
-        state = layouts.qwen_vae(layouts.read_state(self.paths["vae"]), config["num_res_blocks"])
+        state = self._read("vae", lambda raw: layouts.qwen_vae(raw, config["num_res_blocks"]))
         vae: Any = fill(module, state, self.dtype, str(self.paths["vae"])).to(self.device)
         if self.plan.tile_vae:
             vae.enable_tiling()
-        return vae
+        return tiled_when_out_of_memory(vae)
 
     def processor(self) -> Any:
         """Qwen's processor over the tokenizer that was found."""
@@ -163,7 +189,7 @@ class QwenFiles:
     def _build_transformer(self) -> BlockStream:
         from diffusers import QwenImageTransformer2DModel
 
-        state = layouts.qwen_transformer(layouts.read_state(self.paths["transformer"]))
+        state = self._read("transformer", layouts.qwen_transformer)
         config = read_config(self.config, "qwen-image-edit", "transformer") | {"num_layers": _depth(state)}
         if self.zero_cond_t:
             config["zero_cond_t"] = True
@@ -177,7 +203,7 @@ class QwenFiles:
 
         config = Qwen2_5_VLConfig.from_dict(read_config(self.config, "qwen-image-edit", "text_encoder"))
         module: Any = on_meta(lambda: Qwen2_5_VLForConditionalGeneration(config))
-        state = layouts.qwen_text_encoder(layouts.read_state(self.paths["text_encoder"]))
+        state = self._read("text_encoder", layouts.qwen_text_encoder)
         if getattr(config, "tie_word_embeddings", False) and "lm_head.weight" not in state:
             state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
         placement = self.plan.encoder
@@ -187,6 +213,10 @@ class QwenFiles:
         if own.is_file() or not (self.config / "text_encoder" / "config.json").is_file():
             module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
         return BlockStream(module, module.model.language_model.layers, self.device, placement.resident)
+
+    def _read(self, name: str, rename: Callable[[State], State]) -> State:
+        """A file's weights under the module's own names."""
+        return rename(layouts.read_state(self.paths[name]))
 
     def _fill(self, module: nn.Module, state: State, name: str, rounded: str) -> None:
         """Weights into a meta module; linear layers whose name holds `rounded` become fp8."""
@@ -261,7 +291,7 @@ class SDXLFiles(SDXLFolder):
         config = read_config(source if inner != source else self.config, "sdxl", "vae")
         vae = self._filled(lambda: AutoencoderKL.from_config(config), layouts.sdxl_vae(inner, config), torch.float32)
         vae.enable_slicing()
-        return vae
+        return tiled_when_out_of_memory(vae)
 
     def unet(self) -> UNet2DConditionModel:
         """The U-Net."""

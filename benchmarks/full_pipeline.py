@@ -1,0 +1,468 @@
+"""Prompt to report on full-size models under a memory budget: every stage's seconds, GPU peak and host memory.
+
+    python benchmarks/full_pipeline.py --out results/            # one CUDA GPU of 24 GiB or more, capped to 12 GiB; 6 minutes
+    python benchmarks/full_pipeline.py --tiny --device cpu       # under a minute: checks that every stage runs
+
+Models have the published sizes and random weights, so pictures mean nothing while time and memory do. Nothing is
+extrapolated silently: a stage cut short by --minutes says what it ran, and marks what it concludes from that. The JSON
+is written after each stage, so that a cut run loses nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import random_models  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
+
+from charengine import records  # noqa: E402
+from charengine.config import SweepSettings, load_profile  # noqa: E402
+from charengine.models.captioners import QUESTION, QwenCaptioner  # noqa: E402
+from charengine.models.embedders import ClipEmbedder, DinoEmbedder, PairEmbedder  # noqa: E402
+from charengine.models.memory import GIB, Part, Plan, TakingTurns, cap_memory, place, transformer_workspace  # noqa: E402
+from charengine.models.qwen_edit import QwenEdit  # noqa: E402
+from charengine.models.sdxl import SDXL  # noqa: E402
+from charengine.store import Store  # noqa: E402
+from charengine.template import template  # noqa: E402
+
+PROMPT = (
+    "A weathered orc woman sailor with green skin, a long blue coat with brass buttons, tall boots, and a hook for a right hand. "
+    * 3
+)
+SWEEP = (
+    "a photo of {subject}",
+    "{subject} reading in a cafe",
+    "{subject} on a mountain",
+    "{subject}, side view",
+    "a sketch of {subject}",
+)
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "lycoris-lora")
+
+
+class Bench:
+    """Runs stages one after another, measures each, and writes what is known after every one."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.device = torch.device(arguments.device)
+        self.path = arguments.out / f"full_pipeline{'-tiny' if arguments.tiny else ''}.json"
+        self.started, self.limit = time.perf_counter(), arguments.minutes * 60
+        self.results: dict[str, Any] = {
+            "budget_gib": arguments.budget,
+            "tiny": arguments.tiny,
+            "machine": machine(self.device),
+            "stages": {},
+        }
+
+    @property
+    def left(self) -> float:
+        """Seconds until the time limit."""
+        return self.limit - (time.perf_counter() - self.started)
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> bool:
+        """Run and measure one stage; a failure is recorded and shown, and the others still run."""
+        if self.left < 5:
+            self.results["stages"][name] = {"skipped": "no time left"}
+            return self._save(name)
+        before = self._settle()
+        try:
+            facts = work()
+        except Exception as error:  # the point of a benchmark is to report what happened, whatever it was
+            traceback.print_exc()
+            facts = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+        self._wait()
+        facts = {"seconds": round(time.perf_counter() - before, 3), **facts, **self._memory()}
+        self.results["stages"][name] = facts
+        return self._save(name)
+
+    def _settle(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._wait()
+        return time.perf_counter()
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _memory(self) -> dict[str, float]:
+        host = {"host_peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
+        if self.device.type != "cuda":
+            return host
+        peak, reserved = torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
+        return {"gpu_peak_gib": round(peak / GIB, 2), "gpu_reserved_gib": round(reserved / GIB, 2), **host}
+
+    def _save(self, name: str) -> bool:
+        facts = self.results["stages"][name]
+        self.results["elapsed_seconds"] = round(time.perf_counter() - self.started, 1)
+        self.path.write_text(json.dumps(self.results, indent=1))
+        print(f"[{self.results['elapsed_seconds']:6.1f} s] {name}: {json.dumps(facts)}", flush=True)
+        return "error" not in facts and "skipped" not in facts
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What it ran on."""
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        **{name: _version(name) for name in LIBRARIES},
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "gpu": properties.name,
+            "gpu_gib": round(properties.total_memory / GIB, 1),
+            "cuda": torch.version.cuda,
+        }
+        facts["host_to_gpu_gb_per_s"] = copy_rate(device)
+    return facts
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def copy_rate(device: torch.device) -> float:
+    """GB/s of a page-locked 512 MiB buffer to the GPU, median of five."""
+    source = torch.empty(2**29, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty_like(source, device=device)
+    rates = []
+    for _ in range(6):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize(device)
+        rates.append(source.numel() / (time.perf_counter() - start) / 1e9)
+    return round(statistics.median(rates[1:]), 1)
+
+
+def main() -> int:
+    """Every stage in the pipeline's order, then the table; 1 if a stage failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="tiny models and sizes")
+    parser.add_argument("--budget", type=float, default=12.0, help="GiB of GPU memory")
+    parser.add_argument("--minutes", type=float, default=5.8, help="stages are cut short to end by then")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "benchmarks/results")))
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(bench, arguments, Path(folder))
+        run.sheets()
+        run.captions()
+        run.sdxl_stages()
+    print(table(bench.results))
+    return int(any("error" in facts for facts in bench.results["stages"].values()))
+
+
+class Run:
+    """The pipeline's stages over random models."""
+
+    def __init__(self, bench: Bench, arguments: argparse.Namespace, folder: Path) -> None:
+        self.bench, self.folder, self.tiny, self.budget = bench, folder, arguments.tiny, arguments.budget
+        self.device = bench.device
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.profile = load_profile("sdxl-12gb", [f"train.budget_gib={arguments.budget:g}"])
+        self.store = Store(folder / "store")
+        self.steps, self.answer = ((8, 40), 120) if not self.tiny else ((2, 3), 4)
+        cap_memory(self.device, self.budget)
+        bench.stage(
+            "configurations", lambda: {"folder": bool(random_models.write_configs(folder / "configs", self.tiny))}
+        )
+
+    # --- sheet and captions ---
+
+    def sheets(self) -> None:
+        """Load, then drafts and full sheets at two sizes."""
+        self.sizes = ((1024, 1024), (1536, 1024)) if not self.tiny else ((96, 96), (192, 96))
+        plan, configs = self._plan(), self.folder / "configs" / "qwen"
+        self.parts = random_models.RandomQwen(configs, self.device, self.dtype, plan, answer=self.answer)
+        self.loaded = TakingTurns(frozenset({"text_encoder", "transformer"}), self.parts.release, self.parts.drop)
+        lightning = self.folder / "lightning.safetensors"
+        write = partial(random_models.write_lightning, lightning, configs, self.device)
+        self.bench.stage("make a Lightning LoRA", lambda: {"mib": round(write().stat().st_size / 2**20)})
+        self.editor = QwenEdit(
+            self.parts, self.device, "random", loaded=self.loaded, lightning=lightning, on_step=self._tick
+        )
+        if self.tiny:
+            self.editor.vae_area, self.editor.condition_area = 96 * 96, 56 * 56
+        for name in ("text_encoder", "transformer"):
+            self.bench.stage(f"make and place the {name.replace('_', ' ')}", partial(self._load, name))
+        few, many = self.steps
+        for width, height in self.sizes:
+            name = f"sheet {width}x{height}"
+            self.bench.stage(f"{name}, {few} steps, Lightning, no CFG", partial(self._draw, width, height, few, 1.0))
+            whole = (width, height) == self.sizes[0] or self.bench.left > 270
+            steps = many if whole or self.tiny else 10
+            self.bench.stage(f"{name}, {many} steps, CFG", partial(self._draw, width, height, steps, 4.0, many))
+
+    def _plan(self) -> Plan:
+        """The planner's own arithmetic, over the sizes of what will be made up."""
+        config = self.folder / "configs" / "qwen"
+        sizes = {name: _part(random_models.meta(config, name), name) for name in ("text_encoder", "transformer")}
+        width, height = self.sizes[-1]
+        work = {"text_encoder": int(1.4 * GIB), "transformer": transformer_workspace(width, height) + int(0.85e9)}
+        encoder, transformer = (
+            place(Part(name, part.blocks, part.block, part.rest, work[name]), self.budget)
+            for name, part in sizes.items()
+        )
+        plan = Plan(self.budget, encoder, transformer, tile_vae=False)
+        self.bench.results["plan"] = plan.describe()
+        return plan
+
+    def _load(self, name: str) -> dict[str, Any]:
+        getattr(self.parts, name)()
+        facts = {"resident_gib": round(torch.cuda.memory_allocated() / GIB, 2)} if self.device.type == "cuda" else {}
+        self.parts.release(name)
+        return facts
+
+    def _tick(self, done: int, steps: int) -> None:
+        self.bench._wait()
+        self.ticks.append(time.perf_counter())
+
+    def _draw(self, width: int, height: int, steps: int, guidance: float, wanted: int | None = None) -> dict[str, Any]:
+        """One whole `draw`: encode, encode the template, denoise, decode; step times from the pipeline's own callback."""
+        self.ticks: list[float] = []
+        self.editor._encoded.clear()
+        start = time.perf_counter()
+        image = self.editor.draw(template(width, height), PROMPT, seed=1, steps=steps, guidance=guidance)
+        end = time.perf_counter()
+        step = statistics.median([b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)] or [0.0])
+        first = self.ticks[0] - start - step
+        facts = {
+            "encode_and_place_s": round(first, 2),
+            "step_s": round(step, 3),
+            "decode_s": round(end - self.ticks[-1], 2),
+            "size": list(image.size),
+        }
+        if wanted and wanted != steps:
+            facts |= {"ran_steps": steps, "extrapolated_seconds": round(end - start + (wanted - steps) * step, 1)}
+        return facts
+
+    def captions(self) -> None:
+        """Three answers of a fixed length about three views, with the encoder's own weights."""
+        self.bench.stage("crop", self._crop)
+        captioner = QwenCaptioner(self.parts, self.device, "random", loaded=self.loaded)
+        self.bench.stage(f"captions of three views, {self.answer} tokens each", lambda: self._caption(captioner))
+        self.editor.unload()
+        del self.parts, self.loaded, self.editor
+
+    def _crop(self) -> dict[str, Any]:
+        from charengine.crop import crop_views
+        from charengine.sheet import take_sheet
+
+        path = self.folder / "sheet.png"
+        figures(1536, 1024).save(path)
+        settings = self.profile.crop.model_copy(update={"bucket_area": 64 * 192} if self.tiny else {})
+        self.sheet = take_sheet(path, self.store)
+        self.views = crop_views(self.sheet, settings, self.store)
+        return {"views": [[view.width, view.height] for view in self.views.views]}
+
+    def _caption(self, captioner: QwenCaptioner) -> dict[str, Any]:
+        seconds = []
+        for view in self.views.views:
+            start = time.perf_counter()
+            captioner.ask(self._image(view.image), QUESTION.format(noun=" woman"), max_tokens=self.answer)
+            seconds.append(round(time.perf_counter() - start, 2))
+        return {"seconds_each": seconds, "ms_per_token": round(1000 * min(seconds) / self.answer, 1)}
+
+    def _image(self, ref: records.Ref) -> Image.Image:
+        import io
+
+        return Image.open(io.BytesIO(self.store.get(ref))).convert("RGB")
+
+    # --- SDXL ---
+
+    def sdxl_stages(self) -> None:
+        """Sweep over a fresh adapter, training, report."""
+        configs = self.folder / "configs" / "sdxl"
+        area = 1024 * 1024 if not self.tiny else 64 * 64
+        self.diffusion = SDXL(
+            random_models.RandomSDXL(configs, self.device, self.dtype), self.device, self.dtype, area, "random"
+        )
+        self.dataset = self._dataset()
+        self.bench.stage("encode captions and views", self._encode)
+        self.bench.stage("make an adapter to sweep", self._adapter)
+        self.bench.stage("make the scorers", self._scorers)
+        self.bench.stage("sweep of 100 images, 832x1216, 20 steps, CFG", self._sweep)
+        self.bench.stage("train 1,200 samples (400 steps of 3 views)", self._train)
+        self.bench.stage("report", self._report)
+
+    def _dataset(self) -> records.DatasetRecord:
+        from charengine.dataset import dataset_digest
+
+        captions = tuple(
+            records.CaptionRecord(view=view.view, text=f"zorgal, woman, {view.view} view, full body")
+            for view in self.views.views
+        )
+        return records.DatasetRecord(
+            trigger="zorgal",
+            class_noun="woman",
+            views=self.views,
+            captions=captions,
+            digest=dataset_digest(self.views, captions),
+            side_bound=True,
+        )
+
+    def _encode(self) -> dict[str, Any]:
+        self.diffusion.encode_prompts([caption.text for caption in self.dataset.captions])
+        self.diffusion.unload("text_encoders")
+        self.diffusion.encode_images([self._image(view.image) for view in self.views.views])
+        self.diffusion.unload()
+        return {}
+
+    def _train_settings(self) -> Any:
+        changes = (
+            {"rank": 4, "conv_rank": 2, "steps": 4, "checkpoints": 2, "warmup": 0, "precision": "fp32"}
+            if self.tiny
+            else {}
+        )
+        return self.profile.train.model_copy(update=changes)
+
+    def _adapter(self) -> dict[str, Any]:
+        from charengine.adapter import inject
+        from charengine.adapter_files import save_adapter
+
+        adapter = inject(self.diffusion.unet(), self._train_settings(), seed=0)
+        tensors = {key: value.detach().cpu().to(torch.float16) for key, value in adapter.state_dict().items()}
+        generator = torch.Generator().manual_seed(0)
+        for key, value in tensors.items():
+            if "lora_up" in key:
+                value.normal_(0, 1e-3, generator=generator)
+        self.diffusion.unload()
+        refs = [
+            self.store.put(save_adapter(tensors, {"step": str(step)}), f"zorgal-{step}.safetensors")
+            for step in (200, 400)
+        ]
+        self.trained = records.AdapterRecord(
+            checkpoints=tuple(records.CheckpointRecord(step=step, adapter=ref, loss=0.1) for step, ref in zip((200, 400), refs, strict=True)),
+            steps=400, trigger="zorgal", class_noun="woman", dataset_digest=self.dataset.digest,
+            curve=self.store.put(b"step,loss,smoothed,learning_rate\n1,0.1,0.1,0.0003\n", "curve.csv"),
+        )  # fmt: skip
+        return {"adapter_mib": round(refs[0].size / 2**20, 1)}
+
+    def _scorers(self) -> dict[str, Any]:
+        clip, dino = random_models.write_scorers(self.folder, self.tiny, self.device)
+        dtype = self.dtype
+        self.embedder = PairEmbedder(
+            DinoEmbedder(dino, self.device, dtype, "random"),
+            ClipEmbedder(clip, self.device, dtype, "random", letterbox=True),
+        )
+        return {}
+
+    def _sweep(self) -> dict[str, Any]:
+        from charengine.evaluation.sweep import sweep_adapter
+
+        changes: dict[str, Any] = {"strengths": (0.5, 1.0), "checkpoints": 2, "seeds": 4, "prompts": SWEEP, "steps": 20}
+        if self.tiny:
+            changes |= {"seeds": 1, "checkpoints": 1, "width": 64, "height": 64, "steps": 2}
+        settings = SweepSettings(**(self.profile.sweep.model_dump() | changes))
+        start = time.perf_counter()
+        self.swept = sweep_adapter(
+            self.trained, self.dataset, settings, self.diffusion, self.embedder, self.store, seed=1
+        )
+        self.diffusion.unload()
+        self.embedder.unload()
+        images = sum(cell.images for cell in self.swept.cells)
+        return {"images": images, "seconds_per_image": round((time.perf_counter() - start) / images, 3)}
+
+    def _train(self) -> dict[str, Any]:
+        from charengine.training.loop import Progress, TrainingStopped, train_adapter
+
+        seen: list[Progress] = []
+        settings = self._train_settings()
+        facts: dict[str, Any] = {}
+        try:
+            record = train_adapter(
+                self.dataset, settings, self.diffusion, self.store, seed=1, state_dir=self.folder / "state",
+                should_stop=lambda: self.bench.left < 8, on_step=seen.append,
+            )  # fmt: skip
+            self.trained = record
+            facts |= {"plan": record.plan}
+        except TrainingStopped:
+            rest = (settings.steps - seen[-1].step) * seen[-1].ms_per_step / 1000
+            facts |= {"ran_steps": seen[-1].step, "extrapolated_rest_seconds": round(rest, 1)}
+        finally:
+            self.diffusion.unload()
+            cap_memory(self.device, self.budget)
+        return facts | {"steps": seen[-1].step, "ms_per_step": round(seen[-1].ms_per_step, 1)}
+
+    def _report(self) -> dict[str, Any]:
+        from charengine.report import write_report
+
+        run = records.RunRecord(
+            name="zorgal", prompt=PROMPT, trigger="zorgal", class_noun="woman", seed=1, profile="sdxl-12gb", config=self.profile.model_dump(mode="json"),
+            sheet=self.sheet, views=self.views, dataset=self.dataset, training=self.trained, sweep=self.swept, stages=(),
+        )  # fmt: skip
+        return {"html_mib": round(write_report(run, self.store).html.size / 2**20, 2)}
+
+
+def _part(module: torch.nn.Module, name: str) -> Part:
+    """Sizes of a meta module as it will be held: fp8 matrices in its blocks, two bytes for the rest."""
+    blocks = "transformer_blocks." if name == "transformer" else "language_model.layers."
+    inside: dict[str, int] = {}
+    rest = 0
+    for key, tensor in module.state_dict().items():
+        packed = tensor.ndim == 2 and random_models._in_blocks(key)
+        size = tensor.numel() * (1 if packed else 2)
+        if blocks in key:
+            number = key.split(blocks)[1].split(".")[0]
+            inside[number] = inside.get(number, 0) + size
+        else:
+            rest += size
+    return Part(name.replace("_", " "), len(inside), max(inside.values()), rest, 0)
+
+
+def figures(width: int, height: int) -> Image.Image:
+    """A sheet of three plain figures on white, for the stages behind the sheet."""
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    for i, half in enumerate((90, 60, 90)):
+        x = width * (2 * i + 1) // 6
+        draw.ellipse((x - 45, 60, x + 45, 170), fill="#7a9a5b")
+        draw.rectangle((x - half, 170, x + half, height - 320), fill="#27408b")
+        draw.rectangle((x - half + 15, height - 320, x + half - 15, height - 60), fill="#3b2b20")
+    return image
+
+
+def table(results: dict[str, Any]) -> str:
+    """The stages as a Markdown table."""
+    lines = [f"machine: {results['machine']}", f"budget: {results['budget_gib']:g} GiB", *results.get("plan", []), ""]
+    lines += [
+        "| stage | seconds | GPU peak GiB | reserved GiB | host peak GiB | detail |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    shown = ("seconds", "gpu_peak_gib", "gpu_reserved_gib", "host_peak_gib")
+    for name, facts in results["stages"].items():
+        detail = "; ".join(f"{key} {value}" for key, value in facts.items() if key not in shown and key != "plan")
+        lines.append(f"| {name} | " + " | ".join(str(facts.get(key, "")) for key in shown) + f" | {detail} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
