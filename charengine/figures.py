@@ -18,6 +18,10 @@ SPECK_SHARE = 2e-5  # of the sheet: smaller ones are noise
 STRAY_SHARE = 1e-3  # of the sheet: less left over than this is not worth a word
 REACH = 0.12  # of the sheet's width: a prop floating further away belongs to nobody
 SMALL_FIGURE = 0.45  # of the tallest figure's height: no full view
+NO_BACKGROUND = (
+    "the picture has no plain background ({}): it looks like a photo; give a sheet of three full-body views on a plain "
+    "background"
+)
 UNEVEN_SPACING = 2.2
 GRAZE, GRAZE_FRAME = 0.008, 0.1  # of a figure's height: a shorter contact with the edge, or a frame, cuts nothing off
 MOST_PIECES = 64
@@ -77,11 +81,7 @@ def find_figures(backdrop: Backdrop) -> Found:
     height, width = mask.shape
     if backdrop.plainness < PLAIN_ENOUGH:
         share = round(100 * backdrop.plainness)
-        return Found(
-            (),
-            f"the picture has no plain background (only {share} % of its border is one colour): it looks like a photo; "
-            "give a sheet of three full-body views on a plain background",
-        )
+        return Found((), NO_BACKGROUND.format(f"only {share} % of its border is one colour"))
     pieces = _pieces(mask)
     if not pieces:
         return Found((), "the sheet is empty: no figure stands out from the background")
@@ -96,6 +96,8 @@ def find_figures(backdrop: Backdrop) -> Found:
     figures = tuple(sorted((_figure(group) for group in groups), key=lambda figure: sum(figure.core)))
     if small or sum(np.count_nonzero(stray) for stray in strays) > STRAY_SHARE * mask.size:
         warnings.append("something that is no full figure was ignored (lettering, an inset or a loose object)")
+    if len(figures) < len(VIEWS) and any(_fills(figure, width) for figure in figures):
+        return Found(figures, NO_BACKGROUND.format("what stands out from it reaches from edge to edge"))
     problem, blamed = _what_is_wrong(figures, width, height)
     if not problem:
         warnings += _edge_warnings(figures, backdrop)
@@ -299,6 +301,11 @@ def _edge_warnings(figures: tuple[Figure, ...], backdrop: Backdrop) -> list[str]
         if edges:
             warnings.append(f"the {view} figure touches the {' and '.join(edges)} edge of the sheet: it may be cut off")
     return warnings
+
+
+def _fills(figure: Figure, width: int) -> bool:
+    """Whether a figure spans the whole sheet, as scenery does."""
+    return figure.box[0] <= 0.01 * width and figure.box[2] >= 0.99 * width
 
 
 def _box_index(figure: Figure, width: int) -> int:

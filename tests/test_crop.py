@@ -173,6 +173,16 @@ def test_a_photo_is_refused_for_its_background(store):
         crop(photo(LARGE), store)
 
 
+def test_a_scene_with_an_even_sky_is_no_sheet_either(store):
+    image = paint(Sheet(LARGE, (Spot("front", 0.5),), background=(20, 60, 66)))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 940, 1024, 1024), fill=(150, 120, 60))
+    for x in range(0, 1024, 128):
+        draw.rectangle((x, 800 - x // 4, x + 60, 960), fill=(190, 170, 160))
+    with pytest.raises(SheetRejected, match="no plain background"):
+        crop(image, store)
+
+
 def test_a_figure_at_the_sheets_edge_is_a_warning_that_names_view_and_edge(store):
     views = crop(Sheet(WIDE, (Spot("front", 0.07), SIDE, BACK)), store)
     assert views.warnings == ("the front figure touches the left edge of the sheet: it may be cut off",)
