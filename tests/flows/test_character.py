@@ -1,0 +1,299 @@
+"""The pipeline, end to end on the random family: what it leaves, what it does again, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, child_environment, last_line
+
+from charengine.environment import Home, database_uri
+from charengine.records import RunRecord
+
+STAGES = ["sheet", "crop", "caption", "train", "sweep", "report"]
+PROMPT = "an orc woman with red hair and a blue coat"
+
+
+@dataclass
+class Studio:
+    """A home in which characters are made in this process."""
+
+    home: Home
+    folder: Path
+    settings: tuple[str, ...]
+    sheet: Path
+
+    def make(self, *more_settings: str, **parameters: Any) -> dict[str, Any]:
+        from flows.character import character
+
+        given = {"prompt": PROMPT, "name": "Aya", "sheet": str(self.sheet), "out": str(self.folder / "aya")}
+        return character(**{**given, **parameters}, overrides=[*self.settings, *more_settings])
+
+    def mlflow(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=database_uri(self.home), registry_uri=database_uri(self.home))
+
+    def runs(self, **tags: str) -> list[Any]:
+        client = self.mlflow()
+        experiment = client.get_experiment_by_name("charengine")
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        return list(client.search_runs([experiment.experiment_id], wanted)) if experiment else []
+
+
+@pytest.fixture(scope="module")
+def studio(
+    prefect_api: str,
+    empty_mlflow: Path,
+    tiny_settings: tuple[str, ...],
+    drawn_sheet: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Studio]:
+    """One home for the tests of this module, in which the first character is made once."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    folder = tmp_path_factory.mktemp("studio")
+    home = Home(folder / "home").create()
+    shutil.copytree(empty_mlflow, home.mlflow, dirs_exist_ok=True)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        temporary_settings({PREFECT_LOCAL_STORAGE_PATH: home.prefect / "results"}),
+    ):
+        patch.setenv("CHARENGINE_HOME", str(home.root))
+        yield Studio(home, folder, tiny_settings, drawn_sheet)
+
+
+@pytest.fixture(scope="module")
+def first(studio: Studio) -> dict[str, Any]:
+    return studio.make()
+
+
+def test_the_result_is_what_the_command_line_promises(first: dict[str, Any]) -> None:
+    assert set(first) == {
+        "name",
+        "trigger",
+        "sheet",
+        "views",
+        "captions",
+        "adapter",
+        "recommended_adapter",
+        "checkpoint_step",
+        "strength",
+        "report",
+        "mlflow_run_id",
+        "prefect_flow_run_id",
+        "cached_stages",
+        "seconds",
+    }
+    assert first["cached_stages"] == []
+    assert list(first["seconds"]) == STAGES
+    paths = [
+        first["sheet"],
+        *first["views"],
+        *first["captions"],
+        first["adapter"],
+        first["recommended_adapter"],
+        first["report"],
+    ]
+    assert all(Path(path).is_absolute() and Path(path).stat().st_size > 0 for path in paths)
+    assert [Path(path).stem for path in first["views"]] == ["front", "side", "back"]
+
+
+def test_every_caption_begins_with_the_trigger(first: dict[str, Any]) -> None:
+    for path in first["captions"]:
+        assert Path(path).read_text().startswith(f"{first['trigger']}, orc woman, ")
+
+
+def test_the_adapter_says_how_it_was_made(first: dict[str, Any]) -> None:
+    from charengine.adapter_files import read_metadata
+
+    metadata = read_metadata(Path(first["recommended_adapter"]))
+    recipe = json.loads(metadata["charengine.recipe"])
+    assert recipe["character"]["prompt"] == PROMPT
+    assert recipe["profile"]["train"]["steps"] == 6
+    assert len(recipe["dataset_digest"]) == 64
+
+
+def test_the_report_and_the_record_show_the_numbers_of_the_result(studio: Studio, first: dict[str, Any]) -> None:
+    run = RunRecord.model_validate_json((studio.folder / "aya" / "run.json").read_bytes())
+    assert run.sweep.pick.strength == first["strength"]
+    assert run.sweep.pick.checkpoint_step == first["checkpoint_step"]
+    page = Path(first["report"]).read_text()
+    assert PROMPT in page and first["trigger"] in page
+
+
+def test_mlflow_holds_one_run_with_a_child_for_training_and_one_for_each_cell(
+    studio: Studio, first: dict[str, Any]
+) -> None:
+    [parent] = studio.runs(character="Aya")
+    assert parent.info.run_id == first["mlflow_run_id"]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["prefect.flow_run_id"] == first["prefect_flow_run_id"]
+    assert parent.data.params["train.steps"] == "6"
+    children = studio.runs(**{"mlflow.parentRunId": parent.info.run_id})
+    assert sorted(child.info.run_name for child in children) == ["sweep", "train"]
+    train, sweep = sorted(children, key=lambda child: child.info.run_name)[::-1]
+    losses = studio.mlflow().get_metric_history(train.info.run_id, "train/loss")
+    assert [point.step for point in losses] == [1, 2, 3, 4, 5, 6]
+    assert len(train.outputs.model_outputs) == 2
+    cells = studio.runs(**{"mlflow.parentRunId": sweep.info.run_id})
+    assert len(cells) == 3  # strength 0, and two strengths of one checkpoint
+    assert all({"identity", "adherence"} <= {key.split("/")[-1] for key in cell.data.metrics} for cell in cells)
+
+
+def test_the_pick_is_registered_as_champion(studio: Studio, first: dict[str, Any]) -> None:
+    version = studio.mlflow().get_model_version_by_alias("character-aya", "champion")
+    assert float(version.tags["recommended_strength"]) == pytest.approx(first["strength"])
+    assert version.tags["checkpoint_step"] == str(first["checkpoint_step"])
+
+
+def test_an_unchanged_run_is_taken_from_the_cache_and_logs_nothing_twice(studio: Studio, first: dict[str, Any]) -> None:
+    before = {run.info.run_id: run.data.metrics for run in studio.runs()}
+    started = time.monotonic()
+    again = studio.make()
+    assert time.monotonic() - started < 20
+    assert again["cached_stages"] == STAGES
+    assert again["mlflow_run_id"] == first["mlflow_run_id"]
+    assert Path(again["adapter"]).read_bytes() == Path(first["adapter"]).read_bytes()
+    assert {run.info.run_id: run.data.metrics for run in studio.runs()} == before
+
+
+def test_a_new_sweep_prompt_sweeps_again_and_trains_nothing(studio: Studio, first: dict[str, Any]) -> None:
+    other = studio.make("sweep.prompts=['{subject} in a forest']", out=str(studio.folder / "forest"))
+    assert other["cached_stages"] == ["sheet", "crop", "caption", "train"]
+    assert other["mlflow_run_id"] != first["mlflow_run_id"]
+    [run] = [run for run in studio.runs() if run.info.run_id == other["mlflow_run_id"]]
+    [train] = [run for run in studio.runs() if run.info.run_name == "train"]
+    assert run.data.tags["charengine.train_run_id"] == train.info.run_id
+
+
+def test_another_trigger_keeps_the_sheet_and_captions_again(studio: Studio, first: dict[str, Any]) -> None:
+    other = studio.make(trigger="zorvak", out=str(studio.folder / "zorvak"))
+    assert other["cached_stages"] == ["sheet", "crop"]
+    assert Path(other["captions"][0]).read_text().startswith("zorvak, ")
+
+
+def test_an_edited_caption_is_trained_on_and_survives_a_repeat(studio: Studio, first: dict[str, Any]) -> None:
+    out = studio.folder / "edited"
+    shutil.copytree(studio.folder / "aya", out)
+    [caption] = (out / "dataset").rglob("front.txt")
+    caption.write_text(f"{first['trigger']}, orc woman, front view, smiling\n")
+    other = studio.make(out=str(out))
+    assert other["cached_stages"] == ["sheet", "crop", "caption"]
+    assert "smiling" in caption.read_text()
+    assert Path(other["adapter"]).read_bytes() != Path(first["adapter"]).read_bytes()
+    assert studio.make(out=str(out))["cached_stages"] == STAGES
+
+
+def test_refresh_runs_one_stage_again_and_makes_the_same_bytes(studio: Studio, first: dict[str, Any]) -> None:
+    other = studio.make(refresh=["train"])
+    assert "train" not in other["cached_stages"] and "caption" in other["cached_stages"]
+    assert Path(other["adapter"]).read_bytes() == Path(first["adapter"]).read_bytes()
+
+
+def test_a_character_with_the_same_data_has_a_training_run_of_its_own(studio: Studio, first: dict[str, Any]) -> None:
+    other = studio.make(name="Bea", trigger=first["trigger"], out=str(studio.folder / "bea"))
+    assert other["cached_stages"] == ["sheet", "crop", "caption"]
+    [parent] = studio.runs(character="Bea")
+    assert "train" in {child.info.run_name for child in studio.runs(**{"mlflow.parentRunId": parent.info.run_id})}
+
+
+def start(home: Home, api: str, settings: tuple[str, ...], sheet: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """`charengine run --json` as a process on the session's Prefect server."""
+    sets = [part for setting in (*settings, *more) for part in ("--set", setting)]
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "charengine.cli",
+            "run",
+            PROMPT,
+            "--name",
+            "Aya",
+            "--sheet",
+            sheet,
+            "--out",
+            out,
+            "--json",
+            *sets,
+        ],
+        env=child_environment(home, api),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def wait_for_state(home: Home, process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not list(home.state.glob("train-*/state.safetensors")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "no training state was saved"
+        time.sleep(0.02)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return last_line(subprocess.CompletedProcess([], 0, out, err))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["SIGKILL", "SIGTERM", "SIGINT"])
+def test_a_run_that_was_stopped_continues_to_the_same_bytes_in_the_same_mlflow_run(
+    how: signal.Signals,
+    prefect_api: str,
+    home: Home,
+    tiny_settings: tuple[str, ...],
+    drawn_sheet: Path,
+    tmp_path: Path,
+    reference_adapter: bytes,
+) -> None:
+    process = start(home, prefect_api, tiny_settings, drawn_sheet, tmp_path / "out", *LONGER)
+    wait_for_state(home, process)
+    os.kill(process.pid, how)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert list(home.state.glob("train-*/state.safetensors"))
+    studio = Studio(home, tmp_path, tiny_settings, drawn_sheet)
+    if how != signal.SIGKILL:
+        assert {run.info.status for run in studio.runs()} == {"KILLED"}
+        assert process.returncode in (130, -signal.SIGTERM)
+
+    result = finish(start(home, prefect_api, tiny_settings, drawn_sheet, tmp_path / "out", *LONGER))
+    assert "caption" in result["cached_stages"] and "train" not in result["cached_stages"]
+    assert Path(result["adapter"]).read_bytes() == reference_adapter
+    [train] = [run for run in studio.runs() if run.info.run_name == "train"]
+    losses = studio.mlflow().get_metric_history(train.info.run_id, "train/loss")
+    assert [point.step for point in losses] == list(range(1, 61))
+    assert {run.info.status for run in studio.runs()} == {"FINISHED"}
+
+
+LONGER = ("train.steps=60", "train.save_state_every=3", "train.checkpoints=1")
+
+
+@pytest.fixture(scope="module")
+def reference_adapter(
+    prefect_api: str,
+    empty_mlflow: Path,
+    tiny_settings: tuple[str, ...],
+    drawn_sheet: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> bytes:
+    """The adapter of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    home = Home(folder / "home").create()
+    shutil.copytree(empty_mlflow, home.mlflow, dirs_exist_ok=True)
+    return Path(
+        finish(start(home, prefect_api, tiny_settings, drawn_sheet, folder / "out", *LONGER))["adapter"]
+    ).read_bytes()
