@@ -204,7 +204,7 @@ class QwenFiles:
         config = Qwen2_5_VLConfig.from_dict(read_config(self.config, "qwen-image-edit", "text_encoder"))
         module: Any = on_meta(lambda: Qwen2_5_VLForConditionalGeneration(config))
         state = self._read("text_encoder", layouts.qwen_text_encoder)
-        if getattr(config, "tie_word_embeddings", False) and "lm_head.weight" not in state:
+        if "lm_head.weight" not in state:  # tied, or left out because encoding prompts needs no answers
             state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
         placement = self.plan.encoder
         self._fill(module, state, "text_encoder", "language_model.layers." if placement.fp8 else "")

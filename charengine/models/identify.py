@@ -38,7 +38,8 @@ QWEN_LAYER = re.compile(  # a transformer block that is not inside a U-Net's att
     r"^(transformer\.|diffusion_model\.|model\.diffusion_model\.|base_model\.model\.|lora_unet_|lora_transformer_)?transformer_blocks[._]\d"
 )
 MARKER_2511 = "__index_timestep_zero__"  # ComfyUI's flag for Qwen-Image-Edit-2511, diffusers' zero_cond_t
-QUANTISED_OTHERWISE = ("nunchaku", "svdq", "nvfp4", "mxfp8", "convrot", "int4", "int8")
+PACKED_ENDINGS = (".qweight", ".wscales", ".weight_scale_2", ".smooth_factor", ".absmax", ".quant_map")
+QUANTISED_OTHERWISE = ("bitsandbytes", "nunchaku", "svdq", "nvfp4", "mxfp8", "convrot", "int4", "int8")
 
 # Families of other models: a key (with or without ComfyUI's prefix) that only they have, and what people call them.
 OTHER_MODELS = {
@@ -54,6 +55,7 @@ OTHER_MODELS = {
     "vision_model.embeddings.class_embedding": "a CLIP vision encoder",
     "encoder.block.0.layer.0.SelfAttention.q.weight": "a T5 text encoder",
     "control_model.input_blocks.0.0.weight": "a ControlNet",
+    "blk.0.attn_q.weight": "a llama.cpp language model (text encoders are read from safetensors, not from GGUF)",
 }
 
 
@@ -120,8 +122,9 @@ def _with_article(title: str) -> str:
 
 
 def _refuse_unread_quantisation(header: Header) -> None:
-    text = " ".join([header.path.name, *(f"{k}={v}" for k, v in header.metadata.items() if "quant" in k)]).lower()
-    packed = any(key.endswith((".qweight", ".wscales", ".weight_scale_2", ".smooth_factor")) for key in header.tensors)
+    named = [f"{key}={value}" for key, value in header.metadata.items() if "quant" in key]
+    text = " ".join([header.path.name, *named, *(key for key in header.tensors if "bitsandbytes" in key)]).lower()
+    packed = any(key.endswith(PACKED_ENDINGS) for key in header.tensors)
     integers = "I8" in header.dtypes()
     if packed or integers:
         name = next((word for word in QUANTISED_OTHERWISE if word in text), "a packed integer format")
@@ -223,7 +226,7 @@ def _pipeline(folder: Path, name: str) -> Identity:
     for start, needed in parts.items():
         if name.startswith(start):
             for part in needed:
-                read_header_of_folder(folder / part)
+                _refuse_unread_quantisation(read_header_of_folder(folder / part))
     if name.startswith("QwenImageEdit"):
         note = "2511" if _transformer_config(folder).get("zero_cond_t") else ""
         return Identity("qwen-image-edit", "diffusers", f"{name} folder", note=name + note)
@@ -245,7 +248,7 @@ def _by_config(folder: Path, config: dict[str, object]) -> Identity:
     }  # fmt: skip
     if name not in kinds:
         return Identity("other", "", f"a folder of {name or 'an unnamed model'}")
-    read_header_of_folder(folder)  # refuses pickles, missing shards and truncated files now rather than minutes later
+    _refuse_unread_quantisation(read_header_of_folder(folder))  # and pickles, missing shards, truncated files: now
     note = "2511" if config.get("zero_cond_t") else ""
     return Identity(
         kinds[name], "transformers" if "model_type" in config else "diffusers", TITLES[kinds[name]], note=note

@@ -60,10 +60,11 @@ def _fold_scales(raw: dict[str, torch.Tensor], source: str) -> State:
     for key, tensor in raw.items():
         if key.endswith(IGNORED + SCALES):
             continue
+        scale = scales.get(key.removesuffix(".weight"))
         if tensor.dtype in FP8_NAMES and tensor.ndim == 2:
-            state[key] = packed_fp8(tensor, scales.get(key.removesuffix(".weight")))
+            state[key] = packed_fp8(tensor, scale)
         else:
-            state[key] = tensor
+            state[key] = tensor if scale is None else tensor.float() * scale.float()
     return state
 
 

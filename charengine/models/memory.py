@@ -232,12 +232,13 @@ def cap_memory(device: torch.device, budget_gib: float) -> None:
 
     if device.type != "cuda":
         return
-    total = torch.cuda.get_device_properties(device).total_memory
+    index = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(index).total_memory
     if budget_gib * GIB > total + CONTEXT:
         raise OutOfBudget(
-            f"the budget is {budget_gib:g} GiB, {torch.cuda.get_device_name(device)} has {total / GIB:.1f} GiB: lower budget_gib"
+            f"the budget is {budget_gib:g} GiB, {torch.cuda.get_device_name(index)} has {total / GIB:.1f}: lower budget_gib"
         )
-    torch.cuda.set_per_process_memory_fraction(min(1.0, usable(budget_gib) / total), device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, usable(budget_gib) / total), index)
 
 
 class TakingTurns(Loaded):

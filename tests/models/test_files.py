@@ -123,6 +123,7 @@ CASES = [
     (["visual.blocks.0.attn.qkv.weight", "model.layers.0.self_attn.q_norm.weight"], "other than Qwen2.5-VL"),
     (["encoder.middle.0.residual.0.gamma"], "Qwen-Image VAE"),
     (["decoder.conv_in.weight"], "VAE"),
+    (["blk.0.attn_q.weight"], "llama.cpp language model"),
     (["banana"], "not known here"),
 ]
 
@@ -164,3 +165,14 @@ def test_a_fingerprint_follows_content_not_place_and_is_remembered(tmp_path: Pat
     assert fingerprint([first], memory) == fingerprint([moved], memory) != digest
     moved.write_bytes(weights(tmp_path / "c.safetensors", "c").read_bytes())
     assert fingerprint([moved], memory) not in (digest, fingerprint([first], memory))
+
+
+def test_a_four_bit_folder_is_refused_now_not_when_its_shapes_do_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "QwenImageTransformer2DModel"}')
+    weights(
+        tmp_path / "model.safetensors",
+        "transformer_blocks.0.attn.to_q.weight.quant_state.bitsandbytes__nf4",
+        "a.weight.absmax",
+    )
+    with pytest.raises(BadInput, match="quantised as bitsandbytes"):
+        identify_path(tmp_path)

@@ -65,6 +65,13 @@ def test_scaled_fp8_transformers_unpack_to_weight_times_scale(tmp_path: Path, pr
         torch.testing.assert_close(value.float(), tensor, rtol=1e-6, atol=0)
 
 
+def test_a_scale_reaches_weights_that_are_not_matrices_too(tmp_path: Path) -> None:
+    kernel = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    tensors = {"conv.weight": (kernel / 0.5).to(torch.float8_e4m3fn), "conv.scale_weight": torch.tensor([0.5])}
+    state = layouts.read_state(original.write(tmp_path / "x.safetensors", tensors))
+    assert torch.equal(state["conv.weight"], tensors["conv.weight"].float() * 0.5)
+
+
 def test_a_plain_fp8_file_keeps_its_matrices_packed_and_every_value_exact(tmp_path: Path) -> None:
     stored = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in transformer_state().items()}
     stored["__index_timestep_zero__"] = torch.zeros(0)

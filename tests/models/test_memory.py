@@ -95,6 +95,29 @@ def test_a_streamed_model_computes_what_the_resident_one_does(resident: int, pac
             stream.release()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("resident", [0, 3, 8])
+def test_streaming_to_a_gpu_gives_the_same_numbers_and_its_memory_back(resident: int) -> None:
+    device = torch.device("cuda", 0)
+    blocks = torch.nn.ModuleList([torch.nn.Linear(1024, 1024, dtype=torch.bfloat16) for _ in range(8)]).requires_grad_(
+        False
+    )
+    x = torch.randn(4096, 1024, device=device, dtype=torch.bfloat16)
+    before = torch.cuda.memory_allocated(device)
+    with torch.no_grad():
+        expected = [torch.nn.functional.linear(x, b.weight.to(device), b.bias.to(device)) for b in blocks]
+        stream = BlockStream(blocks, blocks, device, resident)
+        for _ in range(2):
+            stream.place()
+            for _ in range(20):
+                outputs = [block(x) for block in blocks]
+            assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+            stream.release()
+    del outputs, expected
+    assert torch.cuda.memory_allocated(device) <= before + 2**20
+
+
 def test_an_interrupted_forward_does_not_leave_a_wrong_block_in_a_slot() -> None:
     torch.manual_seed(0)
     layers = torch.nn.ModuleList([torch.nn.Linear(4, 4) for _ in range(5)])
