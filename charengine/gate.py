@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from charengine.config import CropSettings
-from charengine.crop import View, cut_views, draw_overlay, examine, measure
-from charengine.models import Captioner, Description
+from charengine.crop import cut_views, draw_overlay, examine, measure
+from charengine.models import Captioner, Description, Questioner
 from charengine.records import VIEWS
 from charengine.sheet_prompt import SideItem
 
@@ -21,6 +21,11 @@ COLOUR_DISTANCE = 0.55
 MIRRORED = 0.97
 
 DISAGREES = 0.6  # factor on the score for each thing the captioner sees otherwise
+
+WHERE = (
+    "In this picture of a character seen from the front, where is the {item}: in the left half of the picture, in the right "
+    "half, or is there none? Answer with one word: left, right or none."
+)
 
 _VIEW_WORDS = {
     "front": re.compile(r"\b(front|facing (?:the )?viewer)\b"),
@@ -79,7 +84,7 @@ def judge(
 
     Args:
         image: RGB sheet.
-        captioner: asked which view each crop shows; None: only the numbers decide.
+        captioner: asked which view each crop shows, if the numbers are good; None: only the numbers decide.
         class_noun: hint for the captioner.
         items: what the prompt binds to a side; the captioner is listened to about them too.
         settings: how the crop finds figures.
@@ -93,18 +98,17 @@ def judge(
     reasons, boxes, score = _by_numbers(facts)
     answers: dict[str, str] = {}
     warnings = found.warnings
-    if captioner is not None:
-        seen = _look(cut_views(backdrop, found.figures, settings), captioner, class_noun)
+    if captioner is not None and not reasons:  # loading the captioner is dear, and the numbers have decided
+        views = {view.name: view for view in cut_views(backdrop, found.figures, settings)}
+        seen = {name: captioner.describe(view.image, hint=class_noun) for name, view in views.items()}
         answers = {view: said for view, description in seen.items() if (said := _view_named(description))}
         wrong = [k for k, view in enumerate(VIEWS) if answers.get(view, view) != view]
         reasons += [f"the {VIEWS[k]} box shows a {answers[VIEWS[k]]} view, says the captioner" for k in wrong]
         boxes += wrong
-        swapped = _swapped_items(seen["front"], items)
-        answers |= {f"{item.side} {item.item}": "on the other side" for item in swapped}
-        warnings += tuple(
-            f"the captioner sees the {item.item} on the other side, not the character's {item.side}" for item in swapped
-        )
-        score *= DISAGREES ** (len(wrong) + len(swapped))
+        doubts = _doubts(views["front"].image, seen["front"], captioner, items)
+        warnings += tuple(doubts.values())
+        answers |= doubts
+        score *= DISAGREES ** (len(wrong) + len(doubts))
     box = boxes[0] if len(set(boxes)) == 1 else None
     return Verdict(score, tuple(reasons), box, facts, answers, warnings, draw_overlay(image, found))
 
@@ -133,10 +137,6 @@ def _by_numbers(facts: dict[str, float]) -> tuple[list[str], list[int], float]:
     return reasons, boxes, score * (0.5 if reasons else 1.0)
 
 
-def _look(views: tuple[View, ...], captioner: Captioner, class_noun: str) -> dict[str, Description]:
-    return {view.name: captioner.describe(view.image, hint=class_noun) for view in views}
-
-
 def _view_named(seen: Description) -> str:
     """The one view that the captioner names ("three-quarter" counts as none of the three); "" when it names none."""
     said = (seen.facts.get("view") or ", ".join(seen.tags)).lower()
@@ -146,13 +146,30 @@ def _view_named(seen: Description) -> str:
     return named[0] if len(named) == 1 else ""
 
 
-def _swapped_items(front: Description, items: tuple[SideItem, ...]) -> list[SideItem]:
-    """Items that the captioner sees in the front view only on the side where they do not belong."""
-    swapped = []
+def _doubts(front: Image.Image, seen: Description, captioner: Captioner, items: tuple[SideItem, ...]) -> dict[str, str]:
+    """Items that the captioner does not see where they belong in the front view, with a warning each."""
+    doubts = {}
     for item in items:
-        noun = item.item.split()[-1]
-        tags = [tag.lower() for tag in front.tags if noun in tag.lower()]
-        other = "left" if item.side == "right" else "right"
-        if any(other in tag for tag in tags) and not any(item.side in tag for tag in tags):
-            swapped.append(item)
-    return swapped
+        side = _side_asked(front, captioner, item) if isinstance(captioner, Questioner) else _side_tagged(seen, item)
+        if side == "none":
+            doubts[item.item] = f"the captioner sees no {item.item} in the front view"
+        elif side and side != item.side:
+            doubts[item.item] = f"the captioner sees the {item.item} on the character's {side}, not {item.side}"
+    return doubts
+
+
+def _side_asked(front: Image.Image, captioner: Questioner, item: SideItem) -> str:
+    """The character's side ("left", "right"), "none", or "" for no clear answer."""
+    # halves of the picture are asked for: language models confuse a person's left with the picture's
+    answer = captioner.ask(front, WHERE.format(item=item.item), max_tokens=8).lower()
+    said = [word for word in ("left", "right", "none") if re.search(rf"\b{word}\b", answer)]
+    mirrored = {"left": "right", "right": "left", "none": "none"}
+    return mirrored[said[0]] if len(said) == 1 else ""
+
+
+def _side_tagged(seen: Description, item: SideItem) -> str:
+    """The one side that tags naming the item give, or ""."""
+    noun = item.item.split()[-1]
+    tags = [tag.lower() for tag in seen.tags if noun in tag.lower()]
+    sides = {side for side in ("left", "right") for tag in tags if side in tag.split()}
+    return sides.pop() if len(sides) == 1 else ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,15 +16,21 @@ from charengine.config import Character, SheetSettings
 from charengine.crop import keep_picture, png
 from charengine.errors import BadInput, SheetRejected
 from charengine.gate import Verdict, judge
-from charengine.models import Captioner, SheetEditor
+from charengine.models import Captioner, Questioner, SheetEditor
 from charengine.records import SheetRecord
-from charengine.sheet_prompt import SideItem, find_side_items, write_sheet_prompt
+from charengine.sheet_prompt import SideItem, find_side_items, side_bound_items, write_sheet_prompt
 from charengine.store import Store
 from charengine.template import boxes, template
 
 STAGE_VERSION = 1
 
 GOOD_ENOUGH = 0.75  # gate score at which no further candidate is drawn
+LONGEST_REWRITE = 1200  # characters
+REWRITE = (
+    "Do not describe the picture. Enrich this description of a character for a picture generator: {prompt}\n"
+    "Keep every fact, every colour and every left and right exactly as given; add materials, cut and small details that fit "
+    "and that can be seen; no pose, no place, no story. At most 90 words, one paragraph, the description only."
+)
 READABLE = ("PNG", "JPEG", "WEBP")
 SMALLEST_SIDE = 96
 LARGEST_SIDE = 2048  # larger sheets are reduced: three views of one megapixel need no more
@@ -35,20 +41,20 @@ NARROWEST, WIDEST = 0.5, 6.0  # width / height of a sheet
 log = logging.getLogger(__name__)
 
 
-@runtime_checkable
-class Rewriter(Protocol):
-    """A captioner that can also enrich a prompt."""
+class _Drawn(NamedTuple):
+    """A sheet as it came from the editor."""
 
-    def rewrite(self, prompt: str) -> str:
-        """The prompt with more of what can be seen, nothing contradicted."""
-        ...
+    seed: int
+    steps: int
+    image: Image.Image
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One drawn sheet."""
+    """A drawn sheet and what the gate thinks of it."""
 
     seed: int
+    steps: int
     image: Image.Image
     verdict: Verdict
     repaired: int | None = None
@@ -85,6 +91,8 @@ def draw_sheet(
     if settings.gate and not best.verdict.accepted:
         raise SheetRejected(_why_rejected(tried), keep_picture(_side_by_side(tried), store), best.verdict.box)
     warnings += best.verdict.warnings if settings.gate else ()
+    if best.steps < settings.steps:
+        warnings.append(f"the sheet is a draft of {best.steps} steps: drawn in full it did not pass the gate")
     return SheetRecord(
         image=store.put(png(best.image), "sheet.png"),
         width=best.image.width,
@@ -133,9 +141,14 @@ class _Easel:
     class_noun: str
     items: tuple[SideItem, ...]
 
-    def draw(self, seed: int, steps: int) -> _Candidate:
-        """A whole sheet."""
-        return self._judged(seed, self._paint(self._template(), seed, steps, None), None)
+    def draw(self, seed: int, steps: int, ask: bool = True) -> _Candidate:
+        """A whole sheet; a draft need not be shown to the captioner."""
+        blank = template(self.settings.width, self.settings.height)
+        return self._judged(_Drawn(seed, steps, self._paint(blank, seed, steps, None)), ask)
+
+    def show(self, candidate: _Candidate) -> _Candidate:
+        """A draft judged with the captioner too."""
+        return self._judged(_Drawn(candidate.seed, candidate.steps, candidate.image), ask=True)
 
     def repair(self, candidate: _Candidate) -> _Candidate:
         """The same sheet with the box that the gate blames drawn anew."""
@@ -145,10 +158,7 @@ class _Easel:
         seed = candidate_seed(candidate.seed, 100 + k)
         area = boxes(self.settings.width, self.settings.height)[k]
         image = self._paint(candidate.image, seed, self.settings.steps, area)
-        return self._judged(candidate.seed, image, k)
-
-    def _template(self) -> Image.Image:
-        return template(self.settings.width, self.settings.height)
+        return replace(self._judged(_Drawn(candidate.seed, self.settings.steps, image), ask=True), repaired=k)
 
     def _paint(self, base: Image.Image, seed: int, steps: int, redraw: tuple[int, int, int, int] | None) -> Image.Image:
         return self.editor.draw(
@@ -162,10 +172,11 @@ class _Easel:
             redraw=redraw,
         )
 
-    def _judged(self, seed: int, image: Image.Image, repaired: int | None) -> _Candidate:
-        verdict = judge(image, captioner=self.captioner, class_noun=self.class_noun, items=self.items)
-        log.info("sheet candidate, seed %d: score %.2f %s", seed, verdict.score, "; ".join(verdict.reasons))
-        return _Candidate(seed, image, verdict, repaired)
+    def _judged(self, drawn: _Drawn, ask: bool) -> _Candidate:
+        captioner = self.captioner if ask else None
+        verdict = judge(drawn.image, captioner=captioner, class_noun=self.class_noun, items=self.items)
+        log.info("sheet candidate, seed %d: score %.2f %s", drawn.seed, verdict.score, "; ".join(verdict.reasons))
+        return _Candidate(drawn.seed, drawn.steps, drawn.image, verdict)
 
 
 def _draw_best(easel: _Easel, seed: int) -> tuple[_Candidate, list[_Candidate]]:
@@ -177,7 +188,7 @@ def _draw_best(easel: _Easel, seed: int) -> tuple[_Candidate, list[_Candidate]]:
     draft = settings.draft_steps or settings.steps
     tried: list[_Candidate] = []
     for k in range(settings.candidates):
-        tried.append(easel.draw(candidate_seed(seed, k), draft))
+        tried.append(easel.draw(candidate_seed(seed, k), draft, ask=draft == settings.steps))
         if tried[-1].verdict.accepted and tried[-1].verdict.score >= GOOD_ENOUGH:
             break
     best = max(tried, key=_rank)
@@ -191,12 +202,12 @@ def _draw_best(easel: _Easel, seed: int) -> tuple[_Candidate, list[_Candidate]]:
 
 def _finished(easel: _Easel, tried: list[_Candidate]) -> _Candidate:
     """The best draft drawn again at full steps with its seed; the next one where that fails the gate."""
-    ranked = sorted(tried, key=_rank, reverse=True)
-    for draft in ranked[:2]:
+    drafts = sorted(tried, key=_rank, reverse=True)[:2]
+    for draft in drafts:
         tried.append(easel.draw(draft.seed, easel.settings.steps))
         if tried[-1].verdict.accepted:
             return tried[-1]
-    return max(tried, key=_rank)
+    return max([*tried[-len(drafts) :], *map(easel.show, drafts)], key=_rank)
 
 
 def _rank(candidate: _Candidate) -> tuple[bool, float]:
@@ -204,12 +215,16 @@ def _rank(candidate: _Candidate) -> tuple[bool, float]:
 
 
 def _rewritten(description: str, captioner: Captioner | None) -> tuple[str, list[str]]:
-    """The prompt enriched by the captioner, or as it is with a warning."""
-    if not isinstance(captioner, Rewriter):
-        return description, ["the captioner in use cannot rewrite prompts: the prompt was used as written"]
-    text = " ".join(captioner.rewrite(description).split())
-    if not text:
-        return description, ["the captioner's rewriting of the prompt was empty: the prompt was used as written"]
+    """The prompt enriched by the captioner, or as it is with a warning when that cannot be trusted."""
+    kept = "the prompt was used as written"
+    if not isinstance(captioner, Questioner):
+        return description, [f"the captioner in use cannot rewrite prompts: {kept}"]
+    answer = captioner.ask(template(384, 384), REWRITE.format(prompt=description), max_tokens=200)
+    text = " ".join(answer.strip(' "').split())
+    if not text or len(text) > LONGEST_REWRITE:
+        return description, [f"the captioner's rewriting of the prompt was empty or too long: {kept}"]
+    if side_bound_items(text).keys() != side_bound_items(description).keys():
+        return description, [f"the captioner's rewriting of the prompt changed what is bound to a side: {kept}"]
     return text, []
 
 

@@ -87,17 +87,46 @@ def test_a_captioner_that_names_no_view_vetoes_nothing():
     assert verdict.accepted and verdict.answers == {}
 
 
-def test_an_item_seen_on_the_wrong_side_lowers_the_score_and_warns():
-    hook = (SideItem("right", "rusty hook", "hand"),)
+HOOK = (SideItem("right", "rusty hook", "hand"),)
+
+
+def test_an_item_tagged_on_the_wrong_side_lowers_the_score_and_warns():
     right, wrong = (
         judge(
-            paint(Sheet(SIZE)), captioner=Witness(view("front", f"{side} hook"), view("side"), view("back")), items=hook
+            paint(Sheet(SIZE)), captioner=Witness(view("front", f"{side} hook"), view("side"), view("back")), items=HOOK
         )
         for side in ("right", "left")
     )
     assert right.accepted and wrong.accepted
-    assert right.warnings == () and "the rusty hook on the other side" in wrong.warnings[0]
+    assert right.warnings == () and "on the character's left, not right" in wrong.warnings[0]
     assert wrong.score == pytest.approx(0.6 * right.score)
+
+
+class Examined(Witness):
+    """A witness that is also asked where things are."""
+
+    def __init__(self, answer):
+        super().__init__(view("front"), view("side"), view("back"))
+        self.answer = answer
+
+    def ask(self, image, question, *, max_tokens=64):
+        assert "where is the rusty hook" in question and image.size == (128, 384)
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "warning"),
+    [
+        ("Left.", None),  # of the picture: the character's right
+        ("right", "on the character's left, not right"),
+        ("None", "sees no rusty hook"),
+        ("left or right, hard to say", None),
+    ],
+)
+def test_a_captioner_that_answers_questions_is_asked_for_halves_of_the_picture(answer, warning):
+    verdict = judge(paint(Sheet(SIZE)), captioner=Examined(answer), items=HOOK)
+    assert len(verdict.warnings) == (warning is not None)
+    assert warning is None or warning in verdict.warnings[0]
 
 
 def test_the_picture_shows_where_the_views_are():

@@ -51,11 +51,15 @@ class Painter:
 class Rewriting:
     fingerprint = "rewriting"
 
+    def __init__(self, answer):
+        self.answer, self.questions = answer, []
+
     def describe(self, image, hint=""):
         return Description(())
 
-    def rewrite(self, prompt):
-        return f"{prompt}, brass buttons"
+    def ask(self, image, question, *, max_tokens=64):
+        self.questions.append(question)
+        return self.answer
 
     def unload(self):
         pass
@@ -169,8 +173,21 @@ def test_drafts_are_cheap_and_only_the_keeper_is_drawn_in_full_with_the_same_see
 def test_a_keeper_that_fails_in_full_gives_way_to_its_draft(store):
     painter = Painter(Sheet((384, 384)), BAD)
     record = draw_sheet(HERO, SheetSettings(candidates=1, steps=40, draft_steps=8), painter, store)
-    assert record.gate["accepted"]
+    assert record.gate["accepted"] and "a draft of 8 steps" in record.warnings[0]
     assert stored_image(record.image, store).tobytes() == paint(Sheet((384, 384))).tobytes()
+
+
+def test_the_captioner_is_asked_about_finished_sheets_only_and_its_veto_holds_for_their_drafts(store):
+    class Sceptic(Rewriting):
+        def describe(self, image, hint=""):
+            self.questions.append(hint)
+            return Description(("front view",), "", {"view": "front"})
+
+    settings = SheetSettings(candidates=2, steps=40, draft_steps=8, ask_model=True)
+    sceptic = Sceptic("left")
+    with pytest.raises(SheetRejected, match="side box shows a front view, says the captioner"):
+        draw_sheet(HERO, settings, Painter(Sheet((384, 384))), store, captioner=sceptic)
+    assert len(sceptic.questions) == 2 * (3 + 1)  # three views and the hook, for one finished sheet and its draft
 
 
 def test_repair_redraws_only_the_box_to_blame(store):
@@ -186,12 +203,30 @@ def test_unknown_words_are_named_in_a_warning(store):
     assert "zeppelin, tuba" in record.warnings[0]
 
 
-def test_the_prompt_is_rewritten_only_by_a_captioner_that_can(store):
+def test_a_prompt_is_enriched_by_a_captioner_that_answers_questions(store):
     painter = Painter(Sheet((384, 384)))
-    draw_sheet(HERO, SheetSettings(rewrite=True), painter, store, captioner=Rewriting())
-    assert "is a hook, brass buttons." in painter.calls[0]["prompt"]
-    record = draw_sheet(HERO, SheetSettings(rewrite=True), painter, store)
-    assert "cannot rewrite" in record.warnings[0]
+    rewriting = Rewriting('"An orc woman in a heavy blue wool coat with brass buttons, her right hand is a hook."')
+    record = draw_sheet(HERO, SheetSettings(rewrite=True), painter, store, captioner=rewriting)
+    assert HERO.prompt in rewriting.questions[0]
+    assert "heavy blue wool coat with brass buttons" in painter.calls[0]["prompt"]
+    assert "hook belongs to the character's right hand" in painter.calls[0]["prompt"]
+    assert record.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("captioner", "words"),
+    [
+        (None, "cannot rewrite"),
+        (Rewriting(""), "empty or too long"),
+        (Rewriting("orc " * 400), "empty or too long"),
+        (Rewriting("An orc woman, her left hand is a hook"), "bound to a side"),
+    ],
+)
+def test_a_rewriting_that_cannot_be_trusted_leaves_the_prompt_as_written(captioner, words, store):
+    painter = Painter(Sheet((384, 384)))
+    record = draw_sheet(HERO, SheetSettings(rewrite=True), painter, store, captioner=captioner)
+    assert words in record.warnings[0]
+    assert f"{HERO.prompt}." in painter.calls[0]["prompt"]
 
 
 # --- taking -----------------------------------------------------------------------------------------------------------

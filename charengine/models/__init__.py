@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from charengine.config import Profile
 
@@ -87,6 +87,15 @@ class Captioner(Protocol):
 
     def unload(self) -> None:
         """Free all memory the weights take."""
+        ...
+
+
+@runtime_checkable
+class Questioner(Protocol):
+    """A captioner that also answers free questions (Qwen2.5-VL)."""
+
+    def ask(self, image: Image, question: str, *, max_tokens: int = 64) -> str:
+        """The answer to a question about one picture."""
         ...
 
 
