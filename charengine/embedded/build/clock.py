@@ -87,7 +87,7 @@ class Log:
     def write(self, **values: Any) -> None:
         """Log numbers or a message."""
         row = {"part": self.part, "seconds": round(time.monotonic() - self.start, 1)}
-        row |= {k: round(float(v), 5) if isinstance(v, (float, torch.Tensor)) else v for k, v in values.items()}
+        row |= {k: round(_number(v), 5) if isinstance(v, (float, torch.Tensor)) else v for k, v in values.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
@@ -171,3 +171,7 @@ def decayed(*modules: torch.nn.Module, rate: float, decay: float = 0.02) -> list
         {"params": [p for p in params if p.ndim > 1], "lr": rate, "weight_decay": decay},
         {"params": [p for p in params if p.ndim <= 1], "lr": rate, "weight_decay": 0.0},
     ]
+
+
+def _number(value: float | torch.Tensor) -> float:
+    return float(value.detach()) if isinstance(value, torch.Tensor) else value

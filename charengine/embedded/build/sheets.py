@@ -61,14 +61,14 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def pack(latents: torch.Tensor) -> torch.Tensor:
+def to_tokens(latents: torch.Tensor) -> torch.Tensor:
     """(n, 16, h, w) to tokens (n, h w / 4, 64), as the pipeline does."""
     n, c, h, w = latents.shape
     return latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, c * 4)
 
 
-def unpack(tokens: torch.Tensor, side: int = SHEET_SIZE // 8) -> torch.Tensor:
-    """Inverse of `pack` for square latents."""
+def from_tokens(tokens: torch.Tensor, side: int = SHEET_SIZE // 8) -> torch.Tensor:
+    """Inverse of `to_tokens` for square latents."""
     n, _, c = tokens.shape
     half = side // 2
     return tokens.view(n, half, half, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, c // 4, side, side)
@@ -346,12 +346,12 @@ def flow_loss(
     unprompted = rng.random() < 0.1
     text = reader.encode(empty.expand(n, -1) if unprompted else ids)
     aux = text.new_zeros(()) if unprompted else heads(text, traits)
-    clean = pack(latents.float())
+    clean = to_tokens(latents.float())
     noise = torch.randn_like(clean)
     u = torch.sigmoid(torch.randn(n, device=clean.device) * 1.1)
     sigma = 2.0 * u / (1 + u)
     noisy = torch.lerp(clean, noise, sigma[:, None, None])
-    tokens = noisy if mode == VISION else torch.cat([noisy, pack(pool.blank.float()).expand(n, -1, -1)], 1)
+    tokens = noisy if mode == VISION else torch.cat([noisy, to_tokens(pool.blank.float()).expand(n, -1, -1)], 1)
     velocity = denoiser(tokens, text, sigma, 1 if mode == VISION else 2)
     return F.mse_loss(velocity.float(), noise - clean), aux
 
@@ -381,9 +381,9 @@ def draw(
     """Latents of sheets, sampled as the pipeline does (Euler, shifted sigmas, norm-rescaled guidance)."""
     device = blank.device
     ids = reader.tokens(prompts)
-    out: list[torch.Tensor] = [blank.new_zeros(())] * len(prompts)
-    sigmas = torch.linspace(1, 1 / steps, steps)
-    sigmas = torch.cat([SHIFT * sigmas / (1 + (SHIFT - 1) * sigmas), torch.zeros(1)]).tolist()
+    out: list[torch.Tensor] = [blank] * len(prompts)
+    even = torch.linspace(1, 1 / steps, steps)
+    sigmas = [*(SHIFT * even / (1 + (SHIFT - 1) * even)).tolist(), 0.0]
     for length in sorted({len(row) for row in ids}):
         group = [i for i, row in enumerate(ids) if len(row) == length]
         text = reader.encode(torch.tensor([ids[i] for i in group], device=device))
@@ -392,7 +392,7 @@ def draw(
             torch.randn(1, SHEET_SIZE**2 // 256, 64, generator=torch.Generator().manual_seed(seed + i)) for i in group
         ]
         x = torch.cat(noise).to(device)
-        given = pack(blank.float()).expand(len(group), -1, -1)
+        given = to_tokens(blank.float()).expand(len(group), -1, -1)
         for now, then in itertools.pairwise(sigmas):
             t = torch.full((len(group),), now, device=device)
             tokens = x if mode == VISION else torch.cat([x, given], 1)
@@ -404,7 +404,7 @@ def draw(
                 with_prompt.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True).clamp(min=1e-6)
             )
             x = x + (then - now) * guided
-        for i, latents in zip(group, unpack(x), strict=True):
+        for i, latents in zip(group, from_tokens(x), strict=True):
             out[i] = latents
     return torch.stack(out)
 

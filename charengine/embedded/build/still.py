@@ -153,9 +153,9 @@ class RealAttention:
         q, k, tq, tk = attn.norm_q(q), attn.norm_k(k), attn.norm_added_q(tq), attn.norm_added_k(tk)
         picture, text = image_rotary_emb
         q, k, tq, tk = _turn(q, picture), _turn(k, picture), _turn(tq, text), _turn(tk, text)
-        joined = [torch.cat([a, b], 1).transpose(1, 2) for a, b in ((tq, q), (tk, k), (tv, v))]
-        joined = [t.to(joined[2].dtype) for t in joined]
-        out = F.scaled_dot_product_attention(*joined).transpose(1, 2).flatten(2)
+        query, key, value = (torch.cat(pair, 1).transpose(1, 2) for pair in ((tq, q), (tk, k), (tv, v)))
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         length = encoder_hidden_states.shape[1]
         return attn.to_out[0](out[:, length:]), attn.to_add_out(out[:, :length])
 

@@ -118,7 +118,7 @@ def run_all(args: argparse.Namespace) -> int:
             process.wait(max(1.0, deadline + grace - time.time()))
         except subprocess.TimeoutExpired:
             process.kill()
-            print(f"killed {process.args} at the deadline", flush=True)
+            print(f"killed process {process.pid} at the deadline", flush=True)
     from charengine.embedded.build.pack import pack
 
     for path in pack(out, out / "packed"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from charengine.embedded.captioning import CAPTION_PROMPT
 from charengine.embedded.grammar import describe
@@ -62,7 +62,7 @@ def _learn_merges(tokenizer: object, texts: list[str], end_of_word: str) -> list
 
     from tokenizers import Tokenizer, models, trainers
 
-    suffix = {"end_of_word_suffix": end_of_word} if end_of_word else {}
+    suffix: dict[str, Any] = {"end_of_word_suffix": end_of_word} if end_of_word else {}
     learner = Tokenizer(models.BPE(**suffix))
     learner.pre_tokenizer = tokenizer.pre_tokenizer  # type: ignore[attr-defined]
     learner.normalizer = tokenizer.normalizer  # type: ignore[attr-defined]
