@@ -78,7 +78,6 @@ def judge(
     captioner: Captioner | None = None,
     class_noun: str = "",
     items: tuple[SideItem, ...] = (),
-    settings: CropSettings = CropSettings(),
 ) -> Verdict:
     """Score a sheet.
 
@@ -87,8 +86,9 @@ def judge(
         captioner: asked which view each crop shows, if the numbers are good; None: only the numbers decide.
         class_noun: hint for the captioner.
         items: what the prompt binds to a side; the captioner is listened to about them too.
-        settings: how the crop finds figures.
     """
+    # the captioner sees the views at the size they have on the sheet, whatever bucket they will train in
+    settings = CropSettings(bucket_area=image.width * image.height // 3)
     backdrop, found = examine(image, settings.threshold)
     if found.problem:
         picture = draw_overlay(image, found)

@@ -18,7 +18,13 @@ from charengine.errors import BadInput, SheetRejected
 from charengine.gate import Verdict, judge
 from charengine.models import Captioner, Questioner, SheetEditor
 from charengine.records import SheetRecord
-from charengine.sheet_prompt import SideItem, find_side_items, side_bound_items, write_sheet_prompt
+from charengine.sheet_prompt import (
+    SideItem,
+    find_side_items,
+    side_bound_items,
+    without_scene,
+    write_sheet_prompt,
+)
 from charengine.store import Store
 from charengine.template import boxes, template
 
@@ -81,12 +87,13 @@ def draw_sheet(
     if settings.rewrite:
         description, said = _rewritten(description, captioner)
         warnings += said
-    unknown = editor.unknown_words(description)
+    class_noun = character.class_noun or derive_class_noun(character.prompt)
+    unknown = editor.unknown_words(f"{description}, {class_noun}")
     if unknown:
         warnings.append(f"the model was never taught these words and ignores them: {', '.join(unknown)}")
-    prompt = full_prompt(description, character.class_noun or derive_class_noun(character.prompt), editor)
+    prompt = full_prompt(description, class_noun, editor)
     asked = captioner if settings.ask_model else None
-    easel = _Easel(prompt, settings, editor, asked, character.class_noun, find_side_items(description))
+    easel = _Easel(prompt, settings, editor, asked, class_noun, find_side_items(description))
     best, tried = _draw_best(easel, character.seed)
     if settings.gate and not best.verdict.accepted:
         raise SheetRejected(_why_rejected(tried), keep_picture(_side_by_side(tried), store), best.verdict.box)
@@ -114,10 +121,14 @@ def full_prompt(description: str, class_noun: str, editor: SheetEditor) -> str:
 
 
 def _plain_prompt(description: str, class_noun: str) -> str:
-    """The embedded family's own wording, from the grammar that it was trained on."""
+    """The embedded family's own wording, from the grammar that it was trained on; a sheet has no pose and no place."""
     from charengine.embedded import grammar
+    from charengine.embedded.lexicon import BACKGROUND_PHRASES, POSE_PHRASES
 
-    text = description.lower().strip(" .")
+    scenes = [
+        phrase for table in (BACKGROUND_PHRASES, POSE_PHRASES) for phrases in table.values() for phrase in phrases
+    ]
+    text = without_scene(description.lower().strip(" ."), scenes)
     traits = grammar.parse_prompt(text)
     items = {side: traits[f"{side}_item"] for side in grammar.SIDES if f"{side}_item" in traits}
     return grammar.sheet_prompt(text, traits.get("species", class_noun), items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 FACE_PARTS = ("eye", "cheek", "ear", "brow", "eyebrow")
@@ -98,10 +99,26 @@ def write_sheet_prompt(description: str, class_noun: str, items: tuple[SideItem,
     text.append(
         "The character is physically rotated about the vertical axis; no panel is a flip or a copy of another. The same "
         "outfit, colours, proportions and height in all three views, head to feet inside each box with a margin, "
-        "standing upright with the arms slightly away from the body, nothing crossing into the next box. "
+        "standing upright with the arms slightly away from the body whatever the description says of pose or place, nothing crossing into the next box. "
         "Plain pure white background, even light, no shadow on the floor, no text, no lines between the views."
     )
     return " ".join(text)
+
+
+def without_scene(description: str, scenes: Iterable[str]) -> str:
+    """The description without the poses and places it names: a clause of its own, or what follows a preposition.
+
+    >>> without_scene("a robot in the forest, running, with a red hat", ["forest", "running"])
+    'a robot, with a red hat'
+    """
+    any_scene = "|".join(re.escape(scene) for scene in sorted(scenes, key=len, reverse=True))
+    ending = r"(?=\s*(?:$|[,.;]|\band\b|\bwith\b|\bin\b|\bat\b))"
+    placed = rf"\s(?:in|on|at|under|by|near|through)(?: (?:a|an|the))? (?:{any_scene}){ending}"
+    text = re.sub(rf"{placed}|\s(?:is )?(?:{any_scene}){placed}", "", description)
+    clauses = [clause.strip() for clause in text.split(",")]
+    alone = re.compile(rf"(?:(?:in|on|at|under|and|is) )?(?:(?:a|an|the) )?(?:{any_scene})")
+    kept = [clause for clause in clauses if clause and not alone.fullmatch(clause)]
+    return ", ".join(kept) or description
 
 
 def _placement(item: SideItem) -> str:

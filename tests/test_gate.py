@@ -110,7 +110,7 @@ class Examined(Witness):
         self.answer = answer
 
     def ask(self, image, question, *, max_tokens=64):
-        assert "where is the rusty hook" in question and image.size == (128, 384)
+        assert "where is the rusty hook" in question and image.height >= 448  # as large as on the sheet
         return self.answer
 
 

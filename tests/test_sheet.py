@@ -115,6 +115,24 @@ def test_an_editor_of_plain_style_gets_the_wording_it_was_trained_on():
     )
 
 
+@pytest.mark.parametrize(
+    ("prompt", "left"),
+    [
+        ("a blue robot in the forest, waving", "a blue robot"),
+        ("a red robot running in the rainy city at night with a sword in its left hand", "a red robot with a sword in its left hand"),
+        ("standing in a meadow, an elf in a green robe", "an elf in a green robe"),
+        ("a snow elf in a space suit", "a snow elf in a space suit"),
+        ("running", "running"),
+    ],
+)  # fmt: skip
+def test_poses_and_places_are_kept_out_of_a_plain_sheet_prompt(prompt, left):
+    painter = Painter(BAD)
+    painter.prompt_style = "plain"
+    assert (
+        full_prompt(prompt, "robot", painter).split("plain white background: ")[1].split(", the left sword")[0] == left
+    )
+
+
 def test_a_prompt_without_a_class_noun_or_items_still_makes_sense():
     assert "views of the same character." in write_sheet_prompt("a thing with legs", "")
 
