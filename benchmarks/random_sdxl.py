@@ -91,6 +91,20 @@ class RandomSDXL:
         unet.load_state_dict(load_file(self.weights, device=str(device)), assign=True)
         return unet.requires_grad_(False).eval()
 
+    def sample(
+        self, prompts: TextConditioning, negative: Any, *, seeds: Any, size: Any, steps: int, guidance: float
+    ) -> Any:
+        """The U-Net passes of guided sampling, and blank pictures."""
+        noisy = torch.randn(2, 4, size[1] // 8, size[0] // 8, device=self.device, dtype=self.dtype)
+        ids = torch.tensor([[size[1], size[0], 0, 0, size[1], size[0]]] * 2, device=self.device)
+        conditions = {"text_embeds": torch.cat([prompts.pooled, negative.pooled]), "time_ids": ids}
+        text = torch.cat([prompts.embeds, negative.embeds])
+        with torch.no_grad():
+            for step in range(steps):
+                timestep = torch.full((2,), 999 - 900 * step // steps, device=self.device)
+                self.unet()(noisy, timestep, text, added_cond_kwargs=conditions)
+        return [Image.new("RGB", size) for _ in seeds]
+
     def alphas_cumprod(self) -> torch.Tensor:
         """SDXL's scaled-linear schedule."""
         return torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)

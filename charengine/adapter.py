@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from charengine.adapter_files import by_module, load_adapter, read_metadata, rescale, save_adapter
-from charengine.adapter_forward import low_rank_forward, plain_forward
+from charengine.adapter_forward import low_rank_forward, plain_forward, tlora_forward
 from charengine.adapter_keys import file_names
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, ConfigError
@@ -82,6 +82,19 @@ class Adapter:
             module.rank_mask = mask  # type: ignore[assignment]
         return masks
 
+    def attach_timesteps(self, timesteps: Tensor, total: int) -> None:
+        """T-LoRA: the less noise, the more rank components take part, one at least (Soboleva et al. 2507.05964).
+
+        Args:
+            timesteps: (n,) of the samples about to go through the U-Net.
+            total: timesteps of the noise schedule.
+        """
+        for module in self.modules.values():
+            rank: int = module.lora_dim  # type: ignore[assignment]
+            active = ((total - timesteps) * (rank - 1)).div(total, rounding_mode="floor") + 1
+            mask = torch.arange(rank, device=timesteps.device) < active.unsqueeze(1)
+            module.timestep_mask = mask  # type: ignore[assignment]
+
     def use_plain_forward(self) -> None:
         """Hook layers with plain operations, which torch.compile can look into."""
         for name, module in self.modules.items():
@@ -116,7 +129,7 @@ class Adapter:
     def state_dict(
         self, dtype: torch.dtype | None = None, values: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Tensors under the file's keys, copied to the CPU.
+        """Tensors under the file's keys, copied to the CPU; a T-LoRA as the plain LoRA of twice its rank it amounts to.
 
         Args:
             dtype: of all tensors but the alphas; None keeps theirs.
@@ -124,11 +137,13 @@ class Adapter:
         """
         tensors = {}
         for name, module in self.modules.items():
-            for part, value in module.state_dict().items():
-                key = f"{self.stems[name]}.{part}"
-                value = (values or {}).get(key, value)
+            stem = self.stems[name]
+            parts = {part: (values or {}).get(f"{stem}.{part}", value) for part, value in module.state_dict().items()}
+            if self.algorithm == "tlora":
+                parts = _tlora_as_lora(module, parts)
+            for part, value in parts.items():
                 kind = torch.float32 if part == "alpha" else (dtype or value.dtype)
-                tensors[key] = value.detach().to("cpu", kind, copy=True).contiguous()
+                tensors[f"{stem}.{part}"] = value.detach().to("cpu", kind, copy=True).contiguous()
         return tensors
 
     @torch.no_grad()
@@ -323,14 +338,31 @@ def _hook(module: Any, low_rank: bool) -> None:
 
 def _lycoris_forward(layer: nn.Module, module: Any, x: Tensor) -> Tensor:
     """LyCORIS' forward; at strength 0 the base itself, which a DoRA's normalisation would miss."""
-    out: Tensor = module.org_forward(x) if module.multiplier == 0 else module.forward(x)
-    return out
+    if module.multiplier == 0:
+        return module.org_forward(x)  # type: ignore[no-any-return]
+    if module.name == "tlora":
+        return tlora_forward(module, x)
+    return module.forward(x)  # type: ignore[no-any-return]
+
+
+def _tlora_as_lora(module: Any, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """P λ Q − P₀ λ₀ Q₀ as one product of twice the rank."""
+    shape = (1, -1, *[1] * (parts["p_layer.weight"].dim() - 2))
+    now = parts["p_layer.weight"].float() * parts["lambda_layer"].float().view(shape)
+    start = module.base_p.float() * module.base_lambda.float().view(shape)
+    down = torch.cat([parts["q_layer.weight"].float(), module.base_q.float()])
+    up = torch.cat([now, -start.to(now.device)], dim=1)
+    return {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(2.0 * module.lora_dim * module.scale)}
 
 
 def _merged_weight(module: Any, weight: Tensor, strength: float) -> Tensor:
     """base + strength · difference, computed in float32 (DoRA: rescaled to its learnt norms)."""
-    if getattr(module, "wd", False):
-        difference = module.get_diff_weight(1.0, weight.shape)[0].float()
+    if module.name in ("loha", "lokr"):  # their get_diff_weight applies alpha / rank twice
+        difference = module.get_weight(weight.shape)
+    else:
+        difference = module.get_diff_weight(1.0, weight.shape)[0]
+    difference = difference.float().to(weight.device)
+    if getattr(module, "wd", False) and strength:
         merged: Tensor = module.apply_weight_decompose(weight.float() + difference, strength)
         return merged
-    return weight.float() + module.get_diff_weight(strength, weight.shape)[0].float().to(weight.device)
+    return weight.float() + strength * difference

@@ -64,6 +64,26 @@ def plain_forward(module: nn.Module, lora: Any, x: Tensor) -> Tensor:
     return out + F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding), up) * scale
 
 
+def tlora_forward(lora: Any, x: Tensor) -> Tensor:
+    """LyCORIS' T-LoRA, with a mask for each sample: base + scale · (P λ Q − P₀ λ₀ Q₀) x, both under the mask."""
+    mask = getattr(lora, "timestep_mask", None) if lora.training else None
+
+    def path(down: Tensor, weights: Tensor, up: Tensor) -> Tensor:
+        inner = lora.op(x, down.to(x.dtype))
+        places = (1, -1, 1, 1) if lora.isconv else (*[1] * (x.dim() - 1), -1)
+        inner = inner * weights.to(x.dtype).view(places)
+        if mask is not None:
+            rows = (len(x), -1, 1, 1) if lora.isconv else (len(x), *[1] * (x.dim() - 2), mask.shape[1])
+            inner = inner * mask.to(x.dtype).view(rows)
+        out: Tensor = lora.op(inner, up.to(x.dtype))
+        return out
+
+    change = path(lora.q_layer.weight, lora.lambda_layer, lora.p_layer.weight)
+    change = change - path(lora.base_q, lora.base_lambda, lora.base_p)
+    out: Tensor = lora.org_forward(x) + change * (lora.scale * lora.multiplier)
+    return out
+
+
 def _base_forward(module: nn.Module, x: Tensor) -> Tensor:
     weight = base_weight(module, x.dtype)
     if isinstance(module, nn.Linear):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from charengine.config import TrainSettings
 from charengine.errors import BadInput
-from charengine.models import Diffusion, LatentPosterior
+from charengine.models import Diffusion, LatentPosterior, TextConditioning
 from charengine.records import DatasetRecord, ViewRecord
 from charengine.store import Store
 
@@ -72,13 +72,13 @@ class Bucket:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All buckets, and the conditioning of an empty caption."""
+    """All buckets, the conditioning of an empty caption, and that of the trigger alone, for sample pictures."""
 
     buckets: tuple[Bucket, ...]
     empty_embeds: Tensor
     empty_pooled: Tensor
+    sample_prompt: TextConditioning
     captions: dict[str, str]
-    flipped: bool
 
     def to(self, device: torch.device) -> TrainingData:
         """The same data on another device."""
@@ -106,7 +106,7 @@ def encode_dataset(dataset: DatasetRecord, settings: TrainSettings, diffusion: D
     flip = settings.flips == "on" or (settings.flips == "auto" and not dataset.side_bound)
     extra = _read_regularisation(settings.regularisation, dataset) if settings.regularisation else []
     texts = [captions[view.view] for view in dataset.views.views] + [text for _, _, text in extra]
-    text = diffusion.encode_prompts([*texts, ""])
+    text = diffusion.encode_prompts([*texts, f"{dataset.trigger}, {dataset.class_noun}", ""])
     diffusion.unload("text_encoders")
     buckets = []
     for size, views in _by_size(dataset.views.views).items():
@@ -120,7 +120,8 @@ def encode_dataset(dataset: DatasetRecord, settings: TrainSettings, diffusion: D
     ]
     buckets += _joined(singles)
     diffusion.unload("vae")
-    return TrainingData(tuple(buckets), text.embeds[-1:], text.pooled[-1:], dict(captions), flip)
+    sample = TextConditioning(text.embeds[-2:-1], text.pooled[-2:-1])
+    return TrainingData(tuple(buckets), text.embeds[-1:], text.pooled[-1:], sample, captions)
 
 
 def _by_size(views: Sequence[ViewRecord]) -> dict[tuple[int, int], list[ViewRecord]]:

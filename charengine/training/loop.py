@@ -21,8 +21,8 @@ from charengine.adapter import save_adapter
 from charengine.adapter_metadata import adapter_metadata
 from charengine.config import TrainSettings
 from charengine.errors import StageFailed
-from charengine.models import Diffusion
-from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint
+from charengine.models import Diffusion, TextConditioning
+from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint, Ref
 from charengine.store import Store
 from charengine.tracking import NullTracker, Tracker
 from charengine.training.data import TrainingData, encode_dataset
@@ -30,13 +30,15 @@ from charengine.training.plan import RESERVE_GIB, Plan, memory_cap
 from charengine.training.sampler import groups_of_step
 from charengine.training.schedule import learning_rate
 from charengine.training.setup import Setup, describe
-from charengine.training.state import History, load_state, save_state
+from charengine.training.state import History, StateWriter, load_state
 
 log = logging.getLogger(__name__)
 
 STAGE_VERSION = 1
 READ_EVERY = 10  # steps between reads of the losses on a GPU, where each read waits for the device
 SMOOTHING = 0.98
+SAMPLE_STEPS, SAMPLE_GUIDANCE = 10, 4.0
+SAMPLE_GIB = 4.0  # GPU memory a sample picture needs beside the training
 
 
 class TrainingStopped(StageFailed):
@@ -101,7 +103,7 @@ def train_adapter(
             try:
                 return training.run(should_stop, on_step)
             finally:
-                training.setup.close()
+                training.close()
 
 
 class _Training:
@@ -120,7 +122,7 @@ class _Training:
         recipe: dict[str, Any] | None,
     ) -> None:
         self.dataset, self.settings, self.store, self.seed = dataset, settings, store, seed
-        self.data, self.state_dir, self.tracker, self.recipe = data, state_dir, tracker, recipe
+        self.data, self.tracker, self.recipe, self.diffusion = data, tracker, recipe, diffusion
         self.key = state_key(dataset, settings, diffusion, seed)
         saved = load_state(state_dir, self.key)
         self.history, tensors = saved or (History(), {})
@@ -132,6 +134,7 @@ class _Training:
             log.info("continuing from step %d of %d", self.history.step, settings.steps)
         self.history.plan = self.setup.plan.facts()
         self.cuda = self.setup.device.type == "cuda"
+        self.writer = StateWriter(state_dir, self.key)
         self.last_logged = tracker.last_step("train/loss")
 
     def run(self, should_stop: Callable[[], bool], on_step: Callable[[Progress], None] | None) -> AdapterRecord:
@@ -152,18 +155,27 @@ class _Training:
                     on_step(self._progress(clock))
             if "validate" in due:
                 self._validate(step)
+            if "sample" in due and self._room_for_samples():
+                self._samples(step)
             if "checkpoint" in due:
                 self._checkpoint(step)
             if due & {"save", "checkpoint"}:
-                save_state(self.state_dir, self.key, history, self.setup.tensors())
+                self.writer.save(history, self.setup.tensors())
             if stopping and step < settings.steps:
+                self.writer.wait()
                 raise TrainingStopped(
                     f"stopped at step {step} of {settings.steps}; the same command continues from there"
                 )
         if step < settings.steps and history.checkpoints[-1:] and history.checkpoints[-1].step < step:
             log.info("early stop at step %d: no better validation for %d validations", step, settings.early_stop)
             self._checkpoint(step)
+        self.writer.wait()
         return self._record()
+
+    def close(self) -> None:
+        """Finish writing and leave the U-Net as it was found."""
+        self.writer.close()
+        self.setup.close()
 
     # -- parts of a run, in order of use
 
@@ -186,6 +198,8 @@ class _Training:
             due.add("validate")
         if step % settings.save_state_every == 0:
             due.add("save")
+        if settings.sample_every and step % settings.sample_every == 0 and not checkpoint:
+            due.add("sample")
         return due
 
     def _read(self, last: int) -> None:
@@ -235,6 +249,7 @@ class _Training:
         history = self.history
         data = self._file(step)
         ref = self.store.put(data, f"{self.dataset.trigger}-step{step:06d}.safetensors")
+        samples = self._samples(step) if self._room_for_samples() else ()
         validation = history.validation[-1].loss if history.validation else None
         loss = history.smoothed[-1]
         model_id = None
@@ -243,8 +258,42 @@ class _Training:
             model_id = self.tracker.log_checkpoint(data, step, metrics)
             self.tracker.log_metrics(metrics, step)
         history.checkpoints.append(
-            CheckpointRecord(step=step, adapter=ref, loss=loss, validation_loss=validation, logged_model_id=model_id)
+            CheckpointRecord(
+                step=step,
+                adapter=ref,
+                loss=loss,
+                validation_loss=validation,
+                samples=samples,
+                logged_model_id=model_id,
+            )
         )
+
+    def _room_for_samples(self) -> bool:
+        """A VAE and a guided U-Net pass need room beside the training; the sweep draws the pictures that count."""
+        plan = self.setup.plan
+        return not self.cuda or plan.budget_gib - plan.peak_gib > SAMPLE_GIB
+
+    def _samples(self, step: int) -> tuple[Ref, ...]:
+        """One small picture of the trigger alone, the same noise every time; the VAE is loaded for it and unloaded."""
+        bucket = self.data.views[0]
+        with self.setup.evaluating():
+            images = self.diffusion.sample(
+                self.data.sample_prompt,
+                TextConditioning(self.data.empty_embeds, self.data.empty_pooled),
+                seeds=[self.seed],
+                size=(bucket.width, bucket.height),
+                steps=SAMPLE_STEPS,
+                guidance=SAMPLE_GUIDANCE,
+            )
+        self.diffusion.unload("vae")
+        refs = []
+        for image in images:
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            refs.append(self.store.put(buffer.getvalue(), f"sample-step{step:06d}.png"))
+            if step > self.last_logged:
+                self.tracker.log_image(image, f"samples/step{step:06d}.png", step)
+        return tuple(refs)
 
     def _file(self, step: int) -> bytes:
         """The adapter as it is now, as a file."""
@@ -261,7 +310,7 @@ class _Training:
         )
         kind = torch.float32 if self.setup.plan.precision == "fp32" else torch.float16
         with self.setup.evaluating():
-            tensors = self.setup.adapter.state_dict(kind, self.setup.parameters.named())
+            tensors = self.setup.adapter.state_dict(kind, self.setup.parameters.named("cpu"))
         return save_adapter(tensors, metadata)
 
     def _early_stop(self) -> bool:

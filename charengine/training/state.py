@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,30 +36,54 @@ class History:
     plan: dict[str, Any] = field(default_factory=dict)
 
 
-def save_state(folder: Path, key: str, history: History, tensors: dict[str, Tensor]) -> None:
-    """Write the state of the step just finished; a reader sees the old file or this one, never half of it.
+class StateWriter:
+    """Writes states while training goes on; a reader sees the old file or the new one, never half of it.
 
     Args:
         folder: of this training, made if missing.
         key: what the state belongs to (settings, dataset, seed, model); another key's state is never taken up.
-        history: losses and records so far.
-        tensors: masters and optimizer state, by name.
     """
-    from safetensors.torch import save
 
-    facts = {
-        "format": FORMAT,
-        "key": key,
-        "step": history.step,
-        "seconds": history.seconds,
-        "plan": history.plan,
-        "base": history.base.model_dump(mode="json") if history.base else None,
-        "validation": [point.model_dump(mode="json") for point in history.validation],
-        "checkpoints": [record.model_dump(mode="json") for record in history.checkpoints],
-    }
-    curve = torch.tensor([history.losses, history.smoothed, history.rates], dtype=torch.float64)
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(folder / FILE, save({"curve": curve, **flat}, {"facts": json.dumps(facts)}))
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+        self.thread = ThreadPoolExecutor(1, "training-state")
+        self.pending: Future[None] | None = None
+
+    def save(self, history: History, tensors: dict[str, Tensor]) -> None:
+        """Take a copy of the step just finished and write it in the background, after the one before."""
+        self.wait()
+        facts = {
+            "format": FORMAT,
+            "key": self.key,
+            "step": history.step,
+            "seconds": history.seconds,
+            "plan": history.plan,
+            "base": history.base.model_dump(mode="json") if history.base else None,
+            "validation": [point.model_dump(mode="json") for point in history.validation],
+            "checkpoints": [record.model_dump(mode="json") for record in history.checkpoints],
+        }
+        curve = torch.tensor([history.losses, history.smoothed, history.rates], dtype=torch.float64)
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        self.pending = self.thread.submit(self._write, {"curve": curve, **copies}, {"facts": json.dumps(facts)})
+
+    def _write(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        from safetensors.torch import save
+
+        write_atomically(self.folder / FILE, save(tensors, metadata))
+
+    def wait(self) -> None:
+        """Until the last state is on disk.
+
+        Raises:
+            BadInput: it could not be written.
+        """
+        if self.pending:
+            self.pending.result()
+            self.pending = None
+
+    def close(self) -> None:
+        """Finish writing, whatever happens to the training."""
+        self.thread.shutdown(wait=True)
 
 
 def load_state(folder: Path, key: str) -> tuple[History, dict[str, Tensor]] | None:

@@ -67,7 +67,7 @@ class TrainStep:
         micro_batch: int = 0,
         graph: bool = False,
     ) -> None:
-        self.unet, self.parameters, self.optimizer = adapter.unet, parameters, optimizer
+        self.adapter, self.unet, self.parameters, self.optimizer = adapter, adapter.unet, parameters, optimizer
         self.data, self.settings = data, settings
         self.seed, self.micro_batch, self.graph = seed, micro_batch, graph
         weight = self.unet.conv_in.weight
@@ -198,6 +198,8 @@ class TrainStep:
         dropped = draws.dropped.view(-1, 1, 1)
         embeds = torch.where(dropped, self.data.empty_embeds, bucket.embeds[index])
         pooled = torch.where(dropped[:, 0], self.data.empty_pooled, bucket.pooled[index])
+        if self.adapter.algorithm == "tlora":
+            self.adapter.attach_timesteps(draws.timesteps, len(self.signal))
         predicted = predict(
             self.unet, signal * latents + sigma * draws.noise, draws.timesteps, embeds, pooled, bucket.time_ids[index]
         )

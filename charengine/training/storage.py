@@ -74,9 +74,10 @@ class StackedParameters:
         """The gradient stacks, in the same order."""
         return [stack.grad for stack in self.stacks]
 
-    def named(self) -> dict[str, Tensor]:
-        """Float32 values by file key."""
-        return {key: stack.master[i] for stack in self.stacks for key, i in stack.places.items()}
+    def named(self, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """Float32 values by file key; on another device each stack is copied once, not each parameter."""
+        wide = [(stack.places, stack.master.to(device) if device else stack.master) for stack in self.stacks]
+        return {key: master[i] for places, master in wide for key, i in places.items()}
 
     def zero_grad(self) -> None:
         """Set all gradients to zero; they stay where they are."""
