@@ -88,7 +88,7 @@ class QwenFiles:
         dtype: of everything that is not packed.
         plan: which blocks stay on the device.
         zero_cond_t: the transformer is Qwen-Image-Edit-2511, which keeps its reference tokens at time 0.
-        on_host: keep weights in host memory when a model leaves the device, so that it is back in no time.
+        roomy_host: host memory holds all weights page-locked, so that a model that left the device is back in no time.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class QwenFiles:
         plan: Plan,
         *,
         zero_cond_t: bool = False,
-        on_host: bool = True,
+        roomy_host: bool = True,
     ) -> None:
         self.paths = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
         self.config, self.tokenizer_folder = config, tokenizer
         self.device, self.dtype, self.plan = device, dtype, plan
-        self.zero_cond_t, self.on_host = zero_cond_t, on_host
+        self.zero_cond_t, self.roomy_host = zero_cond_t, roomy_host
         self._streams: dict[str, BlockStream] = {}
 
     def text_encoder(self) -> Any:
@@ -167,12 +167,9 @@ class QwenFiles:
         return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
 
     def release(self, name: str) -> None:
-        """Take a model off the device; its weights stay in host memory if `on_host`."""
-        if name not in self._streams:
-            return
-        self._streams[name].release()
-        if not self.on_host:
-            self.drop(name)
+        """Take a model off the device; its weights stay on the host."""
+        if name in self._streams:
+            self._streams[name].release()
 
     def drop(self, name: str) -> None:
         """Give up a model that is off the device; the next use reads its file again."""
@@ -196,7 +193,7 @@ class QwenFiles:
         module: Any = on_meta(lambda: QwenImageTransformer2DModel.from_config(config))
         placement = self.plan.transformer
         self._fill(module, state, "transformer", "transformer_blocks." if placement.fp8 else "")
-        return BlockStream(module, module.transformer_blocks, self.device, placement.resident)
+        return self._stream(module, module.transformer_blocks, placement.resident)
 
     def _build_text_encoder(self) -> BlockStream:
         from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -212,7 +209,10 @@ class QwenFiles:
         folder = own.parent if own.is_file() else packaged_config("qwen-image-edit") / "text_encoder"
         if own.is_file() or not (self.config / "text_encoder" / "config.json").is_file():
             module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        return BlockStream(module, module.model.language_model.layers, self.device, placement.resident)
+        return self._stream(module, module.model.language_model.layers, placement.resident)
+
+    def _stream(self, module: nn.Module, blocks: nn.ModuleList, resident: int) -> BlockStream:
+        return BlockStream(module, blocks, self.device, resident, lock_resident=self.roomy_host)
 
     def _read(self, name: str, rename: Callable[[State], State]) -> State:
         """A file's weights under the module's own names."""

@@ -11,7 +11,7 @@ import torch
 
 from charengine.config import ModelSettings, Profile
 from charengine.environment import find_home
-from charengine.errors import BadInput, MissingDependency
+from charengine.errors import BadInput, MissingDependency, OutOfBudget
 from charengine.models import Captioner, Embedder, Models
 from charengine.models.captioners import QwenCaptioner
 from charengine.models.catalogue import CLIP_TOKENIZER, QWEN_TOKENIZER
@@ -180,7 +180,7 @@ def _qwen(
         dtype,
         placement,
         zero_cond_t="2511" in edit.identity.note,
-        on_host=psutil.virtual_memory().available / 2**30 > placement.host_gib + SPARE_HOST_GIB,
+        roomy_host=_roomy_host(placement),
     )
     rivals = frozenset() if placement.together else frozenset({"text_encoder", "transformer"})
     loaded = TakingTurns(rivals, parts.release, parts.drop)
@@ -194,6 +194,21 @@ def _qwen(
         loaded=loaded,
     )
     return editor, QwenCaptioner(parts, device, _fingerprint(vl.path), loaded=loaded)
+
+
+def _roomy_host(placement: Plan) -> bool:
+    """Whether host memory holds whole models page-locked, or only what is streamed.
+
+    Raises:
+        OutOfBudget: not even that.
+    """
+    free = psutil.virtual_memory().available / 2**30
+    if placement.least_host_gib > free:
+        raise OutOfBudget(
+            f"{placement.least_host_gib:.1f} GiB of weights do not fit the GPU and must wait in host memory, of which {free:.1f} "
+            "are free: close other programs, or use a smaller file (GGUF Q4)"
+        )
+    return free > placement.host_gib + SPARE_HOST_GIB
 
 
 def _lightning(stock: Inventory) -> Path | None:

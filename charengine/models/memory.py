@@ -97,9 +97,14 @@ class Plan:
 
     @property
     def host_gib(self) -> float:
-        """Page-locked host memory for what is streamed or set aside."""
-        parts = (self.encoder.part, self.transformer.part)
-        return sum(part.rest + part.blocks * part.block for part in parts) / GIB
+        """Page-locked host memory when all of a streamed model is kept there."""
+        parts = [placement.part for placement in (self.encoder, self.transformer) if placement.streamed]
+        return sum(part.blocks * part.block for part in parts) / GIB
+
+    @property
+    def least_host_gib(self) -> float:
+        """Page-locked host memory when only the streamed blocks are kept there."""
+        return sum(placement.streamed * placement.part.block for placement in (self.encoder, self.transformer)) / GIB
 
     @property
     def together(self) -> bool:

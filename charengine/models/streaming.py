@@ -1,6 +1,6 @@
 """A model larger than the GPU: some blocks stay there, the others pass through two slots, copied one block ahead.
 
-Each block's weights lie in one page-locked buffer on the host, unless the whole model fits the GPU. Streamed blocks are spread evenly between the resident
+Each of their weights lie in one page-locked buffer on the host. Streamed blocks are spread evenly between the resident
 ones, so the copy of the next hides behind the arithmetic of those before it: no slower while copying a forward's
 streamed bytes takes less time than computing it.
 """
@@ -93,15 +93,23 @@ class BlockStream:
         blocks: the equal blocks its forward runs one after another.
         device: where it computes; on the CPU the same copies are made in the foreground, for tests.
         resident: how many blocks stay; all of them if it is at least their number.
+        lock_resident: page-lock those too, so that they are back in no time after `release`.
     """
 
-    def __init__(self, module: nn.Module, blocks: nn.ModuleList, device: torch.device, resident: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        blocks: nn.ModuleList,
+        device: torch.device,
+        resident: int,
+        *,
+        lock_resident: bool = True,
+    ) -> None:
         self.module, self.device = module, device
         pinned = device.type == "cuda"
         self.streamed = spread(len(blocks), max(0, len(blocks) - resident))
-        self.hosts = (
-            [HostBlock(block, pinned) for block in blocks] if self.streamed else []
-        )  # else as good as one block
+        locked = range(len(blocks)) if self.streamed and lock_resident else self.streamed
+        self.hosts = {index: HostBlock(blocks[index], pinned) for index in locked}
         self._order = {index: j for j, index in enumerate(self.streamed)}
         self._rest: list[tuple[nn.Module, str, str, torch.Tensor]] = []
         self._slots: list[torch.Tensor] = []
@@ -115,8 +123,8 @@ class BlockStream:
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of page-locked host memory held; none for a model that fits whole, whose host copy is its mapped file."""
-        return sum(host.nbytes for host in self.hosts)
+        """Bytes of page-locked host memory held; the host copy of what is not locked is its mapped file."""
+        return sum(host.nbytes for host in self.hosts.values())
 
     def place(self) -> None:
         """Put the resident blocks and everything outside the blocks on the device, and start the first copies."""
@@ -129,7 +137,7 @@ class BlockStream:
         slots = min(SLOTS, len(self.streamed))
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=self.device) for _ in range(slots)]
         self._occupant = [None] * slots
-        for index, host in enumerate(self.hosts):
+        for index, host in self.hosts.items():
             if index in self._order:
                 host.bind(self._slots[self._order[index] % slots][: host.nbytes])
             else:
@@ -144,7 +152,7 @@ class BlockStream:
             return
         if self._copies is not None:
             torch.cuda.synchronize(self.device)
-        for host in self.hosts:
+        for host in self.hosts.values():
             host.bind(host.buffer)
         for owner, store, name, tensor in self._rest:
             _assign(owner, store, name, tensor)
@@ -154,7 +162,7 @@ class BlockStream:
         self.placed = False
 
     def _outside(self) -> Any:
-        within = {(id(owner), name) for host in self.hosts for owner, _, name in host.places}
+        within = {(id(owner), name) for host in self.hosts.values() for owner, _, name in host.places}
         for owner in self.module.modules():
             for store in ("_parameters", "_buffers"):
                 for name, tensor in getattr(owner, store).items():

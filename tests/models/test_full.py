@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from charengine import models
 from charengine.config import ModelSettings, Profile, SheetSettings
 from charengine.errors import BadInput, ConfigError, MissingDependency, OutOfBudget, UnsafeFile
-from charengine.models import locate, qwen_edit
+from charengine.models import full, locate, qwen_edit
 from charengine.models.file_parts import QwenFiles, SDXLFiles
 from charengine.models.memory import Part, Placement, Plan
 from charengine.models.qwen_edit import QwenEdit
@@ -302,6 +303,19 @@ def test_a_budget_too_small_is_refused_with_the_smallest_that_would_do(comfyui: 
     with pytest.raises(OutOfBudget, match="budget is 0.6 GiB") as caught:
         models.load(small)
     assert caught.value.smallest_gib and caught.value.smallest_gib > 1
+
+
+def test_too_little_host_memory_for_what_is_streamed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Part("transformer", 60, 340_000_000, 0, 0)
+    plan = Plan(12, Placement(Part("x", 0, 0, 0, 0), 0), Placement(part, 25), tile_vae=False)
+    free = types.SimpleNamespace(available=16 * 2**30)
+    monkeypatch.setattr(full.psutil, "virtual_memory", lambda: free)
+    assert full._roomy_host(plan) is False
+    free.available = 8 * 2**30
+    with pytest.raises(OutOfBudget, match="11.1 GiB of weights do not fit the GPU"):
+        full._roomy_host(plan)
+    free.available = 64 * 2**30
+    assert full._roomy_host(plan) is True
 
 
 def test_the_2511_model_keeps_its_reference_at_time_zero(comfyui: Path, qwen_folder: Path, tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def test_streamed_blocks_are_spread_between_resident_ones() -> None:
 
 
 @pytest.mark.parametrize("resident", [0, 1, 2, 3, 5])
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_streamed_model_computes_what_the_resident_one_does(resident: int, packed: bool) -> None:
+@pytest.mark.parametrize(("packed", "lock"), [(True, True), (True, False), (False, True)])
+def test_a_streamed_model_computes_what_the_resident_one_does(resident: int, packed: bool, lock: bool) -> None:
     torch.manual_seed(0)
     model = build_transformer(TINY)
     blocks = [type(model.transformer_blocks[0])(dim=32, num_attention_heads=2, attention_head_dim=16) for _ in range(5)]
@@ -87,7 +87,7 @@ def test_a_streamed_model_computes_what_the_resident_one_does(resident: int, pac
     }
     with torch.no_grad():
         expected = model(**inputs)[0]
-        stream = BlockStream(model, model.transformer_blocks, CPU, resident)
+        stream = BlockStream(model, model.transformer_blocks, CPU, resident, lock_resident=lock)
         for _ in range(2):
             stream.place()
             for _ in range(3):
