@@ -34,7 +34,7 @@ class ImageTextProcessor(Qwen2VLProcessor):
         return ["image_processor", "tokenizer"]
 
 
-def fix_position_ids(text_encoder: torch.nn.Module) -> RemovableHandle:
+def fix_position_ids(text_encoder: Any) -> RemovableHandle:
     """Give a Qwen2.5-VL encoder the `mm_token_type_ids` that diffusers' pipelines forget to pass on.
 
     Without them transformers 5 falls back from 3-D to 1-D positions silently (diffusers #14194, open in 0.42.1).

@@ -81,8 +81,8 @@ def unpack(packed: Path, weights: Path, *, tiny: bool = False) -> None:
     _set_latent_statistics(loose, weights)
     logs = weights / "training"
     logs.mkdir(exist_ok=True)
-    for path in [*loose.glob("*.jsonl"), *loose.glob("*_training.json")]:
-        shutil.copyfile(path, logs / path.name)
+    for path in loose.glob("*.jsonl"):
+        _append(path.read_text(), logs / path.name)
 
 
 def _set_latent_statistics(loose: Path, weights: Path) -> None:
@@ -92,6 +92,13 @@ def _set_latent_statistics(loose: Path, weights: Path) -> None:
     if (loose / "sdxl_vae.json").is_file():
         facts = json.loads((loose / "sdxl_vae.json").read_text())
         _edit(weights / "sdxl/vae/config.json", scaling_factor=1 / facts["std"][0])
+
+
+def _append(text: str, log: Path) -> None:
+    """Add a run to a part's log, once."""
+    earlier = log.read_text() if log.is_file() else ""
+    if text not in earlier:
+        log.write_text(earlier + text)
 
 
 def _edit(path: Path, **values: Any) -> None:

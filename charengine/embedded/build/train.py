@@ -28,7 +28,7 @@ def tracks(gpus: int, resumed: bool) -> list[tuple[str, str]]:
     vae = 0.7 if resumed else 1.5
     sheets, images, rest = f"qwen_vae={vae},sheets", f"sdxl_vae={vae * 0.8:.2f},images", "probe=3.5,clip"
     if gpus == 0:
-        return [("cpu", ",".join(f"{part}=0.1" for part in PARTS))]
+        return [("cpu", ",".join(f"{part}=5" for part in PARTS))]
     first, second = "cuda:0", f"cuda:{min(1, gpus - 1)}"
     return [(first, sheets), (second, images), (second, rest)]
 
@@ -153,7 +153,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.smoke:
         args.all = args.tiny = True
-        args.minutes = 3.0
+        args.minutes = 30.0  # its parts end after three steps
     if not (args.all or args.part or args.unpack):
         parser.error("say --part, --all, --smoke or --unpack")
     return args

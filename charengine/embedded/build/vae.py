@@ -21,6 +21,7 @@ from charengine.embedded.build.clock import (
 )
 from charengine.embedded.build.data import Refill, Renderer, to_unit
 from charengine.embedded.build.family import Sizes, build_qwen_vae, build_sdxl_vae
+from charengine.embedded.build.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.build.run import Run
 from charengine.embedded.build.still import still_convolutions
 
@@ -159,34 +160,37 @@ def psnr(vae: Autoencoder, pictures: torch.Tensor, weight: torch.Tensor | None =
 
 
 def train_vae(run: Run, kind: str, minutes: float) -> Autoencoder:
-    """Train one VAE, or only its decoder when there are weights to start from (latents must not move)."""
+    """Train one VAE; the models on its latents are trained after it, for its latents move."""
     device, log = run.device, Log(run.out, f"{kind}_vae")
     vae = Autoencoder(kind, run.sizes, device)
     resumed = vae.load(run.sources)
     clock = Clock(minutes, max_steps=run.max_steps)
-    if resumed:
-        for name, p in vae.model.named_parameters():
-            p.requires_grad_(name.startswith(("decoder", "post_quant")))
     shapes = [(384, 384), (128, 384)] if kind == "qwen" else [(128, 384), (256, 256), (192, 256)]
     renderer = Renderer(device, run.seed + 1, few=run.tiny)
-    pool = Pictures(renderer, shapes, each=run.scale(4000, 8), chunk=run.scale(192, 4))
+    pool = Pictures(renderer, shapes, each=run.scale(4000, 8), chunk=run.scale(512, 4))
     refill = Refill(pool.make, share=0.2 if not run.tiny else 0.05)
     average = Average({vae.name: vae.model}, 0.998)
-    optimiser = Optimiser(decayed(vae.model, rate=2e-3 if not resumed else 5e-4, decay=0.0), clock)
+    optimiser = GraphedOptimiser(decayed(vae.model, rate=2e-3, decay=0.0), clock)
     rng = random.Random(run.seed)
-    batch = run.scale(64, 2)
-    side = run.scale(192, 64)
+    batch, side = run.scale(48, 2), run.scale(128, 64)
+
+    def step(wanted: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+            posterior = vae.posterior(wanted)
+            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+            out = vae.decode(z)
+        loss = rebuild_loss(out.float(), wanted, weight)
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        (loss + KL_WEIGHT[kind] * kl).backward()
+        return loss.detach(), kl.detach()
+
+    train_step = GraphedStep(step, device)
     log.write(event="start", resumed=resumed, parameters=sum(p.numel() for p in vae.model.parameters()))
     while clock.progress < 1:
         wanted, weight = pool.batch(batch, side, rng)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            posterior = vae.posterior(wanted)
-            z = posterior.sample() if not resumed else posterior.mode()
-            out = vae.decode(z)
-        loss = rebuild_loss(out.float(), wanted, weight)
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        optimiser.step(loss + KL_WEIGHT[kind] * kl)
+        loss, kl = train_step(wanted.shape, wanted, weight)
+        optimiser.step()
         average.update()
         refill.tick()
         if clock.step % run.every(100) == 0:

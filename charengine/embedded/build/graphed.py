@@ -1,0 +1,97 @@
+"""Training steps as CUDA graphs: a model this small spends its time launching kernels, not running them.
+
+A step is a function of tensors that runs forward and backward and returns numbers to log. On CUDA it is captured once
+for each key (a picture size, a text length) and replayed from then on; on a CPU it is simply called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+from charengine.embedded.build.clock import Clock
+
+
+class GraphedStep:
+    """`function(*tensors) -> tuple of tensors`, captured per key on CUDA. Gradients add up in place."""
+
+    def __init__(self, function: Callable[..., tuple[torch.Tensor, ...]], device: torch.device) -> None:
+        self.function, self.device = function, device
+        self.captured: dict[Hashable, tuple[Any, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = {}
+        self.pool: Any = None
+
+    def __call__(self, key: Hashable, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the step; the results are valid until the next call with this key."""
+        if self.device.type != "cuda":
+            return self.function(*tensors)
+        if key not in self.captured:
+            self._capture(key, tensors)
+            return self.captured[key][2]
+        graph, kept, results = self.captured[key]
+        for mine, given in zip(kept, tensors, strict=True):
+            mine.copy_(given, non_blocking=True)
+        graph.replay()
+        return results
+
+    def _capture(self, key: Hashable, tensors: tuple[torch.Tensor, ...]) -> None:
+        kept = tuple(t.clone() for t in tensors)
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self.function(*kept)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            results = self.function(*kept)
+        self.pool = graph.pool()
+        self.captured[key] = (graph, kept, results)
+        graph.replay()
+
+
+class GraphedOptimiser:
+    """Fused AdamW on a time-boxed schedule, with clipping; a step whose gradient is not finite is skipped.
+
+    Gradients are zeroed after the update, never freed: the captured steps add into the same memory.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], clock: Clock, clip: float = 1.0) -> None:
+        self.clock, self.clip = clock, clip
+        self.parameters = [p for g in groups for p in g["params"]]
+        self.device = self.parameters[0].device
+        self.peaks = [g["lr"] for g in groups]
+        on_cuda = self.device.type == "cuda"
+        groups = [{**g, "lr": torch.tensor(float(g["lr"]), device=self.device)} for g in groups]
+        self.adamw = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, fused=True, capturable=on_cuda)
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p)
+        self.graph: Any = None
+        self.steps = 0
+
+    def step(self) -> None:
+        """Clip, update, zero the gradients."""
+        share = self.clock.learning_rate()
+        for group, peak in zip(self.adamw.param_groups, self.peaks, strict=True):
+            group["lr"].fill_(peak * share)
+        self.steps += 1
+        self.clock.step += 1
+        if self.device.type != "cuda" or self.steps <= 3:
+            self._update()
+            return
+        if self.graph is None:
+            torch.cuda.synchronize(self.device)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self._update()
+        self.graph.replay()
+
+    def _update(self) -> None:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.adamw.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        self.adamw.grad_scale = None  # type: ignore[attr-defined]
+        torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+        self.adamw.step()
+        torch._foreach_zero_(gradients)
