@@ -26,9 +26,8 @@ def write_sheet(sheet: SheetRecord, out: Path, store: Store) -> Path:
     return store.export(sheet.image, out / f"sheet{Path(sheet.image.name).suffix or '.png'}")
 
 
-def write_views(views: ViewsRecord, out: Path, store: Store) -> list[Path]:
-    """`views/front.png`… with their masks, and the sheet with the boxes that were found."""
-    folder = out / "views"
+def write_views(views: ViewsRecord, folder: Path, store: Store) -> list[Path]:
+    """`front.png`… with their masks, and the sheet with the boxes that were found."""
     store.export(views.overlay, folder / "overlay.png")
     for view in views.views:
         store.export(view.alpha, folder / f"{view.view}.alpha.png")

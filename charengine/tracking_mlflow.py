@@ -163,6 +163,9 @@ class MLflowTracker:
         self._parent = parent
         self._known_params = dict(run.data.params)
         self._known_tags = dict(run.data.tags)
+        self._known_metrics = frozenset(
+            run.data.metrics
+        )  # of earlier processes; the history of others need not be asked
         self._delivered: dict[str, int] = {}
         self._last: dict[str, int] = {}
         self._name = run.info.run_name or key
@@ -206,6 +209,8 @@ class MLflowTracker:
 
     def delivered_step(self, metric: str) -> int:
         """Highest step of a metric that MLflow holds; -1 when there is none."""
+        if metric not in self._known_metrics:
+            return -1
         if metric not in self._delivered:
             history = self._session.attempt(
                 f"history of {metric}", lambda: self._session.client.get_metric_history(self.run_id, metric)

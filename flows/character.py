@@ -86,7 +86,7 @@ def make_character(workspace: Workspace) -> dict[str, Any]:
     sheet_path = outputs.write_sheet(sheet, out, store)
 
     views = crop_views(workspace, sheet)
-    view_paths = outputs.write_views(views, out, store)
+    view_paths = outputs.write_views(views, out / "views", store)
 
     key = caption_key(workspace, views)
     dataset = outputs.take_edits(caption_views(workspace, views), out, key)

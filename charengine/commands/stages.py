@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from charengine import __version__
 from charengine.commands.console import listen, say, training_bar
 from charengine.commands.pipeline import ProfileOption, SetOption
 from charengine.environment import Home, apply_defaults, find_home, use_services
+from charengine.errors import BadInput
 from charengine.request import RunRequest, check, check_folder
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ def caption(
     profile: ProfileOption = "embedded",
 ) -> None:
     """Caption the views of a folder; the .txt files may be edited before training."""
+    _must_exist(folder)
     request = RunRequest(prompt, name, class_noun, trigger, profile=profile, overrides=tuple(settings))
     desk, character = _desk(request, folder)
     from charengine.caption import caption_views
@@ -119,6 +122,7 @@ def train(
     profile: ProfileOption = "embedded",
 ) -> None:
     """Train an adapter on a folder of captioned views; a run that was stopped continues."""
+    _must_exist(folder)
     desk = _open_desk(profile, settings, out)
     from charengine.folders import read_dataset
 
@@ -156,7 +160,12 @@ def _train(desk: Desk, dataset: DatasetRecord, seed: int) -> AdapterRecord:
     tracker = open_tracker(
         desk.home, project="charengine", name=f"train {dataset.trigger}", key=key, params=params, tags=tags
     )
-    recipe = {"profile": desk.profile.model_dump(mode="json"), "dataset_digest": dataset.digest}
+    recipe = {
+        "character": {"trigger": dataset.trigger, "class_noun": dataset.class_noun, "seed": seed},
+        "profile": desk.profile.model_dump(mode="json"),
+        "dataset_digest": dataset.digest,
+        "engine_version": __version__,
+    }
     with (
         single_flight(desk.home.locks / f"{key}.lock", "the same training runs there"),
         closing(tracker),
@@ -192,6 +201,7 @@ def sweep(
     profile: ProfileOption = "embedded",
 ) -> None:
     """Try checkpoints at several strengths and pick one."""
+    _must_exist(adapter)
     desk = _open_desk(profile, settings, out)
     from charengine.earlier import sweep_inputs
     from charengine.evaluation.sweep import sweep_adapter
@@ -251,6 +261,12 @@ def _open_desk(profile: str, settings: list[str], out: Path) -> Desk:
     from charengine.models import load
 
     return Desk(chosen, load(chosen), Store(home.store), home)
+
+
+def _must_exist(path: Path) -> None:
+    """Before models are looked for."""
+    if not path.exists():
+        raise BadInput(f"{path}: no such file or folder")
 
 
 def _warn(warnings: tuple[str, ...]) -> None:
