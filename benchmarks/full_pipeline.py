@@ -254,11 +254,13 @@ class Run:
         end = time.perf_counter()
         step = statistics.median([b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)] or [0.0])
         first = self.ticks[0] - start - step
+        stream = self.parts._streams["transformer"]
         facts = {
             "encode_and_place_s": round(first, 2),
             "step_s": round(step, 3),
             "decode_s": round(end - self.ticks[-1], 2),
             "size": list(image.size),
+            "resident_blocks": len(stream.blocks) - len(stream.streamed),
         }
         if wanted and wanted != steps:
             facts |= {"ran_steps": steps, "extrapolated_seconds": round(end - start + (wanted - steps) * step, 1)}

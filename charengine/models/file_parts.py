@@ -16,7 +16,7 @@ from torch import nn
 from charengine.models import layouts
 from charengine.models.quantised import State, fill
 from charengine.models.sdxl import SDXLFolder
-from charengine.models.streaming import BlockStream
+from charengine.models.streaming import BlockStream, shrink_when_out_of_memory
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -193,7 +193,9 @@ class QwenFiles:
         module: Any = on_meta(lambda: QwenImageTransformer2DModel.from_config(config))
         placement = self.plan.transformer
         self._fill(module, state, "transformer", "transformer_blocks." if placement.fp8 else "")
-        return self._stream(module, module.transformer_blocks, placement.resident)
+        stream = self._stream(module, module.transformer_blocks, placement.resident)
+        shrink_when_out_of_memory(stream)
+        return stream
 
     def _build_text_encoder(self) -> BlockStream:
         from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration

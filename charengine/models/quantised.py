@@ -122,12 +122,14 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x @ weight.T + bias`; a scale multiplies the product, so that it is rounded once and the weight never."""
-        y = functional.linear(x, unpack(self.packed, self.packing, x.dtype))
-        bias = x.new_zeros(1) if self.bias is None else self.bias.to(x.dtype)
-        if self.row_scale is not None:
-            y = torch.addcmul(bias, y, self.row_scale.to(x.dtype))
-        elif self.factor != 1.0 or self.bias is not None:
-            y = torch.add(bias, y, alpha=self.factor)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        scaled = self.row_scale is not None or self.factor != 1.0
+        y = functional.linear(x, unpack(self.packed, self.packing, x.dtype), None if scaled else bias)
+        if scaled and bias is None:
+            y = y * self.factor if self.row_scale is None else y * self.row_scale.to(x.dtype)
+        elif scaled and bias is not None:
+            row = self.row_scale
+            y = torch.add(bias, y, alpha=self.factor) if row is None else torch.addcmul(bias, y, row.to(x.dtype))
         if self.lora_enabled and self.lora_down is not None and self.lora_up is not None:
             y = y + functional.linear(functional.linear(x, self.lora_down.to(x.dtype)), self.lora_up.to(x.dtype))
         return y

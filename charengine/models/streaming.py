@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 ALIGNMENT = 256  # bytes; what CUDA's vectorised loads want
 SLOTS = 2
+SHRINK_BY = 4  # blocks given up at a time when memory runs out
 
 
 class HostBlock:
@@ -105,21 +106,36 @@ class BlockStream:
         *,
         lock_resident: bool = True,
     ) -> None:
-        self.module, self.device = module, device
-        pinned = device.type == "cuda"
-        self.streamed = spread(len(blocks), max(0, len(blocks) - resident))
-        locked = range(len(blocks)) if self.streamed and lock_resident else self.streamed
-        self.hosts = {index: HostBlock(blocks[index], pinned) for index in locked}
-        self._order = {index: j for j, index in enumerate(self.streamed)}
+        self.module, self.blocks, self.device, self.lock_resident = module, blocks, device, lock_resident
+        self.hosts: dict[int, HostBlock] = {}
         self._rest: list[tuple[nn.Module, str, str, torch.Tensor]] = []
         self._slots: list[torch.Tensor] = []
         self._occupant: list[int | None] = []
+        pinned = device.type == "cuda"
         self._copies = torch.cuda.Stream(device) if pinned else None
         self._ready: list[Any] = [torch.cuda.Event() for _ in range(SLOTS)] if pinned else []
         self.placed = False
-        for index in self.streamed:
-            blocks[index].register_forward_pre_hook(self._before(index))
-            blocks[index].register_forward_hook(self._after(index))
+        self._arrange(resident)
+        for index, block in enumerate(blocks):
+            block.register_forward_pre_hook(self._before(index))
+            block.register_forward_hook(self._after(index))
+
+    def _arrange(self, resident: int) -> None:
+        """Choose the streamed blocks, and lock their memory."""
+        count = len(self.blocks)
+        self.streamed = spread(count, max(0, count - resident))
+        self._order = {index: j for j, index in enumerate(self.streamed)}
+        for index in range(count) if self.streamed and self.lock_resident else self.streamed:
+            if index not in self.hosts:
+                self.hosts[index] = HostBlock(self.blocks[index], self.device.type == "cuda")
+
+    def shrink(self, blocks: int) -> None:
+        """Stream so many blocks more, if as many are resident; takes effect at once."""
+        self.release()
+        if self._copies is not None:
+            torch.cuda.empty_cache()
+        self._arrange(max(0, len(self.blocks) - len(self.streamed) - blocks))
+        self.place()
 
     @property
     def host_bytes(self) -> int:
@@ -185,7 +201,7 @@ class BlockStream:
 
     def _before(self, index: int) -> Any:
         def wait(_module: nn.Module, _args: Any) -> None:
-            if not self.placed:
+            if not self.placed or index not in self._order:
                 return
             j = self._order[index]
             slot = j % len(self._slots)
@@ -198,7 +214,7 @@ class BlockStream:
 
     def _after(self, index: int) -> Any:
         def fetch(_module: nn.Module, _args: Any, _output: Any) -> None:
-            if not self.placed:
+            if not self.placed or index not in self._order:
                 return
             j, slots = self._order[index], len(self._slots)
             following = j + slots if j + slots < len(self.streamed) else j % slots  # then the next forward's first
@@ -206,6 +222,27 @@ class BlockStream:
                 self._copy(following)
 
         return fetch
+
+
+def shrink_when_out_of_memory(stream: BlockStream) -> None:
+    """Let the model's forward be tried again with fewer resident blocks when it runs out of memory; the log says so."""
+    forward = stream.module.forward
+
+    def retried(*args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return forward(*args, **kwargs)
+            except torch.cuda.OutOfMemoryError:
+                if len(stream.streamed) == len(stream.blocks):
+                    raise
+            stream.shrink(SHRINK_BY)
+            log.warning(
+                "out of GPU memory: %d of %d blocks stay on the GPU from here on",
+                len(stream.blocks) - len(stream.streamed),
+                len(stream.blocks),
+            )
+
+    stream.module.forward = retried  # type: ignore[method-assign]
 
 
 def _assign(owner: nn.Module, store: str, name: str, tensor: torch.Tensor) -> None:

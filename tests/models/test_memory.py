@@ -10,7 +10,7 @@ from charengine.errors import OutOfBudget
 from charengine.models.files import Header, TensorInfo
 from charengine.models.memory import GIB, TakingTurns, measure, place, plan
 from charengine.models.quantised import fill
-from charengine.models.streaming import BlockStream, spread
+from charengine.models.streaming import BlockStream, shrink_when_out_of_memory, spread
 
 CPU = torch.device("cpu")
 
@@ -93,6 +93,40 @@ def test_a_streamed_model_computes_what_the_resident_one_does(resident: int, pac
             for _ in range(3):
                 assert torch.equal(model(**inputs)[0], expected)
             stream.release()
+
+
+def test_running_out_of_memory_streams_more_blocks_and_gives_the_same_answer() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(6)]).requires_grad_(False)
+    x = torch.randn(2, 4)
+    expected = model(x)
+    stream = BlockStream(model, torch.nn.ModuleList(model), CPU, 6)
+    stream.place()
+    failures = iter([True, True])
+
+    def fails_twice(*_: object) -> None:
+        if next(failures, False):
+            raise torch.cuda.OutOfMemoryError("no room")
+
+    model[5].register_forward_pre_hook(fails_twice)
+    shrink_when_out_of_memory(stream)
+    assert torch.equal(model(x), expected)
+    assert len(stream.streamed) == 6
+    assert torch.equal(model(x), expected)
+
+
+def test_out_of_memory_with_nothing_left_to_stream_is_raised() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+
+    def fails(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    model[0].register_forward_pre_hook(fails)
+    stream = BlockStream(model, torch.nn.ModuleList(model), CPU, 0)
+    stream.place()
+    shrink_when_out_of_memory(stream)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        model(torch.zeros(1, 4))
 
 
 @pytest.mark.gpu
