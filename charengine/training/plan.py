@@ -130,17 +130,22 @@ def memory_cap(budget_gib: float, device: torch.device) -> Iterator[None]:
         yield
         return
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
+    before = torch.cuda.get_per_process_memory_fraction(device_index(device))
     set_cap(min(1.0, max(0.01, (budget_gib - RESERVE_GIB) / total)), device)
     try:
         yield
     finally:
-        set_cap(1.0, device)
+        set_cap(before, device)
 
 
 def set_cap(fraction: float, device: torch.device) -> None:
     """Share of the device's memory the allocator may take."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    torch.cuda.set_per_process_memory_fraction(fraction, index)
+    torch.cuda.set_per_process_memory_fraction(fraction, device_index(device))
+
+
+def device_index(device: torch.device) -> int:
+    """The CUDA device's number; a device without one is the current one."""
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def set_checkpointing(unet: UNet2DConditionModel, plan: Plan) -> None:
