@@ -16,7 +16,8 @@ RULE_SHARE = 0.012  # of the shorter side: thicker than this is no rule
 RULE_REACH = 0.05  # of a side: how far a rule drifts from its place, and how near its end comes to the sheet's edge
 RULE_CONTRAST = 80.0
 RULE_CHROMA = 48.0
-STEEPEST_SHADOW = 10.0  # grey levels a pixel, on a sheet 1024 high
+SHARPEST_SHADOW = 0.17  # share of its depth that a shadow changes by in a pixel; a boot's edge changes faster
+TALLEST_SHADOW = 0.14  # of the figures' height: what is taller does not lie on the floor
 FAINTEST = 6.0  # 0-255; fainter differences are noise even on a clean sheet
 
 
@@ -215,7 +216,8 @@ def _find_figure(distance: NDArray[np.float32], threshold: float, border: NDArra
         noise = min(1.5 * float(np.percentile(calm, 99)), 8 * float(np.median(calm)))
         faint = float(np.clip(noise, FAINTEST, threshold))
     solid = _enclosed(strong, gap)
-    wide = _enclosed(_grown(strong, distance > faint), gap)
+    weak = _reached((distance > faint) | strong, strong, diagonal=True)
+    wide = _enclosed(weak, gap)
     return solid | _opened(wide & ~solid, 2 * gap + 1, 2 * gap + 1)
 
 
@@ -234,35 +236,27 @@ def _enclosed(barrier: Mask, gap: int) -> Mask:
     return tight | _opened(~outside[inside, inside] & ~tight, 4 * gap + 1, 4 * gap + 1)
 
 
-def _grown(seeds: Mask, allowed: Mask) -> Mask:
-    """Connected parts of `allowed` that hold a seed (hysteresis)."""
-    labels, count = ndimage.label(allowed | seeds, structure=np.ones((3, 3)))
-    hit = np.zeros(count + 1, bool)
-    hit[np.unique(labels[seeds])] = True
-    hit[0] = False
-    return np.asarray(hit[labels])
-
-
 def _soft_shadow(figure: Mask, pixels: Pixels, surface: Pixels) -> Mask:
-    """Soft shadows on the floor: background darkened evenly, without edges, joined to the background."""
+    """Soft flat shadows on the floor: background darkened evenly, without edges, joined to the background."""
     shadow = np.zeros_like(figure)
     rows = np.flatnonzero(figure.any(axis=1))
     if not len(rows):
         return shadow
-    part = np.s_[rows[-1] - (rows[-1] - rows[0]) // 5 :]
-    smooth = ndimage.uniform_filter(pixels[part], (3, 3, 1))
-    ratio = (smooth + 1) / (surface[part] + 1)
-    grey = _grey(smooth)
-    steep = np.hypot(ndimage.sobel(grey, axis=0), ndimage.sobel(grey, axis=1)) / 8
+    tall = int(rows[-1] - rows[0])
+    part = np.s_[rows[-1] - tall // 5 :]
+    ratio = (ndimage.uniform_filter(pixels[part], (3, 3, 1)) + 1) / (surface[part] + 1)
     level = _grey(ratio)
     even = (level < 0.99) & (level > 0.45) & (_largest(ratio) - _smallest(ratio) < 0.06)
-    even &= steep < STEEPEST_SHADOW * max(1.0, 1024 / figure.shape[0])
-    outside = ~figure[part]
-    labels, count = ndimage.label(even | outside)
-    reached = np.zeros(count + 1, bool)
-    reached[np.unique(labels[outside])] = True
-    reached[0] = False
-    shadow[part] = reached[labels] & even
+    slope = np.hypot(ndimage.sobel(level, axis=0), ndimage.sobel(level, axis=1)) / 8
+    depth = np.maximum(1 - ndimage.minimum_filter(level, 9), 0.03)
+    even &= slope < SHARPEST_SHADOW * depth
+    even &= _reached(even | ~figure[part], ~figure[part])
+    broad = _opened(even, 5, 5)  # without the fringes of the figure's own edges, which would tie a shadow to a leg
+    labels, _ = ndimage.label(broad)
+    for i, (height, _) in enumerate(ndimage.find_objects(labels)):
+        if height.stop - height.start > TALLEST_SHADOW * tall:
+            broad[labels == i + 1] = False
+    shadow[part] = _dilated(broad, 2) & even
     return shadow
 
 
@@ -277,10 +271,16 @@ def _tidied(figure: Mask) -> Mask:
 
 def _touching_border(mask: Mask) -> Mask:
     """Connected parts of the mask (4-neighbours) that reach the image's edge."""
-    labels, count = ndimage.label(mask)
+    edge = np.zeros_like(mask)
+    edge[[0, -1]] = edge[:, [0, -1]] = True
+    return _reached(mask, edge)
+
+
+def _reached(mask: Mask, seeds: Mask, diagonal: bool = False) -> Mask:
+    """Connected parts of the mask that hold a seed."""
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3)) if diagonal else None)
     hit = np.zeros(count + 1, bool)
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        hit[np.unique(edge)] = True
+    hit[np.unique(labels[seeds])] = True
     hit[0] = False
     return np.asarray(hit[labels])
 

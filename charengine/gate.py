@@ -88,7 +88,7 @@ def judge(
         items: what the prompt binds to a side; the captioner is listened to about them too.
     """
     # the captioner sees the views at the size they have on the sheet, whatever bucket they will train in
-    settings = CropSettings(bucket_area=image.width * image.height // 3)
+    settings = CropSettings(bucket_area=max(64 * 64, image.width * image.height // 3))
     backdrop, found = examine(image, settings.threshold)
     if found.problem:
         picture = draw_overlay(image, found)

@@ -21,6 +21,8 @@ class Look:
 
     coat: tuple[int, int, int] = COAT
     outline: tuple[int, int, int] | None = (20, 20, 24)
+    legs: tuple[int, int, int] = DARK
+    boots: tuple[int, int, int] = (70, 45, 30)
     staff: bool = False
     lantern: bool = False
 
@@ -122,8 +124,8 @@ def _figure(draw: ImageDraw.ImageDraw, size: tuple[int, int], spot: Spot, look: 
         getattr(draw, shape)((*at(x0, y0), *at(x1, y1)), fill=fill, **line)
 
     for x in (-0.055, 0.055):
-        box(x - 0.04, 0.6, x + 0.04, 0.95, DARK)
-        box(x - 0.055, 0.93, x + 0.05, 1.0, (70, 45, 30), "ellipse")
+        box(x - 0.04, 0.6, x + 0.04, 0.95, look.legs)
+        box(x - 0.055, 0.93, x + 0.05, 1.0, look.boots, "ellipse")
     arms = (0.0,) if spot.view == "side" else (-0.14, 0.14)
     if spot.view != "side":
         for x in arms:

@@ -105,6 +105,17 @@ def test_a_soft_shadow_on_the_floor_is_not_part_of_the_figure(store):
         assert abs(with_shadow.facts["figure_width"] - without.facts["figure_width"]) <= 6
 
 
+@pytest.mark.parametrize("size", [TOY, MEDIUM])
+def test_pale_boots_without_an_outline_are_not_taken_for_a_shadow(size, store):
+    sheet = Sheet(size, look=Look(outline=None, legs=(215, 215, 217), boots=(205, 206, 208)), blur=1, shadow=True)
+    views = crop(sheet, store)
+    for view, truth in zip(views.views, true_boxes(sheet), strict=True):
+        assert abs(view.source_box[3] - truth[3]) <= size[1] // 100
+        alpha = pixels(view.alpha, store)
+        soles = np.flatnonzero((alpha > 127).any(axis=1))[-1]
+        assert (alpha[soles - view.height // 60] > 127).sum() > 0.1 * view.facts["figure_width"] * view.facts["scale"]
+
+
 def test_a_floating_prop_goes_to_the_figure_beside_it(store):
     views = crop(Sheet(MEDIUM, look=Look(lantern=True)), store)
     plain = crop(Sheet(MEDIUM), store)
