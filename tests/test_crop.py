@@ -107,7 +107,7 @@ def test_a_soft_shadow_on_the_floor_is_not_part_of_the_figure(store):
 
 @pytest.mark.parametrize("size", [TOY, MEDIUM])
 def test_pale_boots_without_an_outline_are_not_taken_for_a_shadow(size, store):
-    sheet = Sheet(size, look=Look(outline=None, legs=(215, 215, 217), boots=(205, 206, 208)), blur=1, shadow=True)
+    sheet = Sheet(size, look=Look(outline=None, legs=(215, 215, 217), boots=(205, 206, 208)), blur=1)
     views = crop(sheet, store)
     for view, truth in zip(views.views, true_boxes(sheet), strict=True):
         assert abs(view.source_box[3] - truth[3]) <= size[1] // 100
