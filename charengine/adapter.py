@@ -6,6 +6,7 @@ own forward. Files are kohya's: `lora_unet_<original SDXL name>.lora_down.weight
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -264,14 +265,16 @@ def _create_network(unet: UNet2DConditionModel, settings: TrainSettings) -> Any:
 
 @contextmanager
 def _quiet_lycoris() -> Iterator[None]:
-    """LyCORIS logs a dozen lines for each network it makes."""
+    """LyCORIS logs a dozen lines for each network it makes, and its T-LoRA collects garbage after every layer."""
     from lycoris.logging import logger
 
     level = logger.level
     logger.setLevel(logging.ERROR)
+    gc.freeze()  # collecting is quick while everything that exists now is left out of it
     try:
         yield
     finally:
+        gc.unfreeze()
         logger.setLevel(level)
 
 
@@ -357,7 +360,7 @@ def _tlora_as_lora(module: Any, parts: Mapping[str, Tensor]) -> dict[str, Tensor
 
 def _merged_weight(module: Any, weight: Tensor, strength: float) -> Tensor:
     """base + strength · difference, computed in float32 (DoRA: rescaled to its learnt norms)."""
-    if module.name in ("loha", "lokr"):  # their get_diff_weight applies alpha / rank twice
+    if hasattr(module, "get_weight"):  # LoHa, LoKr: their get_diff_weight applies alpha / rank twice
         difference = module.get_weight(weight.shape)
     else:
         difference = module.get_diff_weight(1.0, weight.shape)[0]

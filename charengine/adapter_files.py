@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PARTS = re.compile(
-    r"\.(alpha|dora_scale|lora_(?:down|up|mid)\.weight|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|diff|diff_b"
+    r"\.(alpha|dora_scale|lora_(?:down|up|mid)\.weight|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?"
     r"|lora_[AB](?:\.\w+)?\.weight|lora\.(?:down|up)\.weight|lora_magnitude_vector(?:\.\w+)?(?:\.weight)?)$"
 )
 _OLD_PROCESSOR = re.compile(r"\.processor\.to_(q|k|v|out)_lora\.(down|up)\.weight$")
@@ -90,8 +90,11 @@ def rescale(data: bytes, strength: float) -> bytes:
     """The same adapter with `strength` as its new 1.0, exact for LoRA, LoCon, LoHa and LoKr.
 
     Raises:
-        BadInput: a DoRA file, whose effect is not proportional to any of its tensors.
+        BadInput: a strength of 0 (loaders read an alpha of 0 as 1 × rank), or a DoRA file, whose effect is not proportional to
+            any of its tensors.
     """
+    if strength <= 0:
+        raise BadInput(f"cannot rescale an adapter to strength {strength}; it must be above 0")
     tensors, metadata = load_adapter(data)
     if strength != 1.0 and any(key.endswith(("dora_scale", "lora_magnitude_vector")) for key in tensors):
         raise BadInput(
