@@ -126,6 +126,7 @@ def test_a_full_size_locon_adapts_the_788_layers_kohya_does_in_92_7_million_para
 
 def test_a_full_size_file_loads_key_by_key_in_diffusers_comfyui_and_a1111(sdxl):
     from diffusers import StableDiffusionXLPipeline
+    from diffusers.utils import convert_unet_state_dict_to_peft
 
     adapter = inject(sdxl, settings(rank=1, conv_rank=1), seed=0)
     tensors = {key: torch.zeros(parameter.shape) for key, parameter in adapter.parameters().items()}
@@ -135,7 +136,8 @@ def test_a_full_size_file_loads_key_by_key_in_diffusers_comfyui_and_a1111(sdxl):
     assert {key.split(".", 1)[0] for key in tensors} <= layers
     assert {key.split(".", 1)[1] for key in tensors} == {"lora_down.weight", "lora_up.weight", "alpha"}
     converted, alphas = StableDiffusionXLPipeline.lora_state_dict(dict(tensors), unet_config=sdxl.config)
-    found = {key.removeprefix("unet.").rsplit(".lora", 1)[0] for key in converted}
+    unet_keys = {key.removeprefix("unet."): value for key, value in converted.items()}
+    found = {key.rsplit(".lora_", 1)[0] for key in convert_unet_state_dict_to_peft(unet_keys)}
     assert found == set(adapter.modules)
     assert len(alphas) == 788
 
