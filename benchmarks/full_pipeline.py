@@ -11,19 +11,13 @@ is written after each stage, so that a cut run loses nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import platform
-import resource
 import statistics
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import random_models  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
+from stages import Bench, table  # noqa: E402
 
 from charengine import records  # noqa: E402
 from charengine.config import SweepSettings, load_profile  # noqa: E402
@@ -56,107 +51,6 @@ SWEEP = (
     "{subject}, side view",
     "a sketch of {subject}",
 )
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "lycoris-lora")
-
-
-class Bench:
-    """Runs stages one after another, measures each, and writes what is known after every one."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.device = torch.device(arguments.device)
-        self.path = arguments.out / f"full_pipeline{'-tiny' if arguments.tiny else ''}.json"
-        self.started, self.limit = time.perf_counter(), arguments.minutes * 60
-        self.results: dict[str, Any] = {
-            "budget_gib": arguments.budget,
-            "tiny": arguments.tiny,
-            "machine": machine(self.device),
-            "stages": {},
-        }
-
-    @property
-    def left(self) -> float:
-        """Seconds until the time limit."""
-        return self.limit - (time.perf_counter() - self.started)
-
-    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> bool:
-        """Run and measure one stage; a failure is recorded and shown, and the others still run."""
-        if self.left < 5:
-            self.results["stages"][name] = {"skipped": "no time left"}
-            return self._save(name)
-        before = self._settle()
-        try:
-            facts = work()
-        except Exception as error:  # the point of a benchmark is to report what happened, whatever it was
-            traceback.print_exc()
-            facts = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-        self._wait()
-        facts = {"seconds": round(time.perf_counter() - before, 3), **facts, **self._memory()}
-        self.results["stages"][name] = facts
-        return self._save(name)
-
-    def _settle(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
-        self._wait()
-        return time.perf_counter()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def _memory(self) -> dict[str, float]:
-        host = {"host_peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
-        if self.device.type != "cuda":
-            return host
-        peak, reserved = torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
-        return {"gpu_peak_gib": round(peak / GIB, 2), "gpu_reserved_gib": round(reserved / GIB, 2), **host}
-
-    def _save(self, name: str) -> bool:
-        facts = self.results["stages"][name]
-        self.results["elapsed_seconds"] = round(time.perf_counter() - self.started, 1)
-        self.path.write_text(json.dumps(self.results, indent=1))
-        print(f"[{self.results['elapsed_seconds']:6.1f} s] {name}: {json.dumps(facts)}", flush=True)
-        return "error" not in facts and "skipped" not in facts
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What it ran on."""
-    facts: dict[str, Any] = {
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        **{name: _version(name) for name in LIBRARIES},
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        facts |= {
-            "gpu": properties.name,
-            "gpu_gib": round(properties.total_memory / GIB, 1),
-            "cuda": torch.version.cuda,
-        }
-        facts["host_to_gpu_gb_per_s"] = copy_rate(device)
-    return facts
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def copy_rate(device: torch.device) -> float:
-    """GB/s of a page-locked 512 MiB buffer to the GPU, median of five."""
-    source = torch.empty(2**29, dtype=torch.uint8, pin_memory=True)
-    target = torch.empty_like(source, device=device)
-    rates = []
-    for _ in range(6):
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        target.copy_(source, non_blocking=True)
-        torch.cuda.synchronize(device)
-        rates.append(source.numel() / (time.perf_counter() - start) / 1e9)
-    return round(statistics.median(rates[1:]), 1)
 
 
 def main() -> int:
@@ -380,7 +274,13 @@ class Run:
     def _sweep(self) -> dict[str, Any]:
         from charengine.evaluation.sweep import sweep_adapter
 
-        changes: dict[str, Any] = {"strengths": (0.5, 1.0), "checkpoints": 2, "seeds": 4, "prompts": SWEEP, "steps": 20}
+        changes: dict[str, Any] = {
+            "strengths": (0.5, 1.0),
+            "checkpoints": 2,
+            "seeds": 4 if self.bench.left > 150 else 2 if self.bench.left > 80 else 1,
+            "prompts": SWEEP,
+            "steps": 20,
+        }
         if self.tiny:
             changes |= {"seeds": 1, "checkpoints": 1, "width": 64, "height": 64, "steps": 2}
         settings = SweepSettings(**(self.profile.sweep.model_dump() | changes))
@@ -391,7 +291,9 @@ class Run:
         self.diffusion.unload()
         self.embedder.unload()
         images = sum(cell.images for cell in self.swept.cells)
-        return {"images": images, "seconds_per_image": round((time.perf_counter() - start) / images, 3)}
+        each = (time.perf_counter() - start) / images
+        facts = {"images": images, "seconds_per_image": round(each, 3)}
+        return facts if images == 100 or self.tiny else facts | {"extrapolated_seconds": round(100 * each, 1)}
 
     def _train(self) -> dict[str, Any]:
         from charengine.training.loop import Progress, TrainingStopped, train_adapter
@@ -450,20 +352,6 @@ def figures(width: int, height: int) -> Image.Image:
         draw.rectangle((x - half, 170, x + half, height - 320), fill="#27408b")
         draw.rectangle((x - half + 15, height - 320, x + half - 15, height - 60), fill="#3b2b20")
     return image
-
-
-def table(results: dict[str, Any]) -> str:
-    """The stages as a Markdown table."""
-    lines = [f"machine: {results['machine']}", f"budget: {results['budget_gib']:g} GiB", *results.get("plan", []), ""]
-    lines += [
-        "| stage | seconds | GPU peak GiB | reserved GiB | host peak GiB | detail |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    shown = ("seconds", "gpu_peak_gib", "gpu_reserved_gib", "host_peak_gib")
-    for name, facts in results["stages"].items():
-        detail = "; ".join(f"{key} {value}" for key, value in facts.items() if key not in shown and key != "plan")
-        lines.append(f"| {name} | " + " | ".join(str(facts.get(key, "")) for key in shown) + f" | {detail} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
