@@ -14,7 +14,7 @@ Mask = NDArray[np.bool_]
 BAND_SHARE = 0.04  # of the shorter side: where the background is sure to be found
 RULE_SHARE = 0.012  # of the shorter side: thicker than this is no rule
 RULE_REACH = 0.05  # of a side: how far a rule drifts from its place, and how near its end comes to the sheet's edge
-RULE_CONTRAST = 80.0
+RULE_CONTRAST = 28.0  # a rule that went through a VAE may be pale
 RULE_CHROMA = 48.0
 SHARPEST_SHADOW = 0.17  # share of its depth that a shadow changes by in a pixel; a boot's edge changes faster
 TALLEST_SHADOW = 0.14  # of the figures' height: what is taller does not lie on the floor
@@ -116,7 +116,7 @@ def _erase_upright_rules(
     pixels: Pixels, ink: Mask, background: Pixels, expected: tuple[float, ...]
 ) -> list[tuple[int, int]]:
     """Erase vertical rules in place; the columns (start, stop) each one took."""
-    widest = max(4, round(min(ink.shape) * RULE_SHARE)) + 1
+    widest = max(6, round(min(ink.shape) * RULE_SHARE)) + 1
     thin = ink & ~_opened(ink, 1, widest)
     columns = _rule_columns(thin, expected)
     width, guard = thin.shape[1], max(1, round(min(thin.shape) * 0.002))

@@ -16,6 +16,7 @@ from charengine.sheet_prompt import SideItem
 
 # Hard limits: beyond these a sheet is not accepted. Soft ones only lower its score.
 HEIGHT_SPREAD = 0.15
+OVERLAP = 0.1  # of the sheet's width: a sword may reach over its neighbour, a body may not
 WIDER_SIDE = 1.4
 COLOUR_DISTANCE = 0.55
 MIRRORED = 0.97
@@ -95,7 +96,7 @@ def judge(
         score = 0.1 * min(len(found.figures), 3) / 3
         return Verdict(score, (found.problem,), found.blamed, {}, {}, found.warnings, picture)
     facts = measure(backdrop, found)
-    reasons, boxes, score = _by_numbers(facts)
+    reasons, boxes, score = _by_numbers(facts, image.width)
     answers: dict[str, str] = {}
     warnings = found.warnings
     if captioner is not None and not reasons:  # loading the captioner is dear, and the numbers have decided
@@ -113,12 +114,15 @@ def judge(
     return Verdict(score, tuple(reasons), box, facts, answers, warnings, draw_overlay(image, found))
 
 
-def _by_numbers(facts: dict[str, float]) -> tuple[list[str], list[int], float]:
+def _by_numbers(facts: dict[str, float], width: int) -> tuple[list[str], list[int], float]:
     """Reasons against the sheet, the boxes they blame, and the score."""
     reasons, boxes = [], []
     if facts["height_spread"] > HEIGHT_SPREAD:
         share = round(100 * facts["height_spread"])
         reasons.append(f"the figures differ in height by {share} % (at most {round(100 * HEIGHT_SPREAD)} % is allowed)")
+    if facts["gutter_min"] < -OVERLAP * width:
+        share = round(-100 * facts["gutter_min"] / width)
+        reasons.append(f"neighbouring figures overlap by {share} % of the sheet's width: there is no gutter")
     if facts["side_to_front_core"] > WIDER_SIDE:
         reasons.append(
             f"the side view is {facts['side_to_front_core']:.2f} times as wide as the front: it is no profile"

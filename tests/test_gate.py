@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from sheet_samples import THREE, Look, Sheet, Spot, paint
 
 from charengine.gate import judge
@@ -53,6 +53,13 @@ def test_a_faulty_sheet_is_not_accepted_and_ranks_below_a_good_one(spots, reason
     assert reason in "; ".join(verdict.reasons)
     assert verdict.box == box
     assert verdict.score < 0.6 * judge(paint(Sheet(SIZE))).score
+
+
+def test_figures_that_reach_far_over_their_neighbour_are_not_accepted():
+    image = paint(Sheet(SIZE, tuple(Spot(spot.view, spot.x, 0.7, 0.2) for spot in THREE)))
+    ImageDraw.Draw(image).line((128, 200, 200, 60, 440, 60), fill=(90, 60, 30), width=14)  # a pole over the side view
+    verdict = judge(image)
+    assert any("overlap by" in reason for reason in verdict.reasons)
 
 
 def test_views_in_different_colours_are_not_accepted():
