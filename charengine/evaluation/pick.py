@@ -15,6 +15,7 @@ import torch
 from charengine.config import SweepSettings
 from charengine.records import CellMetrics
 
+CONCESSION = 0.1  # of the best score: noise, however large, never buys mildness with more than this
 COPY_LIMIT = 0.9  # correlation of scene images with a training view: above it the picture is the training view
 
 
@@ -42,7 +43,7 @@ def choose(cells: Sequence[CellMetrics], resampled: torch.Tensor, settings: Swee
     if not passing:
         return _least_bad(cells, settings)
     best = max(passing, key=lambda i: (cells[i].score, *_mildness(cells[i])))
-    plateau = [i for i in passing if cells[i].score >= cells[best].score - _standard_error(resampled, i, best)]
+    plateau = [i for i in passing if cells[i].score >= cells[best].score - _tolerance(cells, resampled, i, best)]
     index = max(plateau, key=lambda i: _mildness(cells[i]))
     reasons = [describe(cells[index])]
     if index != best:
@@ -92,9 +93,10 @@ def _mildness(cell: CellMetrics) -> tuple[float, int]:
     return -cell.strength, -cell.checkpoint_step
 
 
-def _standard_error(resampled: torch.Tensor, one: int, other: int) -> float:
-    """Bootstrap standard error of the difference of two cells' scores."""
-    return 0.0 if one == other else float((resampled[one] - resampled[other]).std(correction=0))
+def _tolerance(cells: Sequence[CellMetrics], resampled: torch.Tensor, one: int, best: int) -> float:
+    """Bootstrap standard error of the difference to the best score, at most CONCESSION of that score."""
+    error = float((resampled[one] - resampled[best]).std(correction=0))
+    return min(error, CONCESSION * cells[best].score)
 
 
 def _least_bad(cells: Sequence[CellMetrics], settings: SweepSettings) -> Choice:

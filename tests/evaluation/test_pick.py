@@ -63,6 +63,11 @@ def test_a_difference_within_the_noise_goes_to_the_lower_strength_and_a_real_one
     assert any("strengths 0.4 to 0.8" in reason for reason in noisy.reasons)
 
 
+def test_noise_never_buys_mildness_with_much_of_the_character() -> None:
+    cells = [cell(300, 0.4, 0.4, 0.99), cell(300, 0.8, 0.8, 0.96)]
+    assert pick(cells, noise=0.5).index == 1
+
+
 def test_a_cell_whose_seeds_all_look_alike_is_not_picked() -> None:
     cells = [cell(300, 0.6, 0.6, 0.95), cell(300, 0.8, 0.9, 0.95, diversity=0.3)]
     assert pick(cells).index == 0
