@@ -136,7 +136,7 @@ def training(run: RunRecord, store: Store) -> str:
     )
     first = "".join(f"<figure>{chart}</figure>" for chart in loss_charts(record, store))
     second = "".join(f"<figure>{chart}</figure>" for chart in validation_charts(record))
-    facts = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in record.facts.items())
+    facts = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in record.facts.items() if value)
     note = f'<p class="lead" style="margin-top:14px;font-size:14px">{text(facts)}</p>' if facts else ""
     return section("Training", lead, f'<div class="charts">{first}{second}</div>', note)
 
@@ -170,7 +170,7 @@ def towards_full_strength(record: SweepRecord) -> str:
     change = full.detail["kept"] - pick.detail["kept"]
     verb = "falls" if change < -0.005 else "rises" if change > 0.005 else "stays"
     return (
-        f"From strength 0 to the pick, identity rises from {base.identity:.3f} to {pick.identity:.3f} "
+        f"From strength 0 to the pick, identity goes from {base.identity:.3f} to {pick.identity:.3f} "
         f"({pick.identity - base.identity:+.3f}) while adherence goes from {base.adherence:.3f} to {pick.adherence:.3f}. "
         f"At strength {full.strength:g} of the last checkpoint (step {full.checkpoint_step}) identity is "
         f"{full.identity:.3f} and adherence {verb} {'at' if verb == 'stays' else 'to'} {full.detail['kept']:.0%} of the "
