@@ -166,7 +166,7 @@ class _Training:
                 raise TrainingStopped(
                     f"stopped at step {step} of {settings.steps}; the same command continues from there"
                 )
-        if step < settings.steps and history.checkpoints[-1:] and history.checkpoints[-1].step < step:
+        if step < settings.steps and (not history.checkpoints or history.checkpoints[-1].step < step):
             log.info("early stop at step %d: no better validation for %d validations", step, settings.early_stop)
             self._checkpoint(step)
         self.writer.wait()

@@ -186,28 +186,29 @@ class TorchOptimizer:
         self.parameters.publish()
 
     def state(self) -> dict[str, Tensor]:
-        """Per-parameter tensors and numbers, and the group's numbers, all as tensors."""
-        found: dict[str, Tensor] = {}
+        """Per-parameter and group values; plain numbers as tensors whose name ends in `#`."""
         saved = self.inner.state_dict()
-        for i, values in saved["state"].items():
-            found |= {f"state.{i}.{name}": _as_tensor(value) for name, value in values.items() if _is_number(value)}
-        for i, group in enumerate(saved["param_groups"]):
-            found |= {f"group.{i}.{name}": _as_tensor(value) for name, value in group.items() if _is_number(value)}
-        return found
+        places = [("state", i, values) for i, values in saved["state"].items()]
+        places += [("group", i, group) for i, group in enumerate(saved["param_groups"])]
+        return {
+            f"{kind}.{i}.{name}{'' if isinstance(value, Tensor) else '#'}": _as_tensor(value)
+            for kind, i, values in places
+            for name, value in values.items()
+            if isinstance(value, Tensor | int | float) and not isinstance(value, bool)
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up a saved state."""
+        """Take up a saved state; tensors that exist are filled in place, for a captured graph points at them."""
         current = self.inner.state_dict()
         for key, tensor in state.items():
             kind, number, name = key.split(".", 2)
-            held = current["state"].get(int(number), {}).get(name) if kind == "state" else None
+            places = current["state"] if kind == "state" else current["param_groups"]
+            values = places.setdefault(int(number), {}) if kind == "state" else places[int(number)]
+            held = values.get(name)
             if isinstance(held, Tensor):
-                held.copy_(tensor)  # in place: a captured graph points at it
-            elif kind == "state":
-                current["state"].setdefault(int(number), {})[name] = tensor
+                held.copy_(tensor)
             else:
-                old = current["param_groups"][int(number)].get(name)
-                current["param_groups"][int(number)][name] = tensor if isinstance(old, Tensor) else tensor.item()
+                values[name.removesuffix("#")] = tensor.item() if name.endswith("#") else tensor
         self.inner.load_state_dict(current)
 
     def evaluating(self, on: bool) -> None:
@@ -221,9 +222,7 @@ def _import_name(package: str) -> str:
     return {"prodigy-plus-schedule-free": "prodigyplus"}.get(package, package)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Tensor | int | float) and not isinstance(value, bool)
-
-
 def _as_tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    """Exact: integers as int64, floats as float64."""
+    kind = torch.int64 if isinstance(value, int) else torch.float64
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=kind)
