@@ -267,11 +267,13 @@ def _what_the_numbers_mean() -> str:
         [
             "identity: cosine to the view of the sheet that the prompt asks for (else the most similar one), pasted on the "
             "picture's own border colour; gained: 0 = base model, 1 = as alike as the sheet's views are to each other",
-            "adherence: CLIP cosine of picture and prompt with the class noun for the trigger; kept: share of the base model's",
+            "adherence: CLIP cosine of picture and prompt with the class noun for the trigger; kept: how much better a "
+            "picture fits its own prompt than the other prompts, as a share of the base model's (a picture that fits all "
+            "prompts alike keeps nothing)",
             "variety kept: mean distance between seeds of one prompt, share of the base model's",
             "copying: correlation of scene pictures with the training view they resemble most, at 24×24 pixels",
             "white leak: how much more of the scenes' border has the sheet's background colour than at strength 0",
-            "score: harmonic mean of identity gained and adherence above chance, each 0 to 1; bounds by bootstrap over images",
+            "score: harmonic mean of identity gained and adherence kept, each 0 to 1; bounds by bootstrap over images",
         ]
     )
 

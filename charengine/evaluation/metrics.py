@@ -28,6 +28,8 @@ class CellScores:
     Attributes:
         identity: (prompts, seeds) cosine to the matching view of the sheet; NaN for class prompts.
         adherence: (prompts, seeds) CLIP-T of the prompt with the class noun for the trigger.
+        margin: (prompts, seeds) adherence minus the image's mean CLIP-T with the other prompts; what a picture owes to
+            the class noun, or to looking like the character, cancels out.
         diversity: (prompts,) mean pairwise 1 - cosine between seeds; NaN with a single seed.
         copying: (prompts, seeds) correlation with the most similar training view; NaN for view prompts.
         leak: (prompts, seeds) share of the border in the sheet's background colour; NaN for view prompts.
@@ -36,6 +38,7 @@ class CellScores:
 
     identity: torch.Tensor
     adherence: torch.Tensor
+    margin: torch.Tensor
     diversity: torch.Tensor
     copying: torch.Tensor
     leak: torch.Tensor
@@ -44,22 +47,19 @@ class CellScores:
 
 @dataclass(frozen=True)
 class Scale:
-    """Where the axes begin and end: `base` is strength 0, `ceiling` the mean cosine between the sheet's own views,
-    `chance` the mean CLIP-T of strength 0's images with the text of another prompt."""
+    """Where the axes begin and end: `base` is strength 0, `ceiling` the mean cosine between the sheet's own views."""
 
     base: CellScores
     ceiling: float
-    chance: float
 
 
 @dataclass(frozen=True)
 class Relative:
-    """A cell against the scale: `gain` 0 = base model, 1 = the sheet's own views; `kept`, `diversity` = share of
-    strength 0's; `signal` = share of strength 0's adherence above chance; `score` in 0..1."""
+    """A cell against the scale: `gain` 0 = base model, 1 = the sheet's own views; `kept` 0 = as fitting for any other
+    prompt, 1 = strength 0's margin; `diversity` = share of strength 0's; `score` in 0..1."""
 
     gain: float
     kept: float
-    signal: float
     diversity: float
     score: float
 
@@ -147,11 +147,9 @@ def relative(cell: CellScores, scale: Scale, chosen: torch.Tensor | None = None)
     base = scale.base
     zero = mean(base.identity, chosen)
     gain = (mean(cell.identity, chosen) - zero) / identity_span(scale)
-    adherence, full = mean(cell.adherence, chosen), mean(base.adherence, chosen)
-    signal = (adherence - scale.chance) / max(full - scale.chance, MIN_SPAN)
+    kept = mean(cell.margin, chosen) / max(mean(base.margin, chosen), MIN_SPAN)
     spread = mean(cell.diversity) / max(mean(base.diversity), 1e-6)
-    kept = adherence / full if full > 0 else 0.0
-    return Relative(gain, kept, signal, 1.0 if spread != spread else spread, score(gain, signal))
+    return Relative(gain, kept, 1.0 if spread != spread else spread, score(gain, kept))
 
 
 def identity_span(scale: Scale) -> float:
@@ -165,10 +163,10 @@ def blind(scale: Scale) -> bool:
     return scale.ceiling - mean(scale.base.identity) < MIN_SPAN
 
 
-def score(gain: float, signal: float) -> float:
+def score(gain: float, kept: float) -> float:
     """Harmonic mean of identity gained and adherence kept, both clipped to 0..1: neither can make up for the other."""
-    gain, signal = min(max(gain, 0.0), 1.0), min(max(signal, 0.0), 1.0)
-    return 0.0 if gain + signal == 0 else 2 * gain * signal / (gain + signal)
+    gain, kept = min(max(gain, 0.0), 1.0), min(max(kept, 0.0), 1.0)
+    return 0.0 if gain + kept == 0 else 2 * gain * kept / (gain + kept)
 
 
 def resampled_scores(

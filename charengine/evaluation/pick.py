@@ -3,7 +3,7 @@
 The one-standard-error rule (Breiman et al. 1984; Hastie et al., Elements of Statistical Learning, 7.10) replaces a knee
 of the Pareto front: a knee is found on axes scaled to the data, which makes noise look like a bend when every cell keeps
 nearly all of its adherence. What mildness may cost is capped (CONCESSION), because few images make wide errors. The
-best score always lies on the Pareto front of (gain, signal), because it rises in both.
+best score always lies on the Pareto front of (gain, kept), because it rises in both.
 """
 
 from __future__ import annotations

@@ -104,12 +104,14 @@ def score_cell(
     similar = metrics.identity(embedded, on_same_colour, allowed)
     copied = metrics.copying(metrics.thumbnails([_square(image) for image in flat]), references.thumbnails())
     leaked = torch.tensor([metrics.background_leak(image, references.background) for image in flat])
+    adherence, margin = match_all(flat, asked, prompts, class_noun, embedder)
     is_class = torch.tensor([prompt.kind == "class" for prompt in asked])
     is_view = torch.tensor([prompt.kind == "view" for prompt in asked])
     nan = torch.tensor(float("nan"))
     return CellScores(
         identity=torch.where(is_class, nan, similar).reshape(shape),
-        adherence=embedder.match(flat, [prompt.to_score(class_noun) for prompt in asked]).reshape(shape),
+        adherence=adherence.reshape(shape),
+        margin=margin.reshape(shape),
         diversity=metrics.diversity(embedder.embed_images(flat).reshape(*shape, -1)),
         copying=torch.where(is_view, nan, copied).reshape(shape),
         leak=torch.where(is_view, nan, leaked).reshape(shape),
@@ -117,21 +119,21 @@ def score_cell(
     )
 
 
-def chance_adherence(
-    images: Sequence[Sequence[Image]], prompts: Sequence[SweepPrompt], class_noun: str, embedder: Embedder
-) -> float:
-    """Mean CLIP-T of images with the texts of all the other prompts: what an image scores that ignores its prompt."""
-    texts = [prompt.to_score(class_noun) for prompt in prompts]
-    pairs = [
-        (image, text)
-        for own, row in enumerate(images)
-        for image in row
-        for other, text in enumerate(texts)
-        if other != own and text != texts[own]
-    ]
-    if not pairs:
-        return 0.0
-    return float(embedder.match([image for image, _ in pairs], [text for _, text in pairs]).mean())
+def match_all(
+    images: Sequence[Image],
+    asked: Sequence[SweepPrompt],
+    prompts: Sequence[SweepPrompt],
+    class_noun: str,
+    embedder: Embedder,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """CLIP-T of each image with its own prompt, and that minus its mean with the other prompts; both (n,)."""
+    texts = list(dict.fromkeys(prompt.to_score(class_noun) for prompt in prompts))
+    own = torch.tensor([texts.index(prompt.to_score(class_noun)) for prompt in asked])
+    pairs = [(image, text) for image in images for text in texts]
+    grid = embedder.match([image for image, _ in pairs], [text for _, text in pairs]).reshape(len(images), len(texts))
+    adherence = grid[torch.arange(len(images)), own]
+    others = (grid.sum(dim=1) - adherence) / max(len(texts) - 1, 1)
+    return adherence, adherence - others
 
 
 def border_colour(image: Image) -> Colour:

@@ -19,7 +19,7 @@ def summarise(scores: CellScores, scale: Scale, step: int, strength: float) -> C
     detail = {
         "gain": relative.gain,
         "kept": relative.kept,
-        "signal": relative.signal,
+        "margin": metrics.mean(scores.margin),
         "diversity_kept": relative.diversity,
         "background_leak": leak - base_leak,
         "class_leak": metrics.mean(scores.class_identity) - metrics.mean(scale.base.class_identity),
@@ -41,7 +41,7 @@ def with_bounds(cells: list[CellMetrics], resampled: torch.Tensor) -> list[CellM
     """Cells with 90 % bootstrap bounds of their score, how often they score best, and whether they lie on the Pareto front."""
     low, high = resampled.quantile(torch.tensor([0.05, 0.95]), dim=1)
     wins = torch.bincount(resampled.argmax(dim=0), minlength=len(cells)) / resampled.shape[1]
-    front = set(pareto_front([(cell.detail["gain"], cell.detail["signal"]) for cell in cells]))
+    front = set(pareto_front([(cell.detail["gain"], cell.detail["kept"]) for cell in cells]))
     return [
         cell.model_copy(
             update={
@@ -72,10 +72,10 @@ def scale_warnings(scale: Scale) -> tuple[str, ...]:
             "the embedder finds the sheet's views no more alike than the base model's pictures are to them "
             f"({scale.ceiling:.3f} against {metrics.mean(scale.base.identity):.3f}): identity says little here"
         )
-    if metrics.mean(scale.base.adherence) - scale.chance < metrics.MIN_SPAN:
+    if metrics.mean(scale.base.margin) < metrics.MIN_SPAN:
         found.append(
             "the base model's pictures match their own prompts hardly better than other prompts "
-            f"({metrics.mean(scale.base.adherence):.3f} against {scale.chance:.3f}): adherence says little here"
+            f"(margin {metrics.mean(scale.base.margin):.3f}): adherence says little here"
         )
     if scale.base.diversity.isnan().all():
         found.append("variety between seeds was not measured: it takes sweep.seeds of 2 or more")

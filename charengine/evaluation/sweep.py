@@ -23,7 +23,7 @@ from charengine.evaluation.pick import choose
 from charengine.evaluation.plots import contact_sheet, trade_off
 from charengine.evaluation.prompts import SweepPrompt, sweep_prompts
 from charengine.evaluation.sample import Order, draw, place_order, to_png, to_webp
-from charengine.evaluation.scoring import References, chance_adherence, score_cell
+from charengine.evaluation.scoring import References, score_cell
 from charengine.evaluation.summary import overbaked, scale_warnings, summarise, with_bounds
 from charengine.records import AdapterRecord, CellMetrics, CheckpointRecord, DatasetRecord, PickRecord, Ref, SweepRecord
 from charengine.store import Store
@@ -169,10 +169,9 @@ def _draw_base(session: Session) -> tuple[Cell, Scale]:
     images = draw(session.diffusion, session.order, session.settings)
     noun = session.training.class_noun
     scores = score_cell(images, session.prompts, noun, session.references)
-    chance = chance_adherence(images, session.prompts, noun, session.references.embedder)
-    scale = Scale(base=scores, ceiling=session.references.ceiling(), chance=chance)
+    scale = Scale(base=scores, ceiling=session.references.ceiling())
     cell = _finish_cell(session, scale, scores, images, None, 0.0)
-    detail = {**cell.metrics.detail, "ceiling": scale.ceiling, "chance": scale.chance}
+    detail = {**cell.metrics.detail, "ceiling": scale.ceiling}
     return replace(cell, metrics=cell.metrics.model_copy(update={"detail": detail})), scale
 
 

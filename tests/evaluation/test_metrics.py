@@ -20,12 +20,15 @@ def unit(*degrees: float) -> torch.Tensor:
 
 
 def scores(identity: float, adherence: float, diversity: float = 0.2) -> CellScores:
-    """Two prompts, two seeds, all alike."""
+    """Two prompts, two seeds, all alike; the other prompt's text matches by 0.15."""
     grid = torch.ones(2, 2)
-    return CellScores(identity * grid, adherence * grid, diversity * torch.ones(2), NAN * grid, NAN * grid, NAN * grid)
+    margin = (adherence - 0.15) * grid
+    return CellScores(
+        identity * grid, adherence * grid, margin, diversity * torch.ones(2), NAN * grid, NAN * grid, NAN * grid
+    )
 
 
-SCALE = Scale(base=scores(0.4, 0.30), ceiling=0.8, chance=0.15)
+SCALE = Scale(base=scores(0.4, 0.30), ceiling=0.8)
 
 
 def test_identity_is_the_cosine_to_the_most_similar_allowed_view() -> None:
@@ -48,14 +51,13 @@ def test_diversity_is_zero_for_equal_seeds_and_the_mean_pairwise_distance_otherw
 def test_diversity_of_a_single_seed_is_not_measured_and_costs_nothing() -> None:
     assert metrics.diversity(unit(0)[None]).isnan().all()
     single = scores(0.6, 0.3, NAN)
-    assert metrics.relative(single, Scale(base=scores(0.4, 0.3, NAN), ceiling=0.8, chance=0.1)).diversity == 1.0
+    assert metrics.relative(single, Scale(base=scores(0.4, 0.3, NAN), ceiling=0.8)).diversity == 1.0
 
 
 def test_a_cell_is_placed_between_the_base_model_and_the_sheets_own_views() -> None:
     found = metrics.relative(scores(0.6, 0.27, 0.1), SCALE)
     assert found.gain == pytest.approx(0.5)
-    assert found.kept == pytest.approx(0.9)
-    assert found.signal == pytest.approx(0.8)
+    assert found.kept == pytest.approx(0.8)  # 0.27 - 0.15 against 0.30 - 0.15
     assert found.diversity == pytest.approx(0.5)
     assert found.score == pytest.approx(2 * 0.5 * 0.8 / 1.3)
 
@@ -68,7 +70,7 @@ def test_neither_identity_without_adherence_nor_adherence_without_identity_score
 
 
 def test_an_embedder_that_sees_no_difference_is_found_out_and_does_not_divide_by_nothing() -> None:
-    blind = Scale(base=scores(0.95, 0.3), ceiling=0.95, chance=0.1)
+    blind = Scale(base=scores(0.95, 0.3), ceiling=0.95)
     assert metrics.blind(blind) and not metrics.blind(SCALE)
     assert metrics.relative(scores(0.96, 0.3), blind).gain == pytest.approx(0.2, abs=1e-3)
 
@@ -100,7 +102,7 @@ def test_resampling_is_paired_reproducible_and_centred_on_the_score() -> None:
     noise = 0.05 * torch.randn(2, 2, generator=generator)
     base = CellScores(**{**vars(scores(0.4, 0.3)), "identity": 0.4 + noise})
     cell = CellScores(**{**vars(scores(0.6, 0.27)), "identity": 0.6 + noise})
-    scale = Scale(base=base, ceiling=0.8, chance=0.15)
+    scale = Scale(base=base, ceiling=0.8)
     first, second = (
         metrics.resampled_scores([cell, cell], scale, 200, torch.Generator().manual_seed(3)) for _ in range(2)
     )

@@ -16,7 +16,6 @@ SETTINGS = SweepSettings(adherence_floor=0.9, diversity_floor=0.6)
 def cell(
     step: int, strength: float, gain: float, kept: float, diversity: float = 1.0, copying: float = 0.1
 ) -> CellMetrics:
-    signal = 1 - 2 * (1 - kept)  # chance at half of the base model's adherence
     return CellMetrics(
         checkpoint_step=step,
         strength=strength,
@@ -24,9 +23,9 @@ def cell(
         adherence=0.3 * kept,
         diversity=0.2 * diversity,
         copying=copying,
-        score=score(gain, signal),
+        score=score(gain, kept),
         images=8,
-        detail={"gain": gain, "kept": kept, "signal": signal, "diversity_kept": diversity},
+        detail={"gain": gain, "kept": kept, "diversity_kept": diversity},
     )
 
 

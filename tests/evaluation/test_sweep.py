@@ -233,6 +233,20 @@ def test_a_named_view_is_compared_with_that_view_alone(store, dataset) -> None:
     assert references.allowed(None).all()
 
 
+def test_a_picture_that_fits_every_prompt_alike_keeps_no_adherence() -> None:
+    class Grid(Eye):
+        def match(self, images, texts):
+            rows = {"desert": 0.5, "city": 0.2, "white": 0.2}
+            return torch.tensor([0.3 + (rows[next(k for k in rows if k in text)] if image.width == 1 else 0.4)
+                                 for image, text in zip(images, texts, strict=True)])  # fmt: skip
+
+    prompts = sweep.sweep_prompts(SETTINGS)
+    images = [Image.new("RGB", (1, 1)), Image.new("RGB", (2, 2))]
+    adherence, margin = scoring.match_all(images, [prompts[1]] * 2, prompts, "orc", Grid())
+    assert adherence.tolist() == pytest.approx([0.8, 0.7])
+    assert margin.tolist() == pytest.approx([0.3, 0.0])
+
+
 def test_each_cell_is_a_child_run_with_its_numbers(store, dataset) -> None:
     notebook = Notebook()
     found = run_sweep(store, dataset, Painter(), 50, 200, tracker=notebook)
