@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEY_TAG = "charengine.key"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens on training runs, not on chat traces
 REST_AFTER_FAILURE = 60.0  # seconds without calls after one that failed
 PARAM_LIMIT, TAG_LIMIT, PARAMS_PER_CALL, DIGEST_LIMIT = 6000, 5000, 100, 36  # MLflow's own
 
@@ -113,7 +114,7 @@ class Session:
         location = (home.mlflow / "artifacts").as_uri() if here else None
         with single_flight(home.locks / "mlflow-experiment.lock", "MLflow's experiment is being made"):
             found = self.client.get_experiment_by_name(project)
-            return str(found.experiment_id if found else self.client.create_experiment(project, location))
+            return str(found.experiment_id if found else self.client.create_experiment(project, location, KIND))
 
     def _send(self, run_id: str, points: list[Point]) -> None:
         from mlflow.entities import Metric

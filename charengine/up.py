@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from charengine.environment import (
     WORK_FOLDER,
@@ -27,14 +24,13 @@ from charengine.environment import (
     work_folder,
 )
 from charengine.errors import BadInput, Interrupted, StageFailed
+from charengine.processes import HOST, choose_port, end, spawn
 from charengine.services_api import cancel_active_runs
 
 log = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
 START_SECONDS = 180.0  # the first start makes both databases
 CANCEL_SECONDS = 40.0  # a training saves its state well within this
-STOP_SECONDS = 15.0
 ORCHESTRATE_LIMIT = 4  # batch parents only wait, so several share one worker
 
 
@@ -132,7 +128,7 @@ class Up:
             cancel_active_runs(self.addresses.api, CANCEL_SECONDS)
         family = _descendants()
         for process in reversed(self.processes):
-            _end(process.popen)
+            end(process.popen)
         for straggler in family:
             with suppress(ProcessLookupError):
                 os.kill(straggler, signal.SIGKILL)
@@ -157,7 +153,7 @@ class Up:
     def _run(self, name: str, command: list[object], **environment: str) -> None:
         log_file = self.home.logs / f"{name}.log"
         with log_file.open("wb") as output:
-            self.processes.append(Process(name, _spawn(command, output, self._environment() | environment), log_file))
+            self.processes.append(Process(name, spawn(command, output, self._environment() | environment), log_file))
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -230,24 +226,6 @@ def services(
         running.stop()
 
 
-def choose_port(wanted: int | None, default: int) -> int:
-    """The port asked for, or the first free one from the default on.
-
-    Raises:
-        BadInput: the one asked for is taken.
-    """
-    if wanted is not None:
-        if not 0 < wanted < 65536:
-            raise BadInput(f"port {wanted} does not exist; choose one from 1 to 65535")
-        if not _is_free(wanted):
-            raise BadInput(f"port {wanted} is taken by another program; choose another, or leave it out")
-        return wanted
-    for port in range(default, default + 100):
-        if _is_free(port):
-            return port
-    raise BadInput(f"no free port from {default} to {default + 99}; name one")
-
-
 def count_gpus() -> int:
     """CUDA devices that this process may use."""
     import torch
@@ -255,47 +233,11 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
 def _worker(pool: str, name: str, limit: int) -> list[object]:
     return ["prefect", "worker", "start", "--pool", pool, "--name", name, "--limit", limit]
-
-
-def _spawn(command: list[object], output: IO[bytes], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A child with a session of its own, so that Ctrl-C reaches only us, and that dies when we do."""
-    return subprocess.Popen(
-        [sys.executable, "-m", *(str(part) for part in command)],
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-    )
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _descendants() -> list[int]:
     import psutil
 
     return [child.pid for child in psutil.Process().children(recursive=True)]
-
-
-def _end(popen: subprocess.Popen[bytes]) -> None:
-    popen.terminate()
-    try:
-        popen.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        popen.kill()
-        popen.wait()

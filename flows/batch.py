@@ -7,14 +7,13 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from typing import cast as cast_type
 
 from prefect import flow, runtime
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
-from pydantic import Field
 
 from charengine import outputs
 from charengine.cast import check_cast, read_cast
@@ -29,23 +28,22 @@ log = logging.getLogger("charengine.flows")
 DEPLOYMENT = "character/character"
 POLL_SECONDS = 5.0
 
-Characters = Annotated[
-    list[dict[str, Any]],
-    Field(description="Entries with the fields of the character form; or leave empty and name a file"),
-]
-CastFile = Annotated[str, Field(description="YAML or CSV file with one character an entry")]
-Workers = Annotated[bool, Field(description="Hand the characters to the work pool instead of running them here")]
-BatchId = Annotated[str, Field(description="Same id, same characters: nothing is started twice; empty: a fresh one")]
-
 
 @flow(name="batch", flow_run_name="batch-{batch_id}", validate_parameters=True, persist_result=False)
 def batch(
-    characters: Characters = [],  # noqa: B006
-    file: CastFile = "",
-    workers: Workers = False,
-    batch_id: BatchId = "",
+    characters: list[dict[str, Any]] = [],  # noqa: B006 - never changed, and Prefect's form shows it
+    file: str = "",
+    workers: bool = False,
+    batch_id: str = "",
 ) -> dict[str, Any]:
-    """Make every character of a cast, and a summary with their pictures."""
+    """Make every character of a cast, and a summary with their pictures.
+
+    Args:
+        characters: Entries with the fields of the character form. Empty: taken from the file.
+        file: YAML or CSV file with one character an entry.
+        workers: Hand the characters to the work pool instead of making them here.
+        batch_id: With the same id nothing is started twice. Empty: the time this was scheduled for.
+    """
     requests = check_cast(characters) if characters else read_cast(work_folder() / file)
     cast = [request.as_parameters() for request in requests]
     started = time.monotonic()
@@ -105,7 +103,8 @@ def _wait(run: FlowRun) -> FlowRun:
 def _outcome_of_run(entry: dict[str, Any], run: FlowRun) -> dict[str, Any]:
     if run.state and run.state.is_completed():
         return _outcome(entry, result=json.loads((Path(entry["out"]) / outputs.RESULT).read_text()))
-    return _outcome(entry, error=(run.state.message if run.state else "") or "it failed")
+    message = (run.state.message if run.state else "") or "it failed"
+    return _outcome(entry, error=message.removeprefix("Flow run encountered an exception: "))
 
 
 def _outcome(entry: dict[str, Any], result: dict[str, Any] | None = None, error: str = "") -> dict[str, Any]:

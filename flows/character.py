@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import flow, runtime
+from prefect import flow
 from pydantic import Field
 
 from charengine import outputs
@@ -13,67 +13,60 @@ from charengine.config import MAX_PROMPT, profile_names
 from charengine.environment import find_home
 from charengine.records import AdapterRecord, DatasetRecord, RunRecord, SheetRecord, SweepRecord, ViewsRecord
 from charengine.request import STAGES, RunRequest, check
-from charengine.tracking import closing, open_tracker
+from charengine.tracking import closing
 from charengine.workspace import Workspace
 from tasks.artifacts import show_run
 from tasks.caption import caption_key, caption_views, show_dataset
 from tasks.crop import crop_views
+from tasks.opening import flow_run_id, open_workspace
 from tasks.report import write_report
 from tasks.sheet import make_sheet
 from tasks.sweep import sweep_adapter
 from tasks.train import train_adapter
 
-PROJECT = "charengine"  # the MLflow experiment
-
-Prompt = Annotated[str, Field(description="One sentence saying what the character looks like", max_length=MAX_PROMPT)]
-Name = Annotated[
-    str, Field(description="Letters, digits, spaces, _ and -; empty: taken from the prompt", max_length=64)
-]
-ClassNoun = Annotated[str, Field(description='"woman", "robot"…; empty: taken from the prompt')]
-Trigger = Annotated[str, Field(description="Rare word that will mean the character; empty: derived from the name")]
-Seed = Annotated[int, Field(description="Same seed, same machine kind: same files", ge=0, lt=2**31)]
-ProfileName = Annotated[
-    str, Field(description="Models and settings for a kind of machine", json_schema_extra={"enum": [*profile_names()]})
-]
-Overrides = Annotated[list[str], Field(description="Settings to change, one a line: train.steps=800")]
-SheetFile = Annotated[str, Field(description="Path of a sheet that exists already; empty: draw one")]
-OutFolder = Annotated[str, Field(description="Folder for the results; empty: runs/<name>")]
-Refresh = Annotated[
-    list[Annotated[str, Field(json_schema_extra={"enum": [*STAGES]})]],
-    Field(description="Stages to run even if cached"),
-]
+# what Prefect's form checks; its words come from the docstrings
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
+Name = Annotated[str, Field(max_length=64)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+ProfileName = Annotated[str, Field(json_schema_extra={"enum": [*profile_names()]})]
+StageName = Annotated[str, Field(json_schema_extra={"enum": [*STAGES]})]
 
 
 @flow(name="character", flow_run_name="{name}", validate_parameters=True, persist_result=False)
 def character(
     prompt: Prompt,
     name: Name = "",
-    class_noun: ClassNoun = "",
-    trigger: Trigger = "",
+    class_noun: str = "",
+    trigger: str = "",
     seed: Seed = 42,
     profile: ProfileName = "embedded",
-    overrides: Overrides = [],  # noqa: B006 - never changed, and Prefect's form shows it
-    sheet: SheetFile = "",
-    out: OutFolder = "",
-    refresh: Refresh = [],  # noqa: B006
+    overrides: list[str] = [],  # noqa: B006 - never changed, and Prefect's form shows it
+    sheet: str = "",
+    out: str = "",
+    refresh: list[StageName] = [],  # noqa: B006
 ) -> dict[str, Any]:
     """Make a character: sheet, views, captions, adapter, sweep, pick and report.
 
     Stages whose inputs have not changed are taken from the cache; a run that was killed continues.
+
+    Args:
+        prompt: One sentence saying what the character looks like.
+        name: Letters, digits, spaces, _ and -; names the files. Empty: taken from the prompt.
+        class_noun: "woman", "robot"… Empty: taken from the prompt.
+        trigger: Rare word that will mean the character. Empty: derived from the name.
+        seed: Same seed, same machine kind: same files.
+        profile: Models and settings for a kind of machine.
+        overrides: Settings to change, one an item: train.steps=800
+        sheet: Path of a sheet that exists already. Empty: one is drawn.
+        out: Folder for the results. Empty: runs/<name>.
+        refresh: Stages to run even if nothing changed.
     """
     request = RunRequest(
         prompt, name, class_noun, trigger, seed, profile, tuple(overrides), sheet, out, refresh=tuple(refresh)
     )
     home = find_home()
-    workspace = Workspace(check(request, home), home)
-    workspace.tracker = open_tracker(
-        home,
-        project=PROJECT,
-        name=workspace.character.name,
-        key=workspace.key,
-        params=workspace.params(),
-        tags=run_tags(workspace),
-    )
+    checked = check(request, home)
+    workspace = open_workspace(checked, home, title=checked.character.name)
     with closing(workspace.tracker):
         return make_character(workspace)
 
@@ -150,24 +143,9 @@ def _record(
         sweep=sweep,
         stages=tuple(workspace.facts),
         mlflow_run_id=workspace.tracker.run_id,
-        prefect_flow_run_id=_flow_run_id(),
+        prefect_flow_run_id=flow_run_id(),
         warnings=tuple(dict.fromkeys(warnings)),
     )
-
-
-def run_tags(workspace: Workspace) -> dict[str, str]:
-    """How MLflow and Prefect find each other's run, and what users filter by."""
-    from prefect.settings import PREFECT_UI_URL
-
-    run_id, ui = _flow_run_id() or "", PREFECT_UI_URL.value()
-    return {
-        "character": workspace.character.name,
-        "trigger": workspace.character.trigger,
-        "profile": workspace.profile.name,
-        "prefect.flow_run_id": run_id,
-        "prefect.flow_run_name": str(runtime.flow_run.name or ""),
-        "prefect.flow_run_url": f"{ui}/runs/flow-run/{run_id}" if ui else "",
-    }
 
 
 def _log_outcome(workspace: Workspace, run: RunRecord) -> None:
@@ -192,8 +170,3 @@ def _log_outcome(workspace: Workspace, run: RunRecord) -> None:
             "out": str(Path(workspace.out)),
         }
     )
-
-
-def _flow_run_id() -> str | None:
-    run_id = runtime.flow_run.id
-    return str(run_id) if run_id else None

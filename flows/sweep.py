@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow
-from pydantic import Field
 
 from charengine import outputs
 from charengine.config import load_profile
@@ -14,29 +13,37 @@ from charengine.earlier import sweep_inputs
 from charengine.environment import find_home, work_folder
 from charengine.request import RunRequest, check, slug
 from charengine.store import Store
-from charengine.tracking import closing, open_tracker
-from charengine.workspace import Workspace
-from flows.character import PROJECT, ClassNoun, OutFolder, Overrides, ProfileName, Seed, Trigger, run_tags
+from charengine.tracking import closing
+from flows.character import ProfileName, Seed
+from tasks.opening import open_workspace
 from tasks.sweep import sweep_adapter
-
-Source = Annotated[str, Field(description="Folder or run.json of an earlier run, or an adapter file (.safetensors)")]
-Views = Annotated[str, Field(description="For a file: folder with the character's front, side and back pictures")]
-SheetFile = Annotated[str, Field(description="For a file: the character's sheet, instead of views")]
 
 
 @flow(name="sweep", flow_run_name="sweep-{source}", validate_parameters=True, persist_result=False)
 def sweep(
-    source: Source,
-    views: Views = "",
-    sheet: SheetFile = "",
-    trigger: Trigger = "",
-    class_noun: ClassNoun = "",
+    source: str,
+    views: str = "",
+    sheet: str = "",
+    trigger: str = "",
+    class_noun: str = "",
     seed: Seed = 42,
     profile: ProfileName = "embedded",
-    overrides: Overrides = [],  # noqa: B006
-    out: OutFolder = "",
+    overrides: list[str] = [],  # noqa: B006 - never changed, and Prefect's form shows it
+    out: str = "",
 ) -> dict[str, Any]:
-    """Try checkpoints at several strengths and pick one."""
+    """Try checkpoints at several strengths and pick one.
+
+    Args:
+        source: Folder or run.json of an earlier run, or an adapter file (.safetensors).
+        views: For a file: folder with the character's front, side and back pictures.
+        sheet: For a file: the character's sheet, instead of views.
+        trigger: For a file that does not say it.
+        class_noun: For a file that does not say it.
+        seed: First of the paired seeds.
+        profile: Models and settings for a kind of machine.
+        overrides: Settings to change, one an item: sweep.strengths=[0.5, 0.7]
+        out: Folder for the results. Empty: runs/sweep-<trigger>.
+    """
     home = find_home().create()
     place = work_folder() / Path(source).expanduser()
     training, dataset = sweep_inputs(
@@ -58,15 +65,7 @@ def sweep(
         overrides=tuple(overrides),
         out=out or f"runs/sweep-{slug(dataset.trigger)}",
     )
-    workspace = Workspace(check(request, home), home)
-    workspace.tracker = open_tracker(
-        home,
-        project=PROJECT,
-        name=f"sweep {dataset.trigger}",
-        key=workspace.key,
-        params=workspace.params(),
-        tags=run_tags(workspace),
-    )
+    workspace = open_workspace(check(request, home), home, title=f"sweep {dataset.trigger}")
     with closing(workspace.tracker):
         record = sweep_adapter(workspace, training, dataset)
     adapter, recommended = outputs.write_adapters(record, dataset.trigger, workspace.out, workspace.store)

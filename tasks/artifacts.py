@@ -101,6 +101,6 @@ def summary(run: RunRecord) -> str:
             )
         ),
         "",
-        *(f"Warning: {warning}" for warning in run.warnings),
+        *(f"- Warning: {warning}" for warning in run.warnings),
     ]
     return "\n".join(lines)

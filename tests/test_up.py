@@ -20,8 +20,8 @@ from conftest import ROOT, child_environment
 
 from charengine.environment import Home, running_services
 from charengine.errors import BadInput
+from charengine.processes import choose_port
 from charengine.services_api import online_workers
-from charengine.up import choose_port
 
 START_SECONDS = 240.0
 
@@ -101,6 +101,7 @@ def test_everything_comes_up_and_a_character_made_from_the_form_is_there_in_both
     assert set(deployments) == {"character", "batch", "sweep"}
     form = deployments["character"]["parameter_openapi_schema"]["properties"]
     assert list(form)[:5] == ["prompt", "name", "class_noun", "trigger", "seed"]
+    assert all(field["description"] for field in form.values())
     assert "sdxl-12gb" in form["profile"]["enum"] and form["seed"]["minimum"] == 0
     assert [item["schedule"]["cron"] for item in deployments["batch"]["schedules"]] == ["0 1 * * *"]
     assert [item["name"] for item in post(f"{api}/automations/filter", {})] == ["crash-dead-runs"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from charengine.commands.console import listen, say, say_json, training_bar
-from charengine.environment import apply_defaults, find_home, use_services
+from charengine.environment import Home, apply_defaults, find_home, use_services
 from charengine.request import RunRequest, check
 
 DEMO_NAME = "Grisha"
@@ -64,16 +66,27 @@ def start(request: RunRequest, as_json: bool) -> None:
     listen(quiet=as_json)
     home = find_home()
     checked = check(request, home)
-    apply_defaults(home)
-    use_services(home)
+    prefect_is_up = _reach_prefect(home)
     from charengine.workspace import Workspace
 
-    Workspace(checked, home)  # finds every model file before a server is started for the run
+    Workspace(checked, home)  # finds every model file, and loads the libraries while the server starts
+    prefect_is_up()
     from flows.character import character
 
     with training_bar(quiet=as_json):
         result = character(**replace(request, out=str(checked.out)).as_parameters())
     say_result(result, as_json)
+
+
+def _reach_prefect(home: Home) -> Callable[[], None]:
+    """Use the servers of `charengine up`, or those the user named, or start one; call the result to wait for it."""
+    apply_defaults(home.create())
+    use_services(home)
+    if os.environ.get("PREFECT_API_URL"):
+        return lambda: None
+    from charengine.processes import start_prefect
+
+    return start_prefect(home)
 
 
 def say_result(result: dict[str, Any], as_json: bool) -> None:
@@ -105,8 +118,7 @@ def batch(
     listen(quiet=as_json)
     home = find_home()
     requests = read_cast(cast, profile=profile, overrides=tuple(settings), out=out)
-    apply_defaults(home)
-    use_services(home)
+    _reach_prefect(home)()
     from flows.batch import batch as batch_flow
 
     with training_bar(quiet=as_json):
