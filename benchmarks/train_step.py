@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py --out results/            # on a CUDA GPU: everything, about eight minutes
     python benchmarks/train_step.py --tiny --device cpu       # a minute: checks that every case runs
+    python benchmarks/train_step.py --sd-scripts DIR --sdxl FILE   # also kohya's trainer, in its own environment
 
 Weights are random (speed and memory do not depend on their values). Every case is a process of its own; the JSON is
 written after each, so that a time limit loses nothing. Recipe: LoCon rank 32 / conv 16, Adafactor, min-SNR 5, bf16.
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.sd_scripts import measure_sd_scripts
+
 os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")
 
 LARGE, VIEW = (1024, 1024), (320, 1024)
@@ -39,9 +42,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "benchmarks/results")))
     parser.add_argument("--minutes", type=float, default=7.5, help="no case is started after this")
     parser.add_argument("--only", nargs="*", default=[], help="cases, by name")
+    parser.add_argument(
+        "--sd-scripts", type=Path, help="a checkout of kohya's sd-scripts with its environment in .venv"
+    )
+    parser.add_argument("--sdxl", type=Path, help="the SDXL .safetensors file sd-scripts loads")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.sd_scripts and not arguments.sdxl:
+        parser.error("--sd-scripts needs --sdxl FILE, an SDXL checkpoint for it to load")
     if arguments.case:
         print("RESULT " + json.dumps(CASES[arguments.case](Machine(arguments))))
         return
@@ -58,6 +67,10 @@ def main() -> None:
             results["cases"][name] = run_case(name, arguments, Path(work), left + 20, arguments.out)
             path.write_text(json.dumps(results, indent=1))
             print(f"[{time.perf_counter() - started:5.0f} s] {name}: {summary(results['cases'][name])}", flush=True)
+        if arguments.sd_scripts:
+            for size in (LARGE, VIEW):
+                case = measure_sd_scripts(arguments.sd_scripts, arguments.sdxl, size, Path(work), CAP_GIB)
+                results["cases"][f"sd-scripts-{size[0]}"] = case
     path.write_text(json.dumps(results, indent=1))
     print(table(results))
 

@@ -1,0 +1,60 @@
+"""What can only be checked on a CUDA device: graphs, kernels, determinism, the memory cap."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_loop import stop_after, train
+from tiny_sdxl import FakeDiffusion
+
+from charengine.errors import OutOfBudget
+from charengine.training.kernels import geglu, geglu_backward
+from charengine.training.loop import TrainingStopped
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def cuda():
+    return FakeDiffusion(torch.bfloat16, "cuda")
+
+
+def test_the_fused_geglu_is_torchs():
+    projected = torch.randn(100, 2 * 320, device="cuda", requires_grad=True)
+    grad = torch.randn(100, 320, device="cuda")
+    left, gate = projected.double().chunk(2, -1)
+    wanted = left * torch.nn.functional.gelu(gate)
+    wanted.backward(grad.double())
+    change, again = geglu_backward(grad, projected.detach())
+    assert torch.allclose(geglu(projected.detach()).double(), wanted, atol=1e-6)
+    assert torch.allclose(again.double(), wanted, atol=1e-6)
+    assert torch.allclose(change, projected.grad, atol=1e-5)
+
+
+def test_a_captured_step_is_the_eager_step(store, tmp_path):
+    graph = train(store, tmp_path / "graph", diffusion=cuda(), deterministic=True)
+    eager = train(store, tmp_path / "eager", diffusion=cuda(), deterministic=True, cuda_graph="off")
+    assert graph.plan["graph"]
+    assert not eager.plan["graph"]
+    assert [point.loss for point in graph.validation] == pytest.approx([p.loss for p in eager.validation], rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
+def test_resumed_is_uninterrupted_bit_for_bit_with_deterministic_kernels(store, tmp_path, optimizer):
+    whole = train(store, tmp_path / "whole", diffusion=cuda(), deterministic=True, optimizer=optimizer)
+    with pytest.raises(TrainingStopped):
+        train(
+            store,
+            tmp_path / "parts",
+            diffusion=cuda(),
+            deterministic=True,
+            optimizer=optimizer,
+            should_stop=stop_after(5),
+        )
+    parts = train(store, tmp_path / "parts", diffusion=cuda(), deterministic=True, optimizer=optimizer)
+    assert [c.adapter for c in parts.checkpoints] == [c.adapter for c in whole.checkpoints]
+
+
+def test_a_budget_too_small_is_refused_with_the_one_that_fits(store, tmp_path):
+    with pytest.raises(OutOfBudget, match="the smallest that fits is") as error:
+        train(store, tmp_path, diffusion=cuda(), budget_gib=0.51)
+    assert 0.5 < error.value.smallest_gib < 2
