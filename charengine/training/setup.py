@@ -94,7 +94,9 @@ class Setup:
         self.optimizer = build_optimizer(self.settings, self.parameters)
         self.fused = [] if plan.compile or not self.adapter.low_rank else fuse_blocks(self.adapter, self.parameters)
         if plan.compile:
-            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024  # one a block
+            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = (
+                1024  # one a block
+            )
             self.adapter.use_plain_forward()
             for _, block in transformer_blocks(self.unet):
                 block.compile()

@@ -116,8 +116,3 @@ def load_state(folder: Path, key: str) -> tuple[History, dict[str, Tensor]] | No
         plan=facts["plan"],
     )
     return history, tensors
-
-
-def clear_state(folder: Path) -> None:
-    """Remove the state of a training that is finished."""
-    (folder / FILE).unlink(missing_ok=True)

@@ -22,10 +22,6 @@ THIRDS = ("low", "mid", "high")
 PER_THIRD = 2  # timesteps a third
 NOISE_SEED = 20_231_107  # the same noise for every run, so that runs compare
 
-# The origin's README reads its loss in these zones. That loss is min-SNR weighted at random timesteps, as `train/loss` is:
-# orientation only, they move with the weighting, the bucket and the model.
-LOSS_ZONES = (("underfit", 0.15), ("learning", 0.12), ("good", 0.08), ("overfit", 0.06))
-
 
 @dataclass(frozen=True)
 class _Batch:
