@@ -286,3 +286,12 @@ def test_validation_is_the_same_noise_for_every_seed_and_step(store, tmp_path):
 )
 def test_checkpoints_are_evenly_spread_and_include_the_last_step(steps, count, wanted):
     assert checkpoint_steps(TrainSettings(steps=steps, checkpoints=count)) == wanted
+
+
+def test_validation_and_samples_come_as_often_as_asked(store, tmp_path):
+    tracker = Recorder()
+    images = []
+    tracker.log_image = lambda image, name, step=None: images.append(step)
+    train(store, tmp_path, tracker=tracker, validate_every=0, sample_every=5)
+    assert tracker.steps("validation/loss") == [4, 8, 12]
+    assert images == [4, 5, 8, 10, 12]

@@ -257,3 +257,36 @@ def test_losses_are_weighted_averages_of_samples(store):
     doubled = steps(setup, 1)[0]
     setup.data.buckets[0].weight.fill_(1.0)
     assert doubled == pytest.approx(2 * steps(setup, 1)[0], rel=1e-5)
+
+
+def test_variants_and_dropped_captions_are_drawn_as_often_as_asked(store):
+    setup = make(store, random_backgrounds=0.25, caption_dropout=0.5, flips="on")
+    bucket = setup.data.buckets[0]
+    draws = setup.step._draw(bucket, 4000)
+    background, flip = draws.variant // bucket.flips, draws.variant % bucket.flips
+    assert (background > 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert sorted(background.unique().tolist()) == [0, 1, 2, 3, 4]
+    assert flip.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert draws.dropped.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert 480 < draws.timesteps.float().mean() < 520
+    plain = make(store, flips="off").step._draw(make(store, flips="off").data.buckets[0], 100)
+    assert plain.variant.unique().tolist() == [0]
+
+
+def test_compiled_blocks_compute_the_same_with_plain_operations(store, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *_, **__: compiled.append(type(self).__name__))
+    plain, fused = make(store, compile=True), make(store)
+    assert compiled == ["BasicTransformerBlock"] * 17
+    assert not plain.fused
+    assert len(fused.fused) == 17
+    assert steps(plain, 4) == pytest.approx(steps(fused, 4), rel=1e-4)
+
+
+def test_a_full_recomputation_is_what_the_setting_asks_for(store):
+    setup = make(store, checkpointing="full")
+    assert setup.plan.checkpointing == "full"
+    assert setup.unet.down_blocks[0].gradient_checkpointing
+    assert steps(setup, 2) == steps(make(store), 2)
+    setup.close()
+    assert not setup.unet.down_blocks[0].gradient_checkpointing
