@@ -35,6 +35,10 @@ class Optimizer(Protocol):
         """Move the masters by the gradients times `factor` (a device scalar: clipping), then publish them."""
         ...
 
+    def rehearse(self) -> None:
+        """Run a step that changes nothing, before one is captured."""
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """Every tensor needed to go on exactly, by name."""
         ...
@@ -111,6 +115,13 @@ class BatchedAdafactor:
             stack.master.addcmul_(change, (self.rate / limit).view(-1, *[1] * (change.dim() - 1)), value=-1)
         self.parameters.publish()
 
+    def rehearse(self) -> None:
+        """Run a step at rate 0 and put the statistics back."""
+        before = {name: tensor.clone() for name, tensor in self.state().items()}
+        self.prepare(0, 0.0)
+        self.update(self.rate.new_ones(()))
+        self.load_state(before)
+
     def state(self) -> dict[str, Tensor]:
         """Row and column statistics."""
         tensors = {f"row.{i}": row for i, row in enumerate(self.rows)}
@@ -184,6 +195,9 @@ class TorchOptimizer:
             torch.mul(stack.grad.to(leaf.dtype), factor, out=leaf.grad)
         self.inner.step()
         self.parameters.publish()
+
+    def rehearse(self) -> None:
+        """Nothing: the step that allocated the state has run every kernel."""
 
     def state(self) -> dict[str, Tensor]:
         """Per-parameter and group values; plain numbers as tensors whose name ends in `#`."""

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 BUFFER = 64  # steps whose losses are kept before they must be read
-WARM_UPS = 2  # eager passes before a capture: libraries choose their kernels and allocate workspaces
 
 
 @dataclass(frozen=True)
@@ -129,12 +128,15 @@ class TrainStep:
         return self.indices[shape]
 
     def _capture(self, shape: tuple[tuple[int, int], ...], indices: list[Tensor]) -> torch.cuda.CUDAGraph:
-        """Record the step. The warm-ups run no optimizer, and every step starts from zeroed gradients and its own seed."""
+        """Record the step, after running it once without consequences so that every kernel is compiled and loaded."""
+        scaling = {name: tensor.clone() for name, tensor in self.scaling.state().items()} if self.scaling else {}
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self._backward(shape, indices)
+            self._step(shape, indices)
+            self.optimizer.rehearse()
+            for name, tensor in scaling.items():
+                self.scaling.state()[name].copy_(tensor)  # type: ignore[union-attr]
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         gc.collect()

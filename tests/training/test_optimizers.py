@@ -93,6 +93,19 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(name):
     assert all(torch.equal(second[key], value) for key, value in whole.items())
 
 
+@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+def test_a_rehearsed_step_changes_nothing(name):
+    values = parameters()
+    optimizer = build_optimizer(TrainSettings(optimizer=name, weight_decay=0.1), StackedParameters(values))
+    for value in values.values():
+        value.grad.fill_(0.3)
+    before = {key: value.clone() for key, value in values.items()}
+    state = {key: tensor.clone() for key, tensor in optimizer.state().items()}
+    optimizer.rehearse()
+    assert all(torch.equal(before[key], value) for key, value in values.items())
+    assert all(torch.equal(state[key], tensor) for key, tensor in optimizer.state().items())
+
+
 def test_schedule_free_weights_are_the_averaged_ones_only_while_evaluating():
     if not importlib.util.find_spec("prodigyplus"):
         pytest.skip("package not installed")
