@@ -44,6 +44,17 @@ QUICK = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GPU tests run where there is one; everything they show is shown on the CPU too."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(SESSION_HOME.root, ignore_errors=True)
 

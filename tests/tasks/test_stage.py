@@ -152,3 +152,44 @@ def test_a_lock_file_is_left_but_free(bench: Bench, tmp_path: Path) -> None:
     inside_a_flow(stage, "sheet-1", bench, "a")
     with single_flight(bench.home.locks / "sheet-1.lock", "x") as waited:
         assert not waited
+
+
+def test_out_of_memory_gets_one_smaller_plan_that_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    from charengine.config import TrainSettings
+    from charengine.records import AdapterRecord, CheckpointRecord, Ref
+    from charengine.tracking import NullTracker
+    from tasks import train
+
+    asked: list[tuple[str, TrainSettings]] = []
+    ref = Ref(sha256="0" * 64, size=1, media_type="x", name="x")
+    record = AdapterRecord(
+        checkpoints=(CheckpointRecord(step=1, adapter=ref, loss=0.1),),
+        steps=1,
+        trigger="ohwaya",
+        class_noun="orc",
+        dataset_digest="d",
+        curve=ref,
+    )
+
+    def short_of_memory(key: str, workspace: Any, dataset: Any, settings: TrainSettings, *rest: Any) -> AdapterRecord:
+        asked.append((key, settings))
+        if settings.checkpointing != "full":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return record
+
+    monkeypatch.setattr(train, "_train", short_of_memory)
+    workspace: Any = SimpleNamespace(
+        profile=SimpleNamespace(train=TrainSettings()),
+        models=SimpleNamespace(diffusion=SimpleNamespace(unload=lambda: None)),
+    )
+    made = train._train_within_memory("train-1", workspace, SimpleNamespace(), NullTracker(), lambda: False)
+    assert [key for key, _ in asked] == ["train-1", "train-1-smaller"]  # the state of one plan is not the other's
+    assert asked[1][1] == train.smaller_plan(TrainSettings())
+    assert "checkpointing=full, batch=1" in made.warnings[0]
+
+    workspace.profile.train = train.smaller_plan(TrainSettings())
+    monkeypatch.setattr(train, "_train", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(OutOfBudget, match="smallest plan"):
+        train._train_within_memory("train-1", workspace, SimpleNamespace(), NullTracker(), lambda: False)
