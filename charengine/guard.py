@@ -9,8 +9,9 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from pathlib import Path
@@ -57,17 +58,28 @@ def run_stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
     without the thread, but Prefect takes a run for crashed, not cancelled, when it does not find its own in place.)
     """
     stop = threading.Event()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage") as pool:
-        future = pool.submit(copy_context().run, work, stop.is_set)
+    outcome: Future[T] = Future()
+    context = copy_context()
+
+    def run() -> None:
         try:
-            return future.result()
-        except Exception:
-            raise
-        except BaseException:
-            log.warning("stopping at the next step")
-            stop.set()
-            wait([future])
-            raise
+            outcome.set_result(context.run(work, stop.is_set))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=run, name="stage")
+    try:
+        thread.start()
+        return outcome.result()
+    except Exception:
+        raise
+    except BaseException:
+        log.warning("stopping at the next step")
+        stop.set()
+        time.sleep(0.1)  # an interrupt of start() itself: the thread may be about to begin
+        if thread.ident is not None:
+            wait([outcome])
+        raise
 
 
 @contextmanager
