@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 class Frozen(nn.Module):
     """Frozen weights of one or several layers, one below the other: weight (outputs, inputs), its float8 scale, bias."""
 
-    def __init__(self, layers: list[nn.Linear]) -> None:
+    def __init__(self, layers: list[nn.Linear], device: torch.device) -> None:
         super().__init__()
-        self.weight = _joined([layer.weight for layer in layers])
+        self.weight = _joined([layer.weight for layer in layers]).to(device)
         scales = [getattr(layer, "weight_scale", None) for layer in layers]
         self.weight_scale = None if scales[0] is None else _joined(scales)  # type: ignore[arg-type]
         self.bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
         start = 0
-        for layer in layers if len(layers) > 1 else ():
+        for layer in layers:
             layer.weight.data = self.weight[start : start + layer.weight.shape[0]]
             start += layer.weight.shape[0]
 
@@ -227,18 +227,40 @@ def _product(adapter: Adapter, parameters: StackedParameters, names: list[str]) 
     loras = [adapter.modules[name] for name in names]
     downs, down_grads = parameters.run([f"{adapter.stems[name]}.lora_down.weight" for name in names])
     ups, up_grads = parameters.run([f"{adapter.stems[name]}.lora_up.weight" for name in names])
-    frozen = Frozen([adapter.unet.get_submodule(name) for name in names])
+    frozen = Frozen([adapter.unet.get_submodule(name) for name in names], downs.device)  # type: ignore[misc]
     return Product(frozen, loras, downs.flatten(0, 1), ups, down_grads.flatten(0, 1), up_grads)
 
 
 def fuse_blocks(adapter: Adapter, parameters: StackedParameters) -> list[FusedBlock]:
     """Replace the forward of every standard transformer block; the ones replaced."""
-    unet = adapter.unet
-    return [
-        FusedBlock(block, name, adapter, parameters)
-        for name, block in transformer_blocks(unet)
+    blocks = [
+        (name, block)
+        for name, block in transformer_blocks(adapter.unet)
         if _is_standard(block) and all(f"{name}.{part}" in adapter.modules for part in ("attn1.to_q", "ff.net.2"))
     ]
+    _leave_device([layer for _, block in blocks for layer in _attention_layers(block)])
+    return [FusedBlock(block, name, adapter, parameters) for name, block in blocks]
+
+
+def _attention_layers(block: Any) -> Iterator[nn.Linear]:
+    return (
+        module
+        for attention in (block.attn1, block.attn2)
+        for module in attention.modules()
+        if isinstance(module, nn.Linear)
+    )
+
+
+def _leave_device(layers: list[nn.Linear]) -> None:
+    """Take weights off the GPU until they are joined there.
+
+    Joined in place, the old ones would leave holes of a gigabyte that the allocator can neither use for a captured graph
+    nor give back.
+    """
+    if layers and layers[0].weight.is_cuda:
+        for layer in layers:
+            layer.weight.data = layer.weight.data.cpu()
+        torch.cuda.empty_cache()
 
 
 def transformer_blocks(unet: UNet2DConditionModel) -> Iterator[tuple[str, Any]]:

@@ -64,6 +64,11 @@ class Plan:
         """As plain values."""
         return asdict(self)
 
+    def least_activations(self, sample_gib: float) -> float:
+        """GiB a step's activations take at the very least, given those of one sample without checkpointing."""
+        given_back = 0.95 if self.checkpointing == "full" else min(0.9, 1.6 * self.recomputed)  # wide blocks first
+        return self.micro_batch * sample_gib * (1 - given_back)
+
     def cost(self, megapixels: float) -> float:
         """Estimated time of a sample, in arbitrary units."""
         share = (self.recomputed + (self.checkpointing == "full")) / 2

@@ -76,7 +76,7 @@ class Setup:
         with self._explained(plans):
             self._adapt(plans[0], fresh)
             self.base = self._base() if settings.continue_from and fresh else None
-            self.plan, self.step, self.validation = self._first_that_fits(plans)
+            self.plan, self.step, self.validation = self._first_that_fits(self._possible(plans))
 
     def _adapt(self, plan: Plan, fresh: bool) -> None:
         """What all plans share: the adapter, its parameters and the optimizer."""
@@ -92,7 +92,9 @@ class Setup:
             self.adapter.to(self.device)
         self.parameters = StackedParameters(self.adapter.parameters(), plan.compute_dtype)
         self.optimizer = build_optimizer(self.settings, self.parameters)
+        altered, self.altered = self.altered, True  # a U-Net whose fusing was cut short is not used again
         self.fused = [] if plan.compile or not self.adapter.low_rank else fuse_blocks(self.adapter, self.parameters)
+        self.altered = altered
         if plan.compile:
             torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = (
                 1024  # one a block
@@ -106,6 +108,24 @@ class Setup:
         validation = Validation(self.unet, self.data, self.alphas, chunk=1)
         with self.evaluating(strength=0.0):
             return validation.measure(0)
+
+    def _possible(self, plans: list[Plan]) -> list[Plan]:
+        """Leave out plans that, going by one measured sample, cannot fit; trying each takes seconds."""
+        if self.device.type != "cuda" or len(plans) == 1:
+            return plans
+        largest = max(range(len(self.data.buckets)), key=lambda i: self.data.buckets[i].mean[0, 0].numel())
+        self._free()
+        held = torch.cuda.memory_allocated(self.device) / 2**30
+        set_checkpointing(self.unet, Plan())
+        step = self._make_step(replace(plans[0], micro_batch=1, graph=False))
+        try:
+            step.rehearse([(Group(largest, (0,)),)])
+        except torch.OutOfMemoryError:
+            return [plan for plan in plans if plan.micro_batch == 1 and plan.checkpointing != "none"] or plans
+        sample = torch.cuda.max_memory_allocated(self.device) / 2**30 - held
+        room = self.settings.budget_gib - RESERVE_GIB - held
+        log.info("one sample takes %.2f GiB beside the %.2f GiB that are always held", sample, held)
+        return [plan for plan in plans if plan.least_activations(sample) <= room] or plans[-1:]
 
     def _first_that_fits(self, plans: list[Plan]) -> tuple[Plan, TrainStep, Validation]:
         for i, plan in enumerate(plans):
@@ -121,7 +141,19 @@ class Setup:
     def _try(self, plan: Plan) -> tuple[Plan, TrainStep, Validation]:
         set_checkpointing(self.unet, plan)
         self._free()
-        step = TrainStep(
+        step = self._make_step(plan)
+        validation = Validation(self.unet, self.data, self.alphas, chunk=plan.micro_batch, pool=step.pool)
+        if self.device.type == "cuda":
+            step.rehearse(self.shapes)
+            with self.evaluating():
+                validation.rehearse()
+            torch.cuda.synchronize(self.device)
+            peak = torch.cuda.max_memory_reserved(self.device) / 2**30 + RESERVE_GIB
+            plan = replace(plan, peak_gib=round(peak, 2))
+        return plan, step, validation
+
+    def _make_step(self, plan: Plan) -> TrainStep:
+        return TrainStep(
             self.adapter,
             self.parameters,
             self.optimizer,
@@ -132,15 +164,6 @@ class Setup:
             micro_batch=plan.micro_batch,
             graph=plan.graph,
         )
-        validation = Validation(self.unet, self.data, self.alphas, chunk=plan.micro_batch, pool=step.pool)
-        if self.device.type == "cuda":
-            step.rehearse(self.shapes)
-            with self.evaluating():
-                validation.rehearse()
-            torch.cuda.synchronize(self.device)
-            peak = torch.cuda.max_memory_reserved(self.device) / 2**30 + RESERVE_GIB
-            plan = replace(plan, peak_gib=round(peak, 2))
-        return plan, step, validation
 
     def _free(self) -> None:
         if self.device.type == "cuda":

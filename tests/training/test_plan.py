@@ -114,6 +114,12 @@ def test_float8_storage_keeps_three_bits_of_every_weight():
     assert ((back - before).abs() <= before.abs() * 2**-4 + before.abs().amax(1, keepdim=True) * 2**-9).all()
 
 
+def test_a_plan_that_cannot_fit_is_known_by_one_sample():
+    assert Plan(micro_batch=3).least_activations(4.0) == 12.0
+    assert Plan(micro_batch=3, checkpointing="selective", recomputed=0.5).least_activations(4.0) == pytest.approx(2.4)
+    assert Plan(micro_batch=1, checkpointing="full", recomputed=1.0).least_activations(4.0) == pytest.approx(0.2)
+
+
 def test_a_plan_is_said_in_words():
     plan = Plan("bf16", "selective", 0.15, 1, False, True, False, 12.0, 10.84)
     words = "bf16, micro-batch 1, checkpointing selective (15% of the transformer blocks), CUDA graph, 10.8 of 12 GiB"
