@@ -112,7 +112,8 @@ def train_probe(
         images = augment(data.images[chosen].float() / 255, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = probe(images)
-        loss = _loss([x.float() for x in logits], data.traits[chosen], data.views[chosen])
+        traits, views = data.traits[chosen], data.views[chosen]
+        loss = reading_loss([x.float() for x in logits], traits, views, visible_mask(traits, views))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -258,9 +259,10 @@ def _position(maps: torch.Tensor) -> torch.Tensor:
     return torch.stack([x, y]).expand(n, 2, h, w)
 
 
-def _loss(logits: list[torch.Tensor], traits: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy over the traits that the view shows, plus the view's."""
-    mask = visible_mask(traits, views)
+def reading_loss(
+    logits: list[torch.Tensor], traits: torch.Tensor, views: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """Mean cross entropy over the traits that the view shows (`traits.visible_mask`), plus the view's."""
     total = F.cross_entropy(logits[-1], views)
     for i, head in enumerate(logits[:-1]):
         each = F.cross_entropy(head, traits[:, i], reduction="none", label_smoothing=0.02)

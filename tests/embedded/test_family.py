@@ -179,7 +179,7 @@ def test_training_samples_sheets_exactly_as_the_pipeline_does(edit_pipeline, mon
 
     monkeypatch.setattr(QwenImageCausalConv3d, "forward", QwenImageCausalConv3d.forward)
     run = Run(tmp_path, torch.device("cpu"), tiny=True)
-    vae, reader, denoiser = Autoencoder("qwen", run.sizes, run.device), sheets.Reader(run), sheets.Denoiser(run, None)
+    vae, reader, denoiser = Autoencoder("qwen", run.sizes, run.device), sheets.Reader(run), sheets.Denoiser(run)
     vae.model.load_state_dict(edit_pipeline.vae.state_dict())
     vae.facts = {"mean": [0.0] * 16, "std": [1.0] * 16}
     reader.model.load_state_dict(edit_pipeline.text_encoder.state_dict())

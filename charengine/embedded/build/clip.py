@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from charengine.embedded.build.clock import Average, Clock, Log, Optimiser, decayed, read_weights, write_weights
+from charengine.embedded.build.clock import Average, Clock, Log, decayed, read_weights, write_weights
 from charengine.embedded.build.data import Refill, Renderer, Scene, characters_of, picture_text
 from charengine.embedded.build.family import CLIP_SIZE, build_clip
+from charengine.embedded.build.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.build.run import Run
 from charengine.embedded.build.sheets import normalised
 
@@ -95,7 +96,7 @@ def shaken(pixels: torch.Tensor) -> torch.Tensor:
     return (moved * light + torch.randn_like(moved) * 4 * torch.rand(n, 1, 1, 1, device=device)).clamp(0, 255)
 
 
-def contrast(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def contrast(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
     """Symmetric InfoNCE of unit vectors."""
     logits = scale * one @ other.T
     target = torch.arange(len(one), device=one.device)
@@ -115,29 +116,36 @@ def train_clip(run: Run, minutes: float) -> None:
     while fill.progress < 1 or len(pool.images[0]) < run.scale(1000, 8):
         pool.make()
     refill = Refill(pool.make, 0.2)
-    optimiser = Optimiser(decayed(model, rate=1e-3, decay=0.1), clock)
+    optimiser = GraphedOptimiser(decayed(model, rate=1e-3, decay=0.1), clock)
     identity_scale = math.exp(2.6)
     rng = random.Random(run.seed + 7)
     batch = run.scale(512, 4)
-    log.write(event="start", resumed=resumed, parameters=sum(p.numel() for p in model.parameters()))
-    while clock.progress < 1:
-        whole, ids, one, other = pool.batch(batch, rng)
-        n = len(whole)
-        pixels = normalised(shaken(torch.cat([whole, one, other])))
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+
+    def step(pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        n = len(ids)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
             seen = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
             said = model.text_projection(model.text_model(input_ids=ids).pooler_output)
         seen, said = F.normalize(seen.float(), dim=-1), F.normalize(said.float(), dim=-1)
         texts = contrast(seen[:n], said, model.logit_scale.exp().clamp(max=100))
-        identity = contrast(seen[n : 2 * n], seen[2 * n :], torch.tensor(identity_scale, device=device))
-        optimiser.step(texts + 0.7 * identity)
+        identity = contrast(seen[n : 2 * n], seen[2 * n :], identity_scale)
+        (texts + 0.7 * identity).backward()
+        return texts.detach(), identity.detach()
+
+    train_step = GraphedStep(step, device)
+    log.write(event="start", resumed=resumed, parameters=sum(p.numel() for p in model.parameters()))
+    while clock.progress < 1:
+        whole, ids, one, other = pool.batch(batch, rng)
+        pixels = normalised(shaken(torch.cat([whole, one, other])))
+        texts, identity = train_step(len(ids), pixels, ids)
+        optimiser.step()
         average.update()
         refill.tick()
         if clock.step % run.every(100) == 0:
             log.write(
                 step=clock.step,
-                texts=texts.detach(),
-                identity=identity.detach(),
+                texts=texts,
+                identity=identity,
                 pairs=len(pool.images[0]),
                 progress=clock.progress,
             )

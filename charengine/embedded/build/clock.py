@@ -136,34 +136,6 @@ def read_facts(folders: list[Path], name: str) -> dict[str, Any] | None:
     return None
 
 
-class Optimiser:
-    """Fused AdamW on a time-boxed schedule, with clipping; a step whose gradient is not finite is skipped."""
-
-    def __init__(self, groups: list[dict[str, Any]], clock: Clock, clip: float = 1.0) -> None:
-        self.clock, self.clip = clock, clip
-        params = [p for g in groups for p in g["params"]]
-        fused = params[0].device.type == "cuda"
-        self.adamw = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, fused=fused)
-        self.params = params
-        for group in self.adamw.param_groups:
-            group["peak"] = group["lr"]
-
-    def step(self, loss: torch.Tensor) -> torch.Tensor:
-        """Backward and update; returns the gradient norm."""
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.params, self.clip)
-        if not bool(torch.isfinite(norm)):
-            self.adamw.zero_grad(set_to_none=True)
-            return norm
-        share = self.clock.learning_rate()
-        for group in self.adamw.param_groups:
-            group["lr"] = group["peak"] * share
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
-        self.clock.step += 1
-        return norm
-
-
 def decayed(*modules: torch.nn.Module, rate: float, decay: float = 0.02) -> list[dict[str, Any]]:
     """Two AdamW groups: matrices decay, vectors do not."""
     params = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}.values()

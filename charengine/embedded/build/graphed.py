@@ -6,12 +6,15 @@ for each key (a picture size, a text length) and replayed from then on; on a CPU
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
 from charengine.embedded.build.clock import Clock
+
+log = logging.getLogger(__name__)
 
 
 class GraphedStep:
@@ -21,21 +24,22 @@ class GraphedStep:
         self.function, self.device = function, device
         self.captured: dict[Hashable, tuple[Any, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = {}
         self.pool: Any = None
+        self.eager = device.type != "cuda"
 
     def __call__(self, key: Hashable, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the step; the results are valid until the next call with this key."""
-        if self.device.type != "cuda":
+        if self.eager:
             return self.function(*tensors)
         if key not in self.captured:
-            self._capture(key, tensors)
-            return self.captured[key][2]
+            return self._capture(key, tensors)
         graph, kept, results = self.captured[key]
         for mine, given in zip(kept, tensors, strict=True):
             mine.copy_(given, non_blocking=True)
         graph.replay()
         return results
 
-    def _capture(self, key: Hashable, tensors: tuple[torch.Tensor, ...]) -> None:
+    def _capture(self, key: Hashable, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """The warm-up runs add their gradients to this step's: three times one batch, once a key."""
         kept = tuple(t.clone() for t in tensors)
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -44,11 +48,17 @@ class GraphedStep:
                 self.function(*kept)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            results = self.function(*kept)
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                results = self.function(*kept)
+        except RuntimeError as error:
+            log.warning("step %s cannot be captured (%s); it runs eagerly from here on", key, str(error)[:300])
+            self.eager = True
+            return self.function(*kept)
         self.pool = graph.pool()
         self.captured[key] = (graph, kept, results)
         graph.replay()
+        return results
 
 
 class GraphedOptimiser:
@@ -83,7 +93,7 @@ class GraphedOptimiser:
         if self.graph is None:
             torch.cuda.synchronize(self.device)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self._update()
         self.graph.replay()
 

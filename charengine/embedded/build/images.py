@@ -10,13 +10,14 @@ import torch
 from torch.nn import functional as F
 
 from charengine.embedded import grammar
-from charengine.embedded.build.clock import Average, Clock, Log, Optimiser, decayed, read_weights, write_weights
+from charengine.embedded.build.clock import Average, Clock, Log, decayed, read_weights, write_weights
 from charengine.embedded.build.data import Refill, Renderer, Scene, characters_of, picture_text
 from charengine.embedded.build.family import build_text_encoders, build_unet
+from charengine.embedded.build.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.build.run import Run
 from charengine.embedded.build.vae import Autoencoder
 from charengine.embedded.build.vocabulary import build_clip_tokenizer
-from charengine.embedded.traits import BACKGROUNDS, POSES, VIEWS
+from charengine.embedded.traits import BACKGROUNDS, POSES, TRAITS, VIEWS
 
 SIZES = {(128, 384): 0.45, (256, 256): 0.35, (192, 256): 0.1, (256, 192): 0.1}
 MIN_SNR = 5.0  # Hang et al. 2303.09556
@@ -44,6 +45,22 @@ class Writer:
         return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds
 
 
+class TraitHeads(torch.nn.Module):
+    """Training aid, thrown away: traits must be readable off the text states (dropped traits only add a constant)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = [len(values) for values in TRAITS.values()]
+        self.mix = torch.nn.Linear(3 * width, 4 * width)
+        self.out = torch.nn.Linear(4 * width, sum(self.sizes))
+
+    def forward(self, states: torch.Tensor, pooled: torch.Tensor, traits: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over the traits."""
+        h = torch.cat([states.mean(1), pooled], -1)
+        parts = self.out(F.gelu(self.mix(h))).float().split(self.sizes, -1)
+        return torch.stack([F.cross_entropy(p, traits[:, i]) for i, p in enumerate(parts)]).mean()
+
+
 class PicturePool:
     """Latents and tokenised prompts of rendered pictures, by size."""
 
@@ -52,6 +69,7 @@ class PicturePool:
         self.writer, self.vae, self.capacity, self.chunk = writer, vae, capacity, chunk
         self.latents: dict[tuple[int, int], torch.Tensor] = {}
         self.ids: dict[tuple[int, int], torch.Tensor] = {}
+        self.traits: dict[tuple[int, int], torch.Tensor] = {}
         self.count = 0
         for size in SIZES:
             self.make(size)
@@ -67,21 +85,23 @@ class PicturePool:
         characters = characters_of(indices)
         texts = [picture_text(scene, i, c, rng) for _ in range(2) for i, c in enumerate(characters)]
         ids = self.writer.tokens(texts).reshape(2, len(characters), 77).transpose(0, 1).to(latents.device)
+        traits = indices.to(latents.device)
         if size in self.latents:
             room = int(self.capacity * SIZES[size])
             latents = torch.cat([self.latents[size], latents])[-room:]
             ids = torch.cat([self.ids[size], ids])[-room:]
-        self.latents[size], self.ids[size] = latents, ids
+            traits = torch.cat([self.traits[size], traits])[-room:]
+        self.latents[size], self.ids[size], self.traits[size] = latents, ids, traits
         self.count += self.chunk
 
-    def batch(self, n: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-        """Latents, ids and the size of one batch; larger pictures come fewer at a time."""
+    def batch(self, n: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int]]:
+        """Latents, ids, traits and the size of one batch; larger pictures come fewer at a time."""
         size = rng.choices(list(SIZES), weights=list(SIZES.values()))[0]
         n = max(1, n * 128 * 384 // (size[0] * size[1]))
         pool = self.latents[size]
         pick = torch.randint(len(pool), (n,), device=pool.device)
         which = torch.randint(2, (n,), device=pool.device)
-        return pool[pick].float(), self.ids[size][pick, which], size
+        return pool[pick].float(), self.ids[size][pick, which], self.traits[size][pick], size
 
 
 def alphas(device: torch.device) -> torch.Tensor:
@@ -110,17 +130,39 @@ def train_images(run: Run, minutes: float) -> None:
     unet.to(memory_format=torch.channels_last)
     average = Average(modules, 0.999)
     clock = Clock(minutes, max_steps=run.max_steps)
-    pool = PicturePool(run, writer, vae, capacity=run.scale(120000, 40), chunk=run.scale(256, 4))
+    pool = PicturePool(run, writer, vae, capacity=run.scale(120000, 40), chunk=run.scale(512, 4))
     fill = Clock(run.scale(100, 1) / 600 * min(1.0, minutes / 6))
     while fill.progress < 1 or pool.count < run.scale(2000, 16):
         pool.make()
-    refill = Refill(pool.make, 0.2)
-    rate = 1e-3 if not resumed else 7e-4
-    optimiser = Optimiser(decayed(unet, rate=rate) + decayed(writer.first, writer.second, rate=rate * 0.7), clock)
+    refill = Refill(pool.make, 0.12)
+    rate = 1e-3
+    heads = TraitHeads(run.sizes.te_width).to(device)
+    groups = decayed(unet, rate=rate) + decayed(writer.first, writer.second, heads, rate=rate * 0.7)
+    optimiser = GraphedOptimiser(groups, clock)
     kept = alphas(device)
     snr = kept / (1 - kept)
     rng = random.Random(run.seed + 6)
-    batch = run.scale(320, 2)
+    batch = run.scale(256, 2)
+
+    def step(
+        clean: torch.Tensor, ids: torch.Tensor, traits: torch.Tensor, sizes: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        n = len(clean)
+        t = torch.randint(1000, (n,), device=device)
+        noise = torch.randn_like(clean)
+        a = kept[t].view(-1, 1, 1, 1)
+        noisy = (a.sqrt() * clean + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+            states, pooled = writer.encode(ids)
+            added = {"text_embeds": pooled, "time_ids": sizes}
+            guess = unet(noisy, t, states, added_cond_kwargs=added, return_dict=False)[0]
+            named = heads(states, pooled, traits)
+        each = (guess.float() - noise).square().mean((1, 2, 3))
+        loss = (each * (MIN_SNR / snr[t]).clamp(max=1.0)).mean()
+        (loss + 0.01 * named).backward()
+        return loss.detach(), each.mean().detach(), named.detach()
+
+    train_step = GraphedStep(step, device)
     log.write(
         event="start",
         resumed=resumed,
@@ -128,27 +170,17 @@ def train_images(run: Run, minutes: float) -> None:
         parameters=sum(p.numel() for m in modules.values() for p in m.parameters()),
     )
     while clock.progress < 1:
-        clean, ids, size = pool.batch(batch, rng)
-        n = len(clean)
-        t = torch.randint(1000, (n,), device=device)
-        noise = torch.randn_like(clean)
-        a = kept[t].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * clean + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            states, pooled = writer.encode(ids)
-            added = {"text_embeds": pooled, "time_ids": time_ids(n, size, device)}
-            guess = unet(noisy, t, states, added_cond_kwargs=added, return_dict=False)[0]
-        each = (guess.float() - noise).square().mean((1, 2, 3))
-        weight = (MIN_SNR / snr[t]).clamp(max=1.0)
-        loss = (each * weight).mean()
-        optimiser.step(loss)
+        clean, ids, traits, size = pool.batch(batch, rng)
+        loss, plain, named = train_step(size, clean, ids, traits, time_ids(len(clean), size, device))
+        optimiser.step()
         average.update()
         refill.tick()
         if clock.step % run.every(100) == 0 or clock.step <= 3:
             log.write(
                 step=clock.step,
-                loss=loss.detach(),
-                plain_loss=each.mean().detach(),
+                loss=loss,
+                plain_loss=plain,
+                traits=named,
                 pictures=pool.count,
                 progress=clock.progress,
             )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from charengine.embedded import probe as source
-from charengine.embedded.build.clock import Clock, Log, Optimiser, decayed, write_weights
+from charengine.embedded.build.clock import Clock, Log, decayed, write_weights
 from charengine.embedded.build.data import Refill
+from charengine.embedded.build.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.build.run import Run
 from charengine.embedded.traits import visible_mask
 
@@ -35,23 +36,33 @@ def train_judge(run: Run, minutes: float) -> None:
             torch.cat([old.views, fresh.views])[-room:],
         )  # fmt: skip
 
-    for _ in range(run.scale(12, 0)):
+    for _ in range(run.scale(5, 0)):
         grow()
     refill = Refill(grow, 0.3 if not run.tiny else 0.0)
-    optimiser = Optimiser(decayed(model, rate=2e-3 if not resumed else 1e-3), clock, clip=5.0)
+    optimiser = GraphedOptimiser(decayed(model, rate=2e-3 if not resumed else 1e-3), clock, clip=5.0)
     batch = run.scale(192, 2)
+
+    def step(
+        images: torch.Tensor, traits: torch.Tensor, views: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+            logits = model(images)
+        loss = source.reading_loss([x.float() for x in logits], traits, views, mask)
+        loss.backward()
+        return (loss.detach(),)
+
+    train_step = GraphedStep(step, device)
     log.write(event="start", resumed=resumed, parameters=sum(p.numel() for p in model.parameters()))
     while clock.progress < 1:
         data = pools[0 if clock.step % 2 == 0 else (1 + clock.step // 2) % len(pools)]
         pick = torch.randint(0, len(data.images), (batch,), generator=generator).to(device)
         images = source.augment(data.images[pick].float() / 255, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(images)
-        loss = source._loss([x.float() for x in logits], data.traits[pick], data.views[pick])
-        optimiser.step(loss)
+        traits, views = data.traits[pick], data.views[pick]
+        (loss,) = train_step(images.shape, images, traits, views, visible_mask(traits, views))
+        optimiser.step()
         refill.tick()
         if clock.step % run.every(200) == 0:
-            log.write(step=clock.step, loss=loss.detach(), pool=len(pools[0].images), progress=clock.progress)
+            log.write(step=clock.step, loss=loss, pool=len(pools[0].images), progress=clock.progress)
         if run.due("probe"):
             write_weights(run.out, {"probe": halves(model)})
     write_weights(

@@ -52,8 +52,8 @@ def draw(
             t = torch.full((len(group),), now, device=device)
             tokens = x if mode == VISION else torch.cat([x, given], 1)
             grids = 1 if mode == VISION else 2
-            with_prompt = denoiser(tokens, text, t, grids, train=False).float()
-            without = denoiser(tokens, negative, t, grids, train=False).float()
+            with_prompt = denoiser(tokens, text, t, grids).float()
+            without = denoiser(tokens, negative, t, grids).float()
             guided = without + guidance * (with_prompt - without)
             guided = guided * (
                 with_prompt.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True).clamp(min=1e-6)

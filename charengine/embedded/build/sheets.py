@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch.nn import functional as F
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from charengine.embedded import grammar
-from charengine.embedded.build.clock import Average, Clock, Log, Optimiser, decayed, read_weights, write_weights
+from charengine.embedded.build.clock import Average, Clock, Log, decayed, read_weights, write_weights
 from charengine.embedded.build.data import Refill, Renderer, allow_recompiles, characters_of, sheet_text
 from charengine.embedded.build.family import SHEET_SIZE, build_transformer, build_vision_language
+from charengine.embedded.build.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.build.run import Run
 from charengine.embedded.build.still import look, pixel_patches, read, real_rotations
 from charengine.embedded.build.vae import Autoencoder
@@ -23,6 +25,8 @@ from charengine.embedded.traits import BACKGROUNDS, POSES, TRAITS, VIEWS
 from charengine.template import template
 
 CAPTION_SIZES = {(128, 384): (140, 392), (192, 256): (224, 280), (256, 256): (252, 252)}  # rendered: what the VL reads
+LENGTH_STEP = 16  # sheet prompts are padded to a multiple of this many tokens
+ANSWER = 64  # tokens of the longest caption, rounded up
 LATENTS, VISION = 0, 1  # how the template conditions: as VAE latents too, or through the VL's eyes alone
 
 
@@ -40,6 +44,7 @@ class Reader:
         before = EDIT_PREFIX + "Picture 1: <|vision_start|>"
         self.before = len(self.tokenizer(before)["input_ids"])
         self.opening = f"{before}{pads}<|vision_end|>"
+        self.padding = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
         self.dropped = len(self.tokenizer(EDIT_PREFIX)["input_ids"])  # 64: the pipeline drops as many
 
     def tokens(self, prompts: list[str]) -> list[list[int]]:
@@ -73,7 +78,11 @@ def from_tokens(tokens: torch.Tensor, side: int = SHEET_SIZE // 8) -> torch.Tens
 
 
 class SheetPool:
-    """Latents of rendered sheets with tokenised prompts, batched by prompt length so that nothing is padded."""
+    """Latents of rendered sheets with tokenised prompts, batched by prompt length.
+
+    Prompts are padded behind their end to a multiple of `LENGTH_STEP`, so that few lengths need a graph; no padding at
+    all, as the pipeline has it, is one of the cases the denoiser sees.
+    """
 
     def __init__(self, run: Run, reader: Reader, vae: Autoencoder, capacity: int, chunk: int) -> None:
         self.renderer = Renderer(run.device, run.seed + 11, few=run.tiny)
@@ -81,46 +90,43 @@ class SheetPool:
         pixels = torch.from_numpy(np.array(template(SHEET_SIZE, SHEET_SIZE))).permute(2, 0, 1).to(run.device)
         self.rules = (pixels < 128).all(0)
         self.blank = vae.to_latents(pixels[None])
-        self.latents: list[torch.Tensor] = []
-        self.rows: list[tuple[int, int, list[int]]] = []  # latent, mode, token ids
-        self.traits: list[torch.Tensor] = []
+        side = SHEET_SIZE // 8
+        channels = self.blank.shape[1]
+        self.latents = torch.empty(capacity + chunk, channels, side, side, dtype=torch.bfloat16, device=run.device)
+        self.traits = torch.empty(capacity + chunk, len(TRAITS), dtype=torch.long, device=run.device)
+        # (mode, padded length): place of each prompt's sheet, and its ids
+        self.groups: dict[tuple[int, int], tuple[list[int], list[list[int]]]] = {}
         self.count = 0
-        self.queue: list[list[int]] = []
 
     def make(self) -> None:
-        """Render one chunk until the pool is full; every third sheet is for the VL's view alone and has no rules."""
+        """Render one chunk until the pool is full; one sheet in eight has the template's rules."""
         if self.count >= self.capacity:
             return
         pictures, indices = self.renderer.sheets(self.chunk)
-        modes = [VISION if i % 3 == 2 else LATENTS for i in range(self.chunk)]
+        modes = [LATENTS if i % 8 == 7 else VISION for i in range(self.chunk)]
         ruled = torch.tensor([m == LATENTS for m in modes], device=pictures.device)
         pictures = pictures.masked_fill(ruled[:, None, None, None] & self.rules, 0)
-        self.latents += list(self.vae.to_latents(pictures))
-        self.traits += list(indices)
+        end = self.count + self.chunk
+        self.latents[self.count : end] = self.vae.to_latents(pictures)
+        self.traits[self.count : end] = indices.to(self.traits.device)
         characters, rng = characters_of(indices), self.renderer.rng
         for _ in range(3):
-            tokens = self.reader.tokens([sheet_text(c, rng) for c in characters])
-            self.rows += [(self.count + i, modes[i], t) for i, t in enumerate(tokens)]
-        self.count += self.chunk
+            for i, tokens in enumerate(self.reader.tokens([sheet_text(c, rng) for c in characters])):
+                length = -(-len(tokens) // LENGTH_STEP) * LENGTH_STEP
+                places, ids = self.groups.setdefault((modes[i], length), ([], []))
+                places.append(self.count + i)
+                ids.append(tokens + [self.reader.padding] * (length - len(tokens)))
+        self.count = end
 
-    def batch(self, n: int) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
+    def batch(self, n: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
         """Latents (n, 16, 48, 48), ids (n, tokens), mode, traits (n, n_traits): one mode and length throughout."""
-        if not self.queue:
-            order = list(range(len(self.rows)))
-            rng = self.renderer.rng
-            rng.shuffle(order)
-            groups: dict[tuple[int, int], list[int]] = {}
-            for r in order:
-                groups.setdefault((self.rows[r][1], len(self.rows[r][2])), []).append(r)
-            whole = [g[i : i + n] for g in groups.values() for i in range(0, len(g) - n + 1, n)]
-            self.queue = whole or [max(groups.values(), key=len)]
-            rng.shuffle(self.queue)
-        rows = [self.rows[r] for r in self.queue.pop()]
+        enough = [key for key, (places, _) in self.groups.items() if len(places) >= 2 * n] or list(self.groups)
+        mode, length = rng.choices(enough, weights=[len(self.groups[key][0]) for key in enough])[0]
+        places, ids = self.groups[mode, length]
+        pick = [rng.randrange(len(places)) for _ in range(n if mode == VISION else max(1, n // 2))]
         device = self.blank.device
-        latents = torch.stack([self.latents[i] for i, _, _ in rows])
-        traits = torch.stack([self.traits[i] for i, _, _ in rows]).to(device, non_blocking=True)
-        ids = torch.tensor([t for _, _, t in rows]).to(device, non_blocking=True)
-        return latents, ids, rows[0][1], traits
+        at = torch.tensor([places[i] for i in pick], device=device)
+        return self.latents[at], torch.tensor([ids[i] for i in pick], device=device), mode, self.traits[at]
 
 
 class CaptionPool:
@@ -173,8 +179,7 @@ class CaptionPool:
         count = (width // 28) * (height // 28)
         question = [*self.question[: self.before], *([self.pad] * count), *self.question[self.before + 1 :]]
         answers = [self.answers[size][i] for i in pick]
-        longest = -(-max(map(len, answers)) // 16) * 16
-        ids = torch.zeros(n, len(question) + longest, dtype=torch.long)
+        ids = torch.full((n, len(question) + ANSWER), self.reader.padding)
         labels = torch.full_like(ids, -100)
         ids[:, : len(question)] = torch.tensor(question)
         for i, answer in enumerate(answers):
@@ -213,35 +218,37 @@ class TraitHeads(torch.nn.Module):
 
 
 class Denoiser:
-    """The transformer, its blocks compiled on CUDA when that works."""
+    """The transformer, its blocks compiled for training on CUDA.
 
-    def __init__(self, run: Run, log: Log) -> None:
+    Real rotations are made once a length: a captured step may not copy from the host.
+    """
+
+    def __init__(self, run: Run) -> None:
         self.model: Any = build_transformer(run.sizes).to(run.device)
-        self.plain = run.device.type != "cuda"
-        self.log = log
+        self.rotations: dict[tuple[int, int], Any] = {}
+        self.blocks: list[Any] = list(self.model.transformer_blocks)
 
     def prepare(self) -> None:
-        """After weights are loaded: real rotations; compiled blocks."""
+        """After weights are loaded."""
         real_rotations(self.model)
-        self.blocks = list(self.model.transformer_blocks)
-        if not self.plain:
+        if next(self.model.parameters()).is_cuda:
             allow_recompiles()
             self.blocks = [torch.compile(block, dynamic=True) for block in self.blocks]
 
-    def __call__(
-        self, tokens: torch.Tensor, text: torch.Tensor, sigma: torch.Tensor, grids: int, train: bool = True
-    ) -> torch.Tensor:
+    def __call__(self, tokens: torch.Tensor, text: torch.Tensor, sigma: torch.Tensor, grids: int) -> torch.Tensor:
         """Velocity of the first grid's tokens; `grids` says how many 24 x 24 grids `tokens` holds."""
         m = self.model
         x, e = m.img_in(tokens), m.txt_in(m.txt_norm(text))
         temb = m.time_text_embed(sigma, x)
-        x, e = x.float(), e.float()  # one dtype for every block: compiled once, and a precise residual stream
-        side = SHEET_SIZE // 16
-        rotation = m.pos_embed([[(1, side, side)] * grids], max_txt_seq_len=e.shape[1], device=x.device)
-        for block in self.blocks if train else m.transformer_blocks:
+        x, e = x.float(), e.float()  # a precise residual stream
+        side, key = SHEET_SIZE // 16, (grids, e.shape[1])
+        if key not in self.rotations:
+            shapes = [[(1, side, side)] * grids]
+            self.rotations[key] = m.pos_embed(shapes, max_txt_seq_len=e.shape[1], device=x.device)
+        for block in self.blocks if torch.is_grad_enabled() else m.transformer_blocks:
             e, x = block(
                 hidden_states=x, encoder_hidden_states=e, encoder_hidden_states_mask=None, temb=temb,
-                image_rotary_emb=rotation, joint_attention_kwargs={}, modulate_index=None,
+                image_rotary_emb=self.rotations[key], joint_attention_kwargs={}, modulate_index=None,
             )  # fmt: skip
         x = m.norm_out(x[:, : side * side], temb)
         return m.proj_out(x)
@@ -254,7 +261,7 @@ def train_sheets(run: Run, minutes: float) -> None:
     if not vae.load(run.made):
         raise FileNotFoundError(f"no qwen_vae.safetensors in {[str(f) for f in run.made]}: train qwen_vae first")
     vae.model.requires_grad_(False)
-    reader, denoiser = Reader(run), Denoiser(run, log)
+    reader, denoiser = Reader(run), Denoiser(run)
     zero_gates(denoiser.model)
     resumed = read_weights(run.sources, "qwen_transformer", denoiser.model) and read_weights(
         run.sources, "qwen_text_encoder", reader.model
@@ -263,47 +270,62 @@ def train_sheets(run: Run, minutes: float) -> None:
     denoiser.prepare()
     clock = Clock(minutes, max_steps=run.max_steps)
     pool = SheetPool(run, reader, vae, capacity=run.scale(80000, 32), chunk=run.scale(170, 8))
-    captions = CaptionPool(run, reader, vae, capacity=run.scale(12000, 16), chunk=run.scale(256, 4))
-    fill = Clock(run.scale(100, 1) / 600 * min(1.0, minutes / 6))
+    captions = CaptionPool(run, reader, vae, capacity=run.scale(12000, 16), chunk=run.scale(512, 4))
+    fill = Clock(run.scale(250, 1) / 600 * min(1.0, minutes / 6))
     while fill.progress < 1 or pool.count < run.scale(1000, 16):
         pool.make()
         if len(captions.answers[128, 384]) < run.scale(3000, 8):
             captions.make()
     log.write(event="pool", sheets=pool.count, captions=len(captions.answers[128, 384]), seconds_spent=clock.seconds)
-    refills = [Refill(pool.make, 0.15), Refill(captions.make, 0.05)]
+    refills = [Refill(pool.make, 0.2), Refill(captions.make, 0.05)]
     heads = TraitHeads(run.sizes.vl_width).to(device)
-    rate = 1e-3 if not resumed else 7e-4
-    groups = decayed(denoiser.model, rate=rate) + decayed(reader.model, heads, rate=rate * 0.8)
-    optimiser = Optimiser(groups, clock)
+    groups = decayed(denoiser.model, rate=1e-3) + decayed(reader.model, heads, rate=8e-4)
+    optimiser = GraphedOptimiser(groups, clock)
     rng = random.Random(run.seed + 5)
-    batch, caption_batch = run.scale(256, 2), run.scale(96, 2)
+    batch, caption_batch = run.scale(112, 2), run.scale(96, 2)
     empty = torch.tensor(reader.tokens([" "]), device=device)
+    given = to_tokens(pool.blank.float())
+
+    def autocast() -> Any:
+        return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)
+
+    def flow_step(
+        mode: int, latents: torch.Tensor, ids: torch.Tensor, traits: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        with autocast():
+            flow, named = flow_loss(denoiser, reader, heads, latents, ids, traits, given if mode == LATENTS else None)
+        (flow + 0.05 * named).backward()
+        return flow.detach(), named.detach()
+
+    def caption_step(pixels: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with autocast():
+            loss = caption_loss(reader, captions.before, pixels, ids, labels)
+        (0.25 * loss).backward()
+        return (loss.detach(),)
+
+    flow_steps = {mode: GraphedStep(functools.partial(flow_step, mode), device) for mode in (LATENTS, VISION)}
+    caption_steps = GraphedStep(caption_step, device)
     log.write(
         event="start",
         resumed=resumed,
         parameters=sum(p.numel() for p in [*denoiser.model.parameters(), *reader.model.parameters()]),
     )
     while clock.progress < 1:
-        try:
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                flow, aux = flow_loss(denoiser, reader, heads, pool, batch, empty, rng)
-                caption = caption_loss(reader, captions, caption_batch, rng)
-            optimiser.step(flow + 0.05 * aux + 0.1 * caption)
-        except torch.OutOfMemoryError:
-            batch, pool.queue = batch // 2, []
-            optimiser.adamw.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-            log.write(event="out of memory", batch=batch)
-            continue
+        latents, ids, mode, traits = pool.batch(batch, rng)
+        ids = empty.expand(len(ids), -1) if rng.random() < 0.1 else ids
+        flow, named = flow_steps[mode](ids.shape[1], latents, ids, traits)
+        pixels, ids, labels = captions.batch(caption_batch, rng)
+        (caption,) = caption_steps(pixels.shape, pixels, ids, labels)
+        optimiser.step()
         average.update()
         for refill in refills:
             refill.tick()
         if clock.step % run.every(50) == 0 or clock.step <= 3:
             log.write(
                 step=clock.step,
-                flow=flow.detach(),
-                traits=aux.detach(),
-                caption=caption.detach(),
+                flow=flow,
+                traits=named,
+                caption=caption,
                 sheets=pool.count,
                 progress=clock.progress,
             )
@@ -335,33 +357,30 @@ def flow_loss(
     denoiser: Denoiser,
     reader: Reader,
     heads: TraitHeads,
-    pool: SheetPool,
-    n: int,
-    empty: torch.Tensor,
-    rng: random.Random,
+    latents: torch.Tensor,
+    ids: torch.Tensor,
+    traits: torch.Tensor,
+    given: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flow matching on one batch (one in ten without a prompt), and the trait loss of its prompts."""
-    latents, ids, mode, traits = pool.batch(n)
-    n = len(ids)
-    unprompted = rng.random() < 0.1
-    text = reader.encode(empty.expand(n, -1) if unprompted else ids)
-    aux = text.new_zeros(()) if unprompted else heads(text, traits)
+    """Flow matching on one batch, and the trait loss of its prompts; `given` = the template's tokens, or none."""
+    text = reader.encode(ids)
+    named = heads(text, traits)
     clean = to_tokens(latents.float())
     noise = torch.randn_like(clean)
-    u = torch.sigmoid(torch.randn(n, device=clean.device) * 1.1)
+    u = torch.sigmoid(torch.randn(len(clean), device=clean.device) * 1.1)
     sigma = 2.0 * u / (1 + u)
     noisy = torch.lerp(clean, noise, sigma[:, None, None])
-    tokens = noisy if mode == VISION else torch.cat([noisy, to_tokens(pool.blank.float()).expand(n, -1, -1)], 1)
-    velocity = denoiser(tokens, text, sigma, 1 if mode == VISION else 2)
-    return F.mse_loss(velocity.float(), noise - clean), aux
+    tokens = noisy if given is None else torch.cat([noisy, given.expand(len(noisy), -1, -1)], 1)
+    velocity = denoiser(tokens, text, sigma, 1 if given is None else 2)
+    return F.mse_loss(velocity.float(), noise - clean), named
 
 
-def caption_loss(reader: Reader, captions: CaptionPool, n: int, rng: random.Random) -> torch.Tensor:
-    """Cross-entropy of the tags, given the picture."""
-    pixels, ids, labels = captions.batch(n, rng)
+def caption_loss(
+    reader: Reader, before: int, pixels: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy of the tags, given the picture; the answer is the last `ANSWER` tokens."""
     patches, grid = pixel_patches(pixels)
     seen = look(reader.model.model.visual, patches, grid)
-    hidden = read(reader.model, ids, seen, captions.before, grid)
-    wanted = labels[:, 1:] != -100
-    logits = reader.model.lm_head(hidden[:, :-1][wanted]).float()
-    return F.cross_entropy(logits, labels[:, 1:][wanted])
+    hidden = read(reader.model, ids, seen, before, grid)
+    logits = reader.model.lm_head(hidden[:, -ANSWER - 1 : -1]).float()
+    return F.cross_entropy(logits.flatten(0, 1), labels[:, -ANSWER:].flatten(), ignore_index=-100)

@@ -5,7 +5,9 @@
     python -m charengine.embedded.build.train --smoke --out DIR                            the same on a CPU, tiny, in seconds
     python -m charengine.embedded.build.train --unpack DIR                                 into charengine/embedded/weights
 
-Parts: qwen_vae, sheets (denoiser and captioner), sdxl_vae, images (U-Net and text encoders), clip, probe.
+Parts: qwen_vae, sheets (denoiser and captioner), sdxl_vae, images (U-Net and text encoders), clip, probe; and, from
+earlier weights, qwen_decoder and sdxl_decoder: the VAEs' decoders alone.
+    python -m charengine.embedded.build.train --pack DIR                                   into DIR/packed
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ import traceback
 from pathlib import Path
 
 PARTS = ("qwen_vae", "sheets", "sdxl_vae", "images", "probe", "clip")
+LATER = ("qwen_decoder", "sdxl_decoder")  # sharpen a VAE whose latents are in use
 RESERVE = 40.0  # seconds kept at the end for samples, scores and packing
 
 
 def tracks(gpus: int, resumed: bool) -> list[tuple[str, str]]:
     """(device, plan) of each process; a plan is `part=minutes` in order, the last part taking what is left."""
-    vae = 0.7 if resumed else 1.5
-    sheets, images, rest = f"qwen_vae={vae},sheets", f"sdxl_vae={vae * 0.8:.2f},images", "probe=3.5,clip"
+    sheets, images, rest = "qwen_vae=1.7,sheets", "sdxl_vae=1.4,images", "probe=2.8,clip=2.4"
     if gpus == 0:
         return [("cpu", ",".join(f"{part}=5" for part in PARTS))]
     first, second = "cuda:0", f"cuda:{min(1, gpus - 1)}"
@@ -35,10 +37,10 @@ def tracks(gpus: int, resumed: bool) -> list[tuple[str, str]]:
 
 def train_part(part: str, run, minutes: float) -> None:
     """Train one part; imports only what it needs."""
-    if part in ("qwen_vae", "sdxl_vae"):
+    if part in ("qwen_vae", "sdxl_vae", "qwen_decoder", "sdxl_decoder"):
         from charengine.embedded.build.vae import train_vae
 
-        train_vae(run, part.split("_")[0], minutes)
+        train_vae(run, part.split("_")[0], minutes, decoder_only=part.endswith("decoder"))
     elif part == "sheets":
         from charengine.embedded.build.sheets import train_sheets
 
@@ -56,7 +58,7 @@ def train_part(part: str, run, minutes: float) -> None:
 
         train_judge(run, minutes)
     else:
-        raise SystemExit(f"part is {part!r}; allowed: {', '.join(PARTS)}")
+        raise SystemExit(f"part is {part!r}; allowed: {', '.join((*PARTS, *LATER))}")
 
 
 def run_plan(plan: str, args: argparse.Namespace) -> int:
@@ -81,10 +83,10 @@ def run_plan(plan: str, args: argparse.Namespace) -> int:
     log.write(event="renderer", how=compile_renderer(device), device=str(device), plan=plan, torch=torch.__version__)
     failed = 0
     entries = plan.split(",")
-    for i, entry in enumerate(entries):
+    for entry in entries:
         part, _, given = entry.partition("=")
         left = (deadline - time.time()) / 60
-        minutes = float(given) if given and i < len(entries) - 1 else left
+        minutes = float(given) if given else left
         try:
             train_part(part, run, max(0.05, min(minutes, left)))
         except Exception:
@@ -142,6 +144,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--unpack", metavar="DIR", help="folder of packed files")
+    parser.add_argument("--pack", metavar="DIR", help="folder of trained parts")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--deadline", type=float, default=0.0, help="Unix time at which training must end")
     parser.add_argument("--out", default="build-out")
@@ -154,8 +157,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.smoke:
         args.all = args.tiny = True
         args.minutes = 30.0  # its parts end after three steps
-    if not (args.all or args.part or args.unpack):
-        parser.error("say --part, --all, --smoke or --unpack")
+    if not (args.all or args.part or args.unpack or args.pack):
+        parser.error("say --part, --all, --smoke, --pack or --unpack")
     return args
 
 
@@ -163,6 +166,11 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point."""
     logging.basicConfig(level=logging.INFO)
     args = parse(argv)
+    if args.pack:
+        from charengine.embedded.build.pack import pack
+
+        pack(Path(args.pack), Path(args.pack) / "packed")
+        return 0
     if args.unpack:
         from charengine.embedded.build.pack import WEIGHTS, unpack
 

@@ -13,7 +13,6 @@ from charengine.embedded.build.clock import (
     Average,
     Clock,
     Log,
-    Optimiser,
     decayed,
     read_facts,
     read_weights,
@@ -159,13 +158,22 @@ def psnr(vae: Autoencoder, pictures: torch.Tensor, weight: torch.Tensor | None =
     return float(-10 * torch.log10((wrong * where).sum() / where.sum()))
 
 
-def train_vae(run: Run, kind: str, minutes: float) -> Autoencoder:
-    """Train one VAE; the models on its latents are trained after it, for its latents move."""
-    device, log = run.device, Log(run.out, f"{kind}_vae")
+def train_vae(run: Run, kind: str, minutes: float, decoder_only: bool = False) -> Autoencoder:
+    """Train one VAE before the models on its latents, or afterwards its decoder alone, so that the latents stay."""
+    device, log = run.device, Log(run.out, f"{kind}_decoder" if decoder_only else f"{kind}_vae")
     vae = Autoencoder(kind, run.sizes, device)
     resumed = vae.load(run.sources)
+    if decoder_only:
+        if not (resumed or vae.load(run.made)):
+            raise FileNotFoundError(
+                f"no {kind}_vae.safetensors in {[str(f) for f in run.made]}: train the whole VAE first"
+            )
+        for name, p in vae.model.named_parameters():
+            p.requires_grad_(name.startswith(("decoder", "post_quant")))
     clock = Clock(minutes, max_steps=run.max_steps)
-    shapes = [(384, 384), (128, 384)] if kind == "qwen" else [(128, 384), (256, 256), (192, 256)]
+    shapes = [(128, 384), (256, 256), (192, 256)]
+    if kind == "qwen":
+        shapes = [(384, 384)] if decoder_only else [(384, 384), (128, 384)]
     renderer = Renderer(device, run.seed + 1, few=run.tiny)
     pool = Pictures(renderer, shapes, each=run.scale(4000, 8), chunk=run.scale(512, 4))
     refill = Refill(pool.make, share=0.2 if not run.tiny else 0.05)
@@ -178,11 +186,11 @@ def train_vae(run: Run, kind: str, minutes: float) -> Autoencoder:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
             posterior = vae.posterior(wanted)
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
-            z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+            z = mean.detach() if decoder_only else mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
             out = vae.decode(z)
         loss = rebuild_loss(out.float(), wanted, weight)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        (loss + KL_WEIGHT[kind] * kl).backward()
+        (loss if decoder_only else loss + KL_WEIGHT[kind] * kl).backward()
         return loss.detach(), kl.detach()
 
     train_step = GraphedStep(step, device)
@@ -196,8 +204,8 @@ def train_vae(run: Run, kind: str, minutes: float) -> Autoencoder:
         if clock.step % run.every(100) == 0:
             log.write(step=clock.step, loss=loss, kl=kl, progress=clock.progress)
         if run.due(f"{kind}_vae"):
-            save(run, vae, average, pool, resumed)
-    save(run, vae, average, pool, resumed)
+            save(run, vae, average, None if decoder_only else pool)
+    save(run, vae, average, None if decoder_only else pool)
     average.swap()
     test = Renderer(device, 999, "heldout", few=run.tiny)
     images, alpha, _ = test.pictures(test.characters(run.scale(64, 2)), (128, 384), plain=0.7, exact=1.0)
@@ -215,10 +223,10 @@ def train_vae(run: Run, kind: str, minutes: float) -> Autoencoder:
     return vae
 
 
-def save(run: Run, vae: Autoencoder, average: Average, pool: Pictures, resumed: bool) -> None:
+def save(run: Run, vae: Autoencoder, average: Average, pool: Pictures | None) -> None:
     """Write the averaged weights and the latent statistics that belong to them."""
-    average.swap()
-    if not resumed:
+    if pool is not None:
+        average.swap()
         vae.measure_latents(pool.images[pool.sizes[0]][: run.scale(256, 4)])
-    average.swap()
+        average.swap()
     write_weights(run.out, average.state(), {vae.name: vae.facts})
