@@ -58,7 +58,7 @@ def character(
         profile: Models and settings for a kind of machine.
         overrides: Settings to change, one an item: train.steps=800
         sheet: Path of a sheet that exists already. Empty: one is drawn.
-        out: Folder for the results. Empty: runs/<name>.
+        out: Folder for the results. Empty: runs/NAME.
         refresh: Stages to run even if nothing changed.
     """
     request = RunRequest(

@@ -42,7 +42,7 @@ def sweep(
         seed: First of the paired seeds.
         profile: Models and settings for a kind of machine.
         overrides: Settings to change, one an item: sweep.strengths=[0.5, 0.7]
-        out: Folder for the results. Empty: runs/sweep-<trigger>.
+        out: Folder for the results. Empty: runs/sweep-TRIGGER.
     """
     home = find_home().create()
     place = work_folder() / Path(source).expanduser()
