@@ -220,7 +220,9 @@ class SweepSettings(Settings):
     adherence_floor: float = Field(
         default=0.9, ge=0, le=1, description="a pick keeps this share of strength 0's adherence"
     )
-    diversity_floor: float = Field(default=0.6, ge=0, le=1)
+    diversity_floor: float = Field(
+        default=0.5, ge=0, le=1, description="a pick keeps this share of strength 0's variety between seeds"
+    )
 
     @model_validator(mode="after")
     def _prompts_name_the_subject(self) -> SweepSettings:

@@ -270,7 +270,8 @@ def _what_the_numbers_mean() -> str:
             "adherence: CLIP cosine of picture and prompt with the class noun for the trigger; kept: how much better a "
             "picture fits its own prompt than the other prompts, as a share of the base model's (a picture that fits all "
             "prompts alike keeps nothing)",
-            "variety kept: mean distance between seeds of one prompt, share of the base model's",
+            "variety kept: how different the seeds of one scene prompt look at 24×24 pixels, share of the base model's; it "
+            "falls somewhat by itself, because every seed now shows the same character",
             "copying: correlation of scene pictures with the training view they resemble most, at 24×24 pixels",
             "white leak: how much more of the scenes' border has the sheet's background colour than at strength 0",
             "score: harmonic mean of identity gained and adherence kept, each 0 to 1; bounds by bootstrap over images",

@@ -30,7 +30,8 @@ class CellScores:
         adherence: (prompts, seeds) CLIP-T of the prompt with the class noun for the trigger.
         margin: (prompts, seeds) adherence minus the image's mean CLIP-T with the other prompts; what a picture owes to
             the class noun, or to looking like the character, cancels out.
-        diversity: (prompts,) mean pairwise 1 - cosine between seeds; NaN with a single seed.
+        diversity: (prompts,) mean pairwise 1 - correlation between the small pictures of a prompt's seeds; NaN with a single
+            seed and for view prompts, which ask for the same picture every time.
         copying: (prompts, seeds) correlation with the most similar training view; NaN for view prompts.
         leak: (prompts, seeds) share of the border in the sheet's background colour; NaN for view prompts.
         class_identity: (prompts, seeds) identity of class prompts; NaN for the others.
@@ -88,19 +89,23 @@ def ceiling(references: torch.Tensor) -> float:
     return float((cosine.sum() - cosine.diagonal().sum()) / (count * (count - 1)))
 
 
-def diversity(embeddings: torch.Tensor) -> torch.Tensor:
-    """Mean pairwise 1 - cosine between the seeds of each prompt (DreamBooth's DIV on embeddings).
+def diversity(images: torch.Tensor) -> torch.Tensor:
+    """Mean pairwise 1 - Pearson correlation between the seeds of each prompt: variety of layout, as DreamBooth's DIV.
+
+    On small pictures, not on identity embeddings: those of strength 0 differ because every seed draws somebody else, and
+    an adapter that draws one character would be punished for having learned it.
 
     Args:
-        embeddings: (prompts, seeds, d), L2-normalised.
+        images: (prompts, seeds, 3, side, side) in 0..1.
 
     Returns:
-        (prompts,); NaN when there is a single seed.
+        (prompts,) in 0..2; NaN when there is a single seed.
     """
-    seeds = embeddings.shape[1]
+    prompts, seeds = images.shape[:2]
     if seeds < 2:
-        return torch.full((len(embeddings),), float("nan"))
-    cosine = torch.einsum("psd,ptd->pst", embeddings, embeddings)
+        return torch.full((prompts,), float("nan"))
+    flat = _standardise(images.flatten(0, 1)).reshape(prompts, seeds, -1)
+    cosine = torch.einsum("psd,ptd->pst", flat, flat)
     others = cosine.sum(dim=(1, 2)) - cosine.diagonal(dim1=1, dim2=2).sum(dim=1)
     return 1.0 - others / (seeds * (seeds - 1))
 

@@ -106,9 +106,9 @@ def _least_bad(cells: Sequence[CellMetrics], settings: SweepSettings) -> Choice:
         spread = max(0.0, settings.diversity_floor - cell.detail["diversity_kept"])
         return adherence + spread + max(0.0, cell.copying - COPY_LIMIT)
 
-    index = min(range(len(cells)), key=lambda i: (shortfall(cells[i]), -cells[i].score))
+    index = max(range(len(cells)), key=lambda i: (cells[i].score - shortfall(cells[i]), *_mildness(cells[i])))
     why = "; ".join(complaints(cells[index], settings))
-    warning = f"no checkpoint and strength passes the floors; {name(cells[index])} misses them by least ({why})"
+    warning = f"no checkpoint and strength passes the floors; {name(cells[index])} is the best compromise ({why})"
     return Choice(index, (describe(cells[index]), warning), (warning, *_doubts(cells[index])))
 
 

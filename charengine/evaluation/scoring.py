@@ -102,7 +102,8 @@ def score_cell(
     on_same_colour = torch.stack([references.on(colour) for colour in colours])
     allowed = torch.stack([references.allowed(prompt.view) for prompt in asked])
     similar = metrics.identity(embedded, on_same_colour, allowed)
-    copied = metrics.copying(metrics.thumbnails([_square(image) for image in flat]), references.thumbnails())
+    small = metrics.thumbnails([_square(image) for image in flat])
+    copied = metrics.copying(small, references.thumbnails())
     leaked = torch.tensor([metrics.background_leak(image, references.background) for image in flat])
     adherence, margin = match_all(flat, asked, prompts, class_noun, embedder)
     is_class = torch.tensor([prompt.kind == "class" for prompt in asked])
@@ -112,7 +113,9 @@ def score_cell(
         identity=torch.where(is_class, nan, similar).reshape(shape),
         adherence=adherence.reshape(shape),
         margin=margin.reshape(shape),
-        diversity=metrics.diversity(embedder.embed_images(flat).reshape(*shape, -1)),
+        diversity=torch.where(
+            is_view.reshape(shape)[:, 0], nan, metrics.diversity(small.reshape(*shape, *small.shape[1:]))
+        ),
         copying=torch.where(is_view, nan, copied).reshape(shape),
         leak=torch.where(is_view, nan, leaked).reshape(shape),
         class_identity=torch.where(is_class, similar, nan).reshape(shape),

@@ -78,5 +78,5 @@ def scale_warnings(scale: Scale) -> tuple[str, ...]:
             f"(margin {metrics.mean(scale.base.margin):.3f}): adherence says little here"
         )
     if scale.base.diversity.isnan().all():
-        found.append("variety between seeds was not measured: it takes sweep.seeds of 2 or more")
+        found.append("variety between seeds was not measured: it takes a scene prompt and sweep.seeds of 2 or more")
     return tuple(found)

@@ -44,12 +44,16 @@ def test_the_ceiling_is_the_mean_cosine_between_different_views() -> None:
 
 
 def test_diversity_is_zero_for_equal_seeds_and_the_mean_pairwise_distance_otherwise() -> None:
-    seeds = torch.stack([unit(10, 10, 10), unit(0, 90, 180)])
-    assert metrics.diversity(seeds).tolist() == pytest.approx([0.0, (1 + 1 + 2) / 3], abs=1e-6)
+    ramp = torch.linspace(0, 1, 16).reshape(1, 4, 4).expand(3, 4, 4)
+    across = ramp.transpose(1, 2)
+    between = 1 - float(torch.corrcoef(torch.stack([ramp.flatten(), across.flatten()]))[0, 1])
+    seeds = torch.stack([torch.stack([ramp, ramp, 0.5 * ramp]), torch.stack([ramp, across, 1 - ramp])])
+    expected = (between + 2 + (2 - between)) / 3
+    assert metrics.diversity(seeds).tolist() == pytest.approx([0.0, expected], abs=1e-5)
 
 
 def test_diversity_of_a_single_seed_is_not_measured_and_costs_nothing() -> None:
-    assert metrics.diversity(unit(0)[None]).isnan().all()
+    assert metrics.diversity(torch.rand(1, 1, 3, 4, 4)).isnan().all()
     single = scores(0.6, 0.3, NAN)
     assert metrics.relative(single, Scale(base=scores(0.4, 0.3, NAN), ceiling=0.8)).diversity == 1.0
 
