@@ -88,7 +88,7 @@ def _base_forward(module: nn.Module, x: Tensor) -> Tensor:
     weight = base_weight(module, x.dtype)
     if isinstance(module, nn.Linear):
         return F.linear(x, weight, module.bias)
-    return F.conv2d(x, weight, module.bias, module.stride, module.padding)  # type: ignore[arg-type]
+    return F.conv2d(x, weight, module.bias, module.stride, module.padding)  # type: ignore[call-overload, arg-type]
 
 
 class _LowRankLinear(torch.autograd.Function):

@@ -86,7 +86,7 @@ def usage(run: RunRecord) -> str:
         f"{run.sweep.pick.checkpoint_step}. <code>{text(run.sweep.adapter.name)}</code> is the last checkpoint as trained. "
         f"Always write the trigger <code>{text(run.trigger)}</code>, and the class noun after it."
     )
-    if run.config.get("models", {}).get("family") == "embedded":
+    if run.config["profile"]["models"]["family"] == "embedded":
         lead += (
             " This one was trained on the embedded toy family and fits only that; an adapter from an "
             "<code>sdxl</code> profile is used in the same way, on any SDXL checkpoint."
@@ -150,7 +150,7 @@ def sweep(run: RunRecord, pictures: Pictures) -> str:
         "views, adherence the match of picture and prompt with the trigger replaced by the class noun."
     )
     chart = SvgCanvas(760, 440, "identity against adherence")
-    floor = run.config.get("sweep", {}).get("adherence_floor", 0.9)
+    floor = run.config["profile"]["sweep"]["adherence_floor"]
     trade_off(chart, record.cells, record.pick.metrics, floor)
     grid = pictures.image(record.contact_sheet, "all cells, the pick outlined", width=CONTACT_WIDTH, natural=True)
     return section(

@@ -153,7 +153,10 @@ def sample_run(
         class_noun="orc",
         seed=42,
         profile="embedded",
-        config={"models": {"family": "embedded"}, "train": {"steps": 300}, "sweep": {"adherence_floor": 0.9}},
+        config={
+            "character": {"name": "Grisha", "seed": 42},
+            "profile": {"models": {"family": "embedded"}, "train": {"steps": 300}, "sweep": {"adherence_floor": 0.9}},
+        },
         sheet=sheet,
         views=dataset.views,
         dataset=dataset,

@@ -131,3 +131,9 @@ def test_a_sheet_somebody_brought_and_a_run_without_curves_have_a_page_too(run: 
     sheet = run.sheet.model_copy(update={"prompt": "", "source": "given"})
     page = render(run.model_copy(update={"training": training, "sheet": sheet, "stages": ()}), store)
     assert "given by you" in page and "training loss by step" not in page
+
+
+def test_an_adapter_of_the_toy_family_says_that_it_fits_only_that(run: RunRecord, store: Store, page: str) -> None:
+    assert "fits only that" in page
+    full_size = {**run.config, "profile": {**run.config["profile"], "models": {"family": "sdxl"}}}
+    assert "fits only that" not in render(run.model_copy(update={"config": full_size}), store)

@@ -15,7 +15,9 @@ from charengine.environment import Home, apply_defaults, find_home, use_services
 from charengine.request import RunRequest, check
 
 DEMO_NAME = "Grisha"
-DEMO_PROMPT = "an orc woman with long red hair, a blue coat, brown boots and a metal hook for a right hand"
+DEMO_PROMPT = (
+    "a green skinned orc woman with long red hair, a blue coat, black trousers, brown boots and a hook for a right hand"
+)
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="A shipped profile or a YAML file.")]
 SetOption = Annotated[

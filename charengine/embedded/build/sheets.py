@@ -226,7 +226,7 @@ class Denoiser:
     def __init__(self, run: Run) -> None:
         self.model: Any = build_transformer(run.sizes).to(run.device)
         self.rotations: dict[tuple[int, int], Any] = {}
-        self.blocks: list[Any] = list(self.model.transformer_blocks)
+        self.blocks: list[Any] = list(self.model.transformer_blocks)  # type: ignore[arg-type]
 
     def prepare(self) -> None:
         """After weights are loaded."""
