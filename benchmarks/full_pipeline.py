@@ -320,7 +320,8 @@ class Run:
         from charengine.report import write_report
 
         run = records.RunRecord(
-            name="zorgal", prompt=PROMPT, trigger="zorgal", class_noun="woman", seed=1, profile="sdxl-12gb", config=self.profile.model_dump(mode="json"),
+            name="zorgal", prompt=PROMPT, trigger="zorgal", class_noun="woman", seed=1, profile="sdxl-12gb",
+            config={"profile": self.profile.model_dump(mode="json")},
             sheet=self.sheet, views=self.views, dataset=self.dataset, training=self.trained, sweep=self.swept, stages=(),
         )  # fmt: skip
         return {"html_mib": round(write_report(run, self.store).html.size / 2**20, 2)}

@@ -76,7 +76,7 @@ def comparison(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 def differences(runs: Sequence[RunRecord]) -> list[Row]:
     """Settings and inputs that are not the same in all runs."""
-    flat = [{**_inputs(run), **_flatten(run.config)} for run in runs]
+    flat = [{**_inputs(run), **_flatten(run.config["profile"])} for run in runs]
     keys = list(dict.fromkeys(key for settings in flat for key in settings))
     rows = [(key, [_short(settings.get(key, "")) for settings in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import child_environment
 
 from charengine.environment import Home, apply_defaults
 
@@ -26,7 +26,6 @@ os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
 apply_defaults(SESSION_HOME)
 
 LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
-ROOT = Path(__file__).parent.parent
 
 # the whole pipeline in seconds: nothing it draws means anything, everything it does is real
 QUICK = (
@@ -156,15 +155,3 @@ def charengine(home: Home) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return call
-
-
-def child_environment(home: Home, prefect_api: str = "") -> dict[str, str]:
-    """The environment of a `charengine` process on a test's home."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-    api = {"PREFECT_API_URL": prefect_api} if prefect_api else {}
-    return {**kept, "CHARENGINE_HOME": str(home.root), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **api}
-
-
-def last_line(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """What `--json` said."""
-    return dict(json.loads(process.stdout.strip().splitlines()[-1]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from conftest import last_line
+from command_line import last_line
 from PIL import Image
 
 from charengine.environment import Home

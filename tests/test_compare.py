@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def runs(store: Store) -> list[RunRecord]:
     first = sample_run(store, "Zorga")
-    config = {**first.config, "train": {"steps": 800}}
+    config = {**first.config, "profile": {**first.config["profile"], "train": {"steps": 800}}}
     return [first, first.model_copy(update={"config": config, "seed": 7})]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import child_environment
+from command_line import child_environment
 from PIL import Image
 
 from charengine.environment import Home, database_uri

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, child_environment
+from command_line import ROOT, child_environment
 
 from charengine.environment import Home, running_services
 from charengine.errors import BadInput

@@ -224,9 +224,9 @@ def test_parts_are_spread_over_the_gpus_there_are():
     assert [device for device, _ in tracks(0, False)] == ["cpu"]
     assert {device for device, _ in tracks(1, False)} == {"cuda:0"}
     two = tracks(2, False)
-    assert two[0] == ("cuda:0", "qwen_vae=1.5,sheets")
+    assert two[0] == ("cuda:0", "qwen_vae=1.7,sheets")
     assert [device for device, _ in two[1:]] == ["cuda:1", "cuda:1"]
-    assert tracks(2, True)[0][1].startswith("qwen_vae=0.7")
+    assert tracks(2, True)[0][1].startswith("qwen_decoder=")
 
 
 def test_the_learning_rate_anneals_within_the_time_box():
@@ -254,7 +254,7 @@ def test_the_average_follows_the_weights_and_is_what_gets_written():
     assert float(layer.weight.detach()) == 1.0
 
 
-def test_training_a_vae_starts_from_earlier_weights_without_moving_the_latents(tmp_path):
+def test_training_a_decoder_alone_does_not_move_the_latents(tmp_path):
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
     from safetensors.torch import load_file
 
@@ -264,7 +264,8 @@ def test_training_a_vae_starts_from_earlier_weights_without_moving_the_latents(t
     try:
         device = torch.device("cpu")
         train_vae(Run(tmp_path / "a", device, tiny=True, max_steps=2), "sdxl", 1.0)
-        train_vae(Run(tmp_path / "b", device, source=tmp_path / "a", tiny=True, max_steps=2), "sdxl", 1.0)
+        later = Run(tmp_path / "b", device, source=tmp_path / "a", tiny=True, max_steps=2)
+        train_vae(later, "sdxl", 1.0, decoder_only=True)
     finally:
         QwenImageCausalConv3d.forward = kept
     one, two = (load_file(tmp_path / run / "sdxl_vae.safetensors") for run in "ab")

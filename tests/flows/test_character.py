@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, child_environment, last_line
+from command_line import ROOT, child_environment, last_line
 
 from charengine.environment import Home, database_uri
 from charengine.records import RunRecord

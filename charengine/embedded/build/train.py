@@ -27,8 +27,13 @@ RESERVE = 40.0  # seconds kept at the end for samples, scores and packing
 
 
 def tracks(gpus: int, resumed: bool) -> list[tuple[str, str]]:
-    """(device, plan) of each process; a plan is `part=minutes` in order, the last part taking what is left."""
-    sheets, images, rest = "qwen_vae=1.7,sheets", "sdxl_vae=1.4,images", "probe=2.8,clip=2.4"
+    """(device, plan) of each process; a plan is `part=minutes` in order, a part without minutes taking what is left.
+
+    From earlier weights only the VAEs' decoders are trained: the models on their latents go on from where they were.
+    """
+    vae, minutes = ("decoder", (0.7, 0.6)) if resumed else ("vae", (1.7, 1.4))
+    sheets, images = f"qwen_{vae}={minutes[0]},sheets", f"sdxl_{vae}={minutes[1]},images"
+    rest = "probe=2.8,clip=2.4"
     if gpus == 0:
         return [("cpu", ",".join(f"{part}=5" for part in PARTS))]
     first, second = "cuda:0", f"cuda:{min(1, gpus - 1)}"
