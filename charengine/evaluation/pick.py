@@ -16,7 +16,7 @@ import torch
 from charengine.config import SweepSettings
 from charengine.records import CellMetrics
 
-CONCESSION = 0.1  # of the best score: noise, however large, never buys mildness with more than this
+CONCESSION = 0.05  # of the best score: noise, however large, never buys mildness with more than this
 COPY_LIMIT = 0.9  # correlation of scene images with a training view: above it the picture is the training view
 
 

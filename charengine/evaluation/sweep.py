@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from charengine.models import Diffusion, Embedder
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 BOOTSTRAP_ROUNDS = 400
 THUMB = 160  # pixels: what is kept in memory of a finished cell's images
 
