@@ -14,10 +14,11 @@ from charengine.embedded.build.clock import Average, Clock, Log, decayed, read_w
 from charengine.embedded.build.data import Refill, Renderer, Scene, characters_of, picture_text
 from charengine.embedded.build.family import build_text_encoders, build_unet
 from charengine.embedded.build.graphed import GraphedOptimiser, GraphedStep
+from charengine.embedded.build.heads import TraitHeads
 from charengine.embedded.build.run import Run
 from charengine.embedded.build.vae import Autoencoder
 from charengine.embedded.build.vocabulary import build_clip_tokenizer
-from charengine.embedded.traits import BACKGROUNDS, POSES, TRAITS, VIEWS
+from charengine.embedded.traits import BACKGROUNDS, POSES, VIEWS
 
 SIZES = {(128, 384): 0.45, (256, 256): 0.35, (192, 256): 0.1, (256, 192): 0.1}
 MIN_SNR = 5.0  # Hang et al. 2303.09556
@@ -43,22 +44,6 @@ class Writer:
         one = self.first(ids, output_hidden_states=True)
         two = self.second(ids, output_hidden_states=True)
         return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds
-
-
-class TraitHeads(torch.nn.Module):
-    """Training aid, thrown away: traits must be readable off the text states (dropped traits only add a constant)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.sizes = [len(values) for values in TRAITS.values()]
-        self.mix = torch.nn.Linear(3 * width, 4 * width)
-        self.out = torch.nn.Linear(4 * width, sum(self.sizes))
-
-    def forward(self, states: torch.Tensor, pooled: torch.Tensor, traits: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy over the traits."""
-        h = torch.cat([states.mean(1), pooled], -1)
-        parts = self.out(F.gelu(self.mix(h))).float().split(self.sizes, -1)
-        return torch.stack([F.cross_entropy(p, traits[:, i]) for i, p in enumerate(parts)]).mean()
 
 
 class PicturePool:
@@ -136,7 +121,7 @@ def train_images(run: Run, minutes: float) -> None:
         pool.make()
     refill = Refill(pool.make, 0.12)
     rate = 1e-3
-    heads = TraitHeads(run.sizes.te_width).to(device)
+    heads = TraitHeads(3 * run.sizes.te_width).to(device)
     groups = decayed(unet, rate=rate) + decayed(writer.first, writer.second, heads, rate=rate * 0.7)
     optimiser = GraphedOptimiser(groups, clock)
     kept = alphas(device)
@@ -156,7 +141,7 @@ def train_images(run: Run, minutes: float) -> None:
             states, pooled = writer.encode(ids)
             added = {"text_embeds": pooled, "time_ids": sizes}
             guess = unet(noisy, t, states, added_cond_kwargs=added, return_dict=False)[0]
-            named = heads(states, pooled, traits)
+            named = heads(torch.cat([states.mean(1), pooled], -1), traits)
         each = (guess.float() - noise).square().mean((1, 2, 3))
         loss = (each * (MIN_SNR / snr[t]).clamp(max=1.0)).mean()
         (loss + 0.01 * named).backward()

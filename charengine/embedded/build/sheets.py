@@ -16,6 +16,7 @@ from charengine.embedded.build.clock import Average, Clock, Log, decayed, read_w
 from charengine.embedded.build.data import Refill, Renderer, allow_recompiles, characters_of, sheet_text
 from charengine.embedded.build.family import SHEET_SIZE, build_transformer, build_vision_language
 from charengine.embedded.build.graphed import GraphedOptimiser, GraphedStep
+from charengine.embedded.build.heads import TraitHeads
 from charengine.embedded.build.run import Run
 from charengine.embedded.build.still import look, pixel_patches, read, real_rotations
 from charengine.embedded.build.vae import Autoencoder
@@ -201,22 +202,6 @@ def jittered(pixels: torch.Tensor, rng: random.Random) -> torch.Tensor:
     return 255 - F.grid_sample(255 - pixels, grid, align_corners=False)
 
 
-class TraitHeads(torch.nn.Module):
-    """Training aid, thrown away: traits must be readable off the prompt's hidden states."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.sizes = [len(values) for values in TRAITS.values()]
-        self.mix = torch.nn.Linear(2 * width, 4 * width)
-        self.out = torch.nn.Linear(4 * width, sum(self.sizes))
-
-    def forward(self, hidden: torch.Tensor, traits: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy over the traits."""
-        h = torch.cat([hidden[:, -1], hidden.mean(1)], -1)
-        parts = self.out(F.gelu(self.mix(h))).float().split(self.sizes, -1)
-        return torch.stack([F.cross_entropy(p, traits[:, i]) for i, p in enumerate(parts)]).mean()
-
-
 class Denoiser:
     """The transformer, its blocks compiled for training on CUDA.
 
@@ -278,7 +263,7 @@ def train_sheets(run: Run, minutes: float) -> None:
             captions.make()
     log.write(event="pool", sheets=pool.count, captions=len(captions.answers[128, 384]), seconds_spent=clock.seconds)
     refills = [Refill(pool.make, 0.2), Refill(captions.make, 0.05)]
-    heads = TraitHeads(run.sizes.vl_width).to(device)
+    heads = TraitHeads(2 * run.sizes.vl_width).to(device)
     groups = decayed(denoiser.model, rate=1e-3) + decayed(reader.model, heads, rate=8e-4)
     optimiser = GraphedOptimiser(groups, clock)
     rng = random.Random(run.seed + 5)
@@ -364,7 +349,7 @@ def flow_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Flow matching on one batch, and the trait loss of its prompts; `given` = the template's tokens, or none."""
     text = reader.encode(ids)
-    named = heads(text, traits)
+    named = heads(torch.cat([text[:, -1], text.mean(1)], -1), traits)
     clean = to_tokens(latents.float())
     noise = torch.randn_like(clean)
     u = torch.sigmoid(torch.randn(len(clean), device=clean.device) * 1.1)
