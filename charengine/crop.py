@@ -49,7 +49,8 @@ def crop_views(sheet: SheetRecord, settings: CropSettings, store: Store) -> View
     backdrop, found = examine(image, settings.threshold)
     overlay = draw_overlay(image, found)
     if found.problem:
-        raise SheetRejected(found.problem, keep_picture(overlay, store), found.blamed)
+        given = sheet.source == "given"
+        raise SheetRejected(found.problem, keep_picture(overlay, store), found.blamed, given=given)
     views = cut_views(backdrop, found.figures, settings)
     return ViewsRecord(
         views=tuple(_stored(view, store) for view in views),

@@ -7,6 +7,7 @@ EngineError
 ├── MissingDependency   a model file or Python package is not there                exit status 3
 └── StageFailed         a stage could not do its work                              exit status 4
     ├── SheetRejected   the sheet has a missing, doubled or merged figure; carries a picture
+    │                   (exit status 2 when the sheet is the caller's own)
     ├── OutOfBudget     the work does not fit the memory budget; carries what would fit
     ├── StoreCorrupt    a stored blob does not hash to its name
     └── Interrupted     asked to stop; what is done is kept, running it again continues
@@ -60,10 +61,15 @@ class SheetRejected(StageFailed):
         message: which box is wrong, and why.
         picture: an annotated copy of the sheet, if one was written.
         box: index of the offending box (0 front, 1 side, 2 back), if one is to blame.
+        given: the sheet is the caller's own, so it is bad input and not a stage that failed.
     """
 
-    def __init__(self, message: str, picture: Path | None = None, box: int | None = None) -> None:
+    def __init__(
+        self, message: str, picture: Path | None = None, box: int | None = None, *, given: bool = False
+    ) -> None:
         super().__init__(message + (f" (see {picture})" if picture else ""))
+        if given:
+            self.exit_status = BadInput.exit_status
         self.picture = picture
         self.box = box
 

@@ -172,7 +172,7 @@ def test_a_sweep_of_a_loose_file_asks_for_pictures_to_compare_with(
     assert (done.returncode, "--views FOLDER or --sheet FILE" in done.stderr) == (2, True)
 
 
-def test_a_photo_instead_of_a_sheet_fails_with_a_picture_and_no_traceback(
+def test_a_photo_instead_of_a_sheet_is_bad_input_with_a_picture_and_no_traceback(
     charengine: Charengine, prefect_api: str, tiny_settings: tuple[str, ...], tmp_path: Path
 ) -> None:
     from sheet_samples import photo
@@ -180,7 +180,7 @@ def test_a_photo_instead_of_a_sheet_fails_with_a_picture_and_no_traceback(
     photo().save(tmp_path / "photo.png")
     sets = [part for setting in tiny_settings for part in ("--set", setting)]
     done = charengine("run", "an orc", "--sheet", tmp_path / "photo.png", *sets, PREFECT_API_URL=prefect_api)
-    assert done.returncode == 4, done.stderr
+    assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     [told] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert ".png" in told
@@ -197,3 +197,15 @@ def test_json_is_the_last_line_and_one_object(
     assert Path(result["report"]).is_relative_to(tmp_path / "runs" / "orc-woman")
     assert list(result["seconds"]) == ["sheet", "crop", "caption", "train", "sweep", "report"]
     assert result["prefect_flow_run_id"] and result["mlflow_run_id"]
+
+
+def test_a_sheet_of_the_users_with_a_missing_figure_is_bad_input(
+    cli: Charengine, drawn_sheet: Path, tmp_path: Path
+) -> None:
+    sheet = Image.open(drawn_sheet).convert("RGB")
+    third = sheet.width // 3
+    sheet.paste((255, 255, 255), (third, 0, 2 * third, sheet.height))
+    sheet.save(tmp_path / "two.png")
+    done = cli("crop", str(tmp_path / "two.png"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "the side box is empty" in done.stderr
