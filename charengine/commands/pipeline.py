@@ -12,6 +12,7 @@ import typer
 
 from charengine.commands.console import listen, say, say_json, training_bar
 from charengine.environment import Home, apply_defaults, find_home, use_services
+from charengine.outputs import read_run
 from charengine.request import RunRequest, check
 
 DEMO_NAME = "Grisha"
@@ -96,6 +97,8 @@ def say_result(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         say_json(result)
         return
+    for warning in read_run(Path(result["report"]).parent).warnings:
+        say(f"warning: {warning}")
     say(f"{result['name']}: say {result['trigger']!r} in a prompt")
     say(f"pick: step {result['checkpoint_step']} at strength {result['strength']:g}")
     say(f"recommended adapter (strength 1 = the pick): {result['recommended_adapter']}")
