@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +11,8 @@ from torch.nn import functional as F
 from charengine.embedded.traits import BACKGROUNDS, COLUMN, POSES, TRAITS, VIEWS, sample_indices, visible_mask
 from charengine.embedded.world import render, view_yaw
 
-_LOG = logging.getLogger(__name__)
 AGREEING = ("hair_colour", "top_colour", "bottom_colour")
+SCENE_SIZES = ((128, 384), (192, 320), (256, 256))
 SIDE_ITEMS = ("right_item", "left_item")
 _HEADS = (*(len(values) for values in TRAITS.values()), len(VIEWS))
 
@@ -53,9 +52,9 @@ class _Block(nn.Module):
 class Probe(nn.Module):
     """Logits for every trait and the view, each head looking where it likes (attention pooling over a feature map)."""
 
-    def __init__(self, width: int = 160) -> None:
+    def __init__(self, widths: tuple[int, int, int, int] = (40, 80, 128, 192)) -> None:
         super().__init__()
-        widths = (32, 64, 112, width)
+        width = widths[-1]
         self.stem = nn.Conv2d(5, widths[0], 5, 2, 2)
         self.blocks = nn.Sequential(
             _Block(widths[0], widths[1], 2), _Block(widths[1], widths[2], 2), _Block(widths[2], width, 2),
@@ -76,56 +75,9 @@ class Probe(nn.Module):
         return [head(seen[:, i]) for i, head in enumerate(self.heads)]
 
 
-def train_probe(
-    device: str | torch.device,
-    steps: int = 5000,
-    *,
-    batch: int = 192,
-    pool: int = 24576,
-    seed: int = 0,
-    learning_rate: float = 2e-3,
-) -> dict[str, torch.Tensor]:
-    """Train a probe on rendered characters of the training split.
-
-    Args:
-        device: where to render and train.
-        steps: optimisation steps; one-cycle schedule, AdamW.
-        batch: pictures per step.
-        pool: pictures rendered up front, half as sheet views, half as scenes of three sizes.
-        seed: of every random choice.
-        learning_rate: peak.
-
-    Returns:
-        Weights in half precision, on the CPU, for `load_probe`.
-    """
-    device = torch.device(device)
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    probe = Probe().to(device).train()
-    sets = [probe_data(pool // 2, generator, device, scenes=False)]
-    sets += [probe_data(pool // 6, generator, device, scenes=True, size=size) for size in _SCENE_SIZES]
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=learning_rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    for step in range(steps):
-        data = sets[0 if step % 2 == 0 else 1 + (step // 2) % len(_SCENE_SIZES)]
-        chosen = torch.randint(0, len(data.images), (batch,), generator=generator).to(device)
-        images = augment(data.images[chosen].float() / 255, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = probe(images)
-        traits, views = data.traits[chosen], data.views[chosen]
-        loss = reading_loss([x.float() for x in logits], traits, views, visible_mask(traits, views))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 500 == 0 or step == steps - 1:
-            _LOG.info("probe step %d of %d: loss %.4f", step, steps, float(loss.detach()))
-    return {name: value.detach().half().cpu() for name, value in probe.state_dict().items()}
-
-
 def load_probe(weights: dict[str, torch.Tensor], device: str | torch.device = "cpu") -> Probe:
     """A probe ready to judge."""
-    probe = Probe()
+    probe = Probe((len(weights["stem.weight"]), *(len(weights[f"blocks.{i}.first.weight"]) for i in range(3))))
     probe.load_state_dict({name: value.float() for name, value in weights.items()})
     return probe.to(device).eval().requires_grad_(False)
 
@@ -246,9 +198,6 @@ def cross_view_agreement(predicted: torch.Tensor, mask: torch.Tensor) -> float:
         low, high = values.where(shown, 99).amin(1), values.where(shown, -1).amax(1)
         agreed.append(low == high)
     return float(torch.stack(agreed).float().mean())
-
-
-_SCENE_SIZES = ((128, 384), (192, 320), (256, 256))
 
 
 def _position(maps: torch.Tensor) -> torch.Tensor:

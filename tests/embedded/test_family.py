@@ -23,7 +23,7 @@ from charengine.embedded.build.family import (
     build_vision_language,
     count_parameters,
 )
-from charengine.embedded.build.pack import pack, unpack
+from charengine.embedded.build.pack import lay_flat, pack, unpack
 from charengine.embedded.build.run import Run
 from charengine.embedded.build.train import tracks
 from charengine.embedded.build.vocabulary import (
@@ -218,6 +218,14 @@ def test_trained_weights_and_latent_statistics_arrive_in_the_folders(tmp_path):
     assert json.loads((weights / "sdxl/vae/config.json").read_text())["scaling_factor"] == 0.25
     assert json.loads((weights / "qwen/vae/config.json").read_text())["latents_mean"] == [0.5] * 16
     assert (weights / "training" / "sheets.jsonl").is_file()
+    flat = lay_flat(weights, tmp_path / "flat")
+    assert (flat / "sdxl_text_encoder.safetensors").read_bytes() == (
+        made / "sdxl_text_encoder.safetensors"
+    ).read_bytes()
+    assert all(
+        json.loads((flat / f).read_text()) == json.loads((made / f).read_text())
+        for f in ("qwen_vae.json", "sdxl_vae.json")
+    )
 
 
 def test_parts_are_spread_over_the_gpus_there_are():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from charengine.embedded.build.judge import train_judge
+from charengine.embedded.build.run import Run
 from charengine.embedded.probe import (
     cross_view_agreement,
     load_probe,
@@ -13,7 +16,6 @@ from charengine.embedded.probe import (
     score_sheets,
     sheet_mask,
     side_item_accuracy,
-    train_probe,
     trait_accuracies,
     trait_accuracy,
     view_accuracy,
@@ -22,19 +24,16 @@ from charengine.embedded.traits import COLUMN, TRAITS, VIEWS, is_heldout, normal
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
-    return train_probe("cpu", 2, batch=2, pool=6)
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("probe")
+    train_judge(Run(folder, torch.device("cpu"), tiny=True, max_steps=2), minutes=5)
+    return load_file(folder / "probe.safetensors")
 
 
-def test_the_shipped_weights_are_half_precision_and_fit_in_1_5_megabytes(weights: dict[str, torch.Tensor]) -> None:
+def test_the_shipped_weights_are_half_precision_and_fit_in_2_megabytes(weights: dict[str, torch.Tensor]) -> None:
     floats = [value for value in weights.values() if value.is_floating_point()]
     assert {value.dtype for value in floats} == {torch.float16}
-    assert sum(value.numel() * value.element_size() for value in weights.values()) <= 1_500_000
-
-
-def test_the_same_seed_trains_the_same_probe(weights: dict[str, torch.Tensor]) -> None:
-    again = train_probe("cpu", 2, batch=2, pool=6)
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert sum(value.numel() * value.element_size() for value in weights.values()) <= 2_000_000
 
 
 def test_a_sheet_is_read_box_by_box_from_left_to_right(weights: dict[str, torch.Tensor]) -> None:

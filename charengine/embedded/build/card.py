@@ -121,9 +121,8 @@ def _training(logs: Path) -> list[str]:
         lines.append(
             f"| {part} ({key}) | {len(runs(rows))} | {points[-1][0]} | {minutes:.1f} | {points[0][1]:.4g} | {points[-1][1]:.4g} |"
         )
-    finals = [
-        row for part in CURVES for row in read_log(logs / f"{part}.jsonl") if row.get("event") in ("done", "captions")
-    ]
+    said = ("done", "captions", "measured")
+    finals = [row for part in CURVES for row in read_log(logs / f"{part}.jsonl") if row.get("event") in said]
     lines += ["", "Measured on held-out renders at the end of each run:", ""]
     for row in finals:
         facts = {k: v for k, v in row.items() if k not in ("part", "seconds", "event", "by_trait", "steps")}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from charengine.embedded.build.clock import Average, Clock, Log, decayed, read_weights, write_weights
+from charengine.embedded.build.clock import Average, Clock, Log, decayed, finish, read_weights, write_weights
 from charengine.embedded.build.data import Refill, Renderer, Scene, characters_of, picture_text
 from charengine.embedded.build.family import CLIP_SIZE, build_clip
 from charengine.embedded.build.graphed import GraphedOptimiser, GraphedStep
@@ -112,10 +112,10 @@ def train_clip(run: Run, minutes: float) -> None:
     average = Average({"clip": model}, 0.998)
     clock = Clock(minutes, max_steps=run.max_steps)
     pool = PairPool(run, tokenizer, capacity=run.scale(30000, 16), chunk=run.scale(256, 8))
-    fill = Clock(run.scale(60, 1) / 600 * min(1.0, minutes / 6))
+    fill = Clock(run.scale(200, 1) / 600 * min(1.0, minutes / 3))
     while fill.progress < 1 or len(pool.images[0]) < run.scale(1000, 8):
         pool.make()
-    refill = Refill(pool.make, 0.2)
+    refill = Refill(pool.make, 0.3)
     optimiser = GraphedOptimiser(decayed(model, rate=1e-3, decay=0.1), clock)
     identity_scale = math.exp(2.6)
     rng = random.Random(run.seed + 7)
@@ -151,12 +151,8 @@ def train_clip(run: Run, minutes: float) -> None:
             )
         if run.due("clip"):
             write_weights(run.out, average.state())
-    write_weights(
-        run.out,
-        average.state(),
-        {"clip_training": {"steps": clock.step, "batch": batch, "minutes": minutes, "resumed": resumed}},
-    )
-    average.swap()
+    finish(run.out, log, "clip", clock, average, batch=batch, minutes=minutes, resumed=resumed)
+    log.write(event="milliseconds", step_ms=train_step.milliseconds())
     measure(run, log, model, tokenizer)
 
 
@@ -176,7 +172,7 @@ def measure(run: Run, log: Log, model: Any, tokenizer: Any) -> None:
     target = torch.arange(n, device=run.device)
     same = seen[n : 2 * n] @ seen[2 * n :].T
     log.write(
-        event="done", text_top1=((seen[:n] @ said.T).argmax(1) == target).float().mean(),
+        event="measured", text_top1=((seen[:n] @ said.T).argmax(1) == target).float().mean(),
         identity_top1=(same.argmax(1) == target).float().mean(), same=same.diag().mean(),
         different=(same.sum() - same.diag().sum()) / max(1, n * n - n),
     )  # fmt: skip

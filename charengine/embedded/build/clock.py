@@ -93,6 +93,13 @@ class Log:
         print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
 
 
+def finish(folder: Path, log: Log, part: str, clock: Clock, average: Average, **facts: Any) -> None:
+    """Write the averaged weights with the run's facts, leave them in the modules, and log the end."""
+    write_weights(folder, average.state(), {f"{part}_training": {"steps": clock.step, **facts}})
+    average.swap()
+    log.write(event="done", steps=clock.step)
+
+
 def write_weights(folder: Path, state: dict[str, dict[str, torch.Tensor]], facts: dict[str, Any] | None = None) -> None:
     """Write `<folder>/<name>.safetensors` for each module, and facts to `<folder>/<name>.json`; each file whole or not."""
     from safetensors.torch import save_file

@@ -156,8 +156,8 @@ def nonsense(rng: random.Random) -> str:
 
 
 def sheet_text(traits: Traits, rng: random.Random) -> str:
-    """A sheet prompt as the pipeline writes it."""
-    keep = rng.choice((1.0, 1.0, 1.0, rng.uniform(0.6, 1.0)))
+    """A sheet prompt as the pipeline writes it; four in ten leave traits out, for people do, and then one must be made up."""
+    keep = rng.choice((1.0, 1.0, 1.0, 1.0, 1.0, 1.0, *(rng.uniform(0.5, 1.0) for _ in range(3)), rng.uniform(0.0, 0.6)))
     text = grammar.describe(traits, rng=rng, style="sheet", keep=keep)
     if rng.random() < 0.12:
         text = f"{text}, {rng.choice(FILLERS)}" if rng.random() < 0.6 else text.replace(": a ", f": a {nonsense(rng)} ")

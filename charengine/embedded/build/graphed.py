@@ -38,6 +38,19 @@ class GraphedStep:
         graph.replay()
         return results
 
+    def milliseconds(self, repeats: int = 5) -> dict[str, float]:
+        """Time of a replay by key. Replays add to the gradients: call it after the last update."""
+        found = {}
+        for key, (graph, _, _) in self.captured.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(repeats):
+                graph.replay()
+            end.record()
+            end.synchronize()
+            found[str(key)] = round(start.elapsed_time(end) / repeats, 1)
+        return found
+
     def _capture(self, key: Hashable, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """The warm-up runs add their gradients to this step's: three times one batch, once a key."""
         kept = tuple(t.clone() for t in tensors)

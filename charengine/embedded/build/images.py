@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from charengine.embedded import grammar
-from charengine.embedded.build.clock import Average, Clock, Log, decayed, read_weights, write_weights
+from charengine.embedded.build.clock import Average, Clock, Log, decayed, finish, read_weights, write_weights
 from charengine.embedded.build.data import Refill, Renderer, Scene, characters_of, picture_text
 from charengine.embedded.build.family import build_text_encoders, build_unet
 from charengine.embedded.build.graphed import GraphedOptimiser, GraphedStep
@@ -116,10 +116,10 @@ def train_images(run: Run, minutes: float) -> None:
     average = Average(modules, 0.999)
     clock = Clock(minutes, max_steps=run.max_steps)
     pool = PicturePool(run, writer, vae, capacity=run.scale(120000, 40), chunk=run.scale(512, 4))
-    fill = Clock(run.scale(100, 1) / 600 * min(1.0, minutes / 6))
+    fill = Clock(run.scale(300, 1) / 600 * min(1.0, minutes / 6))
     while fill.progress < 1 or pool.count < run.scale(2000, 16):
         pool.make()
-    refill = Refill(pool.make, 0.12)
+    refill = Refill(pool.make, 0.2)
     rate = 1e-3
     heads = TraitHeads(3 * run.sizes.te_width).to(device)
     groups = decayed(unet, rate=rate) + decayed(writer.first, writer.second, heads, rate=rate * 0.7)
@@ -171,13 +171,8 @@ def train_images(run: Run, minutes: float) -> None:
             )
         if run.due("images"):
             write_weights(run.out, average.state())
-    write_weights(
-        run.out,
-        average.state(),
-        {"images_training": {"steps": clock.step, "batch": batch, "minutes": minutes, "resumed": resumed}},
-    )
-    average.swap()
-    log.write(event="done", steps=clock.step)
+    finish(run.out, log, "images", clock, average, batch=batch, minutes=minutes, resumed=resumed)
+    log.write(event="milliseconds", step_ms=train_step.milliseconds())
     show(run, writer, unet, vae)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 
 from charengine.embedded import probe as source
@@ -19,15 +21,16 @@ def train_judge(run: Run, minutes: float) -> None:
     resumed = load(run, model)
     clock = Clock(minutes, max_steps=run.max_steps)
     generator = torch.Generator().manual_seed(run.seed + 41)
-    chunk, room = run.scale(1024, 2), run.scale(24000, 8)
-    kinds: list[tuple[bool, tuple[int, int]]] = [(False, (128, 384)), *((True, size) for size in source._SCENE_SIZES)]
+    rng = random.Random(run.seed + 42)
+    chunk, room = run.scale(1024, 2), run.scale(40000, 8)
+    kinds: list[tuple[bool, tuple[int, int]]] = [(False, (128, 384)), *((True, size) for size in source.SCENE_SIZES)]
     if run.tiny:
         kinds = kinds[:1]
     pools = [source.probe_data(chunk, generator, device, scenes=s, size=size) for s, size in kinds]
     turn = [0]
 
     def grow() -> None:
-        k = (0, 1, 0, 2, 0, 3)[turn[0] % 6] % len(kinds)
+        k = (0, 3, 1, 0, 3, 2)[turn[0] % 6] % len(kinds)
         turn[0] += 1
         fresh = source.probe_data(chunk, generator, device, scenes=kinds[k][0], size=kinds[k][1])
         old = pools[k]
@@ -36,7 +39,8 @@ def train_judge(run: Run, minutes: float) -> None:
             torch.cat([old.views, fresh.views])[-room:],
         )  # fmt: skip
 
-    for _ in range(run.scale(5, 0)):
+    fill = Clock(run.scale(200, 0) / 600 * min(1.0, minutes / 3))
+    while not run.tiny and fill.progress < 1:
         grow()
     refill = Refill(grow, 0.3 if not run.tiny else 0.0)
     optimiser = GraphedOptimiser(decayed(model, rate=2e-3 if not resumed else 1e-3), clock, clip=5.0)
@@ -54,7 +58,7 @@ def train_judge(run: Run, minutes: float) -> None:
     train_step = GraphedStep(step, device)
     log.write(event="start", resumed=resumed, parameters=sum(p.numel() for p in model.parameters()))
     while clock.progress < 1:
-        data = pools[0 if clock.step % 2 == 0 else (1 + clock.step // 2) % len(pools)]
+        data = rng.choices(pools, weights=(3, 1, 1, 3)[: len(pools)])[0]
         pick = torch.randint(0, len(data.images), (batch,), generator=generator).to(device)
         images = source.augment(data.images[pick].float() / 255, generator)
         traits, views = data.traits[pick], data.views[pick]
@@ -69,15 +73,23 @@ def train_judge(run: Run, minutes: float) -> None:
         run.out, {"probe": halves(model)}, {"probe_training": {"steps": clock.step, "batch": batch, "minutes": minutes}}
     )
     model.eval()
-    test = source.probe_data(
-        run.scale(600, 2), torch.Generator().manual_seed(995), device, scenes=False, split="heldout"
-    )
+    log.write(event="done", steps=clock.step)
+    log.write(event="milliseconds", step_ms=train_step.milliseconds())
+    for scenes, size in (kinds[0], kinds[-1]):
+        measure(run, log, model, scenes, size)
+
+
+def measure(run: Run, log: Log, model: source.Probe, scenes: bool, size: tuple[int, int]) -> None:
+    """What the probe reads right on held-out renders."""
+    generator = torch.Generator().manual_seed(995)
+    test = source.probe_data(run.scale(600, 2), generator, run.device, scenes=scenes, size=size, split="heldout")
     reading = source.score_images(model, test.images.float() / 255)
-    mask = visible_mask(test.traits.cpu(), test.views.cpu())
+    traits, views = test.traits.cpu(), test.views.cpu()
+    mask = visible_mask(traits, views)
+    by_trait = {k: round(v, 4) for k, v in source.trait_accuracies(reading.traits, traits, mask).items()}
     log.write(
-        event="done", steps=clock.step, accuracy=source.trait_accuracy(reading.traits, test.traits.cpu(), mask),
-        views=source.view_accuracy(reading.views, test.views.cpu()),
-        by_trait={k: round(v, 4) for k, v in source.trait_accuracies(reading.traits, test.traits.cpu(), mask).items()},
+        event="measured", size=size, accuracy=source.trait_accuracy(reading.traits, traits, mask),
+        views=source.view_accuracy(reading.views, views), by_trait=by_trait,
     )  # fmt: skip
 
 
@@ -90,11 +102,13 @@ def halves(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load(run: Run, model: torch.nn.Module) -> bool:
-    """Start from earlier weights when there are some."""
+    """Start from earlier weights when there are some of the same widths."""
     from safetensors.torch import load_file
 
     for folder in run.sources:
         if (folder / "probe.safetensors").is_file():
-            model.load_state_dict({k: v.float() for k, v in load_file(folder / "probe.safetensors").items()})
-            return True
+            weights = {k: v.float() for k, v in load_file(folder / "probe.safetensors").items()}
+            if len(weights["stem.weight"]) == model.stem.out_channels:
+                model.load_state_dict(weights)
+                return True
     return False

@@ -85,6 +85,19 @@ def unpack(packed: Path, weights: Path, *, tiny: bool = False) -> None:
         _append(path.read_text(), logs / path.name)
 
 
+def lay_flat(weights: Path, folder: Path) -> Path:
+    """Undo `unpack`: the shipped tensors and latent statistics as `--from` reads them, flat, in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, place in PLACES.items():
+        if (weights / place).is_file():
+            shutil.copyfile(weights / place, folder / f"{name}.safetensors")
+    qwen = json.loads((weights / "qwen/vae/config.json").read_text())
+    sdxl = json.loads((weights / "sdxl/vae/config.json").read_text())
+    (folder / "qwen_vae.json").write_text(json.dumps({"mean": qwen["latents_mean"], "std": qwen["latents_std"]}))
+    (folder / "sdxl_vae.json").write_text(json.dumps({"mean": [0.0], "std": [1 / sdxl["scaling_factor"]]}))
+    return folder
+
+
 def _set_latent_statistics(loose: Path, weights: Path) -> None:
     if (loose / "qwen_vae.json").is_file():
         facts = json.loads((loose / "qwen_vae.json").read_text())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from charengine.embedded import grammar
-from charengine.embedded.build.clock import Average, Clock, Log, decayed, read_weights, write_weights
+from charengine.embedded.build.clock import Average, Clock, Log, decayed, finish, read_weights, write_weights
 from charengine.embedded.build.data import Refill, Renderer, allow_recompiles, characters_of, sheet_text
 from charengine.embedded.build.family import SHEET_SIZE, build_transformer, build_vision_language
 from charengine.embedded.build.graphed import GraphedOptimiser, GraphedStep
@@ -254,15 +254,15 @@ def train_sheets(run: Run, minutes: float) -> None:
     average = Average({"qwen_transformer": denoiser.model, "qwen_text_encoder": reader.model}, 0.999)
     denoiser.prepare()
     clock = Clock(minutes, max_steps=run.max_steps)
-    pool = SheetPool(run, reader, vae, capacity=run.scale(80000, 32), chunk=run.scale(170, 8))
-    captions = CaptionPool(run, reader, vae, capacity=run.scale(12000, 16), chunk=run.scale(512, 4))
-    fill = Clock(run.scale(250, 1) / 600 * min(1.0, minutes / 6))
+    pool = SheetPool(run, reader, vae, capacity=run.scale(100000, 32), chunk=run.scale(256, 8))
+    captions = CaptionPool(run, reader, vae, capacity=run.scale(20000, 16), chunk=run.scale(512, 4))
+    fill = Clock(run.scale(400, 1) / 600 * min(1.0, minutes / 6))
     while fill.progress < 1 or pool.count < run.scale(1000, 16):
         pool.make()
-        if len(captions.answers[128, 384]) < run.scale(3000, 8):
+        if len(captions.answers[128, 384]) < min(run.scale(8000, 8), pool.count // 2):
             captions.make()
     log.write(event="pool", sheets=pool.count, captions=len(captions.answers[128, 384]), seconds_spent=clock.seconds)
-    refills = [Refill(pool.make, 0.2), Refill(captions.make, 0.05)]
+    refills = [Refill(pool.make, 0.15), Refill(captions.make, 0.06)]
     heads = TraitHeads(2 * run.sizes.vl_width).to(device)
     groups = decayed(denoiser.model, rate=1e-3) + decayed(reader.model, heads, rate=8e-4)
     optimiser = GraphedOptimiser(groups, clock)
@@ -316,13 +316,9 @@ def train_sheets(run: Run, minutes: float) -> None:
             )
         if run.due("sheets"):
             write_weights(run.out, average.state())
-    write_weights(
-        run.out,
-        average.state(),
-        {"sheets_training": {"steps": clock.step, "batch": batch, "minutes": minutes, "resumed": resumed}},
-    )
-    average.swap()
-    log.write(event="done", steps=clock.step)
+    finish(run.out, log, "sheets", clock, average, batch=batch, minutes=minutes, resumed=resumed)
+    times = {mode: flow_steps[mode].milliseconds() for mode in flow_steps}
+    log.write(event="milliseconds", flow=times, caption=caption_steps.milliseconds())
     from charengine.embedded.build.sheet_samples import show
 
     show(run, log, reader, denoiser, vae, pool.blank)

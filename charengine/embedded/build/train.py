@@ -4,10 +4,11 @@
     python -m charengine.embedded.build.train --all --minutes 9 --out DIR [--from DIR]     every part, all GPUs
     python -m charengine.embedded.build.train --smoke --out DIR                            the same on a CPU, tiny, in seconds
     python -m charengine.embedded.build.train --unpack DIR                                 into charengine/embedded/weights
+    python -m charengine.embedded.build.train --pack DIR                                   into DIR/packed
+    python -m charengine.embedded.build.train --lay-flat DIR                               the shipped weights, for --from DIR
 
 Parts: qwen_vae, sheets (denoiser and captioner), sdxl_vae, images (U-Net and text encoders), clip, probe; and, from
 earlier weights, qwen_decoder and sdxl_decoder: the VAEs' decoders alone.
-    python -m charengine.embedded.build.train --pack DIR                                   into DIR/packed
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def run_all(args: argparse.Namespace) -> int:
         command += ["--out", str(out), "--deadline", str(deadline), "--seed", str(args.seed + i)]
         command += ["--from", args.source] if args.source else []
         command += ["--tiny", "--max-steps", "3"] if args.tiny else []
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "4" if gpus else "2"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "4" if gpus else "2"}
         output = (out / f"track{i}.txt").open("w")
         processes.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment))
         print(f"track {i}: {device}: {plan}", flush=True)
@@ -150,6 +151,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--unpack", metavar="DIR", help="folder of packed files")
     parser.add_argument("--pack", metavar="DIR", help="folder of trained parts")
+    parser.add_argument("--lay-flat", metavar="DIR", help="folder to get the shipped weights")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--deadline", type=float, default=0.0, help="Unix time at which training must end")
     parser.add_argument("--out", default="build-out")
@@ -162,8 +164,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.smoke:
         args.all = args.tiny = True
         args.minutes = 30.0  # its parts end after three steps
-    if not (args.all or args.part or args.unpack or args.pack):
-        parser.error("say --part, --all, --smoke, --pack or --unpack")
+    if not (args.all or args.part or args.unpack or args.pack or args.lay_flat):
+        parser.error("say --part, --all, --smoke, --pack, --unpack or --lay-flat")
     return args
 
 
@@ -175,6 +177,11 @@ def main(argv: list[str] | None = None) -> int:
         from charengine.embedded.build.pack import pack
 
         pack(Path(args.pack), Path(args.pack) / "packed")
+        return 0
+    if args.lay_flat:
+        from charengine.embedded.build.pack import WEIGHTS, lay_flat
+
+        lay_flat(WEIGHTS, Path(args.lay_flat))
         return 0
     if args.unpack:
         from charengine.embedded.build.pack import WEIGHTS, unpack
