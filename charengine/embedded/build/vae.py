@@ -177,6 +177,8 @@ def train_vae(run: Run, kind: str, minutes: float, decoder_only: bool = False) -
         shapes = [(384, 384)] if decoder_only else [(384, 384), (128, 384)]
     renderer = Renderer(device, run.seed + 1, few=run.tiny)
     pool = Pictures(renderer, shapes, each=run.scale(8000, 8), chunk=run.scale(512, 4))
+    for _ in range(run.scale(9, 0)):
+        pool.make()
     refill = Refill(pool.make, share=0.2 if not run.tiny else 0.05)
     average = Average({vae.name: vae.model}, 0.998)
     optimiser = GraphedOptimiser(decayed(vae.model, rate=2e-3, decay=0.0), clock)
