@@ -43,6 +43,17 @@ def draw(
     return outline(solids, surface, colour)
 
 
+def draw_smooth(
+    solids: SolidBatch, xs: torch.Tensor, ys: torch.Tensor, face: dict[str, torch.Tensor], samples: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`draw` with `samples` x `samples` rays a pixel: colour times coverage (n, 3, h, w) and coverage (n, 1, h, w).
+
+    A build on CUDA replaces this function by a kernel, see `build.render_kernel`.
+    """
+    colour, cover = draw(solids, xs, ys, face)
+    return F.avg_pool2d(colour * cover, samples), F.avg_pool2d(cover, samples)
+
+
 def trace(solids: SolidBatch, inverse: torch.Tensor, xs: torch.Tensor, ys: torch.Tensor) -> Surface:
     """The nearest solid along every pixel's ray."""
     shape = (xs.shape[0], ys.shape[1], xs.shape[1])

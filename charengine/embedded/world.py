@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from charengine.embedded import raster
 from charengine.embedded.figure import build_figures
-from charengine.embedded.raster import draw
 from charengine.embedded.scenery import draw_background
 from charengine.embedded.solids import SolidBatch
 from charengine.embedded.traits import VIEWS
@@ -115,9 +115,7 @@ def _render(
     low, high = seen.extent(0)
     xs = (columns - width / 2) / scale[:, None] + ((low + high) / 2)[:, None]
     ys = (height - rows) / scale[:, None] + floor[:, None]
-    colour, cover = draw(seen, xs, ys, face)
-    premultiplied = F.avg_pool2d(colour * cover, _SAMPLES)
-    alpha = F.avg_pool2d(cover, _SAMPLES)
+    premultiplied, alpha = raster.draw_smooth(seen, xs, ys, face, _SAMPLES)
     ground = (height + floor * scale) / height  # where y = 0 lies, as a share of the height
     scene = draw_background(background, size, shift, ground)
     return (premultiplied + scene * (1 - alpha)).clamp(0, 1), alpha
