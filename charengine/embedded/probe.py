@@ -52,7 +52,7 @@ class _Block(nn.Module):
 class Probe(nn.Module):
     """Logits for every trait and the view, each head looking where it likes (attention pooling over a feature map)."""
 
-    def __init__(self, widths: tuple[int, int, int, int] = (40, 80, 128, 192)) -> None:
+    def __init__(self, widths: tuple[int, ...] = (40, 80, 128, 192)) -> None:
         super().__init__()
         width = widths[-1]
         self.stem = nn.Conv2d(5, widths[0], 5, 2, 2)

@@ -108,7 +108,7 @@ def load(run: Run, model: torch.nn.Module) -> bool:
     for folder in run.sources:
         if (folder / "probe.safetensors").is_file():
             weights = {k: v.float() for k, v in load_file(folder / "probe.safetensors").items()}
-            if len(weights["stem.weight"]) == model.stem.out_channels:
+            if weights["stem.weight"].shape == model.state_dict()["stem.weight"].shape:
                 model.load_state_dict(weights)
                 return True
     return False
