@@ -2,6 +2,7 @@
 
     python benchmarks/full_pipeline.py --out results/            # one CUDA GPU of 24 GiB or more, capped to 12 GiB; 6 minutes
     python benchmarks/full_pipeline.py --tiny --device cpu       # under a minute: checks that every stage runs
+    python benchmarks/full_pipeline.py --only captions           # one group of stages
 
 Models have the published sizes and random weights, so pictures mean nothing while time and memory do. Nothing is
 extrapolated silently: a stage cut short by --minutes says what it ran, and marks what it concludes from that. The JSON
@@ -11,12 +12,14 @@ is written after each stage, so that a cut run loses nothing.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from stages import Bench, table  # noqa: E402
 
 from charengine import records  # noqa: E402
 from charengine.config import SweepSettings, load_profile  # noqa: E402
+from charengine.errors import Interrupted  # noqa: E402
 from charengine.models.captioners import QUESTION, QwenCaptioner  # noqa: E402
 from charengine.models.embedders import ClipEmbedder, DinoEmbedder, PairEmbedder  # noqa: E402
 from charengine.models.memory import GIB, Part, Plan, TakingTurns, cap_memory, place, transformer_workspace  # noqa: E402
@@ -53,6 +57,9 @@ SWEEP = (
 )
 
 
+GROUPS = ("sheets", "captions", "training", "sweep")
+
+
 def main() -> int:
     """Every stage in the pipeline's order, then the table; 1 if a stage failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,6 +67,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="tiny models and sizes")
     parser.add_argument("--budget", type=float, default=12.0, help="GiB of GPU memory")
     parser.add_argument("--minutes", type=float, default=5.8, help="stages are cut short to end by then")
+    parser.add_argument("--only", nargs="*", choices=GROUPS, default=GROUPS, help="groups of stages")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "benchmarks/results")))
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -67,11 +75,28 @@ def main() -> int:
     bench = Bench(arguments)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(bench, arguments, Path(folder))
-        run.sheets()
-        run.captions()
-        run.sdxl_stages()
+        for part in run.parts_of(arguments.only):
+            bench.group(part.__name__, part)
+    bench.results["prompt_to_report_s"] = prompt_to_report(bench.results["stages"], arguments.tiny)
+    bench.path.write_text(json.dumps(bench.results, indent=1))
     print(table(bench.results))
     return int(any("error" in facts for facts in bench.results["stages"].values()))
+
+
+def prompt_to_report(stages: dict[str, dict[str, Any]], tiny: bool) -> dict[str, Any]:
+    """Seconds of what a run does, one sheet included, without making up weights; `measured` unless a stage was cut."""
+    sheet = "sheet 192x96, 3 steps" if tiny else "sheet 1536x1024, 40 steps"
+    parts = (sheet, "crop", "captions", "encode captions", "train 1,200", "sweep", "report")
+    total, missing, measured = 0.0, [], True
+    for part in parts:
+        facts = next((facts for name, facts in stages.items() if name.startswith(part) and "seconds" in facts), {})
+        rest = facts.get("extrapolated_rest_seconds", 0.0)
+        if "error" in facts or not facts:
+            missing.append(part)
+            continue
+        measured &= not rest and "extrapolated_seconds" not in facts
+        total += facts.get("extrapolated_seconds", facts["seconds"]) + rest
+    return {"seconds": round(total, 1), "measured": measured, "missing": missing}
 
 
 class Run:
@@ -84,19 +109,35 @@ class Run:
         self.profile = load_profile("sdxl-12gb", [f"train.budget_gib={arguments.budget:g}"])
         self.store = Store(folder / "store")
         self.steps, self.answer = ((8, 40), 120) if not self.tiny else ((2, 3), 4)
+        self.sizes = ((1536, 1024), (1024, 1024)) if not self.tiny else ((192, 96), (96, 96))  # the profile's first
+        self.trained: records.AdapterRecord | None = None
+        self.swept: records.SweepRecord | None = None
         cap_memory(self.device, self.budget)
         bench.stage(
             "configurations", lambda: {"folder": bool(random_models.write_configs(folder / "configs", self.tiny))}
         )
 
+    def parts_of(self, groups: Sequence[str]) -> list[Callable[[], None]]:
+        """The groups of stages, in the pipeline's order, with what all of them need before and the report behind."""
+        wanted = [getattr(self, name) for name in GROUPS if name in groups]
+        return [self.models, *wanted, self.report]
+
     # --- sheet and captions ---
+
+    def models(self) -> None:
+        """What every group needs: where the models come from, and views to work on."""
+        plan, configs = self._plan(), self.folder / "configs"
+        self.parts = random_models.RandomQwen(configs / "qwen", self.device, self.dtype, plan, answer=self.answer)
+        self.loaded = TakingTurns(frozenset({"text_encoder", "transformer"}), self.parts.release, self.parts.drop)
+        area = 1024 * 1024 if not self.tiny else 64 * 64
+        sdxl = random_models.RandomSDXL(configs / "sdxl", self.device, self.dtype)
+        self.diffusion = SDXL(sdxl, self.device, self.dtype, area, "random")
+        self.bench.stage("crop", self._crop)
+        self.dataset = self._dataset()
 
     def sheets(self) -> None:
         """Load, then drafts and full sheets at two sizes."""
-        self.sizes = ((1024, 1024), (1536, 1024)) if not self.tiny else ((96, 96), (192, 96))
-        plan, configs = self._plan(), self.folder / "configs" / "qwen"
-        self.parts = random_models.RandomQwen(configs, self.device, self.dtype, plan, answer=self.answer)
-        self.loaded = TakingTurns(frozenset({"text_encoder", "transformer"}), self.parts.release, self.parts.drop)
+        configs = self.folder / "configs" / "qwen"
         lightning = self.folder / "lightning.safetensors"
         write = partial(random_models.write_lightning, lightning, configs, self.device)
         self.bench.stage("make a Lightning LoRA", lambda: {"mib": round(write().stat().st_size / 2**20)})
@@ -111,15 +152,16 @@ class Run:
         for width, height in self.sizes:
             name = f"sheet {width}x{height}"
             self.bench.stage(f"{name}, {few} steps, Lightning, no CFG", partial(self._draw, width, height, few, 1.0))
-            whole = (width, height) == self.sizes[0] or self.bench.left > 270
-            steps = many if whole or self.tiny else 10
+            whole = (width, height) == self.sizes[0] or self.tiny
+            steps = many if whole else 6
             self.bench.stage(f"{name}, {many} steps, CFG", partial(self._draw, width, height, steps, 4.0, many))
+        self.loaded.forget("transformer", "vae")
 
     def _plan(self) -> Plan:
         """The planner's own arithmetic, over the sizes of what will be made up."""
         config = self.folder / "configs" / "qwen"
         sizes = {name: _part(random_models.meta(config, name), name) for name in ("text_encoder", "transformer")}
-        width, height = self.sizes[-1]
+        width, height = self.sizes[0]
         work = {"text_encoder": int(1.4 * GIB), "transformer": transformer_workspace(width, height) + int(0.85e9)}
         encoder, transformer = (
             place(Part(name, part.blocks, part.block, part.rest, work[name]), self.budget)
@@ -149,24 +191,28 @@ class Run:
         step = statistics.median([b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)] or [0.0])
         first = self.ticks[0] - start - step
         stream = self.parts._streams["transformer"]
+        streamed = sum(stream.hosts[index].nbytes for index in stream.streamed)
         facts = {
             "encode_and_place_s": round(first, 2),
             "step_s": round(step, 3),
             "decode_s": round(end - self.ticks[-1], 2),
             "size": list(image.size),
             "resident_blocks": len(stream.blocks) - len(stream.streamed),
+            "streamed_gb_per_pass": round(streamed / 1e9, 2),
         }
+        if rate := self.bench.results["machine"].get("host_to_gpu_gb_per_s"):
+            facts["copy_s_per_pass"] = round(streamed / 1e9 / rate, 3)  # hidden while a pass computes for longer
         if wanted and wanted != steps:
             facts |= {"ran_steps": steps, "extrapolated_seconds": round(end - start + (wanted - steps) * step, 1)}
         return facts
 
     def captions(self) -> None:
         """Three answers of a fixed length about three views, with the encoder's own weights."""
-        self.bench.stage("crop", self._crop)
         captioner = QwenCaptioner(self.parts, self.device, "random", loaded=self.loaded)
-        self.bench.stage(f"captions of three views, {self.answer} tokens each", lambda: self._caption(captioner))
-        self.editor.unload()
-        del self.parts, self.loaded, self.editor
+        try:
+            self.bench.stage(f"captions of three views, {self.answer} tokens each", lambda: self._caption(captioner))
+        finally:
+            self.loaded.forget("text_encoder", "transformer", "vae", "processor")
 
     def _crop(self) -> dict[str, Any]:
         from charengine.crop import crop_views
@@ -194,19 +240,20 @@ class Run:
 
     # --- SDXL ---
 
-    def sdxl_stages(self) -> None:
-        """Sweep over a fresh adapter, training, report."""
-        configs = self.folder / "configs" / "sdxl"
-        area = 1024 * 1024 if not self.tiny else 64 * 64
-        self.diffusion = SDXL(
-            random_models.RandomSDXL(configs, self.device, self.dtype), self.device, self.dtype, area, "random"
-        )
-        self.dataset = self._dataset()
+    def training(self) -> None:
+        """Encode, then train: 1,200 samples."""
         self.bench.stage("encode captions and views", self._encode)
-        self.bench.stage("make an adapter to sweep", self._adapter)
+        self.bench.stage("train 1,200 samples (400 steps of 3 views)", self._train)
+
+    def sweep(self) -> None:
+        """Draw and score with the trained adapter, or with one made up if training did not end."""
+        if self.trained is None:
+            self.bench.stage("make an adapter to sweep", self._adapter)
         self.bench.stage("make the scorers", self._scorers)
         self.bench.stage("sweep of 100 images, 832x1216, 20 steps, CFG", self._sweep)
-        self.bench.stage("train 1,200 samples (400 steps of 3 views)", self._train)
+
+    def report(self) -> None:
+        """One page about all of it."""
         self.bench.stage("report", self._report)
 
     def _dataset(self) -> records.DatasetRecord:
@@ -274,26 +321,34 @@ class Run:
     def _sweep(self) -> dict[str, Any]:
         from charengine.evaluation.sweep import sweep_adapter
 
+        assert self.trained is not None, "there is no adapter to sweep"
+        left = self.bench.left
         changes: dict[str, Any] = {
             "strengths": (0.5, 1.0),
             "checkpoints": 2,
-            "seeds": 4 if self.bench.left > 150 else 2 if self.bench.left > 80 else 1,
+            "seeds": 4 if left > 120 else 2 if left > 60 else 1,
             "prompts": SWEEP,
             "steps": 20,
         }
         if self.tiny:
             changes |= {"seeds": 1, "checkpoints": 1, "width": 64, "height": 64, "steps": 2}
         settings = SweepSettings(**(self.profile.sweep.model_dump() | changes))
+        drawn = Drawing(self.diffusion)
         start = time.perf_counter()
-        self.swept = sweep_adapter(
-            self.trained, self.dataset, settings, self.diffusion, self.embedder, self.store, seed=1
-        )
-        self.diffusion.unload()
-        self.embedder.unload()
-        images = sum(cell.images for cell in self.swept.cells)
-        each = (time.perf_counter() - start) / images
-        facts = {"images": images, "seconds_per_image": round(each, 3)}
-        return facts if images == 100 or self.tiny else facts | {"extrapolated_seconds": round(100 * each, 1)}
+        try:
+            self.swept = sweep_adapter(
+                self.trained, self.dataset, settings, drawn, self.embedder, self.store, seed=1,
+                should_stop=lambda: self.bench.left < 20,
+            )  # fmt: skip
+        except Interrupted:
+            drawn.stopped = True
+        finally:
+            self.diffusion.unload()
+            self.embedder.unload()
+        each = (time.perf_counter() - start) / drawn.images
+        facts = {"images": drawn.images, "seconds_per_image": round(each, 3), "sample_s": round(drawn.seconds, 1)}
+        facts |= {"stopped": True} if drawn.stopped else {}
+        return facts if drawn.images == 100 or self.tiny else facts | {"extrapolated_seconds": round(100 * each, 1)}
 
     def _train(self) -> dict[str, Any]:
         from charengine.training.loop import Progress, TrainingStopped, train_adapter
@@ -304,7 +359,7 @@ class Run:
         try:
             record = train_adapter(
                 self.dataset, settings, self.diffusion, self.store, seed=1, state_dir=self.folder / "state",
-                should_stop=lambda: self.bench.left < 8, on_step=seen.append,
+                should_stop=lambda: self.bench.left < 30, on_step=seen.append,
             )  # fmt: skip
             self.trained = record
             facts |= {"plan": record.plan}
@@ -319,12 +374,31 @@ class Run:
     def _report(self) -> dict[str, Any]:
         from charengine.report import write_report
 
+        assert self.trained is not None, "there is no training to report"
         run = records.RunRecord(
             name="zorgal", prompt=PROMPT, trigger="zorgal", class_noun="woman", seed=1, profile="sdxl-12gb",
             config={"profile": self.profile.model_dump(mode="json")},
             sheet=self.sheet, views=self.views, dataset=self.dataset, training=self.trained, sweep=self.swept, stages=(),
         )  # fmt: skip
         return {"html_mib": round(write_report(run, self.store).html.size / 2**20, 2)}
+
+
+class Drawing:
+    """A `Diffusion` that counts the images it draws and the seconds that takes; all else is the model's own."""
+
+    def __init__(self, diffusion: SDXL) -> None:
+        self._diffusion, self.images, self.seconds, self.stopped = diffusion, 0, 0.0, False
+
+    def sample(self, *args: Any, **kwargs: Any) -> list[Image.Image]:
+        """The model's own, timed."""
+        start = time.perf_counter()
+        images = self._diffusion.sample(*args, **kwargs)
+        self.seconds += time.perf_counter() - start
+        self.images += len(images)
+        return images
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._diffusion, name)
 
 
 def _part(module: torch.nn.Module, name: str) -> Part:

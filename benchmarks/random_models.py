@@ -97,7 +97,8 @@ class RandomQwen(QwenFiles):
 
     def __init__(self, config: Path, device: torch.device, dtype: torch.dtype, plan: Plan, *, answer: int) -> None:
         nowhere = Path("random weights")
-        super().__init__(nowhere, nowhere, nowhere, config, config / "tokenizer", device, dtype, plan)
+        tokenizer = config / "tokenizer"
+        super().__init__(nowhere, nowhere, nowhere, config, tokenizer, device, dtype, plan, zero_cond_t=True)  # as 2511
         self.answer = answer
 
     def text_encoder(self) -> Any:
@@ -107,9 +108,8 @@ class RandomQwen(QwenFiles):
         return model
 
     def _read(self, name: str, rename: Callable[[State], State]) -> State:
-        return random_state(
-            meta(self.config, name), self.dtype, self.device, packed=_in_blocks if name != "vae" else None
-        )
+        packed = _in_blocks if name != "vae" else None
+        return on_host(random_state(meta(self.config, name), self.dtype, self.device, packed=packed))
 
 
 @lru_cache
@@ -132,7 +132,7 @@ def _in_blocks(name: str) -> bool:
 def random_state(
     module: nn.Module, dtype: torch.dtype, device: torch.device, packed: Callable[[str], bool] | None
 ) -> State:
-    """Random weights for a meta module, on the host; equal shapes share one tensor until they are placed."""
+    """Random weights for a meta module, on `device`; equal shapes share one tensor."""
     linear = {f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     made: dict[tuple[Any, ...], torch.Tensor | Packed] = {}
     state: State = {}
@@ -157,14 +157,25 @@ def random_state(
 
 def _random(role: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor | Packed:
     if role == "scale":
-        return torch.ones(shape, dtype=dtype)
+        return torch.ones(shape, dtype=dtype, device=device)
     if role == "bias":
-        return torch.zeros(shape, dtype=dtype)
+        return torch.zeros(shape, dtype=dtype, device=device)
     weight = torch.empty(shape, dtype=dtype, device=device).normal_(0, 0.02)
-    if role == "plain":
-        return weight.cpu()
-    made = pack_fp8(weight)
-    return Packed(made.data.cpu(), made.packing, made.shape, made.scale.cpu() if made.scale is not None else None)
+    return weight if role == "plain" else pack_fp8(weight)
+
+
+def on_host(state: State) -> State:
+    """The same weights in host memory; what shares a tensor goes on sharing one, until it is placed."""
+    moved: dict[int, torch.Tensor | Packed] = {}
+    for value in state.values():
+        if id(value) in moved:
+            continue
+        if isinstance(value, Packed):
+            scale = None if value.scale is None else value.scale.cpu()
+            moved[id(value)] = Packed(value.data.cpu(), value.packing, value.shape, scale)
+        else:
+            moved[id(value)] = value.cpu()
+    return {name: moved[id(value)] for name, value in state.items()}
 
 
 class RandomSDXL(SDXLFiles):
@@ -201,12 +212,8 @@ class RandomSDXL(SDXLFiles):
         )
 
     def _random(self, module: nn.Module, dtype: torch.dtype) -> Any:
-        state = {
-            key: value.to(self.device)
-            for key, value in random_state(module, dtype, self.device, None).items()
-            if isinstance(value, torch.Tensor)
-        }
-        own = {key: value.clone() for key, value in state.items()}
+        state = random_state(module, dtype, self.device, None)
+        own = {key: value.clone() for key, value in state.items() if isinstance(value, torch.Tensor)}
         module.load_state_dict(own, strict=True, assign=True)
         return module.to(self.device).requires_grad_(False).eval()
 

@@ -121,18 +121,18 @@ class RandomSDXL:
 
 
 def build_unet(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
-    """A U-Net with torch's initial values, drawn on the device."""
+    """A U-Net with random weights, made on the device; layers of one shape start out alike."""
     from diffusers import UNet2DConditionModel
 
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    from benchmarks.random_models import random_state
+
     torch.manual_seed(0)
-    try:
-        with device:
-            unet = UNet2DConditionModel.from_config(config)
-    finally:
-        torch.set_default_dtype(before)
-    return unet.to(device, dtype).requires_grad_(False).eval()
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    drawn = torch.device("cuda") if torch.cuda.is_available() else device  # a CPU takes long over its random numbers
+    state = random_state(unet, dtype, drawn, None)
+    unet.load_state_dict({name: value.to(device, copy=True) for name, value in state.items()}, assign=True)
+    return unet.to(device).requires_grad_(False).eval()
 
 
 def three_views(store: Store, width: int, height: int) -> DatasetRecord:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
 import resource
 import statistics
+import sys
 import time
 import traceback
 from argparse import Namespace
@@ -34,6 +36,14 @@ class Bench:
             "stages": {},
         }
 
+    def group(self, name: str, stages: Callable[[], None]) -> None:
+        """Run stages that need each other; what fails between them ends this group alone."""
+        try:
+            stages()
+        except Exception as error:  # the other groups still have something to say
+            self.results["stages"][name] = failure(error)
+            self._save(name)
+
     @property
     def left(self) -> float:
         """Seconds until the time limit."""
@@ -48,14 +58,14 @@ class Bench:
         try:
             facts = work()
         except Exception as error:  # the point of a benchmark is to report what happened, whatever it was
-            traceback.print_exc()
-            facts = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+            facts = failure(error)
         self._wait()
         facts = {"seconds": round(time.perf_counter() - before, 3), **facts, **self._memory()}
         self.results["stages"][name] = facts
         return self._save(name)
 
     def _settle(self) -> float:
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -77,8 +87,16 @@ class Bench:
         facts = self.results["stages"][name]
         self.results["elapsed_seconds"] = round(time.perf_counter() - self.started, 1)
         self.path.write_text(json.dumps(self.results, indent=1))
-        print(f"[{self.results['elapsed_seconds']:6.1f} s] {name}: {json.dumps(facts)}", flush=True)
+        shown = {key: value for key, value in facts.items() if key != "traceback"}
+        print(f"[{self.results['elapsed_seconds']:6.1f} s] {name}: {json.dumps(shown)}", flush=True)
         return "error" not in facts and "skipped" not in facts
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """A failure as a stage's facts; it is printed too."""
+    told = "".join(traceback.format_exception(error))
+    print(told, file=sys.stderr, flush=True)
+    return {"error": f"{type(error).__name__}: {str(error)[:300]}", "traceback": told[-6000:]}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -128,7 +146,9 @@ def table(results: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     shown = ("seconds", "gpu_peak_gib", "gpu_reserved_gib", "host_peak_gib")
+    left_out = (*shown, "plan", "traceback")
     for name, facts in results["stages"].items():
-        detail = "; ".join(f"{key} {value}" for key, value in facts.items() if key not in shown and key != "plan")
+        detail = "; ".join(f"{key} {value}" for key, value in facts.items() if key not in left_out)
         lines.append(f"| {name} | " + " | ".join(str(facts.get(key, "")) for key in shown) + f" | {detail} |")
+    lines += ["", f"prompt to report: {results.get('prompt_to_report_s')}"]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ streamed bytes takes less time than computing it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 log = logging.getLogger(__name__)
 
 ALIGNMENT = 256  # bytes; what CUDA's vectorised loads want
+PAGE = 4096  # bytes; what the system locks at once
 SLOTS = 2
 SHRINK_BY = 4  # blocks given up at a time when memory runs out
 
@@ -38,7 +40,7 @@ class HostBlock:
         for tensor in tensors:
             self.layout.append((self.nbytes, tensor.dtype, tensor.shape))
             self.nbytes += -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
-        self.buffer = torch.empty(max(self.nbytes, ALIGNMENT), dtype=torch.uint8)
+        self.buffer = whole_pages(max(self.nbytes, ALIGNMENT))
         for tensor, view in zip(tensors, self.views(self.buffer), strict=True):
             view.copy_(tensor)
         if pinned and page_lock(self.buffer):
@@ -62,6 +64,14 @@ class HostBlock:
                 owner._buffers[name] = view
 
 
+def whole_pages(size: int) -> torch.Tensor:
+    """At least `size` bytes that share no page with anything else: a page can be locked only once."""
+    rounded = -(-size // PAGE) * PAGE
+    room = torch.empty(rounded + PAGE, dtype=torch.uint8)
+    start = -room.data_ptr() % PAGE
+    return room[start : start + rounded]
+
+
 def page_lock(buffer: torch.Tensor) -> bool:
     """Page-lock a buffer where it is (torch's own pinned allocator rounds sizes up to powers of two).
 
@@ -70,10 +80,17 @@ def page_lock(buffer: torch.Tensor) -> bool:
     """
     status = int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
     if status:
+        _forget_last_error()
         log.warning(
             "could not page-lock %.0f MiB (CUDA error %d): streaming will be slower", buffer.numel() / 2**20, status
         )
     return not status
+
+
+def _forget_last_error() -> None:
+    """CUDA keeps a refusal as its last error, and torch would blame the next kernel for it."""
+    with contextlib.suppress(RuntimeError):
+        torch.ones(1, device="cuda")
 
 
 def page_unlock(buffer: torch.Tensor) -> None:

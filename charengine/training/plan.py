@@ -134,7 +134,7 @@ def memory_cap(budget_gib: float, device: torch.device) -> Iterator[None]:
         return
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
     before = torch.cuda.get_per_process_memory_fraction(device_index(device))
-    set_cap(min(1.0, max(0.01, (budget_gib - RESERVE_GIB) / total)), device)
+    set_cap(min(1.0, max(0.0, (budget_gib - RESERVE_GIB) / total)), device)
     try:
         yield
     finally:

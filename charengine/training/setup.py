@@ -34,6 +34,7 @@ from charengine.training.validation import Validation
 log = logging.getLogger(__name__)
 
 SHAPES_LOOKED_FOR = 64  # steps looked ahead for the shapes that must fit
+NO_ROOM = "the base model and the adapter's state do not fit; give more"
 
 
 class Setup:
@@ -63,7 +64,10 @@ class Setup:
         self.diffusion, self.settings, self.seed = diffusion, settings, seed
         self.device = torch.device(diffusion.device)
         shrink = settings.fp8_base and self.device.type == "cuda"  # made smaller before it meets the GPU
-        self.unet = diffusion.unet(torch.device("cpu")) if shrink else diffusion.unet()
+        try:
+            self.unet = diffusion.unet(torch.device("cpu")) if shrink else diffusion.unet()
+        except torch.OutOfMemoryError as error:
+            raise _budget_error(settings, NO_ROOM) from error
         self.data = data.to(self.device)
         self.alphas = diffusion.alphas_cumprod()
         upcoming = [
@@ -182,7 +186,8 @@ class Setup:
             if not _is_out_of_memory(error):
                 raise
             log.info("the most frugal plan does not fit the whole device either")
-        return _budget_error(self.settings, smallest)
+        found = f"the smallest that fits is {smallest:.1f}" if smallest else "not even the whole device is enough"
+        return _budget_error(self.settings, found, smallest)
 
     @contextmanager
     def _explained(self, plans: list[Plan]) -> Any:
@@ -191,7 +196,7 @@ class Setup:
             yield
         except torch.OutOfMemoryError as error:
             self.close()
-            raise _budget_error(self.settings, None) from error
+            raise _budget_error(self.settings, NO_ROOM) from error
         except BaseException:
             self.close()
             raise
@@ -264,12 +269,11 @@ def describe(plan: Plan) -> str:
     return ", ".join(parts)
 
 
-def _budget_error(settings: TrainSettings, smallest: float | None) -> OutOfBudget:
+def _budget_error(settings: TrainSettings, found: str, smallest: float | None = None) -> OutOfBudget:
     ways = [] if settings.fp8_base else ["train.fp8_base=true"]
     ways += [f"a smaller train.rank than {settings.rank}", "a smaller crop.bucket_area"]
-    fits = f"the smallest that fits is {smallest:.1f}" if smallest else "not even the whole device is enough"
     return OutOfBudget(
-        f"train.budget_gib={settings.budget_gib:g} is too small: {fits}; or use {', or '.join(ways)}", smallest
+        f"train.budget_gib={settings.budget_gib:g} is too small: {found}; or use {', or '.join(ways)}", smallest
     )
 
 

@@ -295,6 +295,8 @@ def test_words_are_called_unknown_only_by_models_with_a_closed_vocabulary(folder
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_seed_means_the_same_sheet_on_a_gpu(editor: QwenEdit, qwen_folder: Path, template: Image.Image):
     device = torch.device("cuda")
+    torch._C._cuda_clearCublasWorkspaces()
+    before = torch.cuda.memory_allocated()
     parts = QwenEditFolder(qwen_folder, device, torch.float32)
     on_gpu = QwenEdit(parts, device, "tiny", vae_area=AREA, condition_area=SEEN)
     difference = np.abs(
@@ -302,4 +304,6 @@ def test_a_seed_means_the_same_sheet_on_a_gpu(editor: QwenEdit, qwen_folder: Pat
     )
     assert difference.mean() < 2
     on_gpu.unload()
-    assert torch.cuda.memory_allocated() < 1 << 20
+    torch._C._cuda_clearCublasWorkspaces()
+    tables = 8 << 20  # diffusers keeps rotary tables on the device, the process long
+    assert torch.cuda.memory_allocated() < before + tables

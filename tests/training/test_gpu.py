@@ -54,7 +54,11 @@ def test_resumed_is_uninterrupted_bit_for_bit_with_deterministic_kernels(store, 
     assert [c.adapter for c in parts.checkpoints] == [c.adapter for c in whole.checkpoints]
 
 
-def test_a_budget_too_small_is_refused_with_the_one_that_fits(store, tmp_path):
-    with pytest.raises(OutOfBudget, match="the smallest that fits is") as error:
+def test_a_budget_too_small_is_refused_and_the_memory_given_back(store, tmp_path):
+    cap = torch.cuda.get_per_process_memory_fraction()
+    with pytest.raises(OutOfBudget, match="train.budget_gib=0.51 is too small") as error:
         train(store, tmp_path, diffusion=cuda(), budget_gib=0.51)
-    assert 0.5 < error.value.smallest_gib < 2
+    smallest = error.value.smallest_gib
+    assert smallest is None or 0.5 < smallest < 2
+    assert torch.cuda.get_per_process_memory_fraction() == cap
+    assert train(store, tmp_path / "again", diffusion=cuda(), budget_gib=3).plan["peak_gib"] < 3
