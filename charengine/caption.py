@@ -14,7 +14,7 @@ from PIL import Image
 from charengine.config import TRIGGER_PATTERN, CaptionSettings, Character
 from charengine.dataset import dataset_digest
 from charengine.models import Captioner, Description
-from charengine.records import CaptionRecord, DatasetRecord, ViewName, ViewsRecord
+from charengine.records import CaptionRecord, DatasetRecord, ExtraView, ViewName, ViewRecord, ViewsRecord
 from charengine.sheet_prompt import find_side_items
 from charengine.store import Store
 from charengine.words import (
@@ -33,10 +33,11 @@ from charengine.words import (
 
 STAGE_VERSION = 1
 
-VIEW_TAGS: dict[ViewName, tuple[str, ...]] = {
+VIEW_TAGS: dict[str, tuple[str, ...]] = {
     "front": ("front view",),
     "side": ("from side", "profile"),
     "back": ("from behind",),
+    "three-quarter": ("three-quarter view",),
 }
 FRAMING = "full body"
 CLIP_TOKENS = 75
@@ -64,35 +65,54 @@ class _Traits:
 
 
 def caption_views(
-    views: ViewsRecord, character: Character, settings: CaptionSettings, captioner: Captioner, store: Store
+    views: ViewsRecord,
+    character: Character,
+    settings: CaptionSettings,
+    captioner: Captioner,
+    store: Store,
+    extras: tuple[ExtraView, ...] = (),
 ) -> DatasetRecord:
-    """Caption the three views and put them together as a dataset."""
+    """Caption the three views and any more there are, and put them together as a dataset.
+
+    What the character's own traits are is read off the sheet's views alone, so that more views change no other caption.
+    """
     class_noun = character.class_noun or derive_class_noun(character.prompt)
     trigger = character.trigger or derive_trigger(character.name)
-    seen = {
-        view.view: captioner.describe(Image.open(io.BytesIO(store.get(view.image))).convert("RGB"), hint=class_noun)
-        for view in views.views
-    }
+
+    def describe(view: ViewRecord | ExtraView) -> Description:
+        return captioner.describe(Image.open(io.BytesIO(store.get(view.image))).convert("RGB"), hint=class_noun)
+
+    seen = {view.view: describe(view) for view in views.views}
     traits = _own_traits(character.prompt, [seen[view].tags for view in seen], settings.keep)
-    backdrop = background_tags(views.background)
     warnings: list[str] = []
-    captions = []
-    for view, description in seen.items():
+
+    def caption(
+        view: str, description: Description, shown: tuple[str, ...], backdrop: tuple[str, ...]
+    ) -> CaptionRecord:
         kept, pruned = _sorted_out(description.tags, traits, settings, class_noun)
-        head = [trigger, class_noun, *VIEW_TAGS[view], FRAMING]
+        head = [trigger, class_noun, *shown]
         tags = _shortened(head, kept[: settings.max_tags], backdrop, view, warnings)
         text = ", ".join([*head, *tags, *backdrop])
-        captions.append(CaptionRecord(view=view, text=text, tags=description.tags, pruned=tuple(pruned)))
+        return CaptionRecord(view=view, text=text, tags=description.tags, pruned=tuple(pruned))
+
+    captions = []
+    for view, description in seen.items():
+        shown = (*VIEW_TAGS[view], FRAMING)
+        captions.append(caption(view, description, shown, background_tags(views.background)))
         warnings += _contradiction(view, description)
+    for extra in extras:
+        description = describe(extra)
+        captions.append(caption(extra.view, description, _shown(extra, description), _backdrop(extra, description)))
     found = tuple(captions)
     return DatasetRecord(
         trigger=trigger,
         class_noun=class_noun,
         views=views,
         captions=found,
-        digest=dataset_digest(views, found),
+        digest=dataset_digest(views, found, extras),
         side_bound=is_side_bound(character.prompt, seen.values()),
         warnings=tuple(warnings),
+        extras=extras,
     )
 
 
@@ -241,6 +261,23 @@ def _shortened(head: list[str], tags: list[str], tail: tuple[str, ...], view: st
 def _estimate_tokens(text: str) -> int:
     """CLIP tokens, rarely too few: one for a comma, one for each six letters of a word begun."""
     return sum(max(1, math.ceil(len(piece) / 6)) for piece in re.findall(r"\w+|[^\w\s]", text))
+
+
+def _shown(extra: ExtraView, description: Description) -> tuple[str, ...]:
+    """View and framing as asked for; where the captioner names another view, that one: the edit model may have its own mind."""
+    seen = VIEW_TAGS.get(description.facts.get("view", ""))
+    if seen is None or set(seen) & set(extra.tags):
+        return extra.tags
+    return (*seen, *(tag for tag in extra.tags if not VIEW_TAG.search(tag)))
+
+
+def _backdrop(extra: ExtraView, description: Description) -> tuple[str, ...]:
+    """A plain background by its measured colour; a scene as the captioner calls it, if it does."""
+    if extra.background is not None:
+        return background_tags(extra.background)
+    said = description.facts.get("background", "")
+    written = said in description.tags and not BACKGROUND_TAG.search(said)  # among the tags that are kept
+    return (said,) if said and not written else ()
 
 
 def _contradiction(view: ViewName, description: Description) -> list[str]:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from charengine.errors import ConfigError
 
@@ -134,6 +143,32 @@ class CropSettings(Settings):
     upscale: bool = Field(default=True, description="Lanczos-resize a small figure to fill its bucket")
 
 
+class ExpandSettings(Settings):
+    """More views, drawn by the edit model from the sheet's own (docs/expansion.md)."""
+
+    count: int = Field(
+        default=0, ge=0, le=40, description="how many more views are asked for; 0 = none, stage left out"
+    )
+    kinds: tuple[Literal["close-up", "three-quarter", "expression", "pose", "background"], ...] = Field(
+        default=("close-up", "three-quarter", "expression", "pose", "background"),
+        min_length=1,
+        description="taken in turn until there are `count`",
+    )
+    candidates: int = Field(default=2, ge=1, le=16, description="pictures drawn at most for each, until one is kept")
+    margin: float = Field(
+        default=0.0,
+        ge=-0.5,
+        le=0.5,
+        description="how far (cosine) below the sheet's two least alike views a picture may fall; negative = stricter",
+    )
+    holdout: float = Field(
+        default=0.2, ge=0, le=0.5, description="share of those kept that is never trained on, only validated with"
+    )
+    steps: int = Field(default=16, ge=1, le=200, description="of the edit model; 8 or fewer use the Lightning LoRA")
+    guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
+    negative_prompt: str = " "
+
+
 class CaptionSettings(Settings):
     """How views are captioned."""
 
@@ -243,9 +278,18 @@ class Profile(Settings):
     models: ModelSettings = ModelSettings()
     sheet: SheetSettings = SheetSettings()
     crop: CropSettings = CropSettings()
+    expand: ExpandSettings = ExpandSettings()
     caption: CaptionSettings = CaptionSettings()
     train: TrainSettings = TrainSettings()
     sweep: SweepSettings = SweepSettings()
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A stage that is off leaves no trace in configs, recipes and keys: they are what they were before there was one."""
+        data: dict[str, Any] = write(self)
+        if not self.expand.count:
+            data.pop("expand", None)
+        return data
 
 
 def profile_names() -> list[str]:

@@ -7,22 +7,27 @@ import re
 from pathlib import Path
 
 from charengine.errors import BadInput
-from charengine.records import CaptionRecord, DatasetRecord, ViewsRecord
+from charengine.records import CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord, ViewsRecord
 from charengine.store import Store, write_atomically
 
 STAGE_VERSION = 1
 
 REPEATS = 10  # kohya reads it from the folder's name; our own training counts steps instead
 MASKS = "masks"
+HELD_OUT = "held_out"  # no number before it: kohya's trainers pass it by
+EXPANSION = "expansion.json"  # which pictures are more views, and what became of each
 LONGEST_CAPTION = 2000
 
 
-def dataset_digest(views: ViewsRecord, captions: tuple[CaptionRecord, ...]) -> str:
-    """SHA-256 over what is trained on: each view's image, mask and caption, and nothing else."""
+def dataset_digest(views: ViewsRecord, captions: tuple[CaptionRecord, ...], extras: tuple[ExtraView, ...] = ()) -> str:
+    """SHA-256 over what is trained on and validated with: each view's image, mask and caption, and nothing else."""
     texts = {caption.view: caption.text for caption in captions}
     digest = hashlib.sha256()
     for view in views.views:
         for part in (view.view, view.image.sha256, view.alpha.sha256, texts[view.view]):
+            digest.update(part.encode() + b"\0")
+    for extra in extras:
+        for part in (extra.view, extra.fate, extra.image.sha256, extra.alpha.sha256, texts[extra.view]):
             digest.update(part.encode() + b"\0")
     return digest.hexdigest()
 
@@ -30,19 +35,53 @@ def dataset_digest(views: ViewsRecord, captions: tuple[CaptionRecord, ...]) -> s
 def export_dataset(dataset: DatasetRecord, folder: Path, store: Store) -> list[Path]:
     """Write `<repeats>_<trigger> <class>/<view>.png` and `.txt`, and the masks in `masks/` beside it.
 
+    More views lie among them, those held out in `held_out/`, and `expansion.json` tells which they are.
+
     Returns:
         Absolute paths: image, caption, mask, view by view.
     """
-    place = folder / _subset_name(dataset)
+    forget_extras(folder)
     texts = {caption.view: caption.text for caption in dataset.captions}
+    held_out = {extra.view for extra in dataset.held_out}
     paths = []
-    for view in dataset.views.views:
+    pictures: list[ViewRecord | ExtraView] = [*dataset.views.views, *dataset.extras]
+    for view in pictures:
+        place = folder / (HELD_OUT if view.view in held_out else _subset_name(dataset))
         paths.append(store.export(view.image, place / f"{view.view}.png"))
         sidecar = place / f"{view.view}.txt"
         write_atomically(sidecar, (texts[view.view] + "\n").encode())
         paths.append(sidecar.resolve())
         paths.append(store.export(view.alpha, folder / MASKS / f"{view.view}.png"))
+    if dataset.extras:
+        write_atomically(folder / EXPANSION, ExpansionRecord(views=dataset.extras).model_dump_json(indent=2).encode())
     return paths
+
+
+def read_expansion(folder: Path) -> ExpansionRecord | None:
+    """What a folder's `expansion.json` says of more views; None where there is none.
+
+    Raises:
+        BadInput: it is damaged.
+    """
+    file = folder / EXPANSION
+    try:
+        return ExpansionRecord.model_validate_json(file.read_bytes()) if file.is_file() else None
+    except ValueError as error:
+        raise BadInput(f"{file} is damaged: run charengine expand again, or delete it to train without") from error
+
+
+def forget_extras(folder: Path) -> None:
+    """Remove the more views that were written to a folder before, so that they do not mix with those written next."""
+    expansion = read_expansion(folder)
+    for extra in expansion.views if expansion else ():
+        for path in folder.rglob(refused_name(extra) if extra.fate == "refused" else f"{extra.view}.*"):
+            path.unlink()
+    (folder / EXPANSION).unlink(missing_ok=True)
+
+
+def refused_name(extra: ExtraView) -> str:
+    """File name of a picture that was refused; there may be several of one view."""
+    return f"{extra.view}-{extra.seed}.png"
 
 
 def with_edits(dataset: DatasetRecord, folder: Path) -> DatasetRecord:
@@ -52,7 +91,9 @@ def with_edits(dataset: DatasetRecord, folder: Path) -> DatasetRecord:
         BadInput: a sidecar is empty, too long or not text.
     """
     own = folder / _subset_name(dataset)  # an earlier trigger's subset may lie beside it
-    captions = tuple(_edited(caption, own if own.is_dir() else folder) for caption in dataset.captions)
+    places = {extra.view: folder / HELD_OUT for extra in dataset.held_out} if own.is_dir() else {}
+    within = own if own.is_dir() else folder
+    captions = tuple(_edited(caption, places.get(caption.view, within)) for caption in dataset.captions)
     if captions == dataset.captions:
         return dataset
     silent = [
@@ -63,7 +104,7 @@ def with_edits(dataset: DatasetRecord, folder: Path) -> DatasetRecord:
     return dataset.model_copy(
         update={
             "captions": captions,
-            "digest": dataset_digest(dataset.views, captions),
+            "digest": dataset_digest(dataset.views, captions, dataset.extras),
             "warnings": tuple(dict.fromkeys((*dataset.warnings, *silent))),
         }
     )

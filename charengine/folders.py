@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from charengine.caption import is_side_bound
-from charengine.dataset import MASKS, dataset_digest, with_edits
+from charengine.dataset import MASKS, dataset_digest, read_expansion, with_edits
 from charengine.errors import BadInput, ConfigError
-from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ViewName, ViewRecord, ViewsRecord
+from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExtraView, ViewName, ViewRecord, ViewsRecord
 from charengine.request import picture_problems
 from charengine.store import Store
 
@@ -40,15 +40,46 @@ def read_views(folder: Path, store: Store) -> ViewsRecord:
     return ViewsRecord(views=views, background=(red, green, blue), overlay=views[0].image)
 
 
+def read_extras(folder: Path, store: Store) -> tuple[ExtraView, ...]:
+    """More views that `expansion.json` names, as their pictures are now; those deleted by hand are left out.
+
+    Raises:
+        BadInput: `expansion.json` is damaged, or a picture is doubled.
+        ConfigError: a picture cannot be read.
+    """
+    expansion = read_expansion(folder)
+    found = []
+    for extra in expansion.kept if expansion else ():
+        paths = _pictures(folder, extra.view)
+        if len(paths) > 1:
+            raise BadInput(f"{folder}: {len(paths)} pictures named {extra.view}; leave one")
+        if problems := [problem for path in paths for problem in picture_problems(path, "picture")]:
+            raise ConfigError(problems)
+        for path in paths:
+            image, alpha = _read(path, folder)
+            found.append(
+                extra.model_copy(
+                    update={
+                        "image": store.put(_png(image), f"{extra.view}.png"),
+                        "alpha": store.put(_png(alpha), f"{extra.view}.alpha.png"),
+                        "width": image.width,
+                        "height": image.height,
+                    }
+                )
+            )
+    return tuple(found)
+
+
 def read_dataset(folder: Path, store: Store, trigger: str = "", class_noun: str = "") -> DatasetRecord:
-    """Views with their `.txt` captions; trigger and class noun are the captions' first two terms unless given.
+    """Views, and more views if there are any, with their `.txt` captions; trigger and class noun are the captions' first two terms unless given.
 
     Raises:
         BadInput: a caption is missing or empty, or the captions do not begin with one trigger.
     """
     views = read_views(folder, store)
-    empty = tuple(CaptionRecord(view=name, text="") for name in VIEWS)
-    blank = DatasetRecord(trigger=trigger, class_noun=class_noun, views=views, captions=empty, digest="")
+    extras = read_extras(folder, store)
+    empty = tuple(CaptionRecord(view=name, text="") for name in (*VIEWS, *(extra.view for extra in extras)))
+    blank = DatasetRecord(trigger=trigger, class_noun=class_noun, views=views, captions=empty, digest="", extras=extras)
     captions = with_edits(blank, folder).captions
     if missing := [caption.view for caption in captions if not caption.text]:
         raise BadInput(
@@ -64,13 +95,14 @@ def read_dataset(folder: Path, store: Store, trigger: str = "", class_noun: str 
         class_noun=class_noun or head[1],
         views=views,
         captions=captions,
-        digest=dataset_digest(views, captions),
+        digest=dataset_digest(views, captions, extras),
         side_bound=any(is_side_bound(caption.text) for caption in captions),
+        extras=extras,
     )
 
 
-def picture_of(folder: Path, name: ViewName) -> Path:
-    """The picture of one view; `read_views` has checked that there is one."""
+def picture_of(folder: Path, name: str) -> Path:
+    """The picture of one view; `read_views` or `read_extras` has checked that there is one."""
     return _pictures(folder, name)[0]
 
 
@@ -82,17 +114,23 @@ def _pictures(folder: Path, name: str) -> list[Path]:
     ]
 
 
-def _view(name: ViewName, path: Path, folder: Path, store: Store) -> ViewRecord:
+def _read(path: Path, folder: Path) -> tuple[Image.Image, Image.Image]:
+    """A picture and its mask, which is measured where there is no file of it."""
     from charengine.evaluation.scoring import figure_mask
 
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     mask = next(
-        (mask for mask in (path.with_suffix(".alpha.png"), folder / MASKS / f"{name}.png") if mask.is_file()), None
+        (mask for mask in (path.with_suffix(".alpha.png"), folder / MASKS / f"{path.stem}.png") if mask.is_file()), None
     )
     alpha = Image.open(mask).convert("L") if mask else figure_mask(image)
     if alpha.size != image.size:
         raise BadInput(f"{mask} is {alpha.size}, its picture {image.size}; they must have one size")
+    return image, alpha
+
+
+def _view(name: ViewName, path: Path, folder: Path, store: Store) -> ViewRecord:
+    image, alpha = _read(path, folder)
     return ViewRecord(
         view=name,
         image=store.put(_png(image), f"{name}.png"),

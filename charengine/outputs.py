@@ -1,6 +1,6 @@
 """The run's folder: what a user looks at and takes away, written from records, each file whole or not at all.
 
-sheet.png  views/  dataset/ (kohya layout, captions editable)  adapters/  contact_sheet.png  trade_off.png  report.html  run.json
+sheet.png  views/  extra_views/ (if asked for)  dataset/ (kohya layout, captions editable)  adapters/  contact_sheet.png  trade_off.png  report.html  run.json
 """
 
 from __future__ import annotations
@@ -10,9 +10,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from charengine.dataset import export_dataset, with_edits
+from charengine.dataset import EXPANSION, HELD_OUT, export_dataset, forget_extras, refused_name, with_edits
 from charengine.errors import BadInput
-from charengine.records import DatasetRecord, Ref, ReportRecord, RunRecord, SheetRecord, SweepRecord, ViewsRecord
+from charengine.records import (
+    DatasetRecord,
+    ExpansionRecord,
+    Ref,
+    ReportRecord,
+    RunRecord,
+    SheetRecord,
+    SweepRecord,
+    ViewsRecord,
+)
 from charengine.store import Store, write_atomically
 
 log = logging.getLogger(__name__)
@@ -32,6 +41,22 @@ def write_views(views: ViewsRecord, folder: Path, store: Store) -> list[Path]:
     for view in views.views:
         store.export(view.alpha, folder / f"{view.view}.alpha.png")
     return [store.export(view.image, folder / f"{view.view}.png") for view in views.views]
+
+
+def write_expansion(expansion: ExpansionRecord, folder: Path, store: Store) -> list[Path]:
+    """The pictures that were kept with their masks, those held out in `held_out/`, those refused in `refused/`, and
+    `expansion.json`, which says why; the paths of the kept ones."""
+    forget_extras(folder)
+    paths = []
+    for extra in expansion.views:
+        if extra.fate == "refused":
+            store.export(extra.image, folder / "refused" / refused_name(extra))
+            continue
+        place = folder / HELD_OUT if extra.fate == "held out" else folder
+        store.export(extra.alpha, place / f"{extra.view}.alpha.png")
+        paths.append(store.export(extra.image, place / f"{extra.view}.png"))
+    write_atomically(folder / EXPANSION, expansion.model_dump_json(indent=2).encode())
+    return paths
 
 
 def take_edits(dataset: DatasetRecord, out: Path, caption_key: str) -> DatasetRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 ViewName = Literal["front", "side", "back"]
 VIEWS: tuple[ViewName, ...] = ("front", "side", "back")
@@ -62,10 +62,41 @@ class ViewsRecord(Record):
     warnings: tuple[str, ...] = ()
 
 
+class ExtraView(Record):
+    """One more view, drawn by the edit model from one of the sheet's, and what became of it."""
+
+    view: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="its name: kind and number, 'pose-1'")
+    kind: str
+    instruction: str = Field(description="what the edit model was told")
+    tags: tuple[str, ...] = Field(description="view and framing words for its caption, as asked for")
+    seed: int
+    fate: Literal["trained", "held out", "refused"]
+    identity: float = Field(description="cosine to the most similar view of the sheet in the same framing")
+    threshold: float = Field(description="the least identity with which it is kept")
+    copying: float = Field(description="correlation with the picture it was drawn from, at 24x24; 1 = nothing changed")
+    image: Ref = Field(description="RGB PNG, square")
+    alpha: Ref = Field(description="L PNG of the same size, 255 = figure; all of it before a scene")
+    width: int
+    height: int
+    background: tuple[int, int, int] | None = Field(description="RGB 0-255 of a plain background; None for a scene")
+
+
+class ExpansionRecord(Record):
+    """Every picture that was drawn to get more views, in the order drawn, kept or not."""
+
+    views: tuple[ExtraView, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> tuple[ExtraView, ...]:
+        """Those that are the character: trained or held out."""
+        return tuple(view for view in self.views if view.fate != "refused")
+
+
 class CaptionRecord(Record):
     """The caption of one view."""
 
-    view: ViewName
+    view: str = Field(description="front, side, back, or an extra view's name")
     text: str = Field(description="trigger, class noun, view, framing, tags…")
     tags: tuple[str, ...] = Field(default=(), description="what the captioner said, before pruning")
     pruned: tuple[str, ...] = Field(default=(), description="the character's own traits, bound to the trigger")
@@ -82,6 +113,21 @@ class DatasetRecord(Record):
     digest: str = Field(description="SHA-256 over images, masks and captions")
     side_bound: bool = Field(default=False, description="the character has items bound to one side: never flip")
     warnings: tuple[str, ...] = ()
+    extras: tuple[ExtraView, ...] = Field(default=(), description="more views that were kept; captioned as the others")
+
+    @property
+    def trained_extras(self) -> tuple[ExtraView, ...]:
+        """More views that are trained on."""
+        return tuple(extra for extra in self.extras if extra.fate == "trained")
+
+    @property
+    def held_out(self) -> tuple[ExtraView, ...]:
+        """More views that are only validated with."""
+        return tuple(extra for extra in self.extras if extra.fate == "held out")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_empty(write(self), "extras")
 
 
 class LossPoint(Record):
@@ -198,3 +244,13 @@ class RunRecord(Record):
     mlflow_run_id: str | None = None
     prefect_flow_run_id: str | None = None
     warnings: tuple[str, ...] = ()
+    expansion: ExpansionRecord | None = Field(default=None, description="None when no more views were asked for")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_empty(write(self), "expansion")
+
+
+def _without_empty(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """The dump without an optional part that is not there, so that digests are what they were before it was thought of."""
+    return data if data.get(name) else {key: value for key, value in data.items() if key != name}

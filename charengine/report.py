@@ -34,6 +34,7 @@ def render(run: RunRecord, store: Store) -> str:
         report_sections.pick(run, pictures),
         report_sections.usage(run),
         report_sections.sheet_and_views(run, pictures),
+        report_sections.more_views(run, pictures),
         report_sections.training(run, store),
         report_sections.sweep(run, pictures),
         report_sections.appendix(run),

@@ -9,7 +9,7 @@ import yaml
 from charengine.evaluation.canvas import SvgCanvas
 from charengine.evaluation.plots import trade_off
 from charengine.evaluation.prompts import SweepPrompt
-from charengine.records import CellMetrics, Ref, RunRecord, SweepRecord, ViewRecord
+from charengine.records import CellMetrics, ExtraView, Ref, RunRecord, SweepRecord, ViewRecord
 from charengine.report_parts import (
     Pictures,
     code,
@@ -71,8 +71,8 @@ def pick(run: RunRecord, pictures: Pictures) -> str:
 
 def warnings(run: RunRecord) -> str:
     """Everything any stage warned about, once."""
-    records = (run, run.sheet, run.views, run.dataset, run.training, run.sweep)
-    found = list(dict.fromkeys(line for record in records for line in record.warnings))
+    records = (run, run.sheet, run.views, run.expansion, run.dataset, run.training, run.sweep)
+    found = list(dict.fromkeys(line for record in records if record for line in record.warnings))
     return f'<div class="warn"><p>Look at these first</p>{items(found)}</div>' if found else ""
 
 
@@ -116,7 +116,7 @@ def sheet_and_views(run: RunRecord, pictures: Pictures) -> str:
             words += f'<div class="pruned">left to the trigger: <s>{text(", ".join(caption.pruned))}</s></div>'
         cards.append(figure(pictures.image(view.image, f"{view.view} view", width=520), _view_words(view)) + words)
     lead = (
-        "One picture, three views of the same character. They are all that the adapter learns from. What a caption names "
+        f"One picture, three views of the same character. {_learnt_from(run)} What a caption names "
         "stays changeable by prompt; traits struck out were left to the trigger, so that the word alone recalls them."
     )
     cells = "".join(f"<div>{card}</div>" for card in cards)
@@ -124,12 +124,48 @@ def sheet_and_views(run: RunRecord, pictures: Pictures) -> str:
     return section("Sheet and views", lead, f'<div class="pair">{pair}</div><div class="views">{cells}</div>', prompt)
 
 
+def more_views(run: RunRecord, pictures: Pictures) -> str:
+    """What the edit model drew besides, and what became of each picture; nothing when no more views were asked for."""
+    if run.expansion is None:
+        return ""
+    captions = {caption.view: caption.text for caption in run.dataset.captions}
+    cells = "".join(
+        f"<div>{figure(pictures.image(extra.image, extra.view, width=420), _extra_words(extra))}"
+        + (f'<div class="caption">{text(captions[extra.view])}</div>' if extra.view in captions else "")
+        + "</div>"
+        for extra in sorted(run.expansion.views, key=lambda extra: extra.fate == "refused")
+    )
+    kept, held_out = len(run.expansion.kept), len(run.dataset.held_out)
+    lead = (
+        f"The edit model drew {len(run.expansion.views)} pictures from the views above; {kept} were kept, {held_out} of them "
+        "held out: never trained on, but in the validation loss. A picture is kept if its identity, measured as in the sweep, "
+        "is not below that of the sheet's own two least alike views (close-ups: of their heads). Unchanged: how much of the "
+        "picture it was drawn from is still there, as a correlation of small pictures."
+    )
+    return section("More views", lead, f'<div class="strip" style="margin-top:18px">{cells}</div>')
+
+
+def _extra_words(extra: ExtraView) -> str:
+    compared = "below" if extra.fate == "refused" else "at least"
+    return (
+        f"{text(extra.view)}: <b>{extra.fate}</b>, identity {extra.identity:.3f}, {compared} {extra.threshold:.3f}; "
+        f"unchanged {extra.copying:.2f}"
+    )
+
+
+def _learnt_from(run: RunRecord) -> str:
+    count = len(run.dataset.trained_extras)
+    if not count:
+        return "They are all that the adapter learns from."
+    return f"The adapter learns from them and from the {count} more {'view' if count == 1 else 'views'} below."
+
+
 def training(run: RunRecord, store: Store) -> str:
     """Loss, learning rate and fixed-noise validation."""
     record = run.training
     last = record.checkpoints[-1]
     lead = (
-        f"{record.steps} steps on {len(run.views.views)} views; smoothed loss at the end {last.loss:.3f}. The shaded zones "
+        f"{record.steps} steps on {len(run.views.views) + len(run.dataset.trained_extras)} views; smoothed loss at the end {last.loss:.3f}. The shaded zones "
         "are the ones the origin's README gives. Their numbers depend on the loss weighting (theirs: min-SNR 5, running "
         "average) and on the model, so take them for orientation only. The validation loss below uses the same noise and "
         "timesteps every time: it can be compared from step to step, and with the base model (dashed)."

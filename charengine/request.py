@@ -15,7 +15,7 @@ from charengine.config import Character, Profile, explain, load_profile
 from charengine.environment import Home, work_folder
 from charengine.errors import BadInput, ConfigError
 
-STAGES = ("sheet", "crop", "caption", "train", "sweep", "report")
+STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
 MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
 _FILLER = frozenset({"a", "an", "the", "of", "in", "on", "with", "and", "her", "his", "who", "has", "wears", "wearing"})
 

@@ -11,13 +11,22 @@ from pydantic import Field
 from charengine import outputs
 from charengine.config import MAX_PROMPT, profile_names
 from charengine.environment import find_home
-from charengine.records import AdapterRecord, DatasetRecord, RunRecord, SheetRecord, SweepRecord, ViewsRecord
+from charengine.records import (
+    AdapterRecord,
+    DatasetRecord,
+    ExpansionRecord,
+    RunRecord,
+    SheetRecord,
+    SweepRecord,
+    ViewsRecord,
+)
 from charengine.request import STAGES, RunRequest, check
 from charengine.tracking import closing
 from charengine.workspace import Workspace
 from tasks.artifacts import show_run
 from tasks.caption import caption_key, caption_views, show_dataset
 from tasks.crop import crop_views
+from tasks.expand import expand_views
 from tasks.opening import flow_run_id, open_workspace
 from tasks.report import write_report
 from tasks.sheet import make_sheet
@@ -72,7 +81,7 @@ def character(
 
 
 def make_character(workspace: Workspace) -> dict[str, Any]:
-    """The six stages, each handing a record to the next; files are written as soon as they exist."""
+    """The stages, each handing a record to the next; files are written as soon as they exist."""
     out, store = workspace.out, workspace.store
 
     sheet = make_sheet(workspace)
@@ -81,8 +90,13 @@ def make_character(workspace: Workspace) -> dict[str, Any]:
     views = crop_views(workspace, sheet)
     view_paths = outputs.write_views(views, out / "views", store)
 
-    key = caption_key(workspace, views)
-    dataset = outputs.take_edits(caption_views(workspace, views), out, key)
+    expansion = expand_views(workspace, views)
+    if expansion:
+        outputs.write_expansion(expansion, out / "extra_views", store)
+    extras = expansion.kept if expansion else ()
+
+    key = caption_key(workspace, views, extras)
+    dataset = outputs.take_edits(caption_views(workspace, views, extras), out, key)
     show_dataset(workspace, dataset)
     caption_paths = outputs.write_dataset(dataset, out, store, key)
 
@@ -92,7 +106,7 @@ def make_character(workspace: Workspace) -> dict[str, Any]:
     adapter_path, recommended_path = outputs.write_adapters(sweep, dataset.trigger, out, store)
     outputs.write_pictures(sweep, out, store)
 
-    run = _record(workspace, sheet, views, dataset, training, sweep)
+    run = _record(workspace, sheet, views, expansion, dataset, training, sweep)
     report = write_report(workspace, run)
     run = run.model_copy(update={"stages": tuple(workspace.facts)})
     report_path = outputs.write_report(report, run, out, store)
@@ -123,11 +137,13 @@ def _record(
     workspace: Workspace,
     sheet: SheetRecord,
     views: ViewsRecord,
+    expansion: ExpansionRecord | None,
     dataset: DatasetRecord,
     training: AdapterRecord,
     sweep: SweepRecord,
 ) -> RunRecord:
-    warnings = [warning for record in (sheet, views, dataset, training, sweep) for warning in record.warnings]
+    records = (sheet, views, expansion, dataset, training, sweep)
+    warnings = [warning for record in records if record for warning in record.warnings]
     return RunRecord(
         name=workspace.character.name,
         prompt=workspace.character.prompt,
@@ -138,6 +154,7 @@ def _record(
         config=workspace.config,
         sheet=sheet,
         views=views,
+        expansion=expansion,
         dataset=dataset,
         training=training,
         sweep=sweep,
@@ -158,6 +175,11 @@ def _log_outcome(workspace: Workspace, run: RunRecord) -> None:
     for label, cell in (("pick", pick.metrics), ("base", pick.baseline), ("last_at_1", pick.overbaked)):
         numbers |= {
             f"{label}/{name}": getattr(cell, name) for name in ("identity", "adherence", "diversity", "copying")
+        }
+    if run.expansion:
+        fates = [extra.fate for extra in run.expansion.views]
+        numbers |= {
+            f"expand/{fate.replace(' ', '_')}": fates.count(fate) for fate in ("trained", "held out", "refused")
         }
     numbers |= {f"seconds/{fact.stage}": fact.seconds for fact in run.stages if not fact.cached}
     workspace.tracker.log_metrics(numbers, step=0)

@@ -11,7 +11,7 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
-from charengine.records import AdapterRecord, DatasetRecord, Ref, RunRecord, SweepRecord
+from charengine.records import AdapterRecord, DatasetRecord, ExpansionRecord, Ref, RunRecord, SweepRecord
 from charengine.workspace import Workspace
 
 
@@ -27,13 +27,30 @@ def show_picture(workspace: Workspace, name: str, ref: Ref) -> None:
         )
 
 
+def show_expansion(workspace: Workspace, expansion: ExpansionRecord) -> None:
+    """The kept pictures, and every attempt as a table."""
+    for extra in expansion.kept:
+        show_picture(workspace, extra.view, extra.image)
+    rows = [
+        {
+            "view": extra.view,
+            "seed": extra.seed,
+            "identity": round(extra.identity, 3),
+            "at least": round(extra.threshold, 3),
+            "fate": extra.fate,
+        }
+        for extra in expansion.views
+    ]
+    create_table_artifact(table=rows, key=f"{workspace.slug}-more-views", description="more views, kept and refused")
+
+
 def show_captions(workspace: Workspace, dataset: DatasetRecord) -> None:
     """The captions as a table."""
     rows = [
         {"view": caption.view, "caption": caption.text, "bound to the trigger": ", ".join(caption.pruned)}
         for caption in dataset.captions
     ]
-    create_table_artifact(table=rows, key=f"{workspace.slug}-captions", description="captions of the three views")
+    create_table_artifact(table=rows, key=f"{workspace.slug}-captions", description="captions of the views")
     text = "".join(f"{caption.view}: {caption.text}\n" for caption in dataset.captions)
     workspace.tracker.log_bytes(text.encode(), "captions.txt")
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from charengine import caption as engine
-from charengine.keys import stage_key
-from charengine.records import DatasetRecord, ViewsRecord
+from charengine.keys import digest, stage_key
+from charengine.records import DatasetRecord, ExtraView, ViewsRecord
 from charengine.workspace import Workspace
 from tasks.artifacts import show_captions
 from tasks.stage import run_stage, stage_task
 
 
-def caption_views(workspace: Workspace, views: ViewsRecord) -> DatasetRecord:
+def caption_views(workspace: Workspace, views: ViewsRecord, extras: tuple[ExtraView, ...] = ()) -> DatasetRecord:
     """Views and captions as one dataset."""
-    return run_stage(caption_task, caption_key(workspace, views), workspace, views, on_gpu=True)
+    return run_stage(caption_task, caption_key(workspace, views, extras), workspace, views, extras, on_gpu=True)
 
 
 def show_dataset(workspace: Workspace, dataset: DatasetRecord) -> None:
@@ -20,8 +20,8 @@ def show_dataset(workspace: Workspace, dataset: DatasetRecord) -> None:
     show_captions(workspace, dataset)
 
 
-def caption_key(workspace: Workspace, views: ViewsRecord) -> str:
-    """The views' pixels and masks, the character, the caption settings and the captioner."""
+def caption_key(workspace: Workspace, views: ViewsRecord, extras: tuple[ExtraView, ...] = ()) -> str:
+    """The views' pixels and masks, any more views, the character, the caption settings and the captioner."""
     character = workspace.character
     return stage_key(
         "caption",
@@ -32,16 +32,23 @@ def caption_key(workspace: Workspace, views: ViewsRecord) -> str:
             "trigger": character.trigger,
         },
         settings=workspace.profile.caption,
-        inputs=[part for view in views.views for part in (view.view, view.image.sha256, view.alpha.sha256)],
+        inputs=[
+            *(part for view in views.views for part in (view.view, view.image.sha256, view.alpha.sha256)),
+            *(digest(extra) for extra in extras),
+        ],
         models=[workspace.models.captioner.fingerprint],
     )
 
 
 @stage_task("caption")
-def caption_task(key: str, workspace: Workspace, views: ViewsRecord) -> DatasetRecord:
+def caption_task(
+    key: str, workspace: Workspace, views: ViewsRecord, extras: tuple[ExtraView, ...] = ()
+) -> DatasetRecord:
     """Caption the views, and free the captioner."""
     captioner = workspace.models.captioner
     try:
-        return engine.caption_views(views, workspace.character, workspace.profile.caption, captioner, workspace.store)
+        return engine.caption_views(
+            views, workspace.character, workspace.profile.caption, captioner, workspace.store, extras
+        )
     finally:
         captioner.unload()

@@ -75,7 +75,7 @@ def _train_within_memory(
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        smaller = smaller_plan(settings)
+        smaller = smaller_plan(settings, len(VIEWS) + len(dataset.trained_extras))
         if smaller == settings:
             raise OutOfBudget(f"training ran out of memory with the smallest plan there is: {error}") from error
     workspace.models.diffusion.unload()
@@ -108,9 +108,9 @@ def _train(
     )
 
 
-def smaller_plan(settings: TrainSettings) -> TrainSettings:
+def smaller_plan(settings: TrainSettings, views: int = len(VIEWS)) -> TrainSettings:
     """The plan that needs least memory for the same samples per step: full checkpointing, one view at a time."""
-    samples = (settings.batch or len(VIEWS)) * settings.accumulate
+    samples = (settings.batch or views) * settings.accumulate
     return settings.model_copy(update={"checkpointing": "full", "batch": 1, "accumulate": min(samples, 64)})
 
 

@@ -51,7 +51,7 @@ def cli(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
         (["run", "an orc", "--set", "train.rank"], ["section.key=value"]),
         (["run", "an orc", "--sheet", "nowhere.png"], ["nowhere.png", "no such file"]),
         (["run", "an orc", "--out", "/proc/1/runs"], ["/proc/1/runs", "cannot be written"]),
-        (["run", "an orc", "--refresh", "trian"], ["'trian'", "sheet, crop, caption, train, sweep, report"]),
+        (["run", "an orc", "--refresh", "trian"], ["'trian'", "sheet, crop, expand, caption, train, sweep, report"]),
         (["crop", "nowhere.png"], ["nowhere.png"]),
         (["train", "nowhere"], ["nowhere"]),
         (["report", "nowhere"], ["nowhere"]),

@@ -28,7 +28,7 @@ Seed = Annotated[int, typer.Option(help="Same seed, same machine kind: same file
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    for command in (sheet, crop, caption, train, sweep, report):
+    for command in (sheet, crop, expand, caption, train, sweep, report):
         app.command()(command)
 
 
@@ -84,6 +84,36 @@ def crop(
     _warn((*taken.warnings, *views.warnings))
 
 
+def expand(
+    folder: Annotated[Path, typer.Argument(help="Folder with front, side and back pictures; gets the new ones.")],
+    prompt: Annotated[str, typer.Option(help="What the character looks like: what the edit model is to keep.")],
+    settings: SetOption,
+    count: Annotated[int, typer.Option(help="How many more views.")] = 5,
+    class_noun: ClassNoun = "",
+    seed: Seed = 42,
+    profile: ProfileOption = "embedded",
+) -> None:
+    """Draw more views (close-up, three-quarter, expression, pose, background); keep those that are the character."""
+    _must_exist(folder)
+    overrides = (f"expand.count={count}", *settings)
+    request = RunRequest(prompt, class_noun=class_noun, seed=seed, profile=profile, overrides=overrides)
+    desk, character = _desk(request, folder)
+    from charengine.expand import expand_views
+    from charengine.folders import read_views
+    from charengine.outputs import write_expansion
+
+    views = read_views(folder, desk.store)
+    models = desk.models
+    record = expand_views(views, character, desk.profile.expand, models.editor, models.embedder, desk.store)
+    for path in write_expansion(record, folder, desk.store):
+        say(str(path))
+    for extra in record.views:
+        say(
+            f"{extra.view}, seed {extra.seed}: {extra.fate}, identity {extra.identity:.3f}, at least {extra.threshold:.3f}"
+        )
+    _warn(record.warnings)
+
+
 def caption(
     folder: Annotated[Path, typer.Argument(help="Folder with front, side and back pictures; gets the .txt files.")],
     name: Annotated[str, typer.Option(help="The character's name.")],
@@ -100,11 +130,11 @@ def caption(
     request = RunRequest(prompt, name, class_noun, trigger, profile=profile, overrides=tuple(settings))
     desk, character = _desk(request, folder)
     from charengine.caption import caption_views
-    from charengine.folders import picture_of, read_views
+    from charengine.folders import picture_of, read_extras, read_views
     from charengine.store import write_atomically
 
-    views = read_views(folder, desk.store)
-    dataset = caption_views(views, character, desk.profile.caption, desk.models.captioner, desk.store)
+    views, extras = read_views(folder, desk.store), read_extras(folder, desk.store)
+    dataset = caption_views(views, character, desk.profile.caption, desk.models.captioner, desk.store, extras)
     for item in dataset.captions:
         path = picture_of(folder, item.view).with_suffix(".txt")
         write_atomically(path, (item.text + "\n").encode())

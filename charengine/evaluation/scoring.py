@@ -44,6 +44,7 @@ class References:
         self.views: list[ViewName] = [view.view for view in dataset.views.views]
         self._images = [open_image(store.get(view.image)) for view in dataset.views.views]
         self._masks = [open_image(store.get(view.alpha), "L") for view in dataset.views.views]
+        self._extras = [open_image(store.get(extra.image)) for extra in dataset.trained_extras]
         self._embedded: dict[Colour, torch.Tensor] = {}
 
     def on(self, colour: Colour) -> torch.Tensor:
@@ -66,7 +67,8 @@ class References:
         """The training images as the copying metric sees them, (views, 3, side, side)."""
         whole = [(0, 0, *image.size) for image in self._images]
         pairs = zip(self._images, whole, strict=True)
-        return metrics.thumbnails([frame(image, box, self.background, margin=0.0) for image, box in pairs])
+        views = [frame(image, box, self.background, margin=0.0) for image, box in pairs]
+        return metrics.thumbnails([*views, *(_square(extra) for extra in self._extras)])
 
     def allowed(self, view: ViewName | None) -> torch.Tensor:
         """(views,) bool: the view a prompt names, or all of them."""

@@ -21,11 +21,12 @@ from torch import Tensor
 from charengine.config import TrainSettings
 from charengine.errors import BadInput
 from charengine.models import Diffusion, LatentPosterior, TextConditioning
-from charengine.records import DatasetRecord, ViewRecord
+from charengine.records import DatasetRecord, ExtraView, ViewRecord
 from charengine.store import Store
 
 log = logging.getLogger(__name__)
 
+Picture = ViewRecord | ExtraView
 BACKGROUNDS = 4  # colours a view is composited on, when random backgrounds are asked for
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -72,19 +73,31 @@ class Bucket:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All buckets, the conditioning of an empty caption, and that of the trigger alone, for sample pictures."""
+    """All buckets, the conditioning of an empty caption, and that of the trigger alone, for sample pictures.
+
+    Args:
+        buckets: what is trained on, the sheet's views first.
+        empty_embeds, empty_pooled: of an empty caption.
+        sample_prompt: of the trigger and class noun.
+        captions: view name → caption trained on.
+        held_out: what is only validated with.
+    """
 
     buckets: tuple[Bucket, ...]
     empty_embeds: Tensor
     empty_pooled: Tensor
     sample_prompt: TextConditioning
     captions: dict[str, str]
+    held_out: tuple[Bucket, ...] = ()
 
     def to(self, device: torch.device) -> TrainingData:
         """The same data on another device."""
-        buckets = tuple(bucket.to(device) for bucket in self.buckets)
         return replace(
-            self, buckets=buckets, empty_embeds=self.empty_embeds.to(device), empty_pooled=self.empty_pooled.to(device)
+            self,
+            buckets=tuple(bucket.to(device) for bucket in self.buckets),
+            held_out=tuple(bucket.to(device) for bucket in self.held_out),
+            empty_embeds=self.empty_embeds.to(device),
+            empty_pooled=self.empty_pooled.to(device),
         )
 
     @property
@@ -100,32 +113,40 @@ def encode_dataset(dataset: DatasetRecord, settings: TrainSettings, diffusion: D
         BadInput: a view has no caption, sizes are not multiples of 8, or the regularisation folder cannot be used.
     """
     captions: dict[str, str] = {caption.view: caption.text for caption in dataset.captions}
-    missing = [view.view for view in dataset.views.views if view.view not in captions]
+    trained: list[Picture] = [*dataset.views.views, *dataset.trained_extras]
+    pictures: list[Picture] = [*trained, *dataset.held_out]
+    missing = [view.view for view in pictures if view.view not in captions]
     if missing:
         raise BadInput(f"the dataset has no caption for its {', '.join(missing)} view; caption every view")
     flip = settings.flips == "on" or (settings.flips == "auto" and not dataset.side_bound)
     extra = _read_regularisation(settings.regularisation, dataset) if settings.regularisation else []
-    texts = [captions[view.view] for view in dataset.views.views] + [text for _, _, text in extra]
+    texts = [captions[view.view] for view in pictures] + [text for _, _, text in extra]
     text = diffusion.encode_prompts([*texts, f"{dataset.trigger}, {dataset.class_noun}", ""])
     diffusion.unload("text_encoders")
-    buckets = []
-    for size, views in _by_size(dataset.views.views).items():
-        rows = [texts.index(captions[view.view]) for view in views]
-        buckets.append(
-            _encode_views(size, views, settings, diffusion, store, flip, text.embeds[rows], text.pooled[rows])
-        )
+
+    def encode(views: Sequence[Picture], flip: bool) -> list[Bucket]:
+        found = []
+        for size, group in _by_size(views).items():
+            rows = [texts.index(captions[view.view]) for view in group]
+            found.append(
+                _encode_views(size, group, settings, diffusion, store, flip, text.embeds[rows], text.pooled[rows])
+            )
+        return found
+
+    buckets, held_out = encode(trained, flip), encode(dataset.held_out, flip=False)
     singles = [
         _encode_class_image(name, image, settings, diffusion, text.embeds[row : row + 1], text.pooled[row : row + 1])
-        for row, (name, image, _) in enumerate(extra, start=len(dataset.views.views))
+        for row, (name, image, _) in enumerate(extra, start=len(pictures))
     ]
     buckets += _joined(singles)
     diffusion.unload("vae")
     sample = TextConditioning(text.embeds[-2:-1], text.pooled[-2:-1])
-    return TrainingData(tuple(buckets), text.embeds[-1:], text.pooled[-1:], sample, captions)
+    own = {view.view: captions[view.view] for view in trained}
+    return TrainingData(tuple(buckets), text.embeds[-1:], text.pooled[-1:], sample, own, tuple(held_out))
 
 
-def _by_size(views: Sequence[ViewRecord]) -> dict[tuple[int, int], list[ViewRecord]]:
-    sizes: dict[tuple[int, int], list[ViewRecord]] = {}
+def _by_size(views: Sequence[Picture]) -> dict[tuple[int, int], list[Picture]]:
+    sizes: dict[tuple[int, int], list[Picture]] = {}
     for view in views:
         if view.width % 8 or view.height % 8:
             raise BadInput(f"the {view.view} view is {view.width}x{view.height}; sides must be multiples of 8")
@@ -135,7 +156,7 @@ def _by_size(views: Sequence[ViewRecord]) -> dict[tuple[int, int], list[ViewReco
 
 def _encode_views(
     size: tuple[int, int],
-    views: list[ViewRecord],
+    views: list[Picture],
     settings: TrainSettings,
     diffusion: Diffusion,
     store: Store,
@@ -174,8 +195,10 @@ def _encode_views(
     )
 
 
-def time_ids(view: ViewRecord) -> tuple[int, int, int, int, int, int]:
+def time_ids(view: Picture) -> tuple[int, int, int, int, int, int]:
     """SDXL's size conditioning, truthful: the bucket as large as it was on the sheet, nothing cropped, bucket as target."""
+    if isinstance(view, ExtraView):  # drawn at this size
+        return (view.height, view.width, 0, 0, view.height, view.width)
     x0, y0, x1, y1 = view.source_box
     scale = view.facts.get("scale") or min(view.width / max(1, x1 - x0), view.height / max(1, y1 - y0))
     return (round(view.height / scale), round(view.width / scale), 0, 0, view.height, view.width)
@@ -195,7 +218,7 @@ def _loss_mask(alpha: Image.Image, amount: float) -> Tensor:
     return (mask / mask.mean().clamp(min=1e-3)).unsqueeze(0)
 
 
-def _check_finite(latents: list[Tensor], views: list[ViewRecord]) -> None:
+def _check_finite(latents: list[Tensor], views: list[Picture]) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in latents):
         raise BadInput(
             f"the VAE made NaN latents from the {views[0].width}x{views[0].height} views; "

@@ -1,5 +1,8 @@
 """Fixed-noise, fixed-timestep loss of every view: the number that shows overfitting, which the training loss does not.
 
+Pictures held out from training are measured too, under a name of their own: their distance to the views is what was not learnt
+but remembered.
+
 Plain mean squared error (no min-SNR weight, no mask) of the ε-prediction, on the same noise at every call.
 """
 
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 
 from charengine.records import LossPoint
-from charengine.training.data import TrainingData
+from charengine.training.data import Bucket, TrainingData
 from charengine.training.step import predict
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 THIRDS = ("low", "mid", "high")
 PER_THIRD = 2  # timesteps a third
+HELD_OUT = "held out "  # before the name of a picture that is not trained on
 NOISE_SEED = 20_231_107  # the same noise for every run, so that runs compare
 
 
@@ -41,7 +45,7 @@ class Validation:
 
     Args:
         unet: with the adapter hooked on.
-        data: its views are measured, not its class images.
+        data: its views and what is held out are measured, not its class images.
         alphas_cumprod: (1000,) noise schedule.
         chunk: most samples in one forward.
         pool: a CUDA graph memory pool: the forward of each shape is captured there; None runs eagerly.
@@ -54,7 +58,10 @@ class Validation:
         count = len(THIRDS) * PER_THIRD
         steps = torch.tensor([int((i + 0.5) * len(alphas_cumprod) / count) for i in range(count)])
         generator = torch.Generator().manual_seed(NOISE_SEED)
-        self.batches = [batch for bucket in data.views for batch in _batches(bucket, steps, alphas_cumprod, generator)]
+        shown = [("", bucket) for bucket in data.views] + [(HELD_OUT, bucket) for bucket in data.held_out]
+        self.batches = [
+            batch for mark, bucket in shown for batch in _batches(bucket, steps, alphas_cumprod, generator, mark)
+        ]
         self.graphs: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
 
     @torch.no_grad()
@@ -114,7 +121,9 @@ class Validation:
         return graph, held, output
 
 
-def _batches(bucket, steps: Tensor, alphas_cumprod: Tensor, generator: torch.Generator) -> list[_Batch]:  # type: ignore[no-untyped-def]
+def _batches(
+    bucket: Bucket, steps: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, mark: str
+) -> list[_Batch]:
     device, kind = bucket.mean.device, bucket.mean.dtype
     alphas = alphas_cumprod[steps].to(device, kind).view(-1, 1, 1, 1)
     batches = []
@@ -125,7 +134,13 @@ def _batches(bucket, steps: Tensor, alphas_cumprod: Tensor, generator: torch.Gen
         rows = slice(i, i + 1)
         batches.append(
             _Batch(
-                view, noisy, noise, steps.to(device), bucket.embeds[rows], bucket.pooled[rows], bucket.time_ids[rows]
+                mark + view,
+                noisy,
+                noise,
+                steps.to(device),
+                bucket.embeds[rows],
+                bucket.pooled[rows],
+                bucket.time_ids[rows],
             )
         )
     return batches

@@ -177,6 +177,28 @@ def test_a_new_sweep_prompt_sweeps_again_and_trains_nothing(studio: Studio, firs
     assert run.data.tags["charengine.train_run_id"] == train.info.run_id
 
 
+def test_more_views_are_a_stage_of_their_own_between_crop_and_caption(studio: Studio, first: dict[str, Any]) -> None:
+    # a random embedder tells nobody apart: the wide margin keeps what the random edit model draws
+    more = ("expand.count=3", "expand.kinds=[pose]", "expand.candidates=1", "expand.steps=1", "expand.margin=0.5")
+    other = studio.make(*more, out=str(studio.folder / "more"))
+    assert list(other["seconds"]) == ["sheet", "crop", "expand", "caption", "train", "sweep", "report"]
+    assert other["cached_stages"] == ["sheet", "crop"]
+    run = RunRecord.model_validate_json((studio.folder / "more" / "run.json").read_bytes())
+    assert run.expansion and run.dataset.extras == run.expansion.kept
+    trained = {"front", "side", "back", *(extra.view for extra in run.dataset.trained_extras)}
+    assert {path.stem for path in (studio.folder / "more" / "dataset").glob("10_*/*.png")} == trained
+    assert [f"held out {extra.view}" for extra in run.dataset.held_out] == list(run.training.validation[-1].by_view)[
+        len(trained) :
+    ]
+    [mlflow] = [one for one in studio.runs() if one.info.run_id == other["mlflow_run_id"]]
+    assert mlflow.data.metrics["expand/trained"] == len(run.dataset.trained_extras)
+    assert mlflow.data.metrics["expand/held_out"] == len(run.dataset.held_out) == 1
+    assert mlflow.data.params["expand.count"] == "3"
+
+    assert studio.make(*more, out=str(studio.folder / "more"))["cached_stages"] == list(other["seconds"])
+    assert studio.make()["cached_stages"] == STAGES  # left off again, nothing has changed
+
+
 def test_another_trigger_keeps_the_sheet_and_captions_again(studio: Studio, first: dict[str, Any]) -> None:
     other = studio.make(trigger="zorvak", out=str(studio.folder / "zorvak"))
     assert other["cached_stages"] == ["sheet", "crop"]

@@ -142,6 +142,7 @@ def test_the_smaller_plan_keeps_the_samples_per_step() -> None:
     plan = smaller_plan(TrainSettings(batch=0, accumulate=2))
     assert (plan.batch, plan.accumulate, plan.checkpointing) == (1, 6, "full")
     assert smaller_plan(plan) == plan
+    assert smaller_plan(TrainSettings(batch=0, accumulate=2), views=5).accumulate == 10
     assert plan.steps == TrainSettings().steps
 
 
@@ -184,7 +185,8 @@ def test_out_of_memory_gets_one_smaller_plan_that_is_told(monkeypatch: pytest.Mo
         profile=SimpleNamespace(train=TrainSettings()),
         models=SimpleNamespace(diffusion=SimpleNamespace(unload=lambda: None)),
     )
-    made = train._train_within_memory("train-1", workspace, SimpleNamespace(), NullTracker(), lambda: False)
+    dataset: Any = SimpleNamespace(trained_extras=())
+    made = train._train_within_memory("train-1", workspace, dataset, NullTracker(), lambda: False)
     assert [key for key, _ in asked] == ["train-1", "train-1-smaller"]  # the state of one plan is not the other's
     assert asked[1][1] == train.smaller_plan(TrainSettings())
     assert "checkpointing=full, batch=1" in made.warnings[0]
@@ -192,4 +194,4 @@ def test_out_of_memory_gets_one_smaller_plan_that_is_told(monkeypatch: pytest.Mo
     workspace.profile.train = train.smaller_plan(TrainSettings())
     monkeypatch.setattr(train, "_train", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(OutOfBudget, match="smallest plan"):
-        train._train_within_memory("train-1", workspace, SimpleNamespace(), NullTracker(), lambda: False)
+        train._train_within_memory("train-1", workspace, dataset, NullTracker(), lambda: False)
