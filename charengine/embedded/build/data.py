@@ -127,25 +127,34 @@ def allow_recompiles() -> None:
 
 
 def compile_renderer(device: torch.device) -> str:
-    """Draw by kernel on CUDA from here on, if that works here and draws the same; says what happened."""
+    """Draw by kernels and graphs on CUDA from here on, as far as they work here and draw the same; says what happened."""
     if device.type != "cuda":
         return "eager (CPU)"
     allow_recompiles()
-    eager = raster.draw_smooth
-    try:
-        from charengine.embedded.build import render_kernel  # needs Triton, which comes with CUDA builds of torch
+    places = ((raster, "draw_smooth"), (world, "draw_background"), (world, "build_figures"))
+    eager = [getattr(module, name) for module, name in places]
+    wanted = _renderer_samples(device)
+    said = []
+    for parts in (3, 2):  # without the graph where that fails; then eager
+        try:
+            from charengine.embedded.build import render_graph, render_kernel  # the latter needs Triton, as CUDA has it
 
-        wanted = _renderer_samples(device)
-        raster.draw_smooth = render_kernel.draw_smooth
-        started = time.monotonic()
-        drawn = _renderer_samples(device)
-        differences = [(a - b).abs().mean().item() for a, b in zip(drawn, wanted, strict=True)]
-        if not max(differences) <= 2e-3:
-            raise RuntimeError(f"the kernel's pictures differ by {differences} on average; 0.002 is allowed")
-        return f"kernels, compiled in {time.monotonic() - started:.0f} s, differ by {max(differences):.2g}"
-    except Exception as error:  # a slower renderer is better than no training
-        raster.draw_smooth = eager
-        return f"eager: {type(error).__name__}: {str(error)[:300]}"
+            faster = [render_kernel.draw_smooth, render_graph.draw_background, render_graph.GraphedFigures()][:parts]
+            for (module, name), function in zip(places, faster, strict=False):
+                setattr(module, name, function)
+            started = time.monotonic()
+            drawn = _renderer_samples(device)
+            differences = [(a - b).abs().mean().item() for a, b in zip(drawn, wanted, strict=True)]
+            if not max(differences) <= 2e-3:
+                raise RuntimeError(f"pictures differ by {differences} on average; 0.002 is allowed")
+            names = ", ".join(name for _, name in places[:parts])
+            said.append(f"{names} in {time.monotonic() - started:.0f} s, differ by {max(differences):.2g}")
+            return "; ".join(said)
+        except Exception as error:  # a slower renderer is better than no training
+            said.append(f"not with {parts} parts: {type(error).__name__}: {str(error)[:300]}")
+            for (module, name), function in zip(places, eager, strict=True):
+                setattr(module, name, function)
+    return "eager: " + "; ".join(said)
 
 
 def _renderer_samples(device: torch.device) -> tuple[torch.Tensor, ...]:
