@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from charengine.embedded import figure, scenery, world
-from charengine.embedded.build import render_graph
-from charengine.embedded.build.data import compile_renderer
+from charengine.embedded import figure, raster, scenery, world
+from charengine.embedded.build import data, render_graph
 from charengine.embedded.traits import BACKGROUNDS, POSES, TRAITS, sample_indices
 
 ROOT = Path(__file__).parents[2]
@@ -97,8 +97,18 @@ def test_figures_built_from_kept_constants_are_the_same_and_need_no_new_ones() -
 
 def test_without_cuda_nothing_is_replaced() -> None:
     before = (world.build_figures, world.draw_background)
-    assert compile_renderer(torch.device("cpu")) == "eager (CPU)"
+    assert data.compile_renderer(torch.device("cpu")) == "eager (CPU)"
     assert (world.build_figures, world.draw_background) == before
+
+
+def test_kernels_that_cannot_run_or_draw_otherwise_are_taken_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter(torch.tensor([0.0, 0.5, 0.5]))  # what is wanted, then what two sets of kernels draw
+    monkeypatch.setattr(data, "allow_recompiles", lambda: None)
+    monkeypatch.setattr(data, "_renderer_samples", lambda device: (next(drawn),))
+    before = (raster.draw_smooth, world.build_figures, world.draw_background)
+    said = data.compile_renderer(SimpleNamespace(type="cuda"))  # type: ignore[arg-type]
+    assert said.startswith("eager: not with 3 parts: ") and ("differ by [0.5]" in said or "triton" in said)
+    assert (raster.draw_smooth, world.build_figures, world.draw_background) == before
 
 
 def test_the_paints_compared_include_every_trait_that_is_painted() -> None:
