@@ -5,7 +5,8 @@
     python benchmarks/train_step.py --sd-scripts DIR   # also kohya's trainer, from a checkout of it
 
 Weights are random (speed and memory do not depend on their values). Every case is a process of its own; the JSON is
-written after each, so that a time limit loses nothing. Recipe: LoCon rank 32 / conv 16, Adafactor, min-SNR 5, bf16.
+written after each, so that a time limit loses nothing; under "earlier" it keeps what older runs measured and this one
+did not (ratios are meant within one run). Recipe: LoCon rank 32 / conv 16, Adafactor, min-SNR 5, bf16.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.sd_scripts import measure_sd_scripts
 from benchmarks.train_cases import CAP_GIB, CASES, LARGE, VIEW, Machine
 
+RESULTS = Path(__file__).resolve().parent / "results"
 os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")
 
 
@@ -36,7 +38,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny U-Net and few steps")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "benchmarks/results")))
     parser.add_argument("--minutes", type=float, default=7.5, help="no case is started after this")
-    parser.add_argument("--only", nargs="*", default=[], help="cases, by name")
+    parser.add_argument("--only", nargs="*", default=[], choices=CASES, metavar="CASE", help="cases, by name, in order")
+    parser.add_argument("--earlier", type=Path, help="results to keep; default: the file in benchmarks/results")
     parser.add_argument("--sd-scripts", type=Path, help="a checkout of kohya's sd-scripts")
     parser.add_argument(
         "--sd-scripts-python", type=Path, help="what runs it; default: .venv of the checkout, else this interpreter"
@@ -52,6 +55,7 @@ def main() -> None:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"train_step{'-tiny' if arguments.tiny else ''}.json"
+    before = earlier_runs(arguments.earlier or RESULTS / path.name)
     started = time.perf_counter()
     results: dict[str, Any] = {"machine": describe_machine(arguments.device), "cases": {}}
     with tempfile.TemporaryDirectory() as work:
@@ -61,7 +65,7 @@ def main() -> None:
                 results["cases"][name] = {"skipped": "no time left"}
                 continue
             results["cases"][name] = run_case(name, arguments, Path(work), left + 20, arguments.out)
-            path.write_text(json.dumps(results, indent=1))
+            write(path, results, before)
             print(f"[{time.perf_counter() - started:5.0f} s] {name}: {summary(results['cases'][name])}", flush=True)
         if arguments.sd_scripts:
             for size in (LARGE, VIEW):
@@ -71,8 +75,32 @@ def main() -> None:
                 )
                 path.write_text(json.dumps(results, indent=1))
                 print(f"[{time.perf_counter() - started:5.0f} s] {name}: {summary(results['cases'][name])}", flush=True)
-    path.write_text(json.dumps(results, indent=1))
+    write(path, results, before)
     print(table(results))
+
+
+def earlier_runs(file: Path) -> list[dict[str, Any]]:
+    """What was measured before, newest first: machine and cases of each run."""
+    if not file.is_file():
+        return []
+    newest = json.loads(file.read_text())
+    return [{"machine": newest["machine"], "cases": newest["cases"]}, *newest.get("earlier", [])]
+
+
+def write(path: Path, results: dict[str, Any], before: list[dict[str, Any]]) -> None:
+    """This run's results, and of each older run the cases that no newer one measured."""
+    known = {name for name, case in results["cases"].items() if measured(case)}
+    kept = []
+    for run in before:
+        cases = {name: case for name, case in run["cases"].items() if measured(case) and name not in known}
+        known |= cases.keys()
+        kept += [{"machine": run["machine"], "cases": cases}] if cases else []
+    path.write_text(json.dumps(results | ({"earlier": kept} if kept else {}), indent=1))
+
+
+def measured(case: dict[str, Any]) -> bool:
+    """Whether a case ran to its end."""
+    return "error" not in case and "skipped" not in case
 
 
 def run_case(name: str, arguments: argparse.Namespace, work: Path, limit: float, out: Path) -> dict[str, Any]:
