@@ -39,7 +39,7 @@ class Renderer:
         self.device, self.split, self.few = device, split, few
         self.generator = torch.Generator().manual_seed(seed)
         self.rng = random.Random(seed)
-        self.chunk = 256 if device.type == "cuda" else None
+        self.chunk = 512 if device.type == "cuda" else None
 
     def characters(self, n: int) -> torch.Tensor:
         """Trait rows (n, n_traits) on the CPU."""
