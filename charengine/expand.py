@@ -2,7 +2,8 @@
 
 An edit model changes what it should keep as readily as what it is asked to change, so each picture is measured before it may
 teach anything: its identity, taken as the sweep takes it (the figure, against the sheet's views pasted on the picture's own
-background), must not be below that of the sheet's two least alike views. A close-up is compared with the heads of the views.
+background), must not be below that of the sheet's two least alike views. A close-up is compared with the heads of the
+front and side view: the back of a head is too unlike its face to be a measure.
 """
 
 from __future__ import annotations
@@ -184,9 +185,10 @@ class Yardstick:
 
     def __init__(self, views: ViewsRecord, embedder: Embedder, store: Store) -> None:
         bare = DatasetRecord(trigger="", class_noun="", views=views, captions=(), digest="")
+        faces = views.model_copy(update={"views": tuple(view for view in views.views if view.view != "back")})
         self._references = {
             FULL_BODY: References(bare, embedder, store),
-            CLOSE_UP: _Heads(bare, embedder, store),
+            CLOSE_UP: _Heads(bare.model_copy(update={"views": faces}), embedder, store),
         }
         self.embedder = embedder
 
@@ -205,7 +207,7 @@ class Yardstick:
 
 
 class _Heads(References):
-    """The views' heads, as close-ups are compared with."""
+    """The heads of the views that show a face, as close-ups are compared with."""
 
     def __init__(self, dataset: DatasetRecord, embedder: Embedder, store: Store) -> None:
         super().__init__(dataset, embedder, store)

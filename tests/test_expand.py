@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageChops
 from run_samples import WHITE, doll, sample_dataset
 
-from charengine.caption import caption_views
+from charengine.caption import STAGE_VERSION, caption_views
 from charengine.config import CaptionSettings, Character, ExpandSettings, Profile, load_profile
 from charengine.dataset import dataset_digest, export_dataset, with_edits
 from charengine.errors import BadInput, ConfigError
@@ -365,6 +365,28 @@ def test_a_dataset_without_more_views_has_the_digest_it_always_had(views, store)
     assert dataset.digest == hashlib.sha256("".join(f"{part}\0" for part in parts).encode()).hexdigest()
 
 
+def test_the_caption_stage_has_the_key_it_always_had_until_there_are_more_views(views, store) -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from charengine.keys import stage_key
+    from tasks.caption import caption_key
+
+    models = SimpleNamespace(captioner=SimpleNamespace(fingerprint="witness"))
+    workspace: Any = SimpleNamespace(profile=load_profile("embedded"), character=GRISHA, models=models)
+    always = stage_key(
+        "caption",
+        STAGE_VERSION,
+        character={"prompt": GRISHA.prompt, "class_noun": "orc", "trigger": "zorgax"},
+        settings=workspace.profile.caption,
+        inputs=[part for view in views.views for part in (view.view, view.image.sha256, view.alpha.sha256)],
+        models=["witness"],
+    )
+    kept = expand(views, store, shifted, count=2)[0].kept
+    assert caption_key(workspace, views) == always
+    assert len({always, caption_key(workspace, views, kept), caption_key(workspace, views, kept[:1])}) == 3
+
+
 def test_the_report_shows_every_picture_with_its_identity_and_fate_and_nothing_when_it_is_off(views, store) -> None:
     from run_samples import sample_run
 
@@ -452,8 +474,11 @@ def test_the_single_stage_reads_and_writes_a_folder_that_caption_and_train_read_
     assert done.returncode == 0, done.stderr
     record = ExpansionRecord.model_validate_json((folder / "expansion.json").read_bytes())
     assert len({extra.view for extra in record.views}) == 2
+    assert f"of {len(record.views)} pictures, " in done.stdout
     for extra in record.views:
-        assert f"{extra.view}, seed {extra.seed}: {extra.fate}, identity {extra.identity:.3f}" in done.stdout
+        assert f"{extra.view}, seed {extra.seed}: identity {extra.identity:.3f}" in done.stderr
+    kept = {str(path) for path in folder.rglob("*.png") if path.stem in {extra.view for extra in record.kept}}
+    assert set(done.stdout.splitlines()[:-1]) == kept
     captions = charengine("caption", folder, "--prompt", GRISHA.prompt, "--name", "Grisha", *sets)
     assert captions.returncode == 0, captions.stderr
     texts = {path.stem for path in folder.rglob("*.txt")}

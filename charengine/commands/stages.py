@@ -107,10 +107,8 @@ def expand(
     record = expand_views(views, character, desk.profile.expand, models.editor, models.embedder, desk.store)
     for path in write_expansion(record, folder, desk.store):
         say(str(path))
-    for extra in record.views:
-        say(
-            f"{extra.view}, seed {extra.seed}: {extra.fate}, identity {extra.identity:.3f}, at least {extra.threshold:.3f}"
-        )
+    fates = [extra.fate for extra in record.views]
+    say(f"of {len(fates)} pictures, {', '.join(f'{fates.count(fate)} {fate}' for fate in dict.fromkeys(fates))}")
     _warn(record.warnings)
 
 
