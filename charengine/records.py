@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 ViewName = Literal["front", "side", "back"]
 VIEWS: tuple[ViewName, ...] = ("front", "side", "back")
+HELD_OUT = "held out "  # before the name of a picture in a validation loss that is not trained on
 
 
 class Record(BaseModel):
@@ -131,7 +132,7 @@ class DatasetRecord(Record):
 
 
 class LossPoint(Record):
-    """Fixed-noise validation loss at a step; keys of `by_view` are view names, of `by_third` low/mid/high timesteps."""
+    """Fixed-noise validation loss at a step; keys of `by_view` are names of views (see HELD_OUT), of `by_third` low/mid/high timesteps."""
 
     step: int
     loss: float

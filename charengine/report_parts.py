@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from charengine.evaluation.canvas import SvgCanvas, series_colour
 from charengine.evaluation.plots import Band, Series, line_chart
-from charengine.records import AdapterRecord, LossPoint, Ref
+from charengine.records import HELD_OUT, VIEWS, AdapterRecord, LossPoint, Ref
 from charengine.store import Store
 
 # The origin's README (EazyEzar/ComfyUI-Qwen-SDXL-Character-Engine), measured as a running average with min-SNR 5.
@@ -111,7 +111,10 @@ def loss_charts(training: AdapterRecord, store: Store) -> list[str]:
 
 
 def validation_charts(training: AdapterRecord) -> list[str]:
-    """Fixed-noise validation loss by view and by timestep third; dashed lines are the base model on the same noise."""
+    """Fixed-noise validation loss by view and by timestep third; dashed lines are the base model on the same noise.
+
+    More views are one line, their mean, and those held out another: what lies between is remembered rather than learnt.
+    """
     charts = []
     for words, key, names in (
         ("validation loss by view", "by_view", {}),
@@ -128,13 +131,23 @@ def validation_charts(training: AdapterRecord) -> list[str]:
 def _validation_lines(
     points: Sequence[LossPoint], base: LossPoint | None, key: str, names: dict[str, str]
 ) -> list[Series]:
-    found = list(dict.fromkeys(name for point in points for name in getattr(point, key)))
+    found = list(dict.fromkeys(name for point in points for name in _losses(point, key)))
     lines = []
     for index, name in enumerate(found):
-        own = [(float(p.step), getattr(p, key)[name]) for p in points if name in getattr(p, key)]
-        level = getattr(base, key).get(name) if base else None
+        own = [(float(p.step), _losses(p, key)[name]) for p in points if name in _losses(p, key)]
+        level = _losses(base, key).get(name) if base else None
         if level is not None:
             own = [(0.0, level), *own] if own[0][0] > 0 else own
             lines.append(Series("", [(own[0][0], level), (own[-1][0], level)], series_colour(index), 1.0, dashed=True))
         lines.append(Series(names.get(name, name), own, series_colour(index)))
     return lines
+
+
+def _losses(point: LossPoint, key: str) -> dict[str, float]:
+    """A point's losses by line of the chart."""
+    lines: dict[str, list[float]] = {}
+    for name, loss in getattr(point, key).items():
+        extra = key == "by_view" and name not in VIEWS
+        line = name if not extra else HELD_OUT.strip() if name.startswith(HELD_OUT) else "more views"
+        lines.setdefault(line, []).append(loss)
+    return {line: sum(values) / len(values) for line, values in lines.items()}

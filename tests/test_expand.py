@@ -405,6 +405,19 @@ def test_the_report_shows_every_picture_with_its_identity_and_fate_and_nothing_w
     assert found.warnings[0].split("(")[0] in page
 
 
+def test_the_report_draws_all_held_out_pictures_as_one_line_beside_the_views(store) -> None:
+    from run_samples import sample_run
+
+    from charengine.report_parts import validation_charts
+
+    training = sample_run(store).training
+    more = {"pose-1": 0.2, "pose-2": 0.4, "held out pose-3": 0.5, "held out pose-4": 0.7}
+    points = tuple(point.model_copy(update={"by_view": point.by_view | more}) for point in training.validation)
+    chart = validation_charts(training.model_copy(update={"validation": points}))[0]
+    assert chart.count(">more views<") == chart.count(">held out<") == 1
+    assert "pose-" not in chart
+
+
 # --- real models ------------------------------------------------------------------------------------------------------
 
 

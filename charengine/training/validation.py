@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from charengine.records import LossPoint
+from charengine.records import HELD_OUT, LossPoint
 from charengine.training.data import Bucket, TrainingData
 from charengine.training.step import predict
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 THIRDS = ("low", "mid", "high")
 PER_THIRD = 2  # timesteps a third
-HELD_OUT = "held out "  # before the name of a picture that is not trained on
 NOISE_SEED = 20_231_107  # the same noise for every run, so that runs compare
 
 
