@@ -76,27 +76,31 @@ def cut_views(backdrop: Backdrop, figures: tuple[Figure, ...], settings: CropSet
     margin = settings.margin * max(figure.height for figure in figures)
     width = max(figure.width for figure in figures) + 2 * margin
     height = max(figure.height for figure in figures) + 2 * margin
-    bucket = choose_bucket(width, height, settings.bucket_area, settings.bucket_step)
+    bucket = choose_bucket(width, height, settings.bucket_area, settings.bucket_step, settings.upscale)
     scale = min(bucket[0] / width, bucket[1] / height)
     if not settings.upscale:
         scale = min(scale, 1.0)
     return tuple(_cut_view(backdrop, figure, name, bucket, scale) for name, figure in zip(VIEWS, figures, strict=True))
 
 
-def choose_bucket(width: float, height: float, area: int, step: int) -> tuple[int, int]:
-    """The bucket in which a box of this shape is largest.
+def choose_bucket(width: float, height: float, area: int, step: int, upscale: bool = True) -> tuple[int, int]:
+    """The bucket in which a box of this shape is largest; without `upscale`, the smallest that holds the box as it is.
 
     Args:
         width: of the box that must fit, pixels.
         height: the same.
         area: pixels a bucket may have (as kohya's: at most this, unless no bucket is that small).
         step: both sides are multiples of this.
+        upscale: whether the box may be enlarged to fill the bucket.
 
     Returns:
         width, height.
     """
     sides = range(step, int(WIDEST_ASPECT * math.sqrt(area)) + step, step)
     shapes = [(w, h) for w in sides for h in sides if max(w, h) <= WIDEST_ASPECT * min(w, h)]
+    roomy = [] if upscale else [(w, h) for w, h in shapes if w >= width and h >= height and w * h <= area]
+    if roomy:
+        return min(roomy, key=lambda shape: (shape[0] * shape[1], shape[1]))
     fitting = [(w, h) for w, h in shapes if w * h <= area] or [min(shapes, key=lambda shape: shape[0] * shape[1])]
     return max(fitting, key=lambda shape: (round(min(shape[0] / width, shape[1] / height), 6), shape[0] * shape[1]))
 

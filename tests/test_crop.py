@@ -235,12 +235,14 @@ def test_the_numbers_describe_the_sheet(store):
     assert changed.facts["colour_distance"] > views.facts["colour_distance"] + 0.3
 
 
-def test_small_figures_are_enlarged_only_when_asked(store):
+def test_small_figures_are_enlarged_only_when_asked_and_get_a_smaller_bucket_otherwise(store):
     sheet = Sheet(LARGE, tuple(Spot(spot.view, spot.x, 0.4, 0.3) for spot in THREE))
     large, small = (crop(sheet, store, upscale=upscale) for upscale in (True, False))
     assert large.views[0].facts["scale"] > 2
     assert small.views[0].facts["scale"] == 1
-    assert (small.views[0].width, small.views[0].height) == (large.views[0].width, large.views[0].height)
+    assert small.views[0].width * small.views[0].height < large.views[0].width * large.views[0].height / 4
+    shape = (small.views[0].width, small.views[0].height)
+    assert all(side % 64 == 0 for side in shape)
 
 
 def test_the_same_sheet_gives_the_same_bytes(store):
@@ -259,3 +261,12 @@ def test_the_same_sheet_gives_the_same_bytes(store):
 )
 def test_the_bucket_is_the_one_in_which_the_figures_are_largest(box, area, step, bucket):
     assert choose_bucket(*box, area, step) == bucket
+
+
+@pytest.mark.parametrize(
+    ("box", "bucket"), [((260, 990), (320, 1024)), ((330, 1100), (384, 1152)), ((900, 2000), (704, 1472))]
+)
+def test_without_enlarging_the_bucket_is_the_smallest_that_holds_the_figures_and_large_figures_still_shrink(
+    box, bucket
+):
+    assert choose_bucket(*box, 1024 * 1024, 64, upscale=False) == bucket
