@@ -253,8 +253,9 @@ class Run:
         self.bench.stage("sweep of 100 images, 832x1216, 20 steps, CFG", self._sweep)
 
     def report(self) -> None:
-        """One page about all of it."""
-        self.bench.stage("report", self._report)
+        """One page about all of it; without a finished cell there is none."""
+        if self.swept is not None:
+            self.bench.stage("report", self._report)
 
     def _dataset(self) -> records.DatasetRecord:
         from charengine.dataset import dataset_digest
@@ -338,7 +339,7 @@ class Run:
         try:
             self.swept = sweep_adapter(
                 self.trained, self.dataset, settings, drawn, self.embedder, self.store, seed=1,
-                should_stop=lambda: self.bench.left < 20,
+                should_stop=lambda: self.bench.left < 20, keep_cut=True,
             )  # fmt: skip
         except Interrupted:
             drawn.stopped = True

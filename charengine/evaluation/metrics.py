@@ -140,11 +140,14 @@ def background_leak(image: Image, background: tuple[int, int, int]) -> float:
 
 def border_pixels(image: Image) -> torch.Tensor:
     """The outer ring, 4 % of the shorter side thick, as (n, 3) in 0..255."""
-    pixels = _pixels(image.convert("RGB"))
+    import numpy as np
+
+    pixels = np.asarray(image.convert("RGB"))
     ring = max(1, round(0.04 * min(pixels.shape[:2])))
-    inside = torch.zeros(pixels.shape[:2], dtype=torch.bool)
-    inside[ring:-ring, ring:-ring] = True
-    return pixels[~inside]
+    around = np.ones(pixels.shape[:2], dtype=bool)
+    around[ring:-ring, ring:-ring] = False
+    # the ring alone: turning the whole picture into floats takes six times as long
+    return torch.from_numpy(pixels[around].astype(np.float32))
 
 
 def relative(cell: CellScores, scale: Scale, chosen: torch.Tensor | None = None) -> Relative:

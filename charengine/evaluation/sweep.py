@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +19,12 @@ from charengine.config import SweepSettings
 from charengine.errors import BadInput, Interrupted
 from charengine.evaluation import metrics
 from charengine.evaluation.canvas import PilCanvas
+from charengine.evaluation.finishing import Finished, Finisher, Pending, Pictures
 from charengine.evaluation.metrics import CellScores, Scale
 from charengine.evaluation.pick import choose
 from charengine.evaluation.plots import contact_sheet, trade_off
 from charengine.evaluation.prompts import SweepPrompt, sweep_prompts
-from charengine.evaluation.sample import Order, draw, place_order, to_png, to_webp
+from charengine.evaluation.sample import Order, draw, place_order, to_png
 from charengine.evaluation.scoring import References, score_cell
 from charengine.evaluation.summary import overbaked, scale_warnings, summarise, with_bounds
 from charengine.records import AdapterRecord, CellMetrics, CheckpointRecord, DatasetRecord, PickRecord, Ref, SweepRecord
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
 STAGE_VERSION = 2
 BOOTSTRAP_ROUNDS = 400
-THUMB = 160  # pixels: what is kept in memory of a finished cell's images
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ def sweep_adapter(
     tracker: Tracker = NullTracker(),
     recipe: dict | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    keep_cut: bool = False,
 ) -> SweepRecord:
     """Draw and score every cell, pick one, export the adapter as trained and as recommended.
 
@@ -92,9 +94,10 @@ def sweep_adapter(
         tracker: gets one child run per cell.
         recipe: written into the exported adapter's metadata.
         should_stop: asked between cells.
+        keep_cut: conclude from the cells that are finished when told to stop; a warning in the record says so.
 
     Raises:
-        Interrupted: `should_stop` said so.
+        Interrupted: `should_stop` said so, and `keep_cut` is off or no cell was finished.
     """
     prompts = sweep_prompts(settings)
     seeds = tuple(seed + offset for offset in range(settings.seeds))
@@ -110,9 +113,14 @@ def sweep_adapter(
         order=place_order(diffusion, texts, seeds),
         key=_sweep_key(training, dataset, settings, diffusion.fingerprint, embedder.fingerprint, seed),
     )
-    base, scale = _draw_base(session)
-    cells = _draw_cells(session, scale, should_stop)
-    return _conclude(session, base, cells, scale, recipe)
+    plan = _plan(session)
+    base, scale, cells = _run(session, plan, should_stop)
+    cut: tuple[str, ...] = ()
+    if len(cells) < len(plan):
+        if not (keep_cut and cells):
+            raise Interrupted(f"sweep stopped after {len(cells)} cells")
+        cut = (f"the sweep was cut after {len(cells)} of {len(plan)} cells: the pick is among these alone",)
+    return _conclude(session, base, cells, scale, recipe, cut)
 
 
 def spread(checkpoints: Sequence[CheckpointRecord], count: int) -> list[CheckpointRecord]:
@@ -164,54 +172,81 @@ def recommended(data: bytes, picked: CellMetrics, recipe: dict | None) -> tuple[
     return save_adapter(tensors, metadata), doubts
 
 
-def _draw_base(session: Session) -> tuple[Cell, Scale]:
-    """Strength 0: the control, drawn once for all checkpoints, and the scale it gives."""
-    images = draw(session.diffusion, session.order, session.settings)
-    noun = session.training.class_noun
-    scores = score_cell(images, session.prompts, noun, session.references)
-    scale = Scale(base=scores, ceiling=session.references.ceiling())
-    cell = _finish_cell(session, scale, scores, images, None, 0.0)
-    detail = {**cell.metrics.detail, "ceiling": scale.ceiling}
-    return replace(cell, metrics=cell.metrics.model_copy(update={"detail": detail})), scale
-
-
-def _draw_cells(session: Session, scale: Scale, should_stop: Callable[[], bool]) -> list[Cell]:
-    """Every chosen checkpoint at every strength; the strength is changed live, the base restored after each checkpoint."""
-    cells: list[Cell] = []
+def _plan(session: Session) -> list[tuple[CheckpointRecord, float]]:
+    """Every chosen checkpoint at every strength."""
     strengths = sorted({strength for strength in session.settings.strengths if strength > 0})
-    for checkpoint in spread(session.training.checkpoints, session.settings.checkpoints):
+    chosen = spread(session.training.checkpoints, session.settings.checkpoints)
+    return [(checkpoint, strength) for checkpoint in chosen for strength in strengths]
+
+
+def _run(
+    session: Session, plan: Sequence[tuple[CheckpointRecord, float]], should_stop: Callable[[], bool]
+) -> tuple[Cell, Scale, list[Cell]]:
+    """Strength 0, the scale it gives, and the plan's cells until told to stop.
+
+    A cell is scored and stored while the next one is drawn: the pictures of two cells are in memory, never more.
+    """
+
+    def score(images: Pictures) -> CellScores:
+        return score_cell(images, session.prompts, session.training.class_noun, session.references)
+
+    with (
+        Finisher(score, session.store) as finisher,
+        closing(_draw_cells(session, plan, should_stop)) as drawn,
+    ):
+        images = draw(session.diffusion, session.order, session.settings)
+        pending, wanted = finisher.start(images, _names(session, None, 0.0)), None
+        base, scale, cells = None, None, list[Cell]()
+        while True:
+            following = next(drawn, None)
+            if base is None or scale is None:
+                base, scale = _finish_base(session, pending)
+            elif wanted is not None:
+                cells.append(_finish_cell(session, scale, pending.result(), *wanted))
+            if following is None:
+                return base, scale, cells
+            wanted, images = following
+            pending = finisher.start(images, _names(session, *wanted))
+
+
+def _draw_cells(
+    session: Session, plan: Sequence[tuple[CheckpointRecord, float]], should_stop: Callable[[], bool]
+) -> Generator[tuple[tuple[CheckpointRecord, float], Pictures], None, None]:
+    """The plan's pictures, cell by cell; the strength is changed live, the base restored after each checkpoint."""
+    for checkpoint in dict.fromkeys(checkpoint for checkpoint, _ in plan):
+        strengths = [strength for owner, strength in plan if owner == checkpoint]
         applied = apply_adapter(session.diffusion.unet(), session.store.get(checkpoint.adapter), strengths[0])
         try:
             for strength in strengths:
                 if should_stop():
-                    raise Interrupted(f"sweep stopped after {len(cells)} cells")
+                    return
                 applied.set_strength(strength)
-                images = draw(session.diffusion, session.order, session.settings)
-                scores = score_cell(images, session.prompts, session.training.class_noun, session.references)
-                cells.append(_finish_cell(session, scale, scores, images, checkpoint, strength))
+                yield (checkpoint, strength), draw(session.diffusion, session.order, session.settings)
         finally:
             applied.remove()
-    return cells
+
+
+def _names(session: Session, checkpoint: CheckpointRecord | None, strength: float) -> list[list[str]]:
+    """Names of a cell's pictures: a row per prompt, one per seed."""
+    step, seeds = checkpoint.step if checkpoint else 0, session.order.seeds
+    return [[f"{step}/{strength:g}/{row}/{seed}" for seed in seeds] for row in range(len(session.prompts))]
+
+
+def _finish_base(session: Session, pending: Pending) -> tuple[Cell, Scale]:
+    """Strength 0: the control, drawn once for all checkpoints, and the scale it gives."""
+    finished = pending.result()
+    scale = Scale(base=finished.scores, ceiling=session.references.ceiling())
+    cell = _finish_cell(session, scale, finished, None, 0.0)
+    detail = {**cell.metrics.detail, "ceiling": scale.ceiling}
+    return replace(cell, metrics=cell.metrics.model_copy(update={"detail": detail})), scale
 
 
 def _finish_cell(
-    session: Session,
-    scale: Scale,
-    scores: CellScores,
-    images: list[list[Image]],
-    checkpoint: CheckpointRecord | None,
-    strength: float,
+    session: Session, scale: Scale, finished: Finished, checkpoint: CheckpointRecord | None, strength: float
 ) -> Cell:
-    """Store the images, measure, log to a child run."""
+    """Measure, and log to a child run."""
     step = checkpoint.step if checkpoint else 0
-    places = [(row, column) for row in range(len(images)) for column in range(len(images[row]))]
-    refs = {}
-    thumbs = {}
-    for row, column in places:
-        image, name = images[row][column], f"{step}/{strength:g}/{row}/{session.order.seeds[column]}"
-        refs[name] = session.store.put(to_webp(image), name.replace("/", "-") + ".webp")
-        thumbs[row, column] = _small(image)
-    measured = summarise(scores, scale, step, strength)
+    measured = summarise(finished.scores, scale, step, strength)
     child = session.tracker.child(
         "sweep-cell",
         key=f"{session.key}/{step}/{strength:g}",
@@ -223,13 +258,17 @@ def _finish_cell(
         },
     )
     child.log_metrics(_logged(measured), step=step)
-    child.log_image(contact_sheet([(_heading(measured), thumbs)], [""] * len(images), len(images[0]), None), "images")
+    rows, columns = len(session.prompts), len(session.order.seeds)
+    child.log_image(contact_sheet([(_heading(measured), finished.thumbs)], [""] * rows, columns, None), "images")
     child.finish()
     log.info("sweep: step %d strength %g: score %.3f", step, strength, measured.score)
-    return Cell(scores, measured.model_copy(update={"mlflow_run_id": child.run_id}), refs, thumbs)
+    measured = measured.model_copy(update={"mlflow_run_id": child.run_id})
+    return Cell(finished.scores, measured, finished.images, finished.thumbs)
 
 
-def _conclude(session: Session, base: Cell, cells: list[Cell], scale: Scale, recipe: dict | None) -> SweepRecord:
+def _conclude(
+    session: Session, base: Cell, cells: list[Cell], scale: Scale, recipe: dict | None, cut: tuple[str, ...]
+) -> SweepRecord:
     """Confidence bounds, the pick, the pictures and the two adapters."""
     generator = torch.Generator().manual_seed(session.order.seeds[0])
     resampled = metrics.resampled_scores([cell.scores for cell in cells], scale, BOOTSTRAP_ROUNDS, generator)
@@ -263,12 +302,12 @@ def _conclude(session: Session, base: Cell, cells: list[Cell], scale: Scale, rec
             reasons=choice.reasons,
             metrics=picked,
             baseline=base.metrics,
-            overbaked=overbaked(measured, last.step),
+            overbaked=overbaked(measured, measured[-1].checkpoint_step),
         ),
         adapter=session.store.put(session.store.get(last.adapter), f"{trigger}.safetensors"),
         recommended_adapter=session.store.put(as_picked, f"{trigger}_recommended.safetensors"),
         mlflow_run_id=session.tracker.run_id,
-        warnings=(*choice.warnings, *doubt, *scale_warnings(scale)),
+        warnings=(*cut, *choice.warnings, *doubt, *scale_warnings(scale)),
     )
 
 
@@ -287,10 +326,3 @@ def _logged(cell: CellMetrics) -> dict[str, float]:
 
 def _heading(cell: CellMetrics) -> str:
     return f"step {cell.checkpoint_step}\n{cell.strength:g}" if cell.strength else "base model\nstrength 0"
-
-
-def _small(image: Image) -> Image:
-    from PIL import Image as pil
-
-    height = round(THUMB * image.height / image.width)
-    return image.convert("RGB").resize((THUMB, height), pil.Resampling.LANCZOS)

@@ -15,7 +15,7 @@ from PIL import Image
 from charengine.errors import BadInput, MissingDependency
 from charengine.models.loading import Loaded, chunks
 
-ROWS_PER_PASS = 32
+ROWS_PER_PASS = 8  # little memory, for pictures are scored while others are drawn
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,17 @@ class ClipEmbedder:
         return rows[[distinct.index(text) for text in texts]]
 
     def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> torch.Tensor:
-        """Cosine of each image with its own text (n,), float32: CLIP-T.
+        """Cosine of each image with its own text (n,), float32: CLIP-T; an image given several times is seen once.
 
         Raises:
             BadInput: not one text an image.
         """
         if len(images) != len(texts):
             raise BadInput(f"match needs one text for each image; got {len(images)} images and {len(texts)} texts")
-        return (self.embed_images(images) * self.embed_texts(texts)).sum(dim=-1)
+        distinct = {id(image): image for image in images}  # a sweep asks for every picture with every prompt
+        places = {key: row for row, key in enumerate(distinct)}
+        rows = self.embed_images(list(distinct.values()))[[places[id(image)] for image in images]]
+        return (rows * self.embed_texts(texts)).sum(dim=-1)
 
     def unload(self) -> None:
         """Free all memory the weights take."""

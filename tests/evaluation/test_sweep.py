@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -336,6 +337,28 @@ def test_a_sweep_asked_to_stop_stops_between_cells_and_restores_the_base_model(s
     painter = Painter()
     with pytest.raises(Interrupted, match="after 2 cells"):
         run_sweep(store, dataset, painter, 100, 200, should_stop=lambda: len(painter.drawn) == 3)
+    assert painter.model == Unet()
+
+
+def test_a_cut_sweep_can_pick_among_the_cells_it_finished_and_says_so(store, dataset) -> None:
+    painter = Painter()
+    whole = run_sweep(store, dataset, Painter(), 100, 200)
+    found = run_sweep(store, dataset, painter, 100, 200, should_stop=lambda: len(painter.drawn) == 3, keep_cut=True)
+    assert [cell.score for cell in found.cells] == [cell.score for cell in whole.cells[:3]]
+    assert found.images.items() <= whole.images.items()
+    assert any("cut after 2 of" in warning for warning in found.warnings)
+
+
+def test_what_fails_while_pictures_are_scored_ends_the_sweep_and_restores_the_base_model(store, dataset) -> None:
+    class Failing(Eye):
+        def embed_images(self, images):
+            if threading.current_thread() is not threading.main_thread():
+                raise ArithmeticError("no scores today")
+            return super().embed_images(images)
+
+    painter = Painter()
+    with pytest.raises(ArithmeticError, match="no scores today"):
+        sweep.sweep_adapter(trained(store, 200), dataset, SETTINGS, painter, Failing(), store, seed=7)
     assert painter.model == Unet()
 
 
