@@ -11,7 +11,18 @@ from dataclasses import dataclass
 import torch
 
 from charengine.embedded import grammar, raster, world
-from charengine.embedded.traits import BACKGROUNDS, POSES, VIEWS, Traits, from_indices, sample_indices
+from charengine.embedded.probe import SIDE_ITEMS
+from charengine.embedded.traits import (
+    BACKGROUNDS,
+    COLUMN,
+    POSES,
+    TRAITS,
+    VIEWS,
+    Traits,
+    from_indices,
+    normalise,
+    sample_indices,
+)
 
 WHITE = BACKGROUNDS.index("plain white background")
 STANDING = POSES.index("standing")
@@ -35,8 +46,10 @@ class Scene:
 class Renderer:
     """Draws batches of one size on one device, with a compiled ray test on CUDA."""
 
-    def __init__(self, device: torch.device, seed: int, split: str = "train", *, few: bool = False) -> None:
-        self.device, self.split, self.few = device, split, few
+    def __init__(
+        self, device: torch.device, seed: int, split: str = "train", *, few: bool = False, filled: float = 0.0
+    ) -> None:
+        self.device, self.split, self.few, self.filled = device, split, few, filled
         self.generator = torch.Generator().manual_seed(seed)
         self.rng = random.Random(seed)
         self.chunk = 512 if device.type == "cuda" else None
@@ -45,7 +58,16 @@ class Renderer:
         """Trait rows (n, n_traits) on the CPU."""
         if self.few:  # smoke tests on a CPU: draw one character, many times over
             return sample_indices(1, self.generator, self.split).expand(n, -1)
-        return sample_indices(n, self.generator, self.split)
+        return self.fill_hands(sample_indices(n, self.generator, self.split))
+
+    def fill_hands(self, indices: torch.Tensor) -> torch.Tensor:
+        """Give a `filled` share of the empty hands something: what is bound to a side is small, and learnt last."""
+        for name in SIDE_ITEMS if self.filled else ():
+            column = COLUMN[name]
+            empty = (indices[:, column] == 0) & (torch.rand(len(indices), generator=self.generator) < self.filled)
+            items = torch.randint(1, len(TRAITS[name]), (len(indices),), generator=self.generator)
+            indices[:, column] = torch.where(empty, items, indices[:, column])
+        return normalise(indices) if self.filled else indices
 
     @torch.no_grad()
     def sheets(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,6 +125,11 @@ def name_view(yaw: float) -> int:
         if abs(degrees - centre) < 25:
             return i
     return -1
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device without waiting for it, so that the next batch is put together while this one trains."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def to_bytes(pictures: torch.Tensor) -> torch.Tensor:

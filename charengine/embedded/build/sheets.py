@@ -13,7 +13,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from charengine.embedded import grammar
 from charengine.embedded.build.clock import Average, Clock, Log, decayed, finish, read_weights, write_weights
-from charengine.embedded.build.data import Refill, Renderer, allow_recompiles, characters_of, sheet_text
+from charengine.embedded.build.data import Refill, Renderer, allow_recompiles, characters_of, sent, sheet_text
 from charengine.embedded.build.family import SHEET_SIZE, build_transformer, build_vision_language
 from charengine.embedded.build.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.build.heads import TraitHeads
@@ -86,7 +86,7 @@ class SheetPool:
     """
 
     def __init__(self, run: Run, reader: Reader, vae: Autoencoder, capacity: int, chunk: int) -> None:
-        self.renderer = Renderer(run.device, run.seed + 11, few=run.tiny)
+        self.renderer = Renderer(run.device, run.seed + 11, few=run.tiny, filled=0.6)
         self.reader, self.vae, self.capacity, self.chunk = reader, vae, capacity, chunk
         pixels = torch.from_numpy(np.array(template(SHEET_SIZE, SHEET_SIZE))).permute(2, 0, 1).to(run.device)
         self.rules = (pixels < 128).all(0)
@@ -126,8 +126,8 @@ class SheetPool:
         places, ids = self.groups[mode, length]
         pick = [rng.randrange(len(places)) for _ in range(n if mode == VISION else max(1, n // 2))]
         device = self.blank.device
-        at = torch.tensor([places[i] for i in pick], device=device)
-        return self.latents[at], torch.tensor([ids[i] for i in pick], device=device), mode, self.traits[at]
+        at = sent(torch.tensor([places[i] for i in pick]), device)
+        return self.latents[at], sent(torch.tensor([ids[i] for i in pick]), device), mode, self.traits[at]
 
 
 class CaptionPool:
@@ -173,7 +173,7 @@ class CaptionPool:
         size = rng.choices(list(self.images), weights=(0.75, 0.12, 0.13))[0]
         pick = [rng.randrange(len(self.answers[size])) for _ in range(n)]
         device = self.images[size].device
-        pixels = self.images[size][torch.tensor(pick, device=device)].float()
+        pixels = self.images[size][sent(torch.tensor(pick), device)].float()
         pixels = jittered(pixels, rng)
         width, height = CAPTION_SIZES[size]
         pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True).clamp(0, 255)
@@ -186,7 +186,7 @@ class CaptionPool:
         for i, answer in enumerate(answers):
             ids[i, len(question) : len(question) + len(answer)] = torch.tensor(answer)
             labels[i, len(question) : len(question) + len(answer)] = torch.tensor(answer)
-        return normalised(pixels), ids.to(device), labels.to(device)
+        return normalised(pixels), sent(ids, device), sent(labels, device)
 
 
 def jittered(pixels: torch.Tensor, rng: random.Random) -> torch.Tensor:
@@ -262,7 +262,7 @@ def train_sheets(run: Run, minutes: float) -> None:
         if len(captions.answers[128, 384]) < min(run.scale(8000, 8), pool.count // 2):
             captions.make()
     log.write(event="pool", sheets=pool.count, captions=len(captions.answers[128, 384]), seconds_spent=clock.seconds)
-    refills = [Refill(pool.make, 0.15), Refill(captions.make, 0.06)]
+    refills = [Refill(pool.make, 0.12), Refill(captions.make, 0.04)]
     heads = TraitHeads(2 * run.sizes.vl_width).to(device)
     groups = decayed(denoiser.model, rate=1e-3) + decayed(reader.model, heads, rate=8e-4)
     optimiser = GraphedOptimiser(groups, clock)
