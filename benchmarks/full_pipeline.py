@@ -254,7 +254,9 @@ class Run:
 
     def report(self) -> None:
         """One page about all of it; without a finished cell there is none."""
-        if self.swept is not None:
+        if self.swept is None:
+            self.bench.skip("report", "no cell of a sweep was finished")
+        else:
             self.bench.stage("report", self._report)
 
     def _dataset(self) -> records.DatasetRecord:
@@ -347,8 +349,13 @@ class Run:
             self.diffusion.unload()
             self.embedder.unload()
         each = (time.perf_counter() - start) / drawn.images
-        facts = {"images": drawn.images, "seconds_per_image": round(each, 3), "sample_s": round(drawn.seconds, 1)}
-        facts |= {"stopped": True} if drawn.stopped else {}
+        facts: dict[str, Any] = {
+            "images": drawn.images,
+            "seconds_per_image": round(each, 3),
+            "sample_s": [round(seconds, 1) for seconds in drawn.seconds],  # strength 0 first, without an adapter
+            "pictures": "noise, the slowest to encode",
+        }
+        facts |= {"stopped": True} if drawn.stopped or _was_cut(self.swept) else {}
         return facts if drawn.images == 100 or self.tiny else facts | {"extrapolated_seconds": round(100 * each, 1)}
 
     def _train(self) -> dict[str, Any]:
@@ -381,20 +388,26 @@ class Run:
             config={"profile": self.profile.model_dump(mode="json")},
             sheet=self.sheet, views=self.views, dataset=self.dataset, training=self.trained, sweep=self.swept, stages=(),
         )  # fmt: skip
-        return {"html_mib": round(write_report(run, self.store).html.size / 2**20, 2)}
+        facts = {"html_mib": round(write_report(run, self.store).html.size / 2**20, 2)}
+        return facts | ({"sweep": "cut short"} if _was_cut(self.swept) else {})
+
+
+def _was_cut(swept: records.SweepRecord | None) -> bool:
+    return swept is not None and any("was cut" in warning for warning in swept.warnings)
 
 
 class Drawing:
-    """A `Diffusion` that counts the images it draws and the seconds that takes; all else is the model's own."""
+    """A `Diffusion` that counts the images it draws and the seconds of each call; all else is the model's own."""
 
     def __init__(self, diffusion: SDXL) -> None:
-        self._diffusion, self.images, self.seconds, self.stopped = diffusion, 0, 0.0, False
+        self._diffusion, self.images, self.stopped = diffusion, 0, False
+        self.seconds: list[float] = []
 
     def sample(self, *args: Any, **kwargs: Any) -> list[Image.Image]:
         """The model's own, timed."""
         start = time.perf_counter()
         images = self._diffusion.sample(*args, **kwargs)
-        self.seconds += time.perf_counter() - start
+        self.seconds.append(time.perf_counter() - start)
         self.images += len(images)
         return images
 

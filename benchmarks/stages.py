@@ -52,8 +52,7 @@ class Bench:
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> bool:
         """Run and measure one stage; a failure is recorded and shown, and the others still run."""
         if self.left < 5:
-            self.results["stages"][name] = {"skipped": "no time left"}
-            return self._save(name)
+            return self.skip(name, "no time left")
         before = self._settle()
         try:
             facts = work()
@@ -62,6 +61,11 @@ class Bench:
         self._wait()
         facts = {"seconds": round(time.perf_counter() - before, 3), **facts, **self._memory()}
         self.results["stages"][name] = facts
+        return self._save(name)
+
+    def skip(self, name: str, reason: str) -> bool:
+        """Record that a stage was not run, and why."""
+        self.results["stages"][name] = {"skipped": reason}
         return self._save(name)
 
     def _settle(self) -> float:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -190,38 +191,31 @@ def _run(
     def score(images: Pictures) -> CellScores:
         return score_cell(images, session.prompts, session.training.class_noun, session.references)
 
-    with (
-        Finisher(score, session.store) as finisher,
-        closing(_draw_cells(session, plan, should_stop)) as drawn,
-    ):
-        images = draw(session.diffusion, session.order, session.settings)
-        pending, wanted = finisher.start(images, _names(session, None, 0.0)), None
-        base, scale, cells = None, None, list[Cell]()
-        while True:
+    cells: list[Cell] = []
+    with Finisher(score, session.store) as finisher, closing(_draw_cells(session, plan, should_stop)) as drawn:
+        pending = finisher.start(draw(session.diffusion, session.order, session.settings), _names(session, None, 0.0))
+        following = next(drawn, None)
+        base, scale = _finish_base(session, pending)
+        while following is not None:
+            checkpoint, strength, images = following
+            pending = finisher.start(images, _names(session, checkpoint, strength))
             following = next(drawn, None)
-            if base is None or scale is None:
-                base, scale = _finish_base(session, pending)
-            elif wanted is not None:
-                cells.append(_finish_cell(session, scale, pending.result(), *wanted))
-            if following is None:
-                return base, scale, cells
-            wanted, images = following
-            pending = finisher.start(images, _names(session, *wanted))
+            cells.append(_finish_cell(session, scale, pending.result(), checkpoint, strength))
+    return base, scale, cells
 
 
 def _draw_cells(
     session: Session, plan: Sequence[tuple[CheckpointRecord, float]], should_stop: Callable[[], bool]
-) -> Generator[tuple[tuple[CheckpointRecord, float], Pictures], None, None]:
+) -> Generator[tuple[CheckpointRecord, float, Pictures], None, None]:
     """The plan's pictures, cell by cell; the strength is changed live, the base restored after each checkpoint."""
-    for checkpoint in dict.fromkeys(checkpoint for checkpoint, _ in plan):
-        strengths = [strength for owner, strength in plan if owner == checkpoint]
-        applied = apply_adapter(session.diffusion.unet(), session.store.get(checkpoint.adapter), strengths[0])
+    for checkpoint, cells in groupby(plan, key=lambda cell: cell[0]):
+        applied = apply_adapter(session.diffusion.unet(), session.store.get(checkpoint.adapter))
         try:
-            for strength in strengths:
+            for _, strength in cells:
                 if should_stop():
                     return
                 applied.set_strength(strength)
-                yield (checkpoint, strength), draw(session.diffusion, session.order, session.settings)
+                yield checkpoint, strength, draw(session.diffusion, session.order, session.settings)
         finally:
             applied.remove()
 

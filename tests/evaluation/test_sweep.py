@@ -17,9 +17,10 @@ from charengine.config import SweepSettings
 from charengine.errors import BadInput, Interrupted
 from charengine.evaluation import scoring, sweep
 from charengine.evaluation.metrics import thumbnails
+from charengine.evaluation.sample import to_webp
 from charengine.folders import read_views
 from charengine.models import TextConditioning
-from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, SweepRecord
+from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, Ref, SweepRecord
 from charengine.store import Store
 from charengine.tracking import NullTracker
 
@@ -150,7 +151,7 @@ def dataset(store: Store) -> DatasetRecord:
 def known_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adapter files say in their metadata how long they were trained; that is all the painter needs."""
 
-    def apply(unet: Unet, data: bytes, strength: float) -> Applied:
+    def apply(unet: Unet, data: bytes, strength: float = 1.0) -> Applied:
         unet.steps, unet.strength = int(load_adapter(data)[1]["ss_steps"]), strength
         return Applied(unet)
 
@@ -340,15 +341,6 @@ def test_a_sweep_asked_to_stop_stops_between_cells_and_restores_the_base_model(s
     assert painter.model == Unet()
 
 
-def test_a_cut_sweep_can_pick_among_the_cells_it_finished_and_says_so(store, dataset) -> None:
-    painter = Painter()
-    whole = run_sweep(store, dataset, Painter(), 100, 200)
-    found = run_sweep(store, dataset, painter, 100, 200, should_stop=lambda: len(painter.drawn) == 3, keep_cut=True)
-    assert [cell.score for cell in found.cells] == [cell.score for cell in whole.cells[:3]]
-    assert found.images.items() <= whole.images.items()
-    assert any("cut after 2 of" in warning for warning in found.warnings)
-
-
 def test_what_fails_while_pictures_are_scored_ends_the_sweep_and_restores_the_base_model(store, dataset) -> None:
     class Failing(Eye):
         def embed_images(self, images):
@@ -360,6 +352,77 @@ def test_what_fails_while_pictures_are_scored_ends_the_sweep_and_restores_the_ba
     with pytest.raises(ArithmeticError, match="no scores today"):
         sweep.sweep_adapter(trained(store, 200), dataset, SETTINGS, painter, Failing(), store, seed=7)
     assert painter.model == Unet()
+
+
+def test_a_sweep_that_may_be_cut_concludes_from_the_cells_it_finished_and_says_so(store, dataset) -> None:
+    painter = Painter()
+    found = run_sweep(store, dataset, painter, 100, 200, should_stop=lambda: len(painter.drawn) == 3, keep_cut=True)
+    whole = run_sweep(store, dataset, Painter(), 100, 200)
+    assert [(cell.checkpoint_step, cell.strength) for cell in found.cells] == [(0, 0.0), (100, 0.25), (100, 0.5)]
+    assert [cell.score for cell in found.cells] == [cell.score for cell in whole.cells[:3]]
+    assert found.images.items() < whole.images.items()
+    assert found.pick.overbaked.checkpoint_step == 100
+    assert "cut after 2 of 8 cells" in found.warnings[0] and "cut" not in "".join(whole.warnings)
+    assert painter.model == Unet()
+
+
+def test_a_sweep_cut_before_its_first_cell_has_nothing_to_conclude(store, dataset) -> None:
+    with pytest.raises(Interrupted, match="after 0 cells"):
+        run_sweep(store, dataset, Painter(), 100, should_stop=lambda: True, keep_cut=True)
+
+
+def test_a_cell_is_scored_while_the_next_one_is_drawn(store, dataset) -> None:
+    drawing = threading.Event()
+
+    class Slow(Painter):
+        def sample(self, *args, **kwargs):
+            if len(self.drawn) == 2:
+                drawing.set()
+                assert scored.wait(20), "the cell before was not scored while this one was drawn"
+            return super().sample(*args, **kwargs)
+
+    class Patient(Eye):
+        def match(self, images, texts):
+            rows = super().match(images, texts)
+            if seen.count("cell") == 1:  # the first cell after strength 0
+                assert drawing.wait(20), "nothing was drawn while this cell was scored"
+                scored.set()
+            seen.append("cell")
+            return rows
+
+    scored, seen = threading.Event(), list[str]()
+    found = sweep.sweep_adapter(trained(store, 200), dataset, SETTINGS, Slow(), Patient(), store, seed=7)
+    assert found == run_sweep(store, dataset, Painter(), 200)
+
+
+def test_a_picture_that_cannot_be_stored_ends_the_sweep_and_restores_the_base_model(
+    store, dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = Store.put
+
+    def full(self, data: bytes, name: str, *rest) -> Ref:
+        if name.startswith("100-0.5-1"):
+            raise BadInput(f"cannot write {name}: no space left")
+        return put(self, data, name, *rest)
+
+    monkeypatch.setattr(Store, "put", full)
+    painter = Painter()
+    with pytest.raises(BadInput, match="cannot write 100-0.5-1-7.webp"):
+        run_sweep(store, dataset, painter, 100, 200)
+    assert painter.model == Unet()
+    assert len(painter.drawn) <= 4, "one more cell may have been drawn meanwhile, no more"
+
+
+def test_stored_pictures_are_in_order_and_the_bytes_of_each_are_its_own(store, dataset) -> None:
+    painter = Painter()
+    found = run_sweep(store, dataset, painter, 200)
+    cells = [(0, 0.0), *((200, strength) for strength in SETTINGS.strengths)]
+    wanted = [f"{step}/{strength:g}/{row}/{seed}" for step, strength in cells for row in range(3) for seed in (7, 8)]
+    assert list(found.images) == wanted
+    painter.model = Unet(200, 0.5)
+    scene = painter.encode_prompts([PROMPTS[2]])
+    again = painter.sample(scene, scene, seeds=[8], size=(64, 64), steps=1, guidance=1.0)[0]
+    assert store.get(found.images["200/0.5/2/8"]) == to_webp(again)
 
 
 def test_checkpoints_are_spread_evenly_and_the_last_is_always_among_them(store) -> None:

@@ -83,6 +83,18 @@ def test_match_is_the_cosine_of_clips_own_projections(
     torch.testing.assert_close(clip.match(pictures, texts), logits.diagonal(), atol=1e-6, rtol=1e-5)
 
 
+def test_a_picture_asked_for_with_many_texts_is_prepared_once(
+    clip: ClipEmbedder, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+):
+    texts = ["a red coat", "a castle"]
+    each = [clip.match([picture], [text]).item() for picture in pictures for text in texts]
+    fit, seen = Preparation._fit, []
+    monkeypatch.setattr(Preparation, "_fit", lambda self, image: (seen.append(image.size), fit(self, image))[1])
+    grid = clip.match([picture for picture in pictures for _ in texts], texts * len(pictures))
+    assert grid.tolist() == pytest.approx(each, abs=1e-6)
+    assert seen == [picture.size for picture in pictures]
+
+
 def test_identity_rows_are_unit_length_and_do_not_depend_on_the_batch(
     clip: ClipEmbedder, dino_folder: Path, pictures: list[Image.Image]
 ):
