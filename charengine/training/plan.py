@@ -5,6 +5,8 @@ Candidates are tried on the device, cheapest in time first, under a hard cap on 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -139,6 +141,20 @@ def memory_cap(budget_gib: float, device: torch.device) -> Iterator[None]:
         yield
     finally:
         set_cap(before, device)
+
+
+def let_segments_grow() -> bool:
+    """From here on the allocator's segments grow where they are: the smallest plan held 4.4 instead of 5.7 GiB (lab notes).
+
+    Returns:
+        Whether it was done: not where the user set the allocator's variable, nor on Windows, which has no such segments.
+    """
+    chosen = any(name in os.environ for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"))
+    change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    if chosen or change is None or sys.platform == "win32":
+        return False
+    change("expandable_segments:True")
+    return True
 
 
 def set_cap(fraction: float, device: torch.device) -> None:

@@ -25,7 +25,15 @@ from charengine.records import LossPoint
 from charengine.training.data import TrainingData
 from charengine.training.fused import fuse_blocks, transformer_blocks
 from charengine.training.optimizers import build_optimizer
-from charengine.training.plan import RESERVE_GIB, Plan, candidates, set_cap, set_checkpointing, store_in_float8
+from charengine.training.plan import (
+    RESERVE_GIB,
+    Plan,
+    candidates,
+    let_segments_grow,
+    set_cap,
+    set_checkpointing,
+    store_in_float8,
+)
 from charengine.training.sampler import Group, groups_of_step, hash_seed
 from charengine.training.step import TrainStep
 from charengine.training.storage import StackedParameters
@@ -64,6 +72,8 @@ class Setup:
         self.diffusion, self.settings, self.seed = diffusion, settings, seed
         self.device = torch.device(diffusion.device)
         shrink = settings.fp8_base and self.device.type == "cuda"  # made smaller before it meets the GPU
+        if shrink:
+            let_segments_grow()
         try:
             self.unet = diffusion.unet(torch.device("cpu")) if shrink else diffusion.unet()
         except torch.OutOfMemoryError as error:

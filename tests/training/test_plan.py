@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from tiny_sdxl import FakeDiffusion, make_dataset
@@ -10,7 +12,7 @@ from charengine.config import TrainSettings
 from charengine.errors import OutOfBudget
 from charengine.training import setup as preparation
 from charengine.training.data import encode_dataset
-from charengine.training.plan import Plan, candidates, store_in_float8
+from charengine.training.plan import Plan, candidates, let_segments_grow, store_in_float8
 from charengine.training.setup import Setup, describe
 
 CUDA = torch.device("cuda")
@@ -112,6 +114,17 @@ def test_float8_storage_keeps_three_bits_of_every_weight():
     back = layer.weight.float() * layer.weight_scale
     assert layer.weight.element_size() == 1
     assert ((back - before).abs() <= before.abs() * 2**-4 + before.abs().amax(1, keepdim=True) * 2**-9).all()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no growing segments")
+def test_segments_grow_unless_the_user_chose_the_allocators_settings(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", asked.append, raising=False)
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    assert let_segments_grow() and asked == ["expandable_segments:True"]
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
+    assert not let_segments_grow() and len(asked) == 1
 
 
 def test_a_plan_that_cannot_fit_is_known_by_one_sample():
