@@ -6,14 +6,14 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
 from charengine.config import TRIGGER_PATTERN, CaptionSettings, Character
 from charengine.dataset import dataset_digest
-from charengine.models import Captioner, Description
+from charengine.models import Captioner, Description, describe_all
 from charengine.records import CaptionRecord, DatasetRecord, ExtraView, ViewName, ViewRecord, ViewsRecord
 from charengine.sheet_prompt import find_side_items
 from charengine.store import Store
@@ -79,10 +79,11 @@ def caption_views(
     class_noun = character.class_noun or derive_class_noun(character.prompt)
     trigger = character.trigger or derive_trigger(character.name)
 
-    def describe(view: ViewRecord | ExtraView) -> Description:
-        return captioner.describe(Image.open(io.BytesIO(store.get(view.image))).convert("RGB"), hint=class_noun)
+    def look(pictured: Sequence[ViewRecord | ExtraView]) -> list[Description]:
+        images = [Image.open(io.BytesIO(store.get(view.image))).convert("RGB") for view in pictured]
+        return describe_all(captioner, images, class_noun) if images else []
 
-    seen = {view.view: describe(view) for view in views.views}
+    seen = dict(zip([view.view for view in views.views], look(views.views), strict=True))
     traits = _own_traits(character.prompt, [seen[view].tags for view in seen], settings.keep)
     warnings: list[str] = []
 
@@ -100,8 +101,7 @@ def caption_views(
         shown = (*VIEW_TAGS[view], FRAMING)
         captions.append(caption(view, description, shown, background_tags(views.background)))
         warnings += _contradiction(view, description)
-    for extra in extras:
-        description = describe(extra)
+    for extra, description in zip(extras, look(extras), strict=True):  # apart: more views change no other caption
         captions.append(caption(extra.view, description, _shown(extra, description), _backdrop(extra, description)))
     found = tuple(captions)
     return DatasetRecord(

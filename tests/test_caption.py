@@ -124,6 +124,21 @@ def test_class_noun_and_trigger_given_by_the_user_are_used_and_shown_to_the_capt
     assert witness.hints == ["wraith"] * 3
 
 
+def test_views_are_shown_all_at_once_to_a_captioner_that_can_see_several(store):
+    class Quick(Witness):
+        def describe_all(self, images, hint=""):
+            self.sizes = [image.size for image in images]
+            return [super(Quick, self).describe(image, hint) for image in images]
+
+        def describe(self, image, hint=""):
+            raise AssertionError("one by one")
+
+    quick = Quick(("standing",), ("sitting",), ("running",))
+    dataset = caption_views(views(store), AYA, CaptionSettings(), quick, store)
+    assert quick.sizes == [(128, 384)] * 3
+    assert [one.tags for one in dataset.captions] == [("standing",), ("sitting",), ("running",)]
+
+
 def test_captions_stay_within_75_clip_tokens_and_say_when_they_were_cut(store):
     many = tuple(
         f"ornament number {word}" for word in ("one two three four five six seven eight nine ten " * 3).split()

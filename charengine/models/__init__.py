@@ -91,6 +91,22 @@ class Captioner(Protocol):
 
 
 @runtime_checkable
+class BatchCaptioner(Protocol):
+    """A captioner that looks at several pictures in about the time of one (Qwen2.5-VL)."""
+
+    def describe_all(self, images: Sequence[Image], hint: str = "") -> list[Description]:
+        """What `describe` says of each picture."""
+        ...
+
+
+def describe_all(captioner: Captioner, images: Sequence[Image], hint: str = "") -> list[Description]:
+    """Tags of each picture, in as few passes as the captioner can."""
+    if isinstance(captioner, BatchCaptioner):
+        return captioner.describe_all(images, hint=hint)
+    return [captioner.describe(image, hint=hint) for image in images]
+
+
+@runtime_checkable
 class Questioner(Protocol):
     """A captioner that also answers free questions (Qwen2.5-VL)."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,13 +13,16 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError, field_validator
 
 from charengine.models import Description
-from charengine.models.loading import Loaded
+from charengine.models.loading import Loaded, chunks, release_memory
 from charengine.models.qwen_edit import over_white
 from charengine.models.qwen_parts import QwenVLParts, load_text_encoder
 
 log = logging.getLogger(__name__)
 
 MAX_PIXELS = 1024 * 28 * 28  # of a picture shown to Qwen2.5-VL: 1,024 vision tokens
+MAX_ROWS = 8  # pictures answered about at once
+TEXT_TOKENS = 320  # of the longest question about a picture, its template included
+JSON_TOKENS, TAG_TOKENS = 400, 120  # of the longest answers
 VIEW_TAGS = {"front": "front view", "side": "side view", "back": "back view", "three-quarter": "three-quarter view"}
 
 QUESTION = """Describe the{noun} in this picture. Answer with one JSON object and nothing else:
@@ -90,6 +93,7 @@ class QwenCaptioner:
         fingerprint: digest of the weights, for cache keys.
         max_pixels: larger pictures are shown smaller.
         loaded: shared with the sheet editor so that one set of weights serves both.
+        room: bytes of GPU memory left to activations; decides how many pictures are answered about at once.
     """
 
     def __init__(
@@ -100,9 +104,10 @@ class QwenCaptioner:
         *,
         max_pixels: int = MAX_PIXELS,
         loaded: Loaded | None = None,
+        room: int | None = None,
     ) -> None:
         self.parts, self.device, self.fingerprint = parts, device, fingerprint
-        self.max_pixels = max_pixels
+        self.max_pixels, self.room = max_pixels, room
         self._loaded = loaded or Loaded()
 
     def describe(self, image: Image.Image, hint: str = "") -> Description:
@@ -112,30 +117,52 @@ class QwenCaptioner:
             image: any size or mode.
             hint: the class noun.
         """
-        noun = f" {hint}" if hint else " character"
-        question = QUESTION.format(noun=noun)
-        for text in (question, question + REMINDER):
-            raw = self.ask(image, text, max_tokens=400)
+        return self.describe_all([image], hint)[0]
+
+    def describe_all(self, images: Sequence[Image.Image], hint: str = "") -> list[Description]:
+        """What `describe` says of each picture, asked about all at once; unreadable answers are asked again one by one."""
+        question = QUESTION.format(noun=_noun(hint))
+        answers = self.ask_all(images, question, max_tokens=JSON_TOKENS)
+        return [self._read(image, hint, raw) for image, raw in zip(images, answers, strict=True)]
+
+    def _read(self, image: Image.Image, hint: str, raw: str) -> Description:
+        """The first answer's description if it can be read, else that of a second, else plain tags."""
+        sighting = read_sighting(raw)
+        if sighting is None:
+            raw = self.ask(image, QUESTION.format(noun=_noun(hint)) + REMINDER, max_tokens=JSON_TOKENS)
             sighting = read_sighting(raw)
-            if sighting is not None:
-                return sighting.description(raw)
+        if sighting is not None:
+            return sighting.description(raw)
         log.warning("captioner answered with no readable JSON (%.200r); falling back to plain tags", raw)
-        raw = self.ask(image, TAG_QUESTION.format(noun=noun), max_tokens=120)
+        raw = self.ask(image, TAG_QUESTION.format(noun=_noun(hint)), max_tokens=TAG_TOKENS)
         return Description(split_tags(raw), raw)
 
     def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64) -> str:
         """The model's answer to a free question about one picture."""
-        return self._answer(PICTURE + question, [shrink(over_white(image), self.max_pixels)], max_tokens)
+        return self.ask_all([image], question, max_tokens=max_tokens)[0]
+
+    def ask_all(self, images: Sequence[Image.Image], question: str, *, max_tokens: int = 64) -> list[str]:
+        """The model's answers to one question about each picture, as many pictures at once as the memory plan has room for.
+
+        A token takes about as long for several pictures as for one: each unpacks and reads all weights.
+        """
+        shown = [shrink(over_white(image), self.max_pixels) for image in images]
+        model = load_text_encoder(self._loaded, self.parts)
+        tokens = self.max_pixels // 28**2 + TEXT_TOKENS
+        rows = rows_that_fit(model, tokens, max_tokens, self.room)
+        return in_batches(shown, rows, lambda few: self._answer(PICTURE + question, few, max_tokens))
 
     def rewrite(self, prompt: str) -> str:
         """The prompt with more of what can be seen, nothing contradicted."""
-        return self._answer(REWRITE.format(prompt=prompt), None, max_tokens=160)
+        return self._answer(REWRITE.format(prompt=prompt), None, max_tokens=160)[0]
 
-    def _answer(self, question: str, images: list[Image.Image] | None, max_tokens: int) -> str:
+    def _answer(self, question: str, images: list[Image.Image] | None, max_tokens: int) -> list[str]:
+        """One answer a picture, or one if there is none."""
         processor = self._loaded.get("processor", self.parts.processor)
-        inputs = processor(text=[CHAT.format(question=question)], images=images, return_tensors="pt")
+        text = [CHAT.format(question=question)] * len(images or [None])
+        inputs = dict(processor(text=text, images=images, padding=True, padding_side="left", return_tensors="pt"))
         model = load_text_encoder(self._loaded, self.parts)
-        return generate(model, processor, dict(inputs), self.device, max_tokens)
+        return generate(model, processor, inputs, self.device, max_tokens)
 
     def unload(self) -> None:
         """Free all memory the weights take."""
@@ -168,12 +195,19 @@ class EmbeddedCaptioner:
 
     def describe(self, image: Image.Image, hint: str = "") -> Description:
         """Tags of one picture; `hint` is not used, the model names the species itself."""
+        return self.describe_all([image], hint)[0]
+
+    def describe_all(self, images: Sequence[Image.Image], hint: str = "") -> list[Description]:
+        """What `describe` says of each picture, asked about all at once."""
+        answers = in_batches([over_white(image) for image in images], MAX_ROWS, self._answer)
+        return [Description(split_tags(raw), raw, self._parse(raw)) for raw in answers]
+
+    def _answer(self, images: list[Image.Image]) -> list[str]:
         from charengine.models.processor import caption_inputs
 
         processor = self._loaded.get("processor", self.parts.processor)
         model = load_text_encoder(self._loaded, self.parts)
-        raw = generate(model, processor, caption_inputs(processor, [over_white(image)]), self.device, max_tokens=120)
-        return Description(split_tags(raw), raw, self._parse(raw))
+        return generate(model, processor, caption_inputs(processor, images), self.device, TAG_TOKENS)
 
     def unload(self) -> None:
         """Free all memory the weights take."""
@@ -181,14 +215,56 @@ class EmbeddedCaptioner:
 
 
 @torch.no_grad()
-def generate(model: Any, processor: Any, inputs: dict[str, Any], device: torch.device, max_tokens: int) -> str:
-    """Greedy answer to prepared inputs, without the prompt and special tokens."""
+def generate(model: Any, processor: Any, inputs: dict[str, Any], device: torch.device, max_tokens: int) -> list[str]:
+    """Greedy answers to prepared inputs padded on the left, without the prompt and special tokens."""
     placed = {name: value.to(device) for name, value in inputs.items()}
     output = model.generate(
         **placed, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens
     )
-    answer = output[0, placed["input_ids"].shape[1] :]
-    return str(processor.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+    answers = output[:, placed["input_ids"].shape[1] :]
+    return [str(text).strip() for text in processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def in_batches(images: Sequence[Image.Image], rows: int, answer: Callable[[list[Image.Image]], list[str]]) -> list[str]:
+    """Answers about at most `rows` pictures at a time; one at a time where more turn out not to fit the GPU's memory."""
+    answers: list[str] = []
+    for part in chunks(len(images), rows):
+        few = list(images[part])
+        try:
+            answers += answer(few)
+            continue
+        except torch.cuda.OutOfMemoryError:
+            if len(few) == 1:
+                raise
+        log.warning("out of GPU memory asking about %d pictures at once: asking about one at a time", len(few))
+        release_memory()
+        for image in few:
+            answers += answer([image])
+    return answers
+
+
+def rows_that_fit(model: Any, prompt: int, answer: int, room: int | None) -> int:
+    """How many pictures Qwen2.5-VL can be asked about at once.
+
+    Args:
+        model: its configuration is looked at.
+        prompt: tokens of the question and the picture.
+        answer: tokens of the longest answer.
+        room: bytes for activations; None = no limit.
+
+    Returns:
+        1 to `MAX_ROWS`; 1 even where that does not fit, for then nothing does.
+    """
+    if room is None:
+        return MAX_ROWS
+    text, vision, size = model.config.text_config, model.config.vision_config, model.dtype.itemsize
+    head = text.hidden_size // text.num_attention_heads
+    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * (prompt + answer)
+    # live at the peak of a block: three copies of the MLP's width, six of the model's; a vision token is four patches
+    reading = prompt * (3 * text.intermediate_size + 6 * text.hidden_size)
+    seeing = 4 * prompt * (3 * vision.intermediate_size + 6 * vision.hidden_size)
+    unpacked = text.hidden_size * text.intermediate_size
+    return max(1, min(MAX_ROWS, (room // size - unpacked) // max(cache + reading, seeing)))
 
 
 def read_sighting(raw: str) -> Sighting | None:
@@ -222,3 +298,7 @@ def _clean(tag: str) -> str:
     """Lower case, without quotes, brackets, bullets and full stops; empty for "none" and the like."""
     text = " ".join(tag.lower().replace(",", " ").split()).strip(" .;:*-_\"'`{}[]")
     return "" if text in ("none", "n/a", "unknown", "not visible", "null") else text
+
+
+def _noun(hint: str) -> str:
+    return f" {hint}" if hint else " character"

@@ -193,7 +193,8 @@ def _qwen(
         lightning=lightning,
         loaded=loaded,
     )
-    return editor, QwenCaptioner(parts, device, _fingerprint(vl.path), loaded=loaded)
+    room = placement.encoder_room if device.type == "cuda" else None
+    return editor, QwenCaptioner(parts, device, _fingerprint(vl.path), loaded=loaded, room=room)
 
 
 def _roomy_host(placement: Plan) -> bool:

@@ -111,6 +111,12 @@ class Plan:
         """Whether encoder and transformer may be on the GPU at once."""
         return self.encoder.device_bytes + self.transformer.device_bytes <= usable(self.budget_gib)
 
+    @property
+    def encoder_room(self) -> int:
+        """Bytes for activations while the encoder works, the transformer's weights beside it if both may stay."""
+        held = (self.encoder, self.transformer) if self.together else (self.encoder,)
+        return usable(self.budget_gib) - sum(part.device_bytes - part.part.workspace for part in held)
+
     def describe(self) -> list[str]:
         """Lines for the log and the doctor."""
         return [

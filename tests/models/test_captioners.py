@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import weakref
+from itertools import dropwhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +15,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from charengine.embedded.grammar import parse_tags
 from charengine.errors import BadInput, MissingDependency
-from charengine.models.captioners import EmbeddedCaptioner, QwenCaptioner, read_sighting, shrink
+from charengine.models.captioners import (
+    MAX_ROWS,
+    EmbeddedCaptioner,
+    QwenCaptioner,
+    read_sighting,
+    rows_that_fit,
+    shrink,
+)
+from charengine.models.file_parts import read_config
 from charengine.models.loading import Loaded
 from charengine.models.qwen_edit import QwenEdit
 from charengine.models.qwen_parts import QwenEditFolder
@@ -43,14 +53,18 @@ class ScriptedModel(torch.nn.Module):
     def __init__(self, tokenizer, answers: list[str]) -> None:
         super().__init__()
         self.tokenizer, self.answers, self.asked = tokenizer, list(answers), []
+        self.rows = []
         self.config = SimpleNamespace(image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"))
 
     def generate(self, input_ids, do_sample, image_grid_thw=None, **_kwargs):
         assert do_sample is False
-        grid = None if image_grid_thw is None else tuple(image_grid_thw[0].tolist())
-        self.asked.append((self.tokenizer.decode(input_ids[0]).replace("<|image_pad|>", ""), grid))
-        answer = self.tokenizer(self.answers.pop(0) + "<|im_end|>", return_tensors="pt").input_ids
-        return torch.cat([input_ids, answer], dim=1)
+        self.rows.append(len(input_ids))
+        for row, ids in enumerate(input_ids):
+            grid = None if image_grid_thw is None else tuple(image_grid_thw[row].tolist())
+            self.asked.append((self.tokenizer.decode(ids).replace("<|image_pad|>", ""), grid))
+        given = [self.answers.pop(0) + "<|im_end|>" for _ in input_ids]
+        answers = self.tokenizer(given, padding=True, padding_side="right", return_tensors="pt").input_ids
+        return torch.cat([input_ids, answers], dim=1)
 
 
 class ScriptedParts(QwenEditFolder):
@@ -143,6 +157,92 @@ def test_the_real_model_answers_the_same_picture_the_same_way(qwen_folder: Path,
     captioner.unload()
     assert captioner.ask(image, "Which view is this?", max_tokens=8) == first
     assert first
+
+
+@pytest.fixture
+def three_sizes() -> list[Image.Image]:
+    rng = np.random.default_rng(1)
+    return [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for height, width in ((112, 84), (196, 56), (84, 140))
+    ]
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
+    """Every `generate`'s new tokens, a list a row, without what follows a row's end."""
+    seen: list[list[list[int]]] = []
+    whole = Qwen2_5_VLForConditionalGeneration.generate
+
+    def watched(self, *args, **kwargs):
+        output = whole(self, *args, **kwargs)
+        rows = output[:, kwargs["input_ids"].shape[1] :].tolist()
+        pad = self.generation_config.pad_token_id
+        seen.append([list(reversed([*dropwhile(lambda token: token == pad, reversed(row))])) for row in rows])
+        return output
+
+    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "generate", watched)
+    return seen
+
+
+class Opinionated(QwenEditFolder):
+    """The tiny model with larger weights, so that its answers depend on the picture."""
+
+    def text_encoder(self):
+        model = super().text_encoder()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(20 if weight.ndim > 1 else 1)
+        return model
+
+
+def test_several_pictures_of_other_sizes_get_token_for_token_the_answers_they_get_alone(
+    qwen_folder: Path, three_sizes: list[Image.Image], generated: list[list[list[int]]]
+):
+    captioner = QwenCaptioner(Opinionated(qwen_folder, CPU, torch.float32), CPU, "x")
+    together = captioner.ask_all(three_sizes, "Which view is this?", max_tokens=24)
+    alone = [captioner.ask(image, "Which view is this?", max_tokens=24) for image in three_sizes]
+    assert together == alone
+    assert [len(rows) for rows in generated] == [3, 1, 1, 1]
+    assert generated[0] == [rows[0] for rows in generated[1:]]
+    assert len({tuple(row) for row in generated[0]}) == 3  # the pictures matter
+
+
+def test_only_unreadable_answers_of_a_batch_are_asked_again(qwen_folder: Path, three_sizes: list[Image.Image]):
+    answers = [
+        json.dumps(ANSWER),
+        "A woman.",
+        json.dumps(ANSWER | {"view": "back"}),
+        json.dumps(ANSWER | {"view": "side"}),
+    ]
+    parts = ScriptedParts(qwen_folder, answers)
+    found = QwenCaptioner(parts, CPU, "x").describe_all(three_sizes)
+    assert [one.facts["view"] for one in found] == ["front", "side", "back"]
+    assert parts.model.rows == [3, 1]
+    assert parts.model.asked[3][1] == parts.model.asked[1][1]  # the second picture again
+
+
+def test_the_room_of_the_memory_plan_decides_how_many_pictures_are_asked_about_at_once():
+    config = read_config(Path("nowhere"), "qwen-image-edit", "text_encoder")
+    published = SimpleNamespace(config=Qwen2_5_VLConfig.from_dict(config), dtype=torch.bfloat16)
+    fit = [rows_that_fit(published, 1344, 400, room) for room in (None, int(1.4 * 2**30), 2**29, 0, 2**40)]
+    assert fit == [MAX_ROWS, 4, 1, 1, MAX_ROWS]
+
+
+def test_a_batch_that_runs_out_of_gpu_memory_is_asked_one_by_one(
+    qwen_folder: Path, three_sizes: list[Image.Image], caplog: pytest.LogCaptureFixture
+):
+    class Small(ScriptedModel):
+        def generate(self, input_ids, **kwargs):
+            if len(input_ids) > 1:
+                raise torch.cuda.OutOfMemoryError("full")
+            return super().generate(input_ids, **kwargs)
+
+    parts = ScriptedParts(qwen_folder, ["one", "two", "three"])
+    parts.model = Small(parts.model.tokenizer, parts.model.answers)
+    assert QwenCaptioner(parts, CPU, "x").ask_all(three_sizes, "What?") == ["one", "two", "three"]
+    assert parts.model.rows == [1, 1, 1]
+    assert "one at a time" in caplog.text
 
 
 def test_editor_and_captioner_share_one_set_of_weights_and_really_free_it(qwen_folder: Path, image: Image.Image):

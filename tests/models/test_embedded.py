@@ -12,8 +12,10 @@ from PIL import Image
 
 from charengine.config import Profile
 from charengine.embedded.build.family import build_random_family
+from charengine.embedded.traits import sample_indices
+from charengine.embedded.world import render_sheet
 from charengine.errors import BadInput, ConfigError, MissingDependency
-from charengine.models import Models, load
+from charengine.models import Models, describe_all, load
 from charengine.models.embedded import fingerprint
 from charengine.models.loading import resolve_device
 
@@ -46,6 +48,16 @@ def test_the_four_models_work_together_on_a_sheet(models: Models):
     assert drawn.size == (128, 192)
     assert models.embedder.embed_images([sheet, drawn]).shape[0] == 2
     assert abs(models.embedder.match([drawn], ["an orc"]).item()) <= 1
+
+
+def test_the_shipped_captioner_answers_about_several_views_as_it_does_about_each():
+    captioner = load(Profile(name="test", models={"device": "cpu"})).captioner
+    pixels = render_sheet(sample_indices(1, torch.Generator().manual_seed(0)))[0].permute(1, 2, 0) * 255
+    sheet = Image.fromarray(pixels.round().byte().numpy())
+    views = [sheet.crop(box) for box in ((0, 0, 128, 384), (128, 40, 256, 384), (250, 0, 384, 370))]
+    alone = [captioner.describe(view) for view in views]
+    assert describe_all(captioner, views) == alone
+    assert [found.facts["view"] for found in alone] == ["front", "side", "back"]
 
 
 def test_a_reloaded_family_draws_the_same_sheet(family: Path):

@@ -8,7 +8,7 @@ import torch
 from charengine.embedded.build.family import TINY, build_transformer
 from charengine.errors import OutOfBudget
 from charengine.models.files import Header, TensorInfo
-from charengine.models.memory import GIB, TakingTurns, measure, place, plan
+from charengine.models.memory import GIB, TakingTurns, measure, place, plan, usable
 from charengine.models.quantised import fill
 from charengine.models.streaming import BlockStream, shrink_when_out_of_memory, spread
 
@@ -43,6 +43,15 @@ def test_bf16_files_are_rounded_only_where_they_do_not_fit() -> None:
     assert small.encoder.fp8 and small.transformer.fp8
     assert not large.encoder.fp8 and not large.transformer.fp8
     assert large.transformer.streamed == 0 and large.together
+
+
+def test_the_encoder_may_work_in_what_the_weights_on_the_gpu_leave() -> None:
+    encoder, transformer = published("BF16")
+    alone, beside = (plan(gib, encoder, transformer, sheet=(1024, 1024)) for gib in (12, 80))
+    weights = [part.block * part.blocks + part.rest for part in (alone.encoder.part, beside.encoder.part)]
+    assert alone.encoder_room == usable(12) - weights[0]
+    drawer = beside.transformer.part
+    assert beside.encoder_room == usable(80) - weights[1] - drawer.block * drawer.blocks - drawer.rest
 
 
 def test_bigger_sheets_leave_room_for_fewer_blocks() -> None:
