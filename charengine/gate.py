@@ -10,7 +10,7 @@ from PIL import Image
 
 from charengine.config import CropSettings
 from charengine.crop import cut_views, draw_overlay, examine, measure
-from charengine.models import Captioner, Description, Questioner
+from charengine.models import Captioner, Description, Questioner, describe_all
 from charengine.records import VIEWS
 from charengine.sheet_prompt import SideItem
 
@@ -101,7 +101,8 @@ def judge(
     warnings = found.warnings
     if captioner is not None and not reasons:  # loading the captioner is dear, and the numbers have decided
         views = {view.name: view for view in cut_views(backdrop, found.figures, settings)}
-        seen = {name: captioner.describe(view.image, hint=class_noun) for name, view in views.items()}
+        found_by_eye = describe_all(captioner, [view.image for view in views.values()], class_noun)
+        seen = dict(zip(views, found_by_eye, strict=True))
         answers = {view: said for view, description in seen.items() if (said := _view_named(description))}
         wrong = [k for k, view in enumerate(VIEWS) if answers.get(view, view) != view]
         reasons += [f"the {VIEWS[k]} box shows a {answers[VIEWS[k]]} view, says the captioner" for k in wrong]
