@@ -5,6 +5,7 @@ Candidates are tried on the device, cheapest in time first, under a hard cap on 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from charengine.training.fused import transformer_blocks
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
+
+log = logging.getLogger(__name__)
 
 RESERVE_GIB = 0.5  # of the budget, for the CUDA context and libraries, which no allocator counts
 FIXED_COST = 0.5  # time of a step without samples, in samples of one megapixel (kernels too small to fill a GPU)
@@ -153,7 +156,11 @@ def let_segments_grow() -> bool:
     change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
     if chosen or change is None or sys.platform == "win32":
         return False
-    change("expandable_segments:True")
+    try:
+        change("expandable_segments:True")
+    except RuntimeError as error:  # an allocator that cannot: the plan only needs more memory
+        log.warning("the allocator keeps its segments as they are (%s)", error)
+        return False
     return True
 
 

@@ -127,6 +127,16 @@ def test_segments_grow_unless_the_user_chose_the_allocators_settings(monkeypatch
     assert not let_segments_grow() and len(asked) == 1
 
 
+def test_an_allocator_that_cannot_grow_segments_is_left_as_it_is(monkeypatch, caplog):
+    def refuse(_):
+        raise RuntimeError("expandable_segments not supported")
+
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", refuse, raising=False)
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    assert not let_segments_grow() and "not supported" in caplog.text
+
+
 def test_a_plan_that_cannot_fit_is_known_by_one_sample():
     assert Plan(micro_batch=3).least_activations(4.0) == 12.0
     assert Plan(micro_batch=3, checkpointing="selective", recomputed=0.5).least_activations(4.0) == pytest.approx(2.4)
