@@ -140,7 +140,9 @@ class CropSettings(Settings):
     threshold: int = Field(default=24, ge=4, le=128, description="0-255: how far from the background a figure pixel is")
     bucket_area: int = Field(default=128 * 384, ge=64 * 64, le=2048 * 2048, description="pixels of a training image")
     bucket_step: int = Field(default=64, ge=8, le=128, description="bucket sides are multiples of this")
-    upscale: bool = Field(default=True, description="enlarge a small figure to fill bucket_area; off: a smaller bucket instead")
+    upscale: bool = Field(
+        default=True, description="enlarge a small figure to fill bucket_area; off: a smaller bucket instead"
+    )
 
 
 class ExpandSettings(Settings):
