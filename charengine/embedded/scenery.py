@@ -71,19 +71,23 @@ def draw_background(
     device = background.device
     x = (torch.arange(width, device=device) + 0.5 - width / 2) / height
     y = 1 - (torch.arange(height, device=device) + 0.5) / height
-    at_x, at_y = x.expand(len(background), height, width), y[:, None].expand(len(background), height, width)
     picture = torch.ones(len(background), 3, height, width, device=device)
-    for i, name in enumerate(BACKGROUNDS):
-        chosen = background == i
-        if name not in _SCENES or (device.type == "cpu" and not bool(chosen.any())):
+    places: dict[str, list[int]] = {}  # each scene is drawn for its own pictures only
+    for i, scene in enumerate(background.tolist()):
+        places.setdefault(BACKGROUNDS[scene], []).append(i)
+    for name, numbers in places.items():
+        if name == BACKGROUNDS[0]:
             continue
-        scene = _Scene(at_x, at_y, shift[:, None, None], torch.ones_like(picture))
-        _SCENES[name](scene)
-        picture = torch.where(chosen[:, None, None, None], scene.picture, picture)
-    shaded = ((background != 0) & (background != BACKGROUNDS.index("underwater")))[:, None, None]
-    feet = 1 - ground[:, None, None]
-    shadow = ((at_x / 0.11) ** 2 + ((at_y - feet - 0.012) / 0.022) ** 2 < 1) & shaded
-    return torch.where(shadow[:, None], picture * 0.62, picture).clamp(0, 1)
+        at = torch.tensor(numbers, device=device)
+        at_x, at_y = x.expand(len(at), height, width), y[:, None].expand(len(at), height, width)
+        drawn = _Scene(at_x, at_y, shift[at][:, None, None], picture[at])
+        _SCENES[name](drawn)
+        if name != "underwater":
+            feet = 1 - ground[at][:, None, None]
+            shadow = (at_x / 0.11) ** 2 + ((at_y - feet - 0.012) / 0.022) ** 2 < 1
+            drawn.picture = torch.where(shadow[:, None], drawn.picture * 0.62, drawn.picture)
+        picture[at] = drawn.picture.expand_as(picture[at]).clamp(0, 1)
+    return picture
 
 
 def _noise(key: Plane) -> Plane:

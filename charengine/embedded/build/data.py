@@ -158,15 +158,15 @@ def compile_renderer(device: torch.device) -> str:
     if device.type != "cuda":
         return "eager (CPU)"
     allow_recompiles()
-    places = ((raster, "draw_smooth"), (world, "draw_background"), (world, "build_figures"))
+    places = ((raster, "draw_smooth"), (world, "build_figures"))
     eager = [getattr(module, name) for module, name in places]
     wanted = _renderer_samples(device)
     said = []
-    for parts in (3, 2):  # without the graph where that fails; then eager
+    for parts in (2, 1):  # without the graph where that fails; then eager
         try:
             from charengine.embedded.build import render_graph, render_kernel  # the latter needs Triton, as CUDA has it
 
-            faster = [render_kernel.draw_smooth, render_graph.draw_background, render_graph.GraphedFigures()][:parts]
+            faster = [render_kernel.draw_smooth, render_graph.GraphedFigures()][:parts]
             for (module, name), function in zip(places, faster, strict=False):
                 setattr(module, name, function)
             started = time.monotonic()

@@ -1,4 +1,4 @@
-"""What surrounds the kernels when training data are drawn on CUDA: figures from a CUDA graph, scenes where they show.
+"""Figures from a CUDA graph, when training data are drawn on CUDA.
 
 Building figures is about nine thousand tiny operations, whatever the batch: launched one by one they take longer than
 drawing. Captured once as a graph they run without the host.
@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from charengine.embedded import figure, scenery
+from charengine.embedded import figure
 from charengine.embedded.solids import SolidBatch
-from charengine.embedded.traits import BACKGROUNDS
 
 log = logging.getLogger(__name__)
 
@@ -87,33 +86,3 @@ class GraphedFigures:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 built = figure.build_figures(kept_indices, kept_pose)
         return graph, kept_indices, kept_pose, built
-
-
-def draw_background(
-    background: torch.Tensor, size: tuple[int, int], shift: torch.Tensor, ground: torch.Tensor
-) -> torch.Tensor:
-    """`scenery.draw_background`, each scene drawn for its own pictures only, for the price of reading `background` back."""
-    width, height = size
-    device = background.device
-    picture = torch.ones(len(background), 3, height, width, device=device)
-    places: dict[str, list[int]] = {}
-    for i, scene in enumerate(background.tolist()):
-        places.setdefault(BACKGROUNDS[scene], []).append(i)
-    x = (torch.arange(width, device=device) + 0.5 - width / 2) / height
-    y = 1 - (torch.arange(height, device=device) + 0.5) / height
-    for name, numbers in places.items():
-        if name == BACKGROUNDS[0]:
-            continue
-        at = torch.tensor(numbers, device=device)
-        at_x, at_y = x.expand(len(at), height, width), y[:, None].expand(len(at), height, width)
-        drawn = torch.ones(len(at), 3, height, width, device=device)
-        if name in scenery._SCENES:
-            part = scenery._Scene(at_x, at_y, shift[at][:, None, None], drawn)
-            scenery._SCENES[name](part)
-            drawn = part.picture.expand_as(drawn)
-        if name != "underwater":
-            feet = 1 - ground[at][:, None, None]
-            shadow = (at_x / 0.11) ** 2 + ((at_y - feet - 0.012) / 0.022) ** 2 < 1
-            drawn = torch.where(shadow[:, None], drawn * 0.62, drawn)
-        picture[at] = drawn.clamp(0, 1)
-    return picture

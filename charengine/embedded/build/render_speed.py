@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--chunk", default="256,1024", help="pictures drawn at once; several to compare")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
-    if device.type == "cuda":
+    if device.index is not None:
         torch.cuda.set_device(device)
     for how in ("eager", ""):
         print(how or compile_renderer(device), flush=True)
