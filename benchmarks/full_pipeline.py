@@ -30,8 +30,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import random_models  # noqa: E402
 import torch  # noqa: E402
-from PIL import Image, ImageDraw  # noqa: E402
-from stages import Bench, table  # noqa: E402
+from PIL import Image  # noqa: E402
+from stages import Bench, Drawing, prompt_to_report, table  # noqa: E402
 
 from charengine import records  # noqa: E402
 from charengine.config import SweepSettings, load_profile  # noqa: E402
@@ -82,22 +82,6 @@ def main() -> int:
     bench.path.write_text(json.dumps(bench.results, indent=1))
     print(table(bench.results))
     return int(any("error" in facts for facts in bench.results["stages"].values()))
-
-
-def prompt_to_report(stages: dict[str, dict[str, Any]], tiny: bool) -> dict[str, Any]:
-    """Seconds of what a run does, one sheet included, without making up weights; `measured` unless a stage was cut."""
-    sheet = "sheet 192x96, 3 steps" if tiny else "sheet 1536x1024, 40 steps"
-    parts = (sheet, "crop", "captions", "encode captions", "train 1,200", "sweep", "report")
-    total, missing, measured = 0.0, [], True
-    for part in parts:
-        facts = next((facts for name, facts in stages.items() if name.startswith(part) and "seconds" in facts), {})
-        rest = facts.get("extrapolated_rest_seconds", 0.0)
-        if "error" in facts or not facts:
-            missing.append(part)
-            continue
-        measured &= not rest and "extrapolated_seconds" not in facts
-        total += facts.get("extrapolated_seconds", facts["seconds"]) + rest
-    return {"seconds": round(total, 1), "measured": measured, "missing": missing}
 
 
 class Run:
@@ -161,7 +145,10 @@ class Run:
     def _plan(self) -> Plan:
         """The planner's own arithmetic, over the sizes of what will be made up."""
         config = self.folder / "configs" / "qwen"
-        sizes = {name: _part(random_models.meta(config, name), name) for name in ("text_encoder", "transformer")}
+        sizes = {
+            name: random_models.part_of(random_models.meta(config, name), name)
+            for name in ("text_encoder", "transformer")
+        }
         width, height = self.sizes[0]
         work = {"text_encoder": int(1.4 * GIB), "transformer": transformer_workspace(width, height) + int(0.85e9)}
         encoder, transformer = (
@@ -223,7 +210,7 @@ class Run:
         from charengine.sheet import take_sheet
 
         path = self.folder / "sheet.png"
-        figures(1536, 1024).save(path)
+        random_models.figures(1536, 1024).save(path)
         settings = self.profile.crop.model_copy(update={"bucket_area": 64 * 192} if self.tiny else {})
         self.sheet = take_sheet(path, self.store)
         self.views = crop_views(self.sheet, settings, self.store)
@@ -408,53 +395,6 @@ class Run:
 
 def _was_cut(swept: records.SweepRecord | None) -> bool:
     return swept is not None and any("was cut" in warning for warning in swept.warnings)
-
-
-class Drawing:
-    """A `Diffusion` that counts the images it draws and the seconds of each call; all else is the model's own."""
-
-    def __init__(self, diffusion: SDXL) -> None:
-        self._diffusion, self.images, self.stopped = diffusion, 0, False
-        self.seconds: list[float] = []
-
-    def sample(self, *args: Any, **kwargs: Any) -> list[Image.Image]:
-        """The model's own, timed."""
-        start = time.perf_counter()
-        images = self._diffusion.sample(*args, **kwargs)
-        self.seconds.append(time.perf_counter() - start)
-        self.images += len(images)
-        return images
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._diffusion, name)
-
-
-def _part(module: torch.nn.Module, name: str) -> Part:
-    """Sizes of a meta module as it will be held: fp8 matrices in its blocks, two bytes for the rest."""
-    blocks = "transformer_blocks." if name == "transformer" else "language_model.layers."
-    inside: dict[str, int] = {}
-    rest = 0
-    for key, tensor in module.state_dict().items():
-        packed = tensor.ndim == 2 and random_models._in_blocks(key)
-        size = tensor.numel() * (1 if packed else 2)
-        if blocks in key:
-            number = key.split(blocks)[1].split(".")[0]
-            inside[number] = inside.get(number, 0) + size
-        else:
-            rest += size
-    return Part(name.replace("_", " "), len(inside), max(inside.values()), rest, 0)
-
-
-def figures(width: int, height: int) -> Image.Image:
-    """A sheet of three plain figures on white, for the stages behind the sheet."""
-    image = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(image)
-    for i, half in enumerate((90, 60, 90)):
-        x = width * (2 * i + 1) // 6
-        draw.ellipse((x - 45, 60, x + 45, 170), fill="#7a9a5b")
-        draw.rectangle((x - half, 170, x + half, height - 320), fill="#27408b")
-        draw.rectangle((x - half + 15, height - 320, x + half - 15, height - 60), fill="#3b2b20")
-    return image
 
 
 if __name__ == "__main__":

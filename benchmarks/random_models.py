@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageDraw
 from torch import nn
 
 from charengine.embedded.build import family
@@ -25,7 +26,7 @@ from charengine.models.file_parts import (
     read_config,
     tiled_when_out_of_memory,
 )
-from charengine.models.memory import Plan
+from charengine.models.memory import Part, Plan
 from charengine.models.quantised import Packed, State, pack_fp8
 
 SPECIALS = (
@@ -264,3 +265,31 @@ def write_scorers(folder: Path, tiny: bool, device: torch.device) -> tuple[Path,
         folder / "clip"
     )
     return folder / "clip", folder / "dino"
+
+
+def part_of(module: torch.nn.Module, name: str) -> Part:
+    """Sizes of a meta module as it will be held: fp8 matrices in its blocks, two bytes for the rest."""
+    blocks = "transformer_blocks." if name == "transformer" else "language_model.layers."
+    inside: dict[str, int] = {}
+    rest = 0
+    for key, tensor in module.state_dict().items():
+        packed = tensor.ndim == 2 and _in_blocks(key)
+        size = tensor.numel() * (1 if packed else 2)
+        if blocks in key:
+            number = key.split(blocks)[1].split(".")[0]
+            inside[number] = inside.get(number, 0) + size
+        else:
+            rest += size
+    return Part(name.replace("_", " "), len(inside), max(inside.values()), rest, 0)
+
+
+def figures(width: int, height: int) -> Image.Image:
+    """A sheet of three plain figures on white, for the stages behind the sheet."""
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    for i, half in enumerate((90, 60, 90)):
+        x = width * (2 * i + 1) // 6
+        draw.ellipse((x - 45, 60, x + 45, 170), fill="#7a9a5b")
+        draw.rectangle((x - half, 170, x + half, height - 320), fill="#27408b")
+        draw.rectangle((x - half + 15, height - 320, x + half - 15, height - 60), fill="#3b2b20")
+    return image

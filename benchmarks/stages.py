@@ -156,3 +156,38 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | " + " | ".join(str(facts.get(key, "")) for key in shown) + f" | {detail} |")
     lines += ["", f"prompt to report: {results.get('prompt_to_report_s')}"]
     return "\n".join(lines)
+
+
+def prompt_to_report(stages: dict[str, dict[str, Any]], tiny: bool) -> dict[str, Any]:
+    """Seconds of what a run does, one sheet included, without making up weights; `measured` unless a stage was cut."""
+    sheet = "sheet 192x96, 3 steps" if tiny else "sheet 1536x1024, 40 steps"
+    parts = (sheet, "crop", "captions", "encode captions", "train 1,200", "sweep", "report")
+    total, missing, measured = 0.0, [], True
+    for part in parts:
+        facts = next((facts for name, facts in stages.items() if name.startswith(part) and "seconds" in facts), {})
+        rest = facts.get("extrapolated_rest_seconds", 0.0)
+        if "error" in facts or not facts:
+            missing.append(part)
+            continue
+        measured &= not rest and "extrapolated_seconds" not in facts
+        total += facts.get("extrapolated_seconds", facts["seconds"]) + rest
+    return {"seconds": round(total, 1), "measured": measured, "missing": missing}
+
+
+class Drawing:
+    """A `Diffusion` that counts the images it draws and the seconds of each call; all else is the model's own."""
+
+    def __init__(self, diffusion: Any) -> None:
+        self._diffusion, self.images, self.stopped = diffusion, 0, False
+        self.seconds: list[float] = []
+
+    def sample(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """The model's own, timed."""
+        start = time.perf_counter()
+        images = self._diffusion.sample(*args, **kwargs)
+        self.seconds.append(time.perf_counter() - start)
+        self.images += len(images)
+        return images
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._diffusion, name)
