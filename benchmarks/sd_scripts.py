@@ -200,4 +200,6 @@ def _write_tokenizers(folder: Path) -> Path:
     for name in TOKENIZERS:
         tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
         tokenizer.save_pretrained(folder / name)
+        (folder / name / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        (folder / name / "merges.txt").write_text("#version: 0.2\n")  # what transformers 4, which it pins, reads
     return folder

@@ -73,7 +73,7 @@ def main() -> None:
                 results["cases"][name] = (
                     {"skipped": "no time left"} if left < 5 else run_sd_scripts(arguments, size, Path(work), left + 20)
                 )
-                path.write_text(json.dumps(results, indent=1))
+                write(path, results, before)
                 print(f"[{time.perf_counter() - started:5.0f} s] {name}: {summary(results['cases'][name])}", flush=True)
     write(path, results, before)
     print(table(results))

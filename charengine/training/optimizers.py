@@ -200,30 +200,33 @@ class TorchOptimizer:
         """Nothing: the step that allocated the state has run every kernel."""
 
     def state(self) -> dict[str, Tensor]:
-        """Per-parameter and group values; plain numbers as tensors whose name ends in `#`."""
-        saved = self.inner.state_dict()
-        places = [("state", i, values) for i, values in saved["state"].items()]
-        places += [("group", i, group) for i, group in enumerate(saved["param_groups"])]
+        """Per-parameter and group values; what is no tensor as one, its kind told by the end of its name."""
         return {
-            f"{kind}.{i}.{name}{'' if isinstance(value, Tensor) else '#'}": _as_tensor(value)
-            for kind, i, values in places
+            f"{kind}.{i}.{name}{_mark(value)}": _as_tensor(value)
+            for kind, places in self._places().items()
+            for i, values in enumerate(places)
             for name, value in values.items()
-            if isinstance(value, Tensor | int | float) and not isinstance(value, bool)
+            if kind == "state" or isinstance(value, Tensor | float) or type(value) is int
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up a saved state; tensors that exist are filled in place, for a captured graph points at them."""
-        current = self.inner.state_dict()
+        places = self._places()
         for key, tensor in state.items():
             kind, number, name = key.split(".", 2)
-            places = current["state"] if kind == "state" else current["param_groups"]
-            values = places.setdefault(int(number), {}) if kind == "state" else places[int(number)]
+            values = places[kind][int(number)]
             held = values.get(name)
             if isinstance(held, Tensor):
                 held.copy_(tensor)
+            elif name[-1] in MARKS:
+                plain = tensor.tolist()
+                values[name[:-1]] = tuple(plain) if name[-1] == "@" else plain
             else:
-                values[name.removesuffix("#")] = tensor.item() if name.endswith("#") else tensor
-        self.inner.load_state_dict(current)
+                values[name] = tensor
+
+    def _places(self) -> dict[str, list[dict[str, Any]]]:
+        """The optimizer's own dictionaries; its `state_dict` may wrap them, as that of bitsandbytes does."""
+        return {"state": [self.inner.state[leaf] for leaf in self.leaves], "group": self.inner.param_groups}
 
     def evaluating(self, on: bool) -> None:
         """Schedule-free methods evaluate at the averaged weights."""
@@ -236,7 +239,18 @@ def _import_name(package: str) -> str:
     return {"prodigy-plus-schedule-free": "prodigyplus"}.get(package, package)
 
 
+MARKS = "#@"  # the end of a saved name: a number, a tuple of numbers
+
+
+def _mark(value: Any) -> str:
+    return "" if isinstance(value, Tensor) else "@" if isinstance(value, tuple) else "#"
+
+
 def _as_tensor(value: Any) -> Tensor:
-    """Exact: integers as int64, floats as float64."""
-    kind = torch.int64 if isinstance(value, int) else torch.float64
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=kind)
+    """Exact: integers as int64, floats as float64, truths as truths."""
+    if isinstance(value, Tensor):
+        return value
+    kinds = {type(one) for one in (value if isinstance(value, tuple) else (value,))}
+    if not kinds <= {bool, int, float}:
+        raise TypeError(f"an optimizer keeps {value!r}, which cannot be saved exactly")
+    return torch.tensor(value, dtype=torch.float64 if float in kinds else None)

@@ -10,6 +10,7 @@ from tiny_sdxl import FakeDiffusion
 from charengine.errors import OutOfBudget
 from charengine.training.kernels import geglu, geglu_backward
 from charengine.training.loop import TrainingStopped
+from charengine.training.optimizers import PACKAGES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -38,8 +39,10 @@ def test_a_captured_step_is_the_eager_step(store, tmp_path):
     assert [point.loss for point in graph.validation] == pytest.approx([p.loss for p in eager.validation], rel=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw", "adamw8bit", "prodigy"])
 def test_resumed_is_uninterrupted_bit_for_bit_with_deterministic_kernels(store, tmp_path, optimizer):
+    if optimizer in PACKAGES:
+        pytest.importorskip({"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}[optimizer])
     whole = train(store, tmp_path / "whole", diffusion=cuda(), deterministic=True, optimizer=optimizer)
     with pytest.raises(TrainingStopped):
         train(
@@ -62,3 +65,14 @@ def test_a_budget_too_small_is_refused_and_the_memory_given_back(store, tmp_path
     assert smallest is None or 0.5 < smallest < 2
     assert torch.cuda.get_per_process_memory_fraction() == cap
     assert train(store, tmp_path / "again", diffusion=cuda(), budget_gib=3).plan["peak_gib"] < 3
+
+
+def test_a_float8_base_trains_in_segments_that_grow(store, tmp_path):
+    record = train(store, tmp_path, diffusion=cuda(), fp8_base=True, rank=2, conv_rank=2)
+    assert record.plan["fp8_base"]
+    assert record.base_validation.loss > record.validation[-1].loss
+    tensor = torch.empty(64 * 2**20, device="cuda")
+    segments = [
+        s for s in torch.cuda.memory_snapshot() if s["address"] <= tensor.data_ptr() < s["address"] + s["total_size"]
+    ]
+    assert [segment["is_expandable"] for segment in segments] == [True]

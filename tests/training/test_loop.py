@@ -126,6 +126,8 @@ def test_the_same_inputs_make_the_same_bytes(tmp_path):
         {"algorithm": "tlora", "optimizer": "adamw"},
         {"batch": 1, "accumulate": 2, "dropout": 0.2, "random_backgrounds": 0.5, "masked_loss": 0.5},
         {"precision": "fp16"},
+        {"optimizer": "adamw8bit"},
+        {"optimizer": "prodigy-schedulefree", "learning_rate": 1.0},
     ],
     ids=lambda changes: " ".join(map(str, changes.values())),
 )

@@ -16,10 +16,10 @@ from charengine.training.storage import StackedParameters
 SHAPES = [(4, 24), (4, 24), (24, 4), (4, 24), (2, 8, 3, 3), (2, 8, 3, 3), (8, 2, 1, 1), (24, 4), (1, 6), (5,)]
 
 
-def parameters(seed=0):
+def parameters(seed=0, shapes=SHAPES):
     generator = torch.Generator().manual_seed(seed)
     return {
-        f"m{i}.w": torch.nn.Parameter(torch.randn(shape, generator=generator) * 0.1) for i, shape in enumerate(SHAPES)
+        f"m{i}.w": torch.nn.Parameter(torch.randn(shape, generator=generator) * 0.1) for i, shape in enumerate(shapes)
     }
 
 
@@ -59,11 +59,13 @@ def test_adamw_is_torchs_adamw_over_fifty_steps():
     assert walk(ours, optimizer, theirs, reference, factor=0.5) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["adafactor", "adamw", "prodigy", "prodigy-schedulefree"])
+@pytest.mark.parametrize("name", ["adafactor", "adamw", "adamw8bit", "prodigy", "prodigy-schedulefree"])
 def test_a_restored_optimizer_goes_on_bit_for_bit(name):
-    if name in PACKAGES and not importlib.util.find_spec({"prodigy": "prodigyopt"}.get(name, "prodigyplus")):
-        pytest.skip("package not installed")
+    if name in PACKAGES:
+        modules = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "prodigy-schedulefree": "prodigyplus"}
+        pytest.importorskip(modules[name])
     settings = TrainSettings(optimizer=name)
+    shapes = [*SHAPES, (8, 1024)]  # the last is large enough for bitsandbytes to keep its state in 8 bits
 
     def go(optimizer, values, steps):
         for step in steps:
@@ -73,17 +75,17 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(name):
             optimizer.prepare(step, learning_rate(settings, step))
             optimizer.update(torch.tensor(1.0))
 
-    whole = parameters()
+    whole = parameters(shapes=shapes)
     go(build_optimizer(settings, StackedParameters(whole)), whole, range(8))
 
-    first = parameters()
+    first = parameters(shapes=shapes)
     stacked = StackedParameters(first)
     optimizer = build_optimizer(settings, stacked)
     go(optimizer, first, range(5))
     state = {key: tensor.clone() for key, tensor in optimizer.state().items()}
     masters = [master.clone() for master in stacked.masters]
 
-    second = parameters(seed=3)
+    second = parameters(3, shapes)
     stacked = StackedParameters(second)
     optimizer = build_optimizer(settings, stacked)
     for master, saved in zip(stacked.masters, masters, strict=True):
@@ -104,6 +106,24 @@ def test_a_rehearsed_step_changes_nothing(name):
     optimizer.rehearse()
     assert all(torch.equal(before[key], value) for key, value in values.items())
     assert all(torch.equal(state[key], tensor) for key, tensor in optimizer.state().items())
+
+
+def test_eight_bit_adamw_moves_as_adamw_does_with_a_quarter_of_its_state():
+    pytest.importorskip("bitsandbytes")
+    start = torch.randn(16, 4096, generator=torch.Generator().manual_seed(0))
+    moved, held = {}, {}
+    for name in ("adamw", "adamw8bit"):
+        values = {"w": torch.nn.Parameter(start.clone())}
+        optimizer = build_optimizer(TrainSettings(optimizer=name), StackedParameters(values))
+        for step in range(20):
+            values["w"].grad.copy_(torch.randn(start.shape, generator=torch.Generator().manual_seed(step)))
+            optimizer.prepare(step, 1e-3)
+            optimizer.update(torch.tensor(1.0))
+        moved[name] = values["w"].detach() - start
+        held[name] = sum(tensor.nbytes for tensor in optimizer.state().values())
+    difference = (moved["adamw8bit"] - moved["adamw"]).norm() / moved["adamw"].norm()
+    assert 0 < difference < 0.05
+    assert held["adamw8bit"] < 0.3 * held["adamw"]
 
 
 def test_schedule_free_weights_are_the_averaged_ones_only_while_evaluating():

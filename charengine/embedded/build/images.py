@@ -119,7 +119,7 @@ def train_images(run: Run, minutes: float) -> None:
     fill = Clock(run.scale(300, 1) / 600 * min(1.0, minutes / 6))
     while fill.progress < 1 or pool.count < run.scale(2000, 16):
         pool.make()
-    refill = Refill(pool.make, 0.2)
+    refill = Refill(pool.make, 0.12)
     rate = 1e-3
     heads = TraitHeads(3 * run.sizes.te_width).to(device)
     groups = decayed(unet, rate=rate) + decayed(writer.first, writer.second, heads, rate=rate * 0.7)

@@ -28,6 +28,7 @@ from charengine.template import template
 CAPTION_SIZES = {(128, 384): (140, 392), (192, 256): (224, 280), (256, 256): (252, 252)}  # rendered: what the VL reads
 LENGTH_STEP = 16  # sheet prompts are padded to a multiple of this many tokens
 ANSWER = 64  # tokens of the longest caption, rounded up
+CAPTION_EVERY = 3  # steps: captions are learnt sooner than sheets, and a third of a step's time went to them
 LATENTS, VISION = 0, 1  # how the template conditions: as VAE latents too, or through the VL's eyes alone
 
 
@@ -285,7 +286,7 @@ def train_sheets(run: Run, minutes: float) -> None:
     def caption_step(pixels: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with autocast():
             loss = caption_loss(reader, captions.before, pixels, ids, labels)
-        (0.25 * loss).backward()
+        (0.5 * loss).backward()
         return (loss.detach(),)
 
     flow_steps = {mode: GraphedStep(functools.partial(flow_step, mode), device) for mode in (LATENTS, VISION)}
@@ -299,8 +300,9 @@ def train_sheets(run: Run, minutes: float) -> None:
         latents, ids, mode, traits = pool.batch(batch, rng)
         ids = empty.expand(len(ids), -1) if rng.random() < 0.1 else ids
         flow, named = flow_steps[mode](ids.shape[1], latents, ids, traits)
-        pixels, ids, labels = captions.batch(caption_batch, rng)
-        (caption,) = caption_steps(pixels.shape, pixels, ids, labels)
+        if clock.step % CAPTION_EVERY == 0:
+            pixels, ids, labels = captions.batch(caption_batch, rng)
+            (caption,) = caption_steps(pixels.shape, pixels, ids, labels)
         optimiser.step()
         average.update()
         for refill in refills:
