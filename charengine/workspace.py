@@ -18,6 +18,7 @@ from charengine.models import Models, load
 from charengine.records import DatasetRecord, StageFact
 from charengine.request import CheckedRun, slug
 from charengine.store import Store
+from charengine.threads import settle_threads
 from charengine.tracking import NullTracker, Tracker
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Workspace:
         self.out: Path = run.out
         self.refresh = run.refresh
         self.home = home.create()
+        settle_threads(self.models.diffusion.device, home)
         self.store = Store(home.store)
         self.tracker: Tracker = NullTracker()
         self.on_step = current_watcher()

@@ -287,8 +287,11 @@ def _open_desk(profile: str, settings: list[str], out: Path) -> Desk:
     apply_defaults(home)
     use_services(home)
     from charengine.models import load
+    from charengine.threads import settle_threads
 
-    return Desk(chosen, load(chosen), Store(home.store), home)
+    models = load(chosen)
+    settle_threads(models.diffusion.device, home)
+    return Desk(chosen, models, Store(home.store), home)
 
 
 def _must_exist(path: Path) -> None:

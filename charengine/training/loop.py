@@ -159,6 +159,8 @@ class _Training:
                 self._samples(step)
             if "checkpoint" in due:
                 self._checkpoint(step)
+            if stopping:
+                self.writer.wait()  # this state must be written
             if due & {"save", "checkpoint"}:
                 self.writer.save(history, self.setup.tensors())
             if stopping and step < settings.steps:

@@ -50,7 +50,12 @@ class StateWriter:
         self.pending: Future[None] | None = None
 
     def save(self, history: History, tensors: dict[str, Tensor]) -> None:
-        """Take a copy of the step just finished and write it in the background, after the one before."""
+        """Take a copy of the step just finished and write it in the background.
+
+        Nothing is done while the state before is still being written: a slow disk costs states, never time on the device.
+        """
+        if self.pending and not self.pending.done():
+            return
         self.wait()
         facts = {
             "format": FORMAT,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from charengine.errors import BadInput
 from charengine.store import Store
 from charengine.tracking import NullTracker
 from charengine.training.loop import TrainingDiverged, TrainingStopped, checkpoint_steps, train_adapter
-from charengine.training.state import FILE
+from charengine.training.state import FILE, StateWriter
 
 RECIPE = {
     "rank": 4,
@@ -210,6 +212,31 @@ def test_a_crash_after_the_last_state_repeats_steps_but_not_their_logs(store, tm
     train(store, tmp_path, tracker=tracker)
     assert tracker.steps("train/loss") == list(range(1, 13))
     assert tracker.checkpoints == [4, 8, 12]
+
+
+def test_a_slow_disk_costs_states_but_holds_up_no_step(store, tmp_path, monkeypatch):
+    held, written, write = threading.Event(), [], StateWriter._write
+
+    def slow(self, tensors, metadata):
+        assert held.wait(60)
+        written.append(json.loads(metadata["facts"])["step"])
+        write(self, tensors, metadata)
+
+    monkeypatch.setattr(StateWriter, "_write", slow)
+    whole = train(store, tmp_path / "whole", on_step=lambda progress: progress.step == 12 and held.set())
+    assert written[0] == 2  # that of step 2 was still being written when all steps were done
+    assert set(written) <= {2, 12}
+    held.clear()
+    with pytest.raises(TrainingStopped):
+        train(
+            store,
+            tmp_path / "parts",
+            should_stop=stop_after(7),
+            on_step=lambda progress: progress.step == 7 and held.set(),
+        )
+    assert written[-1] == 7  # a stop is saved whatever is being written
+    parts = train(store, tmp_path / "parts")
+    assert [c.adapter for c in parts.checkpoints] == [c.adapter for c in whole.checkpoints]
 
 
 def test_it_stops_within_ten_seconds_and_leaves_the_unet_as_it_was(store, tmp_path):

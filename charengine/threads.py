@@ -1,0 +1,108 @@
+"""How many threads torch works with on a CPU: tried once a machine and remembered.
+
+The second core of a virtual machine is not always a help: on one, a training step took 323 ms with two threads and 230
+with one (lab notes). The number changes the last bits of a sum, so it is not tried anew at every start: what it was the
+first time is kept in the home folder for as long as processor and cores stay the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from charengine.environment import Home
+from charengine.store import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+ROUNDS, PATIENCE = 20, 2.0  # rounds of the trial, and the seconds after which no more are begun
+WORTH_IT = 0.9  # fewer threads are taken when they need at most this share of the time
+USER_CHOICE = "OMP_NUM_THREADS"
+
+
+def settle_threads(device: torch.device, home: Home) -> None:
+    """Let this process work with the fastest number of threads, unless a GPU does the work or the user chose."""
+    import torch
+
+    cores = torch.get_num_threads()
+    if torch.device(device).type != "cpu" or USER_CHOICE in os.environ or cores == 1:
+        return
+    machine = {"processor": processor(), "cores": cores}
+    known = _recall(home, machine)
+    if known is None:
+        known = fastest(cores)
+        write_atomically(_file(home), json.dumps({**machine, "threads": known}).encode())
+        log.info("%d of %d threads are fastest here; remembered in %s", known, cores, _file(home))
+    torch.set_num_threads(known)
+
+
+def fastest(cores: int, seconds: Callable[[int], float] | None = None) -> int:
+    """All cores, or half of them or one where that is clearly faster.
+
+    Args:
+        cores: threads torch would use.
+        seconds: time of one round of work with a number of threads; None: convolutions of a training step.
+    """
+    counts = sorted({cores, max(1, cores // 2), 1}, reverse=True)
+    measure = seconds or _round()
+    times: dict[int, list[float]] = {count: [] for count in counts}
+    started = time.perf_counter()
+    for turn in range(ROUNDS):  # in turn, so that what else the machine does meets all alike
+        if turn > 2 and time.perf_counter() - started > PATIENCE:
+            break
+        for count in counts:
+            times[count].append(measure(count))
+    quickest = {count: min(found) for count, found in times.items()}  # the rounds that nothing else disturbed
+    best = min(counts, key=lambda count: quickest[count])
+    return best if quickest[best] <= WORTH_IT * quickest[cores] else cores
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _round() -> Callable[[int], float]:
+    """A convolution block of the embedded U-Net, forward and backward."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # nobody else's random numbers move on
+        pictures = torch.randn(3, 64, 48, 16)
+        layers = [torch.nn.GroupNorm(16, 64), torch.nn.SiLU(), torch.nn.Conv2d(64, 64, 3, padding=1)]
+    block = torch.nn.Sequential(*layers, *layers, *layers, *layers)
+
+    def seconds(threads: int) -> float:
+        torch.set_num_threads(threads)
+        started = time.perf_counter()
+        block(pictures).square().mean().backward()
+        return time.perf_counter() - started
+
+    return seconds
+
+
+def _file(home: Home) -> Path:
+    return home.root / "threads.json"
+
+
+def _recall(home: Home, machine: dict[str, object]) -> int | None:
+    """The number found on this machine; None when there is none, or it was another machine."""
+    try:
+        found = json.loads(_file(home).read_text())
+        threads = int(found.pop("threads"))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return threads if found == machine and threads >= 1 else None
