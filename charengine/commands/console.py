@@ -22,7 +22,7 @@ def listen(quiet: bool = False) -> None:
     engine = logging.getLogger("charengine")
     engine.handlers = [handler]
     engine.setLevel(logging.WARNING if quiet else logging.INFO)
-    for name in ("mlflow", "alembic", "httpx"):
+    for name in ("mlflow", "alembic", "httpx", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
