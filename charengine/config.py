@@ -130,7 +130,10 @@ class SheetSettings(Settings):
     gate: bool = Field(default=True, description="check each sheet by numbers before it is accepted")
     ask_model: bool = Field(default=False, description="also ask the VL model which view each box shows")
     repair: bool = Field(default=False, description="redraw only a failing box by inpainting")
-    rewrite: bool = Field(default=False, description="let the VL model enrich the prompt first")
+    rewrite: bool = Field(
+        default=False,
+        description="enrich the prompt first: by the VL model; of the embedded family, by making up what it leaves out",
+    )
 
 
 class CropSettings(Settings):

@@ -85,10 +85,11 @@ def draw_sheet(
     warnings = []
     description = character.prompt
     if settings.rewrite:
-        description, said = _rewritten(description, captioner)
+        plain = _reads_plain_words(editor)
+        description, said = _completed(character) if plain else _rewritten(description, captioner)
         warnings += said
     class_noun = character.class_noun or derive_class_noun(character.prompt)
-    unknown = editor.unknown_words(f"{description}, {class_noun}")
+    unknown = editor.unknown_words(f"{character.prompt}, {class_noun}")
     if unknown:
         warnings.append(f"the model was never taught these words and ignores them: {', '.join(unknown)}")
     prompt = full_prompt(description, class_noun, editor)
@@ -115,9 +116,13 @@ def draw_sheet(
 
 def full_prompt(description: str, class_noun: str, editor: SheetEditor) -> str:
     """The prompt in the style the editor was trained for: "plain" for the embedded family, else "rich"."""
-    if getattr(editor, "prompt_style", "rich") == "plain":
+    if _reads_plain_words(editor):
         return _plain_prompt(description, class_noun)
     return write_sheet_prompt(description, class_noun, find_side_items(description))
+
+
+def _reads_plain_words(editor: SheetEditor) -> bool:
+    return getattr(editor, "prompt_style", "rich") == "plain"
 
 
 def _plain_prompt(description: str, class_noun: str) -> str:
@@ -223,6 +228,17 @@ def _finished(easel: _Easel, tried: list[_Candidate]) -> _Candidate:
 
 def _rank(candidate: _Candidate) -> tuple[bool, float]:
     return candidate.verdict.accepted, candidate.verdict.score
+
+
+def _completed(character: Character) -> tuple[str, list[str]]:
+    """The embedded family's prompt with what it leaves out made up, and a note of what that is."""
+    from charengine.embedded.completion import complete
+
+    found = complete(character.prompt, character.seed)
+    if not found.made_up:
+        return found.text, []
+    made_up = ", ".join(found.made_up)
+    return found.text, [f"the prompt does not say it, so it was made up: {made_up} (say it, or change the seed)"]
 
 
 def _rewritten(description: str, captioner: Captioner | None) -> tuple[str, list[str]]:

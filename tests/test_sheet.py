@@ -11,6 +11,7 @@ from sheet_samples import THREE, Look, Sheet, Spot, paint, stored_image
 
 from charengine.config import Character, SheetSettings
 from charengine.crop import examine
+from charengine.embedded.grammar import parse_prompt
 from charengine.errors import BadInput, SheetRejected
 from charengine.models import Description
 from charengine.sheet import candidate_seed, draw_sheet, full_prompt, take_sheet
@@ -245,6 +246,19 @@ def test_a_rewriting_that_cannot_be_trusted_leaves_the_prompt_as_written(caption
     record = draw_sheet(HERO, SheetSettings(rewrite=True), painter, store, captioner=captioner)
     assert words in record.warnings[0]
     assert f"{HERO.prompt}." in painter.calls[0]["prompt"]
+
+
+def test_the_embedded_family_is_told_a_whole_character_and_the_user_what_was_made_up(store):
+    painter = Painter(Sheet((384, 384)))
+    painter.prompt_style = "plain"
+    as_written = draw_sheet(HERO, SheetSettings(), painter, store)
+    completed = draw_sheet(HERO, SheetSettings(rewrite=True), painter, store)
+    assert "boots" not in as_written.prompt and "shoes" not in as_written.prompt
+    made_up = completed.warnings[0].removeprefix("the prompt does not say it, so it was made up: ").split(" (")[0]
+    said = parse_prompt(completed.prompt)
+    assert (said["top"], said["top_colour"], said["right_item"]) == ("coat", "blue", "hook")
+    assert f"{said['footwear_colour']} {said['footwear']}" in made_up
+    assert f"{said['skin']} skin" in made_up
 
 
 # --- taking -----------------------------------------------------------------------------------------------------------

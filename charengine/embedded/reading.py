@@ -48,6 +48,7 @@ _STOP_WORDS = frozenset(
 )
 _WORD = re.compile(r"[a-z0-9]+")
 _CLAUSE_END = re.compile(r"[,.;:]| and | with (?!the (?:left|right))| wearing | but ")
+_SPLIT_ITEM = re.compile(r"\b(mechanical|robotic|metal|prosthetic|cyber) (left|right) arm\b")
 _PATTERN_SUFFIX = re.compile(r"\bwith ((?:polka )?(?:stripes|dots|spots|checks|squares)\b)")
 
 
@@ -55,6 +56,7 @@ def parse_prompt(prompt: str) -> dict[str, str]:
     """Traits, view, pose and background named in free text, by phrase matching; what is not named is absent."""
     text = " ".join(re.findall(r"[a-z0-9]+|[,.;:]", prompt.lower().replace("-", " ").replace("'s", "")))
     found: dict[str, str] = {}
+    text = _SPLIT_ITEM.sub(r"\2 \1 arm", text)
     text = _PATTERN_SUFFIX.sub(r"\1", _take_phrases(text, found))
     for clause in _CLAUSE_END.split(text):
         _read_clause(clause.split(), found)

@@ -1,0 +1,108 @@
+"""Makes up what a prompt leaves out, so that the sheet model is told one whole character.
+
+A model this small mixes the colours of whatever it is left to choose. What the prompt names is kept; what it does not
+name and every figure must have (skin, hair, clothes) is drawn from the seed; nothing else is added.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from charengine.embedded import grammar
+from charengine.embedded.traits import (
+    HAIR_UNDER,
+    NATURAL_SKINS,
+    ONE_PIECE_TOPS,
+    TRAITS,
+    Traits,
+    as_indices,
+    from_indices,
+    normalise,
+)
+
+HAIRLESS = ("robot", "skeleton", "alien")
+PEOPLE = ("woman", "man", "girl")
+USUAL = {
+    "build": ("average",),
+    "hair_style": ("short", "long", "ponytail", "bun", "braids", "curly"),
+    "top": ("shirt", "coat", "tunic", "vest"),
+    "pattern": ("plain",),
+    "bottom": ("trousers", "trousers", "skirt", "shorts"),
+    "footwear": ("boots", "shoes"),
+    "headgear": ("none",),
+    "right_item": ("none",),
+    "left_item": ("none",),
+    "tattoo": ("none",),
+}
+HAIR_OF_PEOPLE = ("black", "brown", "blonde", "red")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole character in words, and what of it was made up."""
+
+    text: str
+    made_up: tuple[str, ...]
+
+
+def complete(prompt: str, seed: int) -> Completion:
+    """The prompt as it is when it names everything a figure must have, else the whole character described anew.
+
+    Args:
+        prompt: free text.
+        seed: of the choices; the same prompt and seed make the same character.
+    """
+    named = grammar.parse_prompt(prompt)
+    rng = random.Random(f"{seed} {prompt}")
+    traits = _whole(named, rng)
+    made_up = _made_up(traits, named)
+    if not made_up:
+        return Completion(prompt, ())
+    return Completion(grammar.describe(traits, rng=rng, style="prompt"), made_up)
+
+
+def _whole(named: dict[str, str], rng: random.Random) -> Traits:
+    """Every trait, in the order in which one decides about the next."""
+    found = {name: value for name, value in named.items() if name in TRAITS}
+
+    def choose(name: str, values: tuple[str, ...]) -> None:
+        found.setdefault(name, rng.choice(values))
+
+    choose("species", PEOPLE)
+    species = found["species"]
+    choose("skin", NATURAL_SKINS[species])
+    for name, values in USUAL.items():
+        if name == "hair_style":
+            fits = HAIR_UNDER.get(found.get("headgear", "none"), values)
+            bald = species in HAIRLESS and "hair_colour" not in found
+            values = ("bald",) if bald else tuple(style for style in fits if style != "bald")
+        if name == "bottom" and found["top"] in ONE_PIECE_TOPS:
+            values = ("none",)
+        choose(name, values)
+    choose("hair_colour", HAIR_OF_PEOPLE if species in PEOPLE else TRAITS["hair_colour"][1:])
+    for part in ("top", "bottom", "footwear", "headgear"):
+        colours = TRAITS[f"{part}_colour"]
+        choose(f"{part}_colour", tuple(colour for colour in colours if colour != "none"))
+    return from_indices(normalise(as_indices([Traits.from_dict(found)])))[0]
+
+
+def _made_up(traits: Traits, named: dict[str, str]) -> tuple[str, ...]:
+    """In words, what was not named; a plain pattern, an empty hand or a bare head is nothing made up."""
+    new = {name for name in TRAITS if name not in named}
+    said = [traits.species] if "species" in new else []
+    said += [f"{traits.skin} skin"] if "skin" in new else []
+    if {"hair_style", "hair_colour"} & new:
+        said += _hair(traits) if traits.hair_style != "bald" or "hair_style" in new else []
+    for part in ("top", "bottom", "footwear", "headgear"):
+        value, colour = getattr(traits, part), getattr(traits, f"{part}_colour")
+        if colour != "none" and {part, f"{part}_colour"} & new:
+            said.append(f"{colour} {value}")
+    return tuple(said)
+
+
+def _hair(traits: Traits) -> list[str]:
+    style, colour = traits.hair_style, traits.hair_colour
+    if style == "bald":
+        return ["bald"]
+    return [f"{style} {colour} hair" if style in ("short", "long", "curly") else f"{colour} {style}"]
