@@ -17,8 +17,10 @@ from charengine.errors import BadInput
 WORK_FOLDER = "CHARENGINE_WORK_FOLDER"
 
 DEFAULTS = {
-    # torch's threads sleep instead of spinning at every small barrier: ten times faster when cores are shared
+    # torch's threads may not spin without end at a barrier: ten times slower when cores are shared
     "OMP_WAIT_POLICY": "PASSIVE",
+    # but sleeping at every small one costs half of the time on quiet cores: GNU's OpenMP spins for some 20 µs first
+    "GOMP_SPINCOUNT": "10000",
     # nothing is reported to anybody
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -1,7 +1,7 @@
 """How many threads torch works with on a CPU: tried once a machine and remembered.
 
-The second core of a virtual machine is not always a help: on one, a training step took 323 ms with two threads and 230
-with one (lab notes). The number changes the last bits of a sum, so it is not tried anew at every start: what it was the
+A second core is not always a help: on a virtual machine a training step took 323 ms with two threads and 230 with one
+(lab notes). The number changes the last bits of a sum, so it is not tried anew at every start: what it was the
 first time is kept in the home folder for as long as processor and cores stay the same.
 """
 
@@ -20,7 +20,7 @@ from charengine.environment import Home
 from charengine.store import write_atomically
 
 if TYPE_CHECKING:
-    import torch
+    from charengine.models import Diffusion
 
 log = logging.getLogger(__name__)
 
@@ -29,38 +29,42 @@ WORTH_IT = 0.9  # fewer threads are taken when they need at most this share of t
 USER_CHOICE = "OMP_NUM_THREADS"
 
 
-def settle_threads(device: torch.device, home: Home) -> None:
-    """Let this process work with the fastest number of threads, unless a GPU does the work or the user chose."""
+def settle_threads(diffusion: Diffusion, home: Home) -> None:
+    """Let this process work with the fastest number of threads, unless a GPU does the work or the user chose.
+
+    Args:
+        diffusion: a model small enough to be tried: its U-Net is loaded the first time.
+        home: where the number is kept.
+    """
     import torch
 
     cores = torch.get_num_threads()
-    if torch.device(device).type != "cpu" or USER_CHOICE in os.environ or cores == 1:
+    if torch.device(diffusion.device).type != "cpu" or USER_CHOICE in os.environ or cores == 1:
         return
     machine = {"processor": processor(), "cores": cores}
     known = _recall(home, machine)
     if known is None:
-        known = fastest(cores)
+        known = fastest(cores, training_round(diffusion))
         write_atomically(_file(home), json.dumps({**machine, "threads": known}).encode())
         log.info("%d of %d threads are fastest here; remembered in %s", known, cores, _file(home))
     torch.set_num_threads(known)
 
 
-def fastest(cores: int, seconds: Callable[[int], float] | None = None) -> int:
+def fastest(cores: int, seconds: Callable[[int], float]) -> int:
     """All cores, or half of them or one where that is clearly faster.
 
     Args:
         cores: threads torch would use.
-        seconds: time of one round of work with a number of threads; None: convolutions of a training step.
+        seconds: time of one round of work with a number of threads.
     """
     counts = sorted({cores, max(1, cores // 2), 1}, reverse=True)
-    measure = seconds or _round()
     times: dict[int, list[float]] = {count: [] for count in counts}
     started = time.perf_counter()
     for turn in range(ROUNDS):  # in turn, so that what else the machine does meets all alike
         if turn > 2 and time.perf_counter() - started > PATIENCE:
             break
         for count in counts:
-            times[count].append(measure(count))
+            times[count].append(seconds(count))
     quickest = {count: min(found) for count, found in times.items()}  # the rounds that nothing else disturbed
     best = min(counts, key=lambda count: quickest[count])
     return best if quickest[best] <= WORTH_IT * quickest[cores] else cores
@@ -76,19 +80,22 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _round() -> Callable[[int], float]:
-    """A convolution block of the embedded U-Net, forward and backward."""
+def training_round(diffusion: Diffusion) -> Callable[[int], float]:
+    """Forward and backward of three views through the U-Net: a convolution alone does not tell (lab notes)."""
     import torch
 
-    with torch.random.fork_rng(devices=[]):  # nobody else's random numbers move on
-        pictures = torch.randn(3, 64, 48, 16)
-        layers = [torch.nn.GroupNorm(16, 64), torch.nn.SiLU(), torch.nn.Conv2d(64, 64, 3, padding=1)]
-    block = torch.nn.Sequential(*layers, *layers, *layers, *layers)
+    unet = diffusion.unet()
+    config = unet.config
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    generator = torch.Generator().manual_seed(0)  # nobody else's random numbers move on
+    noisy = torch.randn(3, config.in_channels, 48, 16, generator=generator).requires_grad_(True)
+    text = torch.randn(3, 77, config.cross_attention_dim, generator=generator)
+    added = {"text_embeds": torch.randn(3, pooled, generator=generator), "time_ids": torch.zeros(3, 6)}
 
     def seconds(threads: int) -> float:
         torch.set_num_threads(threads)
         started = time.perf_counter()
-        block(pictures).square().mean().backward()
+        unet(noisy, torch.tensor([10, 500, 900]), text, added_cond_kwargs=added).sample.square().mean().backward()
         return time.perf_counter() - started
 
     return seconds

@@ -60,7 +60,8 @@ class Workspace:
         self.out: Path = run.out
         self.refresh = run.refresh
         self.home = home.create()
-        settle_threads(self.models.diffusion.device, home)
+        if run.profile.models.family == "embedded":
+            settle_threads(self.models.diffusion, home)
         self.store = Store(home.store)
         self.tracker: Tracker = NullTracker()
         self.on_step = current_watcher()

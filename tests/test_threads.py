@@ -9,10 +9,19 @@ import pytest
 import torch
 
 from charengine import threads
+from charengine.embedded.build.family import TINY, build_unet
 from charengine.environment import Home
-from charengine.threads import fastest, settle_threads
+from charengine.threads import fastest, settle_threads, training_round
 
-CPU = torch.device("cpu")
+
+class Model:
+    """A diffusion model that says where it is, and has a U-Net of the embedded family's kind."""
+
+    def __init__(self, device="cpu"):
+        self.device = torch.device(device)
+
+    def unet(self):
+        return build_unet(TINY)
 
 
 @pytest.fixture
@@ -38,19 +47,21 @@ def test_fewer_threads_are_taken_only_where_they_are_clearly_faster(times, wante
 
 
 def test_the_trial_moves_nobodys_random_numbers(two_threads):
+    model = Model()
+    work = training_round(model)
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    assert fastest(2) in (1, 2)
+    assert fastest(2, work) in (1, 2)
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_the_number_is_found_once_and_kept_for_other_threads_and_later_starts(two_threads, tmp_path, monkeypatch):
     tried = []
-    monkeypatch.setattr(threads, "fastest", lambda cores: tried.append(cores) or 1)
+    monkeypatch.setattr(threads, "fastest", lambda cores, _: tried.append(cores) or 1)
     for _ in range(2):
         torch.set_num_threads(2)
-        settle_threads(CPU, Home(tmp_path))
+        settle_threads(Model(), Home(tmp_path))
         seen = []
         worker = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))  # noqa: B023 - joined below
         worker.start()
@@ -61,22 +72,22 @@ def test_the_number_is_found_once_and_kept_for_other_threads_and_later_starts(tw
 
 def test_another_processor_or_other_cores_are_tried_again(two_threads, tmp_path, monkeypatch):
     home, tried = Home(tmp_path), []
-    monkeypatch.setattr(threads, "fastest", lambda cores: tried.append(cores) or 1)
-    settle_threads(CPU, home)
+    monkeypatch.setattr(threads, "fastest", lambda cores, _: tried.append(cores) or 1)
+    settle_threads(Model(), home)
     file = tmp_path / "threads.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"processor": "another"}))
     torch.set_num_threads(2)
-    settle_threads(CPU, home)
+    settle_threads(Model(), home)
     file.write_text("not JSON")
     torch.set_num_threads(2)
-    settle_threads(CPU, home)
+    settle_threads(Model(), home)
     assert tried == [2, 2, 2]
 
 
 def test_who_names_a_number_of_threads_or_has_a_gpu_gets_no_trial(two_threads, tmp_path, monkeypatch):
-    monkeypatch.setattr(threads, "fastest", lambda cores: pytest.fail("tried"))
-    settle_threads(torch.device("cuda"), Home(tmp_path))
+    monkeypatch.setattr(threads, "fastest", lambda cores, _: pytest.fail("tried"))
+    settle_threads(Model("cuda"), Home(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    settle_threads(CPU, Home(tmp_path))
+    settle_threads(Model(), Home(tmp_path))
     assert torch.get_num_threads() == 2
     assert not list(tmp_path.iterdir())

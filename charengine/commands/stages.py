@@ -290,7 +290,8 @@ def _open_desk(profile: str, settings: list[str], out: Path) -> Desk:
     from charengine.threads import settle_threads
 
     models = load(chosen)
-    settle_threads(models.diffusion.device, home)
+    if chosen.models.family == "embedded":
+        settle_threads(models.diffusion, home)
     return Desk(chosen, models, Store(home.store), home)
 
 
