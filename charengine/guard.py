@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+from charengine.threads import release_team
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ def run_stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
         except BaseException as error:
             outcome.set_exception(error)
 
+    release_team()
     thread = threading.Thread(target=run, name="stage")
     try:
         thread.start()

@@ -7,12 +7,15 @@ first time is kept in the home folder for as long as processor and cores stay th
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,22 +27,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SOFT_PAUSE = 1  # omp_pause_soft: what the program set is kept
 ROUNDS, PATIENCE = 20, 2.0  # rounds of the trial, and the seconds after which no more are begun
 WORTH_IT = 0.9  # fewer threads are taken when they need at most this share of the time
 USER_CHOICE = "OMP_NUM_THREADS"
 
 
-def settle_threads(diffusion: Diffusion, home: Home) -> None:
-    """Let this process work with the fastest number of threads, unless a GPU does the work or the user chose.
+@contextmanager
+def fastest_threads(diffusion: Diffusion, home: Home) -> Iterator[None]:
+    """Work with the fastest number of threads meanwhile, unless a GPU does the work or the user chose.
+
+    Training and the sweep are worth it; by then, the servers that a run starts have settled, which would spoil a trial.
 
     Args:
-        diffusion: a model small enough to be tried: its U-Net is loaded the first time.
+        diffusion: its U-Net is loaded and tried the first time.
         home: where the number is kept.
     """
     import torch
 
     cores = torch.get_num_threads()
     if torch.device(diffusion.device).type != "cpu" or USER_CHOICE in os.environ or cores == 1:
+        yield
         return
     machine = {"processor": processor(), "cores": cores}
     known = _recall(home, machine)
@@ -48,6 +56,23 @@ def settle_threads(diffusion: Diffusion, home: Home) -> None:
         write_atomically(_file(home), json.dumps({**machine, "threads": known}).encode())
         log.info("%d of %d threads are fastest here; remembered in %s", known, cores, _file(home))
     torch.set_num_threads(known)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(cores)
+
+
+def release_team() -> None:
+    """End the threads that GNU's OpenMP keeps for the calling thread.
+
+    Work that goes on in another thread gets a team of its own. Once there are more such threads than cores they sleep at
+    every barrier instead of spinning first, and a training step takes twice as long. Other OpenMPs are left alone.
+    """
+    if sys.platform != "linux":
+        return
+    pause = getattr(ctypes.CDLL(None), "omp_pause_resource_all", None)
+    if pause is not None:
+        pause(SOFT_PAUSE)
 
 
 def fastest(cores: int, seconds: Callable[[int], float]) -> int:

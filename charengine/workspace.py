@@ -18,7 +18,6 @@ from charengine.models import Models, load
 from charengine.records import DatasetRecord, StageFact
 from charengine.request import CheckedRun, slug
 from charengine.store import Store
-from charengine.threads import settle_threads
 from charengine.tracking import NullTracker, Tracker
 
 if TYPE_CHECKING:
@@ -60,8 +59,6 @@ class Workspace:
         self.out: Path = run.out
         self.refresh = run.refresh
         self.home = home.create()
-        if run.profile.models.family == "embedded":
-            settle_threads(self.models.diffusion, home)
         self.store = Store(home.store)
         self.tracker: Tracker = NullTracker()
         self.on_step = current_watcher()

@@ -6,6 +6,7 @@ from charengine.evaluation import sweep as engine
 from charengine.guard import run_stoppable
 from charengine.keys import stage_key
 from charengine.records import AdapterRecord, DatasetRecord, SweepRecord
+from charengine.threads import fastest_threads
 from charengine.tracking import closing
 from charengine.workspace import Workspace
 from tasks.artifacts import show_sweep
@@ -40,7 +41,7 @@ def sweep_task(key: str, workspace: Workspace, training: AdapterRecord, dataset:
     tracker = workspace.tracker.child("sweep", key=key)
     models = workspace.models
     try:
-        with closing(tracker):
+        with closing(tracker), fastest_threads(models.diffusion, workspace.home):
             return run_stoppable(
                 lambda stop: engine.sweep_adapter(
                     training,

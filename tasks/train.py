@@ -12,6 +12,7 @@ from charengine.errors import OutOfBudget
 from charengine.guard import run_stoppable
 from charengine.keys import file_digest, folder_digest, stage_key
 from charengine.records import VIEWS, AdapterRecord, DatasetRecord
+from charengine.threads import fastest_threads
 from charengine.tracking import Tracker, closing
 from charengine.training import loop as engine
 from charengine.workspace import Workspace
@@ -58,7 +59,7 @@ def train_task(key: str, workspace: Workspace, dataset: DatasetRecord) -> Adapte
     tracker = workspace.tracker.child("train", key=key, params=_params(workspace.profile.train))
     tracker.log_dataset(workspace.slug, dataset.digest, {"trigger": dataset.trigger, "class_noun": dataset.class_noun})
     try:
-        with closing(tracker):
+        with closing(tracker), fastest_threads(workspace.models.diffusion, workspace.home):
             record = run_stoppable(lambda stop: _train_within_memory(key, workspace, dataset, tracker, stop))
     finally:
         workspace.models.diffusion.unload()

@@ -11,7 +11,7 @@ import torch
 from charengine import threads
 from charengine.embedded.build.family import TINY, build_unet
 from charengine.environment import Home
-from charengine.threads import fastest, settle_threads, training_round
+from charengine.threads import fastest, fastest_threads, release_team, training_round
 
 
 class Model:
@@ -56,38 +56,39 @@ def test_the_trial_moves_nobodys_random_numbers(two_threads):
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_the_number_is_found_once_and_kept_for_other_threads_and_later_starts(two_threads, tmp_path, monkeypatch):
-    tried = []
-    monkeypatch.setattr(threads, "fastest", lambda cores, _: tried.append(cores) or 1)
-    for _ in range(2):
-        torch.set_num_threads(2)
-        settle_threads(Model(), Home(tmp_path))
-        seen = []
-        worker = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))  # noqa: B023 - joined below
+def chosen(home, model=None):
+    """The threads another thread works with meanwhile, and those of this one afterwards."""
+    seen = []
+    with fastest_threads(model or Model(), Home(home)):
+        release_team()
+        worker = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
         worker.start()
         worker.join()
-        assert seen == [1]
+    return seen[0], torch.get_num_threads()
+
+
+def test_the_number_is_found_once_and_kept_for_later_starts_and_given_up_afterwards(two_threads, tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(threads, "fastest", lambda cores, _: tried.append(cores) or 1)
+    assert chosen(tmp_path) == (1, 2)
+    assert chosen(tmp_path) == (1, 2)
     assert tried == [2]
 
 
-def test_another_processor_or_other_cores_are_tried_again(two_threads, tmp_path, monkeypatch):
-    home, tried = Home(tmp_path), []
+def test_another_processor_or_a_broken_file_is_tried_again(two_threads, tmp_path, monkeypatch):
+    tried, file = [], tmp_path / "threads.json"
     monkeypatch.setattr(threads, "fastest", lambda cores, _: tried.append(cores) or 1)
-    settle_threads(Model(), home)
-    file = tmp_path / "threads.json"
+    chosen(tmp_path)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"processor": "another"}))
-    torch.set_num_threads(2)
-    settle_threads(Model(), home)
+    chosen(tmp_path)
     file.write_text("not JSON")
-    torch.set_num_threads(2)
-    settle_threads(Model(), home)
+    chosen(tmp_path)
     assert tried == [2, 2, 2]
 
 
 def test_who_names_a_number_of_threads_or_has_a_gpu_gets_no_trial(two_threads, tmp_path, monkeypatch):
     monkeypatch.setattr(threads, "fastest", lambda cores, _: pytest.fail("tried"))
-    settle_threads(Model("cuda"), Home(tmp_path))
+    assert chosen(tmp_path, Model("cuda")) == (2, 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    settle_threads(Model(), Home(tmp_path))
-    assert torch.get_num_threads() == 2
+    assert chosen(tmp_path) == (2, 2)
     assert not list(tmp_path.iterdir())

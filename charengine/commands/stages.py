@@ -169,6 +169,7 @@ def _train(desk: Desk, dataset: DatasetRecord, seed: int) -> AdapterRecord:
 
     from charengine.guard import run_stoppable, single_flight
     from charengine.keys import stage_key
+    from charengine.threads import fastest_threads
     from charengine.tracking import closing, open_tracker
     from charengine.training.loop import STAGE_VERSION, train_adapter
     from charengine.workspace import current_watcher
@@ -198,6 +199,7 @@ def _train(desk: Desk, dataset: DatasetRecord, seed: int) -> AdapterRecord:
         single_flight(desk.home.locks / f"{key}.lock", "the same training runs there"),
         closing(tracker),
         training_bar(),
+        fastest_threads(diffusion, desk.home),
     ):
         record = run_stoppable(
             lambda stop: train_adapter(
@@ -287,12 +289,8 @@ def _open_desk(profile: str, settings: list[str], out: Path) -> Desk:
     apply_defaults(home)
     use_services(home)
     from charengine.models import load
-    from charengine.threads import settle_threads
 
-    models = load(chosen)
-    if chosen.models.family == "embedded":
-        settle_threads(models.diffusion, home)
-    return Desk(chosen, models, Store(home.store), home)
+    return Desk(chosen, load(chosen), Store(home.store), home)
 
 
 def _must_exist(path: Path) -> None:
