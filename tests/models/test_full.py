@@ -195,12 +195,17 @@ def test_a_single_sdxl_file_samples_the_same_pictures_as_its_folder(
     )
     assert [part.pad_token for part in files.tokenizers()] == ["<|endoftext|>", "!"]
     monkeypatch.setattr(folder, "tokenizers", files.tokenizers)
+    from_file, from_folder = ((*parts.text_encoders(), parts.vae(), parts.unet()) for parts in (files, folder))
+    for one, other in zip(from_file, from_folder, strict=True):
+        torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
     pictures = []
     for parts in (files, folder):
         model = SDXL(parts, CPU, torch.float32, 64 * 64, "x")
         text, nothing = model.encode_prompts(["an orc"]), model.encode_prompts([""])
-        pictures.append(np.asarray(model.sample(text, nothing, seeds=[3], size=(64, 64), steps=2, guidance=3.0)[0]))
-    assert np.array_equal(pictures[0], pictures[1])
+        drawn = model.sample(text, nothing, seeds=[3], size=(64, 64), steps=2, guidance=3.0)[0]
+        pictures.append(np.asarray(drawn).astype(int))
+    # Equal weights at differently aligned addresses of their files may round the last bit of a sum apart.
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
 def test_everything_missing_is_told_at_once_with_size_licence_and_source(tmp_path: Path) -> None:
