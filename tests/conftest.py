@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,9 @@ for _name in [name for name in os.environ if name.startswith(("PREFECT_", "MLFLO
 os.environ["CHARENGINE_HOME"] = str(SESSION_HOME.root)
 os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
 apply_defaults(SESSION_HOME)
+
+# a shell starts its background jobs deaf to Ctrl-C; what is tested here must hear it, and so must its children
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
 
