@@ -295,6 +295,18 @@ def test_training_goes_on_from_a_file(store, tmp_path):
         train(store, tmp_path / "third", continue_from="nowhere.safetensors")
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_kernels_are_deterministic_while_it_trains_if_asked_and_as_before_afterwards(store, tmp_path, wanted):
+    seen = []
+
+    def look(progress):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+
+    train(store, tmp_path, deterministic=wanted, on_step=look)
+    assert set(seen) == {wanted}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_checkpoints_carry_sample_pictures(store, tmp_path):
     record = train(store, tmp_path)
     assert [len(checkpoint.samples) for checkpoint in record.checkpoints] == [1, 1, 1]

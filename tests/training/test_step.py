@@ -170,6 +170,28 @@ def test_min_snr_and_noise_offset_change_the_loss(store):
     assert _loss(store, noise_offset=0.5) != _loss(store)
 
 
+@pytest.mark.parametrize("limit", [1e-4, 1e4])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradients_are_scaled_to_the_norm_asked_for_and_never_up(store, limit, precision):
+    setup = make(store, max_grad_norm=limit, precision=precision)
+    unclipped = make(store, max_grad_norm=0.0, precision=precision)
+    steps(setup, 1), steps(unclipped, 1)
+    norm = torch.cat([gradient.flatten() for gradient in setup.parameters.grads]).norm()
+    true_norm = (norm * unclipped.step.factor).item()  # of fp16 the loss scale is taken out again
+    assert 1e-4 < true_norm < 1e4
+    assert (norm * setup.step.factor).item() == pytest.approx(min(true_norm, limit), rel=0.02)
+
+
+def test_clipped_gradients_are_what_the_optimizer_gets(store):
+    moved = {}
+    for limit in (0.0, 1e-10):  # far below AdamW's epsilon of 1e-8: it hardly moves
+        setup = make(store, max_grad_norm=limit, optimizer="adamw")
+        first = values(setup)
+        steps(setup, 1)
+        moved[limit] = max((value - first[key]).abs().max().item() for key, value in values(setup).items())
+    assert moved[1e-10] < 0.1 * moved[0.0]
+
+
 def test_resampling_the_posterior_changes_the_latents(store):
     assert _loss(store, resample_latents=False) != _loss(store)
 
