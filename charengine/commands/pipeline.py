@@ -23,7 +23,9 @@ DEMO_PROMPT = (
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="A shipped profile or a YAML file.")]
 SetOption = Annotated[
     list[str],
-    typer.Option("--set", help="A setting to change, e.g. train.steps=800; repeatable.", default_factory=list),
+    typer.Option(
+        "--set", help="A setting to change, e.g. train.steps=800; repeatable.", default_factory=list, show_default=False
+    ),
 ]
 OutOption = Annotated[str, typer.Option("--out", "-o", help="Folder for the results. Default: runs/<name>")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Say the result as one line of JSON, the last of stdout.")]
@@ -41,7 +43,12 @@ def run(
     settings: SetOption,
     refresh: Annotated[
         list[str],
-        typer.Option("--refresh", help="A stage to run even if it is cached; repeatable.", default_factory=list),
+        typer.Option(
+            "--refresh",
+            help="A stage to run even if it is cached; repeatable.",
+            default_factory=list,
+            show_default=False,
+        ),
     ],
     name: Annotated[str, typer.Option(help="Letters, digits, spaces, _ and -. Default: from the prompt")] = "",
     class_noun: Annotated[str, typer.Option(help='"woman", "robot"… Default: from the prompt')] = "",

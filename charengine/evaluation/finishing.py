@@ -1,7 +1,8 @@
 """What happens to a cell's pictures once they are drawn, on threads, so that the next cell can be drawn meanwhile.
 
 Pillow releases the interpreter while it encodes and resizes, so that a few threads really run at once; scoring has a thread
-of its own. Results come in the order of the pictures whichever thread was faster.
+of its own while a GPU draws. Where the cores draw, it has not: torch's threads would fight over them, which cost a fifth of
+a sweep (lab notes). Results come in the order of the pictures whichever thread was faster.
 """
 
 from __future__ import annotations
@@ -57,11 +58,12 @@ class Finisher:
     Args:
         score: scores the pictures of one cell; never called twice at once.
         store: where the pictures go.
+        aside: score on a thread; else at once, in `start`.
     """
 
-    def __init__(self, score: Callable[[Pictures], CellScores], store: Store) -> None:
-        self._score, self._store = score, store
-        self._scorer = ThreadPoolExecutor(1, thread_name_prefix="score")
+    def __init__(self, score: Callable[[Pictures], CellScores], store: Store, *, aside: bool) -> None:
+        self._score, self._store, self._aside = score, store, aside
+        self._scorer = ThreadPoolExecutor(1, thread_name_prefix="score")  # starts no thread before it has work
         self._encoders = ThreadPoolExecutor(min(ENCODERS, os.cpu_count() or 1), thread_name_prefix="encode")
 
     def __enter__(self) -> Finisher:
@@ -78,7 +80,12 @@ class Finisher:
             for row, line in enumerate(images)
             for column, image in enumerate(line)
         }
-        return Pending(self._scorer.submit(self._score, images), stored)
+        return Pending(self._scorer.submit(self._score, images) if self._aside else self._now(images), stored)
+
+    def _now(self, images: Pictures) -> Future[CellScores]:
+        scores: Future[CellScores] = Future()
+        scores.set_result(self._score(images))
+        return scores
 
     def _keep(self, image: Image, name: str) -> tuple[Ref, Image]:
         return self._store.put(to_webp(image), name.replace("/", "-") + ".webp"), _small(image)

@@ -185,14 +185,19 @@ def _run(
 ) -> tuple[Cell, Scale, list[Cell]]:
     """Strength 0, the scale it gives, and the plan's cells until told to stop.
 
-    A cell is scored and stored while the next one is drawn: the pictures of two cells are in memory, never more.
+    A cell is stored, and scored where a GPU draws, while the next one is drawn: the pictures of two cells are in memory,
+    never more.
     """
+    aside = torch.device(session.diffusion.device).type != "cpu"
 
     def score(images: Pictures) -> CellScores:
         return score_cell(images, session.prompts, session.training.class_noun, session.references)
 
     cells: list[Cell] = []
-    with Finisher(score, session.store) as finisher, closing(_draw_cells(session, plan, should_stop)) as drawn:
+    with (
+        Finisher(score, session.store, aside=aside) as finisher,
+        closing(_draw_cells(session, plan, should_stop)) as drawn,
+    ):
         pending = finisher.start(draw(session.diffusion, session.order, session.settings), _names(session, None, 0.0))
         following = next(drawn, None)
         base, scale = _finish_base(session, pending)

@@ -49,6 +49,9 @@ class Applied:
         self.unet.steps, self.unet.strength = 0, 0.0
 
 
+GPU = torch.device("cuda")  # nothing here computes on it
+
+
 @dataclass
 class Painter:
     """A diffusion model that draws dolls; text conditioning is the index of the scene."""
@@ -341,14 +344,17 @@ def test_a_sweep_asked_to_stop_stops_between_cells_and_restores_the_base_model(s
     assert painter.model == Unet()
 
 
-def test_what_fails_while_pictures_are_scored_ends_the_sweep_and_restores_the_base_model(store, dataset) -> None:
+@pytest.mark.parametrize("device", [torch.device("cpu"), GPU])
+def test_what_fails_while_pictures_are_scored_ends_the_sweep_and_restores_the_base_model(
+    store, dataset, device: torch.device
+) -> None:
     class Failing(Eye):
         def embed_images(self, images):
-            if threading.current_thread() is not threading.main_thread():
+            if len(painter.drawn) > 1:
                 raise ArithmeticError("no scores today")
             return super().embed_images(images)
 
-    painter = Painter()
+    painter = Painter(device=device)
     with pytest.raises(ArithmeticError, match="no scores today"):
         sweep.sweep_adapter(trained(store, 200), dataset, SETTINGS, painter, Failing(), store, seed=7)
     assert painter.model == Unet()
@@ -391,7 +397,26 @@ def test_a_cell_is_scored_while_the_next_one_is_drawn(store, dataset) -> None:
             return rows
 
     scored, seen = threading.Event(), list[str]()
-    found = sweep.sweep_adapter(trained(store, 200), dataset, SETTINGS, Slow(), Patient(), store, seed=7)
+    found = sweep.sweep_adapter(trained(store, 200), dataset, SETTINGS, Slow(device=GPU), Patient(), store, seed=7)
+    assert found == run_sweep(store, dataset, Painter(), 200)
+
+
+def test_where_the_cores_draw_they_score_on_the_same_thread(store, dataset) -> None:
+    """Another thread would bring torch threads of its own."""
+    seen = set()
+
+    class Draws(Painter):
+        def sample(self, *args, **kwargs):
+            seen.add(threading.current_thread())
+            return super().sample(*args, **kwargs)
+
+    class Scores(Eye):
+        def match(self, images, texts):
+            seen.add(threading.current_thread())
+            return super().match(images, texts)
+
+    found = sweep.sweep_adapter(trained(store, 200), dataset, SETTINGS, Draws(), Scores(), store, seed=7)
+    assert len(seen) == 1
     assert found == run_sweep(store, dataset, Painter(), 200)
 
 
