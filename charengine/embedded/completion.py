@@ -35,6 +35,8 @@ USUAL = {
     "left_item": ("none",),
     "tattoo": ("none",),
 }
+LOOKS_LIKE = {"dark": "brown"}  # a skin and the colour of clothes or hair
+PARTS = ("top", "bottom", "footwear", "headgear")
 HAIR_OF_PEOPLE = ("black", "brown", "blonde", "red")
 
 
@@ -71,7 +73,7 @@ def _whole(named: dict[str, str], rng: random.Random) -> Traits:
 
     choose("species", PEOPLE)
     species = found["species"]
-    choose("skin", NATURAL_SKINS[species])
+    choose("skin", _apart(NATURAL_SKINS[species], _colours_of(found)))
     for name, values in USUAL.items():
         if name == "hair_style":
             fits = HAIR_UNDER.get(found.get("headgear", "none"), values)
@@ -80,11 +82,22 @@ def _whole(named: dict[str, str], rng: random.Random) -> Traits:
         if name == "bottom" and found["top"] in ONE_PIECE_TOPS:
             values = ("none",)
         choose(name, values)
-    choose("hair_colour", HAIR_OF_PEOPLE if species in PEOPLE else TRAITS["hair_colour"][1:])
-    for part in ("top", "bottom", "footwear", "headgear"):
-        colours = TRAITS[f"{part}_colour"]
-        choose(f"{part}_colour", tuple(colour for colour in colours if colour != "none"))
+    hair = HAIR_OF_PEOPLE if species in PEOPLE else TRAITS["hair_colour"][1:]
+    choose("hair_colour", _apart(hair, {found["skin"]}))
+    for part in PARTS:
+        choose(f"{part}_colour", _apart(TRAITS[f"{part}_colour"], {"none", found["skin"]} | _colours_of(found)))
     return from_indices(normalise(as_indices([Traits.from_dict(found)])))[0]
+
+
+def _colours_of(found: dict[str, str]) -> set[str]:
+    """Of the clothes that are decided."""
+    return {found[f"{part}_colour"] for part in PARTS if f"{part}_colour" in found}
+
+
+def _apart(colours: tuple[str, ...], taken: set[str]) -> tuple[str, ...]:
+    """The colours that are not taken: a brown coat on brown skin or red shoes under red trousers cannot be made out."""
+    alike = {LOOKS_LIKE.get(colour, colour) for colour in taken}
+    return tuple(colour for colour in colours if LOOKS_LIKE.get(colour, colour) not in alike) or colours
 
 
 def _made_up(traits: Traits, named: dict[str, str]) -> tuple[str, ...]:
@@ -94,7 +107,7 @@ def _made_up(traits: Traits, named: dict[str, str]) -> tuple[str, ...]:
     said += [f"{traits.skin} skin"] if "skin" in new else []
     if {"hair_style", "hair_colour"} & new:
         said += _hair(traits) if traits.hair_style != "bald" or "hair_style" in new else []
-    for part in ("top", "bottom", "footwear", "headgear"):
+    for part in PARTS:
         value, colour = getattr(traits, part), getattr(traits, f"{part}_colour")
         if colour != "none" and {part, f"{part}_colour"} & new:
             said.append(f"{colour} {value}")

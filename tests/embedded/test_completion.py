@@ -48,3 +48,13 @@ def test_what_was_made_up_is_said_as_people_would():
     assert "brown bun" in made_up
     assert any(thing.endswith(" boots") for thing in made_up)
     assert not any("none" in thing for thing in made_up)
+
+
+@pytest.mark.parametrize("prompt", ["a robot", "an orc", "a man in a brown coat", "a woman in red shoes"])
+def test_what_is_made_up_can_be_told_from_the_skin_and_from_what_else_is_worn(prompt):
+    for seed in range(30):
+        said = parse_prompt(complete(prompt, seed).text)
+        worn = [said[name] for name in ("top_colour", "bottom_colour", "footwear_colour") if said.get(name)]
+        skin = said["skin"].replace("dark", "brown")
+        assert len({skin, *worn}) == 1 + len(worn)
+        assert said.get("hair_colour") != skin
