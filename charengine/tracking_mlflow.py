@@ -193,13 +193,13 @@ class MLflowTracker:
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> MLflowTracker:
-        """The child run tagged with this key: reopened if it exists, else started under this run.
+        """The child run tagged with this key: reopened if it exists, else started under this run, whose name its own begins with.
 
         Children of the character's run are found by their stage key alone, whatever run made them; deeper ones by their
         parent's key and their own.
         """
         full = key if self._parent is None else f"{self._key}/{key}"
-        return _open(self._session, name, full, self, params or {}, tags or {})
+        return _open(self._session, f"{self._name} {name}", full, self, params or {}, tags or {})
 
     def last_step(self, metric: str = "train/loss") -> int:
         """Highest step already logged for a metric, sent or spooled; -1 when there is none."""

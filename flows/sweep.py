@@ -65,7 +65,7 @@ def sweep(
         overrides=tuple(overrides),
         out=out or f"runs/sweep-{slug(dataset.trigger)}",
     )
-    workspace = open_workspace(check(request, home), home, title=f"sweep {dataset.trigger}")
+    workspace = open_workspace(check(request, home), home, title=dataset.trigger)
     with closing(workspace.tracker):
         record = sweep_adapter(workspace, training, dataset)
     adapter, recommended = outputs.write_adapters(record, dataset.trigger, workspace.out, workspace.store)

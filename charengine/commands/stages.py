@@ -187,7 +187,7 @@ def _train(desk: Desk, dataset: DatasetRecord, seed: int) -> AdapterRecord:
     tags = {"trigger": dataset.trigger, "profile": desk.profile.name}
     params = settings.model_dump(mode="json")
     tracker = open_tracker(
-        desk.home, project="charengine", name=f"train {dataset.trigger}", key=key, params=params, tags=tags
+        desk.home, project="charengine", name=f"{dataset.trigger} train", key=key, params=params, tags=tags
     )
     recipe = {
         "character": {"trigger": dataset.trigger, "class_noun": dataset.class_noun, "seed": seed},

@@ -247,7 +247,7 @@ def _finish_cell(
     step = checkpoint.step if checkpoint else 0
     measured = summarise(finished.scores, scale, step, strength)
     child = session.tracker.child(
-        "sweep-cell",
+        f"step {step} × {strength:g}" if checkpoint else "base model",
         key=f"{session.key}/{step}/{strength:g}",
         params={
             "checkpoint": step,

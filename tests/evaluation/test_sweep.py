@@ -260,9 +260,10 @@ def test_each_cell_is_a_child_run_with_its_numbers(store, dataset) -> None:
         (cell.checkpoint_step, cell.strength) for cell in found.cells
     ]
     for run, cell in zip(runs, found.cells, strict=True):
-        assert run.kind == "sweep-cell" and run.finished and run.pictures
+        assert run.finished and run.pictures
         for name in ("identity", "adherence", "diversity", "copying", "score"):
             assert run.metrics[name] == getattr(cell, name)
+    assert [run.kind for run in runs[:2]] == ["base model", "step 50 × 0.25"]
     assert runs[-1].params["final_loss"] == 1 / 200
     assert {"contact_sheet", "trade_off"} <= set(notebook.pictures)
 

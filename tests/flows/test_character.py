@@ -141,7 +141,7 @@ def test_mlflow_holds_one_run_with_a_child_for_training_and_one_for_each_cell(
     assert parent.data.tags["prefect.flow_run_id"] == first["prefect_flow_run_id"]
     assert parent.data.params["train.steps"] == "6"
     children = studio.runs(**{"mlflow.parentRunId": parent.info.run_id})
-    assert sorted(child.info.run_name for child in children) == ["sweep", "train"]
+    assert sorted(child.info.run_name for child in children) == ["Aya sweep", "Aya train"]
     train, sweep = sorted(children, key=lambda child: child.info.run_name)[::-1]
     losses = studio.mlflow().get_metric_history(train.info.run_id, "train/loss")
     assert [point.step for point in losses] == [1, 2, 3, 4, 5, 6]
@@ -173,7 +173,7 @@ def test_a_new_sweep_prompt_sweeps_again_and_trains_nothing(studio: Studio, firs
     assert other["cached_stages"] == ["sheet", "crop", "caption", "train"]
     assert other["mlflow_run_id"] != first["mlflow_run_id"]
     [run] = [run for run in studio.runs() if run.info.run_id == other["mlflow_run_id"]]
-    [train] = [run for run in studio.runs() if run.info.run_name == "train"]
+    [train] = [run for run in studio.runs() if run.info.run_name == "Aya train"]
     assert run.data.tags["charengine.train_run_id"] == train.info.run_id
 
 
@@ -227,7 +227,7 @@ def test_a_character_with_the_same_data_has_a_training_run_of_its_own(studio: St
     other = studio.make(name="Bea", trigger=first["trigger"], out=str(studio.folder / "bea"))
     assert other["cached_stages"] == ["sheet", "crop", "caption"]
     [parent] = studio.runs(character="Bea")
-    assert "train" in {child.info.run_name for child in studio.runs(**{"mlflow.parentRunId": parent.info.run_id})}
+    assert "Bea train" in {child.info.run_name for child in studio.runs(**{"mlflow.parentRunId": parent.info.run_id})}
 
 
 def start(home: Home, api: str, settings: tuple[str, ...], sheet: Path, out: Path, *more: str) -> subprocess.Popen[str]:
@@ -295,7 +295,7 @@ def test_a_run_that_was_stopped_continues_to_the_same_bytes_in_the_same_mlflow_r
     result = finish(start(home, prefect_api, tiny_settings, drawn_sheet, tmp_path / "out", *LONGER))
     assert "caption" in result["cached_stages"] and "train" not in result["cached_stages"]
     assert Path(result["adapter"]).read_bytes() == reference_adapter
-    [train] = [run for run in studio.runs() if run.info.run_name == "train"]
+    [train] = [run for run in studio.runs() if run.info.run_name == "Aya train"]
     losses = studio.mlflow().get_metric_history(train.info.run_id, "train/loss")
     assert [point.step for point in losses] == list(range(1, 61))
     assert {run.info.status for run in studio.runs()} == {"FINISHED"}
