@@ -101,21 +101,11 @@ def _apart(colours: tuple[str, ...], taken: set[str]) -> tuple[str, ...]:
 
 
 def _made_up(traits: Traits, named: dict[str, str]) -> tuple[str, ...]:
-    """In words, what was not named; a plain pattern, an empty hand or a bare head is nothing made up."""
-    new = {name for name in TRAITS if name not in named}
-    said = [traits.species] if "species" in new else []
-    said += [f"{traits.skin} skin"] if "skin" in new else []
-    if {"hair_style", "hair_colour"} & new:
-        said += _hair(traits) if traits.hair_style != "bald" or "hair_style" in new else []
-    for part in PARTS:
-        value, colour = getattr(traits, part), getattr(traits, f"{part}_colour")
-        if colour != "none" and {part, f"{part}_colour"} & new:
-            said.append(f"{colour} {value}")
-    return tuple(said)
-
-
-def _hair(traits: Traits) -> list[str]:
-    style, colour = traits.hair_style, traits.hair_colour
-    if style == "bald":
-        return ["bald"]
-    return [f"{style} {colour} hair" if style in ("short", "long", "curly") else f"{colour} {style}"]
+    """Tags of what was not named; a plain pattern, an empty hand or a bare head is nothing made up."""
+    whole = grammar.canonical_dict(traits, view=None)
+    stated: dict[str, str] = {}
+    for tag in (("species",), ("skin",), ("hair_style", "hair_colour"), *((part, f"{part}_colour") for part in PARTS)):
+        shown = {name: whole[name] for name in tag if name in whole}
+        if shown.keys() - named.keys():
+            stated |= shown
+    return tuple(grammar.tags_from_dict(stated).split(", ")) if stated else ()
