@@ -48,7 +48,6 @@ _STOP_WORDS = frozenset(
 )
 _WORD = re.compile(r"[a-z0-9]+")
 _CLAUSE_END = re.compile(r"[,.;:]| and | with (?!the (?:left|right))| wearing | but ")
-_SPLIT_ITEM = re.compile(r"\b(mechanical|robotic|metal|prosthetic|cyber) (left|right) arm\b")
 _PATTERN_SUFFIX = re.compile(r"\bwith ((?:polka )?(?:stripes|dots|spots|checks|squares)\b)")
 
 
@@ -56,7 +55,6 @@ def parse_prompt(prompt: str) -> dict[str, str]:
     """Traits, view, pose and background named in free text, by phrase matching; what is not named is absent."""
     text = " ".join(re.findall(r"[a-z0-9]+|[,.;:]", prompt.lower().replace("-", " ").replace("'s", "")))
     found: dict[str, str] = {}
-    text = _SPLIT_ITEM.sub(r"\2 \1 arm", text)
     text = _PATTERN_SUFFIX.sub(r"\1", _take_phrases(text, found))
     for clause in _CLAUSE_END.split(text):
         _read_clause(clause.split(), found)
@@ -178,7 +176,13 @@ def _all_nouns() -> dict[str, tuple[str, str]]:
 def _item_lookup() -> list[tuple[re.Pattern[str], str]]:
     rows = [(phrase, item) for item, phrases in ITEM_PHRASES.items() for phrase in phrases]
     rows.sort(key=lambda row: -len(row[0]))
-    return [(_phrase_pattern(phrase), item) for phrase, item in rows]
+    return [(_item_pattern(phrase), item) for phrase, item in rows]
+
+
+def _item_pattern(phrase: str) -> re.Pattern[str]:
+    """The phrase; the side of an arm may stand inside it ("mechanical left arm")."""
+    words = re.escape(phrase).replace(r"\ arm", rf"\ (?:(?:{'|'.join(SIDES)})\ )?arm")
+    return re.compile(rf"\b{words}\b")
 
 
 _PHRASES = _all_phrases()

@@ -83,6 +83,12 @@ def test_synonyms_mean_their_trait(prompt: str, trait: str, value: str) -> None:
     assert parse_prompt(prompt)[trait] == value
 
 
+@pytest.mark.parametrize("arm", ["a mechanical left arm", "the mechanical left arm", "a left robotic arm"])
+def test_the_side_of_an_arm_stands_before_or_inside_its_name(arm: str) -> None:
+    found = parse_prompt(f"a robot holding a lantern in the right hand with {arm}")
+    assert (found["right_item"], found.get("left_item")) == ("lantern", "mechanical arm")
+
+
 def test_unknown_words_are_named_once_in_order() -> None:
     assert unknown_words("a steampunk woman with a Zeppelin, steampunk hat") == ("steampunk", "zeppelin")
 
