@@ -61,10 +61,16 @@ def test_a_training_keeps_its_run_under_another_parent(home: Home) -> None:
 
 def test_cells_of_two_sweeps_do_not_share_runs(home: Home) -> None:
     parent = opened(home)
-    one = parent.child("sweep", key="sweep-1").child("step 300 × 0.8", key="300/0.8")
-    assert client(home).get_run(one.run_id).info.run_name == "aya sweep step 300 × 0.8"
+    one = parent.child("sweep", key="sweep-1").child("cell", key="300/0.8")
     two = parent.child("sweep", key="sweep-2").child("cell", key="300/0.8")
     assert one.run_id != two.run_id
+    parent.finish()
+
+
+def test_a_child_run_is_named_after_those_above_it(home: Home) -> None:
+    parent = opened(home)
+    cell = parent.child("sweep", key="sweep-1").child("step 300 × 0.8", key="300/0.8")
+    assert client(home).get_run(cell.run_id).info.run_name == "aya sweep step 300 × 0.8"
     parent.finish()
 
 

@@ -236,14 +236,16 @@ def sweep(
     from charengine.earlier import sweep_inputs
     from charengine.evaluation.sweep import sweep_adapter
     from charengine.outputs import write_adapters, write_pictures, write_sweep
+    from charengine.threads import fastest_threads
 
     training, dataset = sweep_inputs(
         adapter, desk.store, desk.profile, views=views, sheet=sheet, trigger=trigger, class_noun=class_noun
     )
     models = desk.models
-    record = sweep_adapter(
-        training, dataset, desk.profile.sweep, models.diffusion, models.embedder, desk.store, seed=seed
-    )
+    with fastest_threads(models.diffusion, desk.home):
+        record = sweep_adapter(
+            training, dataset, desk.profile.sweep, models.diffusion, models.embedder, desk.store, seed=seed
+        )
     write_sweep(record, out)
     for path in (*write_adapters(record, training.trigger, out, desk.store), *write_pictures(record, out, desk.store)):
         say(str(path))
