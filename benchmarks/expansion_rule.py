@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from charengine.config import load_profile
-from charengine.crop import png
 from charengine.embedded.traits import BACKGROUNDS, COLUMN, POSES, VIEWS, sample_indices
 from charengine.embedded.world import VIEW_YAW, render
-from charengine.expand import CLOSE_UP, FULL_BODY, Yardstick
 from charengine.models import Embedder, load
+from charengine.pictures import png
+from charengine.profiles.loading import load_profile
 from charengine.records import ViewRecord, ViewsRecord
+from charengine.stages.expand.identity_rule import IdentityRule
+from charengine.stages.expand.requests import CLOSE_UP, FULL_BODY
 from charengine.store import Store
 
 SQUARE, TALL = (192, 192), (128, 384)
@@ -58,10 +59,10 @@ def measure(count: int, store: Store) -> dict[str, dict[str, float]]:
     embedder = load(load_profile("embedded")).embedder
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for i in range(count):
-        yardstick = rendered_yardstick(characters[i], embedder, store)
-        least = {framing: yardstick.least(framing) for framing in (FULL_BODY, CLOSE_UP)}
+        rule = rendered_rule(characters[i], embedder, store)
+        least = {framing: rule.least(framing) for framing in (FULL_BODY, CLOSE_UP)}
         for name, framing, image in pictures(characters, i):
-            found[name].append((yardstick.identity(image, framing), least[framing]))
+            found[name].append((rule.identity(image, framing), least[framing]))
     return {
         name: {
             "kept": sum(identity >= least for identity, least in rows),
@@ -95,7 +96,7 @@ def pictures(characters: torch.Tensor, i: int) -> Iterator[tuple[str, str, Image
         yield "WRONG: somebody else, close-up", CLOSE_UP, picture(other, 0.0, zoom=CLOSE)[0]
 
 
-def rendered_yardstick(character: torch.Tensor, embedder: Embedder, store: Store) -> Yardstick:
+def rendered_rule(character: torch.Tensor, embedder: Embedder, store: Store) -> IdentityRule:
     """What the rule measures with, from a perfect sheet."""
     records = []
     for view in VIEWS:
@@ -104,7 +105,7 @@ def rendered_yardstick(character: torch.Tensor, embedder: Embedder, store: Store
         fields = {"view": view, "image": refs[0], "alpha": refs[1], "width": TALL[0], "height": TALL[1]}
         records.append(ViewRecord.model_validate({**fields, "source_box": (0, 0, *TALL)}))
     views = ViewsRecord(views=tuple(records), background=WHITE, overlay=records[0].image)
-    return Yardstick(views, embedder, store)
+    return IdentityRule(views, embedder, store)
 
 
 def picture(

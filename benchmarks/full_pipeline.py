@@ -34,16 +34,17 @@ from PIL import Image  # noqa: E402
 from stages import Bench, Drawing, prompt_to_report, table  # noqa: E402
 
 from charengine import records  # noqa: E402
-from charengine.config import SweepSettings, load_profile  # noqa: E402
+from charengine.config import SweepSettings  # noqa: E402
 from charengine.errors import Interrupted  # noqa: E402
+from charengine.figures.template import template  # noqa: E402
 from charengine.models.captioners import QUESTION, QwenCaptioner  # noqa: E402
 from charengine.models.embedders import ClipEmbedder, DinoEmbedder, PairEmbedder  # noqa: E402
 from charengine.models.memory import GIB, Part, Plan, TakingTurns, cap_memory, place, transformer_workspace  # noqa: E402
 from charengine.models.qwen_edit import QwenEdit  # noqa: E402
 from charengine.models.qwen_parts import load_text_encoder  # noqa: E402
 from charengine.models.sdxl import SDXL  # noqa: E402
+from charengine.profiles.loading import load_profile  # noqa: E402
 from charengine.store import Store  # noqa: E402
-from charengine.template import template  # noqa: E402
 
 PROMPT = (
     "A weathered orc woman sailor with green skin, a long blue coat with brass buttons, tall boots, and a hook for a right hand. "
@@ -206,8 +207,8 @@ class Run:
             self.loaded.forget("text_encoder", "transformer", "vae", "processor")
 
     def _crop(self) -> dict[str, Any]:
-        from charengine.crop import crop_views
-        from charengine.sheet import take_sheet
+        from charengine.stages.crop import crop_views
+        from charengine.stages.sheet.given import take_sheet
 
         path = self.folder / "sheet.png"
         random_models.figures(1536, 1024).save(path)
@@ -261,7 +262,7 @@ class Run:
             self.bench.stage("report", self._report)
 
     def _dataset(self) -> records.DatasetRecord:
-        from charengine.dataset import dataset_digest
+        from charengine.dataset.digest import dataset_digest
 
         captions = tuple(
             records.CaptionRecord(view=view.view, text=f"zorgal, woman, {view.view} view, full body")
@@ -292,8 +293,8 @@ class Run:
         return self.profile.train.model_copy(update=changes)
 
     def _adapter(self) -> dict[str, Any]:
-        from charengine.adapter import inject
-        from charengine.adapter_files import save_adapter
+        from charengine.adapter.files import save_adapter
+        from charengine.adapter.network import inject
 
         adapter = inject(self.diffusion.unet(), self._train_settings(), seed=0)
         tensors = {key: value.detach().cpu().to(torch.float16) for key, value in adapter.state_dict().items()}
@@ -323,7 +324,7 @@ class Run:
         return {}
 
     def _sweep(self) -> dict[str, Any]:
-        from charengine.evaluation.sweep import sweep_adapter
+        from charengine.stages.sweep.sweep import sweep_adapter
 
         assert self.trained is not None, "there is no adapter to sweep"
         left = self.bench.left
@@ -360,7 +361,7 @@ class Run:
         return facts if drawn.images == 100 or self.tiny else facts | {"extrapolated_seconds": round(100 * each, 1)}
 
     def _train(self) -> dict[str, Any]:
-        from charengine.training.loop import Progress, TrainingStopped, train_adapter
+        from charengine.stages.train.loop import Progress, TrainingStopped, train_adapter
 
         seen: list[Progress] = []
         settings = self._train_settings()
@@ -381,7 +382,7 @@ class Run:
         return facts | {"steps": seen[-1].step, "ms_per_step": round(seen[-1].ms_per_step, 1)}
 
     def _report(self) -> dict[str, Any]:
-        from charengine.report import write_report
+        from charengine.stages.report.page import write_report
 
         assert self.trained is not None, "there is no training to report"
         run = records.RunRecord(

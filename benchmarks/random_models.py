@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from charengine.embedded.build import family
+from charengine.embedded.making import family
 from charengine.models.file_parts import (
     QwenFiles,
     SDXLFiles,

@@ -63,9 +63,9 @@ class Machine:
         import torch
 
         from benchmarks.random_sdxl import three_views
-        from charengine.training.data import encode_dataset
-        from charengine.training.plan import memory_cap
-        from charengine.training.setup import Setup
+        from charengine.stages.train.data import encode_dataset
+        from charengine.stages.train.plan import memory_cap
+        from charengine.stages.train.setup import Setup
 
         settings, store = self.settings(**changes), self.store()
         diffusion = diffusion or self.diffusion()
@@ -109,8 +109,8 @@ def measure_ours(machine: Machine, size: tuple[int, int], profile: bool = False,
     """Median time of our step under the cap, with the plan it chose."""
     import torch
 
-    from charengine.training.sampler import groups_of_step
-    from charengine.training.setup import describe
+    from charengine.stages.train.sampler import groups_of_step
+    from charengine.stages.train.setup import describe
 
     began = time.perf_counter()
     setup = machine.setup(size, **changes)
@@ -174,7 +174,7 @@ def measure_eager(machine: Machine, size: tuple[int, int], bypass: bool) -> dict
     from transformers.optimization import Adafactor
 
     from benchmarks.random_sdxl import build_unet
-    from charengine import adapter
+    from charengine.adapter import network as adapter
 
     PRESET.update(adapter.PRESETS)  # the same layers as ours
     device, (width, height) = torch.device(machine.device), machine.size(size)
@@ -243,8 +243,8 @@ def check(machine: Machine) -> dict[str, Any]:
     """Small numbers that must hold on this device: Triton against torch, graph against eager, resumed against not."""
     import torch
 
-    from charengine.training.kernels import geglu, geglu_backward
-    from charengine.training.sampler import groups_of_step
+    from charengine.stages.train.kernels import geglu, geglu_backward
+    from charengine.stages.train.sampler import groups_of_step
 
     found: dict[str, Any] = {}
     projected = torch.randn(300, 2 * 640, device=machine.device)
@@ -295,7 +295,7 @@ def whole_run(machine: Machine) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from benchmarks.random_sdxl import build_unet, three_views
-    from charengine.training.loop import train_adapter
+    from charengine.stages.train.loop import train_adapter
 
     weights = str(machine.work / "unet.safetensors")
     if not Path(weights).exists():
@@ -336,9 +336,9 @@ def adafactor(machine: Machine) -> dict[str, Any]:
     from diffusers import UNet2DConditionModel
     from transformers.optimization import Adafactor
 
-    from charengine.adapter import inject
-    from charengine.training.optimizers import BatchedAdafactor
-    from charengine.training.storage import StackedParameters
+    from charengine.adapter.network import inject
+    from charengine.stages.train.optimizers import BatchedAdafactor
+    from charengine.stages.train.storage import StackedParameters
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(machine.config)
@@ -410,7 +410,7 @@ def smallest_budget(machine: Machine) -> dict[str, Any]:
 
 
 def _groups(setup: Any, i: int) -> Any:
-    from charengine.training.sampler import groups_of_step
+    from charengine.stages.train.sampler import groups_of_step
 
     return groups_of_step(setup.data, setup.settings, 0, i)
 

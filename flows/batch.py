@@ -15,13 +15,13 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 
-from charengine import outputs
-from charengine.cast import check_cast, read_cast
-from charengine.environment import work_folder
 from charengine.errors import EngineError
-from charengine.request import slug
+from charengine.machine.home import work_folder
+from charengine.run import folder as outputs
+from charengine.run.cast import check_cast, read_cast
+from charengine.run.request import slug
+from charengine.stages.report.cast import gallery_page, table
 from flows.character import character
-from flows.gallery import gallery_page, table
 
 log = logging.getLogger("charengine.flows")
 

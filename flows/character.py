@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from charengine import outputs
-from charengine.config import MAX_PROMPT, profile_names
-from charengine.environment import find_home
+from charengine.config import MAX_PROMPT
+from charengine.machine.home import find_home
+from charengine.profiles.loading import profile_names
 from charengine.records import (
     AdapterRecord,
     DatasetRecord,
@@ -20,18 +20,19 @@ from charengine.records import (
     SweepRecord,
     ViewsRecord,
 )
-from charengine.request import STAGES, RunRequest, check
-from charengine.tracking import closing
-from charengine.workspace import Workspace
+from charengine.run import folder as outputs
+from charengine.run.request import STAGES, RunRequest, check
+from charengine.run.workspace import Workspace
+from charengine.tracking.protocol import closing
 from tasks.artifacts import show_run
 from tasks.caption import caption_key, caption_views, show_dataset
 from tasks.crop import crop_views
 from tasks.expand import expand_views
-from tasks.opening import flow_run_id, open_workspace
 from tasks.report import write_report
 from tasks.sheet import make_sheet
 from tasks.sweep import sweep_adapter
 from tasks.train import train_adapter
+from tasks.workspace import flow_run_id, open_workspace
 
 # what Prefect's form checks; its words come from the docstrings
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]

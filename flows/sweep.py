@@ -7,16 +7,16 @@ from typing import Any
 
 from prefect import flow
 
-from charengine import outputs
-from charengine.config import load_profile
-from charengine.earlier import sweep_inputs
-from charengine.environment import find_home, work_folder
-from charengine.request import RunRequest, check, slug
+from charengine.machine.home import find_home, work_folder
+from charengine.profiles.loading import load_profile
+from charengine.run import folder as outputs
+from charengine.run.earlier_runs import sweep_inputs
+from charengine.run.request import RunRequest, check, slug
 from charengine.store import Store
-from charengine.tracking import closing
+from charengine.tracking.protocol import closing
 from flows.character import ProfileName, Seed
-from tasks.opening import open_workspace
 from tasks.sweep import sweep_adapter
+from tasks.workspace import open_workspace
 
 
 @flow(name="sweep", flow_run_name="sweep-{source}", validate_parameters=True, persist_result=False)

@@ -12,7 +12,7 @@ from prefect.artifacts import (
 )
 
 from charengine.records import AdapterRecord, DatasetRecord, ExpansionRecord, Ref, RunRecord, SweepRecord
-from charengine.workspace import Workspace
+from charengine.run.workspace import Workspace
 
 
 def show_picture(workspace: Workspace, name: str, ref: Ref) -> None:

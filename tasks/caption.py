@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from charengine import caption as engine
-from charengine.keys import digest, stage_key
 from charengine.records import DatasetRecord, ExtraView, ViewsRecord
-from charengine.workspace import Workspace
+from charengine.run.keys import digest, stage_key
+from charengine.run.workspace import Workspace
+from charengine.stages import caption as engine
 from tasks.artifacts import show_captions
 from tasks.stage import run_stage, stage_task
 

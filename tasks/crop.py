@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from charengine import crop as engine
-from charengine.keys import stage_key
 from charengine.records import SheetRecord, ViewsRecord
-from charengine.workspace import Workspace
+from charengine.run.keys import stage_key
+from charengine.run.workspace import Workspace
+from charengine.stages import crop as engine
 from tasks.artifacts import show_picture
 from tasks.stage import run_stage, stage_task
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from charengine import expand as engine
-from charengine.keys import stage_key
 from charengine.records import ExpansionRecord, ViewsRecord
-from charengine.workspace import Workspace
+from charengine.run.keys import stage_key
+from charengine.run.workspace import Workspace
+from charengine.stages.expand import expand as engine
 from tasks.artifacts import show_expansion
 from tasks.stage import run_stage, stage_task
 

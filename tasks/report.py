@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from charengine import report as engine
-from charengine.keys import digest, stage_key
 from charengine.records import ReportRecord, RunRecord
-from charengine.workspace import Workspace
+from charengine.run.keys import digest, stage_key
+from charengine.run.workspace import Workspace
+from charengine.stages.report import page as engine
 from tasks.stage import run_stage, stage_task
 
 NOT_CONTENT = {"stages", "mlflow_run_id", "prefect_flow_run_id"}  # how a run went, not what it made

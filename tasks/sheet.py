@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from charengine import sheet as engine
-from charengine.keys import file_digest, stage_key
 from charengine.records import SheetRecord
-from charengine.workspace import Workspace
+from charengine.run.keys import file_digest, stage_key
+from charengine.run.workspace import Workspace
+from charengine.stages.sheet import draw as engine
+from charengine.stages.sheet.given import take_sheet
 from tasks.artifacts import show_picture
 from tasks.stage import run_stage, stage_task
 
@@ -39,7 +40,7 @@ def sheet_key(workspace: Workspace) -> str:
 def sheet_task(key: str, workspace: Workspace) -> SheetRecord:
     """Draw or take the sheet, and free the edit model."""
     if workspace.sheet_file:
-        return engine.take_sheet(workspace.sheet_file, workspace.store)
+        return take_sheet(workspace.sheet_file, workspace.store)
     models = workspace.models
     try:
         return engine.draw_sheet(

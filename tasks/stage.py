@@ -18,10 +18,10 @@ from prefect.context import TaskRunContext
 from prefect.tasks import exponential_backoff
 
 from charengine.errors import EngineError, StoreCorrupt
-from charengine.guard import gpu_slot, single_flight
+from charengine.machine.locks import gpu_slot, single_flight
 from charengine.records import Record, StageFact
+from charengine.run.workspace import Workspace, peak_rss_gib
 from charengine.store import refs_in
-from charengine.workspace import Workspace, peak_rss_gib
 
 log = logging.getLogger("charengine.tasks")
 R = TypeVar("R", bound=Record)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from charengine.evaluation import sweep as engine
-from charengine.guard import run_stoppable
-from charengine.keys import stage_key
+from charengine.machine.interrupts import run_stoppable
+from charengine.machine.threads import fastest_threads
 from charengine.records import AdapterRecord, DatasetRecord, SweepRecord
-from charengine.threads import fastest_threads
-from charengine.tracking import closing
-from charengine.workspace import Workspace
+from charengine.run.keys import stage_key
+from charengine.run.workspace import Workspace
+from charengine.stages.sweep import sweep as engine
+from charengine.tracking.protocol import closing
 from tasks.artifacts import show_sweep
 from tasks.stage import run_stage, stage_task
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from charengine.config import TrainSettings
 from charengine.errors import OutOfBudget
-from charengine.guard import run_stoppable
-from charengine.keys import file_digest, folder_digest, stage_key
+from charengine.machine.interrupts import run_stoppable
+from charengine.machine.threads import fastest_threads
 from charengine.records import VIEWS, AdapterRecord, DatasetRecord
-from charengine.threads import fastest_threads
-from charengine.tracking import Tracker, closing
-from charengine.training import loop as engine
-from charengine.workspace import Workspace
+from charengine.run.keys import file_digest, folder_digest, stage_key
+from charengine.run.workspace import Workspace
+from charengine.stages.train import loop as engine
+from charengine.tracking.protocol import Tracker, closing
 from tasks.artifacts import show_training
 from tasks.stage import run_stage, stage_task
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from charengine.environment import Home
+from charengine.machine.home import Home
 
 ROOT = Path(__file__).parent.parent
 

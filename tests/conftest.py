@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from command_line import child_environment
 
-from charengine.environment import Home, apply_defaults
+from charengine.machine.environment import apply_defaults
+from charengine.machine.home import Home
 
 # Prefect reads its settings when it is imported, so the session's home is named before any test module is
 SESSION_HOME = Home(Path(tempfile.mkdtemp(prefix="charengine-tests-")))
@@ -81,7 +82,7 @@ def _no_network() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow folder whose database is made: making one takes ten seconds."""
-    from charengine.tracking_mlflow import initialise_database
+    from charengine.tracking.mlflow import initialise_database
 
     home = Home(tmp_path_factory.mktemp("mlflow-template")).create()
     initialise_database(home)
@@ -101,7 +102,7 @@ def home(tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(scope="session")
 def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded family's classes with two layers and random weights."""
-    from charengine.embedded.build.family import build_random_family
+    from charengine.embedded.making.family import build_random_family
 
     return build_random_family(tmp_path_factory.mktemp("family"), tiny=True)
 
@@ -150,7 +151,7 @@ def charengine(home: Home) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "charengine.cli", *(str(argument) for argument in arguments)],
+            [sys.executable, "-m", "charengine.cli.main", *(str(argument) for argument in arguments)],
             capture_output=True,
             text=True,
             timeout=300,

@@ -9,12 +9,12 @@ import torch
 from PIL import Image, ImageChops
 from run_samples import WHITE, doll
 
-from charengine.caption import caption_views
 from charengine.config import CaptionSettings, Character, ExpandSettings
-from charengine.evaluation.scoring import frame
-from charengine.expand import expand_views
+from charengine.likeness.scoring import frame
 from charengine.models import Description
 from charengine.records import DatasetRecord, ExpansionRecord, ViewsRecord
+from charengine.stages.caption import caption_views
+from charengine.stages.expand.expand import expand_views
 from charengine.store import Store
 
 GRISHA = Character(name="Grisha", prompt="an orc in a blue coat", class_noun="orc", trigger="zorgax", seed=7)

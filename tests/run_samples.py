@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from PIL import Image, ImageDraw
 
+from charengine.charts.canvas import PilCanvas
+from charengine.charts.plots import contact_sheet, trade_off
 from charengine.config import SweepSettings
-from charengine.evaluation.canvas import PilCanvas
-from charengine.evaluation.plots import contact_sheet, trade_off
 from charengine.records import (
     VIEWS,
     AdapterRecord,

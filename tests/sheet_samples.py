@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from charengine.figures.template import template
 from charengine.records import Ref, SheetRecord
 from charengine.store import Store
-from charengine.template import template
 
 SKIN, COAT, DARK, HAIR, STEEL = (214, 160, 120), (38, 92, 170), (44, 40, 46), (120, 52, 24), (150, 156, 164)
 

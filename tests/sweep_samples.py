@@ -9,14 +9,15 @@ import torch
 from PIL import Image
 from run_samples import doll
 
-from charengine.adapter_files import save_adapter
+from charengine.adapter.files import save_adapter
 from charengine.config import SweepSettings
-from charengine.evaluation import scoring, sweep
-from charengine.evaluation.metrics import thumbnails
+from charengine.likeness import scoring
+from charengine.likeness.metrics import thumbnails
 from charengine.models import TextConditioning
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, SweepRecord
+from charengine.stages.sweep import sweep
 from charengine.store import Store
-from charengine.tracking import NullTracker
+from charengine.tracking.protocol import NullTracker
 
 SCENES = {"desert": (220, 180, 110), "city": (30, 30, 60), "forest": (30, 110, 50), "white": (255, 255, 255)}
 BASE_COAT, OWN_COAT = (200, 40, 160), (40, 90, 180)

@@ -5,36 +5,18 @@ from __future__ import annotations
 import torch
 
 from charengine.embedded import solids as look
-from charengine.embedded.anatomy import CLOTH, GLOW, HAIR, SKIN, Joints, colour_of, pose_joints
+from charengine.embedded.anatomy import GLOW, Joints, colour_of, pose_joints
 from charengine.embedded.head import add_head
 from charengine.embedded.items import add_items
 from charengine.embedded.paint import ALIEN, CAT, FIERCE, HUMAN, MACHINE, SKULL
 from charengine.embedded.solids import Look, SolidBatch, SolidBuilder
 from charengine.embedded.traits import COLUMN, POSES, TRAITS
+from charengine.embedded.wearer import Wearer
 
 SIDES = ("right", "left")
 _FACES = {"robot": MACHINE, "skeleton": SKULL, "alien": ALIEN, "catfolk": CAT, "orc": FIERCE, "goblin": FIERCE}
 # Outline groups: a line is drawn where two of them meet.
 G_SKIN, G_TOP, G_LEG, G_FOOT, G_SKIRT, G_BELT, G_ARM = 1, 2, 3, 4, 5, 6, 20
-
-
-class Wearer:
-    """The traits of a batch as masks and colours."""
-
-    def __init__(self, indices: torch.Tensor) -> None:
-        self.indices = indices
-        self.skin = colour_of(indices, "skin", SKIN)
-        self.hair = colour_of(indices, "hair_colour", HAIR)
-        self.top = colour_of(indices, "top_colour", CLOTH)
-        self.bottom = colour_of(indices, "bottom_colour", CLOTH)
-        self.shoes = colour_of(indices, "footwear_colour", CLOTH)
-        self.headgear = colour_of(indices, "headgear_colour", CLOTH)
-        self.pattern = indices[:, COLUMN["pattern"]]
-
-    def has(self, trait: str, *values: str) -> torch.Tensor:
-        """Mask (n,) of the figures whose trait is one of these values."""
-        chosen = self.indices[:, COLUMN[trait]]
-        return torch.stack([chosen == TRAITS[trait].index(value) for value in values]).any(0)
 
 
 def build_figures(indices: torch.Tensor, pose: torch.Tensor) -> tuple[SolidBatch, dict[str, torch.Tensor]]:

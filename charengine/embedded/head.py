@@ -10,8 +10,8 @@ from charengine.embedded import solids as look
 
 if TYPE_CHECKING:
     from charengine.embedded.anatomy import Joints
-    from charengine.embedded.figure import Wearer
     from charengine.embedded.solids import Look, SolidBuilder
+    from charengine.embedded.wearer import Wearer
 
 G_HEAD, G_HAIR, G_GEAR, G_EAR, G_TIE = 8, 10, 12, 14, 16
 _STEEL, _GOLD, _BONE, _DARK = (0.70, 0.73, 0.78), (0.98, 0.79, 0.20), (0.88, 0.82, 0.68), (0.2, 0.2, 0.23)

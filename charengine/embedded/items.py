@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 if TYPE_CHECKING:
     from charengine.embedded.anatomy import Joints
-    from charengine.embedded.figure import Wearer
     from charengine.embedded.solids import Look, SolidBuilder
+    from charengine.embedded.wearer import Wearer
 
 G_ITEM = 40
 _STEEL, _GOLD, _WOOD, _DARK = (0.80, 0.83, 0.88), (0.90, 0.68, 0.22), (0.50, 0.31, 0.15), (0.17, 0.17, 0.2)

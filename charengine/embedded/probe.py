@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from charengine.embedded.traits import BACKGROUNDS, COLUMN, POSES, TRAITS, VIEWS, sample_indices, visible_mask
+from charengine.embedded import probe
+from charengine.embedded.traits import (
+    BACKGROUNDS,
+    COLUMN,
+    POSES,
+    TRAITS,
+    VIEWS,
+    sample_indices,
+    visible_mask,
+)
 from charengine.embedded.world import render, view_yaw
+from charengine.errors import MissingDependency
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 AGREEING = ("hair_colour", "top_colour", "bottom_colour")
 SCENE_SIZES = ((128, 384), (192, 320), (256, 256))
@@ -217,3 +234,32 @@ def reading_loss(
         each = F.cross_entropy(head, traits[:, i], reduction="none", label_smoothing=0.02)
         total = total + (each * mask[:, i]).sum() / mask[:, i].sum().clamp(min=1)
     return total / len(logits)
+
+
+PROBE = Path(__file__).parent / "weights" / "probe.safetensors"
+
+
+def load_judge(path: Path = PROBE, device: str | torch.device = "cpu") -> probe.Probe:
+    """The shipped probe.
+
+    Raises:
+        MissingDependency: its weights are not there.
+    """
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise MissingDependency(f"no probe weights at {path}: reinstall the package or train the part 'probe'")
+    return probe.load_probe(load_file(path), device)
+
+
+def to_tensor(images: Sequence[Image]) -> torch.Tensor:
+    """Same-sized pictures as (n, 3, h, w) in [0, 1]."""
+    return torch.stack([torch.from_numpy(np.array(i.convert("RGB"))).permute(2, 0, 1) for i in images]).float() / 255
+
+
+def to_images(pictures: torch.Tensor) -> list[Image]:
+    """(n, 3, h, w) in [0, 1] as pictures."""
+    from PIL import Image as images
+
+    arrays = (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [images.fromarray(array) for array in arrays]

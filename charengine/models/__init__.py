@@ -1,209 +1,31 @@
-"""The four model protocols every stage sees, and `load(profile)`, the one place that knows which family is in use.
+"""The four model protocols every stage sees, and `load(profile)`."""
 
-Images are PIL RGB unless said otherwise. Every implementation loads its weights on first use and frees them with
-`unload()`, so that a stage holds only what it needs (DESIGN.md, "Models and profiles").
-"""
+from charengine.models.load import load
+from charengine.models.protocols import (
+    BatchCaptioner,
+    Captioner,
+    Description,
+    Diffusion,
+    Embedder,
+    LatentPosterior,
+    Models,
+    Questioner,
+    SheetEditor,
+    TextConditioning,
+    describe_all,
+)
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
-
-from charengine.config import Profile
-
-if TYPE_CHECKING:
-    import torch
-    from diffusers import UNet2DConditionModel
-    from PIL.Image import Image
-
-
-@dataclass(frozen=True)
-class TextConditioning:
-    """SDXL text conditioning: `embeds` (n, tokens, d) penultimate states of both encoders; `pooled` (n, p)."""
-
-    embeds: torch.Tensor
-    pooled: torch.Tensor
-
-
-@dataclass(frozen=True)
-class LatentPosterior:
-    """VAE posterior, already multiplied by the VAE's scaling factor: `mean`, `std` (n, 4, h/8, w/8), float32."""
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a captioner saw: `tags` in the captioner's order, and its raw answer."""
-
-    tags: tuple[str, ...]
-    raw: str = ""
-    facts: dict[str, str] = field(default_factory=dict)  # view, framing, pose, background… when the captioner says so
-
-
-class SheetEditor(Protocol):
-    """Fills a template with three views of a character (Qwen-Image-Edit).
-
-    `prompt_style` says what it reads: "rich" (instructions per view) or "plain" (the wording of the embedded grammar).
-    """
-
-    fingerprint: str
-    prompt_style: Literal["plain", "rich"]
-
-    def draw(
-        self,
-        template: Image,
-        prompt: str,
-        *,
-        negative_prompt: str = " ",
-        seed: int,
-        steps: int,
-        guidance: float,
-        conditioning: str = "latents",
-        redraw: tuple[int, int, int, int] | None = None,
-    ) -> Image:
-        """One image of the template's size; `redraw` = x0, y0, x1, y1 repaints only that box of `template`."""
-        ...
-
-    def unknown_words(self, prompt: str) -> tuple[str, ...]:
-        """Words the model was never taught; empty for models with an open vocabulary."""
-        ...
-
-    def unload(self) -> None:
-        """Free all memory the weights take."""
-        ...
-
-
-class Captioner(Protocol):
-    """Says what a picture shows (Qwen2.5-VL or WD14)."""
-
-    fingerprint: str
-
-    def describe(self, image: Image, hint: str = "") -> Description:
-        """Tags of one picture; `hint` may name the class noun."""
-        ...
-
-    def unload(self) -> None:
-        """Free all memory the weights take."""
-        ...
-
-
-@runtime_checkable
-class BatchCaptioner(Protocol):
-    """A captioner that looks at several pictures in about the time of one (Qwen2.5-VL)."""
-
-    def describe_all(self, images: Sequence[Image], hint: str = "") -> list[Description]:
-        """What `describe` says of each picture."""
-        ...
-
-
-def describe_all(captioner: Captioner, images: Sequence[Image], hint: str = "") -> list[Description]:
-    """Tags of each picture, in as few passes as the captioner can."""
-    if isinstance(captioner, BatchCaptioner):
-        return captioner.describe_all(images, hint=hint)
-    return [captioner.describe(image, hint=hint) for image in images]
-
-
-@runtime_checkable
-class Questioner(Protocol):
-    """A captioner that also answers free questions (Qwen2.5-VL)."""
-
-    def ask(self, image: Image, question: str, *, max_tokens: int = 64) -> str:
-        """The answer to a question about one picture."""
-        ...
-
-
-class Diffusion(Protocol):
-    """A latent text-to-image model with an SDXL U-Net that can be adapted."""
-
-    fingerprint: str
-    device: torch.device
-    dtype: torch.dtype
-    native_area: int  # pixels the model was trained at: 1024*1024 for SDXL, 128*384 upwards for the embedded family
-
-    def encode_prompts(self, prompts: Sequence[str]) -> TextConditioning:
-        """Text conditioning on `device`, one row a prompt."""
-        ...
-
-    def count_tokens(self, text: str) -> int:
-        """CLIP tokens of `text` without the start and end tokens."""
-        ...
-
-    def encode_images(self, images: Sequence[Image]) -> LatentPosterior:
-        """Scaled VAE posterior of same-sized images, computed in float32 (or with a fixed VAE) so that it has no NaN."""
-        ...
-
-    def decode(self, latents: torch.Tensor) -> list[Image]:
-        """Images from scaled latents (n, 4, h/8, w/8)."""
-        ...
-
-    def unet(self, device: torch.device | None = None) -> UNet2DConditionModel:
-        """The U-Net in `dtype`, loaded on first use to the model's device or to `device`, frozen (requires_grad False)."""
-        ...
-
-    def alphas_cumprod(self) -> torch.Tensor:
-        """(1000,) float32 cumulative alphas of the training noise schedule; the model predicts epsilon."""
-        ...
-
-    def sample(
-        self,
-        prompts: TextConditioning,
-        negative: TextConditioning,
-        *,
-        seeds: Sequence[int],
-        size: tuple[int, int],
-        steps: int,
-        guidance: float,
-    ) -> list[Image]:
-        """One image a row; `size` = width, height; row i's noise comes from `seeds[i]` alone (batch-independent)."""
-        ...
-
-    def unload(self, *parts: str) -> None:
-        """Free "text_encoders", "vae" and/or "unet"; all of them when none is named."""
-        ...
-
-
-class Embedder(Protocol):
-    """Scores pictures: identity embeddings and prompt adherence."""
-
-    fingerprint: str
-
-    def embed_images(self, images: Sequence[Image]) -> torch.Tensor:
-        """Identity embeddings (n, d), L2-normalised float32 on the CPU (DINOv2, or the CLIP image tower)."""
-        ...
-
-    def match(self, images: Sequence[Image], texts: Sequence[str]) -> torch.Tensor:
-        """Cosine of each image with its own text (n,), float32: CLIP-T."""
-        ...
-
-    def unload(self) -> None:
-        """Free all memory the weights take."""
-        ...
-
-
-@dataclass(frozen=True)
-class Models:
-    """The four models of a profile, not yet loaded."""
-
-    editor: SheetEditor
-    captioner: Captioner
-    diffusion: Diffusion
-    embedder: Embedder
-
-
-def load(profile: Profile) -> Models:
-    """The models a profile names. Finds files and checks their headers; loads no weights yet.
-
-    Raises:
-        MissingDependency: a model file or package is not there; says how to get it.
-        BadInput: a file is not what the profile says it is.
-    """
-    if profile.models.family == "embedded":
-        from charengine.models import embedded
-
-        return embedded.load(profile)
-    from charengine.models import full
-
-    return full.load(profile)
+__all__ = [
+    "BatchCaptioner",
+    "Captioner",
+    "Description",
+    "Diffusion",
+    "Embedder",
+    "LatentPosterior",
+    "Models",
+    "Questioner",
+    "SheetEditor",
+    "TextConditioning",
+    "describe_all",
+    "load",
+]

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from charengine.config import ModelSettings, Profile
-from charengine.embedded.build.family import EMBEDDED_CONDITION_AREA, EMBEDDED_VAE_AREA
 from charengine.embedded.grammar import parse_tags, unknown_words
+from charengine.embedded.shape import EMBEDDED_CONDITION_AREA, EMBEDDED_VAE_AREA
 from charengine.errors import ConfigError, MissingDependency
 from charengine.models import Captioner, Models
 from charengine.models.captioners import EmbeddedCaptioner

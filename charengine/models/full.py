@@ -10,8 +10,8 @@ import psutil
 import torch
 
 from charengine.config import ModelSettings, Profile
-from charengine.environment import find_home
 from charengine.errors import BadInput, MissingDependency, OutOfBudget
+from charengine.machine.home import find_home
 from charengine.models import Captioner, Embedder, Models
 from charengine.models.captioners import QwenCaptioner
 from charengine.models.catalogue import CLIP_TOKENIZER, QWEN_TOKENIZER

@@ -8,11 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from charengine.embedded.build import still
-from charengine.embedded.build.clock import Average, Clock
-from charengine.embedded.build.family import (
-    EMBEDDED_CONDITION_AREA,
-    EMBEDDED_VAE_AREA,
+from charengine.embedded.lexicon import VOCABULARY
+from charengine.embedded.making import still
+from charengine.embedded.making.clock import Average, Clock
+from charengine.embedded.making.family import (
     TINY,
     Sizes,
     build_processor,
@@ -23,18 +22,13 @@ from charengine.embedded.build.family import (
     build_vision_language,
     count_parameters,
 )
-from charengine.embedded.build.pack import lay_flat, pack, unpack
-from charengine.embedded.build.run import Run
-from charengine.embedded.build.train import tracks
-from charengine.embedded.build.vocabulary import (
-    EDIT_PREFIX,
-    EDIT_SUFFIX,
-    build_clip_tokenizer,
-    build_qwen_tokenizer,
-)
-from charengine.embedded.lexicon import VOCABULARY
+from charengine.embedded.making.pack import lay_flat, pack, unpack
+from charengine.embedded.making.run import Run
+from charengine.embedded.making.train import tracks
+from charengine.embedded.making.vocabulary import EDIT_PREFIX, EDIT_SUFFIX, build_clip_tokenizer, build_qwen_tokenizer
+from charengine.embedded.shape import EMBEDDED_CONDITION_AREA, EMBEDDED_VAE_AREA
+from charengine.figures.template import template
 from charengine.models.processor import caption_inputs, fix_position_ids
-from charengine.template import template
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +164,8 @@ def test_the_fast_denoiser_and_vae_equal_the_stock_ones():
 def test_training_samples_sheets_exactly_as_the_pipeline_does(edit_pipeline, monkeypatch, tmp_path):
     import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus as source
 
-    from charengine.embedded.build import sheet_samples, sheets
-    from charengine.embedded.build.vae import Autoencoder
+    from charengine.embedded.making import sheet_samples, sheets
+    from charengine.embedded.making.vae import Autoencoder
 
     monkeypatch.setattr(source, "VAE_IMAGE_SIZE", EMBEDDED_VAE_AREA)
     monkeypatch.setattr(source, "CONDITION_IMAGE_SIZE", EMBEDDED_CONDITION_AREA)
@@ -266,7 +260,7 @@ def test_training_a_decoder_alone_does_not_move_the_latents(tmp_path):
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
     from safetensors.torch import load_file
 
-    from charengine.embedded.build.vae import train_vae
+    from charengine.embedded.making.vae import train_vae
 
     kept = QwenImageCausalConv3d.forward
     try:
@@ -290,7 +284,7 @@ def test_the_shipped_denoiser_reads_what_the_shipped_encoder_writes():
 
 
 def test_the_check_scores_rendered_truth_without_the_templates_rules():
-    from charengine.embedded import check
+    from charengine.embedded.making import check
 
     sheet = check.to_tensor([template(384, 384)])
     assert float(sheet.min()) == 0.0
@@ -301,11 +295,11 @@ def test_the_check_scores_rendered_truth_without_the_templates_rules():
 
 
 def test_the_check_refuses_a_part_it_does_not_know(tiny):
-    from charengine.config import load_profile
-    from charengine.embedded import check
+    from charengine.embedded.making import check
     from charengine.embedded.probe import Probe
     from charengine.errors import BadInput
     from charengine.models import load
+    from charengine.profiles.loading import load_profile
 
     folders = [f"models.edit={tiny}/qwen", f"models.sdxl={tiny}/sdxl", f"models.clip={tiny}/clip", "models.device=cpu"]
     profile = load_profile("embedded", folders)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from charengine.embedded.build.judge import train_judge
-from charengine.embedded.build.run import Run
+from charengine.embedded.making.judge import train_judge
+from charengine.embedded.making.run import Run
 from charengine.embedded.probe import (
     cross_view_agreement,
     load_probe,

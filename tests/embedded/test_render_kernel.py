@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from charengine.embedded import figure, raster, scenery, world
-from charengine.embedded.build import data, render_graph
+from charengine.embedded.making import data, render_graph
 from charengine.embedded.traits import BACKGROUNDS, POSES, TRAITS, sample_indices
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ COMPARE = """
 import sys
 import torch
 from charengine.embedded import raster, world
-from charengine.embedded.build import render_kernel
+from charengine.embedded.making import render_kernel
 from charengine.embedded.traits import COLUMN, POSES, TRAITS, sample_indices
 
 first, last, width, height = (int(v) for v in sys.argv[1:])

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from charengine.cast import check_cast, read_cast
 from charengine.errors import BadInput, ConfigError
+from charengine.run.cast import check_cast, read_cast
 
 SAMPLES = Path(__file__).parent.parent.parent / "deployments" / "samples"
 
 
 @pytest.mark.parametrize("name", ["cast.yaml", "cast.csv"])
 def test_the_shipped_samples_are_good_casts(name: str) -> None:
-    from charengine.config import Character, load_profile
+    from charengine.config import Character
+    from charengine.profiles.loading import load_profile
 
     cast = read_cast(SAMPLES / name)
     assert [request.name for request in cast][:2] == ["Grisha", "Tin Tom"]

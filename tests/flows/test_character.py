@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from command_line import ROOT, child_environment, last_line
 
-from charengine.environment import Home, database_uri
+from charengine.machine.addresses import database_uri
+from charengine.machine.home import Home
 from charengine.records import RunRecord
 
 STAGES = ["sheet", "crop", "caption", "train", "sweep", "report"]
@@ -115,7 +116,7 @@ def test_every_caption_begins_with_the_trigger(first: dict[str, Any]) -> None:
 
 
 def test_the_adapter_says_how_it_was_made(first: dict[str, Any]) -> None:
-    from charengine.adapter_files import read_metadata
+    from charengine.adapter.files import read_metadata
 
     metadata = read_metadata(Path(first["recommended_adapter"]))
     recipe = json.loads(metadata["charengine.recipe"])
@@ -237,7 +238,7 @@ def start(home: Home, api: str, settings: tuple[str, ...], sheet: Path, out: Pat
         [
             sys.executable,
             "-m",
-            "charengine.cli",
+            "charengine.cli.main",
             "run",
             PROMPT,
             "--name",

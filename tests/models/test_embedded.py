@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from charengine.config import Profile
-from charengine.embedded.build.family import build_random_family
+from charengine.embedded.making.family import build_random_family
 from charengine.embedded.traits import sample_indices
 from charengine.embedded.world import render_sheet
 from charengine.errors import BadInput, ConfigError, MissingDependency

@@ -6,8 +6,8 @@ import original_layouts as original
 import pytest
 import torch
 
-from charengine.embedded.build.family import TINY, build_qwen_vae, build_sdxl, build_transformer, build_vision_language
-from charengine.embedded.build.vocabulary import build_qwen_tokenizer
+from charengine.embedded.making.family import TINY, build_qwen_vae, build_sdxl, build_transformer, build_vision_language
+from charengine.embedded.making.vocabulary import build_qwen_tokenizer
 from charengine.errors import BadInput
 from charengine.models import layouts
 from charengine.models.identify import identify_path

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from charengine.embedded.build.family import TINY, build_transformer
+from charengine.embedded.making.family import TINY, build_transformer
 from charengine.errors import OutOfBudget
 from charengine.models.files import Header, TensorInfo
 from charengine.models.memory import GIB, TakingTurns, measure, place, plan, usable

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from prefect import flow
 
-from charengine.environment import Home
 from charengine.errors import BadInput, Interrupted, OutOfBudget, SheetRejected
+from charengine.machine.home import Home
 from charengine.records import ReportRecord, StageFact
 from charengine.store import Store
 from tasks.stage import run_stage, stage_task
@@ -147,7 +147,7 @@ def test_the_smaller_plan_keeps_the_samples_per_step() -> None:
 
 
 def test_a_lock_file_is_left_but_free(bench: Bench, tmp_path: Path) -> None:
-    from charengine.guard import single_flight
+    from charengine.machine.locks import single_flight
 
     stage, _ = counted("sheet")
     inside_a_flow(stage, "sheet-1", bench, "a")
@@ -160,7 +160,7 @@ def test_out_of_memory_gets_one_smaller_plan_that_is_told(monkeypatch: pytest.Mo
 
     from charengine.config import TrainSettings
     from charengine.records import AdapterRecord, CheckpointRecord, Ref
-    from charengine.tracking import NullTracker
+    from charengine.tracking.protocol import NullTracker
     from tasks import train
 
     asked: list[tuple[str, TrainSettings]] = []

@@ -1,0 +1,5 @@
+"""`python -m charengine.cli`."""
+
+from charengine.cli.main import main
+
+main()

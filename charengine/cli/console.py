@@ -1,0 +1,59 @@
+"""What the commands say while they work: log lines, a progress bar on a terminal, nothing else on stdout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from charengine.stages.train.loop import Progress
+
+
+def listen(quiet: bool = False) -> None:
+    """Engine messages to stderr; Prefect's and MLflow's own chatter is kept off the terminal."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    engine = logging.getLogger("charengine")
+    engine.handlers = [handler]
+    engine.setLevel(logging.WARNING if quiet else logging.INFO)
+    for name in ("mlflow", "alembic", "httpx", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def training_bar(quiet: bool = False) -> Iterator[None]:
+    """A bar with loss and time left while an adapter trains; nothing when stderr is not a terminal."""
+    from charengine.run.watching import watching
+
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
+    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("train", total=None, loss=float("nan"))
+
+        def on_step(progress: Progress) -> None:
+            bar.update(task, completed=progress.step, total=progress.steps, loss=progress.loss)
+
+        with watching(on_step):
+            yield
+
+
+def say(text: str = "") -> None:
+    """One line of the command's answer."""
+    print(text, flush=True)
+
+
+def say_json(value: Any) -> None:
+    """The command's answer as one line of JSON."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)

@@ -1,0 +1,69 @@
+"""The command line. Heavy modules are imported inside commands, so that `charengine --help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from typing import NoReturn
+
+import typer
+
+from charengine.cli import inspection, serving, stages
+from charengine.cli import run as pipeline
+from charengine.errors import EngineError
+from charengine.machine.home import find_home
+
+app = typer.Typer(
+    help="From one sentence to a tested, reusable character adapter.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (pipeline, stages, inspection, serving):
+    module.register(app)
+
+UNEXPECTED = 4
+INTERRUPTED = 130
+
+
+def main() -> NoReturn:
+    """Run the command line; every failure ends in one message on stderr and the exit status of its kind."""
+    try:
+        app()
+        sys.exit(0)
+    except EngineError as error:
+        _complain(str(error))
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        _complain("stopped; the same command continues where this one was")
+        sys.exit(INTERRUPTED)
+    except Exception as error:  # a defect of ours: the traceback goes to a file, one line to the user
+        _complain(
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}{_keep_traceback()}"
+        )
+        sys.exit(UNEXPECTED)
+
+
+def _complain(message: str) -> None:
+    lines = message.splitlines() or [""]
+    print("error:" if len(lines) > 1 else f"error: {lines[0]}", file=sys.stderr)
+    for line in lines if len(lines) > 1 else []:
+        print(f"  - {line}", file=sys.stderr)
+
+
+def _keep_traceback() -> str:
+    path = find_home().logs / f"error-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(traceback.format_exc())
+    except OSError:
+        logging.getLogger(__name__).exception("unexpected error")
+        return ""
+    return f"\n  this is a defect of Character Engine; the traceback is in {path}"
+
+
+if __name__ == "__main__":
+    main()

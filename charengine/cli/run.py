@@ -1,0 +1,142 @@
+"""`run`, `demo` and `batch`: whole characters, through the Prefect flows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from charengine.cli.console import listen, say, say_json, training_bar
+from charengine.machine.addresses import use_services
+from charengine.machine.environment import apply_defaults
+from charengine.machine.home import Home, find_home
+from charengine.run.folder import read_run
+from charengine.run.request import RunRequest, check
+
+DEMO_NAME = "Grisha"
+DEMO_PROMPT = (
+    "a green skinned orc woman with long red hair, a blue coat, black trousers, brown boots and a hook for a right hand"
+)
+
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="A shipped profile or a YAML file.")]
+SetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set", help="A setting to change, e.g. train.steps=800; repeatable.", default_factory=list, show_default=False
+    ),
+]
+OutOption = Annotated[str, typer.Option("--out", "-o", help="Folder for the results. Default: runs/<name>")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Say the result as one line of JSON, the last of stdout.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(run)
+    app.command()(demo)
+    app.command()(batch)
+
+
+def run(
+    prompt: Annotated[str, typer.Argument(help="One sentence saying what the character looks like.")],
+    settings: SetOption,
+    refresh: Annotated[
+        list[str],
+        typer.Option(
+            "--refresh",
+            help="A stage to run even if it is cached; repeatable.",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="Letters, digits, spaces, _ and -. Default: from the prompt")] = "",
+    class_noun: Annotated[str, typer.Option(help='"woman", "robot"… Default: from the prompt')] = "",
+    trigger: Annotated[str, typer.Option(help="Word that will mean the character. Default: from the name")] = "",
+    seed: Annotated[int, typer.Option(help="Same seed, same machine kind: same files.")] = 42,
+    profile: ProfileOption = "embedded",
+    sheet: Annotated[str, typer.Option(help="A sheet you already have (PNG, JPEG, WebP).")] = "",
+    out: OutOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a character: prompt to sheet, views, captions, adapter, sweep, pick and report."""
+    start(
+        RunRequest(prompt, name, class_noun, trigger, seed, profile, tuple(settings), sheet, out, tuple(refresh)),
+        as_json,
+    )
+
+
+def demo(settings: SetOption, out: OutOption = "", as_json: JsonOption = False) -> None:
+    """One character on the embedded default, prompt to report: minutes, offline, no GPU."""
+    start(RunRequest(DEMO_PROMPT, DEMO_NAME, overrides=tuple(settings), out=out), as_json)
+
+
+def start(request: RunRequest, as_json: bool) -> None:
+    """Check a request, run it through the flow and say what was made."""
+    listen(quiet=as_json)
+    home = find_home()
+    checked = check(request, home)
+    prefect_is_up = _reach_prefect(home)
+    from charengine.run.workspace import Workspace
+
+    Workspace(checked, home)  # finds every model file, and loads the libraries while the server starts
+    prefect_is_up()
+    from flows.character import character
+
+    with training_bar(quiet=as_json):
+        result = character(**replace(request, out=str(checked.out)).as_parameters())
+    say_result(result, as_json)
+
+
+def _reach_prefect(home: Home) -> Callable[[], None]:
+    """Use the servers of `charengine up`, or those the user named, or start one; call the result to wait for it."""
+    apply_defaults(home.create())
+    use_services(home)
+    if os.environ.get("PREFECT_API_URL"):
+        return lambda: None
+    from charengine.services.prefect_server import start_prefect
+
+    return start_prefect(home)
+
+
+def say_result(result: dict[str, Any], as_json: bool) -> None:
+    """The outcome in a few lines, or as JSON."""
+    if as_json:
+        say_json(result)
+        return
+    for warning in read_run(Path(result["report"]).parent).warnings:
+        say(f"warning: {warning}")
+    say(f"{result['name']}: say {result['trigger']!r} in a prompt")
+    say(f"pick: step {result['checkpoint_step']} at strength {result['strength']:g}")
+    say(f"recommended adapter (strength 1 = the pick): {result['recommended_adapter']}")
+    say(f"adapter as trained:                          {result['adapter']}")
+    say(f"report: {result['report']}")
+    seconds = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result["seconds"].items())
+    cached = result["cached_stages"]
+    say(f"took {seconds}" + (f"; unchanged: {', '.join(cached)}" if cached else ""))
+
+
+def batch(
+    cast: Annotated[Path, typer.Argument(help="YAML or CSV file with one character an entry.")],
+    settings: SetOption,
+    profile: ProfileOption = "embedded",
+    workers: Annotated[bool, typer.Option("--workers", help="Hand the characters to the work pool of `up`.")] = False,
+    out: OutOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a whole cast; a character that fails never stops the others. Exit status 4 when any failed."""
+    from charengine.run.cast import read_cast
+
+    listen(quiet=as_json)
+    home = find_home()
+    requests = read_cast(cast, profile=profile, overrides=tuple(settings), out=out)
+    _reach_prefect(home)()
+    from flows.batch import batch as batch_flow
+
+    with training_bar(quiet=as_json):
+        result = batch_flow([request.as_parameters() for request in requests], workers=workers)
+    say_json(result) if as_json else say(result["table"])
+    if result["failed"]:
+        raise typer.Exit(4)

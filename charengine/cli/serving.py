@@ -1,0 +1,36 @@
+"""`up`: both servers, their pages and the workers, until Ctrl-C."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from charengine.cli.console import listen, say
+from charengine.machine.home import find_home
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(up)
+
+
+def up(
+    prefect_port: Annotated[int | None, typer.Option(help="Default: 4200, or the next free one.")] = None,
+    mlflow_port: Annotated[int | None, typer.Option(help="Default: 5000, or the next free one.")] = None,
+) -> None:
+    """Start Prefect, MLflow and a worker per GPU; print the addresses; Ctrl-C stops all."""
+    listen()
+    home = find_home()
+    from charengine.machine.interrupts import stop_signals
+    from charengine.services.up import services
+
+    say("starting (the first time takes a minute)…")
+    with stop_signals() as stop, services(home, stop, prefect_port, mlflow_port) as running:
+        say(f"Prefect  {running.addresses.prefect}   start a character: Deployments → character → Run")
+        say(f"MLflow   {running.addresses.mlflow}")
+        say(f"workers  {max(running.gpus, 1)} ({'one a GPU' if running.gpus else 'on the CPU'}); logs in {home.logs}")
+        say("ready; Ctrl-C stops all")
+        running.watch()
+        say("stopping…")
+    say("stopped")

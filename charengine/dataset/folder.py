@@ -1,0 +1,129 @@
+"""The dataset as one thing: its digest, its files in kohya's layout, and captions edited by hand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from charengine.dataset.digest import dataset_digest
+from charengine.errors import BadInput
+from charengine.records import CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord
+from charengine.store import Store, write_atomically
+
+STAGE_VERSION = 1
+
+REPEATS = 10  # kohya reads it from the folder's name; our own training counts steps instead
+MASKS = "masks"
+HELD_OUT = "held_out"  # no number before it: kohya's trainers pass it by
+EXPANSION = "expansion.json"  # which pictures are more views, and what became of each
+LONGEST_CAPTION = 2000
+
+
+def export_dataset(dataset: DatasetRecord, folder: Path, store: Store) -> list[Path]:
+    """Write `<repeats>_<trigger> <class>/<view>.png` and `.txt`, and the masks in `masks/` beside it.
+
+    More views lie among them, those held out in `held_out/`, and `expansion.json` tells which they are.
+
+    Returns:
+        Absolute paths: image, caption, mask, view by view.
+    """
+    forget_extras(folder)
+    texts = {caption.view: caption.text for caption in dataset.captions}
+    held_out = {extra.view for extra in dataset.held_out}
+    paths = []
+    pictures: list[ViewRecord | ExtraView] = [*dataset.views.views, *dataset.extras]
+    for view in pictures:
+        place = folder / (HELD_OUT if view.view in held_out else _subset_name(dataset))
+        paths.append(store.export(view.image, place / f"{view.view}.png"))
+        sidecar = place / f"{view.view}.txt"
+        write_atomically(sidecar, (texts[view.view] + "\n").encode())
+        paths.append(sidecar.resolve())
+        paths.append(store.export(view.alpha, folder / MASKS / f"{view.view}.png"))
+    if dataset.extras:
+        write_atomically(folder / EXPANSION, ExpansionRecord(views=dataset.extras).model_dump_json(indent=2).encode())
+    return paths
+
+
+def read_expansion(folder: Path) -> ExpansionRecord | None:
+    """What a folder's `expansion.json` says of more views; None where there is none.
+
+    Raises:
+        BadInput: it is damaged.
+    """
+    file = folder / EXPANSION
+    try:
+        return ExpansionRecord.model_validate_json(file.read_bytes()) if file.is_file() else None
+    except ValueError as error:
+        raise BadInput(f"{file} is damaged: run charengine expand again, or delete it to train without") from error
+
+
+def forget_extras(folder: Path) -> None:
+    """Remove the more views that were written to a folder before, so that they do not mix with those written next."""
+    expansion = read_expansion(folder)
+    for extra in expansion.views if expansion else ():
+        for path in folder.rglob(refused_name(extra) if extra.fate == "refused" else f"{extra.view}.*"):
+            path.unlink()
+    (folder / EXPANSION).unlink(missing_ok=True)
+
+
+def refused_name(extra: ExtraView) -> str:
+    """File name of a picture that was refused; there may be several of one view."""
+    return f"{extra.view}-{extra.seed}.png"
+
+
+def with_edits(dataset: DatasetRecord, folder: Path) -> DatasetRecord:
+    """The dataset with the captions of the folder's `.txt` files where they differ; the same record when none does.
+
+    Raises:
+        BadInput: a sidecar is empty, too long or not text.
+    """
+    own = folder / _subset_name(dataset)  # an earlier trigger's subset may lie beside it
+    places = {extra.view: folder / HELD_OUT for extra in dataset.held_out} if own.is_dir() else {}
+    within = own if own.is_dir() else folder
+    captions = tuple(_edited(caption, places.get(caption.view, within)) for caption in dataset.captions)
+    if captions == dataset.captions:
+        return dataset
+    silent = [
+        f"the edited {caption.view} caption does not hold the trigger {dataset.trigger!r}"
+        for caption in captions
+        if dataset.trigger not in caption.text
+    ]
+    return dataset.model_copy(
+        update={
+            "captions": captions,
+            "digest": dataset_digest(dataset.views, captions, dataset.extras),
+            "warnings": tuple(dict.fromkeys((*dataset.warnings, *silent))),
+        }
+    )
+
+
+def _edited(caption: CaptionRecord, folder: Path) -> CaptionRecord:
+    found = sorted(folder.rglob(f"{caption.view}.txt")) if folder.is_dir() else []
+    if not found:
+        return caption
+    if len(found) > 1:
+        raise BadInput(f"{folder} holds {len(found)} captions named {caption.view}.txt: leave one")
+    text = _read_caption(found[0])
+    return caption if text == caption.text else caption.model_copy(update={"text": text, "edited": True})
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        text = " ".join(path.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise BadInput(f"caption {path} is not UTF-8 text: save it as plain text") from error
+    if not text:
+        raise BadInput(f"caption {path} is empty: write what the picture shows, or delete the file")
+    if len(text) > LONGEST_CAPTION:
+        raise BadInput(f"caption {path} has {len(text)} characters; at most {LONGEST_CAPTION} are allowed")
+    return text
+
+
+def _subset_name(dataset: DatasetRecord) -> str:
+    """kohya's name for a folder of pictures: how often they count, and what they show."""
+    return f"{REPEATS}_{dataset.trigger} {_file_words(dataset.class_noun)}"
+
+
+def _file_words(text: str) -> str:
+    """The text as part of a file name: letters, digits, spaces and hyphens."""
+    return " ".join(re.sub(r"[^A-Za-z0-9 -]", " ", text).split()) or "character"

@@ -1,0 +1,268 @@
+"""Training data: pictures rendered on the device as training goes on, and their texts."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from charengine.embedded import grammar, raster, world
+from charengine.embedded.probe import SIDE_ITEMS
+from charengine.embedded.traits import (
+    BACKGROUNDS,
+    COLUMN,
+    POSES,
+    TRAITS,
+    VIEWS,
+    Traits,
+    from_indices,
+    normalise,
+    sample_indices,
+)
+
+WHITE = BACKGROUNDS.index("plain white background")
+STANDING = POSES.index("standing")
+FILLERS = (
+    "highly detailed", "masterpiece", "best quality", "concept art", "digital painting", "cinematic lighting",
+    "fantasy illustration", "a photo of", "cartoon style", "beautiful", "a cute character",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a batch of pictures shows: characters, `VIEWS` position (-1: between views), pose, background, zoom."""
+
+    indices: torch.Tensor
+    view: list[int]
+    pose: list[int]
+    background: list[int]
+    zoom: list[float]
+
+
+class Renderer:
+    """Draws batches of one size on one device, with a compiled ray test on CUDA."""
+
+    def __init__(
+        self, device: torch.device, seed: int, split: str = "train", *, few: bool = False, filled: float = 0.0
+    ) -> None:
+        self.device, self.split, self.few, self.filled = device, split, few, filled
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rng = random.Random(seed)
+        self.chunk = 512 if device.type == "cuda" else None
+
+    def characters(self, n: int) -> torch.Tensor:
+        """Trait rows (n, n_traits) on the CPU."""
+        if self.few:  # smoke tests on a CPU: draw one character, many times over
+            return sample_indices(1, self.generator, self.split).expand(n, -1)
+        return self.fill_hands(sample_indices(n, self.generator, self.split))
+
+    def fill_hands(self, indices: torch.Tensor) -> torch.Tensor:
+        """Give a `filled` share of the empty hands something: what is bound to a side is small, and learnt last."""
+        for name in SIDE_ITEMS if self.filled else ():
+            column = COLUMN[name]
+            empty = (indices[:, column] == 0) & (torch.rand(len(indices), generator=self.generator) < self.filled)
+            items = torch.randint(1, len(TRAITS[name]), (len(indices),), generator=self.generator)
+            indices[:, column] = torch.where(empty, items, indices[:, column])
+        return normalise(indices) if self.filled else indices
+
+    @torch.no_grad()
+    def sheets(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """`n` sheets without rules (n, 3, 384, 384) uint8 on the device, and their characters."""
+        indices = self.characters(n)
+        drawn = world.render_sheet(
+            indices[: 1 if self.few else n].to(self.device), jitter=self.generator, chunk=self.chunk
+        )
+        return to_bytes(drawn).expand(n, -1, -1, -1).clone(), indices
+
+    @torch.no_grad()
+    def pictures(
+        self, indices: torch.Tensor, size: tuple[int, int], plain: float, exact: float
+    ) -> tuple[torch.Tensor, torch.Tensor, Scene]:
+        """One picture of each character.
+
+        Args:
+            indices: (n, n_traits).
+            size: width, height.
+            plain: share of standing figures on white.
+            exact: share seen exactly from the front, side or back; the rest from any side between them.
+
+        Returns:
+            Pictures (n, 3, h, w) uint8, coverage (n, 1, h, w) uint8, and what they show.
+        """
+        n, rng = len(indices), self.rng
+        is_plain = [rng.random() < plain for _ in range(n)]
+        pose = [STANDING if p and rng.random() < 0.8 else rng.randrange(len(POSES)) for p in is_plain]
+        background = [WHITE if p else rng.randrange(len(BACKGROUNDS)) for p in is_plain]
+        view = [rng.randrange(3) for _ in range(n)]
+        yaw = [list(world.VIEW_YAW.values())[v] + rng.gauss(0, 0.03) for v in view]
+        for i in range(n):
+            if rng.random() >= exact:
+                yaw[i] = rng.uniform(-0.35, math.pi + 0.35)
+                view[i] = name_view(yaw[i])
+        upright = size[1] > 1.6 * size[0]
+        zoom = [rng.uniform(0.9, 1.0) if upright else rng.uniform(0.8, 1.0) for _ in range(n)]
+        for i in range(n):
+            if not upright and rng.random() < 0.15:
+                zoom[i] = rng.uniform(1.5, 2.0)
+        on, drawn_now = self.device, 1 if self.few else n
+        drawn = world.render(
+            indices[:drawn_now].to(on), yaw=torch.tensor(yaw[:drawn_now], device=on),
+            pose=torch.tensor(pose[:drawn_now], device=on), background=torch.tensor(background[:drawn_now], device=on),
+            size=size, framing=torch.tensor(zoom[:drawn_now], device=on), generator=self.generator, chunk=self.chunk,
+        )  # fmt: skip
+        image, alpha = (to_bytes(x).expand(n, -1, -1, -1).clone() for x in (drawn.image, drawn.alpha))
+        return image, alpha, Scene(indices, view, pose, background, zoom)
+
+
+def name_view(yaw: float) -> int:
+    """The `VIEWS` position of a yaw, or -1 for a three-quarter view."""
+    degrees = math.degrees(yaw)
+    for i, centre in enumerate((0, 90, 180)):
+        if abs(degrees - centre) < 25:
+            return i
+    return -1
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device without waiting for it, so that the next batch is put together while this one trains."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
+def to_bytes(pictures: torch.Tensor) -> torch.Tensor:
+    """[0, 1] to uint8."""
+    return (pictures * 255 + 0.5).clamp(0, 255).to(torch.uint8)
+
+
+def to_unit(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 to [-1, 1]."""
+    return pictures.float() / 127.5 - 1
+
+
+def allow_recompiles() -> None:
+    """Let dynamo compile for many shapes, and fall back to eager by itself where it cannot."""
+    from torch._dynamo import config
+
+    config.suppress_errors = True
+    for name in ("recompile_limit", "cache_size_limit"):  # the first is the newer name
+        if hasattr(config, name):
+            setattr(config, name, 64)
+            break
+
+
+def compile_renderer(device: torch.device) -> str:
+    """Draw by kernels and graphs on CUDA from here on, as far as they work here and draw the same; says what happened."""
+    if device.type != "cuda":
+        return "eager (CPU)"
+    allow_recompiles()
+    places = ((raster, "draw_smooth"), (world, "build_figures"))
+    eager = [getattr(module, name) for module, name in places]
+    wanted = _renderer_samples(device)
+    said = []
+    for parts in (2, 1):  # without the graph where that fails; then eager
+        try:
+            from charengine.embedded.making import render_graph, render_kernel
+
+            faster = [render_kernel.draw_smooth, render_graph.GraphedFigures()][:parts]
+            for (module, name), function in zip(places, faster, strict=False):
+                setattr(module, name, function)
+            started = time.monotonic()
+            drawn = _renderer_samples(device)
+            differences = [(a - b).abs().mean().item() for a, b in zip(drawn, wanted, strict=True)]
+            if not max(differences) <= 2e-3:
+                raise RuntimeError(f"pictures differ by {differences} on average; 0.002 is allowed")
+            names = ", ".join(name for _, name in places[:parts])
+            said.append(f"{names} in {time.monotonic() - started:.0f} s, differ by {max(differences):.2g}")
+            return "; ".join(said)
+        except Exception as error:  # a slower renderer is better than no training
+            said.append(f"not with {parts} parts: {type(error).__name__}: {str(error)[:300]}")
+            for (module, name), function in zip(places, eager, strict=True):
+                setattr(module, name, function)
+    return "eager: " + "; ".join(said)
+
+
+def _renderer_samples(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Sheets, and every pose before every background: pictures, then coverage."""
+    indices = sample_indices(len(POSES), torch.Generator().manual_seed(0)).to(device)
+    place = torch.arange(len(POSES), device=device)
+    posed = world.render(
+        indices, yaw=place * 0.3, pose=place, background=place % len(BACKGROUNDS), size=(256, 256), framing=0.9
+    )
+    return world.render_sheet(indices[:4]), posed.image, posed.alpha
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def nonsense(rng: random.Random) -> str:
+    """A word nobody knows, like a trigger."""
+    letters = "".join(rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3)))
+    return letters + rng.choice(("", "", "x", "n", str(rng.randint(1, 999))))
+
+
+def sheet_text(traits: Traits, rng: random.Random) -> str:
+    """A sheet prompt as the pipeline writes it; four in ten leave traits out, for people do, and then one must be made up."""
+    keep = rng.choice((1.0, 1.0, 1.0, 1.0, 1.0, 1.0, *(rng.uniform(0.5, 1.0) for _ in range(3)), rng.uniform(0.0, 0.6)))
+    text = grammar.describe(traits, rng=rng, style="sheet", keep=keep)
+    if rng.random() < 0.12:
+        text = f"{text}, {rng.choice(FILLERS)}" if rng.random() < 0.6 else text.replace(": a ", f": a {nonsense(rng)} ")
+    return text
+
+
+def picture_text(scene: Scene, i: int, traits: Traits, rng: random.Random) -> str:
+    """A prompt for one picture: a sentence, tags, or a training caption; often not saying everything."""
+    if rng.random() < 0.10:
+        return ""
+    view = VIEWS[scene.view[i]] if scene.view[i] >= 0 else None
+    pose, background = POSES[scene.pose[i]], BACKGROUNDS[scene.background[i]]
+    keep = rng.choice((1.0, rng.uniform(0.3, 1.0)))
+    framing = "portrait" if scene.zoom[i] > 1.2 else "full body"
+    kind = rng.random()
+    if kind < 0.45:
+        text = grammar.describe(traits, view=view, pose=pose, background=background, rng=rng, style="prompt", keep=keep)
+        text = f"{text}, {framing}" if rng.random() < 0.35 or scene.zoom[i] > 1.2 else text
+    elif kind < 0.65:
+        text = grammar.describe(traits, view=view, pose=pose, background=background, rng=rng, style="tags", keep=keep)
+    else:
+        text = caption_text(traits, view, pose, background, framing, rng)
+    if rng.random() < 0.15:
+        word = nonsense(rng)
+        text = f"{word}, {text}" if rng.random() < 0.6 else f"{text}, {rng.choice((word, *FILLERS))}"
+    return text
+
+
+def caption_text(traits: Traits, view: str | None, pose: str, background: str, framing: str, rng: random.Random) -> str:
+    """Like the caption stage's: class noun, view, framing, what tags are left, background."""
+    tags = grammar.canonical_tags(traits, view=view).split(", ")
+    seen = [f"{view} view"] if view else []
+    tags = [
+        tag for tag in tags if tag not in (traits.species, *seen) and rng.random() < rng.choice((0.0, 0.5, 1.0, 1.0))
+    ]
+    posed = [pose] if pose != "standing" or rng.random() < 0.5 else []
+    where = ["simple background", "white background"] if background == BACKGROUNDS[WHITE] else [background]
+    return ", ".join([traits.species, *seen, framing, *posed, *tags, *where])
+
+
+def characters_of(indices: torch.Tensor) -> list[Traits]:
+    """Trait rows as `Traits`."""
+    return from_indices(indices.cpu())
+
+
+class Refill:
+    """Keeps a pool fresh: calls `make` for at most `share` of the time."""
+
+    def __init__(self, make: Callable[[], None], share: float) -> None:
+        self.make, self.share = make, share
+        self.start, self.spent = time.monotonic(), 0.0
+
+    def tick(self) -> None:
+        """Make one chunk if it is due."""
+        if self.spent < self.share * (time.monotonic() - self.start):
+            began = time.monotonic()
+            self.make()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.spent += time.monotonic() - began

@@ -1,0 +1,239 @@
+"""Trains the SDXL-shaped picture model end to end: the U-Net and both text encoders, on several picture sizes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from charengine.embedded import grammar
+from charengine.embedded.making.clock import Average, Clock, Log, decayed, finish, read_weights, write_weights
+from charengine.embedded.making.data import Refill, Renderer, Scene, characters_of, picture_text
+from charengine.embedded.making.family import build_text_encoders, build_unet
+from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
+from charengine.embedded.making.heads import TraitHeads
+from charengine.embedded.making.run import Run
+from charengine.embedded.making.vae import Autoencoder
+from charengine.embedded.making.vocabulary import build_clip_tokenizer
+from charengine.embedded.traits import BACKGROUNDS, POSES, VIEWS
+
+SIZES = {(128, 384): 0.45, (256, 256): 0.35, (192, 256): 0.1, (256, 192): 0.1}
+MIN_SNR = 5.0  # Hang et al. 2303.09556
+GUIDANCE, STEPS = 4.0, 20
+
+
+class Writer:
+    """SDXL's two text encoders: penultimate states of both, and the second's projection."""
+
+    def __init__(self, run: Run) -> None:
+        self.tokenizer = build_clip_tokenizer()
+        first, second = build_text_encoders(run.sizes, self.tokenizer)
+        self.first: Any = first.to(run.device)
+        self.second: Any = second.to(run.device)
+
+    def tokens(self, texts: list[str]) -> torch.Tensor:
+        """Ids (n, 77)."""
+        found = self.tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
+        return found["input_ids"]
+
+    def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (n, 77, d) and pooled (n, p)."""
+        one = self.first(ids, output_hidden_states=True)
+        two = self.second(ids, output_hidden_states=True)
+        return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds
+
+
+class PicturePool:
+    """Latents and tokenised prompts of rendered pictures, by size."""
+
+    def __init__(self, run: Run, writer: Writer, vae: Autoencoder, capacity: int, chunk: int) -> None:
+        self.renderer = Renderer(run.device, run.seed + 21, few=run.tiny)
+        self.writer, self.vae, self.capacity, self.chunk = writer, vae, capacity, chunk
+        self.latents: dict[tuple[int, int], torch.Tensor] = {}
+        self.ids: dict[tuple[int, int], torch.Tensor] = {}
+        self.traits: dict[tuple[int, int], torch.Tensor] = {}
+        self.count = 0
+        for size in SIZES:
+            self.make(size)
+
+    def make(self, size: tuple[int, int] | None = None) -> None:
+        """Render one chunk of one size, with two prompts a picture; the oldest go when the pool is full."""
+        rng = self.renderer.rng
+        size = size or rng.choices(list(SIZES), weights=list(SIZES.values()))[0]
+        indices = self.renderer.characters(self.chunk)
+        plain, exact = (0.75, 0.7) if size == (128, 384) else (0.2, 0.6)
+        images, _, scene = self.renderer.pictures(indices, size, plain=plain, exact=exact)
+        latents = self.vae.to_latents(images)
+        characters = characters_of(indices)
+        texts = [picture_text(scene, i, c, rng) for _ in range(2) for i, c in enumerate(characters)]
+        ids = self.writer.tokens(texts).reshape(2, len(characters), 77).transpose(0, 1).to(latents.device)
+        traits = indices.to(latents.device)
+        if size in self.latents:
+            room = int(self.capacity * SIZES[size])
+            latents = torch.cat([self.latents[size], latents])[-room:]
+            ids = torch.cat([self.ids[size], ids])[-room:]
+            traits = torch.cat([self.traits[size], traits])[-room:]
+        self.latents[size], self.ids[size], self.traits[size] = latents, ids, traits
+        self.count += self.chunk
+
+    def batch(self, n: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int]]:
+        """Latents, ids, traits and the size of one batch; larger pictures come fewer at a time."""
+        size = rng.choices(list(SIZES), weights=list(SIZES.values()))[0]
+        n = max(1, n * 128 * 384 // (size[0] * size[1]))
+        pool = self.latents[size]
+        pick = torch.randint(len(pool), (n,), device=pool.device)
+        which = torch.randint(2, (n,), device=pool.device)
+        return pool[pick].float(), self.ids[size][pick, which], self.traits[size][pick], size
+
+
+def alphas(device: torch.device) -> torch.Tensor:
+    """SDXL's cumulative alphas (1000,): scaled-linear betas from 0.00085 to 0.012."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0).float().to(device)
+
+
+def time_ids(n: int, size: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """SDXL's size conditioning (n, 6): original height and width, crop corner, target height and width."""
+    width, height = size
+    return torch.tensor([height, width, 0, 0, height, width], device=device).float().expand(n, -1)
+
+
+def train_images(run: Run, minutes: float) -> None:
+    """Train U-Net and text encoders for `minutes`."""
+    device, log = run.device, Log(run.out, "images")
+    vae = Autoencoder("sdxl", run.sizes, device)
+    if not vae.load(run.made):
+        raise FileNotFoundError(f"no sdxl_vae.safetensors in {[str(f) for f in run.made]}: train sdxl_vae first")
+    vae.model.requires_grad_(False)
+    writer = Writer(run)
+    unet: Any = build_unet(run.sizes).to(device)
+    modules = {"sdxl_unet": unet, "sdxl_text_encoder": writer.first, "sdxl_text_encoder_2": writer.second}
+    resumed = all([read_weights(run.sources, name, module) for name, module in modules.items()])
+    unet.to(memory_format=torch.channels_last)
+    average = Average(modules, 0.999)
+    clock = Clock(minutes, max_steps=run.max_steps)
+    pool = PicturePool(run, writer, vae, capacity=run.scale(120000, 40), chunk=run.scale(512, 4))
+    fill = Clock(run.scale(300, 1) / 600 * min(1.0, minutes / 6))
+    while fill.progress < 1 or pool.count < run.scale(2000, 16):
+        pool.make()
+    refill = Refill(pool.make, 0.12)
+    rate = 1e-3
+    heads = TraitHeads(3 * run.sizes.te_width).to(device)
+    groups = decayed(unet, rate=rate) + decayed(writer.first, writer.second, heads, rate=rate * 0.7)
+    optimiser = GraphedOptimiser(groups, clock)
+    kept = alphas(device)
+    snr = kept / (1 - kept)
+    rng = random.Random(run.seed + 6)
+    batch = run.scale(256, 2)
+
+    def step(
+        clean: torch.Tensor, ids: torch.Tensor, traits: torch.Tensor, sizes: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        n = len(clean)
+        t = torch.randint(1000, (n,), device=device)
+        noise = torch.randn_like(clean)
+        a = kept[t].view(-1, 1, 1, 1)
+        noisy = (a.sqrt() * clean + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+            states, pooled = writer.encode(ids)
+            added = {"text_embeds": pooled, "time_ids": sizes}
+            guess = unet(noisy, t, states, added_cond_kwargs=added, return_dict=False)[0]
+            named = heads(torch.cat([states.mean(1), pooled], -1), traits)
+        each = (guess.float() - noise).square().mean((1, 2, 3))
+        loss = (each * (MIN_SNR / snr[t]).clamp(max=1.0)).mean()
+        (loss + 0.01 * named).backward()
+        return loss.detach(), each.mean().detach(), named.detach()
+
+    train_step = GraphedStep(step, device)
+    log.write(
+        event="start",
+        resumed=resumed,
+        pictures=pool.count,
+        parameters=sum(p.numel() for m in modules.values() for p in m.parameters()),
+    )
+    while clock.progress < 1:
+        clean, ids, traits, size = pool.batch(batch, rng)
+        loss, plain, named = train_step(size, clean, ids, traits, time_ids(len(clean), size, device))
+        optimiser.step()
+        average.update()
+        refill.tick()
+        if clock.step % run.every(100) == 0 or clock.step <= 3:
+            log.write(
+                step=clock.step,
+                loss=loss,
+                plain_loss=plain,
+                traits=named,
+                pictures=pool.count,
+                progress=clock.progress,
+            )
+        if run.due("images"):
+            write_weights(run.out, average.state())
+    finish(run.out, log, "images", clock, average, batch=batch, minutes=minutes, resumed=resumed)
+    log.write(event="milliseconds", step_ms=train_step.milliseconds())
+    show(run, writer, unet, vae)
+
+
+@torch.no_grad()
+def paint(
+    writer: Writer, unet: Any, prompts: list[str], size: tuple[int, int], seed: int,
+    steps: int = STEPS, guidance: float = GUIDANCE,
+) -> torch.Tensor:  # fmt: skip
+    """Latents of pictures, by deterministic DDIM steps with guidance."""
+    device = next(unet.parameters()).device
+    kept = alphas(device)
+    ids = writer.tokens([*prompts, *([""] * len(prompts))]).to(device)
+    states, pooled = writer.encode(ids)
+    n = len(prompts)
+    noise = [
+        torch.randn(1, 4, size[1] // 8, size[0] // 8, generator=torch.Generator().manual_seed(seed + i))
+        for i in range(n)
+    ]
+    x = torch.cat(noise).to(device)
+    added = {"text_embeds": pooled, "time_ids": time_ids(2 * n, size, device)}
+    times = torch.linspace(999, 0, steps + 1).round().long().tolist()
+    for now, then in itertools.pairwise(times):
+        both = unet(
+            torch.cat([x, x]),
+            torch.full((2 * n,), now, device=device),
+            states,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0].float()
+        guess = both[n:] + guidance * (both[:n] - both[n:])
+        clean = (x - (1 - kept[now]).sqrt() * guess) / kept[now].sqrt()
+        x = kept[then].sqrt() * clean + (1 - kept[then]).sqrt() * guess
+    return x
+
+
+@torch.no_grad()
+def show(run: Run, writer: Writer, unet: Any, vae: Autoencoder) -> None:
+    """Held-out characters from prompts: rendered truth above, drawn below, at two sizes."""
+    test = Renderer(run.device, 997, "heldout", few=run.tiny)
+    rng, rows, said = random.Random(4), [], []
+    steps = STEPS if not run.tiny else 2
+    for size, plain in (((128, 384), 1.0), ((256, 256), 0.0)):
+        images, _, scene = test.pictures(test.characters(run.scale(10, 2)), size, plain=plain, exact=1.0)
+        prompts = [describe_scene(scene, i, rng) for i in range(len(images))]
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
+            drawn = vae.to_pictures(paint(writer, unet, prompts, size, seed=7, steps=steps))
+        rows += [images.float() / 255, drawn]
+        said += prompts
+    run.picture("images", [F.pad(row, (2, 2, 2, 2)) for row in rows])
+    (run.out / "images_prompts.txt").write_text("\n".join(said))
+
+
+def describe_scene(scene: Scene, i: int, rng: random.Random) -> str:
+    """A full prompt of one rendered picture."""
+    traits = characters_of(scene.indices[i : i + 1])[0]
+    view = VIEWS[scene.view[i]] if scene.view[i] >= 0 else None
+    return grammar.describe(
+        traits,
+        view=view,
+        pose=POSES[scene.pose[i]],
+        background=BACKGROUNDS[scene.background[i]],
+        rng=rng,
+        style="prompt",
+    )

@@ -1,0 +1,114 @@
+"""Trains the probe that judges the family. It sees rendered ground truth only, never anything the family drew."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from charengine.embedded import probe as source
+from charengine.embedded.making.clock import Clock, Log, decayed, write_weights
+from charengine.embedded.making.data import Refill
+from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
+from charengine.embedded.making.run import Run
+from charengine.embedded.traits import visible_mask
+
+
+def train_judge(run: Run, minutes: float) -> None:
+    """Train the probe for `minutes`; keeps the weights of the end of the schedule."""
+    device, log = run.device, Log(run.out, "probe")
+    model = source.Probe().to(device).train()
+    resumed = load(run, model)
+    clock = Clock(minutes, max_steps=run.max_steps)
+    generator = torch.Generator().manual_seed(run.seed + 41)
+    rng = random.Random(run.seed + 42)
+    chunk, room = run.scale(1024, 2), run.scale(40000, 8)
+    kinds: list[tuple[bool, tuple[int, int]]] = [(False, (128, 384)), *((True, size) for size in source.SCENE_SIZES)]
+    if run.tiny:
+        kinds = kinds[:1]
+    pools = [source.probe_data(chunk, generator, device, scenes=s, size=size) for s, size in kinds]
+    turn = [0]
+
+    def grow() -> None:
+        k = (0, 3, 1, 0, 3, 2)[turn[0] % 6] % len(kinds)
+        turn[0] += 1
+        fresh = source.probe_data(chunk, generator, device, scenes=kinds[k][0], size=kinds[k][1])
+        old = pools[k]
+        pools[k] = source.ProbeData(
+            torch.cat([old.images, fresh.images])[-room:], torch.cat([old.traits, fresh.traits])[-room:],
+            torch.cat([old.views, fresh.views])[-room:],
+        )  # fmt: skip
+
+    fill = Clock(run.scale(200, 0) / 600 * min(1.0, minutes / 3))
+    while not run.tiny and fill.progress < 1:
+        grow()
+    refill = Refill(grow, 0.3 if not run.tiny else 0.0)
+    optimiser = GraphedOptimiser(decayed(model, rate=2e-3 if not resumed else 1e-3), clock, clip=5.0)
+    batch = run.scale(192, 2)
+
+    def step(
+        images: torch.Tensor, traits: torch.Tensor, views: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+            logits = model(images)
+        loss = source.reading_loss([x.float() for x in logits], traits, views, mask)
+        loss.backward()
+        return (loss.detach(),)
+
+    train_step = GraphedStep(step, device)
+    log.write(event="start", resumed=resumed, parameters=sum(p.numel() for p in model.parameters()))
+    while clock.progress < 1:
+        data = rng.choices(pools, weights=(3, 1, 1, 3)[: len(pools)])[0]
+        pick = torch.randint(0, len(data.images), (batch,), generator=generator).to(device)
+        images = source.augment(data.images[pick].float() / 255, generator)
+        traits, views = data.traits[pick], data.views[pick]
+        (loss,) = train_step(images.shape, images, traits, views, visible_mask(traits, views))
+        optimiser.step()
+        refill.tick()
+        if clock.step % run.every(200) == 0:
+            log.write(step=clock.step, loss=loss, pool=len(pools[0].images), progress=clock.progress)
+        if run.due("probe"):
+            write_weights(run.out, {"probe": halves(model)})
+    write_weights(
+        run.out, {"probe": halves(model)}, {"probe_training": {"steps": clock.step, "batch": batch, "minutes": minutes}}
+    )
+    model.eval()
+    log.write(event="done", steps=clock.step)
+    log.write(event="milliseconds", step_ms=train_step.milliseconds())
+    for scenes, size in (kinds[0], kinds[-1]):
+        measure(run, log, model, scenes, size)
+
+
+def measure(run: Run, log: Log, model: source.Probe, scenes: bool, size: tuple[int, int]) -> None:
+    """What the probe reads right on held-out renders."""
+    generator = torch.Generator().manual_seed(995)
+    test = source.probe_data(run.scale(600, 2), generator, run.device, scenes=scenes, size=size, split="heldout")
+    reading = source.score_images(model, test.images.float() / 255)
+    traits, views = test.traits.cpu(), test.views.cpu()
+    mask = visible_mask(traits, views)
+    by_trait = {k: round(v, 4) for k, v in source.trait_accuracies(reading.traits, traits, mask).items()}
+    log.write(
+        event="measured", size=size, accuracy=source.trait_accuracy(reading.traits, traits, mask),
+        views=source.view_accuracy(reading.views, views), by_trait=by_trait,
+    )  # fmt: skip
+
+
+def halves(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Half-precision weights on the CPU."""
+    return {
+        k: v.detach().half().cpu().contiguous() if v.is_floating_point() else v.detach().cpu()
+        for k, v in model.state_dict().items()
+    }
+
+
+def load(run: Run, model: torch.nn.Module) -> bool:
+    """Start from earlier weights when there are some of the same widths."""
+    from safetensors.torch import load_file
+
+    for folder in run.sources:
+        if (folder / "probe.safetensors").is_file():
+            weights = {k: v.float() for k, v in load_file(folder / "probe.safetensors").items()}
+            if weights["stem.weight"].shape == model.state_dict()["stem.weight"].shape:
+                model.load_state_dict(weights)
+                return True
+    return False

@@ -1,0 +1,119 @@
+"""Packs trained weights into a few files, and lays them out as Hugging Face folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+PACKS = {
+    "qwen_transformer.tar": ("qwen_transformer.safetensors",),
+    "qwen_rest.tar": ("qwen_vae.safetensors", "qwen_vae.json", "qwen_text_encoder.safetensors"),
+    "sdxl_unet.tar": ("sdxl_unet.safetensors",),
+    "sdxl_rest.tar": (
+        "sdxl_vae.safetensors", "sdxl_vae.json", "sdxl_text_encoder.safetensors", "sdxl_text_encoder_2.safetensors",
+    ),
+    "clip_probe.tar": ("clip.safetensors", "probe.safetensors"),
+}  # fmt: skip
+LOGS = "logs_samples.tar"
+# file in a build folder: where it belongs under weights/
+PLACES = {
+    "qwen_transformer": "qwen/transformer/diffusion_pytorch_model.safetensors",
+    "qwen_vae": "qwen/vae/diffusion_pytorch_model.safetensors",
+    "qwen_text_encoder": "qwen/text_encoder/model.safetensors",
+    "sdxl_unet": "sdxl/unet/diffusion_pytorch_model.safetensors",
+    "sdxl_vae": "sdxl/vae/diffusion_pytorch_model.safetensors",
+    "sdxl_text_encoder": "sdxl/text_encoder/model.safetensors",
+    "sdxl_text_encoder_2": "sdxl/text_encoder_2/model.safetensors",
+    "clip": "clip/model.safetensors",
+    "probe": "probe.safetensors",
+}
+
+
+def pack(folder: Path, out: Path) -> list[Path]:
+    """Write at most seven tar files of what `folder` holds; parts that are missing are left out."""
+    out.mkdir(parents=True, exist_ok=True)
+    made = []
+    logs = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".jsonl", ".png", ".txt", ".json")]
+    for name, members in {**PACKS, LOGS: tuple(logs)}.items():
+        present = [m for m in members if (folder / m).is_file()]
+        if not present:
+            continue
+        path = out / name
+        with tarfile.open(path, "w") as tar:
+            for member in present:
+                tar.add(folder / member, member)
+        made.append(path)
+    return made
+
+
+def open_packed(packed: Path, folder: Path) -> Path:
+    """Undo `pack`: all files, flat, in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(packed.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            tar.extractall(folder, filter="data")
+    return folder
+
+
+def unpack(packed: Path, weights: Path, *, tiny: bool = False) -> None:
+    """Lay trained weights over a freshly built family: configs and tokenizers come from the code, tensors from the files.
+
+    Args:
+        packed: folder of `pack`'s files, or of loose safetensors.
+        weights: gets `qwen/`, `sdxl/`, `clip/`, `probe.safetensors`, and `training/` with logs.
+        tiny: the weights are of the tests' sizes.
+    """
+    from charengine.embedded.making.family import build_random_family
+
+    loose = open_packed(packed, packed / "opened") if list(packed.glob("*.tar")) else packed
+    weights.mkdir(parents=True, exist_ok=True)
+    if not (weights / "qwen" / "model_index.json").is_file():
+        build_random_family(weights, 0, tiny=tiny)
+    for name, place in PLACES.items():
+        source = loose / f"{name}.safetensors"
+        if source.is_file():
+            (weights / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, weights / place)
+    _set_latent_statistics(loose, weights)
+    logs = weights / "training"
+    logs.mkdir(exist_ok=True)
+    for path in loose.glob("*.jsonl"):
+        _append(path.read_text(), logs / path.name)
+
+
+def lay_flat(weights: Path, folder: Path) -> Path:
+    """Undo `unpack`: the shipped tensors and latent statistics as `--from` reads them, flat, in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, place in PLACES.items():
+        if (weights / place).is_file():
+            shutil.copyfile(weights / place, folder / f"{name}.safetensors")
+    qwen = json.loads((weights / "qwen/vae/config.json").read_text())
+    sdxl = json.loads((weights / "sdxl/vae/config.json").read_text())
+    (folder / "qwen_vae.json").write_text(json.dumps({"mean": qwen["latents_mean"], "std": qwen["latents_std"]}))
+    (folder / "sdxl_vae.json").write_text(json.dumps({"mean": [0.0], "std": [1 / sdxl["scaling_factor"]]}))
+    return folder
+
+
+def _set_latent_statistics(loose: Path, weights: Path) -> None:
+    if (loose / "qwen_vae.json").is_file():
+        facts = json.loads((loose / "qwen_vae.json").read_text())
+        _edit(weights / "qwen/vae/config.json", latents_mean=facts["mean"], latents_std=facts["std"])
+    if (loose / "sdxl_vae.json").is_file():
+        facts = json.loads((loose / "sdxl_vae.json").read_text())
+        _edit(weights / "sdxl/vae/config.json", scaling_factor=1 / facts["std"][0])
+
+
+def _append(text: str, log: Path) -> None:
+    """Add a run to a part's log, once."""
+    earlier = log.read_text() if log.is_file() else ""
+    if text not in earlier:
+        log.write_text(earlier + text)
+
+
+def _edit(path: Path, **values: Any) -> None:
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | values, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,58 @@
+"""Where Prefect and MLflow answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+from charengine.machine.home import Home
+
+
+@dataclass(frozen=True)
+class Services:
+    """The servers that `charengine up` started."""
+
+    prefect_api: str
+    mlflow: str
+    pid: int
+
+
+def tracking_uri(home: Home) -> str:
+    """MLflow's address: `MLFLOW_TRACKING_URI`, else the database in the home folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or database_uri(home)
+
+
+def database_uri(home: Home) -> str:
+    """MLflow's SQLite database in the home folder."""
+    return f"sqlite:///{home.mlflow / 'mlflow.db'}"
+
+
+def use_services(home: Home) -> Services | None:
+    """Point this process at the servers of `charengine up`, when they answer and the user named no others."""
+    services = running_services(home)
+    if services:
+        os.environ.setdefault("PREFECT_API_URL", services.prefect_api)
+        os.environ.setdefault("MLFLOW_TRACKING_URI", services.mlflow)
+    return services
+
+
+def running_services(home: Home) -> Services | None:
+    """The servers of `charengine up`, if they answer."""
+    try:
+        data = json.loads(home.services_file.read_text())
+        services = Services(prefect_api=data["prefect_api"], mlflow=data["mlflow"], pid=int(data["pid"]))
+    except (OSError, ValueError, KeyError):
+        return None
+    return services if answers(f"{services.prefect_api}/health") and answers(f"{services.mlflow}/health") else None
+
+
+def answers(url: str, seconds: float = 3.0) -> bool:
+    """Whether a health address says 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=seconds) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False

@@ -1,0 +1,49 @@
+"""Where things live, and the environment defaults of Prefect and MLflow: the one file that sets them.
+
+Home folder: `$CHARENGINE_HOME`, else `~/.charengine`. A variable that the user has set is never overwritten.
+"""
+
+from __future__ import annotations
+
+import os
+
+from charengine.machine.home import Home
+
+DEFAULTS = {
+    # torch's threads may not spin without end at a barrier: ten times slower when cores are shared
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # but sleeping at every small one costs half of the time on quiet cores: GNU's OpenMP spins for some 20 µs first
+    "GOMP_SPINCOUNT": "10000",
+    # nothing is reported to anybody
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # the default 20 s are too few on a fresh home, where the database is made first
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # leases in memory are lost with the server, and their slots leak
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # a dead server must not hold a GPU: MLflow's default retries take four minutes a call
+    "PREFECT_CLIENT_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    # the default 10 s of polling dominate a short run
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
+    # a flow process that dies is noticed after three missed beats (deployments/automations)
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # the engine's own log lines reach Prefect's UI
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "charengine",
+    # loading a model is not worth a bar each
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # LyCORIS must not compile kernels of its own before training starts
+    "LYCORIS_KERNEL_BACKEND": "torch",
+}
+
+
+def apply_defaults(home: Home) -> None:
+    """Set every default that the user has not set. Call before Prefect or MLflow are imported."""
+    for name, value in {**DEFAULTS, "PREFECT_HOME": str(home.prefect)}.items():
+        os.environ.setdefault(name, value)

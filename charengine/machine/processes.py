@@ -1,0 +1,78 @@
+"""Child processes that never outlive us, the ports they listen on, and the Prefect server of a single run."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import IO
+
+from charengine.errors import BadInput
+
+HOST = "127.0.0.1"
+STOP_SECONDS = 15.0
+
+
+def choose_port(wanted: int | None, default: int) -> int:
+    """The port asked for, or the first free one from the default on.
+
+    Raises:
+        BadInput: the one asked for is taken.
+    """
+    if wanted is not None:
+        if not 0 < wanted < 65536:
+            raise BadInput(f"port {wanted} does not exist; choose one from 1 to 65535")
+        if not _is_free(wanted):
+            raise BadInput(f"port {wanted} is taken by another program; choose another, or leave it out")
+        return wanted
+    for port in range(default, default + 100):
+        if _is_free(port):
+            return port
+    raise BadInput(f"no free port from {default} to {default + 99}; name one")
+
+
+def any_free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def spawn(command: list[object], output: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A child with a session of its own, so that Ctrl-C reaches only us, and that dies when we do."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *(str(part) for part in command)],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+    )
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def end(popen: subprocess.Popen[bytes]) -> None:
+    """Terminate a child, and kill it when it does not go."""
+    popen.terminate()
+    try:
+        popen.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        popen.kill()
+        popen.wait()

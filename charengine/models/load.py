@@ -1,0 +1,27 @@
+"""`load(profile)`: the one place that knows which family is in use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from charengine.config import Profile
+
+if TYPE_CHECKING:
+    pass
+from charengine.models.protocols import Models
+
+
+def load(profile: Profile) -> Models:
+    """The models a profile names. Finds files and checks their headers; loads no weights yet.
+
+    Raises:
+        MissingDependency: a model file or package is not there; says how to get it.
+        BadInput: a file is not what the profile says it is.
+    """
+    if profile.models.family == "embedded":
+        from charengine.models import embedded
+
+        return embedded.load(profile)
+    from charengine.models import full
+
+    return full.load(profile)

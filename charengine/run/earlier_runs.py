@@ -1,0 +1,74 @@
+"""Earlier runs and loose adapter files as what a sweep takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from charengine.config import Profile
+from charengine.dataset.reading import read_views
+from charengine.errors import BadInput
+from charengine.records import AdapterRecord, CaptionRecord, DatasetRecord, ViewsRecord
+from charengine.store import Store
+
+
+def sweep_inputs(
+    source: Path,
+    store: Store,
+    profile: Profile,
+    *,
+    views: Path | None = None,
+    sheet: Path | None = None,
+    trigger: str = "",
+    class_noun: str = "",
+) -> tuple[AdapterRecord, DatasetRecord]:
+    """Checkpoints and the views to compare with, from a run's folder (or `run.json`) or an adapter file.
+
+    Args:
+        source: the run or the file.
+        store: where the run's blobs are, and where a file's go.
+        profile: its crop settings cut `sheet`.
+        views: folder of views; needed for a file unless `sheet` is given.
+        sheet: a sheet to cut the views from.
+        trigger: what the file does not say itself.
+        class_noun: likewise.
+
+    Raises:
+        BadInput: neither a run nor an adapter; or no pictures to compare with.
+    """
+    if source.is_dir() or source.suffix == ".json":
+        from charengine.run.folder import read_run
+
+        run = read_run(source)
+        return run.training, run.dataset
+    if not source.is_file():
+        raise BadInput(f"{source}: no such adapter file or run folder")
+    if not views and not sheet:
+        raise BadInput("an adapter file has no pictures to compare with: give --views FOLDER or --sheet FILE")
+    from charengine.stages.sweep.sweep import training_from_file
+
+    training = training_from_file(source, store, trigger=trigger, class_noun=class_noun)
+    found = read_views(views, store) if views else _cut(sheet, profile, store)
+    return training, _as_dataset(training, found)
+
+
+def _cut(sheet: Path | None, profile: Profile, store: Store) -> ViewsRecord:
+    from charengine.stages.crop import crop_views
+    from charengine.stages.sheet.given import take_sheet
+
+    if sheet is None:
+        raise BadInput("give --views FOLDER or --sheet FILE")
+    return crop_views(take_sheet(sheet, store), profile.crop, store)
+
+
+def _as_dataset(training: AdapterRecord, views: ViewsRecord) -> DatasetRecord:
+    from charengine.dataset.digest import dataset_digest
+
+    head = f"{training.trigger}, {training.class_noun}"
+    captions = tuple(CaptionRecord(view=view.view, text=f"{head}, {view.view} view") for view in views.views)
+    return DatasetRecord(
+        trigger=training.trigger,
+        class_noun=training.class_noun,
+        views=views,
+        captions=captions,
+        digest=dataset_digest(views, captions),
+    )

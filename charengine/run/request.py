@@ -1,0 +1,172 @@
+"""What a user asks for, checked before anything heavy starts: every mistake is reported at once."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from charengine.config import Character, Profile
+from charengine.errors import BadInput, ConfigError
+from charengine.machine.home import Home, work_folder
+from charengine.pictures import picture_problems
+from charengine.profiles.loading import explain, load_profile
+
+STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
+MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
+_FILLER = frozenset({"a", "an", "the", "of", "in", "on", "with", "and", "her", "his", "who", "has", "wears", "wearing"})
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One character run as it was asked for; nothing is checked yet."""
+
+    prompt: str
+    name: str = ""
+    class_noun: str = ""
+    trigger: str = ""
+    seed: int = 42
+    profile: str = "embedded"
+    overrides: tuple[str, ...] = ()
+    sheet: str = ""
+    out: str = ""
+    refresh: tuple[str, ...] = ()
+
+    def as_parameters(self) -> dict[str, Any]:
+        """The flow's parameters; paths absolute, since a worker stands elsewhere."""
+        return {
+            "prompt": self.prompt,
+            "name": self.name,
+            "class_noun": self.class_noun,
+            "trigger": self.trigger,
+            "seed": self.seed,
+            "profile": str(Path(self.profile).absolute()) if Path(self.profile).suffix else self.profile,
+            "overrides": list(self.overrides),
+            "sheet": str(Path(self.sheet).expanduser().absolute()) if self.sheet else "",
+            "out": str(Path(self.out).expanduser().absolute()) if self.out else "",
+            "refresh": list(self.refresh),
+        }
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """One character run that can start."""
+
+    character: Character
+    profile: Profile
+    sheet: Path | None
+    out: Path
+    refresh: frozenset[str] = field(default_factory=frozenset)
+
+
+def check(request: RunRequest, home: Home) -> CheckedRun:
+    """The request in checked form.
+
+    Raises:
+        ConfigError: everything that is wrong with it, one line each.
+    """
+    problems: list[str] = []
+    character = _character(request, problems)
+    profile = _profile(request, problems)
+    sheet = _sheet(request.sheet, problems)
+    out = work_folder() / Path(request.out or f"runs/{slug(character.name if character else 'run')}").expanduser()
+    problems += _stage_problems(request.refresh)
+    problems += _folder_problems(out, "--out")
+    problems += _folder_problems(home.root, "home folder")
+    if profile:
+        problems += _space_problems({out, home.root}, MIN_FREE_GIB[profile.models.family])
+    if problems or character is None or profile is None:
+        raise ConfigError(problems)
+    return CheckedRun(character, profile, sheet, out, frozenset(request.refresh))
+
+
+def name_from_prompt(prompt: str) -> str:
+    """A file-friendly name from the first telling words of a prompt: "an orc woman in blue" -> "orc-woman-blue"."""
+    words = [word for word in re.findall(r"[a-z0-9]+", prompt.lower()) if word not in _FILLER]
+    return "-".join(words[:3])[:40].strip("-") or "character"
+
+
+def slug(name: str) -> str:
+    """Lower-case letters, digits and dashes only, as Prefect's artifact keys and MLflow's model names want it."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "character"
+
+
+def _character(request: RunRequest, problems: list[str]) -> Character | None:
+    fields = {
+        "name": request.name or name_from_prompt(request.prompt),
+        "prompt": request.prompt,
+        "class_noun": request.class_noun,
+        "trigger": request.trigger,
+        "seed": request.seed,
+    }
+    try:
+        return Character.model_validate(fields)
+    except ValidationError as error:
+        problems += explain(error)
+        return None
+
+
+def _profile(request: RunRequest, problems: list[str]) -> Profile | None:
+    try:
+        return load_profile(request.profile, list(request.overrides))
+    except ConfigError as error:
+        problems += error.problems
+        return None
+
+
+def _sheet(text: str, problems: list[str]) -> Path | None:
+    if not text:
+        return None
+    path = work_folder() / Path(text).expanduser()
+    problems += picture_problems(path, "--sheet")
+    return path
+
+
+def _stage_problems(stages: tuple[str, ...]) -> list[str]:
+    return [
+        f"--refresh {stage!r}: no such stage; stages are {', '.join(STAGES)}" for stage in stages if stage not in STAGES
+    ]
+
+
+def check_folder(folder: Path, label: str) -> Path:
+    """The folder, when files can be written there; nothing is left behind.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    if problems := _folder_problems(folder, label):
+        raise BadInput(problems[0])
+    return folder
+
+
+def _folder_problems(folder: Path, label: str) -> list[str]:
+    place = nearest_existing(folder)
+    if not place.is_dir():
+        return [f"{label} {folder}: {place} is a file; choose a folder"]
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return []
+    except OSError as error:
+        return [f"{label} {folder}: cannot be written ({error.strerror}); choose another folder"]
+
+
+def _space_problems(folders: set[Path], wanted_gib: float) -> list[str]:
+    problems = []
+    for place in sorted({nearest_existing(folder) for folder in folders}):
+        free_gib = shutil.disk_usage(place).free / 2**30
+        if free_gib < wanted_gib:
+            problems.append(
+                f"{place} has {free_gib:.2f} GiB free; a run needs {wanted_gib:g}: free some space, or move it with "
+                "--out and CHARENGINE_HOME"
+            )
+    return problems[:1]
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the closest parent that exists."""
+    return path if path.exists() else nearest_existing(path.parent)

@@ -1,0 +1,268 @@
+"""What this machine can run: hardware, libraries, which model files were found where, what is missing, what fits."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from charengine.config import Profile
+from charengine.errors import BadInput, EngineError, MissingDependency
+from charengine.machine.home import find_home
+
+GIB = 2**30
+LIBRARIES = ("torch", "diffusers", "transformers", "lycoris-lora", "accelerate", "safetensors", "prefect", "mlflow")
+OPTIONAL = ("gguf", "onnxruntime", "prodigyopt", "prodigy-plus-schedule-free", "bitsandbytes")
+FREE_DISK_GIB = 10.0  # a cast of characters with its checkpoints, pictures and training states
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Hardware and software; memory and disk in GiB, `gpu` empty without one."""
+
+    system: str
+    python: str
+    gpu: str
+    gpu_gib: float
+    gpu_free_gib: float
+    driver: str
+    cpus: int
+    ram_gib: float
+    ram_free_gib: float
+    home: str
+    disk_free_gib: float
+    network: str
+    libraries: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file that was found: the setting it serves, what it is, where, and its size in GiB."""
+
+    field: str
+    title: str
+    path: str
+    origin: str
+    gib: float
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The doctor's report on a profile; `ready` = it can start now.
+
+    Args:
+        found: model files.
+        missing: what the profile cannot do without, each with size, licence and how to get it.
+        optional: the same for what it could use.
+        plan: how the models fit the memory budget.
+        problems: what else stands in the way.
+    """
+
+    profile: str
+    machine: Machine
+    found: tuple[ModelFile, ...]
+    missing: tuple[str, ...]
+    optional: tuple[str, ...]
+    plan: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Nothing is missing and nothing stands in the way."""
+        return not self.missing and not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"ready": self.ready}
+
+    def __str__(self) -> str:
+        return render(self)
+
+
+def examine(profile: Profile) -> Examination:
+    """Look at this machine with a profile's eyes; loads nothing and changes nothing."""
+    machine = look_at_machine(profile)
+    if profile.models.family == "embedded":
+        found, missing, optional, plan, problems = _embedded(profile)
+    else:
+        found, missing, optional, plan, problems = _full(profile)
+        problems += _hardware_problems(profile, machine)
+    if machine.disk_free_gib < FREE_DISK_GIB:
+        problems.append(
+            f"only {machine.disk_free_gib:.1f} GiB of disk are free at {machine.home}; {FREE_DISK_GIB:g} are advised: "
+            "free some, or set CHARENGINE_HOME to a larger disk"
+        )
+    return Examination(
+        profile.name, machine, tuple(found), tuple(missing), tuple(optional), tuple(plan), tuple(problems)
+    )
+
+
+def render(report: Examination) -> str:
+    """The report as text for a terminal."""
+    machine = report.machine
+    gpu = (
+        f"{machine.gpu}, {machine.gpu_gib:.1f} GiB ({machine.gpu_free_gib:.1f} free), driver {machine.driver}"
+        if machine.gpu
+        else "none"
+    )
+    lines = [
+        f"profile   {report.profile}",
+        f"machine   {machine.system}, Python {machine.python}, {machine.cpus} CPUs, {machine.ram_gib:.1f} GiB of memory ({machine.ram_free_gib:.1f} free)",
+        f"GPU       {gpu}",
+        f"disk      {machine.disk_free_gib:.0f} GiB free at {machine.home}",
+        f"network   {machine.network}",
+        "libraries " + ", ".join(f"{name} {version}" for name, version in machine.libraries.items()),
+    ]
+    lines += _section(
+        "found", [f"{f.field:10} {f.title}, {f.gib:.2f} GiB: {f.path} ({f.origin})" for f in report.found]
+    )
+    lines += _section("missing", report.missing)
+    lines += _section("not there, and not needed", report.optional)
+    lines += _section("memory plan", report.plan)
+    lines += _section("problems", report.problems)
+    lines += [
+        "",
+        f"profile {report.profile} is ready" if report.ready else f"profile {report.profile} is not ready: see above",
+    ]
+    return "\n".join(lines)
+
+
+def _section(title: str, entries: tuple[str, ...] | list[str]) -> list[str]:
+    return ["", f"{title}:"] + [f"  {entry}" for entry in entries] if entries else []
+
+
+# --- machine ---------------------------------------------------------------------------------------------------------
+
+
+def look_at_machine(profile: Profile) -> Machine:
+    """Hardware and library versions; the network is only tried when the profile allows downloads."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    home = find_home().root
+    gpu, total, free = _gpu()
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        gpu=gpu,
+        gpu_gib=total,
+        gpu_free_gib=free,
+        driver=_driver() if gpu else "",
+        cpus=os.cpu_count() or 1,
+        ram_gib=memory.total / GIB,
+        ram_free_gib=memory.available / GIB,
+        home=str(home),
+        disk_free_gib=shutil.disk_usage(_existing(home)).free / GIB,
+        network=_network(profile.models.allow_downloads),
+        libraries=_versions(),
+    )
+
+
+def _gpu() -> tuple[str, float, float]:
+    """Name, GiB in all, GiB free; three nothings without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ("Apple GPU (MPS)", 0.0, 0.0) if torch.backends.mps.is_available() else ("", 0.0, 0.0)
+    free, total = torch.cuda.mem_get_info()
+    return torch.cuda.get_device_name(), total / GIB, free / GIB
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown (nvidia-smi did not answer)"
+    return answer.stdout.split("\n")[0].strip()
+
+
+def _existing(path: Path) -> Path:
+    """The path, or its nearest ancestor that exists."""
+    return path if path.exists() or path == path.parent else _existing(path.parent)
+
+
+def _network(downloads: bool) -> str:
+    if not downloads:
+        return "not used (models.allow_downloads is off)"
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return "offline (HF_HUB_OFFLINE=1)"
+    try:
+        with socket.create_connection(("huggingface.co", 443), timeout=3):
+            return "online (huggingface.co answers)"
+    except OSError:
+        return "offline (huggingface.co does not answer)"
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in LIBRARIES + OPTIONAL:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            if name in LIBRARIES:
+                versions[name] = "not installed"
+    return versions
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+Findings = tuple[list[ModelFile], list[str], list[str], list[str], list[str]]
+
+
+def _embedded(profile: Profile) -> Findings:
+    """The packaged family needs nothing; loading it checks its folders and reads no weights."""
+    from charengine.models import load
+
+    try:
+        load(profile)
+    except MissingDependency as error:
+        return [], str(error).splitlines(), [], [], []
+    except BadInput as error:
+        return [], [], [], [], str(error).splitlines()
+    return [], [], [], ["embedded family: under 1 GiB, no GPU needed"], []
+
+
+def _full(profile: Profile) -> Findings:
+    from charengine.models import full, locate
+
+    problems = [f"models.folders: {folder} does not exist" for folder in locate.missing_folders(profile.models)]
+    try:
+        stock = locate.take_stock(profile.models, roomy=profile.budget_gib >= full.ROOMY_GIB)
+    except EngineError as error:
+        return [], [], [], [], problems + str(error).splitlines()
+    missing = full.what_is_missing(profile, stock, full.find_tokenizers(profile.models, stock))
+    found = [_model_file(entry) for entry in stock.found.values()]
+    optional = [entry.describe() for entry in stock.missing.values() if not entry.need.required]
+    plan: list[str] = []
+    if "edit" in stock.found and "vl" in stock.found:
+        try:
+            plan = full.plan_for(profile, stock).describe()
+        except EngineError as error:
+            problems += str(error).splitlines()
+    return found, missing, optional, plan, problems
+
+
+def _model_file(found: Any) -> ModelFile:
+    from charengine.models.files import weight_files
+
+    size = sum(file.stat().st_size for file in weight_files(found.path)) / GIB
+    return ModelFile(found.need.field, found.identity.title, str(found.path), found.origin, size)
+
+
+def _hardware_problems(profile: Profile, machine: Machine) -> list[str]:
+    if not machine.gpu and profile.models.device in ("auto", "cuda"):
+        return [
+            f"no GPU is seen by torch {machine.libraries['torch']}; profile {profile.name} needs one of {profile.budget_gib:g} GiB (check the driver and that torch has CUDA)"
+        ]
+    if machine.gpu_gib and profile.budget_gib > machine.gpu_gib + 0.5:
+        return [
+            f"the budget is {profile.budget_gib:g} GiB and {machine.gpu} has {machine.gpu_gib:.1f}: --set budget_gib={int(machine.gpu_gib)}"
+        ]
+    return []

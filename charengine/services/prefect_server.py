@@ -1,0 +1,39 @@
+"""The Prefect server of a single run."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from collections.abc import Callable
+
+from charengine.errors import StageFailed
+from charengine.machine.addresses import answers
+from charengine.machine.home import Home
+from charengine.machine.processes import HOST, any_free_port, end, spawn
+
+START_SECONDS = 120.0  # the first start makes the database
+
+
+def start_prefect(home: Home) -> Callable[[], None]:
+    """Start a Prefect server for this process and point Prefect at it; call the result to wait until it answers.
+
+    Prefect's own temporary server does not start before it is needed, and stays behind when we are killed. Call this before
+    Prefect is imported: it reads the address then, and this server must end after everything of Prefect has.
+    """
+    api = f"http://{HOST}:{any_free_port()}/api"
+    os.environ["PREFECT_API_URL"] = api
+    log_file = home.logs / "prefect-server.log"
+    with log_file.open("wb") as output:
+        port = api.rsplit(":", 1)[1].removesuffix("/api")
+        server = spawn(["prefect", "server", "start", "--host", HOST, "--port", port], output, os.environ)
+    atexit.register(end, server)
+
+    def wait() -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(f"{api}/health"):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise StageFailed(f"Prefect's server did not start; see {log_file}")
+            time.sleep(0.1)
+
+    return wait

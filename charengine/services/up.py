@@ -1,0 +1,237 @@
+"""`charengine up`: Prefect and MLflow with their pages, and the workers, on this machine; all of it ends together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from charengine.errors import BadInput, Interrupted, StageFailed
+from charengine.machine.addresses import answers, database_uri, running_services
+from charengine.machine.environment import apply_defaults
+from charengine.machine.home import WORK_FOLDER, Home, work_folder
+from charengine.machine.processes import HOST, choose_port, end, spawn
+from charengine.services.prefect_api import cancel_active_runs
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 180.0  # the first start makes both databases
+CANCEL_SECONDS = 40.0  # a training saves its state well within this
+ORCHESTRATE_LIMIT = 4  # batch parents only wait, so several share one worker
+
+
+@dataclass
+class Process:
+    """A child and what it is for."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log_file: Path
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-15:])
+
+
+@dataclass
+class Addresses:
+    """Where the pages are."""
+
+    prefect_port: int
+    mlflow_port: int
+
+    @property
+    def prefect(self) -> str:
+        """Prefect's page."""
+        return f"http://{HOST}:{self.prefect_port}"
+
+    @property
+    def api(self) -> str:
+        """Prefect's API."""
+        return f"{self.prefect}/api"
+
+    @property
+    def mlflow(self) -> str:
+        """MLflow's page and API."""
+        return f"http://{HOST}:{self.mlflow_port}"
+
+
+@dataclass
+class Up:
+    """The running set.
+
+    Args:
+        home: databases, logs and the state file.
+        addresses: of the two servers.
+        gpus: how many; each gets a worker, none means one worker on the CPU.
+        asked_to_stop: asked twice a second.
+    """
+
+    home: Home
+    addresses: Addresses
+    gpus: int
+    asked_to_stop: Callable[[], bool]
+    processes: list[Process] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Servers, then deployments, then workers; returns when all of it answers.
+
+        Raises:
+            StageFailed: something did not come up; its last log lines are in the message.
+        """
+        from charengine.tracking.mlflow import initialise_database
+
+        initialise_database(self.home)
+        self._run(
+            "prefect-server", ["prefect", "server", "start", "--host", HOST, "--port", self.addresses.prefect_port]
+        )
+        self._run("mlflow-server", self._mlflow_command())
+        self._wait_for("Prefect", lambda: answers(f"{self.addresses.api}/health"))
+        self._wait_for("MLflow", lambda: answers(f"{self.addresses.mlflow}/health"))
+        self._set_up()
+        for index in range(max(self.gpus, 1)):
+            device = {"CUDA_VISIBLE_DEVICES": str(index)} if self.gpus else {}
+            self._run(f"worker-{index}", _worker("characters", f"characters-{index}", 1), **device)
+        self._run(
+            "worker-orchestrate", _worker("orchestrate", "orchestrate", ORCHESTRATE_LIMIT), CUDA_VISIBLE_DEVICES=""
+        )
+        self._write_state()
+
+    def watch(self) -> None:
+        """Return when asked to.
+
+        Raises:
+            StageFailed: a child ended by itself.
+        """
+        while not self.asked_to_stop():
+            self._check_alive()
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Cancel what runs, so that it saves its state; then workers, then servers; nothing is left behind."""
+        self.home.services_file.unlink(missing_ok=True)
+        with suppress(OSError):
+            cancel_active_runs(self.addresses.api, CANCEL_SECONDS)
+        family = _descendants()
+        for process in reversed(self.processes):
+            end(process.popen)
+        for straggler in family:
+            with suppress(ProcessLookupError):
+                os.kill(straggler, signal.SIGKILL)
+        self.processes.clear()
+
+    def _mlflow_command(self) -> list[object]:
+        return [
+            "mlflow",
+            "server",
+            "--host",
+            HOST,
+            "--port",
+            self.addresses.mlflow_port,
+            "--workers",
+            1,
+            "--backend-store-uri",
+            database_uri(self.home),
+            "--artifacts-destination",
+            (self.home.mlflow / "artifacts").as_uri(),
+        ]
+
+    def _run(self, name: str, command: list[object], **environment: str) -> None:
+        log_file = self.home.logs / f"{name}.log"
+        with log_file.open("wb") as output:
+            self.processes.append(Process(name, spawn(command, output, self._environment() | environment), log_file))
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "CHARENGINE_HOME": str(self.home.root),
+            "PREFECT_API_URL": self.addresses.api,
+            "PREFECT_UI_URL": self.addresses.prefect,
+            "MLFLOW_TRACKING_URI": self.addresses.mlflow,
+            WORK_FOLDER: str(work_folder()),
+        }
+
+    def _set_up(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "deployments.set_up"], env=self._environment(), capture_output=True, text=True
+        )
+        (self.home.logs / "set-up.log").write_text(done.stdout + done.stderr)
+        if done.returncode:
+            raise StageFailed(f"the deployments could not be made:\n{(done.stdout + done.stderr)[-2000:]}")
+
+    def _wait_for(self, what: str, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not ready():
+            self._check_alive()
+            if self.asked_to_stop():
+                raise Interrupted("stopped before everything was up")
+            if time.monotonic() > deadline:
+                raise StageFailed(f"{what} did not answer within {START_SECONDS:.0f} s; see {self.home.logs}")
+            time.sleep(0.3)
+
+    def _check_alive(self) -> None:
+        for process in self.processes:
+            if process.popen.poll() is not None:
+                raise StageFailed(
+                    f"{process.name} ended with status {process.popen.returncode}:\n{process.last_words()}"
+                )
+
+    def _write_state(self) -> None:
+        state = {
+            "pid": os.getpid(),
+            "prefect_api": self.addresses.api,
+            "prefect_ui": self.addresses.prefect,
+            "mlflow": self.addresses.mlflow,
+        }
+        self.home.services_file.write_text(json.dumps(state, indent=2))
+
+
+@contextmanager
+def services(
+    home: Home,
+    asked_to_stop: Callable[[], bool],
+    prefect_port: int | None = None,
+    mlflow_port: int | None = None,
+) -> Iterator[Up]:
+    """The running set; everything is stopped on the way out, however that is.
+
+    Raises:
+        BadInput: it runs already, or a port that was asked for is taken.
+        StageFailed: something did not come up.
+        Interrupted: asked to stop before it was up.
+    """
+    if found := running_services(home):
+        raise BadInput(f"charengine up already runs here (process {found.pid}): {found.prefect_api}, {found.mlflow}")
+    apply_defaults(home.create())
+    addresses = Addresses(choose_port(prefect_port, 4200), choose_port(mlflow_port, 5000))
+    running = Up(home, addresses, count_gpus(), asked_to_stop)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+def count_gpus() -> int:
+    """CUDA devices that this process may use."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _worker(pool: str, name: str, limit: int) -> list[object]:
+    return ["prefect", "worker", "start", "--pool", pool, "--name", name, "--limit", limit]
+
+
+def _descendants() -> list[int]:
+    import psutil
+
+    return [child.pid for child in psutil.Process().children(recursive=True)]

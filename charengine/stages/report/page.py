@@ -1,0 +1,49 @@
+"""One self-contained HTML page for a run, rebuilt from its record and the store alone."""
+
+from __future__ import annotations
+
+from charengine import __version__
+from charengine.records import ReportRecord, RunRecord
+from charengine.stages.report import sections as report_sections
+from charengine.stages.report.parts import Pictures, text
+from charengine.stages.report.style import CSS
+from charengine.store import Store
+
+STAGE_VERSION = 1
+
+
+def write_report(run: RunRecord, store: Store) -> ReportRecord:
+    """Write the page of a run into the store.
+
+    Args:
+        run: everything the stages recorded.
+        store: where its pictures and curve are.
+
+    Raises:
+        StoreCorrupt: a picture of the run is gone.
+    """
+    page = render(run, store)
+    return ReportRecord(html=store.put(page.encode(), "report.html", "text/html"))
+
+
+def render(run: RunRecord, store: Store) -> str:
+    """The page: no links to other files, no scripts; opens from disk, in light, in dark and on paper."""
+    pictures = Pictures(store)
+    parts = [
+        report_sections.heading(run),
+        report_sections.warnings(run),
+        report_sections.pick(run, pictures),
+        report_sections.usage(run),
+        report_sections.sheet_and_views(run, pictures),
+        report_sections.more_views(run, pictures),
+        report_sections.training(run, store),
+        report_sections.sweep(run, pictures),
+        report_sections.appendix(run),
+        f"<footer>Character Engine {__version__}. Every number on this page was measured in this run.</footer>",
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{text(run.name)}: Character Engine</title><style>{CSS}</style></head>"
+        f"<body><main>{''.join(parts)}</main></body></html>"
+    )

@@ -1,0 +1,245 @@
+"""The sheet: drawn by the edit model into the template and checked by the gate, or taken from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from PIL import Image
+
+from charengine.config import Character, SheetSettings
+from charengine.errors import SheetRejected
+from charengine.figures.overlay import keep_picture
+from charengine.figures.template import boxes, template
+from charengine.language.naming import derive_class_noun
+from charengine.language.sides import SideItem, find_side_items, side_bound_items
+from charengine.models import Captioner, Questioner, SheetEditor
+from charengine.pictures import png
+from charengine.records import SheetRecord
+from charengine.stages.sheet.gate import Verdict, judge
+from charengine.stages.sheet.prompt import full_prompt, reads_plain_words
+from charengine.store import Store
+
+STAGE_VERSION = 1
+
+GOOD_ENOUGH = 0.75  # gate score at which no further candidate is drawn
+LONGEST_REWRITE = 1200  # characters
+REWRITE = (
+    "Do not describe the picture. Enrich this description of a character for a picture generator: {prompt}\n"
+    "Keep every fact, every colour and every left and right exactly as given; add materials, cut and small details that fit "
+    "and that can be seen; no pose, no place, no story. At most 90 words, one paragraph, the description only."
+)
+
+log = logging.getLogger(__name__)
+
+
+class _Drawn(NamedTuple):
+    """A sheet as it came from the editor."""
+
+    seed: int
+    steps: int
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A drawn sheet and what the gate thinks of it."""
+
+    seed: int
+    steps: int
+    image: Image.Image
+    verdict: Verdict
+    repaired: int | None = None
+
+
+# --- drawn ------------------------------------------------------------------------------------------------------------
+
+
+def draw_sheet(
+    character: Character,
+    settings: SheetSettings,
+    editor: SheetEditor,
+    store: Store,
+    *,
+    captioner: Captioner | None = None,
+) -> SheetRecord:
+    """Draw a character's sheet, keep the best of several candidates, and store it.
+
+    Raises:
+        SheetRejected: no candidate shows one front, one side and one back figure; carries a picture of them all.
+    """
+    warnings = []
+    description = character.prompt
+    if settings.rewrite:
+        plain = reads_plain_words(editor)
+        description, said = _completed(character) if plain else _rewritten(description, captioner)
+        warnings += said
+    class_noun = character.class_noun or derive_class_noun(character.prompt)
+    unknown = editor.unknown_words(f"{character.prompt}, {class_noun}")
+    if unknown:
+        warnings.append(f"the model was never taught these words and ignores them: {', '.join(unknown)}")
+    prompt = full_prompt(description, class_noun, editor)
+    asked = captioner if settings.ask_model else None
+    drawing = _SheetDrawing(prompt, settings, editor, asked, class_noun, find_side_items(description))
+    best, tried = _draw_best(drawing, character.seed)
+    if settings.gate and not best.verdict.accepted:
+        raise SheetRejected(_why_rejected(tried), keep_picture(_side_by_side(tried), store), best.verdict.box)
+    warnings += best.verdict.warnings if settings.gate else ()
+    if best.steps < settings.steps:
+        warnings.append(f"the sheet is a draft of {best.steps} steps: drawn in full it did not pass the gate")
+    return SheetRecord(
+        image=store.put(png(best.image), "sheet.png"),
+        width=best.image.width,
+        height=best.image.height,
+        prompt=prompt,
+        source="drawn",
+        seed=best.seed,
+        candidates=len(tried),
+        gate=_gate_facts(best, tried) if settings.gate else {},
+        warnings=tuple(warnings),
+    )
+
+
+def candidate_seed(seed: int, k: int) -> int:
+    """Seed of the k-th candidate: the character's own for the first, hashed from it for the others."""
+    if k == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"sheet {seed} {k}".encode()).digest()[:4], "big") >> 1
+
+
+@dataclass(frozen=True)
+class _SheetDrawing:
+    """Everything but the seed that a candidate is drawn with."""
+
+    prompt: str
+    settings: SheetSettings
+    editor: SheetEditor
+    captioner: Captioner | None
+    class_noun: str
+    items: tuple[SideItem, ...]
+
+    def draw(self, seed: int, steps: int, ask: bool = True) -> _Candidate:
+        """A whole sheet; a draft need not be shown to the captioner."""
+        blank = template(self.settings.width, self.settings.height)
+        return self._judged(_Drawn(seed, steps, self._paint(blank, seed, steps, None)), ask)
+
+    def show(self, candidate: _Candidate) -> _Candidate:
+        """A draft judged with the captioner too."""
+        return self._judged(_Drawn(candidate.seed, candidate.steps, candidate.image), ask=True)
+
+    def repair(self, candidate: _Candidate) -> _Candidate:
+        """The same sheet with the box that the gate blames drawn anew."""
+        k = candidate.verdict.box
+        if k is None:
+            return candidate
+        seed = candidate_seed(candidate.seed, 100 + k)
+        area = boxes(self.settings.width, self.settings.height)[k]
+        image = self._paint(candidate.image, seed, self.settings.steps, area)
+        return replace(self._judged(_Drawn(candidate.seed, self.settings.steps, image), ask=True), repaired=k)
+
+    def _paint(self, base: Image.Image, seed: int, steps: int, redraw: tuple[int, int, int, int] | None) -> Image.Image:
+        return self.editor.draw(
+            base,
+            self.prompt,
+            negative_prompt=self.settings.negative_prompt,
+            seed=seed,
+            steps=steps,
+            guidance=self.settings.guidance,
+            conditioning=self.settings.conditioning,
+            redraw=redraw,
+        )
+
+    def _judged(self, drawn: _Drawn, ask: bool) -> _Candidate:
+        captioner = self.captioner if ask else None
+        verdict = judge(drawn.image, captioner=captioner, class_noun=self.class_noun, items=self.items)
+        log.info("sheet candidate, seed %d: score %.2f %s", drawn.seed, verdict.score, "; ".join(verdict.reasons))
+        return _Candidate(drawn.seed, drawn.steps, drawn.image, verdict)
+
+
+def _draw_best(drawing: _SheetDrawing, seed: int) -> tuple[_Candidate, list[_Candidate]]:
+    """The best candidate, finished, and all that were drawn on the way to it."""
+    settings = drawing.settings
+    if not settings.gate:
+        only = drawing.draw(seed, settings.steps)
+        return only, [only]
+    draft = settings.draft_steps or settings.steps
+    tried: list[_Candidate] = []
+    for k in range(settings.candidates):
+        tried.append(drawing.draw(candidate_seed(seed, k), draft, ask=draft == settings.steps))
+        if tried[-1].verdict.accepted and tried[-1].verdict.score >= GOOD_ENOUGH:
+            break
+    best = max(tried, key=_rank)
+    if draft != settings.steps:
+        best = _finished(drawing, tried)
+    if settings.repair and not best.verdict.accepted and best.verdict.box is not None:
+        tried.append(drawing.repair(best))
+        best = max((best, tried[-1]), key=_rank)
+    return best, tried
+
+
+def _finished(drawing: _SheetDrawing, tried: list[_Candidate]) -> _Candidate:
+    """The best draft drawn again at full steps with its seed; the next one where that fails the gate."""
+    drafts = sorted(tried, key=_rank, reverse=True)[:2]
+    for draft in drafts:
+        tried.append(drawing.draw(draft.seed, drawing.settings.steps))
+        if tried[-1].verdict.accepted:
+            return tried[-1]
+    return max([*tried[-len(drafts) :], *map(drawing.show, drafts)], key=_rank)
+
+
+def _rank(candidate: _Candidate) -> tuple[bool, float]:
+    return candidate.verdict.accepted, candidate.verdict.score
+
+
+def _completed(character: Character) -> tuple[str, list[str]]:
+    """The embedded family's prompt with what it leaves out made up, and a note of what that is."""
+    from charengine.embedded.completion import complete
+
+    found = complete(character.prompt, character.seed)
+    if not found.made_up:
+        return found.text, []
+    made_up = ", ".join(found.made_up)
+    return found.text, [f"the prompt does not say it, so it was made up: {made_up} (say it, or change the seed)"]
+
+
+def _rewritten(description: str, captioner: Captioner | None) -> tuple[str, list[str]]:
+    """The prompt enriched by the captioner, or as it is with a warning when that cannot be trusted."""
+    kept = "the prompt was used as written"
+    if not isinstance(captioner, Questioner):
+        return description, [f"the captioner in use cannot rewrite prompts: {kept}"]
+    answer = captioner.ask(template(384, 384), REWRITE.format(prompt=description), max_tokens=200)
+    text = " ".join(answer.strip(' "').split())
+    if not text or len(text) > LONGEST_REWRITE:
+        return description, [f"the captioner's rewriting of the prompt was empty or too long: {kept}"]
+    if side_bound_items(text).keys() != side_bound_items(description).keys():
+        return description, [f"the captioner's rewriting of the prompt changed what is bound to a side: {kept}"]
+    return text, []
+
+
+def _gate_facts(best: _Candidate, tried: list[_Candidate]) -> dict[str, object]:
+    facts: dict[str, object] = {**best.verdict.summary()}
+    facts["repaired_box"] = best.repaired
+    facts["candidates"] = [
+        {"seed": one.seed, "score": round(one.verdict.score, 4), "reasons": list(one.verdict.reasons)} for one in tried
+    ]
+    return facts
+
+
+def _why_rejected(tried: list[_Candidate]) -> str:
+    reasons = list(dict.fromkeys(reason for one in tried for reason in one.verdict.reasons))
+    return (
+        f"none of {len(tried)} sheets passed the gate: {'; '.join(reasons)}. Try another --seed, a simpler prompt, "
+        "more sheet.candidates, or give a sheet of your own with --sheet"
+    )
+
+
+def _side_by_side(tried: list[_Candidate]) -> Image.Image:
+    """All candidates with what the gate found drawn on them, in rows of at most four."""
+    columns = min(4, len(tried))
+    width, height = tried[0].verdict.picture.size
+    page = Image.new("RGB", (columns * width, -(-len(tried) // columns) * height), "white")
+    for k, one in enumerate(tried):
+        page.paste(one.verdict.picture, ((k % columns) * width, (k // columns) * height))
+    return page

@@ -1,0 +1,395 @@
+"""The training stage: cached data → adapter checkpoints, resumable at any step."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from charengine.adapter.metadata import adapter_metadata
+from charengine.adapter.network import save_adapter
+from charengine.config import TrainSettings
+from charengine.errors import StageFailed
+from charengine.models import Diffusion, TextConditioning
+from charengine.pictures import png
+from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint, Ref
+from charengine.stages.train.data import TrainingData, encode_dataset
+from charengine.stages.train.plan import RESERVE_GIB, Plan, memory_cap
+from charengine.stages.train.sampler import groups_of_step
+from charengine.stages.train.schedule import learning_rate
+from charengine.stages.train.setup import Setup, describe
+from charengine.stages.train.state import History, StateWriter, load_state
+from charengine.store import Store
+from charengine.tracking.protocol import NullTracker, Tracker
+
+log = logging.getLogger(__name__)
+
+STAGE_VERSION = 1
+READ_EVERY = 10  # steps between reads of the losses on a GPU, where each read waits for the device
+SMOOTHING = 0.98
+SAMPLE_STEPS, SAMPLE_GUIDANCE = 10, 4.0
+SAMPLE_GIB = 4.0  # GPU memory a sample picture needs beside the training
+
+
+class TrainingStopped(StageFailed):
+    """Asked to stop; the state is saved and the same call continues from it."""
+
+
+class TrainingDiverged(StageFailed):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is; memory in GiB (0 without a GPU)."""
+
+    step: int
+    steps: int
+    loss: float
+    smoothed: float
+    learning_rate: float
+    ms_per_step: float
+    seconds_left: float
+    memory: float
+
+
+def train_adapter(
+    dataset: DatasetRecord,
+    settings: TrainSettings,
+    diffusion: Diffusion,
+    store: Store,
+    *,
+    seed: int,
+    state_dir: Path,
+    tracker: Tracker = NullTracker(),
+    recipe: dict[str, Any] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[Progress], None] | None = None,
+) -> AdapterRecord:
+    """Train an adapter on a character's views.
+
+    Args:
+        dataset: views and captions.
+        settings: the recipe.
+        diffusion: the base model; its text encoders and VAE are unloaded before the U-Net is loaded.
+        store: where checkpoints go.
+        seed: of the initial adapter and of all noise.
+        state_dir: where the resumable state lives; the same call finds it there and continues, bit for bit.
+        tracker: the run that losses, parameters and checkpoints are logged to.
+        recipe: the whole resolved config, written into the files.
+        should_stop: asked at every step.
+        on_step: told at every read of the losses.
+
+    Raises:
+        BadInput: the data or `continue_from` cannot be used.
+        OutOfBudget: no plan fits `budget_gib`; carries the smallest budget that would.
+        TrainingStopped: `should_stop` said so; the state is saved.
+        TrainingDiverged: the loss became NaN.
+    """
+    with deterministic_kernels(settings.deterministic):
+        data = encode_dataset(dataset, settings, diffusion, store)
+        with memory_cap(settings.budget_gib, torch.device(diffusion.device)):
+            training = _Training(dataset, settings, diffusion, store, data, seed, state_dir, tracker, recipe)
+            try:
+                return training.run(should_stop, on_step)
+            finally:
+                training.close()
+
+
+class _Training:
+    """One run of the stage: the adapter on the U-Net, its optimizer, its history."""
+
+    def __init__(
+        self,
+        dataset: DatasetRecord,
+        settings: TrainSettings,
+        diffusion: Diffusion,
+        store: Store,
+        data: TrainingData,
+        seed: int,
+        state_dir: Path,
+        tracker: Tracker,
+        recipe: dict[str, Any] | None,
+    ) -> None:
+        self.dataset, self.settings, self.store, self.seed = dataset, settings, store, seed
+        self.data, self.tracker, self.recipe, self.diffusion = data, tracker, recipe, diffusion
+        self.key = state_key(dataset, settings, diffusion, seed)
+        saved = load_state(state_dir, self.key)
+        self.history, tensors = saved or (History(), {})
+        plan = Plan(**self.history.plan) if saved else None
+        self.setup = Setup(diffusion, settings, data, seed, plan, fresh=saved is None)
+        log.info("memory plan: %s", describe(self.setup.plan))
+        if saved:
+            self.setup.restore(tensors)
+            log.info("continuing from step %d of %d", self.history.step, settings.steps)
+        self.history.plan = self.setup.plan.facts()
+        self.cuda = self.setup.device.type == "cuda"
+        self.writer = StateWriter(state_dir, self.key)
+        self.last_logged = tracker.last_step("train/loss")
+
+    def run(self, should_stop: Callable[[], bool], on_step: Callable[[Progress], None] | None) -> AdapterRecord:
+        """Step to the end, keeping checkpoints, validations and states on the way."""
+        settings, history = self.settings, self.history
+        self._begin()
+        clock = _Clock(history.step, history.seconds)
+        step = history.step
+        while step < settings.steps and not self._early_stop():
+            self.setup.step.run(step, groups_of_step(self.data, settings, self.seed, step))
+            step += 1
+            stopping = should_stop()
+            due = self._due(step) | ({"save"} if stopping else set())
+            if due or step - history.step >= (READ_EVERY if self.cuda else 1):
+                self._read(step)
+                history.seconds = clock.total()
+                if on_step:
+                    on_step(self._progress(clock))
+            if "validate" in due:
+                self._validate(step)
+            if "sample" in due and self._room_for_samples():
+                self._samples(step)
+            if "checkpoint" in due:
+                self._checkpoint(step)
+            if stopping:
+                self.writer.wait()  # this state must be written
+            if due & {"save", "checkpoint"}:
+                self.writer.save(history, self.setup.tensors())
+            if stopping and step < settings.steps:
+                self.writer.wait()
+                raise TrainingStopped(
+                    f"stopped at step {step} of {settings.steps}; the same command continues from there"
+                )
+        if step < settings.steps and (not history.checkpoints or history.checkpoints[-1].step < step):
+            log.info("early stop at step %d: no better validation for %d validations", step, settings.early_stop)
+            self._checkpoint(step)
+        self.writer.wait()
+        return self._record()
+
+    def close(self) -> None:
+        """Finish writing and leave the U-Net as it was found."""
+        self.writer.close()
+        self.setup.close()
+
+    # -- parts of a run, in order of use
+
+    def _begin(self) -> None:
+        if self.last_logged < 0:
+            self.tracker.log_params({f"train.{key}": value for key, value in self.settings.model_dump().items()})
+            self.tracker.log_params({f"plan.{key}": value for key, value in self.setup.plan.facts().items()})
+        if self.history.base is None:
+            self.history.base = self.setup.base or self._measure(0)  # a fresh adapter is the base model
+            self._log_validation(self.history.base, "base")
+
+    def _due(self, step: int) -> set[str]:
+        """What is due after `step` steps."""
+        settings = self.settings
+        due = set()
+        checkpoint = step in checkpoint_steps(settings)
+        if checkpoint:
+            due.add("checkpoint")
+        if checkpoint or (settings.validate_every and step % settings.validate_every == 0):
+            due.add("validate")
+        if step % settings.save_state_every == 0:
+            due.add("save")
+        if settings.sample_every and step % settings.sample_every == 0 and not checkpoint:
+            due.add("sample")
+        return due
+
+    def _read(self, last: int) -> None:
+        """Take the losses up to step `last` off the device and log them."""
+        history = self.history
+        for step, loss in enumerate(self.setup.step.read_losses(history.step, last), start=history.step):
+            if not math.isfinite(loss):
+                raise TrainingDiverged(
+                    f"the loss became {loss} at step {step + 1}; lower train.learning_rate "
+                    f"(it is {self.settings.learning_rate}) or set train.precision to bf16 or fp32"
+                )
+            old = history.smoothed[-1] if history.smoothed else loss
+            weight = min(SMOOTHING, len(history.smoothed) / (len(history.smoothed) + 1))
+            history.losses.append(loss)
+            history.smoothed.append(weight * old + (1 - weight) * loss)
+            history.rates.append(learning_rate(self.settings, step))
+            if step + 1 > self.last_logged:
+                metrics = {"train/loss": loss, "train/smoothed_loss": history.smoothed[-1]}
+                self.tracker.log_metrics(metrics | {"train/learning_rate": history.rates[-1]}, step + 1)
+        history.step = last
+
+    def _progress(self, clock: _Clock) -> Progress:
+        history, each = self.history, clock.per_step(self.history.step)
+        left = each * (self.settings.steps - history.step)
+        memory = torch.cuda.memory_reserved(self.setup.device) / 2**30 if self.cuda else 0.0
+        losses = (history.losses[-1], history.smoothed[-1], history.rates[-1])
+        return Progress(history.step, self.settings.steps, *losses, each * 1000, left, memory)
+
+    def _validate(self, step: int) -> None:
+        point = self._measure(step)
+        self.history.validation.append(point)
+        self._log_validation(point, "validation")
+
+    def _measure(self, step: int) -> LossPoint:
+        with self.setup.evaluating():
+            return self.setup.validation.measure(step)
+
+    def _log_validation(self, point: LossPoint, name: str) -> None:
+        if point.step <= self.tracker.last_step(f"{name}/loss"):
+            return
+        metrics = {f"{name}/loss": point.loss}
+        metrics |= {f"{name}/view/{view}": loss for view, loss in point.by_view.items()}
+        metrics |= {f"{name}/timesteps/{third}": loss for third, loss in point.by_third.items()}
+        self.tracker.log_metrics(metrics, point.step)
+
+    def _checkpoint(self, step: int) -> None:
+        history = self.history
+        data = self._file(step)
+        ref = self.store.put(data, f"{self.dataset.trigger}-step{step:06d}.safetensors")
+        samples = self._samples(step) if self._room_for_samples() else ()
+        validation = history.validation[-1].loss if history.validation else None
+        loss = history.smoothed[-1]
+        model_id = None
+        if step > self.tracker.last_step("checkpoint/loss"):
+            metrics = {"checkpoint/loss": loss} | ({"checkpoint/validation_loss": validation} if validation else {})
+            model_id = self.tracker.log_checkpoint(data, step, metrics)
+            self.tracker.log_metrics(metrics, step)
+        history.checkpoints.append(
+            CheckpointRecord(
+                step=step,
+                adapter=ref,
+                loss=loss,
+                validation_loss=validation,
+                samples=samples,
+                logged_model_id=model_id,
+            )
+        )
+
+    def _room_for_samples(self) -> bool:
+        """A VAE and a guided U-Net pass need room beside the training; the sweep draws the pictures that count."""
+        plan = self.setup.plan
+        return not self.cuda or plan.budget_gib - plan.peak_gib > SAMPLE_GIB
+
+    def _samples(self, step: int) -> tuple[Ref, ...]:
+        """One small picture of the trigger alone, the same noise every time; the VAE is loaded for it and unloaded."""
+        bucket = self.data.views[0]
+        with self.setup.evaluating():
+            images = self.diffusion.sample(
+                self.data.sample_prompt,
+                TextConditioning(self.data.empty_embeds, self.data.empty_pooled),
+                seeds=[self.seed],
+                size=(bucket.width, bucket.height),
+                steps=SAMPLE_STEPS,
+                guidance=SAMPLE_GUIDANCE,
+            )
+        self.diffusion.unload("vae")
+        refs = []
+        for image in images:
+            refs.append(self.store.put(png(image), f"sample-step{step:06d}.png"))
+            if step > self.last_logged:
+                self.tracker.log_image(image, f"samples/step{step:06d}.png", step)
+        return tuple(refs)
+
+    def _file(self, step: int) -> bytes:
+        """The adapter as it is now, as a file."""
+        bucket = self.data.views[0]
+        metadata = adapter_metadata(
+            self.settings,
+            name=self.dataset.trigger,
+            trigger=self.dataset.trigger,
+            captions=self.data.captions,
+            resolution=(bucket.width, bucket.height),
+            step=step,
+            seed=self.seed,
+            recipe={**(self.recipe or {}), "dataset_digest": self.dataset.digest},
+        )
+        kind = torch.float32 if self.setup.plan.precision == "fp32" else torch.float16
+        with self.setup.evaluating():
+            tensors = self.setup.adapter.state_dict(kind, self.setup.parameters.named("cpu"))
+        return save_adapter(tensors, metadata)
+
+    def _early_stop(self) -> bool:
+        """No validation better than the best one for `early_stop` validations."""
+        patience, losses = self.settings.early_stop, [point.loss for point in self.history.validation]
+        return bool(patience) and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+
+    def _record(self) -> AdapterRecord:
+        history, setup = self.history, self.setup
+        per_step = sum(len(group.samples) for group in groups_of_step(self.data, self.settings, self.seed, 0))
+        facts = {
+            "parameters": setup.parameters.count(),
+            "modules": len(setup.adapter.modules),
+            "seconds": history.seconds,
+            "step_ms": 1000 * history.seconds / max(1, history.step),
+            "samples": per_step * history.step,
+            "peak_gib": torch.cuda.max_memory_reserved(setup.device) / 2**30 + RESERVE_GIB if self.cuda else 0.0,
+            "threads": torch.get_num_threads(),
+        }
+        return AdapterRecord(
+            checkpoints=tuple(history.checkpoints),
+            steps=history.step,
+            trigger=self.dataset.trigger,
+            class_noun=self.dataset.class_noun,
+            dataset_digest=self.dataset.digest,
+            curve=self.store.put(_curve(history), "loss.csv", "text/csv"),
+            validation=tuple(history.validation),
+            base_validation=history.base,
+            facts={name: float(value) for name, value in facts.items()},
+            plan=setup.plan.facts(),
+            mlflow_run_id=self.tracker.run_id,
+        )
+
+
+class _Clock:
+    """Seconds spent on this training, this time and before."""
+
+    def __init__(self, step: int, before: float) -> None:
+        self.step, self.before, self.started = step, before, time.perf_counter()
+
+    def total(self) -> float:
+        """Seconds of all sessions."""
+        return self.before + time.perf_counter() - self.started
+
+    def per_step(self, step: int) -> float:
+        """Seconds a step in this session."""
+        return (time.perf_counter() - self.started) / max(1, step - self.step)
+
+
+def checkpoint_steps(settings: TrainSettings) -> set[int]:
+    """Steps after which an adapter is kept: evenly spread, the last included."""
+    count = min(settings.checkpoints, settings.steps)
+    return {round(settings.steps * (i + 1) / count) for i in range(count)}
+
+
+def state_key(dataset: DatasetRecord, settings: TrainSettings, diffusion: Diffusion, seed: int) -> str:
+    """What a saved state belongs to; a state of another key is not taken up."""
+    parts = [STAGE_VERSION, settings.digest(), dataset.digest, diffusion.fingerprint, seed]
+    return json.dumps([*parts, [caption.text for caption in dataset.captions]])
+
+
+def _curve(history: History) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", "loss", "smoothed", "learning_rate"])
+    rows = zip(history.losses, history.smoothed, history.rates, strict=True)
+    writer.writerows([step, *row] for step, row in enumerate(rows, start=1))
+    return text.getvalue().encode()
+
+
+@contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Only deterministic GPU kernels for the duration, where wanted."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,158 @@
+"""Tracking: the `Tracker` protocol, a tracker that records nothing, and the way to MLflow (`tracking_mlflow.py`).
+
+A tracker is one open run. Stages log to the run they are given and open children by stage key; a child whose key was
+already started is reopened, never duplicated, and knows the last step it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Tracker(Protocol):
+    """One open run of an experiment."""
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None when nothing is recorded."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """The run's page in MLflow's UI; empty when no server is in use."""
+        ...
+
+    def picture_url(self, artifact: str) -> str:
+        """Address of a logged picture; empty when no server is in use."""
+        ...
+
+    def child(
+        self,
+        name: str,
+        *,
+        key: str,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Tracker:
+        """The child run tagged with this stage key: reopened if it exists, else started."""
+        ...
+
+    def last_step(self, metric: str = "train/loss") -> int:
+        """Highest step already logged for a metric; -1 when there is none."""
+        ...
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Parameters, once."""
+        ...
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags; may change."""
+        ...
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Buffered and sent in the background; steps not above `last_step` are skipped; never blocks, never raises."""
+        ...
+
+    def log_image(self, image: Image, name: str, step: int | None = None) -> None:
+        """A picture under `name` (PNG)."""
+        ...
+
+    def log_bytes(self, data: bytes, name: str) -> None:
+        """A file artifact."""
+        ...
+
+    def log_checkpoint(self, adapter: bytes, step: int, metrics: Mapping[str, float]) -> str | None:
+        """An adapter as a logged model; its id."""
+        ...
+
+    def log_dataset(self, name: str, digest: str, tags: Mapping[str, str]) -> None:
+        """The dataset as an input of the run, once."""
+        ...
+
+    def register_pick(
+        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float]
+    ) -> None:
+        """The recommended adapter as the character's newest registered version, alias `champion`, once."""
+        ...
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Flush and close the run."""
+        ...
+
+
+class NullTracker:
+    """Records nothing; what the engine uses when nobody is watching."""
+
+    run_id: str | None = None
+    url: str = ""
+
+    def picture_url(self, artifact: str) -> str:
+        """Empty: nothing was logged."""
+        return ""
+
+    def child(
+        self,
+        name: str,
+        *,
+        key: str,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> NullTracker:
+        """Itself."""
+        return self
+
+    def last_step(self, metric: str = "train/loss") -> int:
+        """-1: nothing was logged."""
+        return -1
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Nothing."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Nothing."""
+
+    def log_image(self, image: Image, name: str, step: int | None = None) -> None:
+        """Nothing."""
+
+    def log_bytes(self, data: bytes, name: str) -> None:
+        """Nothing."""
+
+    def log_checkpoint(self, adapter: bytes, step: int, metrics: Mapping[str, float]) -> str | None:
+        """None."""
+        return None
+
+    def log_dataset(self, name: str, digest: str, tags: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    def register_pick(
+        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float]
+    ) -> None:
+        """Nothing."""
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Nothing."""
+
+
+@contextmanager
+def closing(tracker: Tracker) -> Iterator[None]:
+    """Close the MLflow run with the status it ends in; cancelled is KILLED, and may be continued."""
+    status: Status = "KILLED"
+    try:
+        yield
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        tracker.finish(status)

@@ -1,0 +1,211 @@
+"""The command line: every mistake answered in words, with the exit status of its kind, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from command_line import last_line
+from PIL import Image
+
+from charengine.machine.home import Home
+
+Charengine = Callable[..., "CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cli(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Charengine:
+    """The command line in this process."""
+    from charengine.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        monkeypatch.setattr("sys.argv", ["charengine", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        return CompletedProcess(words, int(end.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", ""], ["prompt is empty"]),
+        (["run", "x" * 5000], ["5000 characters", "at most 2000"]),
+        (["run", "an orc", "--name", "../../etc/passwd"], ["'../../etc/passwd' is not allowed"]),
+        (["run", "an orc", "--name", "a/b"], ["'a/b' is not allowed"]),
+        (["run", "an orc", "--trigger", "Two Words"], ["'Two Words' is not allowed"]),
+        (["run", "an orc", "--seed", "-1"], ["seed", "-1"]),
+        (["run", "an orc", "--profile", "sdxl-12gbb"], ["unknown profile 'sdxl-12gbb'", "did you mean sdxl-12gb"]),
+        (["run", "an orc", "--set", "trian.steps=3"], ["trian.steps", "did you mean train.steps"]),
+        (["run", "an orc", "--set", "train.rank=0"], ["train.rank", "got 0"]),
+        (["run", "an orc", "--set", "train.rank=129"], ["train.rank", "got 129"]),
+        (["run", "an orc", "--set", "train.rank"], ["section.key=value"]),
+        (["run", "an orc", "--sheet", "nowhere.png"], ["nowhere.png", "no such file"]),
+        (["run", "an orc", "--out", "/proc/1/runs"], ["/proc/1/runs", "cannot be written"]),
+        (["run", "an orc", "--refresh", "trian"], ["'trian'", "sheet, crop, expand, caption, train, sweep, report"]),
+        (["crop", "nowhere.png"], ["nowhere.png"]),
+        (["train", "nowhere"], ["nowhere"]),
+        (["report", "nowhere"], ["nowhere"]),
+        (["compare", "nowhere", "nowhere"], ["nowhere"]),
+        (["inspect", "nowhere.safetensors"], ["nowhere.safetensors"]),
+        (["batch", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["run"], ["Missing argument"]),
+        (["fly"], ["No such command"]),
+    ],
+)
+def test_bad_input_is_status_2_and_says_what_is_wrong(
+    cli: Charengine, home: Home, arguments: list[str], told: list[str]
+) -> None:
+    done = cli(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert all(words in done.stderr for words in told), done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_all_mistakes_are_reported_together_and_nothing_is_left(cli: Charengine, tmp_path: Path) -> None:
+    done = cli(
+        "run", "", "--name", "a/b", "--set", "train.rank=0", "--set", "x.y=1", "--sheet", "no.png", "--out", "made"
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("  - ") == 5
+    assert not (tmp_path / "made").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_is_no_picture_is_refused_before_anything_starts(cli: Charengine, tmp_path: Path) -> None:
+    (tmp_path / "sheet.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"broken")
+    (tmp_path / "text.png").write_text("hello")
+    for name in ("sheet.png", "text.png"):
+        done = cli("run", "an orc", "--sheet", name)
+        assert (done.returncode, "not a readable PNG" in done.stderr) == (2, True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_is_refused_before_anything_starts(
+    cli: Charengine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=100 * 2**20))
+    done = cli("run", "an orc")
+    assert done.returncode == 2
+    assert "0.10 GiB free; a run needs 0.5" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_model_is_status_3_and_says_how_to_get_it(cli: Charengine, tmp_path: Path) -> None:
+    done = cli("run", "an orc", "--profile", "sdxl-12gb")
+    assert done.returncode == 3, done.stderr
+    assert "huggingface.co" in done.stderr
+    assert cli("doctor", "--profile", "sdxl-12gb").returncode == 3
+
+
+def test_pickles_are_refused(cli: Charengine, tmp_path: Path) -> None:
+    (tmp_path / "adapter.pt").write_bytes(b"\x80\x04K\x01.")
+    done = cli("inspect", "adapter.pt")
+    assert done.returncode == 2
+    assert "can run code" in done.stderr
+
+
+def test_a_defect_of_ours_is_status_4_with_the_traceback_in_a_file(
+    cli: Charengine, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> list[str]:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("charengine.profiles.loading.profile_names", broken)
+    done = cli("profiles")
+    assert done.returncode == 4
+    assert "ZeroDivisionError: a defect" in done.stderr and "Traceback" not in done.stderr
+    [log] = home.logs.glob("error-*.log")
+    assert "Traceback" in log.read_text()
+
+
+def test_profiles_are_listed(cli: Charengine) -> None:
+    done = cli("profiles")
+    assert done.returncode == 0
+    assert {line.split()[0] for line in done.stdout.splitlines()} >= {"embedded", "sdxl-12gb", "origin"}
+
+
+def test_the_stages_one_at_a_time_make_an_adapter_and_a_pick(
+    cli: Charengine, tiny_settings: tuple[str, ...], drawn_sheet: Path, tmp_path: Path
+) -> None:
+    sets = [part for setting in tiny_settings for part in ("--set", setting)]
+    done = cli("crop", drawn_sheet, "--out", "views")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "views" / "overlay.png").exists()
+
+    done = cli("caption", "views", "--name", "Aya", "--prompt", "an orc woman in blue", "--trigger", "ohwaya", *sets)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "views" / "back.txt").read_text().startswith("ohwaya, orc woman")
+
+    done = cli("train", "views", "--out", "adapters", *sets)
+    assert done.returncode == 0, done.stderr
+    adapter = tmp_path / "adapters" / "ohwaya.safetensors"
+    facts = json.loads(cli("inspect", adapter, "--json").stdout)
+    assert facts["recipe"]["profile"]["train"]["steps"] == 6 and "diffusers" in facts["loads_in"]
+
+    done = cli("sweep", adapter, "--views", "views", "--out", "swept", *sets)
+    assert done.returncode == 0, done.stderr
+    assert "pick: step 6 at strength" in done.stdout
+    with Image.open(tmp_path / "swept" / "contact_sheet.png") as sheet:
+        assert sheet.width > 100
+
+
+def test_a_sweep_of_a_loose_file_asks_for_pictures_to_compare_with(
+    cli: Charengine, tiny_settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    import torch
+
+    from charengine.adapter.files import save_adapter
+
+    (tmp_path / "a.safetensors").write_bytes(save_adapter({"x.alpha": torch.ones(1)}, {}))
+    done = cli("sweep", "a.safetensors", *(part for setting in tiny_settings for part in ("--set", setting)))
+    assert (done.returncode, "--views FOLDER or --sheet FILE" in done.stderr) == (2, True)
+
+
+def test_a_photo_instead_of_a_sheet_is_bad_input_with_a_picture_and_no_traceback(
+    charengine: Charengine, prefect_api: str, tiny_settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    from sheet_samples import photo
+
+    photo().save(tmp_path / "photo.png")
+    sets = [part for setting in tiny_settings for part in ("--set", setting)]
+    done = charengine("run", "an orc", "--sheet", tmp_path / "photo.png", *sets, PREFECT_API_URL=prefect_api)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    [told] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert ".png" in told
+
+
+def test_json_is_the_last_line_and_one_object(
+    charengine: Charengine, prefect_api: str, tiny_settings: tuple[str, ...], drawn_sheet: Path, tmp_path: Path
+) -> None:
+    sets = [part for setting in tiny_settings for part in ("--set", setting)]
+    done = charengine("run", "an orc woman", "--sheet", drawn_sheet, "--json", *sets, PREFECT_API_URL=prefect_api)
+    assert done.returncode == 0, done.stderr
+    result = last_line(done)
+    assert result["name"] == "orc-woman"
+    assert Path(result["report"]).is_relative_to(tmp_path / "runs" / "orc-woman")
+    assert list(result["seconds"]) == ["sheet", "crop", "caption", "train", "sweep", "report"]
+    assert result["prefect_flow_run_id"] and result["mlflow_run_id"]
+
+
+def test_a_sheet_of_the_users_with_a_missing_figure_is_bad_input(
+    cli: Charengine, drawn_sheet: Path, tmp_path: Path
+) -> None:
+    sheet = Image.open(drawn_sheet).convert("RGB")
+    third = sheet.width // 3
+    sheet.paste((255, 255, 255), (third, 0, 2 * third, sheet.height))
+    sheet.save(tmp_path / "two.png")
+    done = cli("crop", str(tmp_path / "two.png"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "the side box is empty" in done.stderr

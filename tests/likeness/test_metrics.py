@@ -1,0 +1,118 @@
+"""Metrics on hand-made vectors and pictures, with the numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from charengine.likeness import metrics
+from charengine.likeness.metrics import CellScores, Scale
+
+NAN = float("nan")
+
+
+def unit(*degrees: float) -> torch.Tensor:
+    """Unit vectors in the plane."""
+    return torch.tensor([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees])
+
+
+def scores(identity: float, adherence: float, diversity: float = 0.2) -> CellScores:
+    """Two prompts, two seeds, all alike; the other prompt's text matches by 0.15."""
+    grid = torch.ones(2, 2)
+    margin = (adherence - 0.15) * grid
+    return CellScores(
+        identity * grid, adherence * grid, margin, diversity * torch.ones(2), NAN * grid, NAN * grid, NAN * grid
+    )
+
+
+SCALE = Scale(base=scores(0.4, 0.30), ceiling=0.8)
+
+
+def test_identity_is_the_cosine_to_the_most_similar_allowed_view() -> None:
+    references = unit(0, 60, 180).expand(2, 3, 2)
+    allowed = torch.tensor([[True, True, True], [False, False, True]])
+    found = metrics.identity(unit(90, 90), references, allowed)
+    assert found.tolist() == pytest.approx([math.cos(math.radians(30)), 0.0], abs=1e-6)
+
+
+def test_the_ceiling_is_the_mean_cosine_between_different_views() -> None:
+    assert metrics.ceiling(unit(0, 60, 120)) == pytest.approx((0.5 + 0.5 - 0.5) / 3, abs=1e-6)
+    assert metrics.ceiling(unit(0)) == 1.0
+
+
+def test_diversity_is_zero_for_equal_seeds_and_the_mean_pairwise_distance_otherwise() -> None:
+    ramp = torch.linspace(0, 1, 16).reshape(1, 4, 4).expand(3, 4, 4)
+    across = ramp.transpose(1, 2)
+    between = 1 - float(torch.corrcoef(torch.stack([ramp.flatten(), across.flatten()]))[0, 1])
+    seeds = torch.stack([torch.stack([ramp, ramp, 0.5 * ramp]), torch.stack([ramp, across, 1 - ramp])])
+    expected = (between + 2 + (2 - between)) / 3
+    assert metrics.diversity(seeds).tolist() == pytest.approx([0.0, expected], abs=1e-5)
+
+
+def test_diversity_of_a_single_seed_is_not_measured_and_costs_nothing() -> None:
+    assert metrics.diversity(torch.rand(1, 1, 3, 4, 4)).isnan().all()
+    single = scores(0.6, 0.3, NAN)
+    assert metrics.relative(single, Scale(base=scores(0.4, 0.3, NAN), ceiling=0.8)).diversity == 1.0
+
+
+def test_a_cell_is_placed_between_the_base_model_and_the_sheets_own_views() -> None:
+    found = metrics.relative(scores(0.6, 0.27, 0.1), SCALE)
+    assert found.gain == pytest.approx(0.5)
+    assert found.kept == pytest.approx(0.8)  # 0.27 - 0.15 against 0.30 - 0.15
+    assert found.diversity == pytest.approx(0.5)
+    assert found.score == pytest.approx(2 * 0.5 * 0.8 / 1.3)
+
+
+def test_neither_identity_without_adherence_nor_adherence_without_identity_scores() -> None:
+    assert metrics.score(1.0, 0.0) == 0.0
+    assert metrics.score(0.0, 1.0) == 0.0
+    assert metrics.score(-0.3, 1.2) == 0.0
+    assert metrics.score(1.4, 1.0) == 1.0  # beyond the sheet's own likeness there is nothing to win
+
+
+def test_an_embedder_that_sees_no_difference_is_found_out_and_does_not_divide_by_nothing() -> None:
+    blind = Scale(base=scores(0.95, 0.3), ceiling=0.95)
+    assert metrics.blind(blind) and not metrics.blind(SCALE)
+    assert metrics.relative(scores(0.96, 0.3), blind).gain == pytest.approx(0.2, abs=1e-3)
+
+
+def test_a_training_view_is_a_copy_of_itself_and_its_negative_is_not() -> None:
+    views = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    images = torch.stack([views[1], 1 - views[1], 0.5 * views[2] + 0.2])
+    copied = metrics.copying(images, views)
+    assert copied[0] == pytest.approx(1.0, abs=1e-5)
+    assert copied[1] < 0.2
+    assert copied[2] == pytest.approx(1.0, abs=1e-5)  # brighter or paler is still the same picture
+
+
+def test_background_leak_is_the_share_of_the_border_in_the_sheets_colour() -> None:
+    image = Image.new("RGB", (100, 100), (250, 250, 250))
+    image.paste((200, 160, 90), (0, 0, 50, 100))
+    assert metrics.background_leak(image, (255, 255, 255)) == pytest.approx(0.5, abs=0.01)
+    assert metrics.background_leak(image, (0, 0, 0)) == 0.0
+
+
+def test_the_centre_of_a_picture_is_not_its_border() -> None:
+    image = Image.new("RGB", (100, 100), (10, 90, 30))
+    image.paste((255, 255, 255), (10, 10, 90, 90))
+    assert metrics.background_leak(image, (255, 255, 255)) == 0.0
+
+
+def test_resampling_is_paired_reproducible_and_centred_on_the_score() -> None:
+    generator = torch.Generator().manual_seed(1)
+    noise = 0.05 * torch.randn(2, 2, generator=generator)
+    base = CellScores(**{**vars(scores(0.4, 0.3)), "identity": 0.4 + noise})
+    cell = CellScores(**{**vars(scores(0.6, 0.27)), "identity": 0.6 + noise})
+    scale = Scale(base=base, ceiling=0.8)
+    first, second = (
+        metrics.resampled_scores([cell, cell], scale, 200, torch.Generator().manual_seed(3)) for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert torch.equal(first[0], first[1])
+    expected = metrics.relative(cell, scale).score
+    # The same images are drawn from base and cell, so what varies with the image alone cancels out.
+    assert first.std() < 1e-5
+    assert first.mean() == pytest.approx(expected, abs=1e-4)

@@ -1,0 +1,158 @@
+"""`charengine up` on the installed versions: both servers, the deployments as they stand, a worker, and a clean end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from command_line import ROOT, child_environment
+
+from charengine.errors import BadInput
+from charengine.machine.addresses import running_services
+from charengine.machine.home import Home
+from charengine.machine.processes import choose_port
+from charengine.services.prefect_api import online_workers
+
+START_SECONDS = 240.0
+
+
+def post(url: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as response:
+        return json.loads(response.read())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_port_that_is_taken_is_refused_and_a_default_one_is_stepped_over() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(BadInput, match=f"port {port} is taken"):
+            choose_port(port, 4200)
+        assert choose_port(None, port) > port
+    with pytest.raises(BadInput, match="70000"):
+        choose_port(70000, 4200)
+
+
+def test_a_state_file_of_servers_that_are_gone_is_not_believed(home: Home) -> None:
+    home.services_file.write_text(
+        json.dumps({"pid": 1, "prefect_api": "http://127.0.0.1:9/api", "mlflow": "http://127.0.0.1:9"})
+    )
+    assert running_services(home) is None
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, subprocess.Popen[str]]]:
+    folder = tmp_path_factory.mktemp("up")
+    home = Home(folder / "home").create()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "charengine.cli.main",
+            "up",
+            "--prefect-port",
+            str(free_port()),
+            "--mlflow-port",
+            str(free_port()),
+        ],
+        env=child_environment(home),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + START_SECONDS
+    while not home.services_file.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    yield home, process
+    process.kill()
+
+
+@pytest.mark.slow
+def test_everything_comes_up_and_a_character_made_from_the_form_is_there_in_both_pages(
+    running: tuple[Home, subprocess.Popen[str]], tiny_settings: tuple[str, ...], drawn_sheet: Path
+) -> None:
+    home, _ = running
+    services = running_services(home)
+    assert services
+    api = services.prefect_api
+
+    deployments = {item["name"]: item for item in post(f"{api}/deployments/filter", {})}
+    assert set(deployments) == {"character", "batch", "sweep"}
+    form = deployments["character"]["parameter_openapi_schema"]["properties"]
+    assert list(form)[:5] == ["prompt", "name", "class_noun", "trigger", "seed"]
+    assert all(field["description"] for field in form.values())
+    assert "sdxl-12gb" in form["profile"]["enum"] and form["seed"]["minimum"] == 0
+    assert [item["schedule"]["cron"] for item in deployments["batch"]["schedules"]] == ["0 1 * * *"]
+    assert [item["name"] for item in post(f"{api}/automations/filter", {})] == ["crash-dead-runs"]
+
+    deadline = time.monotonic() + 60
+    while not (online_workers(api, "characters") and online_workers(api, "orchestrate")):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+    parameters = {"prompt": "an orc woman", "name": "Aya", "sheet": str(drawn_sheet), "overrides": list(tiny_settings)}
+    created = post(f"{api}/deployments/{deployments['character']['id']}/create_flow_run", {"parameters": parameters})
+    deadline = time.monotonic() + 240
+    while (run := post(f"{api}/flow_runs/{created['id']}"))["state_type"] in ("SCHEDULED", "PENDING", "RUNNING"):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert run["state_type"] == "COMPLETED", run["state"]
+
+    result = json.loads((home.root.parent / "runs" / "aya" / "result.json").read_text())
+    found = post(f"{services.mlflow}/api/2.0/mlflow/runs/get?run_id={result['mlflow_run_id']}")["run"]
+    tags = {tag["key"]: tag["value"] for tag in found["data"]["tags"]}
+    assert tags["prefect.flow_run_url"].endswith(f"/runs/flow-run/{created['id']}")
+    artifacts = {item["key"]: item for item in post(f"{api}/artifacts/latest/filter", {})}
+    assert {"aya-sheet", "aya-captions", "aya-sweep", "aya-summary", "mlflow-aya"} <= set(artifacts)
+    picture = artifacts["aya-sheet"]["data"]
+    with urllib.request.urlopen(picture, timeout=20) as response:
+        assert response.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.slow
+def test_a_second_up_in_the_same_home_is_refused(running: tuple[Home, subprocess.Popen[str]]) -> None:
+    home, _ = running
+    done = subprocess.run(
+        [sys.executable, "-m", "charengine.cli.main", "up"],
+        env=child_environment(home),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2
+    assert "already runs here" in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_process_behind(running: tuple[Home, subprocess.Popen[str]]) -> None:
+    home, process = running
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 4
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert "stopped" in out
+    assert [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    assert not home.services_file.exists()

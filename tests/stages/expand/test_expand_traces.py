@@ -1,0 +1,114 @@
+"""More views: what they leave in settings, keys and report, and that they leave nothing when off."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from expansion_samples import GRISHA, Witness, captioned, expand, shifted, stranger
+
+from charengine.config import Profile
+from charengine.errors import ConfigError
+from charengine.profiles.loading import load_profile
+from charengine.records import DatasetRecord, ExpansionRecord
+from charengine.stages.caption import STAGE_VERSION
+
+# --- settings, and runs that leave it off -----------------------------------------------------------------------------
+
+
+def test_it_is_off_in_every_shipped_profile_and_one_setting_turns_it_on() -> None:
+    from charengine.profiles.loading import profile_names
+
+    assert {load_profile(name).expand.count for name in profile_names()} == {0}
+    assert load_profile("sdxl-12gb", ["expand.count=6"]).expand.count == 6
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("expand.cuont=3", "did you mean expand.count?"),
+        ("expand.count=41", "less than or equal to 40"),
+        ("expand.kinds=[portrait]", "'close-up', 'three-quarter'"),
+        ("expand.kinds=[]", "at least 1 item"),
+        ("expand.holdout=1", "less than or equal to 0.5"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(setting: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words.replace("?", r"\?")):
+        load_profile("embedded", [setting])
+
+
+def test_off_it_leaves_no_trace_in_what_keys_and_recipes_are_made_of(views, store) -> None:
+    off, on = load_profile("embedded"), load_profile("embedded", ["expand.count=2"])
+    assert "expand" not in off.model_dump(mode="json")
+    assert on.model_dump(mode="json")["expand"]["count"] == 2
+    assert {key: value for key, value in on.model_dump(mode="json").items() if key != "expand"} == off.model_dump(
+        mode="json"
+    )
+    assert Profile.model_validate(off.model_dump(mode="json")) == off
+    dataset = captioned(views, store, ExpansionRecord(views=()), Witness())
+    assert "extras" not in dataset.model_dump(mode="json")
+    assert DatasetRecord.model_validate_json(dataset.model_dump_json()) == dataset
+
+
+def test_a_dataset_without_more_views_has_the_digest_it_always_had(views, store) -> None:
+    dataset = captioned(views, store, ExpansionRecord(views=()), Witness())
+    parts = [
+        part
+        for view, caption in zip(views.views, dataset.captions, strict=True)
+        for part in (view.view, view.image.sha256, view.alpha.sha256, caption.text)
+    ]
+    assert dataset.digest == hashlib.sha256("".join(f"{part}\0" for part in parts).encode()).hexdigest()
+
+
+def test_the_caption_stage_has_the_key_it_always_had_until_there_are_more_views(views, store) -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from charengine.run.keys import stage_key
+    from tasks.caption import caption_key
+
+    models = SimpleNamespace(captioner=SimpleNamespace(fingerprint="witness"))
+    workspace: Any = SimpleNamespace(profile=load_profile("embedded"), character=GRISHA, models=models)
+    always = stage_key(
+        "caption",
+        STAGE_VERSION,
+        character={"prompt": GRISHA.prompt, "class_noun": "orc", "trigger": "zorgax"},
+        settings=workspace.profile.caption,
+        inputs=[part for view in views.views for part in (view.view, view.image.sha256, view.alpha.sha256)],
+        models=["witness"],
+    )
+    kept = expand(views, store, shifted, count=2)[0].kept
+    assert caption_key(workspace, views) == always
+    assert len({always, caption_key(workspace, views, kept), caption_key(workspace, views, kept[:1])}) == 3
+
+
+def test_the_report_shows_every_picture_with_its_identity_and_fate_and_nothing_when_it_is_off(views, store) -> None:
+    from run_samples import sample_run
+
+    from charengine.stages.report.page import render
+
+    run = sample_run(store)
+    assert "More views" not in render(run, store)
+    fates = iter((stranger, shifted, shifted))
+    found, _ = expand(views, store, lambda *given: next(fates)(*given), count=3)
+    dataset = run.dataset.model_copy(update={"extras": found.kept})
+    page = render(run.model_copy(update={"expansion": found, "dataset": dataset}), store)
+    for extra in found.views:
+        assert f"{extra.view}: <b>{extra.fate}</b>, identity {extra.identity:.3f}" in page
+    assert {extra.fate for extra in found.views} == {"refused", "trained", "held out"}
+    assert "from them and from the 1 more view below" in page and "on 4 views" in page
+    assert found.warnings[0].split("(")[0] in page
+
+
+def test_the_report_draws_all_held_out_pictures_as_one_line_beside_the_views(store) -> None:
+    from run_samples import sample_run
+
+    from charengine.stages.report.parts import validation_charts
+
+    training = sample_run(store).training
+    more = {"pose-1": 0.2, "pose-2": 0.4, "held out pose-3": 0.5, "held out pose-4": 0.7}
+    points = tuple(point.model_copy(update={"by_view": point.by_view | more}) for point in training.validation)
+    chart = validation_charts(training.model_copy(update={"validation": points}))[0]
+    assert chart.count(">more views<") == chart.count(">held out<") == 1
+    assert "pose-" not in chart

@@ -1,0 +1,100 @@
+"""The pick keeps its promises on hand-made cells."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from charengine.config import SweepSettings
+from charengine.likeness.metrics import score
+from charengine.records import CellMetrics
+from charengine.stages.sweep.pick import Choice, choose, complaints, pareto_front
+
+SETTINGS = SweepSettings(adherence_floor=0.9, diversity_floor=0.6)
+
+
+def cell(
+    step: int, strength: float, gain: float, kept: float, diversity: float = 1.0, copying: float = 0.1
+) -> CellMetrics:
+    return CellMetrics(
+        checkpoint_step=step,
+        strength=strength,
+        identity=0.4 + 0.4 * gain,
+        adherence=0.3 * kept,
+        diversity=0.2 * diversity,
+        copying=copying,
+        score=score(gain, kept),
+        images=8,
+        detail={"gain": gain, "kept": kept, "diversity_kept": diversity},
+    )
+
+
+def pick(cells: list[CellMetrics], noise: float = 0.0) -> Choice:
+    """Choose among cells whose resampled scores vary independently by `noise`."""
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.tensor([cell.score for cell in cells])[:, None]
+    return choose(cells, centre + noise * torch.randn(len(cells), 400, generator=generator), SETTINGS)
+
+
+def test_an_overbaked_cell_with_the_highest_identity_is_never_picked() -> None:
+    cells = [cell(100, 0.6, 0.70, 0.97), cell(300, 0.6, 0.81, 0.96), cell(300, 1.0, 1.0, 0.89)]
+    assert pick(cells).index == 1
+
+
+def test_the_reasons_name_the_overbaked_cell_and_its_numbers() -> None:
+    reasons = pick([cell(225, 0.6, 0.81, 0.96), cell(300, 1.0, 0.95, 0.71)]).reasons
+    assert reasons[0].startswith("strength 0.6 of step 225: identity 0.81 of the way")
+    assert "adherence 96%" in reasons[0]
+    assert "strength 1 of step 300" in reasons[-1] and "71%" in reasons[-1] and "floor of 90%" in reasons[-1]
+
+
+def test_equal_scores_go_to_the_lower_strength_then_to_the_earlier_checkpoint() -> None:
+    cells = [cell(s, g, 0.8, 0.95) for s, g in ((300, 0.8), (300, 0.6), (200, 0.6), (200, 1.0))]
+    assert pick(cells).index == 2
+
+
+def test_a_difference_within_the_noise_goes_to_the_lower_strength_and_a_real_one_does_not() -> None:
+    cells = [cell(300, 0.4, 0.78, 0.96), cell(300, 0.8, 0.81, 0.96)]
+    assert pick(cells, noise=0.0).index == 1
+    noisy = pick(cells, noise=0.1)
+    assert noisy.index == 0
+    assert any("standard error" in reason for reason in noisy.reasons)
+    assert any("strengths 0.4 to 0.8" in reason for reason in noisy.reasons)
+
+
+def test_noise_never_buys_mildness_with_much_of_the_character() -> None:
+    cells = [cell(300, 0.4, 0.4, 0.99), cell(300, 0.8, 0.8, 0.96)]
+    assert pick(cells, noise=0.5).index == 1
+
+
+def test_a_cell_whose_seeds_all_look_alike_is_not_picked() -> None:
+    cells = [cell(300, 0.6, 0.6, 0.95), cell(300, 0.8, 0.9, 0.95, diversity=0.3)]
+    assert pick(cells).index == 0
+    assert "diversity 30%" in complaints(cells[1], SETTINGS)[0]
+
+
+def test_a_cell_that_redraws_a_training_view_in_every_scene_is_not_picked() -> None:
+    cells = [cell(300, 0.6, 0.6, 0.95), cell(300, 0.8, 0.9, 0.95, copying=0.97)]
+    assert pick(cells).index == 0
+
+
+def test_when_nothing_passes_the_best_compromise_comes_with_a_warning() -> None:
+    choice = pick([cell(100, 0.4, 0.3, 0.85), cell(100, 0.8, 0.9, 0.3), cell(300, 0.4, 0.6, 0.8)])
+    assert choice.index == 2
+    assert len(choice.warnings) == 1 and choice.warnings[0].startswith("no checkpoint and strength passes")
+
+
+def test_an_adapter_that_learned_nothing_is_said_to_have_learned_nothing() -> None:
+    choice = pick([cell(10, 0.5, 0.01, 1.0), cell(10, 1.0, 0.02, 1.0)])
+    assert any("barely moves" in warning for warning in choice.warnings)
+    assert not pick([cell(10, 0.5, 0.7, 1.0)]).warnings
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_order_of_the_cells_does_not_matter(order: tuple[int, ...]) -> None:
+    cells = [cell(100, 0.4, 0.5, 0.99), cell(200, 0.6, 0.8, 0.95), cell(300, 1.0, 0.9, 0.8)]
+    assert order[pick([cells[i] for i in order]).index] == 1
+
+
+def test_the_pareto_front_holds_what_nothing_beats() -> None:
+    assert pareto_front([(0.1, 1.0), (0.5, 0.9), (0.4, 0.8), (0.9, 0.2), (0.9, 0.2)]) == [0, 1, 3, 4]

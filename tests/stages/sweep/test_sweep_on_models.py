@@ -1,0 +1,111 @@
+"""The sweep on a real (tiny, random) SDXL and CLIP with a real adapter: what is exported draws what was picked."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from run_samples import sample_dataset
+
+from charengine.adapter.files import save_adapter
+from charengine.adapter.network import inject
+from charengine.config import Profile, SweepSettings, TrainSettings
+from charengine.embedded.making.family import build_random_family
+from charengine.models import Models, load
+from charengine.records import AdapterRecord, CheckpointRecord, SweepRecord
+from charengine.stages.sweep.sample import draw, place_order
+from charengine.stages.sweep.sweep import sweep_adapter
+from charengine.store import Store
+
+SETTINGS = SweepSettings(strengths=(0.3, 0.6), checkpoints=1, seeds=2, width=64, height=64, steps=3, guidance=2.0)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    torch.set_num_threads(1)
+    family = build_random_family(tmp_path_factory.mktemp("family"), tiny=True)
+    folders = {name: str(family / folder) for name, folder in (("edit", "qwen"), ("sdxl", "sdxl"), ("clip", "clip"))}
+    return load(Profile.model_validate({"name": "tiny", "models": {"family": "embedded", **folders}}))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def training(models: Models, store: Store) -> AdapterRecord:
+    """An adapter whose up matrices are drawn instead of trained, strong enough to change every picture."""
+    unet = models.diffusion.unet()
+    adapter = inject(unet, TrainSettings(rank=4, conv_rank=4, alpha=4, conv_alpha=4), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in adapter.parameters().items():
+            if ".lora_up." in name:
+                parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    data = save_adapter(adapter.state_dict(), {"ss_steps": "10"})
+    adapter.remove()
+    return AdapterRecord(
+        checkpoints=(CheckpointRecord(step=10, adapter=store.put(data, "a.safetensors"), loss=0.1),),
+        steps=10,
+        trigger="zorgax",
+        class_noun="orc",
+        dataset_digest="0" * 64,
+        curve=store.put(b"step,loss,smoothed,learning_rate\n", "loss.csv"),
+    )
+
+
+@pytest.fixture(scope="module")
+def found(training: AdapterRecord, models: Models, store: Store) -> SweepRecord:
+    return sweep_adapter(training, sample_dataset(store), SETTINGS, models.diffusion, models.embedder, store, seed=5)
+
+
+def pictures(record: SweepRecord, store: Store, step: int, strength: float) -> np.ndarray:
+    keys = [key for key in record.images if key.startswith(f"{step}/{strength:g}/")]
+    return np.stack([np.array(Image.open(io.BytesIO(store.get(record.images[key])))) for key in keys]).astype(float)
+
+
+def test_the_adapter_changes_the_pictures_more_the_stronger_it_is(found: SweepRecord, store: Store) -> None:
+    base, mild, strong = (pictures(found, store, *cell) for cell in ((0, 0.0), (10, 0.3), (10, 0.6)))
+    assert base.shape == (8, 64, 64, 3)
+    assert 1.0 < np.abs(mild - base).mean() < np.abs(strong - base).mean()
+
+
+def test_the_recommended_file_at_strength_one_draws_what_the_pick_drew(
+    found: SweepRecord, training: AdapterRecord, models: Models, store: Store
+) -> None:
+    checkpoint = CheckpointRecord(step=10, adapter=found.recommended_adapter, loss=0.1)
+    again = sweep_adapter(
+        training.model_copy(update={"checkpoints": (checkpoint,)}),
+        sample_dataset(store),
+        SETTINGS.model_copy(update={"strengths": (1.0,)}),
+        models.diffusion,
+        models.embedder,
+        store,
+        seed=5,
+    )
+    picked = pictures(found, store, found.pick.checkpoint_step, found.pick.strength)
+    assert np.abs(pictures(again, store, 10, 1.0) - picked).mean() < 0.5
+    assert again.cells[1].identity == pytest.approx(found.pick.metrics.identity, abs=1e-3)
+
+
+def test_after_the_sweep_the_base_model_draws_what_it_drew_before(found: SweepRecord, models: Models) -> None:
+    order = place_order(models.diffusion, ["zorgax orc, running"], (5,))
+    ((before,),) = draw(models.diffusion, order, SETTINGS)
+    fresh = load(Profile.model_validate({"name": "again", "models": _folders(models)}))
+    ((after,),) = draw(fresh.diffusion, place_order(fresh.diffusion, ["zorgax orc, running"], (5,)), SETTINGS)
+    assert before.tobytes() == after.tobytes()
+
+
+def _folders(models: Models) -> dict[str, str]:
+    family = Path(models.embedder.folder).parent
+    return {
+        "family": "embedded",
+        "edit": str(family / "qwen"),
+        "sdxl": str(family / "sdxl"),
+        "clip": str(family / "clip"),
+    }

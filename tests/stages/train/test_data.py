@@ -1,0 +1,117 @@
+"""What training reads: variants, masks, size conditioning, class images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_sdxl import FakeDiffusion, make_dataset
+
+from charengine.config import TrainSettings
+from charengine.errors import BadInput
+from charengine.stages.train.data import class_bucket, encode_dataset
+from charengine.stages.train.sampler import groups_of_step
+
+
+def encode(store, sizes=((64, 128),) * 3, side_bound=False, **changes):
+    diffusion = FakeDiffusion()
+    diffusion.native_area = 256 * 256
+    return encode_dataset(make_dataset(store, sizes, side_bound), TrainSettings(**changes), diffusion, store), diffusion
+
+
+def test_text_encoders_and_vae_are_gone_before_the_unet_arrives(store):
+    _, diffusion = encode(store)
+    assert diffusion.unloaded == ["text_encoders", "vae"]
+    assert diffusion._unet is None
+
+
+def test_flips_are_off_when_an_item_is_bound_to_one_side(store):
+    assert encode(store, side_bound=False)[0].buckets[0].flips == 2
+    assert encode(store, side_bound=True)[0].buckets[0].flips == 1
+    assert encode(store, side_bound=True, flips="on")[0].buckets[0].flips == 2
+    assert encode(store, side_bound=False, flips="off")[0].buckets[0].flips == 1
+
+
+def test_a_flip_is_encoded_from_the_mirrored_picture_with_its_mask(store):
+    bucket = encode(store, flips="on", masked_loss=1.0)[0].buckets[0]
+    assert torch.allclose(bucket.mean[:, 1], bucket.mean[:, 0].flip(-1))
+    assert torch.equal(bucket.mask[:, 1], bucket.mask[:, 0].flip(-1))
+    assert not torch.equal(bucket.mean[:, 1], bucket.mean[:, 0])
+
+
+def test_random_backgrounds_change_what_is_behind_the_figure_and_nothing_else(store):
+    bucket = encode(store, flips="off", random_backgrounds=0.5, masked_loss=1.0)[0].buckets[0]
+    assert bucket.backgrounds == 5
+    figure = (bucket.mask[0, 0] == bucket.mask[0, 0].max()).expand(4, -1, -1)  # latent pixels wholly inside
+    outside = (bucket.mask[0, 0] == 0).expand(4, -1, -1)
+    for variant in range(1, 5):
+        assert torch.allclose(bucket.mean[0, variant][figure], bucket.mean[0, 0][figure])
+        assert not torch.allclose(bucket.mean[0, variant][outside], bucket.mean[0, 0][outside])
+
+
+def test_a_half_masked_background_counts_half(store):
+    mask = encode(store, masked_loss=0.5, flips="off")[0].buckets[0].mask[0, 0]
+    assert mask.mean().item() == pytest.approx(1.0)
+    assert (mask.min() / mask.max()).item() == pytest.approx(0.5)
+
+
+def test_size_conditioning_tells_the_size_on_the_sheet_and_that_nothing_was_cut(store):
+    ids = encode(store)[0].buckets[0].time_ids[0].tolist()  # source box 32×64 of a 64×128 bucket
+    assert ids == [64, 32, 0, 0, 128, 64]
+
+
+def test_a_view_without_caption_is_named(store):
+    dataset = make_dataset(store)
+    dataset = dataset.model_copy(update={"captions": dataset.captions[:2]})
+    with pytest.raises(BadInput, match="no caption for its back view"):
+        encode_dataset(dataset, TrainSettings(), FakeDiffusion(), store)
+
+
+def test_latents_that_are_not_numbers_name_the_vae_setting(store):
+    diffusion = FakeDiffusion()
+    whole = diffusion.encode_images
+
+    def broken(images):
+        posterior = whole(images)
+        posterior.mean.fill_(float("nan"))
+        return posterior
+
+    diffusion.encode_images = broken
+    with pytest.raises(BadInput, match="NaN latents .* models.sdxl_vae"):
+        encode_dataset(make_dataset(store), TrainSettings(), diffusion, store)
+
+
+def test_class_images_join_every_step_in_equal_number_with_their_weight(store, tmp_path):
+    folder = tmp_path / "women"
+    folder.mkdir()
+    for i, size in enumerate([(200, 200), (200, 200), (100, 400)]):
+        Image.fromarray(np.full((size[1], size[0], 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
+    (folder / "0.txt").write_text("a woman in a garden")
+    data, _ = encode(store, regularisation=str(folder), regularisation_weight=0.5, flips="off")
+    classes = [bucket for bucket in data.buckets if bucket.regularisation]
+    assert sorted(len(bucket) for bucket in classes) == [1, 2]
+    assert all(bucket.weight.tolist() == [0.5] * len(bucket) for bucket in classes)
+    settings = TrainSettings(regularisation=str(folder))
+    seen = [groups_of_step(data, settings, 0, step)[-1] for step in range(4)]
+    assert [len(group.samples) for group in seen] == [3, 3, 3, 3]
+    assert {group.bucket for group in seen} == {1, 2}
+    assert [bucket.names for bucket in data.views] == [("front", "side", "back")]
+
+
+def test_padding_of_a_class_image_carries_no_loss(store, tmp_path):
+    Image.new("RGB", (100, 130), "red").save(tmp_path / "a.png")
+    data, _ = encode(store, regularisation=str(tmp_path))
+    assert data.buckets[-1].mask.min().item() == 0.0
+
+
+def test_a_folder_without_images_is_refused(store, tmp_path):
+    with pytest.raises(BadInput, match=r"train.regularisation=.* holds no PNG, JPEG or WebP image"):
+        encode(store, regularisation=str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"), [((1000, 1000), (1024, 1024)), ((800, 1200), (832, 1216)), ((300, 1000), (576, 1792))]
+)
+def test_class_buckets_are_sdxls(size, wanted):
+    assert class_bucket(size, 1024 * 1024) == wanted

@@ -1,0 +1,78 @@
+"""What can only be checked on a CUDA device: graphs, kernels, determinism, the memory cap."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_loop import stop_after, train
+from tiny_sdxl import FakeDiffusion
+
+from charengine.errors import OutOfBudget
+from charengine.stages.train.kernels import geglu, geglu_backward
+from charengine.stages.train.loop import TrainingStopped
+from charengine.stages.train.optimizers import PACKAGES
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def cuda():
+    return FakeDiffusion(torch.bfloat16, "cuda")
+
+
+def test_the_fused_geglu_is_torchs():
+    projected = torch.randn(100, 2 * 320, device="cuda", requires_grad=True)
+    grad = torch.randn(100, 320, device="cuda")
+    left, gate = projected.double().chunk(2, -1)
+    wanted = left * torch.nn.functional.gelu(gate)
+    wanted.backward(grad.double())
+    change, again = geglu_backward(grad, projected.detach())
+    assert torch.allclose(geglu(projected.detach()).double(), wanted, atol=1e-6)
+    assert torch.allclose(again.double(), wanted, atol=1e-6)
+    assert torch.allclose(change, projected.grad, atol=1e-5)
+
+
+def test_a_captured_step_is_the_eager_step(store, tmp_path):
+    graph = train(store, tmp_path / "graph", diffusion=cuda(), deterministic=True)
+    eager = train(store, tmp_path / "eager", diffusion=cuda(), deterministic=True, cuda_graph="off")
+    assert graph.plan["graph"]
+    assert not eager.plan["graph"]
+    assert [point.loss for point in graph.validation] == pytest.approx([p.loss for p in eager.validation], rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw", "adamw8bit", "prodigy"])
+def test_resumed_is_uninterrupted_bit_for_bit_with_deterministic_kernels(store, tmp_path, optimizer):
+    if optimizer in PACKAGES:
+        pytest.importorskip({"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}[optimizer])
+    whole = train(store, tmp_path / "whole", diffusion=cuda(), deterministic=True, optimizer=optimizer)
+    with pytest.raises(TrainingStopped):
+        train(
+            store,
+            tmp_path / "parts",
+            diffusion=cuda(),
+            deterministic=True,
+            optimizer=optimizer,
+            should_stop=stop_after(5),
+        )
+    parts = train(store, tmp_path / "parts", diffusion=cuda(), deterministic=True, optimizer=optimizer)
+    assert [c.adapter for c in parts.checkpoints] == [c.adapter for c in whole.checkpoints]
+
+
+def test_a_budget_too_small_is_refused_and_the_memory_given_back(store, tmp_path):
+    cap = torch.cuda.get_per_process_memory_fraction()
+    with pytest.raises(OutOfBudget, match="train.budget_gib=0.51 is too small") as error:
+        train(store, tmp_path, diffusion=cuda(), budget_gib=0.51)
+    smallest = error.value.smallest_gib
+    assert smallest is None or 0.5 < smallest < 2
+    assert torch.cuda.get_per_process_memory_fraction() == cap
+    assert train(store, tmp_path / "again", diffusion=cuda(), budget_gib=3).plan["peak_gib"] < 3
+
+
+def test_a_float8_base_trains_in_segments_that_grow(store, tmp_path):
+    record = train(store, tmp_path, diffusion=cuda(), fp8_base=True, rank=2, conv_rank=2)
+    assert record.plan["fp8_base"]
+    assert record.base_validation.loss > record.validation[-1].loss
+    tensor = torch.empty(64 * 2**20, device="cuda")
+    segments = [
+        s for s in torch.cuda.memory_snapshot() if s["address"] <= tensor.data_ptr() < s["address"] + s["total_size"]
+    ]
+    assert [segment["is_expandable"] for segment in segments] == [True]

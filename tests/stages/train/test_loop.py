@@ -1,0 +1,338 @@
+"""The stage as a whole: it learns, it resumes exactly, it logs once, its files load."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_sdxl import FakeDiffusion, make_dataset
+
+from charengine.adapter.network import apply_adapter, load_adapter
+from charengine.config import TrainSettings
+from charengine.errors import BadInput
+from charengine.stages.train.loop import TrainingDiverged, TrainingStopped, checkpoint_steps, train_adapter
+from charengine.stages.train.state import FILE, StateWriter
+from charengine.store import Store
+from charengine.tracking.protocol import NullTracker
+
+RECIPE = {
+    "rank": 4,
+    "alpha": 4,
+    "conv_rank": 2,
+    "conv_alpha": 2,
+    "learning_rate": 1e-2,
+    "steps": 12,
+    "checkpoints": 3,
+    "save_state_every": 2,
+    "validate_every": 3,
+}
+
+
+def train(
+    store, folder, should_stop=lambda: False, diffusion=None, dataset=None, tracker=None, on_step=None, **changes
+):
+    return train_adapter(
+        dataset or make_dataset(store),
+        TrainSettings(**(RECIPE | changes)),
+        diffusion or FakeDiffusion(),
+        store,
+        seed=3,
+        state_dir=folder,
+        tracker=tracker or NullTracker(),
+        recipe={"profile": "test"},
+        should_stop=should_stop,
+        on_step=on_step,
+    )
+
+
+class Recorder(NullTracker):
+    """Remembers what was logged, as MLflow would across processes."""
+
+    def __init__(self):
+        self.rows, self.checkpoints, self.params = [], [], {}
+
+    def last_step(self, metric="train/loss"):
+        return max((step for metrics, step in self.rows if metric in metrics), default=-1)
+
+    def log_params(self, params):
+        self.params |= params
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((dict(metrics), step))
+
+    def log_checkpoint(self, adapter, step, metrics):
+        self.checkpoints.append(step)
+        return f"model-{step}"
+
+    def steps(self, metric):
+        return [step for metrics, step in self.rows if metric in metrics]
+
+
+def stop_after(count):
+    calls = iter(range(1, 10_000))
+    return lambda: next(calls) == count
+
+
+def test_training_learns_the_views_and_says_how_far_it_is(store, tmp_path):
+    seen = []
+    record = train(store, tmp_path / "state", on_step=seen.append, steps=40, checkpoints=2)
+    assert record.base_validation.loss > 1.3 * record.validation[-1].loss
+    assert set(record.validation[-1].by_view) == {"front", "side", "back"}
+    assert set(record.validation[-1].by_third) == {"low", "mid", "high"}
+    assert [checkpoint.step for checkpoint in record.checkpoints] == [20, 40]
+    assert [progress.step for progress in seen] == list(range(1, 41))
+    assert seen[-1].seconds_left == 0
+    assert seen[0].steps == 40
+    assert record.plan["precision"] == "fp32"
+    rows = list(csv.reader(io.StringIO(store.get(record.curve).decode())))
+    assert rows[0] == ["step", "loss", "smoothed", "learning_rate"]
+    assert [int(row[0]) for row in rows[1:]] == list(range(1, 41))
+    assert record.facts["samples"] == 120
+
+
+def test_the_last_checkpoint_is_a_file_that_does_what_training_measured(store, tmp_path):
+    diffusion = FakeDiffusion()
+    record = train(store, tmp_path, diffusion=diffusion)
+    data = store.get(record.checkpoints[-1].adapter)
+    tensors, metadata = load_adapter(data)
+    assert metadata["ss_steps"] == "12"
+    assert '"profile": "test"' in metadata["charengine.recipe"]
+    assert len(tensors) == 3 * 257
+    adapter = apply_adapter(diffusion.unet(), data, 1.0)
+    assert len(adapter.modules) == 257
+    first = load_adapter(store.get(record.checkpoints[0].adapter))[0]
+    assert any(not torch.equal(first[key], tensors[key]) for key in tensors)
+
+
+def test_the_same_inputs_make_the_same_bytes(tmp_path):
+    records = [train(Store(tmp_path / name), tmp_path / f"state-{name}") for name in "ab"]
+    assert [c.adapter.sha256 for c in records[0].checkpoints] == [c.adapter.sha256 for c in records[1].checkpoints]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "adamw", "schedule": "cosine", "warmup": 3},
+        {"algorithm": "tlora", "optimizer": "adamw"},
+        {"batch": 1, "accumulate": 2, "dropout": 0.2, "random_backgrounds": 0.5, "masked_loss": 0.5},
+        {"precision": "fp16"},
+        {"optimizer": "adamw8bit"},
+        {"optimizer": "prodigy-schedulefree", "learning_rate": 1.0},
+    ],
+    ids=lambda changes: " ".join(map(str, changes.values())),
+)
+def test_stopped_and_resumed_twice_is_uninterrupted_bit_for_bit(store, tmp_path, changes):
+    whole = train(store, tmp_path / "whole", **changes)
+    for stop in (5, 4):
+        with pytest.raises(TrainingStopped, match=r"stopped at step \d+ of 12; the same command continues"):
+            train(store, tmp_path / "parts", should_stop=stop_after(stop), **changes)
+    parts = train(store, tmp_path / "parts", **changes)
+    assert [c.adapter for c in parts.checkpoints] == [c.adapter for c in whole.checkpoints]
+    assert parts.curve == whole.curve
+    assert parts.validation == whole.validation
+    assert parts.base_validation == whole.base_validation
+
+
+SCRIPT = """
+import sys; sys.path.insert(0, {tests!r}); sys.path.insert(0, {root!r})
+import torch; torch.set_num_threads(1)
+from pathlib import Path
+from test_loop import train
+from charengine.store import Store
+record = train(Store({store!r}), Path({state!r}), steps=30, checkpoints=2,
+               on_step=lambda p: print("step", p.step, flush=True))
+print("done", record.checkpoints[-1].adapter.sha256, record.curve.sha256, flush=True)
+"""
+
+
+def _process(tmp_path, state):
+    here = Path(__file__).parent
+    script = SCRIPT.format(
+        tests=str(here), root=str(here.parent.parent), store=str(tmp_path / "store"), state=str(tmp_path / state)
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_random_steps_it_continues_to_the_same_bytes(tmp_path):
+    whole = _process(tmp_path, "whole").communicate()[0].splitlines()[-1]
+    dice = random.Random(5)
+    for low, high in ((3, 12), (14, 28)):
+        target = dice.randint(low, high)
+        process = _process(tmp_path, "killed")
+        for line in process.stdout:
+            if line.startswith("step") and int(line.split()[1]) >= target:
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
+        process.stdout.close()
+        assert process.returncode == -signal.SIGKILL
+    lines = _process(tmp_path, "killed").communicate()[0].splitlines()
+    assert int(lines[0].split()[1]) > 1  # it did not start again
+    assert lines[-1] == whole
+
+
+def test_no_step_is_logged_twice_however_often_it_is_resumed(store, tmp_path):
+    tracker = Recorder()
+    for stop in (5, 4):
+        with pytest.raises(TrainingStopped):
+            train(store, tmp_path, tracker=tracker, should_stop=stop_after(stop))
+        (tmp_path / "copy").mkdir(exist_ok=True)
+    train(store, tmp_path, tracker=tracker)
+    assert tracker.steps("train/loss") == list(range(1, 13))
+    assert tracker.steps("validation/loss") == [3, 4, 6, 8, 9, 12]
+    assert tracker.steps("base/loss") == [0]
+    assert tracker.checkpoints == [4, 8, 12]
+    assert tracker.params["train.rank"] == 4
+    assert tracker.params["plan.precision"] == "fp32"
+
+
+def test_a_crash_after_the_last_state_repeats_steps_but_not_their_logs(store, tmp_path):
+    tracker = Recorder()
+    state = None
+    with pytest.raises(TrainingStopped):
+        train(store, tmp_path, tracker=tracker, should_stop=stop_after(3))
+    state = (tmp_path / FILE).read_bytes()
+    with pytest.raises(TrainingStopped):
+        train(store, tmp_path, tracker=tracker, should_stop=stop_after(4))
+    (tmp_path / FILE).write_bytes(state)  # as if the process had died before it saved again
+    train(store, tmp_path, tracker=tracker)
+    assert tracker.steps("train/loss") == list(range(1, 13))
+    assert tracker.checkpoints == [4, 8, 12]
+
+
+def test_a_slow_disk_costs_states_but_holds_up_no_step(store, tmp_path, monkeypatch):
+    held, written, write = threading.Event(), [], StateWriter._write
+
+    def slow(self, tensors, metadata):
+        assert held.wait(60)
+        written.append(json.loads(metadata["facts"])["step"])
+        write(self, tensors, metadata)
+
+    monkeypatch.setattr(StateWriter, "_write", slow)
+    whole = train(store, tmp_path / "whole", on_step=lambda progress: progress.step == 12 and held.set())
+    assert written[0] == 2  # that of step 2 was still being written when all steps were done
+    assert set(written) <= {2, 12}
+    held.clear()
+    with pytest.raises(TrainingStopped):
+        train(
+            store,
+            tmp_path / "parts",
+            should_stop=stop_after(7),
+            on_step=lambda progress: progress.step == 7 and held.set(),
+        )
+    assert written[-1] == 7  # a stop is saved whatever is being written
+    parts = train(store, tmp_path / "parts")
+    assert [c.adapter for c in parts.checkpoints] == [c.adapter for c in whole.checkpoints]
+
+
+def test_it_stops_within_ten_seconds_and_leaves_the_unet_as_it_was(store, tmp_path):
+    diffusion = FakeDiffusion()
+    before = {key: value.clone() for key, value in diffusion.unet().state_dict().items()}
+    started = time.perf_counter()
+    with pytest.raises(TrainingStopped):
+        train(store, tmp_path, diffusion=diffusion, should_stop=stop_after(1), steps=1000)
+    assert time.perf_counter() - started < 10
+    unet = diffusion.unet()
+    assert all(torch.equal(before[key], value) for key, value in unet.state_dict().items())
+    assert not any("forward" in module.__dict__ for module in unet.modules())
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 2e-2}, {"rank": 2}])
+def test_a_state_of_other_settings_is_not_taken_up(store, tmp_path, change, caplog):
+    train(store, tmp_path)
+    fresh = train(store, tmp_path / "fresh", **change)
+    again = train(store, tmp_path, **change)
+    assert [c.adapter for c in again.checkpoints] == [c.adapter for c in fresh.checkpoints]
+    assert "belongs to other settings or data" in caplog.text
+
+
+def test_a_half_written_state_is_not_taken_up(store, tmp_path, caplog):
+    whole = train(store, tmp_path / "whole")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / FILE).write_bytes((tmp_path / "whole" / FILE).read_bytes()[:5000])
+    again = train(store, tmp_path / "broken")
+    assert [c.adapter for c in again.checkpoints] == [c.adapter for c in whole.checkpoints]
+    assert "cannot be read" in caplog.text
+
+
+def test_early_stop_keeps_the_adapter_it_stopped_at(store, tmp_path):
+    record = train(store, tmp_path, steps=60, validate_every=1, early_stop=2, learning_rate=0.3, checkpoints=1)
+    losses = [point.loss for point in record.validation]
+    assert record.steps < 60
+    assert min(losses[-2:]) >= min(losses[:-2])
+    assert record.checkpoints[-1].step == record.steps
+
+
+def test_a_loss_that_is_no_number_stops_with_the_setting_to_change(store, tmp_path):
+    diffusion = FakeDiffusion()
+    with torch.no_grad():
+        diffusion.unet().conv_out.bias.fill_(float("nan"))
+    with pytest.raises(TrainingDiverged, match=r"the loss became nan at step 1; lower train.learning_rate"):
+        train(store, tmp_path, diffusion=diffusion)
+
+
+def test_training_goes_on_from_a_file(store, tmp_path):
+    record = train(store, tmp_path / "first", steps=20)
+    path = store.export(record.checkpoints[-1].adapter, tmp_path / "first.safetensors")
+    again = train(store, tmp_path / "second", steps=2, checkpoints=1, learning_rate=1e-6, continue_from=str(path))
+    assert again.base_validation.loss == pytest.approx(record.base_validation.loss, rel=1e-5)
+    assert again.validation[-1].loss == pytest.approx(record.validation[-1].loss, rel=1e-2)
+    with pytest.raises(BadInput, match="does not exist"):
+        train(store, tmp_path / "third", continue_from="nowhere.safetensors")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_kernels_are_deterministic_while_it_trains_if_asked_and_as_before_afterwards(store, tmp_path, wanted):
+    seen = []
+
+    def look(progress):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+
+    train(store, tmp_path, deterministic=wanted, on_step=look)
+    assert set(seen) == {wanted}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_checkpoints_carry_sample_pictures(store, tmp_path):
+    record = train(store, tmp_path)
+    assert [len(checkpoint.samples) for checkpoint in record.checkpoints] == [1, 1, 1]
+    assert store.get(record.checkpoints[0].samples[0]).startswith(b"\x89PNG")
+
+
+def test_validation_is_the_same_noise_for_every_seed_and_step(store, tmp_path):
+    first = train(store, tmp_path / "a")
+    second = train_adapter(
+        make_dataset(store), TrainSettings(**RECIPE), FakeDiffusion(), store, seed=99, state_dir=tmp_path / "b"
+    )
+    assert first.base_validation == second.base_validation
+    assert first.validation[-1] != second.validation[-1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "count", "wanted"), [(400, 5, {80, 160, 240, 320, 400}), (3, 10, {1, 2, 3}), (10, 1, {10})]
+)
+def test_checkpoints_are_evenly_spread_and_include_the_last_step(steps, count, wanted):
+    assert checkpoint_steps(TrainSettings(steps=steps, checkpoints=count)) == wanted
+
+
+def test_validation_and_samples_come_as_often_as_asked(store, tmp_path):
+    tracker = Recorder()
+    images = []
+    tracker.log_image = lambda image, name, step=None: images.append(step)
+    train(store, tmp_path, tracker=tracker, validate_every=0, sample_every=5)
+    assert tracker.steps("validation/loss") == [4, 8, 12]
+    assert images == [4, 5, 8, 10, 12]

@@ -1,0 +1,258 @@
+"""Tracking: nothing logged twice, nothing lost, and no MLflow trouble ever stops a run."""
+
+from __future__ import annotations
+
+import http.server
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import child_environment
+from PIL import Image
+
+from charengine.machine.addresses import database_uri
+from charengine.machine.home import Home
+from charengine.tracking.open_tracker import open_tracker
+from charengine.tracking.protocol import NullTracker, Tracker, closing
+from charengine.tracking.spool import MetricSpool, Point
+
+LOSS = "train/loss"
+
+
+def opened(home: Home, key: str = "run-1") -> Tracker:
+    return open_tracker(home, project="charengine", name="aya", key=key, params={"seed": 42}, tags={"character": "aya"})
+
+
+def client(home: Home) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=database_uri(home), registry_uri=database_uri(home))
+
+
+def steps(home: Home, run_id: str | None, metric: str = LOSS) -> list[int]:
+    return [point.step for point in client(home).get_metric_history(run_id, metric)]
+
+
+def test_a_run_with_the_same_key_is_opened_again_not_made_again(home: Home) -> None:
+    first = opened(home)
+    child = first.child("train", key="train-1", params={"rank": 16})
+    child.finish()
+    first.finish()
+    second = opened(home)
+    assert second.run_id == first.run_id
+    assert second.child("train", key="train-1").run_id == child.run_id
+    assert second.child("train", key="train-2").run_id != child.run_id
+    second.finish()
+
+
+def test_a_training_keeps_its_run_under_another_parent(home: Home) -> None:
+    first = opened(home, "run-1")
+    train = first.child("train", key="train-1")
+    first.finish("KILLED")
+    second = opened(home, "run-2")
+    assert second.run_id != first.run_id
+    assert second.child("train", key="train-1").run_id == train.run_id
+    second.finish()
+
+
+def test_cells_of_two_sweeps_do_not_share_runs(home: Home) -> None:
+    parent = opened(home)
+    one = parent.child("sweep", key="sweep-1").child("cell", key="300/0.8")
+    two = parent.child("sweep", key="sweep-2").child("cell", key="300/0.8")
+    assert one.run_id != two.run_id
+    parent.finish()
+
+
+def test_a_child_run_is_named_after_those_above_it(home: Home) -> None:
+    parent = opened(home)
+    cell = parent.child("sweep", key="sweep-1").child("step 300 × 0.8", key="300/0.8")
+    assert client(home).get_run(cell.run_id).info.run_name == "aya sweep step 300 × 0.8"
+    parent.finish()
+
+
+def test_steps_that_were_logged_are_not_logged_again(home: Home) -> None:
+    first = opened(home)
+    for step in range(1, 71):
+        first.log_metrics({LOSS: 1 / step}, step)
+    first.finish("KILLED")
+    again = opened(home)
+    assert again.last_step() == 70
+    for step in range(51, 101):
+        again.log_metrics({LOSS: 1 / step}, step)
+    again.finish()
+    assert steps(home, again.run_id) == list(range(1, 101))
+
+
+def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(home: Home) -> None:
+    code = (
+        "import os, sys; sys.path.insert(0, 'tests')\n"
+        "from charengine.environment import find_home\n"
+        "import charengine.metric_spool as spool; spool.SEND_EVERY = 60.0\n"
+        "from charengine.tracking import open_tracker\n"
+        "run = open_tracker(find_home(), project='charengine', name='aya', key='run-1', params={}, tags={})\n"
+        "for step in range(1, 41): run.log_metrics({'train/loss': 1 / step}, step)\n"
+        "os._exit(9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=child_environment(home))
+    assert done.returncode == 9
+    again = opened(home)
+    assert steps(home, again.run_id) == []
+    assert again.last_step() == 40
+    again.log_metrics({LOSS: 0.0}, 40)
+    again.log_metrics({LOSS: 0.0}, 41)
+    again.finish()
+    assert steps(home, again.run_id) == list(range(1, 42))
+    assert list((home.mlflow / "spool").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"), [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_a_run_is_closed_with_the_status_it_ended_in(
+    home: Home, ending: type[BaseException] | None, status: str
+) -> None:
+    run = opened(home)
+    if ending:
+        with pytest.raises(ending), closing(run):
+            raise ending
+    else:
+        with closing(run):
+            pass
+    assert client(home).get_run(run.run_id).info.status == status
+
+
+def test_pictures_files_and_the_dataset_arrive(home: Home) -> None:
+    run = opened(home)
+    run.log_image(Image.new("RGB", (8, 8), "red"), "sheet")
+    run.log_bytes(b"<html></html>", "report/report.html")
+    run.log_dataset("aya", "d" * 64, {"trigger": "ohwaya"})
+    run.finish()
+    found = client(home)
+    assert [item.path for item in found.list_artifacts(run.run_id, "images")] == ["images/sheet.png"]
+    assert [item.path for item in found.list_artifacts(run.run_id, "report")] == ["report/report.html"]
+    assert found.get_run(run.run_id).inputs.dataset_inputs[0].dataset.digest == "d" * 36
+    assert Path(found.get_run(run.run_id).info.artifact_uri.removeprefix("file://")).is_relative_to(home.mlflow)
+
+
+def test_a_checkpoint_is_one_logged_model_however_often_it_is_logged(home: Home) -> None:
+    run = opened(home)
+    first = run.log_checkpoint(b"adapter", 300, {"loss": 0.1})
+    assert first and run.log_checkpoint(b"adapter", 300, {"loss": 0.1}) == first
+    run.finish()
+    again = opened(home)
+    assert again.log_checkpoint(b"adapter", 300, {"loss": 0.1}) == first
+    again.finish()
+    assert len(client(home).get_run(run.run_id).outputs.model_outputs) == 1
+
+
+def test_the_pick_becomes_the_champion_once(home: Home) -> None:
+    run = opened(home)
+    for _ in range(2):
+        run.register_pick("character-aya", b"adapter", 300, 0.8, {"identity": 0.9})
+    run.finish()
+    champion = client(home).get_model_version_by_alias("character-aya", "champion")
+    assert (int(champion.version), champion.tags["recommended_strength"]) == (1, "0.8")
+
+
+def test_an_unreachable_server_leaves_the_run_untracked_and_going(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(opened(home), NullTracker)
+    assert "not tracked" in caplog.text
+
+
+class BrokenServer(http.server.BaseHTTPRequestHandler):
+    """Answers 500 to everything."""
+
+    def answer(self) -> None:
+        self.send_response(500)
+        self.end_headers()
+
+    do_GET = do_POST = answer
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def broken_server() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), BrokenServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_server_that_dies_on_the_way_costs_training_nothing_and_loses_nothing(home: Home, broken_server: str) -> None:
+    run: Any = opened(home)
+    working = run._session.client
+
+    from mlflow import MlflowClient
+
+    run._session.client = MlflowClient(tracking_uri=broken_server)
+    started = time.monotonic()
+    for step in range(1, 1001):
+        run.log_metrics({LOSS: 1 / step}, step)
+    assert time.monotonic() - started < 1.0  # a millisecond a step at most, on any machine
+    run.finish()
+    assert (home.mlflow / "spool" / f"{run.run_id}.jsonl").exists()
+
+    run._session.client = working
+    again = opened(home)
+    again.finish()
+    assert steps(home, again.run_id) == list(range(1, 1001))
+
+
+def test_a_spool_that_is_never_emptied_holds_a_bounded_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charengine.tracking.spool.QUEUE", 100)
+
+    def refuse(run_id: str, points: list[Point]) -> None:
+        raise ConnectionError("away")
+
+    spool = MetricSpool(tmp_path, refuse)
+    for step in range(1000):
+        spool.add("run", {LOSS: 0.0}, step)
+    assert len(spool._queue) <= 100
+    assert spool.drain("run", seconds=1.0) is False
+    spool.close()
+
+    got: list[Point] = []
+    spool = MetricSpool(tmp_path, lambda run_id, points: got.extend(points))
+    assert spool.recover("run", lambda key: -1) == 1000
+    assert spool.drain("run") is True
+    spool.close()
+    assert [point.step for point in got] == list(range(1000))
+
+
+def test_a_line_cut_by_a_crash_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "run.jsonl").write_text('["train/loss", 0.5, 1, 1700000000000]\n["train/lo')
+    got: list[Point] = []
+    spool = MetricSpool(tmp_path, lambda run_id, points: got.extend(points))
+    spool.recover("run", lambda key: -1)
+    spool.drain("run")
+    spool.close()
+    assert [(point.key, point.step) for point in got] == [(LOSS, 1)]
+
+
+@pytest.mark.slow
+def test_four_first_processes_at_once_make_one_database(tmp_path: Path) -> None:
+    place = Home(tmp_path / "fresh").create()
+    code = (
+        "from charengine.environment import find_home, apply_defaults\n"
+        "home = find_home(); apply_defaults(home)\n"
+        "from charengine.tracking_mlflow import open_run\n"
+        "run = open_run(home, 'charengine', 'aya', str(__import__('os').getpid()), {}, {})\n"
+        "run.log_metrics({'loss': 1.0}, 1); run.finish()"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code], env=child_environment(place)) for _ in range(4)]
+    assert [process.wait(timeout=180) for process in processes] == [0, 0, 0, 0]
+    found = client(place)
+    experiment = found.get_experiment_by_name("charengine")
+    assert len(found.search_runs([experiment.experiment_id])) == 4
