@@ -281,6 +281,24 @@ class Profile(Settings):
     train: TrainSettings = TrainSettings()
     sweep: SweepSettings = SweepSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, data: Any) -> Any:
+        """`budget_gib` is what training must fit in too, unless its section says less."""
+        if not isinstance(data, dict) or not isinstance(data.get("train", {}), dict):
+            return data
+        budget = data.get("budget_gib", cls.model_fields["budget_gib"].default)
+        return {**data, "train": {"budget_gib": budget, **data.get("train", {})}}
+
+    @model_validator(mode="after")
+    def _training_fits_the_budget(self) -> Profile:
+        if self.train.budget_gib > self.budget_gib:
+            raise ValueError(
+                f"train.budget_gib is {self.train.budget_gib:g} and budget_gib, which every stage must fit in, "
+                f"{self.budget_gib:g}: leave train.budget_gib out, or make it at most that"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A stage that is off leaves no trace in configs, recipes and keys: they are what they were before there was one."""

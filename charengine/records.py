@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 ViewName = Literal["front", "side", "back"]
 VIEWS: tuple[ViewName, ...] = ("front", "side", "back")
@@ -17,6 +18,9 @@ class Record(BaseModel):
     # "strings": NaN (a loss nobody measured) survives JSON, which has no word for it
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
+    provenance: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say how the record came about, not what it is; no stage's key depends on them."""
+
 
 class Ref(Record):
     """A blob in the store: found by its digest, never by its path."""
@@ -25,6 +29,8 @@ class Ref(Record):
     size: int = Field(ge=0, description="bytes")
     media_type: str
     name: str = Field(description="file name to give the blob outside the store")
+
+    provenance = frozenset({"size", "media_type", "name"})
 
 
 class SheetRecord(Record):
@@ -40,6 +46,8 @@ class SheetRecord(Record):
     gate: dict[str, Any] = Field(default_factory=dict, description="numbers and answers the sheet gate measured")
     warnings: tuple[str, ...] = ()
 
+    provenance = frozenset({"prompt", "seed", "candidates", "gate", "warnings"})
+
 
 class ViewRecord(Record):
     """One cropped view, padded to a training bucket."""
@@ -52,15 +60,21 @@ class ViewRecord(Record):
     source_box: tuple[int, int, int, int] = Field(description="x0, y0, x1, y1 on the sheet, pixels")
     facts: dict[str, float] = Field(default_factory=dict)
 
+    provenance = frozenset({"source_box", "facts"})
+
 
 class ViewsRecord(Record):
     """The three views of a sheet and the crop's quality numbers."""
 
     views: tuple[ViewRecord, ...]
     background: tuple[int, int, int] = Field(description="RGB 0-255 of the sheet's background")
-    overlay: Ref = Field(description="the sheet with the found boxes drawn on it, PNG")
+    overlay: Ref | None = Field(
+        default=None, description="the sheet with the found boxes drawn on it, PNG; None for views without a sheet"
+    )
     facts: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    provenance = frozenset({"overlay", "facts", "warnings"})
 
 
 class ExtraView(Record):
@@ -103,6 +117,8 @@ class CaptionRecord(Record):
     pruned: tuple[str, ...] = Field(default=(), description="the character's own traits, bound to the trigger")
     edited: bool = False
 
+    provenance = frozenset({"tags", "pruned", "edited"})
+
 
 class DatasetRecord(Record):
     """Views and captions in kohya's layout, as one thing with one digest."""
@@ -111,10 +127,12 @@ class DatasetRecord(Record):
     class_noun: str
     views: ViewsRecord
     captions: tuple[CaptionRecord, ...]
-    digest: str = Field(description="SHA-256 over images, masks and captions")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 over images, masks and captions")
     side_bound: bool = Field(default=False, description="the character has items bound to one side: never flip")
     warnings: tuple[str, ...] = ()
     extras: tuple[ExtraView, ...] = Field(default=(), description="more views that were kept; captioned as the others")
+
+    provenance = frozenset({"warnings"})
 
     @property
     def trained_extras(self) -> tuple[ExtraView, ...]:
@@ -145,10 +163,14 @@ class CheckpointRecord(Record):
 
     step: int
     adapter: Ref
-    loss: float = Field(description="smoothed training loss at this step")
+    loss: float | None = Field(
+        default=None, description="smoothed training loss at this step; None for an adapter trained elsewhere"
+    )
     validation_loss: float | None = None
     samples: tuple[Ref, ...] = ()
     logged_model_id: str | None = None
+
+    provenance = frozenset({"samples", "logged_model_id"})
 
 
 class AdapterRecord(Record):
@@ -159,13 +181,22 @@ class AdapterRecord(Record):
     trigger: str
     class_noun: str
     dataset_digest: str
-    curve: Ref = Field(description="CSV: step, loss, smoothed, learning_rate")
+    curve: Ref | None = Field(
+        default=None, description="CSV: step, loss, smoothed, learning_rate; None for an adapter trained elsewhere"
+    )
     validation: tuple[LossPoint, ...] = ()
     base_validation: LossPoint | None = Field(default=None, description="the base model on the same noise")
     facts: dict[str, float] = Field(default_factory=dict, description="step_ms, peak_gib, parameters, seconds, …")
     plan: dict[str, Any] = Field(default_factory=dict, description="the memory plan that was chosen")
     mlflow_run_id: str | None = None
     warnings: tuple[str, ...] = ()
+
+    provenance = frozenset({"facts", "plan", "mlflow_run_id", "warnings"})
+
+    @property
+    def final_loss(self) -> float | None:
+        """Smoothed training loss at the last checkpoint; None for an adapter trained elsewhere."""
+        return self.checkpoints[-1].loss
 
 
 class CellMetrics(Record):
@@ -181,6 +212,8 @@ class CellMetrics(Record):
     images: int
     detail: dict[str, float] = Field(default_factory=dict, description="normalised values, confidence bounds, …")
     mlflow_run_id: str | None = None
+
+    provenance = frozenset({"mlflow_run_id"})
 
 
 class PickRecord(Record):
@@ -208,6 +241,8 @@ class SweepRecord(Record):
     recommended_adapter: Ref = Field(description="the pick, rescaled so that strength 1.0 is the recommended one")
     mlflow_run_id: str | None = None
     warnings: tuple[str, ...] = ()
+
+    provenance = frozenset({"mlflow_run_id", "warnings"})
 
 
 class ReportRecord(Record):
@@ -237,7 +272,6 @@ class RunRecord(Record):
     profile: str
     config: dict[str, Any] = Field(description="the whole resolved config")
     sheet: SheetRecord
-    views: ViewsRecord
     dataset: DatasetRecord
     training: AdapterRecord
     sweep: SweepRecord
@@ -247,9 +281,48 @@ class RunRecord(Record):
     warnings: tuple[str, ...] = ()
     expansion: ExpansionRecord | None = Field(default=None, description="None when no more views were asked for")
 
+    provenance = frozenset({"stages", "mlflow_run_id", "prefect_flow_run_id"})
+
+    @property
+    def views(self) -> ViewsRecord:
+        """The sheet's three views."""
+        return self.dataset.views
+
+    @property
+    def recommended_prompt(self) -> str:
+        """How a prompt begins that shows the character."""
+        return f"{self.trigger} {self.class_noun}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _views_are_the_data_sets(cls, data: Any) -> Any:
+        """Runs of 0.1.0 held the views a second time."""
+        return {key: value for key, value in data.items() if key != "views"} if isinstance(data, dict) else data
+
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return _without_empty(write(self), "expansion")
+
+
+class RunResult(Record):
+    """What a run made and where it lies: what the flow and Python return, and `charengine run --json` says."""
+
+    name: str
+    trigger: str
+    recommended_prompt: str = Field(description="how a prompt begins that shows the character")
+    sheet: Path
+    views: tuple[Path, ...]
+    captions: tuple[Path, ...]
+    adapter: Path = Field(description="as trained: the last checkpoint")
+    recommended_adapter: Path = Field(description="the pick, rescaled so that strength 1.0 is the recommended one")
+    checkpoint_step: int
+    strength: float
+    report: Path
+    mlflow_run_id: str | None
+    prefect_flow_run_id: str | None
+    cached_stages: tuple[str, ...]
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
 
 
 def _without_empty(data: dict[str, Any], name: str) -> dict[str, Any]:

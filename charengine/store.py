@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import mimetypes
 import os
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from charengine.errors import BadInput, StoreCorrupt
-from charengine.records import Ref
+from charengine.records import Record, Ref
+
+R = TypeVar("R", bound=Record)
+log = logging.getLogger(__name__)
 
 
 class Store:
@@ -31,6 +35,7 @@ class Store:
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
         try:
             self.fs.makedirs(f"{self.root}/sha256", exist_ok=True)
+            self.fs.makedirs(f"{self.root}/results", exist_ok=True)
         except OSError as error:
             raise BadInput(
                 f"store {self.url!r} cannot be created ({error}); choose a writable folder with --out or CHARENGINE_HOME"
@@ -77,10 +82,27 @@ class Store:
         if self.fs.exists(self._where(ref.sha256)):
             self.fs.rm_file(self._where(ref.sha256))
 
+    def put_result(self, key: str, record: Record) -> None:
+        """Keep what a stage made under its key: a few hundred bytes that refer to blobs."""
+        self._write(self._result(key), record.model_dump_json().encode())
+
+    def result(self, key: str, kind: type[R]) -> R | None:
+        """What a stage made under this key; None when there is nothing, or nothing that can be read as this kind."""
+        try:
+            return kind.model_validate_json(self.fs.cat_file(self._result(key)))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:  # written by another version, or damaged: made again
+            log.warning("%s: the kept result cannot be read (%s)", key, str(error).splitlines()[0])
+            return None
+
     def export(self, ref: Ref, path: Path) -> Path:
         """Write the blob to `path` atomically and return the absolute path."""
         write_atomically(path, self.get(ref))
         return path.resolve()
+
+    def _result(self, key: str) -> str:
+        return f"{self.root}/results/{key}.json"
 
     def _where(self, digest: str) -> str:
         return f"{self.root}/sha256/{digest[:2]}/{digest}"

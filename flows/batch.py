@@ -17,7 +17,8 @@ from prefect.deployments import run_deployment
 
 from charengine.errors import EngineError
 from charengine.machine.home import work_folder
-from charengine.run import folder as outputs
+from charengine.records import RunResult
+from charengine.run import folder
 from charengine.run.cast import check_cast, read_cast
 from charengine.run.request import slug
 from charengine.stages.report.cast import gallery_page, table
@@ -102,13 +103,18 @@ def _wait(run: FlowRun) -> FlowRun:
 
 def _outcome_of_run(entry: dict[str, Any], run: FlowRun) -> dict[str, Any]:
     if run.state and run.state.is_completed():
-        return _outcome(entry, result=json.loads((Path(entry["out"]) / outputs.RESULT).read_text()))
+        return _outcome(entry, result=folder.read_result(Path(entry["out"])))
     message = (run.state.message if run.state else "") or "it failed"
     return _outcome(entry, error=message.removeprefix("Flow run encountered an exception: "))
 
 
-def _outcome(entry: dict[str, Any], result: dict[str, Any] | None = None, error: str = "") -> dict[str, Any]:
-    return {"name": entry["name"], "prompt": entry["prompt"], "error": error, "result": result}
+def _outcome(entry: dict[str, Any], result: RunResult | None = None, error: str = "") -> dict[str, Any]:
+    return {
+        "name": entry["name"],
+        "prompt": entry["prompt"],
+        "error": error,
+        "result": result.model_dump(mode="json") if result else None,
+    }
 
 
 def _reason(error: Any) -> str:

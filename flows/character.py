@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
@@ -16,23 +17,25 @@ from charengine.records import (
     DatasetRecord,
     ExpansionRecord,
     RunRecord,
+    RunResult,
     SheetRecord,
     SweepRecord,
-    ViewsRecord,
 )
-from charengine.run import folder as outputs
-from charengine.run.request import STAGES, RunRequest, check
-from charengine.run.workspace import Workspace
+from charengine.run import folder
+from charengine.run.request import STAGES, CheckedRun, RunRequest, check
+from charengine.run.workspace import Workspace, open_workspace
 from charengine.tracking.protocol import closing
 from tasks.artifacts import show_run
-from tasks.caption import caption_key, caption_views, show_dataset
+from tasks.caption import caption_views
 from tasks.crop import crop_views
 from tasks.expand import expand_views
 from tasks.report import write_report
 from tasks.sheet import make_sheet
 from tasks.sweep import sweep_adapter
 from tasks.train import train_adapter
-from tasks.workspace import flow_run_id, open_workspace
+from tasks.workspace import flow_run_id, track
+
+_prepared: ContextVar[tuple[CheckedRun, Workspace] | None] = ContextVar("prepared", default=None)
 
 # what Prefect's form checks; its words come from the docstrings
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
@@ -54,7 +57,7 @@ def character(
     sheet: str = "",
     out: str = "",
     refresh: list[StageName] = [],  # noqa: B006
-) -> dict[str, Any]:
+) -> RunResult:
     """Make a character: sheet, views, captions, adapter, sweep, pick and report.
 
     Stages whose inputs have not changed are taken from the cache; a run that was killed continues.
@@ -74,76 +77,89 @@ def character(
     request = RunRequest(
         prompt, name, class_noun, trigger, seed, profile, tuple(overrides), sheet, out, refresh=tuple(refresh)
     )
-    home = find_home()
-    checked = check(request, home)
-    workspace = open_workspace(checked, home, title=checked.character.name)
+    run, workspace = _prepared.get() or _prepare(request)
+    track(workspace)
     with closing(workspace.tracker):
-        return make_character(workspace)
+        return make_character(workspace, run.out)
 
 
-def make_character(workspace: Workspace) -> dict[str, Any]:
+def _prepare(request: RunRequest) -> tuple[CheckedRun, Workspace]:
+    home = find_home()
+    run = check(request, home)
+    return run, open_workspace(run, home)
+
+
+def start(run: CheckedRun, workspace: Workspace) -> RunResult:
+    """The flow in this process, with a run that is checked and a workspace that is open: nothing is done twice."""
+    token = _prepared.set((run, workspace))
+    try:
+        return character(**run.parameters())
+    finally:
+        _prepared.reset(token)
+
+
+def make_character(workspace: Workspace, out: Path) -> RunResult:
     """The stages, each handing a record to the next; files are written as soon as they exist."""
-    out, store = workspace.out, workspace.store
+    store = workspace.store
 
     sheet = make_sheet(workspace)
-    sheet_path = outputs.write_sheet(sheet, out, store)
+    sheet_path = folder.write_sheet(sheet, out, store)
 
     views = crop_views(workspace, sheet)
-    view_paths = outputs.write_views(views, out / "views", store)
+    view_paths = folder.write_views(views, out / "views", store)
 
     expansion = expand_views(workspace, views)
     if expansion:
-        outputs.write_expansion(expansion, out / "extra_views", store)
+        folder.write_expansion(expansion, out / "extra_views", store)
     extras = expansion.kept if expansion else ()
 
-    key = caption_key(workspace, views, extras)
-    dataset = outputs.take_edits(caption_views(workspace, views, extras), out, key)
-    show_dataset(workspace, dataset)
-    caption_paths = outputs.write_dataset(dataset, out, store, key)
+    dataset, caption_key = caption_views(workspace, views, extras, out)
+    caption_paths = folder.write_dataset(dataset, out, store, caption_key)
 
     training = train_adapter(workspace, dataset)
 
     sweep = sweep_adapter(workspace, training, dataset)
-    adapter_path, recommended_path = outputs.write_adapters(sweep, dataset.trigger, out, store)
-    outputs.write_pictures(sweep, out, store)
+    adapter_path, recommended_path = folder.write_adapters(sweep, dataset.trigger, out, store)
+    folder.write_pictures(sweep, out, store)
 
-    run = _record(workspace, sheet, views, expansion, dataset, training, sweep)
+    run = _record(workspace, sheet, expansion, dataset, training, sweep)
     report = write_report(workspace, run)
     run = run.model_copy(update={"stages": tuple(workspace.facts)})
-    report_path = outputs.write_report(report, run, out, store)
+    report_path = folder.write_report(report, run, out, store)
     show_run(workspace, run)
-    _log_outcome(workspace, run)
+    _log_outcome(workspace, run, out)
 
-    result = {
-        "name": run.name,
-        "trigger": run.trigger,
-        "sheet": str(sheet_path),
-        "views": [str(path) for path in view_paths],
-        "captions": [str(path) for path in caption_paths],
-        "adapter": str(adapter_path),
-        "recommended_adapter": str(recommended_path),
-        "checkpoint_step": sweep.pick.checkpoint_step,
-        "strength": sweep.pick.strength,
-        "report": str(report_path),
-        "mlflow_run_id": run.mlflow_run_id,
-        "prefect_flow_run_id": run.prefect_flow_run_id,
-        "cached_stages": [fact.stage for fact in run.stages if fact.cached],
-        "seconds": {fact.stage: round(fact.seconds, 3) for fact in run.stages},
-    }
-    outputs.write_result(result, out)
+    result = RunResult(
+        name=run.name,
+        trigger=run.trigger,
+        recommended_prompt=run.recommended_prompt,
+        sheet=sheet_path,
+        views=tuple(view_paths),
+        captions=tuple(caption_paths),
+        adapter=adapter_path,
+        recommended_adapter=recommended_path,
+        checkpoint_step=sweep.pick.checkpoint_step,
+        strength=sweep.pick.strength,
+        report=report_path,
+        mlflow_run_id=run.mlflow_run_id,
+        prefect_flow_run_id=run.prefect_flow_run_id,
+        cached_stages=tuple(fact.stage for fact in run.stages if fact.cached),
+        warnings=run.warnings,
+        seconds={fact.stage: round(fact.seconds, 3) for fact in run.stages},
+    )
+    folder.write_result(result, out)
     return result
 
 
 def _record(
     workspace: Workspace,
     sheet: SheetRecord,
-    views: ViewsRecord,
     expansion: ExpansionRecord | None,
     dataset: DatasetRecord,
     training: AdapterRecord,
     sweep: SweepRecord,
 ) -> RunRecord:
-    records = (sheet, views, expansion, dataset, training, sweep)
+    records = (sheet, dataset.views, expansion, dataset, training, sweep)
     warnings = [warning for record in records if record for warning in record.warnings]
     return RunRecord(
         name=workspace.character.name,
@@ -154,7 +170,6 @@ def _record(
         profile=workspace.profile.name,
         config=workspace.config,
         sheet=sheet,
-        views=views,
         expansion=expansion,
         dataset=dataset,
         training=training,
@@ -166,13 +181,14 @@ def _record(
     )
 
 
-def _log_outcome(workspace: Workspace, run: RunRecord) -> None:
+def _log_outcome(workspace: Workspace, run: RunRecord, out: Path) -> None:
     pick = run.sweep.pick
-    numbers = {
+    numbers: dict[str, float] = {
         "pick/checkpoint_step": pick.checkpoint_step,
         "pick/strength": pick.strength,
-        "train/final_loss": run.training.checkpoints[-1].loss,
     }
+    if run.training.final_loss is not None:
+        numbers["train/final_loss"] = run.training.final_loss
     for label, cell in (("pick", pick.metrics), ("base", pick.baseline), ("last_at_1", pick.overbaked)):
         numbers |= {
             f"{label}/{name}": getattr(cell, name) for name in ("identity", "adherence", "diversity", "copying")
@@ -190,6 +206,6 @@ def _log_outcome(workspace: Workspace, run: RunRecord) -> None:
             "cached_stages": ", ".join(fact.stage for fact in run.stages if fact.cached),
             "charengine.train_run_id": run.training.mlflow_run_id or "",
             "charengine.sweep_run_id": run.sweep.mlflow_run_id or "",
-            "out": str(Path(workspace.out)),
+            "out": str(out),
         }
     )

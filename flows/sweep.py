@@ -9,14 +9,15 @@ from prefect import flow
 
 from charengine.machine.home import find_home, work_folder
 from charengine.profiles.loading import load_profile
-from charengine.run import folder as outputs
+from charengine.run import folder
 from charengine.run.earlier_runs import sweep_inputs
 from charengine.run.request import RunRequest, check, slug
+from charengine.run.workspace import Workspace
 from charengine.store import Store
 from charengine.tracking.protocol import closing
 from flows.character import ProfileName, Seed
 from tasks.sweep import sweep_adapter
-from tasks.workspace import open_workspace
+from tasks.workspace import track
 
 
 @flow(name="sweep", flow_run_name="sweep-{source}", validate_parameters=True, persist_result=False)
@@ -65,16 +66,18 @@ def sweep(
         overrides=tuple(overrides),
         out=out or f"runs/sweep-{slug(dataset.trigger)}",
     )
-    workspace = open_workspace(check(request, home), home, title=dataset.trigger)
+    run = check(request, home)
+    workspace = Workspace(run.character, run.profile, home)
+    track(workspace)
     with closing(workspace.tracker):
         record = sweep_adapter(workspace, training, dataset)
-    adapter, recommended = outputs.write_adapters(record, dataset.trigger, workspace.out, workspace.store)
-    outputs.write_pictures(record, workspace.out, workspace.store)
+    adapter, recommended = folder.write_adapters(record, dataset.trigger, run.out, workspace.store)
+    folder.write_pictures(record, run.out, workspace.store)
     return {
         "adapter": str(adapter),
         "recommended_adapter": str(recommended),
         "checkpoint_step": record.pick.checkpoint_step,
         "strength": record.pick.strength,
-        "sweep": str(outputs.write_sweep(record, workspace.out)),
+        "sweep": str(folder.write_sweep(record, run.out)),
         "mlflow_run_id": workspace.tracker.run_id,
     }

@@ -58,7 +58,11 @@ def show_captions(workspace: Workspace, dataset: DatasetRecord) -> None:
 def show_training(workspace: Workspace, training: AdapterRecord) -> None:
     """The checkpoints as a table."""
     rows = [
-        {"step": point.step, "loss": round(point.loss, 4), "validation loss": point.validation_loss}
+        {
+            "step": point.step,
+            "loss": None if point.loss is None else round(point.loss, 4),
+            "validation loss": point.validation_loss,
+        }
         for point in training.checkpoints
     ]
     create_table_artifact(table=rows, key=f"{workspace.slug}-checkpoints", description="checkpoints")

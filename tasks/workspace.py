@@ -7,24 +7,15 @@ import logging
 from prefect import runtime
 from prefect.settings import PREFECT_UI_URL
 
-from charengine.machine.home import Home
-from charengine.run.request import CheckedRun
 from charengine.run.workspace import Workspace
-from charengine.tracking.open_tracker import open_tracker
-
-PROJECT = "charengine"  # the MLflow experiment
 
 
-def open_workspace(run: CheckedRun, home: Home, title: str) -> Workspace:
-    """The workspace of a run, its MLflow run open under this title."""
+def track(workspace: Workspace) -> None:
+    """Open the workspace's MLflow run, tagged with the flow run; and let the engine's messages reach Prefect's page."""
     engine = logging.getLogger("charengine")
     if engine.level == logging.NOTSET:  # Prefect hands on the engine's messages but leaves their level at WARNING
         engine.setLevel(logging.INFO)
-    workspace = Workspace(run, home)
-    workspace.tracker = open_tracker(
-        home, project=PROJECT, name=title, key=workspace.key, params=workspace.params(), tags=_tags(workspace)
-    )
-    return workspace
+    workspace.track(_tags())
 
 
 def flow_run_id() -> str | None:
@@ -33,13 +24,10 @@ def flow_run_id() -> str | None:
     return str(run_id) if run_id else None
 
 
-def _tags(workspace: Workspace) -> dict[str, str]:
-    """How MLflow and Prefect find each other's run, and what users filter by."""
+def _tags() -> dict[str, str]:
+    """How MLflow and Prefect find each other's run."""
     run_id, ui = flow_run_id() or "", PREFECT_UI_URL.value()
     return {
-        "character": workspace.character.name,
-        "trigger": workspace.character.trigger,
-        "profile": workspace.profile.name,
         "prefect.flow_run_id": run_id,
         "prefect.flow_run_name": str(runtime.flow_run.name or ""),
         "prefect.flow_run_url": f"{ui}/runs/flow-run/{run_id}" if ui else "",

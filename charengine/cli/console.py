@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from charengine.stages.train.loop import Progress
+    from charengine.stage import Progress
 
 
 def listen(quiet: bool = False) -> None:

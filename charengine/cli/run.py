@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +13,10 @@ from charengine.cli.console import listen, say, say_json, training_bar
 from charengine.machine.addresses import use_services
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import Home, find_home
-from charengine.run.folder import read_run
 from charengine.run.request import RunRequest, check
+
+if TYPE_CHECKING:
+    from charengine.records import RunResult
 
 DEMO_NAME = "Grisha"
 DEMO_PROMPT = (
@@ -77,16 +78,16 @@ def start(request: RunRequest, as_json: bool) -> None:
     """Check a request, run it through the flow and say what was made."""
     listen(quiet=as_json)
     home = find_home()
-    checked = check(request, home)
+    run = check(request, home)
     prefect_is_up = _reach_prefect(home)
-    from charengine.run.workspace import Workspace
-
-    Workspace(checked, home)  # finds every model file, and loads the libraries while the server starts
-    prefect_is_up()
-    from flows.character import character
+    from charengine.run.workspace import open_workspace
 
     with training_bar(quiet=as_json):
-        result = character(**replace(request, out=str(checked.out)).as_parameters())
+        workspace = open_workspace(run, home)  # finds every model file, and loads the libraries while the server starts
+        prefect_is_up()
+        from flows.character import start as start_flow
+
+        result = start_flow(run, workspace)
     say_result(result, as_json)
 
 
@@ -101,20 +102,20 @@ def _reach_prefect(home: Home) -> Callable[[], None]:
     return start_prefect(home)
 
 
-def say_result(result: dict[str, Any], as_json: bool) -> None:
+def say_result(result: RunResult, as_json: bool) -> None:
     """The outcome in a few lines, or as JSON."""
     if as_json:
-        say_json(result)
+        say_json(result.model_dump(mode="json"))
         return
-    for warning in read_run(Path(result["report"]).parent).warnings:
+    for warning in result.warnings:
         say(f"warning: {warning}")
-    say(f"{result['name']}: say {result['trigger']!r} in a prompt")
-    say(f"pick: step {result['checkpoint_step']} at strength {result['strength']:g}")
-    say(f"recommended adapter (strength 1 = the pick): {result['recommended_adapter']}")
-    say(f"adapter as trained:                          {result['adapter']}")
-    say(f"report: {result['report']}")
-    seconds = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result["seconds"].items())
-    cached = result["cached_stages"]
+    say(f"{result.name}: say {result.recommended_prompt!r} in a prompt")
+    say(f"pick: step {result.checkpoint_step} at strength {result.strength:g}")
+    say(f"recommended adapter (strength 1 = the pick): {result.recommended_adapter}")
+    say(f"adapter as trained:                          {result.adapter}")
+    say(f"report: {result.report}")
+    seconds = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items())
+    cached = result.cached_stages
     say(f"took {seconds}" + (f"; unchanged: {', '.join(cached)}" if cached else ""))
 
 

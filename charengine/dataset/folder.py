@@ -10,8 +10,6 @@ from charengine.errors import BadInput
 from charengine.records import CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord
 from charengine.store import Store, write_atomically
 
-STAGE_VERSION = 1
-
 REPEATS = 10  # kohya reads it from the folder's name; our own training counts steps instead
 MASKS = "masks"
 HELD_OUT = "held_out"  # no number before it: kohya's trainers pass it by

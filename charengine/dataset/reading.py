@@ -37,7 +37,7 @@ def read_views(folder: Path, store: Store) -> ViewsRecord:
     views = tuple(_view(name, paths[0], folder, store) for name, paths in found.items())
     with Image.open(found["front"][0]) as front:
         red, green, blue = front.convert("RGB").resize((1, 1), box=(0, 0, 1, 1)).tobytes()
-    return ViewsRecord(views=views, background=(red, green, blue), overlay=views[0].image)
+    return ViewsRecord(views=views, background=(red, green, blue))
 
 
 def read_extras(folder: Path, store: Store) -> tuple[ExtraView, ...]:
@@ -79,7 +79,14 @@ def read_dataset(folder: Path, store: Store, trigger: str = "", class_noun: str 
     views = read_views(folder, store)
     extras = read_extras(folder, store)
     empty = tuple(CaptionRecord(view=name, text="") for name in (*VIEWS, *(extra.view for extra in extras)))
-    blank = DatasetRecord(trigger=trigger, class_noun=class_noun, views=views, captions=empty, digest="", extras=extras)
+    blank = DatasetRecord(
+        trigger=trigger,
+        class_noun=class_noun,
+        views=views,
+        captions=empty,
+        digest=dataset_digest(views, empty, extras),
+        extras=extras,
+    )
     captions = with_edits(blank, folder).captions
     if missing := [caption.view for caption in captions if not caption.text]:
         raise BadInput(

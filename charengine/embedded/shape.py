@@ -1,12 +1,5 @@
 """Sizes of the embedded family that its users need."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from charengine.embedded.making.family import SHEET_SIZE
-
+SHEET_SIZE = 384  # pixels, both sides of the sheets it was trained on
 EMBEDDED_VAE_AREA = SHEET_SIZE * SHEET_SIZE
 EMBEDDED_CONDITION_AREA = 96 * 96

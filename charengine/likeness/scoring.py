@@ -14,7 +14,7 @@ import torch
 from charengine.likeness import metrics
 from charengine.likeness.metrics import CellScores
 from charengine.likeness.prompts import SweepPrompt
-from charengine.records import DatasetRecord, ViewName
+from charengine.records import ExtraView, ViewName, ViewsRecord
 from charengine.store import Store
 
 if TYPE_CHECKING:
@@ -33,18 +33,21 @@ class References:
     """The sheet's views as cut-outs, embedded on any background colour (each colour once).
 
     Args:
-        dataset: views with their masks.
+        views: the sheet's own, with their masks.
         embedder: identity embeddings and CLIP-T.
         store: where the views lie.
+        extras: more views that were trained on: pictures may copy them too.
     """
 
-    def __init__(self, dataset: DatasetRecord, embedder: Embedder, store: Store) -> None:
+    def __init__(
+        self, views: ViewsRecord, embedder: Embedder, store: Store, extras: tuple[ExtraView, ...] = ()
+    ) -> None:
         self.embedder = embedder
-        self.background = dataset.views.background
-        self.views: list[ViewName] = [view.view for view in dataset.views.views]
-        self._images = [open_image(store.get(view.image)) for view in dataset.views.views]
-        self._masks = [open_image(store.get(view.alpha), "L") for view in dataset.views.views]
-        self._extras = [open_image(store.get(extra.image)) for extra in dataset.trained_extras]
+        self.background = views.background
+        self.views: list[ViewName] = [view.view for view in views.views]
+        self._images = [open_image(store.get(view.image)) for view in views.views]
+        self._masks = [open_image(store.get(view.alpha), "L") for view in views.views]
+        self._extras = [open_image(store.get(extra.image)) for extra in extras]
         self._embedded: dict[Colour, torch.Tensor] = {}
 
     def on(self, colour: Colour) -> torch.Tensor:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from charengine.config import Profile
-
-if TYPE_CHECKING:
-    pass
 from charengine.models.protocols import Models
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from charengine.dataset.folder import EXPANSION, HELD_OUT, export_dataset, forget_extras, refused_name, with_edits
 from charengine.errors import BadInput
@@ -18,6 +17,7 @@ from charengine.records import (
     Ref,
     ReportRecord,
     RunRecord,
+    RunResult,
     SheetRecord,
     SweepRecord,
     ViewsRecord,
@@ -37,7 +37,8 @@ def write_sheet(sheet: SheetRecord, out: Path, store: Store) -> Path:
 
 def write_views(views: ViewsRecord, folder: Path, store: Store) -> list[Path]:
     """`front.png`… with their masks, and the sheet with the boxes that were found."""
-    store.export(views.overlay, folder / "overlay.png")
+    if views.overlay:
+        store.export(views.overlay, folder / "overlay.png")
     for view in views.views:
         store.export(view.alpha, folder / f"{view.view}.alpha.png")
     return [store.export(view.image, folder / f"{view.view}.png") for view in views.views]
@@ -115,9 +116,14 @@ def write_report(report: ReportRecord, run: RunRecord, out: Path, store: Store) 
     return store.export(report.html, out / "report.html")
 
 
-def write_result(result: dict[str, Any], out: Path) -> None:
+def write_result(result: RunResult, out: Path) -> None:
     """`result.json`, the sign that the folder is complete."""
-    write_atomically(out / RESULT, json.dumps(result, indent=2, ensure_ascii=False).encode())
+    write_atomically(out / RESULT, result.model_dump_json(indent=2).encode())
+
+
+def read_result(out: Path) -> RunResult:
+    """What a run said when its folder was complete."""
+    return RunResult.model_validate_json((out / RESULT).read_bytes())
 
 
 def read_run(place: Path) -> RunRecord:

@@ -1,48 +1,56 @@
-"""Stage keys: what decides whether a stage has to run again (DESIGN.md, rule 2), and nothing else."""
+"""Stage keys: what decides whether a stage has to run again (docs/design.md, rule 2), and nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from charengine.config import Settings
+from charengine.config import Character, Profile
+from charengine.errors import BadInput
+from charengine.models import Models
 from charengine.records import Record
+from charengine.stage import Stage
+
+Input = Record | Path
+"""What a stage takes from the one before: a record, or a file that somebody has."""
 
 
 def stage_key(
-    stage: str,
-    version: int,
-    *,
-    character: Mapping[str, str] | None = None,
-    settings: Settings | None = None,
-    inputs: Sequence[str] = (),
-    models: Sequence[str] = (),
-    seed: int | None = None,
+    stage: Stage[Any], character: Character, profile: Profile, models: Models, inputs: Iterable[Input] = ()
 ) -> str:
     """Key of one stage's result; equal on every machine and in every process for equal work.
 
-    Args:
-        stage: its name; two stages never share a key.
-        version: its STAGE_VERSION, bumped when its output would change.
-        character: only the fields of the character that the stage reads.
-        settings: the config section it reads.
-        inputs: digests of what it takes, in the stage's own order; a file counts by content, never by path.
-        models: fingerprints of the models it uses.
-        seed: where its randomness comes from; None when it has none.
+    It holds what the stage declares: name, version, its fields of the character, its settings (files that these name by
+    their content), the fingerprints of its models, the seed if it has one, and the content of its inputs.
     """
+    settings = getattr(profile, stage.settings) if stage.settings else None
     body = {
-        "stage": stage,
-        "version": version,
-        "character": dict(character or {}),
-        "settings": settings.digest() if settings else "",
-        "inputs": list(inputs),
-        "models": list(models),
-        "seed": seed,
+        "stage": stage.name,
+        "version": stage.version,
+        "character": {name: getattr(character, name) for name in stage.character},
+        "settings": _settings(settings.model_dump(mode="json"), stage.files) if settings else {},
+        "inputs": [content_digest(item, shown=stage.shows_provenance) for item in inputs],
+        "models": {name: getattr(models, name).fingerprint for name in stage.models_for(settings)},
+        "seed": character.seed if stage.seeded else None,
     }
-    return f"{stage}-{digest(body)[:40]}"
+    return f"{stage.name}-{digest(body)[:40]}"
+
+
+def content_digest(item: Input, *, shown: bool = False) -> str:
+    """SHA-256 of what an input is: of a file's bytes, or of a record without its provenance.
+
+    Args:
+        item: the input.
+        shown: the provenance of the records inside it counts too, as for a page that shows it.
+    """
+    if isinstance(item, Path):
+        return path_digest(item)
+    if shown:
+        return digest(item.model_dump(mode="json", exclude=set(item.provenance)))
+    return digest(_content(item))
 
 
 def digest(value: Any) -> str:
@@ -53,13 +61,36 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def path_digest(path: Path) -> str:
+    """SHA-256 of a file's content, or over the names and contents of a folder's files.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    if not path.is_dir():
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BadInput(f"{path} cannot be read ({error.strerror}); name a file that is there") from error
+    files = sorted(inside for inside in path.rglob("*") if inside.is_file())
+    return digest([[inside.relative_to(path).as_posix(), path_digest(inside)] for inside in files])
 
 
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's files."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest([[str(path.relative_to(folder)), file_digest(path)] for path in files])
+def _settings(values: dict[str, Any], files: tuple[str, ...]) -> dict[str, Any]:
+    """The settings with each file by its content."""
+    return {
+        name: path_digest(Path(value).expanduser()) if name in files and value else value
+        for name, value in values.items()
+    }
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, Record):
+        names = [name for name in type(value).model_fields if name not in value.provenance]
+        return {name: _content(getattr(value, name)) for name in names}
+    if isinstance(value, dict):
+        return {key: _content(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_content(item) for item in value]
+    return value

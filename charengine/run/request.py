@@ -61,7 +61,25 @@ class CheckedRun:
     profile: Profile
     sheet: Path | None
     out: Path
+    profile_source: str
+    overrides: tuple[str, ...] = ()
     refresh: frozenset[str] = field(default_factory=frozenset)
+
+    def parameters(self) -> dict[str, Any]:
+        """The flow's parameters that ask for this run."""
+        character = self.character
+        return RunRequest(
+            character.prompt,
+            character.name,
+            character.class_noun,
+            character.trigger,
+            character.seed,
+            self.profile_source,
+            self.overrides,
+            str(self.sheet or ""),
+            str(self.out),
+            tuple(sorted(self.refresh)),
+        ).as_parameters()
 
 
 def check(request: RunRequest, home: Home) -> CheckedRun:
@@ -82,7 +100,7 @@ def check(request: RunRequest, home: Home) -> CheckedRun:
         problems += _space_problems({out, home.root}, MIN_FREE_GIB[profile.models.family])
     if problems or character is None or profile is None:
         raise ConfigError(problems)
-    return CheckedRun(character, profile, sheet, out, frozenset(request.refresh))
+    return CheckedRun(character, profile, sheet, out, request.profile, request.overrides, frozenset(request.refresh))
 
 
 def name_from_prompt(prompt: str) -> str:

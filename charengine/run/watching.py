@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from charengine.stages.train.loop import Progress
+    from charengine.stage import Progress
 
 
 _watcher: ContextVar[Callable[[Progress], None] | None] = ContextVar("watcher", default=None)

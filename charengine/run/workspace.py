@@ -1,49 +1,97 @@
-"""Everything one character run works with: who, which settings, which models, and where things go."""
+"""Everything the stages of one character run work with: who, which settings, which models, and where things go."""
 
 from __future__ import annotations
 
 import logging
-import sys
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from charengine import __version__
-from charengine.config import Character
+from charengine.config import Character, Profile
+from charengine.language.naming import derive_class_noun, derive_trigger
 from charengine.machine.home import Home
 from charengine.models import Models, load
-from charengine.records import DatasetRecord, StageFact
-from charengine.run.keys import digest, file_digest
+from charengine.records import StageFact
+from charengine.run.keys import digest, path_digest
 from charengine.run.request import CheckedRun, slug
+from charengine.run.watching import current_watcher
+from charengine.stage import Progress
 from charengine.store import Store
+from charengine.tracking.open_tracker import open_tracker
 from charengine.tracking.protocol import NullTracker, Tracker
 
-if TYPE_CHECKING:
-    pass
-from charengine.run.watching import current_watcher
+PROJECT = "charengine"  # the MLflow experiment
 
 log = logging.getLogger(__name__)
 
 
 class Workspace:
-    """One run's settings, models, store and tracker. A plain class, so that Prefect passes it on unvisited.
+    """One run's character, settings, models and store. A plain class, so that Prefect passes it on unvisited.
+
+    Args:
+        character: who is to be made; class noun and trigger are filled in when they were left open.
+        profile: models and settings.
+        home: the folder that outlives runs.
+        refresh: names of stages to run even if their result is kept.
+        given: the file that the run starts from instead of a drawn sheet, if there is one; it belongs to the run's key.
+        on_step: told about training; by default whoever is watching.
 
     Raises:
-        MissingDependency: a model file is not there.
-        BadInput: a model file is not what the profile says, or the home cannot be written.
+        BadInput: the home cannot be written.
     """
 
-    def __init__(self, run: CheckedRun, home: Home) -> None:
-        self.profile = run.profile
-        self.models: Models = load(run.profile)
-        self.character = complete(run.character, self.models)
-        self.sheet_file = run.sheet
-        self.out: Path = run.out
-        self.refresh = run.refresh
+    def __init__(
+        self,
+        character: Character,
+        profile: Profile,
+        home: Home,
+        *,
+        refresh: frozenset[str] = frozenset(),
+        given: Path | None = None,
+        on_step: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.profile = profile
+        self.character = character if character.class_noun and character.trigger else complete(character, self.models)
+        self.refresh = refresh
+        self.given = given
         self.home = home.create()
         self.store = Store(home.store)
-        self.tracker: Tracker = NullTracker()
-        self.on_step = current_watcher()
+        self.on_step = on_step or current_watcher()
         self.facts: list[StageFact] = []
+        self._tracker: Tracker = NullTracker()
+
+    @cached_property
+    def models(self) -> Models:
+        """The four models of the profile, not loaded yet; asked for the first time, every file is looked for."""
+        return load(self.profile)
+
+    @property
+    def tracker(self) -> Tracker:
+        """The run's MLflow run once `track` has opened it; until then one that records nothing."""
+        return self._tracker
+
+    def track(self, tags: dict[str, str] | None = None) -> Tracker:
+        """Open the run's MLflow run: the one with its key, or a new one.
+
+        Args:
+            tags: besides the character's own.
+        """
+        own = {
+            "character": self.character.name,
+            "trigger": self.character.trigger,
+            "profile": self.profile.name,
+        }
+        self._tracker = open_tracker(
+            self.home,
+            project=PROJECT,
+            name=self.character.name,
+            key=self.key,
+            params=self.params(),
+            tags=own | (tags or {}),
+        )
+        return self._tracker
 
     @property
     def slug(self) -> str:
@@ -58,13 +106,14 @@ class Workspace:
     @property
     def key(self) -> str:
         """Key of the whole run: equal requests share one MLflow run, which a repeated run opens again."""
-        given = file_digest(self.sheet_file) if self.sheet_file else ""
-        models = [model.fingerprint for model in self._models_in_order()]
-        return f"run-{digest([self.config, given, models])[:40]}"
+        models = self.models
+        parts = (models.editor, models.captioner, models.diffusion, models.embedder)
+        given = path_digest(self.given) if self.given else ""
+        return f"run-{digest([self.config, given, [model.fingerprint for model in parts]])[:40]}"
 
-    def recipe(self, dataset: DatasetRecord) -> dict[str, Any]:
-        """What an adapter file must say to be made again."""
-        return {**self.config, "dataset_digest": dataset.digest, "engine_version": __version__}
+    def recipe(self) -> dict[str, Any]:
+        """What a file made in this run must say to be made again."""
+        return {**self.config, "engine_version": __version__}
 
     def params(self) -> dict[str, object]:
         """The resolved config as flat `section.key` parameters."""
@@ -80,32 +129,24 @@ class Workspace:
             "%s: %s in %.1f s", fact.stage, "unchanged, taken from the cache" if fact.cached else "done", fact.seconds
         )
 
-    def unload(self) -> None:
-        """Free every model's memory."""
-        for model in self._models_in_order():
-            model.unload()
 
-    def _models_in_order(self) -> tuple[Any, ...]:
-        return (self.models.editor, self.models.captioner, self.models.diffusion, self.models.embedder)
+def open_workspace(run: CheckedRun, home: Home) -> Workspace:
+    """The workspace of a checked run, every model file found.
+
+    Raises:
+        MissingDependency: a model file is not there.
+        BadInput: a model file is not what the profile says.
+    """
+    workspace = Workspace(run.character, run.profile, home, refresh=run.refresh, given=run.sheet)
+    _ = workspace.models
+    return workspace
 
 
 def complete(character: Character, models: Models) -> Character:
-    """The character with class noun and trigger filled in when they were left open."""
-    from charengine.language.naming import derive_class_noun, derive_trigger
-
+    """The character with class noun and trigger filled in when they were left open: the one place that derives them."""
     return character.model_copy(
         update={
             "class_noun": character.class_noun or derive_class_noun(character.prompt),
             "trigger": character.trigger or derive_trigger(character.name, models.diffusion.count_tokens),
         }
     )
-
-
-def peak_rss_gib() -> float | None:
-    """Highest resident memory of this process so far, GiB; None where the system does not say."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -12,7 +12,6 @@ from PIL import Image
 
 from charengine.config import CaptionSettings, Character
 from charengine.dataset.digest import dataset_digest
-from charengine.language.naming import derive_class_noun, derive_trigger
 from charengine.language.traits import VIEW_TAGS, background_tags, content_words, is_side_bound, trait_kinds
 from charengine.language.words import (
     BACKGROUND_TAG,
@@ -22,9 +21,9 @@ from charengine.language.words import (
 )
 from charengine.models import Captioner, Description, describe_all
 from charengine.records import CaptionRecord, DatasetRecord, ExtraView, ViewName, ViewRecord, ViewsRecord
+from charengine.stage import Given, Stage
 from charengine.store import Store
 
-STAGE_VERSION = 1
 FRAMING = "full body"
 CLIP_TOKENS = 75
 COMMON_SHARE = 2 / 3  # of the views: a trait seen in fewer is not the character's own
@@ -58,8 +57,7 @@ def caption_views(
 
     What the character's own traits are is read off the sheet's views alone, so that more views change no other caption.
     """
-    class_noun = character.class_noun or derive_class_noun(character.prompt)
-    trigger = character.trigger or derive_trigger(character.name)
+    class_noun, trigger = character.class_noun, character.trigger
 
     def look(pictured: Sequence[ViewRecord | ExtraView]) -> list[Description]:
         images = [Image.open(io.BytesIO(store.get(view.image))).convert("RGB") for view in pictured]
@@ -161,3 +159,19 @@ def _contradiction(view: ViewName, description: Description) -> list[str]:
     if said in ("front", "side", "back") and said != view:
         return [f"the captioner takes the {view} view for a {said} view: look at the sheet"]
     return []
+
+
+def _work(given: Given, views: ViewsRecord, *extras: ExtraView) -> DatasetRecord:
+    return caption_views(views, given.character, given.settings, given.models.captioner, given.store, extras)
+
+
+CAPTION = Stage(
+    name="caption",
+    version=2,
+    makes=DatasetRecord,
+    work=_work,
+    settings="caption",
+    character=("prompt", "class_noun", "trigger"),
+    models=("captioner",),
+    gpu=True,
+)

@@ -13,9 +13,8 @@ from charengine.figures.measure import measure
 from charengine.figures.overlay import draw_overlay, keep_picture
 from charengine.pictures import png
 from charengine.records import Ref, SheetRecord, ViewRecord, ViewsRecord
+from charengine.stage import Given, Stage
 from charengine.store import Store
-
-STAGE_VERSION = 1
 
 
 def crop_views(sheet: SheetRecord, settings: CropSettings, store: Store) -> ViewsRecord:
@@ -59,3 +58,10 @@ def _stored(view: View, store: Store) -> ViewRecord:
         source_box=view.source_box,
         facts=view.facts,
     )
+
+
+def _work(given: Given, sheet: SheetRecord) -> ViewsRecord:
+    return crop_views(sheet, given.settings, given.store)
+
+
+CROP = Stage(name="crop", version=2, makes=ViewsRecord, work=_work, settings="crop")

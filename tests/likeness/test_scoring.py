@@ -14,7 +14,7 @@ from charengine.stages.sweep import sweep
 
 
 def test_a_white_background_by_itself_earns_no_identity(store, dataset) -> None:
-    references = scoring.References(dataset, Eye(), store)
+    references = scoring.References(dataset.views, Eye(), store)
     prompts = sweep.sweep_prompts(SETTINGS)[1:2]
     on_sand, on_white = (
         scoring.score_cell([[doll(coat=OWN_COAT, ground=ground)]], prompts, "orc", references).identity.item()
@@ -25,7 +25,7 @@ def test_a_white_background_by_itself_earns_no_identity(store, dataset) -> None:
 
 
 def test_a_named_view_is_compared_with_that_view_alone(store, dataset) -> None:
-    references = scoring.References(dataset, Eye(), store)
+    references = scoring.References(dataset.views, Eye(), store)
     assert references.allowed("side").tolist() == [False, True, False]
     assert references.allowed(None).all()
 

@@ -1,58 +1,31 @@
-"""A stage's key changes with what the stage reads, and with nothing else."""
+"""A stage's key changes with what the stage declares, and with nothing else."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from charengine.config import SweepSettings, TrainSettings
-from charengine.run.keys import digest, file_digest, folder_digest, stage_key
+from charengine.config import Character
+from charengine.profiles.loading import load_profile
+from charengine.run.keys import digest, path_digest, stage_key
+from charengine.stages.train.stage import TRAIN
 
-BASE = {
-    "character": {"name": "Aya", "trigger": "ohwaya"},
-    "settings": TrainSettings(),
-    "inputs": ["a" * 64, "b" * 64],
-    "models": ["sdxl-1"],
-    "seed": 42,
-}
+GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman", trigger="griqul")
+MODELS: Any = SimpleNamespace(diffusion=SimpleNamespace(fingerprint="sdxl-1"))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"character": {"name": "Bea", "trigger": "ohwaya"}},
-        {"settings": TrainSettings(steps=301)},
-        {"settings": SweepSettings()},
-        {"inputs": ["a" * 64, "c" * 64]},
-        {"inputs": ["b" * 64, "a" * 64]},
-        {"inputs": ["a" * 64]},
-        {"models": ["sdxl-2"]},
-        {"seed": 43},
-        {"seed": None},
-    ],
-)
-def test_each_part_changes_the_key(change: dict) -> None:
-    assert stage_key("train", 1, **{**BASE, **change}) != stage_key("train", 1, **BASE)
-
-
-def test_the_stage_version_changes_the_key() -> None:
-    assert stage_key("train", 2, **BASE) != stage_key("train", 1, **BASE)
-
-
-def test_two_stages_with_the_same_inputs_never_collide() -> None:
-    assert len({stage_key(stage, 1, **BASE) for stage in ("sheet", "crop", "caption", "train", "sweep", "report")}) == 6
-
-
-def test_the_order_of_dict_keys_does_not_matter() -> None:
-    turned = {**BASE, "character": {"trigger": "ohwaya", "name": "Aya"}}
-    assert stage_key("train", 1, **turned) == stage_key("train", 1, **BASE)
+def key(*overrides: str, character: Character = GRISHA, models: Any = MODELS, inputs: tuple[Path, ...] = ()) -> str:
+    return stage_key(TRAIN, character, load_profile("embedded", list(overrides)), models, inputs)
 
 
 def test_a_default_spelt_out_is_the_same_setting() -> None:
-    assert stage_key("train", 1, **{**BASE, "settings": TrainSettings(steps=300)}) == stage_key("train", 1, **BASE)
+    assert key("train.steps=300") == key()
+    assert key("train.steps=301") != key()
 
 
 def test_a_file_counts_by_content_not_by_path_or_time(tmp_path: Path) -> None:
@@ -60,29 +33,41 @@ def test_a_file_counts_by_content_not_by_path_or_time(tmp_path: Path) -> None:
     two.parent.mkdir()
     one.write_bytes(b"pixels")
     two.write_bytes(b"pixels")
-    assert file_digest(one) == file_digest(two)
+    assert path_digest(one) == path_digest(two)
+    assert key(inputs=(one,)) == key(inputs=(two,))
+    assert key(f"train.continue_from={one}") == key(f"train.continue_from={two}")
     two.write_bytes(b"other pixels")
-    assert file_digest(one) != file_digest(two)
+    assert path_digest(one) != path_digest(two)
+    assert key(f"train.continue_from={one}") != key(f"train.continue_from={two}")
 
 
 def test_a_folder_counts_by_names_and_contents(tmp_path: Path) -> None:
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(b"a")
-    assert folder_digest(tmp_path / "here") == folder_digest(tmp_path / "there")
+    assert path_digest(tmp_path / "here") == path_digest(tmp_path / "there")
     (tmp_path / "there" / "a.png").rename(tmp_path / "there" / "b.png")
-    assert folder_digest(tmp_path / "here") != folder_digest(tmp_path / "there")
+    assert path_digest(tmp_path / "here") != path_digest(tmp_path / "there")
 
 
 def test_another_process_makes_the_same_key() -> None:
     code = (
-        "from charengine.keys import stage_key; from charengine.config import TrainSettings; "
-        "print(stage_key('train', 1, character={'trigger': 'ohwaya', 'name': 'Aya'}, settings=TrainSettings(), "
-        "inputs=['a' * 64, 'b' * 64], models=['sdxl-1'], seed=42))"
+        "from types import SimpleNamespace as N; from charengine.config import Character; "
+        "from charengine.profiles.loading import load_profile; from charengine.run.keys import stage_key; "
+        "from charengine.stages.train.stage import TRAIN; "
+        "who = Character(name='Grisha', prompt='an orc woman', class_noun='orc woman', trigger='griqul'); "
+        "print(stage_key(TRAIN, who, load_profile('embedded'), N(diffusion=N(fingerprint='sdxl-1')), []))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert told == stage_key("train", 1, **BASE)
+    assert told == key()
 
 
-def test_the_key_is_one_that_other_versions_of_the_code_made_too() -> None:
+def test_the_digest_is_one_that_other_versions_of_the_code_made_too() -> None:
     assert digest({"b": [1, 2.5, None], "a": "é"}) == "d764fee2563da33e3d57334755404e635da33c995824b0adfabc4b6e1af4f608"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    from charengine.errors import BadInput
+
+    with pytest.raises(BadInput, match="nofile"):
+        key(f"train.continue_from={tmp_path / 'nofile.safetensors'}")

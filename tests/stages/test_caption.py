@@ -12,7 +12,12 @@ from charengine.records import VIEWS, ViewRecord, ViewsRecord
 from charengine.stages.caption import caption_views
 from charengine.store import Store
 
-AYA = Character(name="Aya Brea", prompt="an orc woman in a blue coat, her right hand is a hook", trigger="ayabrix")
+AYA = Character(
+    name="Aya Brea",
+    prompt="an orc woman in a blue coat, her right hand is a hook",
+    class_noun="orc woman",
+    trigger="ayabrix",
+)
 WHITE = (255, 255, 255)
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import CLIPModel
 
 
-SHEET_SIZE = 384
 """Sheets are SHEET_SIZE x SHEET_SIZE pixels."""
 """`pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE` for this family: the template is encoded at the sheet's own size."""
 """`pipeline_qwenimage_edit_plus.CONDITION_IMAGE_SIZE`: the VL encoder sees the template in 3 x 3 tokens."""

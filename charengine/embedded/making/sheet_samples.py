@@ -12,11 +12,11 @@ from charengine.embedded import grammar
 from charengine.embedded.captioning import CAPTION_PROMPT
 from charengine.embedded.making.clock import Log
 from charengine.embedded.making.data import Renderer, characters_of
-from charengine.embedded.making.family import SHEET_SIZE
 from charengine.embedded.making.run import Run
 from charengine.embedded.making.sheets import LATENTS, VISION, Denoiser, Reader, from_tokens, normalised, to_tokens
 from charengine.embedded.making.still import look, pixel_patches, read
 from charengine.embedded.making.vae import Autoencoder
+from charengine.embedded.shape import SHEET_SIZE
 from charengine.embedded.traits import BACKGROUNDS, POSES, VIEWS
 
 GUIDANCE, STEPS, SHIFT = 3.0, 16, 3.0

@@ -15,13 +15,14 @@ from charengine.embedded import grammar
 from charengine.embedded.captioning import CAPTION_PROMPT
 from charengine.embedded.making.clock import Average, Clock, Log, decayed, finish, read_weights, write_weights
 from charengine.embedded.making.data import Refill, Renderer, allow_recompiles, characters_of, sent, sheet_text
-from charengine.embedded.making.family import SHEET_SIZE, build_transformer, build_vision_language
+from charengine.embedded.making.family import build_transformer, build_vision_language
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.heads import TraitHeads
 from charengine.embedded.making.run import Run
 from charengine.embedded.making.still import look, pixel_patches, read, real_rotations
 from charengine.embedded.making.vae import Autoencoder
 from charengine.embedded.making.vocabulary import EDIT_PREFIX, EDIT_SUFFIX, build_qwen_tokenizer
+from charengine.embedded.shape import SHEET_SIZE
 from charengine.embedded.traits import BACKGROUNDS, POSES, TRAITS, VIEWS
 from charengine.figures.template import template
 

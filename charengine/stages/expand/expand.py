@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from charengine.config import Character, ExpandSettings
-from charengine.language.naming import derive_class_noun
 from charengine.language.traits import colour_name
 from charengine.likeness import metrics
 from charengine.likeness.scoring import (
@@ -27,6 +26,7 @@ from charengine.likeness.scoring import (
 from charengine.models import Embedder, SheetEditor
 from charengine.pictures import open_image, png
 from charengine.records import ExpansionRecord, ExtraView, ViewsRecord
+from charengine.stage import Given, Stage
 from charengine.store import Store
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 from charengine.stages.expand.identity_rule import IdentityRule
 from charengine.stages.expand.requests import REQUESTS, ViewRequest
 
-STAGE_VERSION = 1
 SIZE_STEP = 64  # sides of a picture are multiples of this, as SDXL's buckets are
 
 log = logging.getLogger(__name__)
@@ -141,7 +140,7 @@ def _draw(
 
 
 def _instruction(request: ViewRequest, character: Character, background: tuple[int, int, int]) -> str:
-    class_noun = character.class_noun or derive_class_noun(character.prompt)
+    class_noun = character.class_noun
     ground = "" if request.scene else f" Plain {colour_name(background)} background."
     return (
         f"The same {class_noun} as in the picture: {request.words}. The character: {character.prompt.rstrip('. ')}. "
@@ -191,3 +190,21 @@ def _warnings(missing: list[_Task], settings: ExpandSettings, editor: SheetEdito
     if getattr(editor, "prompt_style", "rich") == "plain":
         warnings.append("more views: the embedded edit model was taught to draw sheets, not to change a picture")
     return tuple(warnings)
+
+
+def _work(given: Given, views: ViewsRecord) -> ExpansionRecord:
+    models = given.models
+    return expand_views(views, given.character, given.settings, models.editor, models.embedder, given.store)
+
+
+EXPAND = Stage(
+    name="expand",
+    version=2,
+    makes=ExpansionRecord,
+    work=_work,
+    settings="expand",
+    character=("prompt", "class_noun"),
+    models=("editor", "embedder"),
+    seeded=True,
+    gpu=True,
+)

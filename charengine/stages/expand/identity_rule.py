@@ -14,7 +14,7 @@ from charengine.likeness.scoring import (
     solid_box,
 )
 from charengine.models import Embedder
-from charengine.records import DatasetRecord, ViewsRecord
+from charengine.records import ViewsRecord
 from charengine.store import Store
 
 if TYPE_CHECKING:
@@ -34,11 +34,10 @@ class IdentityRule:
     """
 
     def __init__(self, views: ViewsRecord, embedder: Embedder, store: Store) -> None:
-        bare = DatasetRecord(trigger="", class_noun="", views=views, captions=(), digest="")
         faces = views.model_copy(update={"views": tuple(view for view in views.views if view.view != "back")})
         self._references = {
-            FULL_BODY: References(bare, embedder, store),
-            CLOSE_UP: _Heads(bare.model_copy(update={"views": faces}), embedder, store),
+            FULL_BODY: References(views, embedder, store),
+            CLOSE_UP: _Heads(faces, embedder, store),
         }
         self.embedder = embedder
 
@@ -59,8 +58,8 @@ class IdentityRule:
 class _Heads(References):
     """The heads of the views that show a face, as close-ups are compared with."""
 
-    def __init__(self, dataset: DatasetRecord, embedder: Embedder, store: Store) -> None:
-        super().__init__(dataset, embedder, store)
+    def __init__(self, views: ViewsRecord, embedder: Embedder, store: Store) -> None:
+        super().__init__(views, embedder, store)
         boxes = [head_box(mask) for mask in self._masks]
         self._images = [image.crop(box) for image, box in zip(self._images, boxes, strict=True)]
         self._masks = [mask.crop(box) for mask, box in zip(self._masks, boxes, strict=True)]

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from charengine.language.traits import VIEW_TAGS
 from charengine.records import ViewName
-
-if TYPE_CHECKING:
-    pass
 
 FULL_BODY, CLOSE_UP = "full body", "close-up"
 

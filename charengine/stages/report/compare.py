@@ -9,7 +9,7 @@ from charengine.charts.canvas import SvgCanvas, series_colour
 from charengine.charts.plots import Series, line_chart
 from charengine.errors import BadInput
 from charengine.records import CellMetrics, RunRecord
-from charengine.stages.report.parts import CHART_SIZE, Pictures, duration, read_curve, section, text
+from charengine.stages.report.parts import CHART_SIZE, Pictures, duration, loss_text, read_curve, section, text
 from charengine.stages.report.style import CSS
 from charengine.store import Store
 
@@ -26,7 +26,7 @@ RESULTS: tuple[tuple[str, Callable[[RunRecord], str]], ...] = (
     ("variety kept", lambda run: f"{run.sweep.pick.metrics.detail['diversity_kept']:.0%}"),
     ("score", lambda run: f"{run.sweep.pick.metrics.score:.3f}"),
     ("adherence kept, last checkpoint at full strength", lambda run: f"{run.sweep.pick.overbaked.detail['kept']:.0%}"),
-    ("training loss, smoothed", lambda run: f"{run.training.checkpoints[-1].loss:.4f}"),
+    ("training loss, smoothed", lambda run: loss_text(run.training.final_loss)),
     ("validation loss", lambda run: f"{run.training.validation[-1].loss:.4f}" if run.training.validation else ""),
     ("training time", lambda run: _stage_time(run, "train")),
     ("whole run", lambda run: duration(sum(stage.seconds for stage in run.stages))),
@@ -93,7 +93,7 @@ def _numbers(run: RunRecord) -> dict[str, Any]:
         "name": run.name,
         "profile": run.profile,
         "steps": run.training.steps,
-        "final_loss": round(run.training.checkpoints[-1].loss, 4),
+        "final_loss": None if run.training.final_loss is None else round(run.training.final_loss, 4),
         "pick_step": pick.checkpoint_step,
         "pick_strength": pick.strength,
         "identity": round(pick.metrics.identity, 3),

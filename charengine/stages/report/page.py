@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from charengine import __version__
 from charengine.records import ReportRecord, RunRecord
+from charengine.stage import Given, Stage
 from charengine.stages.report import sections as report_sections
 from charengine.stages.report.parts import Pictures, text
 from charengine.stages.report.style import CSS
 from charengine.store import Store
-
-STAGE_VERSION = 1
 
 
 def write_report(run: RunRecord, store: Store) -> ReportRecord:
@@ -47,3 +46,10 @@ def render(run: RunRecord, store: Store) -> str:
         f"<title>{text(run.name)}: Character Engine</title><style>{CSS}</style></head>"
         f"<body><main>{''.join(parts)}</main></body></html>"
     )
+
+
+def _work(given: Given, run: RunRecord) -> ReportRecord:
+    return write_report(run, given.store)
+
+
+REPORT = Stage(name="report", version=2, makes=ReportRecord, work=_work, shows_provenance=True)

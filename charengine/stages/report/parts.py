@@ -88,12 +88,17 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def read_curve(ref: Ref, store: Store) -> dict[str, list[tuple[float, float]]]:
-    """The training curve as (step, value) by column, thinned to MAX_CURVE_POINTS."""
-    rows = list(csv.DictReader(io.StringIO(store.get(ref).decode())))
+def read_curve(ref: Ref | None, store: Store) -> dict[str, list[tuple[float, float]]]:
+    """The training curve as (step, value) by column, thinned to MAX_CURVE_POINTS; empty columns when none was kept."""
+    rows = list(csv.DictReader(io.StringIO(store.get(ref).decode()))) if ref else []
     rows = rows[:: max(1, len(rows) // MAX_CURVE_POINTS)]
     names = ("loss", "smoothed", "learning_rate")
     return {name: [(float(row["step"]), float(row[name])) for row in rows if row.get(name)] for name in names}
+
+
+def loss_text(loss: float | None) -> str:
+    """A loss, or that nobody recorded it."""
+    return "not recorded" if loss is None else f"{loss:.4f}"
 
 
 def loss_charts(training: AdapterRecord, store: Store) -> list[str]:

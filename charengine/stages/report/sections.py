@@ -18,6 +18,7 @@ from charengine.stages.report.parts import (
     fold,
     items,
     loss_charts,
+    loss_text,
     number,
     section,
     text,
@@ -105,7 +106,11 @@ def sheet_and_views(run: RunRecord, pictures: Pictures) -> str:
     origin = "drawn by the edit model" if run.sheet.source == "drawn" else "given by you"
     pair = figure(
         pictures.image(run.sheet.image, "the sheet"), f"The sheet, {run.sheet.width}×{run.sheet.height}, {origin}."
-    ) + figure(pictures.image(run.views.overlay, "where the views were cut"), "The figures that were found on it.")
+    )
+    if run.views.overlay:
+        pair += figure(
+            pictures.image(run.views.overlay, "where the views were cut"), "The figures that were found on it."
+        )
     cards = []
     for view in run.views.views:
         caption = captions.get(view.view)
@@ -165,7 +170,7 @@ def training(run: RunRecord, store: Store) -> str:
     record = run.training
     last = record.checkpoints[-1]
     lead = (
-        f"{record.steps} steps on {len(run.views.views) + len(run.dataset.trained_extras)} views; smoothed loss at the end {last.loss:.3f}. The shaded zones "
+        f"{record.steps} steps on {len(run.views.views) + len(run.dataset.trained_extras)} views; smoothed loss at the end {loss_text(last.loss)}. The shaded zones "
         "are the ones the origin's README gives. Their numbers depend on the loss weighting (theirs: min-SNR 5, running "
         "average) and on the model, so take them for orientation only. The validation loss below uses the same noise and "
         "timesteps every time: it can be compared from step to step, and with the base model (dashed)."

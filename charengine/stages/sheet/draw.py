@@ -13,16 +13,14 @@ from charengine.config import Character, SheetSettings
 from charengine.errors import SheetRejected
 from charengine.figures.overlay import keep_picture
 from charengine.figures.template import boxes, template
-from charengine.language.naming import derive_class_noun
 from charengine.language.sides import SideItem, find_side_items, side_bound_items
 from charengine.models import Captioner, Questioner, SheetEditor
 from charengine.pictures import png
 from charengine.records import SheetRecord
+from charengine.stage import Given, Stage
 from charengine.stages.sheet.gate import Verdict, judge
 from charengine.stages.sheet.prompt import full_prompt, reads_plain_words
 from charengine.store import Store
-
-STAGE_VERSION = 1
 
 GOOD_ENOUGH = 0.75  # gate score at which no further candidate is drawn
 LONGEST_REWRITE = 1200  # characters
@@ -76,7 +74,7 @@ def draw_sheet(
         plain = reads_plain_words(editor)
         description, said = _completed(character) if plain else _rewritten(description, captioner)
         warnings += said
-    class_noun = character.class_noun or derive_class_noun(character.prompt)
+    class_noun = character.class_noun
     unknown = editor.unknown_words(f"{character.prompt}, {class_noun}")
     if unknown:
         warnings.append(f"the model was never taught these words and ignores them: {', '.join(unknown)}")
@@ -243,3 +241,32 @@ def _side_by_side(tried: list[_Candidate]) -> Image.Image:
     for k, one in enumerate(tried):
         page.paste(one.verdict.picture, ((k % columns) * width, (k // columns) * height))
     return page
+
+
+def _models(settings: SheetSettings) -> tuple[str, ...]:
+    """The captioner only where it is asked: to judge the sheet, or to rewrite the prompt."""
+    return ("editor", "captioner") if settings.ask_model or settings.rewrite else ("editor",)
+
+
+def _work(given: Given) -> SheetRecord:
+    asked = "captioner" in given.stage.models_for(given.settings)
+    return draw_sheet(
+        given.character,
+        given.settings,
+        given.models.editor,
+        given.store,
+        captioner=given.models.captioner if asked else None,
+    )
+
+
+DRAWN_SHEET = Stage(
+    name="sheet",
+    version=2,
+    makes=SheetRecord,
+    work=_work,
+    settings="sheet",
+    character=("prompt", "class_noun"),
+    models=_models,
+    seeded=True,
+    gpu=True,
+)

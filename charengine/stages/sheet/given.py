@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from charengine.errors import BadInput
 from charengine.pictures import png
 from charengine.records import SheetRecord
+from charengine.stage import Given, Stage
 from charengine.store import Store
 
 READABLE = ("PNG", "JPEG", "WEBP")
@@ -112,3 +113,10 @@ def _outlines_figures(alpha: Image.Image) -> bool:
     values = np.asarray(alpha)
     border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
     return float((border < 16).mean()) > 0.7 and float((values > 239).mean()) > 0.02
+
+
+def _work(given: Given, file: Path) -> SheetRecord:
+    return take_sheet(file, given.store)
+
+
+GIVEN_SHEET = Stage(name="sheet", version=2, makes=SheetRecord, work=_work)

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from charengine.models import Diffusion, Embedder
 
-STAGE_VERSION = 2
 BOOTSTRAP_ROUNDS = 400
 
 log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ def sweep_adapter(
         training=training,
         settings=settings,
         diffusion=diffusion,
-        references=References(dataset, embedder, store),
+        references=References(dataset.views, embedder, store, dataset.trained_extras),
         store=store,
         tracker=tracker,
         prompts=prompts,
@@ -149,14 +148,13 @@ def training_from_file(path: Path, store: Store, *, trigger: str = "", class_nou
         raise BadInput(f"{path} does not say its {' and '.join(missing)}: give {' and '.join(missing)} yourself")
     steps = int(metadata.get("ss_steps") or metadata.get("ss_max_train_steps") or 0)
     data = path.read_bytes()
-    checkpoint = CheckpointRecord(step=steps, adapter=store.put(data, path.name), loss=float("nan"))
+    checkpoint = CheckpointRecord(step=steps, adapter=store.put(data, path.name))
     return AdapterRecord(
         checkpoints=(checkpoint,),
         steps=steps,
         trigger=trigger,
         class_noun=class_noun,
         dataset_digest=recipe.get("dataset_digest", ""),
-        curve=store.put(b"step,loss,smoothed,learning_rate\n", "loss.csv"),
     )
 
 
@@ -250,12 +248,7 @@ def _finish_cell(
     child = session.tracker.child(
         f"step {step} × {strength:g}" if checkpoint else "base model",
         key=f"{session.key}/{step}/{strength:g}",
-        params={
-            "checkpoint": step,
-            "strength": strength,
-            "final_loss": checkpoint.loss if checkpoint else "base model",
-            "validation_loss": checkpoint.validation_loss if checkpoint else "base model",
-        },
+        params={"checkpoint": step, "strength": strength, **_losses(checkpoint)},
     )
     child.log_metrics(_logged(measured), step=step)
     rows, columns = len(session.prompts), len(session.order.seeds)
@@ -315,8 +308,14 @@ def _sweep_key(
     training: AdapterRecord, dataset: DatasetRecord, settings: SweepSettings, diffusion: str, embedder: str, seed: int
 ) -> str:
     adapters = [checkpoint.adapter.sha256 for checkpoint in training.checkpoints]
-    parts = [STAGE_VERSION, adapters, dataset.digest, settings.digest(), diffusion, embedder, seed]
+    parts = [adapters, dataset.digest, settings.digest(), diffusion, embedder, seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _losses(checkpoint: CheckpointRecord | None) -> dict[str, float]:
+    """The losses of a checkpoint that has them: numbers only, so that MLflow plots them on an axis of numbers."""
+    known = {} if checkpoint is None else {"final_loss": checkpoint.loss, "validation_loss": checkpoint.validation_loss}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _logged(cell: CellMetrics) -> dict[str, float]:

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from charengine.errors import StageFailed
 from charengine.models import Diffusion, TextConditioning
 from charengine.pictures import png
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint, Ref
+from charengine.stage import Progress
 from charengine.stages.train.data import TrainingData, encode_dataset
 from charengine.stages.train.plan import RESERVE_GIB, Plan, memory_cap
 from charengine.stages.train.sampler import groups_of_step
@@ -35,7 +35,7 @@ from charengine.tracking.protocol import NullTracker, Tracker
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 1
+STATE_VERSION = 2  # of a saved state: one of another version is not taken up
 READ_EVERY = 10  # steps between reads of the losses on a GPU, where each read waits for the device
 SMOOTHING = 0.98
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 10, 4.0
@@ -48,20 +48,6 @@ class TrainingStopped(StageFailed):
 
 class TrainingDiverged(StageFailed):
     """The loss is no longer a number."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far training is; memory in GiB (0 without a GPU)."""
-
-    step: int
-    steps: int
-    loss: float
-    smoothed: float
-    learning_rate: float
-    ms_per_step: float
-    seconds_left: float
-    memory: float
 
 
 def train_adapter(
@@ -184,7 +170,6 @@ class _Training:
 
     def _begin(self) -> None:
         if self.last_logged < 0:
-            self.tracker.log_params({f"train.{key}": value for key, value in self.settings.model_dump().items()})
             self.tracker.log_params({f"plan.{key}": value for key, value in self.setup.plan.facts().items()})
         if self.history.base is None:
             self.history.base = self.setup.base or self._measure(0)  # a fresh adapter is the base model
@@ -369,7 +354,7 @@ def checkpoint_steps(settings: TrainSettings) -> set[int]:
 
 def state_key(dataset: DatasetRecord, settings: TrainSettings, diffusion: Diffusion, seed: int) -> str:
     """What a saved state belongs to; a state of another key is not taken up."""
-    parts = [STAGE_VERSION, settings.digest(), dataset.digest, diffusion.fingerprint, seed]
+    parts = [STATE_VERSION, settings.digest(), dataset.digest, diffusion.fingerprint, seed]
     return json.dumps([*parts, [caption.text for caption in dataset.captions]])
 
 

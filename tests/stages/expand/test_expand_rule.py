@@ -26,7 +26,7 @@ def test_the_view_itself_slightly_shifted_is_kept_and_another_character_is_refus
 
 
 def test_the_threshold_is_the_likeness_of_the_two_views_that_are_least_alike(views, store) -> None:
-    rows = References(sample_dataset(store), Eye(), store).on(WHITE)
+    rows = References(sample_dataset(store).views, Eye(), store).on(WHITE)
     pairs = [float(rows[i] @ rows[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     assert IdentityRule(views, Eye(), store).least("full body") == pytest.approx(min(pairs))
     assert expand(views, store, shifted)[0].views[0].threshold == pytest.approx(min(pairs))

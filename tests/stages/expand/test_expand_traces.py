@@ -11,7 +11,6 @@ from charengine.config import Profile
 from charengine.errors import ConfigError
 from charengine.profiles.loading import load_profile
 from charengine.records import DatasetRecord, ExpansionRecord
-from charengine.stages.caption import STAGE_VERSION
 
 # --- settings, and runs that leave it off -----------------------------------------------------------------------------
 
@@ -61,26 +60,20 @@ def test_a_dataset_without_more_views_has_the_digest_it_always_had(views, store)
     assert dataset.digest == hashlib.sha256("".join(f"{part}\0" for part in parts).encode()).hexdigest()
 
 
-def test_the_caption_stage_has_the_key_it_always_had_until_there_are_more_views(views, store) -> None:
+def test_the_caption_stages_key_knows_each_further_view(views, store) -> None:
     from types import SimpleNamespace
     from typing import Any
 
     from charengine.run.keys import stage_key
-    from tasks.caption import caption_key
+    from charengine.stages.caption import CAPTION
 
-    models = SimpleNamespace(captioner=SimpleNamespace(fingerprint="witness"))
-    workspace: Any = SimpleNamespace(profile=load_profile("embedded"), character=GRISHA, models=models)
-    always = stage_key(
-        "caption",
-        STAGE_VERSION,
-        character={"prompt": GRISHA.prompt, "class_noun": "orc", "trigger": "zorgax"},
-        settings=workspace.profile.caption,
-        inputs=[part for view in views.views for part in (view.view, view.image.sha256, view.alpha.sha256)],
-        models=["witness"],
-    )
+    models: Any = SimpleNamespace(captioner=SimpleNamespace(fingerprint="witness"))
     kept = expand(views, store, shifted, count=2)[0].kept
-    assert caption_key(workspace, views) == always
-    assert len({always, caption_key(workspace, views, kept), caption_key(workspace, views, kept[:1])}) == 3
+
+    def key(*extras: Any) -> str:
+        return stage_key(CAPTION, GRISHA, load_profile("embedded"), models, [views, *extras])
+
+    assert len({key(), key(*kept), key(*kept[:1])}) == 3
 
 
 def test_the_report_shows_every_picture_with_its_identity_and_fate_and_nothing_when_it_is_off(views, store) -> None:

@@ -21,7 +21,9 @@ from charengine.stages.sheet.given import take_sheet
 from charengine.stages.sheet.prompt import full_prompt, write_sheet_prompt
 from charengine.store import Store
 
-HERO = Character(name="Aya", prompt="an orc woman in a blue coat, her right hand is a hook", seed=7)
+HERO = Character(
+    name="Aya", prompt="an orc woman in a blue coat, her right hand is a hook", class_noun="orc woman", seed=7
+)
 BAD = Sheet((384, 384), (THREE[0], THREE[2]))
 
 

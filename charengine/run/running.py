@@ -1,0 +1,162 @@
+"""Running a stage: the one function that tasks, commands and notebooks all call.
+
+One process at a time a key; a result that is kept and whole is taken; else the GPU is held, the work done with what the stage
+declares, its result kept, the models freed, and how it went noted.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from charengine.config import Settings
+from charengine.errors import OutOfBudget
+from charengine.machine.interrupts import run_stoppable
+from charengine.machine.locks import gpu_slot, single_flight
+from charengine.machine.threads import fastest_threads
+from charengine.records import Record, StageFact
+from charengine.run.keys import Input, stage_key
+from charengine.run.workspace import Workspace
+from charengine.stage import Given, Stage, only_character, only_models
+from charengine.store import refs_in
+from charengine.tracking.protocol import NullTracker, closing
+
+R = TypeVar("R", bound=Record)
+log = logging.getLogger(__name__)
+
+
+def run(stage: Stage[R], workspace: Workspace, *inputs: Input) -> R:
+    """What the stage makes of its inputs: made now, or taken from the store when it is there and whole.
+
+    Args:
+        stage: its declaration.
+        workspace: whose character, settings and models; how it went is added to its facts.
+        inputs: records of the stages before, or files that count by content.
+
+    Raises:
+        EngineError: what the work raises.
+    """
+    key = key_of(stage, workspace, *inputs)
+    started = time.monotonic()
+    waiting_for = f"{stage.name} of {workspace.character.name} is being made there"
+    with single_flight(workspace.home.locks / f"{key}.lock", waiting_for):
+        found = None if stage.name in workspace.refresh else _kept(stage, key, workspace)
+        result = _made(stage, key, workspace, inputs) if found is None else found
+    seconds = time.monotonic() - started
+    workspace.note(
+        StageFact(stage=stage.name, key=key, cached=found is not None, seconds=seconds, peak_rss_gib=peak_rss_gib())
+    )
+    return result
+
+
+def key_of(stage: Stage[Any], workspace: Workspace, *inputs: Input) -> str:
+    """The key under which `run` keeps the result of the same call."""
+    return stage_key(stage, workspace.character, workspace.profile, workspace.models, inputs)
+
+
+def _kept(stage: Stage[R], key: str, workspace: Workspace) -> R | None:
+    """The result under this key, if all its files are still whole."""
+    found = workspace.store.result(key, stage.makes)
+    lost = [ref for ref in refs_in(found) if not workspace.store.has(ref)]
+    if not lost:
+        return found
+    log.warning("%s: %d kept files are gone or changed (%s); running it again", key, len(lost), lost[0].name)
+    for ref in lost:
+        workspace.store.drop(ref)
+    return None
+
+
+def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, ...]) -> R:
+    """The work done, its result kept."""
+    settings = getattr(workspace.profile, stage.settings) if stage.settings else None
+    state = workspace.home.state / key
+    if stage.name in workspace.refresh:
+        shutil.rmtree(state, ignore_errors=True)
+    given = Given(
+        stage=stage,
+        character=only_character(workspace.character, stage),
+        settings=settings,
+        models=only_models(workspace.models, stage, settings),
+        store=workspace.store,
+        tracker=NullTracker(),
+        recipe=workspace.recipe(),
+        on_step=workspace.on_step,
+    )
+    models = [getattr(workspace.models, name) for name in stage.models_for(settings)]
+    try:
+        with gpu_slot(workspace.home.locks, workspace.models.diffusion.device if stage.gpu else None):
+            if stage.long:
+                result = _made_stoppably(replace(given, state=state), key, workspace, inputs)
+            else:
+                result = stage.work(given, *inputs)
+    finally:
+        for model in models:
+            model.unload()
+    workspace.store.put_result(key, result)
+    shutil.rmtree(state, ignore_errors=True)
+    return result
+
+
+def _made_stoppably(given: Given, key: str, workspace: Workspace, inputs: tuple[Input, ...]) -> Any:
+    """Long work: in an MLflow run of its own, with the fastest threads, stopped at its next step when asked to."""
+    stage = given.stage
+    tracker = workspace.tracker.child(stage.name, key=key, params=_params(given.settings))
+    with ExitStack() as stack:
+        stack.enter_context(closing(tracker))
+        stack.enter_context(fastest_threads(workspace.models.diffusion, workspace.home))
+        tracked = replace(given, tracker=tracker)
+        return run_stoppable(lambda stop: _within_memory(replace(tracked, should_stop=stop), inputs))
+
+
+def _within_memory(given: Given, inputs: tuple[Input, ...]) -> Any:
+    """The work; when memory runs out, once more with the stage's smaller settings, which its warnings say."""
+    stage, settings = given.stage, given.settings
+    try:
+        return stage.work(given, *inputs)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        smaller = stage.smaller(settings, *inputs) if stage.smaller else None
+        if smaller is None:
+            raise OutOfBudget(f"{stage.name} ran out of memory with the smallest plan there is: {error}") from error
+    for name in stage.models_for(settings):
+        getattr(given.models, name).unload()
+    told = f"{stage.name} ran out of memory and went on with {_difference(settings, smaller)}"
+    log.warning(told)
+    given.tracker.set_tags({"charengine.fallback": told})
+    assert given.state is not None
+    aside = given.state.with_name(f"{given.state.name}-smaller")
+    result = stage.work(replace(given, settings=smaller, state=aside), *inputs)
+    shutil.rmtree(aside, ignore_errors=True)
+    return result.model_copy(update={"warnings": (*result.warnings, told)})
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def _difference(settings: Settings, smaller: Settings) -> str:
+    """The settings that changed, as name=value."""
+    before, after = settings.model_dump(), smaller.model_dump()
+    return ", ".join(f"{name}={value}" for name, value in after.items() if value != before[name])
+
+
+def _params(settings: Settings) -> dict[str, object]:
+    return {key: value for key, value in settings.model_dump(mode="json").items() if value not in ("", [], None)}
+
+
+def peak_rss_gib() -> float | None:
+    """Highest resident memory of this process so far, GiB; None where the system does not say."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,51 @@
+"""Stage 5, train: the views and captions become an adapter."""
+
+from __future__ import annotations
+
+from charengine.config import TrainSettings
+from charengine.records import VIEWS, AdapterRecord, DatasetRecord
+from charengine.stage import Given, Stage
+
+
+def _work(given: Given, dataset: DatasetRecord) -> AdapterRecord:
+    from charengine.stages.train.loop import train_adapter
+
+    assert given.state is not None
+    tags = {"trigger": dataset.trigger, "class_noun": dataset.class_noun}
+    given.tracker.log_dataset(dataset.trigger, dataset.digest, tags)
+    return train_adapter(
+        dataset,
+        given.settings,
+        given.models.diffusion,
+        given.store,
+        seed=given.seed,
+        state_dir=given.state,
+        tracker=given.tracker,
+        recipe=given.recipe,
+        should_stop=given.should_stop,
+        on_step=given.on_step,
+    )
+
+
+def smaller_plan(settings: TrainSettings, dataset: DatasetRecord) -> TrainSettings | None:
+    """The plan that needs least memory for the same samples per step: full checkpointing, one view at a time; None when it is that."""
+    views = len(VIEWS) + len(dataset.trained_extras)
+    samples = (settings.batch or views) * settings.accumulate
+    smaller = settings.model_copy(update={"checkpointing": "full", "batch": 1, "accumulate": min(samples, 64)})
+    return smaller if smaller != settings else None
+
+
+TRAIN = Stage(
+    name="train",
+    version=2,
+    makes=AdapterRecord,
+    work=_work,
+    settings="train",
+    character=("name",),  # not read: another character with equal data has a training, and an MLflow run, of its own
+    models=("diffusion",),
+    files=("continue_from", "regularisation"),
+    seeded=True,
+    gpu=True,
+    long=True,
+    smaller=smaller_plan,
+)

@@ -1,0 +1,246 @@
+"""Running a stage, whoever calls: kept results, one process at a time, only what is declared, memory, stopping."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from stage_samples import Model, counted
+
+from charengine.config import Character, TrainSettings
+from charengine.errors import BadInput, OutOfBudget
+from charengine.machine.home import Home
+from charengine.machine.locks import single_flight
+from charengine.profiles.loading import load_profile
+from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, Ref, ReportRecord
+from charengine.run.running import key_of, peak_rss_gib, run
+from charengine.run.workspace import Workspace
+from charengine.stage import Given, NotDeclared, Stage
+from charengine.stages.train.stage import smaller_plan
+
+GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman", trigger="griqul")
+
+
+@pytest.fixture
+def workspace(home: Home, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # no trial of threads: there is no U-Net to try them on
+    made = Workspace(GRISHA, load_profile("embedded"), home)
+    made.__dict__["models"] = SimpleNamespace(
+        **{name: Model(name) for name in ("editor", "captioner", "diffusion", "embedder")}
+    )
+    return made
+
+
+def test_what_was_made_is_taken_the_next_time_and_says_so(workspace: Workspace) -> None:
+    stage, calls = counted()
+    assert run(stage, workspace) == run(stage, workspace)
+    assert len(calls) == 1
+    assert [(fact.stage, fact.cached) for fact in workspace.facts] == [("crop", False), ("crop", True)]
+    assert workspace.facts[0].key == key_of(stage, workspace)
+
+
+def test_another_input_is_other_work(workspace: Workspace, tmp_path: Path) -> None:
+    stage, calls = counted()
+    for content in (b"a", b"b", b"a"):
+        (tmp_path / "sheet.png").write_bytes(content)
+        run(stage, workspace, tmp_path / "sheet.png")
+    assert [fact.cached for fact in workspace.facts] == [False, False, True]
+    assert len(calls) == 2
+
+
+def test_refresh_makes_it_again(workspace: Workspace) -> None:
+    stage, calls = counted()
+    run(stage, workspace)
+    workspace.refresh = frozenset({"crop"})
+    run(stage, workspace)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed", "result unreadable"])
+def test_a_kept_result_that_is_not_whole_is_made_again(workspace: Workspace, damage: str) -> None:
+    stage, calls = counted()
+    record = run(stage, workspace)
+    blob = workspace.home.store / "sha256" / record.html.sha256[:2] / record.html.sha256
+    if damage == "gone":
+        blob.unlink()
+    elif damage == "changed":
+        blob.write_bytes(b"b")
+    else:
+        (workspace.home.store / "results" / f"{key_of(stage, workspace)}.json").write_text("{}")
+    assert run(stage, workspace) == record
+    assert workspace.store.get(record.html) == b"page"
+    assert len(calls) == 2
+
+
+def test_a_failure_is_never_kept(workspace: Workspace) -> None:
+    stage, calls = counted([BadInput("x")])
+    with pytest.raises(BadInput):
+        run(stage, workspace)
+    run(stage, workspace)
+    assert len(calls) == 2
+
+
+def test_of_two_at_once_one_works_and_the_other_takes_its_result(workspace: Workspace) -> None:
+    calls: list[float] = []
+
+    def slow(given: Given) -> ReportRecord:
+        calls.append(time.monotonic())
+        time.sleep(0.3)
+        return ReportRecord(html=given.store.put(b"page", "page.html"))
+
+    stage = Stage(name="crop", version=1, makes=ReportRecord, work=slow)
+    results: list[ReportRecord] = []
+    threads = [threading.Thread(target=lambda: results.append(run(stage, workspace))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert results[0] == results[1]
+    assert sorted(fact.cached for fact in workspace.facts) == [False, True]
+
+
+def test_a_lock_file_is_left_but_free(workspace: Workspace) -> None:
+    stage, _ = counted()
+    run(stage, workspace)
+    with single_flight(workspace.home.locks / f"{key_of(stage, workspace)}.lock", "x") as waited:
+        assert not waited
+
+
+def test_work_can_read_what_its_stage_declares_and_nothing_else(workspace: Workspace) -> None:
+    stage, calls = counted(character=("prompt",), models=("captioner",), settings="caption")
+    run(stage, workspace)
+    given = calls[0]
+    assert given.character.prompt == "an orc woman"
+    assert given.models.captioner.fingerprint == "captioner"
+    assert given.settings == workspace.profile.caption
+    for undeclared in (
+        lambda: given.character.trigger,
+        lambda: given.seed,
+        lambda: given.models.editor,
+    ):
+        with pytest.raises(NotDeclared, match="crop reads"):
+            undeclared()
+
+
+def test_declared_models_are_freed_after_work_and_after_failure(workspace: Workspace) -> None:
+    stage, _ = counted([BadInput("x")], models=("editor", "embedder"))
+    with pytest.raises(BadInput):
+        run(stage, workspace)
+    run(stage, workspace)
+    assert (workspace.models.editor.unloaded, workspace.models.embedder.unloaded) == (2, 2)  # type: ignore[attr-defined]
+    assert workspace.models.captioner.unloaded == 0  # type: ignore[attr-defined]
+
+
+def test_work_with_models_takes_the_gpu_and_work_without_does_not(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import nullcontext
+
+    from charengine.run import running
+
+    slots: list[Any] = []
+    monkeypatch.setattr(running, "gpu_slot", lambda locks, device: slots.append(device) or nullcontext())
+    run(counted(gpu=True)[0], workspace)
+    run(counted(version=2)[0], workspace)
+    assert slots == [torch.device("cpu"), None]
+
+
+def test_long_work_is_tracked_and_keeps_state_under_its_key(workspace: Workspace) -> None:
+    seen: list[bool] = []
+
+    def work(given: Given) -> ReportRecord:
+        assert given.state is not None
+        given.state.mkdir()
+        seen.append(given.state.name == key_of(stage, workspace) and not given.should_stop())
+        return ReportRecord(html=given.store.put(b"page", "page.html"))
+
+    stage = Stage(name="train", version=1, makes=ReportRecord, work=work, settings="train", long=True)
+    run(stage, workspace)
+    assert seen == [True]
+    assert list(workspace.home.state.iterdir()) == []
+
+
+REF = Ref(sha256="0" * 64, size=1, media_type="x", name="x")
+
+
+def adapter(given: Given) -> AdapterRecord:
+    stored = given.store.put(b"adapter", "a.safetensors")
+    return AdapterRecord(
+        checkpoints=(CheckpointRecord(step=1, adapter=stored, loss=0.1),),
+        steps=1,
+        trigger="griqul",
+        class_noun="orc",
+        dataset_digest="d",
+    )
+
+
+def test_out_of_memory_gets_one_smaller_plan_that_is_told(workspace: Workspace) -> None:
+    asked: list[tuple[str, TrainSettings]] = []
+
+    def short_of_memory(given: Given) -> AdapterRecord:
+        assert given.state is not None
+        asked.append((given.state.name, given.settings))
+        if given.settings.checkpointing != "full":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return adapter(given)
+
+    plan = TrainSettings(checkpointing="full", batch=1)
+    stage = Stage(
+        name="train",
+        version=1,
+        makes=AdapterRecord,
+        work=short_of_memory,
+        settings="train",
+        models=("diffusion",),
+        long=True,
+        smaller=lambda settings: plan if settings != plan else None,
+    )
+    made = run(stage, workspace)
+    key = key_of(stage, workspace)
+    assert [name for name, _ in asked] == [key, f"{key}-smaller"]  # the state of one plan is not the other's
+    assert asked[1][1] == plan
+    assert "batch=1" in made.warnings[0] and "checkpointing=full" in made.warnings[0]
+
+
+def test_out_of_memory_with_the_smallest_plan_is_said(workspace: Workspace) -> None:
+    def short_of_memory(given: Given) -> AdapterRecord:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stage = Stage(
+        name="train",
+        version=1,
+        makes=AdapterRecord,
+        work=short_of_memory,
+        settings="train",
+        long=True,
+        smaller=lambda settings: None,
+    )
+    with pytest.raises(OutOfBudget, match="smallest plan"):
+        run(stage, workspace)
+
+
+def test_the_smaller_plan_keeps_the_samples_per_step() -> None:
+    def dataset(extras: int) -> DatasetRecord:
+        return SimpleNamespace(trained_extras=(None,) * extras)  # type: ignore[return-value]
+
+    plan = smaller_plan(TrainSettings(batch=0, accumulate=2), dataset(0))
+    assert plan is not None
+    assert (plan.batch, plan.accumulate, plan.checkpointing) == (1, 6, "full")
+    assert smaller_plan(plan, dataset(0)) is None
+    more = smaller_plan(TrainSettings(batch=0, accumulate=2), dataset(2))
+    assert more is not None and more.accumulate == 10
+    assert plan.steps == TrainSettings().steps
+
+
+def test_peak_memory_is_what_the_system_says() -> None:
+    import psutil
+
+    now = psutil.Process().memory_info().rss / 2**30
+    peak = peak_rss_gib()
+    assert peak is not None and now * 0.9 <= peak < now + 64
