@@ -1,28 +1,42 @@
-"""Make what the deployments need on a Prefect server, and the deployments: `python -m deployments.set_up`. Safe to repeat."""
+"""Make what the deployments need on a Prefect server, and the deployments: `python -m deployments.set_up`. Safe to repeat.
+
+What is there already keeps what a user set in the page: schedules and whether they are on, parameters, pauses, limits.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from prefect.automations import Automation
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.callables import parameter_schema
+
+log = logging.getLogger("charengine.deployments")
 
 HERE = Path(__file__).parent
+WARNING = "warning: "  # begins the lines that `charengine up` says again
 POOLS = ("characters", "orchestrate")  # one worker slot a GPU; batch parents, which only wait
 QUEUES = {"interactive": 1, "batch": 5}  # of `characters`; 1 goes first
 
 
 def main() -> None:
     """Pools, queues, automations, deployments."""
-    asyncio.run(_make_all())
-    deploy(project_file())
+    logging.basicConfig(level=logging.WARNING, format=f"{WARNING}%(message)s")
+    path = project_file()
+    missing = asyncio.run(_make_all(path))
+    if missing:
+        deploy(path, missing)
 
 
 def project_file() -> Path:
@@ -31,20 +45,62 @@ def project_file() -> Path:
     return beside if beside.is_file() else HERE / "prefect.yaml"
 
 
-def deploy(path: Path) -> None:
-    """All deployments of a `prefect.yaml`."""
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", path.name]
+def deploy(path: Path, names: list[str]) -> None:
+    """Make deployments of a `prefect.yaml`, with everything it says about them."""
+    wanted = [part for name in names for part in ("--name", name)]
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *wanted, "--prefect-file", path.name]
     subprocess.run(command, check=True, cwd=path.parent, env={**os.environ, "PREFECT_LOGGING_LEVEL": "WARNING"})
 
 
-async def _make_all() -> None:
+async def _make_all(path: Path) -> list[str]:
+    """Everything but new deployments; the names of those that do not exist yet."""
     async with get_client() as client:
         for pool in POOLS:
             await _make_pool(client, pool)
         for name, priority in QUEUES.items():
             await _make_queue(client, name, priority)
-    for path in sorted((HERE / "automations").glob("*.yaml")):
-        await _make_automation(path)
+        wanted = yaml.safe_load(path.read_text())["deployments"]
+        missing = [one["name"] for one in wanted if not await _renew(client, one)]
+    for automation in sorted((HERE / "automations").glob("*.yaml")):
+        await _make_automation(automation)
+    return missing
+
+
+async def _renew(client: PrefectClient, wanted: dict[str, Any]) -> bool:
+    """Bring what is ours in an existing deployment up to date; whether it exists."""
+    flow = load_flow_from_entrypoint(wanted["entrypoint"])
+    try:
+        found = await client.read_deployment_by_name(f"{flow.name}/{wanted['name']}")
+    except ObjectNotFound:
+        return False
+    ours = DeploymentUpdate(
+        entrypoint=wanted["entrypoint"],
+        pull_steps=wanted["pull"],
+        description=wanted["description"],
+        tags=[*dict.fromkeys([*wanted["tags"], *found.tags])],
+        parameter_openapi_schema=parameter_schema(flow).model_dump(exclude_unset=True),
+    )
+    if _differs(found, ours):  # an update drops the runs that are planned until the scheduler comes by again
+        await _update(client, found, ours)
+    return True
+
+
+def _differs(found: DeploymentResponse, ours: DeploymentUpdate) -> bool:
+    return any(getattr(found, field) != getattr(ours, field) for field in ours.model_fields_set)
+
+
+async def _update(client: PrefectClient, found: DeploymentResponse, ours: DeploymentUpdate) -> None:
+    try:
+        await client.update_deployment(found.id, ours)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != 409:  # Prefect's answer when the parameters do not fit the new schema
+            raise
+        log.warning(
+            "deployment %s is left as it is: parameters set in its page no longer exist or fit (%s). "
+            "Correct them there and start again, or delete the deployment to have it made anew",
+            found.name,
+            error.response.json().get("detail", error),
+        )
 
 
 async def _make_pool(client: PrefectClient, name: str) -> None:
@@ -64,10 +120,11 @@ async def _make_queue(client: PrefectClient, name: str, priority: int) -> None:
 async def _make_automation(path: Path) -> None:
     wanted = Automation(**yaml.safe_load(path.read_text()))
     try:
-        wanted.id = (await Automation.aread(name=wanted.name)).id
+        found = await Automation.aread(name=wanted.name)
     except ValueError:
         await wanted.acreate()
     else:
+        wanted.id, wanted.enabled = found.id, found.enabled
         await wanted.aupdate()
 
 

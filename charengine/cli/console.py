@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from charengine.machine.environment import quieten_console
 
 if TYPE_CHECKING:
     from charengine.stage import Progress
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def listen(quiet: bool = False) -> None:
     """Engine messages to stderr; Prefect's and MLflow's own chatter is kept off the terminal."""
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    quieten_console()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     engine = logging.getLogger("charengine")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from charengine.machine.home import Home
 
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+
 
 @dataclass(frozen=True)
 class Services:
@@ -18,6 +20,11 @@ class Services:
     prefect_api: str
     mlflow: str
     pid: int
+
+
+def own_origins(port: int) -> tuple[str, ...]:
+    """What browsers call the pages of a server on this machine."""
+    return tuple(f"http://{name}:{port}" for name in ("127.0.0.1", "localhost"))
 
 
 def tracking_uri(home: Home) -> str:

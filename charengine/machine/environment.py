@@ -9,6 +9,11 @@ import os
 
 from charengine.machine.home import Home
 
+CORS_ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+SERVER_AUTH = "PREFECT_SERVER_API_AUTH_STRING"  # user:password
+CLIENT_AUTH = "PREFECT_API_AUTH_STRING"
+CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+
 DEFAULTS = {
     # torch's threads may not spin without end at a barrier: ten times slower when cores are shared
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -18,6 +23,10 @@ DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the second page loads a third party's script; our links use the first
+    # no web page may call a server of ours (docs/decisions/0030-local-servers.md); one with a page of its own adds that
+    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+    CORS_ORIGINS: "http://127.0.0.1,http://localhost",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # the default 20 s are too few on a fresh home, where the database is made first
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -47,3 +56,20 @@ def apply_defaults(home: Home) -> None:
     """Set every default that the user has not set. Call before Prefect or MLflow are imported."""
     for name, value in {**DEFAULTS, "PREFECT_HOME": str(home.prefect)}.items():
         os.environ.setdefault(name, value)
+    if password := os.environ.get(SERVER_AUTH):  # of a server that we start: our own programs know it too
+        os.environ.setdefault(CLIENT_AUTH, password)
+
+
+def quieten_console() -> None:
+    """Keep Prefect's log lines off this process's terminal, unless the user has set a level; children speak as ever."""
+    if CONSOLE_LEVEL not in os.environ:
+        os.environ[CONSOLE_LEVEL] = "CRITICAL"
+        _of_this_process.add(CONSOLE_LEVEL)
+
+
+def for_children() -> dict[str, str]:
+    """The environment to hand on."""
+    return {name: value for name, value in os.environ.items() if name not in _of_this_process}
+
+
+_of_this_process: set[str] = set()

@@ -2,48 +2,107 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
+import os
 import time
+import urllib.error
 import urllib.request
+import uuid
 from typing import Any
+
+from charengine.machine.environment import CLIENT_AUTH, SERVER_AUTH
 
 log = logging.getLogger(__name__)
 
 ACTIVE = ("RUNNING", "PENDING", "CANCELLING")
+SECONDS = 10.0  # for one call
+NO_CSRF = (404, 422)  # what a server without CSRF protection answers when asked for a token
 
 
-def cancel_active_runs(api: str, seconds: float) -> int:
+class PrefectApi:
+    """A Prefect server's API, with the password the environment names and the CSRF token it wants.
+
+    Args:
+        url: of the API, `http://127.0.0.1:4200/api`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._auth = _auth_header()
+        self._csrf: dict[str, str] | None = None
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The answer to a POST.
+
+        Raises:
+            OSError: the server does not answer, or refuses.
+        """
+        headers = {"Content-Type": "application/json", **self._csrf_headers()}
+        return self._call(urllib.request.Request(f"{self._url}/{path}", json.dumps(body).encode(), headers))
+
+    def _csrf_headers(self) -> dict[str, str]:
+        if self._csrf is None:
+            client = str(uuid.uuid4())
+            try:
+                token = self._call(urllib.request.Request(f"{self._url}/csrf-token?client={client}"))["token"]
+            except urllib.error.HTTPError as error:
+                if error.code not in NO_CSRF:
+                    raise
+                self._csrf = {}
+            else:
+                self._csrf = {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token}
+        return self._csrf
+
+    def _call(self, request: urllib.request.Request) -> Any:
+        for name, value in self._auth.items():
+            request.add_header(name, value)
+        with urllib.request.urlopen(request, timeout=SECONDS) as response:
+            return json.loads(response.read() or "null")
+
+
+def cancel_active_runs(url: str, seconds: float) -> int:
     """Cancel every active flow run and wait, at most so long, until each has ended; how many there were.
 
     Stopping a worker outright would kill its flows without a word to Python and leave them running on paper.
+
+    Raises:
+        OSError: the server does not answer, or refuses.
     """
+    api = PrefectApi(url)
     runs = _active(api)
     if not runs:
         return 0
     log.info("cancelling %d runs, so that they save their state", len(runs))
     for run in runs:
         if run["state_type"] != "CANCELLING":
-            _post(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+            _cancel(api, run)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and _active(api):
         time.sleep(1.0)
     return len(runs)
 
 
-def online_workers(api: str, pool: str) -> int:
+def online_workers(url: str, pool: str) -> int:
     """How many workers of a pool have reported lately."""
-    workers = _post(f"{api}/work_pools/{pool}/workers/filter", {})
+    workers = PrefectApi(url).post(f"work_pools/{pool}/workers/filter", {})
     return sum(worker["status"] == "ONLINE" for worker in workers)
 
 
-def _active(api: str) -> list[dict[str, Any]]:
+def _active(api: PrefectApi) -> list[dict[str, Any]]:
     wanted = {"flow_runs": {"state": {"type": {"any_": list(ACTIVE)}}, "deployment_id": {"is_null_": False}}}
-    found: list[dict[str, Any]] = _post(f"{api}/flow_runs/filter", wanted)
+    found: list[dict[str, Any]] = api.post("flow_runs/filter", wanted)
     return found
 
 
-def _post(url: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as response:
-        return json.loads(response.read() or "null")
+def _cancel(api: PrefectApi, run: dict[str, Any]) -> None:
+    try:
+        api.post(f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    except OSError as error:  # the others are cancelled all the same
+        log.warning("run %s could not be cancelled (%s); it loses what it did since it last saved", run["id"], error)
+
+
+def _auth_header() -> dict[str, str]:
+    given = next((value for name in (CLIENT_AUTH, SERVER_AUTH) if (value := os.environ.get(name))), "")
+    return {"Authorization": f"Basic {base64.b64encode(given.encode()).decode()}"} if given else {}

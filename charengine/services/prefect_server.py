@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from charengine.errors import StageFailed
 from charengine.machine.addresses import answers
+from charengine.machine.environment import for_children
 from charengine.machine.home import Home
 from charengine.machine.processes import HOST, any_free_port, end, spawn
 
@@ -26,7 +27,7 @@ def start_prefect(home: Home) -> Callable[[], None]:
     log_file = home.logs / "prefect-server.log"
     with log_file.open("wb") as output:
         port = api.rsplit(":", 1)[1].removesuffix("/api")
-        server = spawn(["prefect", "server", "start", "--host", HOST, "--port", port], output, os.environ)
+        server = spawn(["deployments.server", "--port", port], output, for_children())
     atexit.register(end, server)
 
     def wait() -> None:

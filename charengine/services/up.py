@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from charengine.errors import BadInput, Interrupted, StageFailed
-from charengine.machine.addresses import answers, database_uri, running_services
-from charengine.machine.environment import apply_defaults
+from charengine.machine.addresses import answers, database_uri, own_origins, running_services
+from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import WORK_FOLDER, Home, work_folder
 from charengine.machine.processes import HOST, choose_port, end, spawn
 from charengine.services.prefect_api import cancel_active_runs
@@ -90,9 +90,7 @@ class Up:
         from charengine.tracking.mlflow import initialise_database
 
         initialise_database(self.home)
-        self._run(
-            "prefect-server", ["prefect", "server", "start", "--host", HOST, "--port", self.addresses.prefect_port]
-        )
+        self._run("prefect-server", ["deployments.server", "--port", self.addresses.prefect_port])
         self._run("mlflow-server", self._mlflow_command())
         self._wait_for("Prefect", lambda: answers(f"{self.addresses.api}/health"))
         self._wait_for("MLflow", lambda: answers(f"{self.addresses.mlflow}/health"))
@@ -118,8 +116,8 @@ class Up:
     def stop(self) -> None:
         """Cancel what runs, so that it saves its state; then workers, then servers; nothing is left behind."""
         self.home.services_file.unlink(missing_ok=True)
-        with suppress(OSError):
-            cancel_active_runs(self.addresses.api, CANCEL_SECONDS)
+        if any(process.name.startswith("worker") for process in self.processes):
+            self._cancel_runs()
         family = _descendants()
         for process in reversed(self.processes):
             end(process.popen)
@@ -127,6 +125,12 @@ class Up:
             with suppress(ProcessLookupError):
                 os.kill(straggler, signal.SIGKILL)
         self.processes.clear()
+
+    def _cancel_runs(self) -> None:
+        try:
+            cancel_active_runs(self.addresses.api, CANCEL_SECONDS)
+        except OSError as error:
+            log.warning("what runs could not be cancelled (%s); it loses what it did since it last saved", error)
 
     def _mlflow_command(self) -> list[object]:
         return [
@@ -151,11 +155,12 @@ class Up:
 
     def _environment(self) -> dict[str, str]:
         return {
-            **os.environ,
+            **for_children(),
             "CHARENGINE_HOME": str(self.home.root),
             "PREFECT_API_URL": self.addresses.api,
             "PREFECT_UI_URL": self.addresses.prefect,
             "MLFLOW_TRACKING_URI": self.addresses.mlflow,
+            **_mlflow_limits(self.addresses.mlflow_port),
             WORK_FOLDER: str(work_folder()),
         }
 
@@ -166,6 +171,9 @@ class Up:
         (self.home.logs / "set-up.log").write_text(done.stdout + done.stderr)
         if done.returncode:
             raise StageFailed(f"the deployments could not be made:\n{(done.stdout + done.stderr)[-2000:]}")
+        for line in done.stderr.splitlines():
+            if line.startswith("warning: "):
+                log.warning(line)
 
     def _wait_for(self, what: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -218,6 +226,15 @@ def services(
         yield running
     finally:
         running.stop()
+
+
+def _mlflow_limits(port: int) -> dict[str, str]:
+    """Names MLflow's server answers to, and pages that may call it, unless the user has set either."""
+    limits = {
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:*,localhost:*",
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(own_origins(port)),
+    }
+    return {name: os.environ.get(name) or value for name, value in limits.items()}
 
 
 def count_gpus() -> int:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,15 +23,16 @@ from charengine.errors import BadInput
 from charengine.machine.addresses import running_services
 from charengine.machine.home import Home
 from charengine.machine.processes import choose_port
-from charengine.services.prefect_api import online_workers
+from charengine.services.prefect_api import PrefectApi, online_workers
 
 START_SECONDS = 240.0
 
 
 def post(url: str, body: dict[str, Any] | None = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as response:
+    if body is not None:
+        api, path = url.split("/api/")
+        return PrefectApi(f"{api}/api").post(path, body)
+    with urllib.request.urlopen(url, timeout=20) as response:
         return json.loads(response.read())
 
 
@@ -129,6 +131,20 @@ def test_everything_comes_up_and_a_character_made_from_the_form_is_there_in_both
     picture = artifacts["aya-sheet"]["data"]
     with urllib.request.urlopen(picture, timeout=20) as response:
         assert response.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.slow
+def test_a_foreign_page_and_a_foreign_name_are_refused_by_both_servers(
+    running: tuple[Home, subprocess.Popen[str]],
+) -> None:
+    services = running_services(running[0])
+    assert services
+    for url in (f"{services.prefect_api}/flows/filter", f"{services.mlflow}/api/2.0/mlflow/experiments/search"):
+        for foreign in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}, {"Host": "192.168.0.7:5000"}):
+            request = urllib.request.Request(url, b"{}", {"Content-Type": "application/json", **foreign})
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=20)
+            assert refused.value.code == 403
 
 
 @pytest.mark.slow

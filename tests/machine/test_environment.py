@@ -1,0 +1,52 @@
+"""The environment handed to child processes, and where relative paths start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from charengine.cli.console import listen
+from charengine.machine import environment
+from charengine.machine.environment import CONSOLE_LEVEL, for_children
+from charengine.machine.home import Home
+from charengine.services.up import Addresses, Up
+
+
+@pytest.fixture
+def console_level(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """As a command starts: no level is set, and none is remembered as ours."""
+    monkeypatch.setenv(CONSOLE_LEVEL, "")
+    monkeypatch.delenv(CONSOLE_LEVEL)
+    monkeypatch.setattr(environment, "_of_this_process", set())
+    return monkeypatch
+
+
+def test_only_the_command_itself_is_quiet_servers_and_workers_are_heard(
+    console_level: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    listen()
+    listen()
+    assert os.environ[CONSOLE_LEVEL] == "CRITICAL"
+    up = Up(Home(tmp_path).create(), Addresses(1, 2), 0, lambda: True)
+    assert CONSOLE_LEVEL not in up._environment()
+    code = (
+        "from prefect.logging import get_logger; from prefect.logging.configuration import setup_logging;"
+        "setup_logging(); get_logger('flow_runs.worker').error('audible')"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env=up._environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert "audible" in said.stderr
+
+
+def test_a_console_level_that_the_user_set_is_for_children_too(console_level: pytest.MonkeyPatch) -> None:
+    console_level.setenv(CONSOLE_LEVEL, "CRITICAL")
+    listen()
+    assert for_children()[CONSOLE_LEVEL] == "CRITICAL"

@@ -1,0 +1,105 @@
+"""Our few calls to Prefect's API: they send what a protected server wants, and what fails is said."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import logging
+import threading
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from charengine.machine.home import Home
+from charengine.services.prefect_api import PrefectApi, cancel_active_runs
+from charengine.services.up import Addresses, Process, Up
+
+PASSWORD = "ann:secret"
+
+
+class Protected(http.server.BaseHTTPRequestHandler):
+    """Answers as Prefect does with a password, and with CSRF protection unless `csrf` is off: two runs are active."""
+
+    csrf = True
+    cancelled: list[str] = []
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/csrf-token?client="):
+            client = self.path.rpartition("=")[2]
+            self.answer(*((200, {"token": f"token of {client}"}) if self.csrf else (422, {})))
+        else:
+            self.answer(404, {})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        token = f"token of {self.headers['Prefect-Csrf-Client']}"
+        if self.csrf and self.headers["Prefect-Csrf-Token"] != token:
+            self.answer(403, {"detail": "Missing CSRF token."})
+        elif self.path == "/api/flow_runs/first/set_state":
+            self.answer(503, {"detail": "database is locked"})
+        elif self.path.endswith("/set_state"):
+            self.cancelled.append(self.path.split("/")[3])
+            self.answer(201, {})
+        else:
+            left = [name for name in ("first", "second") if name not in self.cancelled]
+            self.answer(200, [{"id": name, "state_type": "RUNNING"} for name in left])
+
+    def answer(self, status: int, body: Any) -> None:
+        wanted = f"Basic {base64.b64encode(PASSWORD.encode()).decode()}"
+        status = status if self.headers["Authorization"] == wanted else 401
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def protected(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(Protected, "cancelled", [])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Protected) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/api"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("variable", ["PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"])
+@pytest.mark.parametrize("csrf", [True, False])
+def test_a_run_that_cannot_be_cancelled_is_named_and_the_others_are_cancelled(
+    protected: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, csrf: bool
+) -> None:
+    monkeypatch.setattr(Protected, "csrf", csrf)
+    monkeypatch.setenv(variable, PASSWORD)
+    with caplog.at_level(logging.WARNING):
+        assert cancel_active_runs(protected, 0.0) == 2
+    assert Protected.cancelled == ["second"]
+    assert "run first could not be cancelled (HTTP Error 503" in caplog.text
+
+
+def test_a_wrong_password_is_an_error_and_not_an_empty_list(protected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "ann:wrong")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        PrefectApi(protected).post("flow_runs/filter", {})
+
+
+def test_up_says_so_when_what_runs_could_not_be_cancelled(
+    protected: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Ended:
+        def terminate(self) -> None:
+            """It has."""
+
+        def wait(self, seconds: float) -> int:
+            return 0
+
+    port = int(protected.split(":")[2].removesuffix("/api"))
+    up = Up(Home(tmp_path).create(), Addresses(port, 1), 0, lambda: True)
+    up.processes.append(Process("worker-0", Ended(), tmp_path / "log"))  # type: ignore[arg-type]
+    with caplog.at_level(logging.WARNING):
+        up.stop()
+    assert "could not be cancelled (HTTP Error 401" in caplog.text
