@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from charengine.errors import BadInput
+
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 PACKS = {
     "qwen_transformer.tar": ("qwen_transformer.safetensors",),
@@ -51,12 +53,27 @@ def pack(folder: Path, out: Path) -> list[Path]:
 
 
 def open_packed(packed: Path, folder: Path) -> Path:
-    """Undo `pack`: all files, flat, in `folder`."""
+    """Undo `pack`: all files, flat, in `folder`.
+
+    Raises:
+        BadInput: a member is not a plain file, or its name would leave the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(packed.glob("*.tar")):
         with tarfile.open(path) as tar:
-            tar.extractall(folder, filter="data")
+            for member in tar:
+                _take_out(tar, member, folder)
     return folder
+
+
+def _take_out(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    # by hand: `extractall(filter="data")` needs Python 3.11.4, and without the filter a member may be written anywhere
+    data = tar.extractfile(member) if member.isfile() else None
+    flat = Path(member.name).name == member.name and member.name not in ("", "..") and "\\" not in member.name
+    if data is None or not flat:
+        raise BadInput(f"{tar.name}: {member.name!r} is not a plain file of a flat pack; make the pack again")
+    with data, (folder / member.name).open("wb") as out:
+        shutil.copyfileobj(data, out)
 
 
 def unpack(packed: Path, weights: Path, *, tiny: bool = False) -> None:
