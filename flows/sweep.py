@@ -10,7 +10,7 @@ from prefect import flow
 from charengine.machine.home import find_home, work_folder
 from charengine.profiles.loading import load_profile
 from charengine.run import folder
-from charengine.run.earlier_runs import sweep_inputs
+from charengine.run.earlier_runs import character_name, sweep_inputs
 from charengine.run.request import RunRequest, check, slug
 from charengine.run.workspace import Workspace
 from charengine.store import Store
@@ -58,7 +58,7 @@ def sweep(
     )
     request = RunRequest(
         prompt=f"{dataset.class_noun}, from {place.name}",
-        name=dataset.trigger,
+        name=character_name(place) or dataset.trigger,  # one character is one entry of the registry
         class_noun=dataset.class_noun,
         trigger=dataset.trigger,
         seed=seed,

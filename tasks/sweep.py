@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from charengine.adapter.files import STRENGTH, load_adapter
 from charengine.records import AdapterRecord, DatasetRecord, SweepRecord
 from charengine.run.workspace import Workspace
 from charengine.stages.sweep.stage import SWEEP
@@ -22,10 +23,12 @@ def sweep_adapter(workspace: Workspace, training: AdapterRecord, dataset: Datase
 def register_pick(workspace: Workspace, sweep: SweepRecord) -> None:
     """The recommended adapter as the character's newest registered version."""
     pick = sweep.pick
+    adapter = workspace.store.get(sweep.recommended_adapter)
     workspace.tracker.register_pick(
         f"character-{workspace.slug}",
-        workspace.store.get(sweep.recommended_adapter),
+        adapter,
         pick.checkpoint_step,
         pick.strength,
         {"identity": pick.metrics.identity, "adherence": pick.metrics.adherence, "score": pick.metrics.score},
+        rescaled=load_adapter(adapter)[1].get(STRENGTH) == str(pick.strength),  # DoRA cannot be
     )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STRENGTH = "charengine.strength"  # metadata: the strength as trained that is this file's 1.0
+
 _PARTS = re.compile(
     r"\.(alpha|dora_scale|lora_(?:down|up|mid)\.weight|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?"
     r"|lora_[AB](?:\.\w+)?\.weight|lora\.(?:down|up)\.weight|lora_magnitude_vector(?:\.\w+)?(?:\.weight)?)$"
@@ -107,7 +109,7 @@ def rescale(data: bytes, strength: float) -> bytes:
     elif not any(key.endswith(".alpha") for key in tensors):  # diffusers files have no alpha
         ends = ["lora_B.weight", "lora.up.weight", "lora_up.weight"]
     scaled = {key: value * strength if key.endswith(tuple(ends)) else value for key, value in tensors.items()}
-    return save_adapter(scaled, metadata | {"charengine.strength": str(strength)})
+    return save_adapter(scaled, metadata | {STRENGTH: str(strength)})
 
 
 def by_module(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> dict[str, dict[str, Tensor]]:

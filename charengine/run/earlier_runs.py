@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from charengine.config import Profile
@@ -49,6 +50,18 @@ def sweep_inputs(
     training = training_from_file(source, store, trigger=trigger, class_noun=class_noun)
     found = read_views(views, store) if views else _cut(sheet, profile, store)
     return training, _as_dataset(training, found)
+
+
+def character_name(source: Path) -> str:
+    """The name that the character of a run, or of an adapter file, was given; empty when a file does not say it."""
+    if source.is_dir() or source.suffix == ".json":
+        from charengine.run.folder import read_run
+
+        return read_run(source).name
+    from charengine.adapter.files import read_metadata
+
+    recipe = json.loads(read_metadata(source).get("charengine.recipe", "{}"))
+    return str(recipe.get("character", {}).get("name", ""))
 
 
 def _cut(sheet: Path | None, profile: Profile, store: Store) -> ViewsRecord:

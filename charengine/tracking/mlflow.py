@@ -301,12 +301,17 @@ class MLflowTracker:
         return self._known_tags.get(tag)
 
     def register_pick(
-        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float]
+        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float], rescaled: bool = True
     ) -> None:
         """Register the recommended adapter as the newest version of the character, with the alias `champion`."""
         if "charengine.registered" in self._known_tags:
             return
-        version = self._attempt("registering the pick", lambda: self._register(name, adapter, step, strength, metrics))
+        tags = {
+            "checkpoint_step": str(step),
+            "picked_strength": str(strength),
+            "recommended_strength": str(1.0 if rescaled else strength),  # to load the registered file at
+        }
+        version = self._attempt("registering the pick", lambda: self._register(name, adapter, step, tags, metrics))
         if version:
             self.set_tags({"charengine.registered": f"models:/{name}/{version}"})
 
@@ -342,7 +347,9 @@ class MLflowTracker:
         self._client.log_batch(self.run_id, metrics=points, synchronous=True)
         return model
 
-    def _register(self, name: str, data: bytes, step: int, strength: float, metrics: Mapping[str, float]) -> str:
+    def _register(
+        self, name: str, data: bytes, step: int, tags: Mapping[str, str], metrics: Mapping[str, float]
+    ) -> str:
         from mlflow.exceptions import MlflowException
 
         model = self._log_model(data, f"{name}-recommended", step, metrics)
@@ -353,7 +360,7 @@ class MLflowTracker:
             source=model.artifact_location,  # `models:/<id>` is looked up at the process's default address instead
             run_id=self.run_id,
             model_id=model.model_id,
-            tags={"checkpoint_step": str(step), "recommended_strength": f"{strength:g}"},
+            tags=dict(tags),
         )
         self._client.set_registered_model_alias(name, "champion", version.version)
         return str(version.version)

@@ -78,9 +78,18 @@ class Tracker(Protocol):
         ...
 
     def register_pick(
-        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float]
+        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float], rescaled: bool = True
     ) -> None:
-        """The recommended adapter as the character's newest registered version, alias `champion`, once."""
+        """The recommended adapter as the character's newest registered version, alias `champion`, once.
+
+        Args:
+            name: of the character in the registry.
+            adapter: the file's bytes.
+            step: of the picked checkpoint.
+            strength: it was picked at.
+            metrics: of the pick.
+            rescaled: the file has the picked strength as its 1.0 already (not so for DoRA).
+        """
         ...
 
     def finish(self, status: Status = "FINISHED") -> None:
@@ -136,7 +145,7 @@ class NullTracker:
         """Nothing."""
 
     def register_pick(
-        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float]
+        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float], rescaled: bool = True
     ) -> None:
         """Nothing."""
 

@@ -154,8 +154,29 @@ def test_mlflow_holds_one_run_with_a_child_for_training_and_one_for_each_cell(
 
 def test_the_pick_is_registered_as_champion(studio: Studio, first: dict[str, Any]) -> None:
     version = studio.mlflow().get_model_version_by_alias("character-aya", "champion")
-    assert float(version.tags["recommended_strength"]) == pytest.approx(first["strength"])
+    # the registered file is rescaled already: obeying the tag must not apply the strength a second time
+    assert version.tags["recommended_strength"] == "1.0"
+    assert float(version.tags["picked_strength"]) == pytest.approx(first["strength"])
     assert version.tags["checkpoint_step"] == str(first["checkpoint_step"])
+
+
+def test_a_sweep_of_an_earlier_run_or_of_its_file_is_a_later_version_of_the_same_entry(
+    studio: Studio, first: dict[str, Any]
+) -> None:
+    from flows.sweep import sweep
+
+    earlier = studio.mlflow().get_model_version_by_alias("character-aya", "champion").version
+    for number, source in enumerate((str(studio.folder / "aya"), first["adapter"]), start=1):
+        sweep(
+            source,
+            views=str(studio.folder / "aya" / "views"),
+            overrides=[*studio.settings, "sweep.strengths=[0.7]"],
+            out=str(studio.folder / f"sweep-{number}"),
+        )
+        champion = studio.mlflow().get_model_version_by_alias("character-aya", "champion")
+        assert int(champion.version) == int(earlier) + number
+        assert (champion.tags["picked_strength"], champion.tags["recommended_strength"]) == ("0.7", "1.0")
+    assert [model.name for model in studio.mlflow().search_registered_models()] == ["character-aya"]
 
 
 def test_an_unchanged_run_is_taken_from_the_cache_and_logs_nothing_twice(studio: Studio, first: dict[str, Any]) -> None:

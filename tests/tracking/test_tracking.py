@@ -157,7 +157,16 @@ def test_the_pick_becomes_the_champion_once(home: Home) -> None:
         run.register_pick("character-aya", b"adapter", 300, 0.8, {"identity": 0.9})
     run.finish()
     champion = client(home).get_model_version_by_alias("character-aya", "champion")
-    assert (int(champion.version), champion.tags["recommended_strength"]) == (1, "0.8")
+    assert int(champion.version) == 1
+    assert (champion.tags["picked_strength"], champion.tags["recommended_strength"]) == ("0.8", "1.0")
+
+
+def test_a_pick_that_could_not_be_rescaled_is_recommended_at_its_own_strength(home: Home) -> None:
+    run = opened(home)
+    run.register_pick("character-aya", b"adapter", 300, 0.8, {"identity": 0.9}, rescaled=False)
+    run.finish()
+    champion = client(home).get_model_version_by_alias("character-aya", "champion")
+    assert (champion.tags["picked_strength"], champion.tags["recommended_strength"]) == ("0.8", "0.8")
 
 
 def test_an_unreachable_server_leaves_the_run_untracked_and_going(
