@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 
 from charengine.errors import EngineError
-from charengine.machine.home import work_folder
+from charengine.machine.home import in_work_folder
 from charengine.records import RunResult
 from charengine.run import folder
 from charengine.run.cast import check_cast, read_cast
@@ -45,7 +45,7 @@ def batch(
         workers: Hand the characters to the work pool instead of making them here.
         batch_id: With the same id nothing is started twice. Empty: the time this was scheduled for.
     """
-    requests = check_cast(characters) if characters else read_cast(work_folder() / file)
+    requests = check_cast(characters) if characters else read_cast(in_work_folder(file))
     cast = [request.as_parameters() for request in requests]
     started = time.monotonic()
     outcomes = _on_pool(cast, batch_id or _default_id()) if workers else [_here(entry) for entry in cast]

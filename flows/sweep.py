@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from charengine.machine.home import find_home, work_folder
+from charengine.machine.home import find_home, in_work_folder
 from charengine.profiles.loading import load_profile
 from charengine.run import folder
 from charengine.run.earlier_runs import character_name, sweep_inputs
@@ -46,13 +45,13 @@ def sweep(
         out: Folder for the results. Empty: runs/sweep-TRIGGER.
     """
     home = find_home().create()
-    place = work_folder() / Path(source).expanduser()
+    place = in_work_folder(source)
     training, dataset = sweep_inputs(
         place,
         Store(home.store),
         load_profile(profile, overrides),
-        views=work_folder() / views if views else None,
-        sheet=work_folder() / sheet if sheet else None,
+        views=in_work_folder(views) if views else None,
+        sheet=in_work_folder(sheet) if sheet else None,
         trigger=trigger,
         class_noun=class_noun,
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from charengine.errors import BadInput
 
+log = logging.getLogger(__name__)
+
 WORK_FOLDER = "CHARENGINE_WORK_FOLDER"
+STARTED_BY_WORKER = "PREFECT__FLOW_RUN_ID"  # set by Prefect in the process of a flow run
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,29 @@ def find_home() -> Home:
 
 
 def work_folder() -> Path:
-    """Where relative paths start: the folder that `charengine up` was started in, else the current one.
+    """Where relative paths start, absolute: the folder that `charengine up` was started in, else the current one.
 
-    A worker runs each flow in a folder of its own, which is gone afterwards.
+    A worker runs each flow in a folder of its own, which is gone afterwards. One that was not told of a work folder uses the
+    home folder, and says so.
     """
-    return Path(os.environ.get(WORK_FOLDER) or Path.cwd())
+    if given := os.environ.get(WORK_FOLDER):
+        return Path(given).expanduser().absolute()
+    if os.environ.get(STARTED_BY_WORKER):
+        return _home_as_work_folder(find_home())
+    return Path.cwd()
+
+
+@cache
+def _home_as_work_folder(home: Home) -> Path:
+    log.warning(
+        "this worker has no %s: relative paths start in %s, and results without a folder of their own go to %s",
+        WORK_FOLDER,
+        home.root,
+        home.root / "runs",
+    )
+    return home.root
+
+
+def in_work_folder(path: str) -> Path:
+    """A path as a user wrote it, absolute; a relative one starts in the work folder."""
+    return work_folder() / Path(path).expanduser()

@@ -95,7 +95,13 @@ def _read_profile(name: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"profile {name!r} must be a mapping of sections, got {type(data).__name__}")
     base = data.pop("extends", None)
-    return _merge(_read_profile(base), data) if base else data
+    return _merge(_read_profile(_beside(path, str(base))), data) if base else data
+
+
+def _beside(path: Path, base: str) -> str:
+    """A profile's file that stands beside the one that extends it; any other name as it is."""
+    place = path.parent / base
+    return str(place) if place.suffix in (".yaml", ".yml") and place.is_file() else base
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

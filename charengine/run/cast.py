@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from charengine.errors import BadInput, ConfigError
-from charengine.machine.home import work_folder
+from charengine.machine.home import in_work_folder
 from charengine.run.request import RunRequest, name_from_prompt, slug
 
 MAX_CAST = 1000
@@ -55,7 +55,7 @@ def check_cast(
     problems += _doubled(requests)
     if problems:
         raise ConfigError([f"{source}: {problem}" for problem in problems])
-    folder = work_folder() / Path(out or "runs").expanduser()
+    folder = in_work_folder(out or "runs")
     return [request if request.out else replace(request, out=str(folder / slug(request.name))) for request in requests]
 
 

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from charengine.config import Character, Profile
 from charengine.errors import BadInput, ConfigError
-from charengine.machine.home import Home, work_folder
+from charengine.machine.home import Home, in_work_folder
 from charengine.pictures import picture_problems
 from charengine.profiles.loading import explain, load_profile
+from charengine.run.paths import absolute_file, absolute_override, absolute_profile, with_absolute_files
 
 STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
 MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
@@ -45,10 +46,10 @@ class RunRequest:
             "class_noun": self.class_noun,
             "trigger": self.trigger,
             "seed": self.seed,
-            "profile": str(Path(self.profile).absolute()) if Path(self.profile).suffix else self.profile,
-            "overrides": list(self.overrides),
-            "sheet": str(Path(self.sheet).expanduser().absolute()) if self.sheet else "",
-            "out": str(Path(self.out).expanduser().absolute()) if self.out else "",
+            "profile": absolute_profile(self.profile),
+            "overrides": [absolute_override(text) for text in self.overrides],
+            "sheet": absolute_file(self.sheet),
+            "out": absolute_file(self.out),
             "refresh": list(self.refresh),
         }
 
@@ -92,7 +93,7 @@ def check(request: RunRequest, home: Home) -> CheckedRun:
     character = _character(request, problems)
     profile = _profile(request, problems)
     sheet = _sheet(request.sheet, problems)
-    out = work_folder() / Path(request.out or f"runs/{slug(character.name if character else 'run')}").expanduser()
+    out = in_work_folder(request.out or f"runs/{slug(character.name if character else 'run')}")
     problems += _stage_problems(request.refresh)
     problems += _folder_problems(out, "--out")
     problems += _folder_problems(home.root, "home folder")
@@ -131,7 +132,7 @@ def _character(request: RunRequest, problems: list[str]) -> Character | None:
 
 def _profile(request: RunRequest, problems: list[str]) -> Profile | None:
     try:
-        return load_profile(request.profile, list(request.overrides))
+        return with_absolute_files(load_profile(absolute_profile(request.profile), list(request.overrides)))
     except ConfigError as error:
         problems += error.problems
         return None
@@ -140,7 +141,7 @@ def _profile(request: RunRequest, problems: list[str]) -> Profile | None:
 def _sheet(text: str, problems: list[str]) -> Path | None:
     if not text:
         return None
-    path = work_folder() / Path(text).expanduser()
+    path = in_work_folder(text)
     problems += picture_problems(path, "--sheet")
     return path
 

@@ -1,0 +1,64 @@
+"""Relative paths in what a user asks for start in the work folder, wherever the process that makes it stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from charengine.config import ModelSettings, Profile
+from charengine.machine.home import in_work_folder
+
+# a string of `models` is a path or a hub id, so only one that is there is taken for a path
+MODELS = tuple(name for name, field in ModelSettings.model_fields.items() if field.annotation is str)
+TRAIN = ("regularisation", "continue_from")
+
+
+def absolute_file(text: str) -> str:
+    """A path, absolute; empty stays empty."""
+    return str(in_work_folder(text)) if text else ""
+
+
+def absolute_profile(name: str) -> str:
+    """A profile's file, absolute; the name of a shipped one as it is."""
+    return absolute_file(name) if Path(name).suffix in (".yaml", ".yml") else name
+
+
+def absolute_override(text: str) -> str:
+    """`section.key=value` with the path that it names absolute; any other as it is."""
+    name, equals, value = text.partition("=")
+    section, _, key = name.strip().partition(".")
+    if section == "models" and key in MODELS:
+        return f"{name}{equals}{_absolute_model(value.strip())}"
+    if section == "train" and key in TRAIN:
+        return f"{name}{equals}{absolute_file(value.strip())}"
+    if section == "models" and key == "folders":
+        return f"{name}{equals}{_absolute_folders(value)}"
+    return text
+
+
+def with_absolute_files(profile: Profile) -> Profile:
+    """The profile with every file that it names absolute."""
+    models = profile.models.model_copy(
+        update={
+            **{name: _absolute_model(getattr(profile.models, name)) for name in MODELS},
+            "folders": tuple(absolute_file(folder) for folder in profile.models.folders),
+        }
+    )
+    train = profile.train.model_copy(update={name: absolute_file(getattr(profile.train, name)) for name in TRAIN})
+    return profile.model_copy(update={"models": models, "train": train})
+
+
+def _absolute_model(text: str) -> str:
+    return absolute_file(text) if text and in_work_folder(text).exists() else text
+
+
+def _absolute_folders(value: str) -> str:
+    try:
+        folders = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value  # the profile's loader says what is wrong
+    if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
+        return value
+    return json.dumps([absolute_file(folder) for folder in folders])

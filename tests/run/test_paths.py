@@ -1,0 +1,103 @@
+"""Relative paths start in the work folder, not where the process of a worker happens to stand."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from charengine.machine import home as home_module
+from charengine.machine.home import STARTED_BY_WORKER, WORK_FOLDER, Home, work_folder
+from charengine.run.cast import check_cast
+from charengine.run.request import RunRequest, check
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A work folder with files in it; this process stands in another, as a worker's does."""
+    folder, elsewhere = tmp_path / "work", tmp_path / "worker"
+    elsewhere.mkdir()
+    for name in ("sdxl", "classes", "more"):
+        (folder / name).mkdir(parents=True)
+    (folder / "start.safetensors").write_bytes(b"")
+    (folder / "mine.yaml").write_text("extends: common.yaml\ntrain: {steps: 17}\n")
+    (folder / "common.yaml").write_text("extends: embedded\nname: mine\ntrain: {continue_from: start.safetensors}\n")
+    monkeypatch.setenv(WORK_FOLDER, str(folder))
+    monkeypatch.setenv(STARTED_BY_WORKER, "a run")
+    monkeypatch.chdir(elsewhere)
+    return folder
+
+
+def test_a_cast_from_the_page_names_files_of_the_work_folder(work: Path, drawn_sheet: Path) -> None:
+    (work / "sheet.png").write_bytes(drawn_sheet.read_bytes())
+    entry = {
+        "prompt": "an orc",
+        "name": "Aya",
+        "sheet": "sheet.png",
+        "out": "mine/aya",
+        "profile": "mine.yaml",
+        "overrides": [
+            "train.steps=9",
+            "train.regularisation=classes",
+            "models.sdxl=sdxl",
+            "models.edit=Qwen/Qwen-Image-Edit-2511",
+            "models.folders=[more, /elsewhere]",
+        ],
+    }
+    [request] = check_cast([entry])
+    assert request.as_parameters() == {
+        "prompt": "an orc",
+        "name": "Aya",
+        "class_noun": "",
+        "trigger": "",
+        "seed": 42,
+        "sheet": f"{work}/sheet.png",
+        "out": f"{work}/mine/aya",
+        "profile": f"{work}/mine.yaml",
+        "overrides": [
+            "train.steps=9",
+            f"train.regularisation={work}/classes",
+            f"models.sdxl={work}/sdxl",
+            "models.edit=Qwen/Qwen-Image-Edit-2511",
+            f'models.folders=["{work}/more", "/elsewhere"]',
+        ],
+        "refresh": [],
+    }
+
+
+def test_a_run_from_the_page_names_files_of_the_work_folder(work: Path, home: Home, drawn_sheet: Path) -> None:
+    (work / "sheet.png").write_bytes(drawn_sheet.read_bytes())
+    settings = ("models.sdxl=sdxl", "models.folders=[more]", "train.regularisation=classes")
+    checked = check(RunRequest("an orc", "Aya", profile="mine.yaml", sheet="sheet.png", overrides=settings), home)
+    assert (checked.sheet, checked.out) == (work / "sheet.png", work / "runs" / "aya")
+    assert checked.profile.train.steps == 17
+    assert checked.profile.train.continue_from == f"{work}/start.safetensors"
+    assert checked.profile.train.regularisation == f"{work}/classes"
+    assert (checked.profile.models.sdxl, checked.profile.models.folders) == (f"{work}/sdxl", (f"{work}/more",))
+
+
+def test_what_names_no_file_stays_as_it_was_written(work: Path) -> None:
+    settings = ("train.continue_from=", "models.device=cpu", "models.clip=", "models.folders=[3]", "train.steps", "=")
+    assert RunRequest("an orc", overrides=settings).as_parameters()["overrides"] == list(settings)
+    assert RunRequest("an orc").as_parameters()["profile"] == "embedded"
+
+
+def test_without_a_work_folder_a_worker_keeps_results_in_the_home_folder_and_says_so(
+    work: Path, home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv(WORK_FOLDER)
+    home_module._home_as_work_folder.cache_clear()
+    with caplog.at_level(logging.WARNING, "charengine"):
+        assert check(RunRequest("an orc", "Aya"), home).out == home.root / "runs" / "aya"
+        assert check(RunRequest("an orc", "Aya", out="mine"), home).out == home.root / "mine"
+        [request] = check_cast([{"prompt": "an orc", "name": "Aya"}])
+    assert request.out == str(home.root / "runs" / "aya")
+    [told] = caplog.messages
+    assert WORK_FOLDER in told and str(home.root / "runs") in told
+
+
+def test_a_command_starts_where_the_user_stands(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(WORK_FOLDER)
+    monkeypatch.delenv(STARTED_BY_WORKER)
+    assert work_folder() == Path.cwd() != work
