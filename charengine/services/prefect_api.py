@@ -17,7 +17,7 @@ from charengine.machine.environment import CLIENT_AUTH, SERVER_AUTH
 log = logging.getLogger(__name__)
 
 ACTIVE = ("RUNNING", "PENDING", "CANCELLING")
-SECONDS = 10.0  # for one call
+SECONDS = 20.0  # for one call; a machine that trains is slow to answer
 NO_CSRF = (404, 422)  # what a server without CSRF protection answers when asked for a token
 
 
@@ -79,7 +79,7 @@ def cancel_active_runs(url: str, seconds: float) -> int:
         if run["state_type"] != "CANCELLING":
             _cancel(api, run)
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and _active(api):
+    while time.monotonic() < deadline and _still_active(api):
         time.sleep(1.0)
     return len(runs)
 
@@ -94,6 +94,14 @@ def _active(api: PrefectApi) -> list[dict[str, Any]]:
     wanted = {"flow_runs": {"state": {"type": {"any_": list(ACTIVE)}}, "deployment_id": {"is_null_": False}}}
     found: list[dict[str, Any]] = api.post("flow_runs/filter", wanted)
     return found
+
+
+def _still_active(api: PrefectApi) -> bool:
+    try:
+        return bool(_active(api))
+    except OSError as error:  # the runs go on saving meanwhile
+        log.warning("Prefect does not say which runs have ended (%s); waiting on", error)
+        return True
 
 
 def _cancel(api: PrefectApi, run: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import http.server
 import json
 import logging
 import threading
+import time
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ class Protected(http.server.BaseHTTPRequestHandler):
 
     csrf = True
     cancelled: list[str] = []
+    busy_polls = 0  # how many questions after a cancellation it fails to answer
 
     def do_GET(self) -> None:
         if self.path.startswith("/api/csrf-token?client="):
@@ -44,8 +46,12 @@ class Protected(http.server.BaseHTTPRequestHandler):
         elif self.path.endswith("/set_state"):
             self.cancelled.append(self.path.split("/")[3])
             self.answer(201, {})
+        elif self.cancelled and type(self).busy_polls:
+            type(self).busy_polls -= 1
+            self.answer(503, {"detail": "database is locked"})
         else:
-            left = [name for name in ("first", "second") if name not in self.cancelled]
+            gone = ["first", *self.cancelled] if self.cancelled else []  # the second takes the first with it
+            left = [name for name in ("first", "second") if name not in gone]
             self.answer(200, [{"id": name, "state_type": "RUNNING"} for name in left])
 
     def answer(self, status: int, body: Any) -> None:
@@ -79,6 +85,18 @@ def test_a_run_that_cannot_be_cancelled_is_named_and_the_others_are_cancelled(
         assert cancel_active_runs(protected, 0.0) == 2
     assert Protected.cancelled == ["second"]
     assert "run first could not be cancelled (HTTP Error 503" in caplog.text
+
+
+def test_a_server_that_is_busy_for_a_moment_is_asked_again_until_the_runs_have_ended(
+    protected: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Protected, "busy_polls", 1)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", PASSWORD)
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        assert cancel_active_runs(protected, 30.0) == 2
+    assert Protected.busy_polls == 0 and time.monotonic() - started < 10
+    assert "waiting on" in caplog.text
 
 
 def test_a_wrong_password_is_an_error_and_not_an_empty_list(protected: str, monkeypatch: pytest.MonkeyPatch) -> None:
