@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := torch>=2.11,<2.14
 WORKERS ?= 2
+# the versions that CI tested; torch stays outside, since its build differs by machine
+INSTALL := -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types tests clean
+.PHONY: demo test lint types tests constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/charengine demo
@@ -22,21 +24,33 @@ types: $(VENV)/.ready-dev
 tests: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
+# what pip chooses today within pyproject's bounds; run `make test` afterwards and commit both answers together
+constraints:
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --upgrade pip
+	build/constraints/bin/python -m pip install --quiet "$(TORCH)"
+	build/constraints/bin/python -m pip install --quiet -e ".[dev,gpu]"
+	sed -n '/^[^#]/q;p' constraints.txt > build/constraints.txt
+	build/constraints/bin/python -m pip freeze --exclude-editable \
+	  | grep -viE '^(torch|torchvision|triton)==|^(cuda|nvidia)-([^m]|m[^l])|^-|@' >> build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 # torch first and alone: so pip takes a CPU build where one is on offer
-$(VENV)/.ready: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e .
+$(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python $(INSTALL) "$(TORCH)"
+	$(BIN)/python $(INSTALL) -e .
 	touch $@
 
-$(VENV)/.ready-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+$(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python $(INSTALL) "$(TORCH)"
+	$(BIN)/python $(INSTALL) -e ".[dev]"
 	touch $@ $(VENV)/.ready
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache

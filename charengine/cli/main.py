@@ -6,10 +6,11 @@ import logging
 import sys
 import time
 import traceback
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from charengine import __version__
 from charengine.cli import inspection, serving, stages
 from charengine.cli import run as pipeline
 from charengine.errors import EngineError
@@ -24,6 +25,22 @@ app = typer.Typer(
 )
 for module in (pipeline, stages, inspection, serving):
     module.register(app)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"charengine {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
 
 UNEXPECTED = 4
 INTERRUPTED = 130
