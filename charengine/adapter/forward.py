@@ -6,6 +6,7 @@ base product in the matrix multiply's own epilogue (`addmm`), and may write grad
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 def base_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:
     """The frozen layer's weight in the dtype it computes in; float8 storage is scaled back here."""
     weight: Tensor = module.weight  # type: ignore[assignment]
-    scale = getattr(module, "weight_scale", None)
+    scale: Tensor | None = getattr(module, "weight_scale", None)
     if scale is not None:
         return weight.to(dtype) * scale.to(dtype)
     return weight if weight.dtype == dtype else weight.to(dtype)
@@ -37,9 +38,9 @@ def low_rank_forward(module: nn.Module, lora: nn.Module, x: Tensor) -> Tensor:
     if scale == 0.0:
         return _base_forward(module, x)
     mask = getattr(lora, "rank_mask", None) if lora.training else None
-    function: Any = _LowRankLinear if isinstance(module, nn.Linear) else _LowRankConv
+    apply: Callable[..., Tensor] = (_LowRankLinear if isinstance(module, nn.Linear) else _LowRankConv).apply
     sinks = (getattr(down, "grad_sink", None), getattr(up, "grad_sink", None))
-    return function.apply(x, down.to(x.dtype), up.to(x.dtype), _Layer(module, scale, mask, *sinks))
+    return apply(x, down.to(x.dtype), up.to(x.dtype), _Layer(module, scale, mask, *sinks))
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def _base_forward(module: nn.Module, x: Tensor) -> Tensor:
     weight = base_weight(module, x.dtype)
     if isinstance(module, nn.Linear):
         return F.linear(x, weight, module.bias)
-    return F.conv2d(x, weight, module.bias, module.stride, module.padding)  # type: ignore[call-overload, arg-type]
+    out: Tensor = F.conv2d(x, weight, module.bias, module.stride, module.padding)  # type: ignore[call-overload]
+    return out
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -107,7 +109,7 @@ class _LowRankLinear(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, down, up = ctx.saved_tensors
         layer: _Layer = ctx.layer
         grad_rows = grad.reshape(-1, grad.shape[-1])
@@ -140,7 +142,7 @@ class _LowRankConv(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, down, up = ctx.saved_tensors
         layer: _Layer = ctx.layer
         module: Any = layer.module

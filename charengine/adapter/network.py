@@ -80,7 +80,7 @@ class Adapter:
         ranks = [int(module.lora_dim) for module in self.modules.values()]  # type: ignore[arg-type]
         masks = torch.ones(sum(ranks), device=self.unet.conv_in.weight.device)
         for module, mask in zip(self.modules.values(), masks.split(ranks), strict=True):
-            module.rank_mask = mask  # type: ignore[assignment]
+            module.rank_mask = mask
         return masks
 
     def attach_timesteps(self, timesteps: Tensor, total: int) -> None:
@@ -94,13 +94,13 @@ class Adapter:
             rank: int = module.lora_dim  # type: ignore[assignment]
             active = ((total - timesteps) * (rank - 1)).div(total, rounding_mode="floor") + 1
             mask = torch.arange(rank, device=timesteps.device) < active.unsqueeze(1)
-            module.timestep_mask = mask  # type: ignore[assignment]
+            module.timestep_mask = mask
 
     def use_plain_forward(self) -> None:
         """Hook layers with plain operations, which torch.compile can look into."""
         for name, module in self.modules.items():
             layer = self.unet.get_submodule(name)
-            layer.forward = partial(plain_forward, layer, module)  # type: ignore[method-assign]
+            layer.forward = partial(plain_forward, layer, module)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by file key, in network order."""
@@ -169,7 +169,7 @@ class Adapter:
         """Add the adapter, at its strength, to the U-Net's own weights and remove the hooks; there is no way back."""
         for name, module in self.modules.items():
             layer = self.unet.get_submodule(name)
-            weight: Tensor = layer.weight  # type: ignore[assignment]
+            weight: Tensor = layer.weight
             merged = _merged_weight(module, weight, self.strength)
             weight.copy_(merged.view(weight.shape))
         self.remove()
@@ -361,10 +361,10 @@ def _tlora_as_lora(module: Any, parts: Mapping[str, Tensor]) -> dict[str, Tensor
 def _merged_weight(module: Any, weight: Tensor, strength: float) -> Tensor:
     """base + strength · difference, computed in float32 (DoRA: rescaled to its learnt norms)."""
     if hasattr(module, "get_weight"):  # LoHa, LoKr: their get_diff_weight applies alpha / rank twice
-        difference = module.get_weight(weight.shape)
+        found: Tensor = module.get_weight(weight.shape)
     else:
-        difference = module.get_diff_weight(1.0, weight.shape)[0]
-    difference = difference.float().to(weight.device)
+        found = module.get_diff_weight(1.0, weight.shape)[0]
+    difference = found.float().to(weight.device)
     if getattr(module, "wd", False) and strength:
         merged: Tensor = module.apply_weight_decompose(weight.float() + difference, strength)
         return merged

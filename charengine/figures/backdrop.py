@@ -94,7 +94,8 @@ def _commonest_colour(samples: Pixels) -> Pixels:
     """Median of the fullest cell of a coarse RGB histogram: drawn rules and a touching figure do not move it."""
     cells = (samples // 32).astype(np.int32) @ np.array([64, 8, 1])
     fullest = np.bincount(cells).argmax()
-    return np.median(samples[cells == fullest], axis=0).astype(np.float32)
+    colour: Pixels = np.median(samples[cells == fullest], axis=0).astype(np.float32)
+    return colour
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -189,7 +190,8 @@ def _fit_surface(pixels: Pixels, rough: Pixels) -> Pixels:
         if reachable.sum() < 32:
             break
         weights = _least_squares(terms, sample, reachable)
-    return np.clip(_quadratic_terms(height, width) @ weights, 0, 255).astype(np.float32)
+    surface: Pixels = np.clip(_quadratic_terms(height, width) @ weights, 0, 255).astype(np.float32)
+    return surface
 
 
 def _quadratic_terms(height: int, width: int) -> NDArray[np.float32]:

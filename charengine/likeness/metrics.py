@@ -202,7 +202,8 @@ def mean(values: torch.Tensor, chosen: torch.Tensor | None = None, missing: floa
 def _standardise(images: torch.Tensor) -> torch.Tensor:
     flat = images.flatten(1)
     flat = flat - flat.mean(dim=1, keepdim=True)
-    return flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    unit: torch.Tensor = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    return unit
 
 
 def _pixels(image: Image) -> torch.Tensor:
