@@ -264,7 +264,7 @@ def rows_that_fit(model: Any, prompt: int, answer: int, room: int | None) -> int
     reading = prompt * (3 * text.intermediate_size + 6 * text.hidden_size)
     seeing = 4 * prompt * (3 * vision.intermediate_size + 6 * vision.hidden_size)
     unpacked = text.hidden_size * text.intermediate_size
-    return max(1, min(MAX_ROWS, (room // size - unpacked) // max(cache + reading, seeing)))
+    return int(max(1, min(MAX_ROWS, (room // size - unpacked) // max(cache + reading, seeing))))
 
 
 def read_sighting(raw: str) -> Sighting | None:

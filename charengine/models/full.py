@@ -203,7 +203,7 @@ def _roomy_host(placement: Plan) -> bool:
     Raises:
         OutOfBudget: not even that.
     """
-    free = psutil.virtual_memory().available / 2**30
+    free: float = psutil.virtual_memory().available / 2**30
     if placement.least_host_gib > free:
         raise OutOfBudget(
             f"{placement.least_host_gib:.1f} GiB of weights do not fit the GPU and must wait in host memory, of which {free:.1f} "

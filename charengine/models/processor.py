@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-class ImageTextProcessor(Qwen2VLProcessor):
+class ImageTextProcessor(Qwen2VLProcessor):  # type: ignore[misc]  # transformers is not read by mypy
     """`Qwen2VLProcessor` for pictures and text: no video processor, the one part that has no PIL backend."""
 
     @classmethod
@@ -55,7 +55,8 @@ def fix_position_ids(text_encoder: Any) -> RemovableHandle:
             kwargs["mm_token_type_ids"] = (ids == image_token).int()
         return args, kwargs
 
-    return text_encoder.register_forward_pre_hook(add_token_types, with_kwargs=True)
+    handle: RemovableHandle = text_encoder.register_forward_pre_hook(add_token_types, with_kwargs=True)
+    return handle
 
 
 def caption_inputs(processor: ImageTextProcessor, images: Sequence[Image]) -> dict[str, torch.Tensor]:

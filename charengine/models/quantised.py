@@ -80,7 +80,7 @@ def _gguf_function(packing: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
     def dequantise(data: torch.Tensor) -> torch.Tensor:
         blocks = data.reshape(-1, size)
-        values = utils.dequantize_functions[kind](blocks, block, size, dtype=torch.float32)
+        values: torch.Tensor = utils.dequantize_functions[kind](blocks, block, size, dtype=torch.float32)
         return values.reshape(*data.shape[:-1], -1)
 
     return dequantise

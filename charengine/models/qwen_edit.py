@@ -225,7 +225,7 @@ class QwenEdit:
         """Normalised latents (1, c, 1, h, w), the mode of the posterior."""
         vae = self._vae()
         pixels = images_to_tensor([image]).unsqueeze(2).to(self.device, vae.dtype)
-        latents = vae.encode(pixels).latent_dist.mode()
+        latents: torch.Tensor = vae.encode(pixels).latent_dist.mode()
         mean, std = _latent_statistics(vae, latents)
         return ((latents - mean) / std).float()
 
@@ -314,7 +314,8 @@ class QwenEdit:
 def true_guidance(prompted: torch.Tensor, plain: torch.Tensor, *, scale: float) -> torch.Tensor:
     """Classifier-free guidance with the length of each token's prediction restored (QwenImageEditPlusPipeline)."""
     combined = plain + scale * (prompted - plain)
-    return combined * (prompted.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
+    length: torch.Tensor = prompted.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True)
+    return combined * length
 
 
 def dimensions(area: int, ratio: float) -> tuple[int, int]:

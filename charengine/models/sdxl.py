@@ -286,7 +286,7 @@ class SDXL:
         conditions = {"text_embeds": text.pooled.to(unet.dtype), "time_ids": self._time_ids(size, len(text.pooled))}
         embeds = text.embeds.to(unet.dtype)
         scheduler.set_timesteps(steps, device=self.device)
-        latents = self._initial_noise(seeds, size) * scheduler.init_noise_sigma
+        latents: torch.Tensor = self._initial_noise(seeds, size) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             inputs = torch.cat([latents, latents]) if guidance > 1 else latents
             inputs = scheduler.scale_model_input(inputs, t).to(unet.dtype)

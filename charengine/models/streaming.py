@@ -259,7 +259,7 @@ def shrink_when_out_of_memory(stream: BlockStream) -> None:
                 len(stream.blocks),
             )
 
-    stream.module.forward = retried  # type: ignore[method-assign]
+    stream.module.forward = retried
 
 
 def _assign(owner: nn.Module, store: str, name: str, tensor: torch.Tensor) -> None:
