@@ -64,7 +64,8 @@ class PairPool:
                     text = picture_text(scene, i, traits, rng)
                 texts.append(text)
         found = self.tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
-        return found["input_ids"].reshape(2, len(characters), 77).transpose(0, 1).to(self.renderer.device)
+        ids: torch.Tensor = found["input_ids"]
+        return ids.reshape(2, len(characters), 77).transpose(0, 1).to(self.renderer.device)
 
     def batch(self, n: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Whole pictures with their ids, and two pictures each of the same characters for identity."""

@@ -139,7 +139,7 @@ def read_facts(folders: list[Path], name: str) -> dict[str, Any] | None:
     for folder in folders:
         path = folder / f"{name}.json"
         if path.is_file():
-            return json.loads(path.read_text())
+            return dict(json.loads(path.read_text()))
     return None
 
 

@@ -74,7 +74,7 @@ def build_transformer(sizes: Sizes) -> torch.nn.Module:
     """The sheet model's denoiser, `QwenImageTransformer2DModel`."""
     from diffusers import QwenImageTransformer2DModel
 
-    return QwenImageTransformer2DModel(
+    model: torch.nn.Module = QwenImageTransformer2DModel(
         patch_size=2,
         in_channels=4 * LATENT_CHANNELS["qwen"],
         out_channels=LATENT_CHANNELS["qwen"],
@@ -84,6 +84,7 @@ def build_transformer(sizes: Sizes) -> torch.nn.Module:
         joint_attention_dim=sizes.vl_width,
         axes_dims_rope=sizes.dit_rope,
     )
+    return model
 
 
 def build_qwen_vae(sizes: Sizes) -> torch.nn.Module:
@@ -91,7 +92,7 @@ def build_qwen_vae(sizes: Sizes) -> torch.nn.Module:
     from diffusers import AutoencoderKLQwenImage
 
     channels = LATENT_CHANNELS["qwen"]
-    return AutoencoderKLQwenImage(
+    model: torch.nn.Module = AutoencoderKLQwenImage(
         base_dim=sizes.qvae_width,
         z_dim=channels,
         dim_mult=list(sizes.qvae_mult),
@@ -100,6 +101,7 @@ def build_qwen_vae(sizes: Sizes) -> torch.nn.Module:
         latents_mean=[0.0] * channels,
         latents_std=[1.0] * channels,
     )
+    return model
 
 
 def build_vision_language(sizes: Sizes, tokenizer: Any) -> torch.nn.Module:
@@ -146,7 +148,8 @@ def build_vision_language(sizes: Sizes, tokenizer: Any) -> torch.nn.Module:
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = token("<|im_end|>")
     model.generation_config.pad_token_id = token("<|endoftext|>")
-    return model
+    reader: torch.nn.Module = model
+    return reader
 
 
 def build_processor(tokenizer: Any) -> Any:
@@ -180,7 +183,7 @@ def build_sdxl_vae(sizes: Sizes) -> torch.nn.Module:
     from diffusers import AutoencoderKL
 
     blocks = len(sizes.svae_widths)
-    return AutoencoderKL(
+    model: torch.nn.Module = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * blocks,
         up_block_types=("UpDecoderBlock2D",) * blocks,
         block_out_channels=sizes.svae_widths,
@@ -191,13 +194,14 @@ def build_sdxl_vae(sizes: Sizes) -> torch.nn.Module:
         scaling_factor=1.0,
         force_upcast=False,
     )
+    return model
 
 
 def build_unet(sizes: Sizes) -> torch.nn.Module:
     """`UNet2DConditionModel` with SDXL's structure: text_time conditioning, no attention at full resolution."""
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(
+    model: torch.nn.Module = UNet2DConditionModel(
         sample_size=32,
         in_channels=LATENT_CHANNELS["sdxl"],
         out_channels=LATENT_CHANNELS["sdxl"],
@@ -214,6 +218,7 @@ def build_unet(sizes: Sizes) -> torch.nn.Module:
         addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=6 * 32 + sizes.te_width,
     )
+    return model
 
 
 def build_text_encoders(sizes: Sizes, tokenizer: Any) -> tuple[torch.nn.Module, torch.nn.Module]:

@@ -37,7 +37,8 @@ class Writer:
     def tokens(self, texts: list[str]) -> torch.Tensor:
         """Ids (n, 77)."""
         found = self.tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
-        return found["input_ids"]
+        ids: torch.Tensor = found["input_ids"]
+        return ids
 
     def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """States (n, 77, d) and pooled (n, p)."""

@@ -105,7 +105,7 @@ def mark(device: str) -> Any:
 
 def elapsed(start: Any, end: Any) -> float:
     """Milliseconds between two marks."""
-    return 1000 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
+    return float(1000 * (end - start) if isinstance(start, float) else start.elapsed_time(end))
 
 
 def wait(device: str) -> None:

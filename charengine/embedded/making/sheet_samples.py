@@ -83,7 +83,7 @@ def answer(reader: Reader, pixels: torch.Tensor, tokens: int = 90) -> list[str]:
         done |= best == end
         if bool(done.all()):
             break
-    return reader.tokenizer.batch_decode(ids[:, len(row) :], skip_special_tokens=True)
+    return list(reader.tokenizer.batch_decode(ids[:, len(row) :], skip_special_tokens=True))
 
 
 def show(run: Run, log: Log, reader: Reader, denoiser: Denoiser, vae: Autoencoder, blank: torch.Tensor) -> None:

@@ -52,7 +52,7 @@ class Reader:
 
     def tokens(self, prompts: list[str]) -> list[list[int]]:
         """Token ids of whole edit prompts."""
-        return self.tokenizer([self.opening + prompt + EDIT_SUFFIX for prompt in prompts])["input_ids"]
+        return list(self.tokenizer([self.opening + prompt + EDIT_SUFFIX for prompt in prompts])["input_ids"])
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
         """What the denoiser reads, (n, tokens, d), of prompts of one length."""
@@ -238,7 +238,8 @@ class Denoiser:
                 image_rotary_emb=self.rotations[key], joint_attention_kwargs={}, modulate_index=None,
             )  # fmt: skip
         x = m.norm_out(x[:, : side * side], temb)
-        return m.proj_out(x)
+        velocity: torch.Tensor = m.proj_out(x)
+        return velocity
 
 
 def train_sheets(run: Run, minutes: float) -> None:

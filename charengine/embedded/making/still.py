@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ def still_convolutions() -> None:
     """Let Qwen's causal 3-D convolutions run as 2-D ones on single frames: the padded frames are zero anyway."""
     from diffusers.models.autoencoders import autoencoder_kl_qwenimage as source
 
-    stock = source.QwenImageCausalConv3d.forward
+    stock: Callable[..., torch.Tensor] = source.QwenImageCausalConv3d.forward
     if getattr(stock, "still", False):
         return
 
@@ -53,7 +54,8 @@ def look(visual: Any, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Ten
         seen = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
         x = x + block.attn.proj(seen.transpose(1, 2).reshape(n, length, -1))
         x = x + block.mlp(block.norm2(x))
-    return visual.merger(x.reshape(n * length, -1)).reshape(n, length // 4, -1)
+    merged: torch.Tensor = visual.merger(x.reshape(n * length, -1))
+    return merged.reshape(n, length // 4, -1)
 
 
 def _rotate_half(x: torch.Tensor) -> torch.Tensor:
@@ -105,7 +107,9 @@ def read(
         embeds = torch.cat([embeds[:, :before], seen.expand(n, -1, -1).to(embeds.dtype), embeds[:, before + k :]], 1)
     place = positions(before, grid if seen is not None else None, after, ids.device).expand(3, n, -1)
     # No mask: rows are all of one length or padded on the right, where causal attention never looks.
-    return model.model.language_model(inputs_embeds=embeds, position_ids=place, use_cache=False).last_hidden_state
+    found = model.model.language_model(inputs_embeds=embeds, position_ids=place, use_cache=False)
+    states: torch.Tensor = found.last_hidden_state
+    return states
 
 
 # --- Qwen-Image transformer ------------------------------------------------------------------------------------------

@@ -21,6 +21,10 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from charengine.embedded.making.run import Run
 
 PARTS = ("qwen_vae", "sheets", "sdxl_vae", "images", "probe", "clip")
 LATER = ("qwen_decoder", "sdxl_decoder")  # sharpen a VAE whose latents are in use
@@ -41,7 +45,7 @@ def tracks(gpus: int, resumed: bool) -> list[tuple[str, str]]:
     return [(first, sheets), (second, images), (second, rest)]
 
 
-def train_part(part: str, run, minutes: float) -> None:
+def train_part(part: str, run: Run, minutes: float) -> None:
     """Train one part; imports only what it needs."""
     if part in ("qwen_vae", "sdxl_vae", "qwen_decoder", "sdxl_decoder"):
         from charengine.embedded.making.vae import train_vae

@@ -46,7 +46,7 @@ class Autoencoder:
 
     def rebuild(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures (n, 3, h, w) from raw latents, not clamped as `decode` does: a clamped pixel has no gradient."""
-        pictures = self.decoder(self.model.post_quant_conv(self._frames(latents)))
+        pictures: torch.Tensor = self.decoder(self.model.post_quant_conv(self._frames(latents)))
         return pictures[:, :, 0] if self.kind == "qwen" else pictures
 
     def _frames(self, stills: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ class Autoencoder:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures (n, 3, h, w) from raw latents."""
-        pictures = self.model.decode(self._frames(latents)).sample
+        pictures: torch.Tensor = self.model.decode(self._frames(latents)).sample
         return pictures[:, :, 0] if self.kind == "qwen" else pictures
 
     def _facts(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import triton
 import triton.language as tl
 
+jit: Callable[[Callable[..., Any]], Any] = triton.jit
 
-@triton.jit
-def geglu_forward(projected, out, count, width, BLOCK: tl.constexpr):
+
+@jit
+def geglu_forward(
+    projected: tl.tensor, out: tl.tensor, count: tl.tensor, width: tl.tensor, BLOCK: tl.constexpr
+) -> None:
     """out[r, c] = projected[r, c] · gelu(projected[r, width + c]), in float32 inside."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
@@ -19,8 +26,11 @@ def geglu_forward(projected, out, count, width, BLOCK: tl.constexpr):
     tl.store(out + index, (left * activated).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def geglu_backward(grad, projected, out, change, count, width, BLOCK: tl.constexpr):
+@jit
+def geglu_backward(
+    grad: tl.tensor, projected: tl.tensor, out: tl.tensor, change: tl.tensor, count: tl.tensor, width: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
     """change = gradient of `projected`; out = the forward's result again."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
