@@ -141,7 +141,7 @@ def read_run(place: Path) -> RunRecord:
         raise BadInput(f"{path} is not the record of a run: {str(error).splitlines()[0]}") from error
 
 
-def _read_marker(folder: Path) -> dict:
+def _read_marker(folder: Path) -> dict[str, Any]:
     try:
         marker = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):

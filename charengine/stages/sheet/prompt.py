@@ -75,11 +75,12 @@ def _plain_prompt(description: str, class_noun: str) -> str:
     """The embedded family's own wording, from the grammar that it was trained on; a sheet has no pose and no place."""
     from charengine.embedded import grammar
     from charengine.embedded.lexicon import BACKGROUND_PHRASES, POSE_PHRASES
+    from charengine.embedded.tags import SIDES
 
     scenes = [
         phrase for table in (BACKGROUND_PHRASES, POSE_PHRASES) for phrases in table.values() for phrase in phrases
     ]
     text = without_scene(description.lower().strip(" ."), scenes)
     traits = grammar.parse_prompt(text)
-    items = {side: traits[f"{side}_item"] for side in grammar.SIDES if f"{side}_item" in traits}
+    items = {side: traits[f"{side}_item"] for side in SIDES if f"{side}_item" in traits}
     return grammar.sheet_prompt(text, traits.get("species", class_noun), items)

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -78,7 +78,7 @@ def sweep_adapter(
     *,
     seed: int,
     tracker: Tracker = NullTracker(),
-    recipe: dict | None = None,
+    recipe: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     keep_cut: bool = False,
 ) -> SweepRecord:
@@ -158,7 +158,7 @@ def training_from_file(path: Path, store: Store, *, trigger: str = "", class_nou
     )
 
 
-def recommended(data: bytes, picked: CellMetrics, recipe: dict | None) -> tuple[bytes, tuple[str, ...]]:
+def recommended(data: bytes, picked: CellMetrics, recipe: dict[str, Any] | None) -> tuple[bytes, tuple[str, ...]]:
     """The picked checkpoint with its strength as the new 1.0, the pick in its metadata; and a warning where that cannot be."""
     doubts: tuple[str, ...] = ()
     try:
@@ -260,7 +260,7 @@ def _finish_cell(
 
 
 def _conclude(
-    session: Session, base: Cell, cells: list[Cell], scale: Scale, recipe: dict | None, cut: tuple[str, ...]
+    session: Session, base: Cell, cells: list[Cell], scale: Scale, recipe: dict[str, Any] | None, cut: tuple[str, ...]
 ) -> SweepRecord:
     """Confidence bounds, the pick, the pictures and the two adapters."""
     generator = torch.Generator().manual_seed(session.order.seeds[0])

@@ -6,7 +6,7 @@ memory: gradients of the adapter go straight into the optimizer's stacks, and GE
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -124,7 +124,7 @@ class _Project(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner = ctx.saved_tensors
         product, scale = ctx.product, ctx.scale
         grad = grad.contiguous()
@@ -146,7 +146,7 @@ class _FeedForward(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner_first, projected, inner_second = ctx.saved_tensors
         first, second = ctx.first, ctx.second
         grad = grad.contiguous()
@@ -156,6 +156,10 @@ class _FeedForward(torch.autograd.Function):
         change = first.inner_grad(grad, inner_first, ctx.masks[0], ctx.scales[0])
         first.down_grad.addmm_(change.t(), rows, alpha=ctx.scales[0])
         return first.input_grad(grad, change, ctx.scales[0]), None, None, None
+
+
+_project: Callable[..., Tensor] = _Project.apply
+_feed_forward: Callable[..., Tensor] = _FeedForward.apply
 
 
 class FusedBlock:
@@ -171,7 +175,8 @@ class FusedBlock:
     def __init__(
         self, block: BasicTransformerBlock, name: str, adapter: Adapter, parameters: StackedParameters
     ) -> None:
-        self.block, self.original = block, block.forward
+        self.block = block
+        self.original: Callable[..., Tensor] = block.forward
         make = partial(_product, adapter, parameters)
         self.qkv = make([f"{name}.attn1.to_{part}" for part in "qkv"])
         self.out = make([f"{name}.attn1.to_out.0"])
@@ -191,7 +196,8 @@ class FusedBlock:
         **kwargs: Any,
     ) -> Tensor:
         """hidden_states (n, tokens, channels); encoder_hidden_states (n, text tokens, d)."""
-        block, x = self.block, hidden_states
+        block: Any = self.block
+        x = hidden_states
         if self.qkv.scale == 0.0:
             return self.original(hidden_states, attention_mask, encoder_hidden_states, *args, **kwargs)
         heads = block.attn1.heads
@@ -201,12 +207,12 @@ class FusedBlock:
         key, value = self._split(self.text, encoder_hidden_states, 2, heads)
         x = x + self._split(self.text_out, _attend(query, key, value), 1)[0]
         rows = block.norm3(x)
-        flat = _FeedForward.apply(rows.reshape(-1, rows.shape[-1]), self.anchor, self.first, self.second)
+        flat = _feed_forward(rows.reshape(-1, rows.shape[-1]), self.anchor, self.first, self.second)
         return x + flat.view(x.shape)
 
     def _split(self, product: Product, x: Tensor, count: int, heads: int = 0) -> tuple[Tensor, ...]:
         """`product` of x, cut into its layers; with `heads`, each as (n, heads, tokens, width)."""
-        flat = _Project.apply(x.reshape(-1, x.shape[-1]), self.anchor, product)
+        flat = _project(x.reshape(-1, x.shape[-1]), self.anchor, product)
         n, tokens = x.shape[:2]
         if not heads:
             return (flat.view(n, tokens, -1),)
@@ -227,7 +233,7 @@ def _product(adapter: Adapter, parameters: StackedParameters, names: list[str]) 
     loras = [adapter.modules[name] for name in names]
     downs, down_grads = parameters.run([f"{adapter.stems[name]}.lora_down.weight" for name in names])
     ups, up_grads = parameters.run([f"{adapter.stems[name]}.lora_up.weight" for name in names])
-    frozen = Frozen([adapter.unet.get_submodule(name) for name in names], downs.device)  # type: ignore[misc]
+    frozen = Frozen([adapter.unet.get_submodule(name) for name in names], downs.device)
     return Product(frozen, loras, downs.flatten(0, 1), ups, down_grads.flatten(0, 1), up_grads)
 
 

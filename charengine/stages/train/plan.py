@@ -204,7 +204,7 @@ def _wrap(block: nn.Module, again: Any) -> None:
         return again(inner, *args, **kwargs) if torch.is_grad_enabled() else inner(*args, **kwargs)
 
     forward.inner_forward = inner  # type: ignore[attr-defined]
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward
 
 
 @torch.no_grad()

@@ -48,7 +48,8 @@ def _one_bucket(data: TrainingData, own: list[int], count: int, seed: int, step:
         epoch += [
             Group(i, tuple(order[(part * count + j) % len(order)] for j in range(count))) for part in range(number)
         ]
-    return epoch[torch.randperm(length, generator=generator).tolist()[step % length]]
+    turn: int = torch.randperm(length, generator=generator).tolist()[step % length]
+    return epoch[turn]
 
 
 def hash_seed(seed: int, number: int) -> int:

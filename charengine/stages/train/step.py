@@ -178,12 +178,12 @@ class TrainStep:
         """All random choices of a group at once, so that they do not depend on how it is split."""
         shape = (count, *bucket.mean.shape[2:])
         kind = {"generator": self.generator, "device": self.device}
-        noise = torch.randn(shape, dtype=self.precise, **kind)  # type: ignore[arg-type]
-        spread = torch.randn(shape, dtype=self.precise, **kind)  # type: ignore[arg-type]
-        timesteps = torch.randint(0, len(self.signal), (count,), **kind)  # type: ignore[arg-type]
-        chance = torch.rand(4, count, **kind)  # type: ignore[arg-type]
+        noise = torch.randn(shape, dtype=self.precise, **kind)
+        spread = torch.randn(shape, dtype=self.precise, **kind)
+        timesteps = torch.randint(0, len(self.signal), (count,), **kind)
+        chance = torch.rand(4, count, **kind)
         if self.settings.noise_offset:
-            noise += self.settings.noise_offset * torch.randn(count, shape[1], 1, 1, dtype=self.precise, **kind)  # type: ignore[arg-type]
+            noise += self.settings.noise_offset * torch.randn(count, shape[1], 1, 1, dtype=self.precise, **kind)
         colour = 1 + (chance[1] * (bucket.backgrounds - 1)).long().clamp(max=max(0, bucket.backgrounds - 2))
         background = torch.where(chance[0] < self.settings.random_backgrounds, colour, 0)
         if bucket.backgrounds == 1:
@@ -216,7 +216,8 @@ class TrainStep:
         unscale = self.scaling.settle(norm) if self.scaling else norm.new_ones(())
         if not self.settings.max_grad_norm:
             return unscale
-        return (self.settings.max_grad_norm / (norm * unscale + 1e-6)).clamp(max=1.0) * unscale
+        clipped: Tensor = (self.settings.max_grad_norm / (norm * unscale + 1e-6)).clamp(max=1.0) * unscale
+        return clipped
 
 
 class LossScaling:
