@@ -45,6 +45,8 @@ DEFAULTS = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     # the engine's own log lines reach Prefect's UI
     "PREFECT_LOGGING_EXTRA_LOGGERS": "charengine",
+    # and those of a thread or a command without a flow are no cause for a warning each
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     # loading a model is not worth a bar each
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # LyCORIS must not compile kernels of its own before training starts
