@@ -93,7 +93,8 @@ def start(run: CheckedRun, workspace: Workspace) -> RunResult:
     """The flow in this process, with a run that is checked and a workspace that is open: nothing is done twice."""
     token = _prepared.set((run, workspace))
     try:
-        return character(**run.parameters())
+        result: RunResult = character(**run.parameters())
+        return result
     finally:
         _prepared.reset(token)
 

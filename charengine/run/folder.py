@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from charengine.dataset.folder import EXPANSION, HELD_OUT, export_dataset, forget_extras, refused_name, with_edits
 from charengine.errors import BadInput

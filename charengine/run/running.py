@@ -91,7 +91,7 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
     try:
         with gpu_slot(workspace.home.locks, workspace.models.diffusion.device if stage.gpu else None):
             if stage.long:
-                result = _made_stoppably(replace(given, state=state), key, workspace, inputs)
+                result: R = _made_stoppably(replace(given, state=state), key, workspace, inputs)
             else:
                 result = stage.work(given, *inputs)
     finally:

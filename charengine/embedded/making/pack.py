@@ -62,16 +62,16 @@ def open_packed(packed: Path, folder: Path) -> Path:
     for path in sorted(packed.glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
-                _take_out(tar, member, folder)
+                _take_out(path, tar, member, folder)
     return folder
 
 
-def _take_out(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+def _take_out(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     # by hand: `extractall(filter="data")` needs Python 3.11.4, and without the filter a member may be written anywhere
     data = tar.extractfile(member) if member.isfile() else None
     flat = Path(member.name).name == member.name and member.name not in ("", "..") and "\\" not in member.name
     if data is None or not flat:
-        raise BadInput(f"{tar.name}: {member.name!r} is not a plain file of a flat pack; make the pack again")
+        raise BadInput(f"{path}: {member.name!r} is not a plain file of a flat pack; make the pack again")
     with data, (folder / member.name).open("wb") as out:
         shutil.copyfileobj(data, out)
 
