@@ -43,7 +43,9 @@ class Character(Settings):
     prompt: str = Field(description="one sentence saying what the character looks like")
     class_noun: str = Field(default="", description='"woman", "robot"…; empty: taken from the prompt')
     trigger: str = Field(default="", description="rare word that will mean the character; empty: derived from the name")
-    seed: int = Field(default=42, ge=0, lt=2**31)
+    seed: int = Field(
+        default=42, ge=0, lt=2**31, description="all noise comes from it: same seed, same machine kind, same files"
+    )
 
     @field_validator("name")
     @classmethod
@@ -81,7 +83,9 @@ class Character(Settings):
 class ModelSettings(Settings):
     """Which models, and where their files are. A string is a folder, a file, or a hub id (only with allow_downloads)."""
 
-    family: Literal["embedded", "sdxl"] = "embedded"
+    family: Literal["embedded", "sdxl"] = Field(
+        default="embedded", description="the tiny family that ships with the package, or full-size models"
+    )
     edit: str = Field(default="", description="Qwen-Image-Edit: folder, .safetensors or .gguf transformer, or hub id")
     edit_config: str = Field(
         default="", description="diffusers folder giving configs/VAE/encoder when `edit` is a single file"
@@ -102,18 +106,20 @@ class ModelSettings(Settings):
     folders: tuple[str, ...] = Field(
         default=(), description="more places to look in: ComfyUI models folders, HF caches"
     )
-    allow_downloads: bool = False
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    allow_downloads: bool = Field(default=False, description="fetch a hub id that is not on this machine yet")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="where the models work; auto = the GPU if there is one"
+    )
 
 
 class SheetSettings(Settings):
     """How the sheet is drawn."""
 
-    width: int = Field(default=384, ge=96, le=2048, multiple_of=16)
-    height: int = Field(default=384, ge=96, le=2048, multiple_of=16)
-    steps: int = Field(default=16, ge=1, le=200)
+    width: int = Field(default=384, ge=96, le=2048, multiple_of=16, description="pixels of the sheet")
+    height: int = Field(default=384, ge=96, le=2048, multiple_of=16, description="pixels of the sheet")
+    steps: int = Field(default=16, ge=1, le=200, description="of the edit model; more is slower and cleaner")
     guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
-    negative_prompt: str = " "
+    negative_prompt: str = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
     conditioning: Literal["latents", "vision"] = Field(
         default="latents",
         description="template as VAE latents too (diffusers), or vision tokens only (the origin's graph)",
@@ -142,7 +148,7 @@ class CropSettings(Settings):
 
 
 class ExpandSettings(Settings):
-    """More views, drawn by the edit model from the sheet's own (docs/expansion.md)."""
+    """More views, drawn by the edit model from the sheet's own (docs/stages/expand.md)."""
 
     count: int = Field(
         default=0, ge=0, le=40, description="how many more views are asked for; 0 = none, stage left out"
@@ -164,45 +170,70 @@ class ExpandSettings(Settings):
     )
     steps: int = Field(default=16, ge=1, le=200, description="of the edit model; 8 or fewer use the Lightning LoRA")
     guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
-    negative_prompt: str = " "
+    negative_prompt: str = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
 
 
 class CaptionSettings(Settings):
     """How views are captioned."""
 
-    captioner: Literal["vl", "wd14"] = "vl"
+    captioner: Literal["vl", "wd14"] = Field(
+        default="vl", description="who writes them: the vision-language model, or a WD14 tagger (models.tagger)"
+    )
     prune: bool = Field(default=True, description="drop the character's own traits so that they bind to the trigger")
     keep: tuple[str, ...] = Field(default=(), description="tags never pruned")
     drop: tuple[str, ...] = Field(default=(), description="tags always dropped")
     threshold: float = Field(default=0.35, gt=0, lt=1, description="WD14 general-tag probability")
-    max_tags: int = Field(default=40, ge=0, le=120)
+    max_tags: int = Field(default=40, ge=0, le=120, description="at most this many tags a caption")
 
 
 class TrainSettings(Settings):
     """How the adapter is trained."""
 
-    algorithm: Literal["locon", "lora", "loha", "lokr", "dora", "tlora"] = "locon"
-    rank: int = Field(default=16, ge=1, le=128)
-    alpha: float = Field(default=8.0, gt=0, le=256)
+    algorithm: Literal["locon", "lora", "loha", "lokr", "dora", "tlora"] = Field(
+        default="locon", description="form of the adapter; locon = low-rank matrices on linear and convolution layers"
+    )
+    rank: int = Field(default=16, ge=1, le=128, description="width of the low-rank matrices; more can learn more")
+    alpha: float = Field(default=8.0, gt=0, le=256, description="the adapter's output is scaled by alpha / rank")
     conv_rank: int = Field(default=8, ge=0, le=128, description="0 = no convolution layers")
-    conv_alpha: float = Field(default=4.0, gt=0, le=256)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    conv_alpha: float = Field(default=4.0, gt=0, le=256, description="as alpha, for convolution layers")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the rank components left out of a step at random"
+    )
     steps: int = Field(default=300, ge=1, le=100_000, description="optimizer steps")
     batch: int = Field(default=0, ge=0, le=64, description="samples per step; 0 = all views of a bucket as equals")
     accumulate: int = Field(default=1, ge=1, le=64, description="gradient accumulation")
-    optimizer: Literal["adafactor", "adamw", "adamw8bit", "prodigy", "prodigy-schedulefree"] = "adafactor"
-    learning_rate: float = Field(default=1e-3, gt=0, le=10)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup: int = Field(default=0, ge=0, le=10_000, description="steps")
-    weight_decay: float = Field(default=0.0, ge=0, le=1)
-    max_grad_norm: float = Field(default=1.0, ge=0, description="0 = no clipping")
-    min_snr_gamma: float = Field(default=5.0, ge=0, description="Hang et al. 2303.09556; 0 = off")
-    noise_offset: float = Field(default=0.0, ge=0, le=1)
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    optimizer: Literal["adafactor", "adamw", "adamw8bit", "prodigy", "prodigy-schedulefree"] = Field(
+        default="adafactor", description="how weights follow the loss; all but the first two need a package of [gpu]"
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="size of a step; the prodigies take 1")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="constant", description="how the learning rate falls after the warm-up"
+    )
+    warmup: int = Field(default=0, ge=0, le=10_000, description="steps over which the learning rate rises from 0")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="pull of all weights towards 0; 0 = none")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="a longer gradient is shortened to this length; 0 = no clipping"
+    )
+    min_snr_gamma: float = Field(
+        default=5.0,
+        ge=0,
+        description="keeps easy, nearly clean pictures from ruling the loss (arXiv 2303.09556); 0 = off",
+    )
+    noise_offset: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="noise added to whole channels, for darker darks and lighter lights; 0 = off",
+    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        default="auto", description="number format of the arithmetic; auto = bf16 where the GPU has it, fp32 on the CPU"
+    )
     flips: Literal["auto", "on", "off"] = Field(
         default="auto", description="auto = off when an item is bound to one side"
     )
-    caption_dropout: float = Field(default=0.05, ge=0, le=1)
+    caption_dropout: float = Field(
+        default=0.05, ge=0, le=1, description="share of samples trained with an empty caption, so that guidance works"
+    )
     masked_loss: float = Field(default=0.0, ge=0, le=1, description="0 = plain loss; 1 = background carries no loss")
     random_backgrounds: float = Field(
         default=0.0, ge=0, le=1, description="share of samples composited on a random colour"
@@ -211,7 +242,9 @@ class TrainSettings(Settings):
         default=True, description="draw from the VAE posterior each step instead of its mean"
     )
     regularisation: str = Field(default="", description="folder of class images with .txt captions; empty = none")
-    regularisation_weight: float = Field(default=1.0, ge=0, le=10)
+    regularisation_weight: float = Field(
+        default=1.0, ge=0, le=10, description="weight of a class image's loss beside a view's"
+    )
     continue_from: str = Field(default="", description="adapter file to start from")
     checkpoints: int = Field(default=4, ge=1, le=40, description="how many adapters are kept along the way")
     save_state_every: int = Field(default=50, ge=1, le=10_000, description="steps between resumable states")
@@ -222,10 +255,15 @@ class TrainSettings(Settings):
     early_stop: int = Field(
         default=0, ge=0, le=100, description="stop after N validations without improvement; 0 = never"
     )
-    budget_gib: float = Field(default=12.0, gt=0.5, le=200)
-    checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
+    budget_gib: float = Field(default=12.0, gt=0.5, le=200, description="GPU memory that training must fit in")
+    checkpointing: Literal["auto", "none", "selective", "full"] = Field(
+        default="auto",
+        description="compute activations again instead of keeping them: slower, smaller; auto = as needed",
+    )
     fp8_base: bool = Field(default=False, description="keep the frozen base in float8 (8 GB cards)")
-    cuda_graph: Literal["auto", "off"] = "auto"
+    cuda_graph: Literal["auto", "off"] = Field(
+        default="auto", description="record a whole step once and replay it (NVIDIA GPUs); off = step by step"
+    )
     deterministic: bool = Field(
         default=False, description="deterministic GPU kernels: resumed = uninterrupted, bit for bit"
     )
@@ -235,7 +273,9 @@ class TrainSettings(Settings):
 class SweepSettings(Settings):
     """Which checkpoints × strengths × prompts × seeds are tried."""
 
-    strengths: tuple[Annotated[float, Field(ge=0, le=2)], ...] = (0.4, 0.6, 0.8, 1.0)
+    strengths: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
+        default=(0.4, 0.6, 0.8, 1.0), description="tried on every checkpoint; 0, the base model, is always tried too"
+    )
     checkpoints: int = Field(
         default=3, ge=1, le=40, description="how many of the trained checkpoints, evenly spread, last included"
     )
@@ -246,10 +286,10 @@ class SweepSettings(Settings):
         default="quick", description="which built-in set: 4 prompts for two CPU cores, or 10 for a GPU"
     )
     seeds: int = Field(default=2, ge=1, le=64, description="paired: the same seeds in every cell")
-    width: int = Field(default=256, ge=64, le=2048, multiple_of=8)
-    height: int = Field(default=256, ge=64, le=2048, multiple_of=8)
-    steps: int = Field(default=12, ge=1, le=200)
-    guidance: float = Field(default=4.0, ge=1.0, le=30.0)
+    width: int = Field(default=256, ge=64, le=2048, multiple_of=8, description="pixels of each picture")
+    height: int = Field(default=256, ge=64, le=2048, multiple_of=8, description="pixels of each picture")
+    steps: int = Field(default=12, ge=1, le=200, description="denoising steps of each picture")
+    guidance: float = Field(default=4.0, ge=1.0, le=30.0, description="CFG scale of each picture; 1 = off")
     adherence_floor: float = Field(
         default=0.9, ge=0, le=1, description="a pick keeps this share of strength 0's adherence"
     )
@@ -270,8 +310,8 @@ class SweepSettings(Settings):
 class Profile(Settings):
     """Models and settings for a kind of machine."""
 
-    name: str
-    description: str = ""
+    name: str = Field(description="what the profile is called in reports and MLflow")
+    description: str = Field(default="", description="one line for `charengine profiles`")
     budget_gib: float = Field(default=12.0, gt=0.5, le=200, description="GPU memory every stage must fit in")
     models: ModelSettings = ModelSettings()
     sheet: SheetSettings = SheetSettings()

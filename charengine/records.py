@@ -1,4 +1,4 @@
-"""What stages hand on: small frozen models that hold refs and facts, never pixels or tensors (DESIGN.md, rule 1)."""
+"""What stages hand on: small frozen models that hold refs and facts, never pixels or tensors (docs/design.md, rule 1)."""
 
 from __future__ import annotations
 
