@@ -1,0 +1,249 @@
+"""The two generated pages of the manual: all settings from charengine/config.py, all commands from the command line.
+
+A Sphinx extension. A line `<!-- generated: settings -->` or `<!-- generated: commands -->` in a page is replaced when the
+page is read. A setting, argument or option without a description stops the build.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+
+from charengine.cli import app as command_line
+from charengine.config import Character, Profile, Settings, load_profile, profile_names
+
+TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+COMMAND_ORDER = ("demo", "run", "batch", "compare", "up", "doctor", "inspect", "profiles")
+STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """What Sphinx calls when it loads the extension."""
+    app.connect("source-read", fill_page)
+    return {"parallel_read_safe": True, "version": "1"}
+
+
+def fill_page(_app: Sphinx, _page: str, source: list[str]) -> None:
+    """Replace the marks of one page, in place."""
+    for name, write in PAGES.items():
+        mark = f"<!-- generated: {name} -->"
+        if mark in source[0]:
+            source[0] = source[0].replace(mark, write())
+
+
+# --- settings
+
+
+def settings_page() -> str:
+    """Every setting, section by section, in Markdown.
+
+    Raises:
+        ExtensionError: one has no description.
+    """
+    missing = undescribed_settings()
+    if missing:
+        raise ExtensionError(f"settings without a description in charengine/config.py: {', '.join(missing)}")
+    profiles = {name: load_profile(name) for name in profile_names()}
+    parts = ["## The whole profile\n", _section("", Profile, profiles)]
+    for section, model in sections().items():
+        parts += [f"## {section}\n", f"{model.__doc__}\n", _section(section, model, profiles)]
+    parts += ["## A character\n", f"{Character.__doc__} Options of `charengine run`, keys of an entry of a cast.\n"]
+    parts.append(_section("", Character, {}))
+    return "\n".join(parts)
+
+
+def sections() -> dict[str, type[Settings]]:
+    """The sections of a profile, in the order of the pipeline."""
+    return {name: field.annotation for name, field in Profile.model_fields.items() if _is_section(field)}  # type: ignore[misc]
+
+
+def undescribed_settings() -> list[str]:
+    """Names of the settings that do not say what they do."""
+    models = {"": Profile, "character": Character, **sections()}
+    return [
+        f"{section}.{name}".removeprefix(".")
+        for section, model in models.items()
+        for name, field in model.model_fields.items()
+        if not _is_section(field) and not field.description
+    ]
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+
+
+def _section(section: str, model: type[Settings], profiles: dict[str, Profile]) -> str:
+    rows = []
+    for name, field in model.model_fields.items():
+        if _is_section(field):
+            continue
+        full = f"{section}.{name}".removeprefix(".")
+        default = "must be given" if field.default is PydanticUndefined else _code(field.default)
+        about = html.escape(str(field.description))
+        others = _other_values(section, name, profiles)
+        if others:
+            about += f"<br><small>{others}</small>"
+        rows.append((f'<code id="{full.replace(".", "-")}">{full}</code>', f"{_type(field)}", default, about))
+    return _table(("setting", "allowed", "default", "what it does"), rows)
+
+
+def _other_values(section: str, name: str, profiles: dict[str, Profile]) -> str:
+    """Where the shipped profiles differ from the default: `sdxl-12gb: 400`."""
+    if not section and name != "budget_gib":
+        return ""
+    said = []
+    plain = Profile(name="plain")
+    for profile_name, profile in profiles.items():
+        value, default = (getattr(getattr(p, section) if section else p, name) for p in (profile, plain))
+        if value != default:
+            said.append(f"{profile_name}: {_code(value)}")
+    return ", ".join(said)
+
+
+def _type(field: FieldInfo) -> str:
+    words = _words(field.annotation)
+    limits = _limits(field.metadata)
+    return f"{words}, {limits}" if limits else words
+
+
+def _words(kind: Any) -> str:
+    """A Python type as a reader would say it."""
+    if kind in TYPES:
+        return TYPES[kind]
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(_code(value) for value in inner)
+    if origin is tuple:
+        limits = _limits(getattr(inner[0], "__metadata__", ())) or _limits(_field_limits(inner[0]))
+        base = _words(inner[0].__origin__ if hasattr(inner[0], "__metadata__") else inner[0])
+        return f"list: {base}" + (f", {limits}" if limits else "")
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(part) for part in inner if part is not type(None))
+    raise ExtensionError(f"no words for the type {kind!r}; add them to {__file__}")
+
+
+def _field_limits(kind: Any) -> list[Any]:
+    return [limit for item in getattr(kind, "__metadata__", ()) for limit in getattr(item, "metadata", ())]
+
+
+def _limits(metadata: Any) -> str:
+    """`1 to 200`, `above 0`, `a multiple of 16`."""
+    flat = [limit for item in metadata for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    low = next((f"{i.ge:,}" for i in flat if isinstance(i, Ge)), None)
+    high = next((f"{i.le:,}" for i in flat if isinstance(i, Le)), None)
+    said = [f"{low} to {high}"] if low is not None and high is not None else []
+    if not said:
+        said += [f"at least {low}"] if low is not None else []
+        said += [f"at most {high}"] if high is not None else []
+    said += [f"above {i.gt:,}" for i in flat if isinstance(i, Gt)]
+    said += [f"below {i.lt:,}" for i in flat if isinstance(i, Lt)]
+    said += [f"a multiple of {i.multiple_of}" for i in flat if isinstance(i, MultipleOf)]
+    said += ["at least one" for i in flat if isinstance(i, MinLen) and i.min_length == 1]
+    return ", ".join(said)
+
+
+# --- commands
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options, in Markdown.
+
+    Raises:
+        ExtensionError: one has no description.
+    """
+    missing = undescribed_options()
+    if missing:
+        raise ExtensionError(f"commands or options without a help text: {', '.join(missing)}")
+    found = commands()
+    first = [name for name in (*COMMAND_ORDER, *STAGES) if name in found]
+    parts = []
+    for name in [*first, *sorted(set(found) - set(first))]:
+        command = found[name]
+        usage = " ".join(["charengine", name, "[OPTIONS]", *(_metavar(p) for p in command.params if _is_argument(p))])
+        parts += [f"## charengine {name}\n", f"{command.help}\n", f"```text\n{usage}\n```\n"]
+        parts.append(_table(("argument or option", "default", "what it does"), list(_option_rows(command))))
+    return "\n".join(parts)
+
+
+def commands() -> dict[str, Any]:
+    """The commands by name: click's, or those of the click that newer typers carry inside."""
+    return dict(typer.main.get_command(command_line).commands)  # type: ignore[attr-defined]
+
+
+def undescribed_options() -> list[str]:
+    """Commands, arguments and options that do not say what they are for."""
+    missing = [name for name, command in commands().items() if not command.help]
+    missing += [f"{name} {p.name}" for name, command in commands().items() for p in command.params if not p.help]
+    return missing
+
+
+def _option_rows(command: Any) -> Iterator[tuple[str, str, str]]:
+    kinds = get_type_hints(command.callback)
+    for parameter in command.params:
+        if _is_argument(parameter):
+            name = f"<code>{_metavar(parameter)}</code>"
+        else:
+            name = ", ".join(f"<code>{option}</code>" for option in parameter.opts)
+            if not parameter.is_flag:
+                name += f" <small>{_words_of_option(kinds[parameter.name])}</small>"
+        yield name, _default_of(parameter), html.escape(parameter.help)
+
+
+def _is_argument(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "argument")
+
+
+def _metavar(parameter: Any) -> str:
+    name = parameter.name.upper() + ("…" if parameter.nargs == -1 else "")
+    return name if parameter.required else f"[{name}]"
+
+
+def _words_of_option(kind: Any) -> str:
+    if get_origin(kind) is list:
+        return f"{_words_of_option(get_args(kind)[0])}, repeatable"
+    if get_origin(kind) in (Union, types.UnionType):
+        return _words_of_option(next(part for part in get_args(kind) if part is not type(None)))
+    return {**TYPES, Path: "path"}[kind]
+
+
+def _default_of(parameter: Any) -> str:
+    if parameter.required:
+        return "must be given"
+    default = parameter.default
+    if callable(default) or default in (None, "", [], (), False):
+        return ""
+    return f"<code>{html.escape(str(default))}</code>"
+
+
+# --- both
+
+
+def _code(value: Any) -> str:
+    """A value as YAML takes it, which is how `--set` reads it."""
+    if isinstance(value, tuple):
+        text = json.dumps(list(value))
+    elif isinstance(value, str):
+        text = value if value.strip() else json.dumps(value)
+    else:
+        text = json.dumps(value)
+    return f"<code>{html.escape(text)}</code>"
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    body = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<table class="reference table">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n'
+
+
+PAGES: dict[str, Callable[[], str]] = {"settings": settings_page, "commands": commands_page}
