@@ -7,7 +7,7 @@ WORKERS ?= 2
 # the versions that CI tested; torch stays outside, since its build differs by machine
 INSTALL := -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types tests constraints clean
+.PHONY: demo test lint types tests test-long docs constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/charengine demo
@@ -36,6 +36,14 @@ constraints:
 	  | grep -viE '^(torch|torchvision|triton)==|^(cuda|nvidia)-([^m]|m[^l])|^-|@' >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
+# runs every code block of the manual: half an hour on two cores
+test-long: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
+
+# the manual as a site: docs/_build/html/index.html
+docs: $(VENV)/.ready-docs
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
@@ -52,5 +60,10 @@ $(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python $(INSTALL) -e ".[dev]"
 	touch $@ $(VENV)/.ready
 
+$(VENV)/.ready-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python $(INSTALL) "$(TORCH)"
+	$(BIN)/python $(INSTALL) -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build docs/_build .pytest_cache .ruff_cache .mypy_cache

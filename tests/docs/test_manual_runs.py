@@ -1,0 +1,98 @@
+"""Every code block of the manual is run, page by page, in an empty folder: `make test-long`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import child_environment
+from manual import QUICK, ROOT, Block, blocks, pages
+
+from charengine.environment import Home
+
+WORK = ("demo", "run", "batch", "sheet", "expand", "train", "sweep")  # the commands that get the small settings
+RUNNABLE = [
+    page for page in pages() if any(b.language in ("bash", "python") and not b.parse_only for b in blocks(page))
+]
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Home:
+    """One home for all pages, so that a character that several of them make is made once."""
+    home = Home(tmp_path_factory.mktemp("manual-home")).create()
+    shutil.copytree(empty_mlflow, home.mlflow, dirs_exist_ok=True)
+    return home
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Folders with a `charengine` command: as it is, and with the small settings."""
+    folders = {}
+    for quick in (False, True):
+        folder = tmp_path_factory.mktemp("quick" if quick else "plain")
+        sets = " ".join(f'--set "{setting}"' for setting in QUICK) if quick else ""
+        call = f'exec "{sys.executable}" -m charengine.cli "$@"'
+        script = f'#!/bin/bash\ncase "$1" in\n{"|".join(WORK)}) {call} {sets};;\n*) {call};;\nesac\n'
+        (folder / "charengine").write_text(script)
+        (folder / "charengine").chmod(0o755)
+        folders[quick] = folder
+    return folders
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_blocks_of_a_page_work_in_order(
+    page: Path, tmp_path: Path, shared_home: Home, commands: dict[bool, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHARENGINE_HOME", str(shared_home.root))
+    shutil.copytree(ROOT / "deployments" / "samples", tmp_path / "deployments" / "samples")  # as in a checkout
+    names: dict[str, Any] = {}
+    for block in blocks(page):
+        for command in block.first:
+            _shell(command, block, shared_home, commands[True])
+        if block.file:
+            Path(block.file).write_text(block.text)
+        elif block.language == "bash" and not block.parse_only:
+            _shell(block.text, block, shared_home, commands[block.quick])
+        elif block.language == "python" and not block.parse_only:
+            _python(block, names, monkeypatch)
+
+
+def _shell(text: str, block: Block, home: Home, commands: Path) -> None:
+    environment = child_environment(home)
+    environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(["bash", "-eu", "-c", text], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (
+        f"{block} ended with {done.returncode}:\n{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    )
+
+
+def _python(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import charengine
+
+    plain: Callable[..., Any] = charengine.Studio
+    if block.quick:
+        monkeypatch.setattr(
+            charengine, "Studio", lambda profile="embedded", **sections: plain(profile, **_small(sections))
+        )
+    exec(compile(block.text, str(block), "exec"), names)
+    monkeypatch.setattr(charengine, "Studio", plain)
+
+
+def _small(sections: dict[str, Any]) -> dict[str, Any]:
+    import yaml
+
+    small = {name: dict(values) if isinstance(values, dict) else values for name, values in sections.items()}
+    for setting in QUICK:
+        place, _, value = setting.partition("=")
+        section, _, key = place.partition(".")
+        small.setdefault(section, {})[key] = yaml.safe_load(value)
+    return small
