@@ -20,8 +20,9 @@ from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-from charengine.cli import app as command_line
-from charengine.config import Character, Profile, Settings, load_profile, profile_names
+from charengine.cli.main import app as command_line
+from charengine.config import Character, Profile, Settings
+from charengine.profiles.loading import load_profile, profile_names
 
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 COMMAND_ORDER = ("demo", "run", "batch", "compare", "up", "doctor", "inspect", "profiles")

@@ -23,7 +23,7 @@ import typer
 from conftest import QUICK as QUICK
 from markdown_it import MarkdownIt
 
-from charengine.cli import app
+from charengine.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 LANGUAGES = ("bash", "bat", "python", "yaml", "text")

@@ -1,7 +1,7 @@
 """The four model protocols every stage sees, and `load(profile)`, the one place that knows which family is in use.
 
 Images are PIL RGB unless said otherwise. Every implementation loads its weights on first use and frees them with
-`unload()`, so that a stage holds only what it needs (DESIGN.md, "Models and profiles").
+`unload()`, so that a stage holds only what it needs (docs/design.md, "Models and profiles").
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ def setting_names() -> list[str]:
 
 def _did_you_mean(place: str) -> str:
     close = difflib.get_close_matches(place, setting_names(), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; settings are: {', '.join(setting_names()[:6])}, … (see docs)"
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; settings are: {', '.join(setting_names()[:6])}, … (all of them: docs/reference/settings.md)"
 
 
 def _read_profile(name: str) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from manual import (
     parse_command,
 )
 
-from charengine.cast import read_cast
-from charengine.config import Profile, load_profile, profile_names, setting_names
-from charengine.request import STAGES
+from charengine.config import Profile
+from charengine.profiles.loading import load_profile, profile_names, setting_names
+from charengine.run.cast import read_cast
+from charengine.run.request import STAGES
 
 ALL = [block for page in pages() for block in blocks(page)]
 SHELL = [block for block in ALL if block.language in ("bash", "bat")]

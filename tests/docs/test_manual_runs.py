@@ -14,7 +14,7 @@ import pytest
 from command_line import child_environment
 from manual import QUICK, ROOT, Block, blocks, pages
 
-from charengine.environment import Home
+from charengine.machine.home import Home
 
 WORK = ("demo", "run", "batch", "sheet", "expand", "train", "sweep")  # the commands that get the small settings
 RUNNABLE = [

@@ -10,7 +10,8 @@ import reference_pages
 from manual import command_names
 from pydantic import Field
 
-from charengine.config import CropSettings, Profile, Settings, setting_names
+from charengine.config import CropSettings, Profile, Settings
+from charengine.profiles.loading import setting_names
 
 
 def test_every_setting_says_what_it_does() -> None:
