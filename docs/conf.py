@@ -24,13 +24,14 @@ nitpick_ignore_regex = [(r"py:.*", r".*")]  # types of other libraries have no p
 html_theme = "pydata_sphinx_theme"
 html_title = f"Character Engine {release}"
 html_static_path = ["_static"]
+templates_path = ["_templates"]
+html_sidebars = {"**": ["whole-manual.html"]}
 html_css_files = ["manual.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": "Character Engine"},
-    "navbar_align": "left",
-    "header_links_before_dropdown": 7,
+    "navbar_center": [],
     "navbar_end": ["theme-switcher"],
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],

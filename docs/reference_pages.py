@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
 def setup(app: Sphinx) -> dict[str, Any]:
     """What Sphinx calls when it loads the extension."""
     app.connect("source-read", fill_page)
+    app.connect("env-get-outdated", lambda *_: ["reference/settings", "reference/commands"])  # the code may have changed
     return {"parallel_read_safe": True, "version": "1"}
 
 
@@ -91,7 +93,7 @@ def _section(section: str, model: type[Settings], profiles: dict[str, Profile]) 
             continue
         full = f"{section}.{name}".removeprefix(".")
         default = "must be given" if field.default is PydanticUndefined else _code(field.default)
-        about = html.escape(str(field.description))
+        about = _prose(field.description)
         others = _other_values(section, name, profiles)
         if others:
             about += f"<br><small>{others}</small>"
@@ -141,14 +143,14 @@ def _field_limits(kind: Any) -> list[Any]:
 def _limits(metadata: Any) -> str:
     """`1 to 200`, `above 0`, `a multiple of 16`."""
     flat = [limit for item in metadata for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
-    low = next((f"{i.ge:,}" for i in flat if isinstance(i, Ge)), None)
-    high = next((f"{i.le:,}" for i in flat if isinstance(i, Le)), None)
-    said = [f"{low} to {high}"] if low is not None and high is not None else []
-    if not said:
-        said += [f"at least {low}"] if low is not None else []
-        said += [f"at most {high}"] if high is not None else []
-    said += [f"above {i.gt:,}" for i in flat if isinstance(i, Gt)]
-    said += [f"below {i.lt:,}" for i in flat if isinstance(i, Lt)]
+    said = [f"at least {i.ge:,}" for i in flat if isinstance(i, Ge)] + [
+        f"above {i.gt:,}" for i in flat if isinstance(i, Gt)
+    ]
+    said += [f"at most {i.le:,}" for i in flat if isinstance(i, Le)] + [
+        f"below {i.lt:,}" for i in flat if isinstance(i, Lt)
+    ]
+    if len(said) == 2 and said[0].startswith("at least ") and said[1].startswith("at most "):
+        said = [f"{said[0].removeprefix('at least ')} to {said[1].removeprefix('at most ')}"]
     said += [f"a multiple of {i.multiple_of}" for i in flat if isinstance(i, MultipleOf)]
     said += ["at least one" for i in flat if isinstance(i, MinLen) and i.min_length == 1]
     return ", ".join(said)
@@ -198,7 +200,7 @@ def _option_rows(command: Any) -> Iterator[tuple[str, str, str]]:
             name = ", ".join(f"<code>{option}</code>" for option in parameter.opts)
             if not parameter.is_flag:
                 name += f" <small>{_words_of_option(kinds[parameter.name])}</small>"
-        yield name, _default_of(parameter), html.escape(parameter.help)
+        yield name, _default_of(parameter), _prose(parameter.help)
 
 
 def _is_argument(parameter: Any) -> bool:
@@ -241,9 +243,17 @@ def _code(value: Any) -> str:
     return f"<code>{html.escape(text)}</code>"
 
 
+def _prose(text: Any) -> str:
+    """A description as HTML; what stands in backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(str(text)))
+
+
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in heads)
-    body = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    cells = (
+        "".join(f'<td data-head="{name}">{cell}</td>' for name, cell in zip(heads, row, strict=True)) for row in rows
+    )
+    body = "\n".join(f"<tr>{row}</tr>" for row in cells)
     return f'<table class="reference table">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n'
 
 
