@@ -1,4 +1,4 @@
-"""How Sphinx builds the manual: `make docs`. Why Sphinx: docs/decisions/0030-manual.md."""
+"""How Sphinx builds the manual: `make docs`. Why Sphinx: docs/decisions/0031-manual.md."""
 
 import sys
 from importlib import metadata
