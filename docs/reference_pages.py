@@ -132,7 +132,10 @@ def _words(kind: Any) -> str:
         base = _words(inner[0].__origin__ if hasattr(inner[0], "__metadata__") else inner[0])
         return f"list: {base}" + (f", {limits}" if limits else "")
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(part) for part in inner if part is not type(None))
+        words = " or ".join(_words(part) for part in inner if part is not type(None))
+        return f"{words}, or empty" if type(None) in inner else words
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        return f"<code>{{{', '.join(kind.model_fields)}}}</code>"
     raise ExtensionError(f"no words for the type {kind!r}; add them to {__file__}")
 
 
@@ -152,7 +155,7 @@ def _limits(metadata: Any) -> str:
     if len(said) == 2 and said[0].startswith("at least ") and said[1].startswith("at most "):
         said = [f"{said[0].removeprefix('at least ')} to {said[1].removeprefix('at most ')}"]
     said += [f"a multiple of {i.multiple_of}" for i in flat if isinstance(i, MultipleOf)]
-    said += ["at least one" for i in flat if isinstance(i, MinLen) and i.min_length == 1]
+    said += ["not empty" for i in flat if isinstance(i, MinLen) and i.min_length == 1]
     return ", ".join(said)
 
 
