@@ -205,3 +205,37 @@ def _sample_sweep(store: Store, drawn: Callable[[int, float, int, int], Image.Im
         adapter=store.put(b"adapter", "zorgax.safetensors"),
         recommended_adapter=store.put(b"recommended", "zorgax_recommended.safetensors"),
     )
+
+
+def plain_cell(step: int, strength: float, tenth: int) -> CellMetrics:
+    """A cell no two numbers of which are alike: identity 0.t1, adherence 0.t2, diversity 0.t3, copying 0.t4, score 0.t5."""
+    ones, details = (tenth / 10 + k / 100 for k in (1, 2, 3, 4, 5)), (tenth / 10 + k / 100 for k in (6, 7, 8, 9))
+    names = ("gain", "kept", "diversity_kept", "background_leak")
+    identity, adherence, diversity, copying, score = (round(value, 2) for value in ones)
+    return CellMetrics(
+        checkpoint_step=step,
+        strength=strength,
+        identity=identity,
+        adherence=adherence,
+        diversity=diversity,
+        copying=copying,
+        score=score,
+        images=6,
+        detail={name: round(value, 2) for name, value in zip(names, details, strict=True)},
+    )
+
+
+def told_apart(run: RunRecord) -> RunRecord:
+    """The run with a pick whose numbers cannot be taken for each other: 0.1x base model, 0.2x pick, 0.3x overbaked."""
+    base, picked, overbaked = plain_cell(0, 0.0, 1), plain_cell(200, 0.6, 2), plain_cell(300, 1.0, 3)
+    pick = PickRecord(
+        checkpoint_step=200,
+        strength=0.6,
+        reasons=("it keeps both",),
+        metrics=picked,
+        baseline=base,
+        overbaked=overbaked,
+    )
+    return run.model_copy(
+        update={"sweep": run.sweep.model_copy(update={"cells": (base, picked, overbaked), "pick": pick})}
+    )

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
+from typing import Literal
 
 import pytest
 from expansion_samples import GRISHA, Witness, captioned, expand, shifted, stranger
 
 from charengine.config import Profile
+from charengine.dataset.digest import dataset_digest
 from charengine.errors import ConfigError
 from charengine.profiles.loading import load_profile
-from charengine.records import DatasetRecord, ExpansionRecord
+from charengine.records import (
+    VIEWS,
+    CaptionRecord,
+    DatasetRecord,
+    ExpansionRecord,
+    ExtraView,
+    Ref,
+    ViewRecord,
+    ViewsRecord,
+)
 
 # --- settings, and runs that leave it off -----------------------------------------------------------------------------
 
@@ -50,14 +60,46 @@ def test_off_it_leaves_no_trace_in_what_keys_and_recipes_are_made_of(views, stor
     assert DatasetRecord.model_validate_json(dataset.model_dump_json()) == dataset
 
 
-def test_a_dataset_without_more_views_has_the_digest_it_always_had(views, store) -> None:
-    dataset = captioned(views, store, ExpansionRecord(views=()), Witness())
-    parts = [
-        part
-        for view, caption in zip(views.views, dataset.captions, strict=True)
-        for part in (view.view, view.image.sha256, view.alpha.sha256, caption.text)
-    ]
-    assert dataset.digest == hashlib.sha256("".join(f"{part}\0" for part in parts).encode()).hexdigest()
+def told_views() -> ViewsRecord:
+    """Three views whose files are named by made-up digests, so that what is made of them is the same on every machine."""
+
+    def ref(letter: str) -> Ref:
+        return Ref(sha256=letter * 64, size=1, media_type="image/png", name=f"{letter}.png")
+
+    views = tuple(
+        ViewRecord(view=view, image=ref(image), alpha=ref(alpha), width=64, height=128, source_box=(0, 0, 64, 128))
+        for view, image, alpha in zip(VIEWS, "abc", "123", strict=True)
+    )
+    return ViewsRecord(views=views, background=(255, 255, 255), overlay=ref("f"))
+
+
+def told_extra(fate: Literal["trained", "held out"]) -> ExtraView:
+    picture = told_views().views[0].image
+    return ExtraView(
+        view="pose-1",
+        kind="pose",
+        instruction="walking",
+        tags=("front view", "full body"),
+        seed=9,
+        fate=fate,
+        identity=0.9,
+        threshold=0.8,
+        copying=0.1,
+        image=picture,
+        alpha=picture,
+        width=64,
+        height=64,
+        background=None,
+    )
+
+
+def test_a_dataset_without_more_views_has_the_digest_it_always_had() -> None:
+    captions = tuple(CaptionRecord(view=view, text=f"zorgax, orc, {view} view") for view in VIEWS)
+    always = "1edbf25d6e5dbd8dc6ba39bdd92af1aca84edf62bbbc27fd54edc477b43499c3"
+    assert dataset_digest(told_views(), captions) == always
+    more = (*captions, CaptionRecord(view="pose-1", text="zorgax, orc, walking"))
+    others = {dataset_digest(told_views(), more, (told_extra(fate),)) for fate in ("trained", "held out")}
+    assert len({always, *others}) == 3
 
 
 def test_the_caption_stages_key_knows_each_further_view(views, store) -> None:

@@ -16,7 +16,9 @@ from charengine.figures.cut import examine
 from charengine.figures.template import boxes
 from charengine.language.sides import side_bound_items
 from charengine.models import Description
+from charengine.stages.sheet import draw
 from charengine.stages.sheet.draw import candidate_seed, draw_sheet
+from charengine.stages.sheet.gate import Verdict
 from charengine.stages.sheet.given import take_sheet
 from charengine.stages.sheet.prompt import full_prompt, write_sheet_prompt
 from charengine.store import Store
@@ -155,6 +157,18 @@ def test_a_good_first_candidate_is_kept_and_no_second_is_drawn(store):
     assert record.prompt == painter.calls[0]["prompt"]
     assert record.gate["accepted"] and record.gate["facts"]["rules_erased"] == 6
     assert stored_image(record.image, store).tobytes() == paint(Sheet((384, 384), rules="exact")).tobytes()
+
+
+@pytest.mark.parametrize(("scores", "drawn", "kept"), [((0.76, 0.9), 1, 0), ((0.74, 0.9), 2, 1), ((0.74, 0.5), 2, 0)])
+def test_an_accepted_sheet_that_scores_low_is_only_kept_when_no_other_scores_higher(
+    scores, drawn, kept, store, monkeypatch
+):
+    verdicts = [Verdict(score, (), None, {}, {}, (), Image.new("RGB", (8, 8))) for score in scores]
+    monkeypatch.setattr(draw, "judge", lambda *_, **__: verdicts.pop(0))
+    painter = Painter(Sheet((384, 384)))
+    record = draw_sheet(HERO, SheetSettings(candidates=2), painter, store)
+    assert len(painter.calls) == record.candidates == drawn
+    assert record.seed == painter.calls[kept]["seed"]
 
 
 def test_a_bad_first_candidate_is_followed_by_another_seed(store):

@@ -1,0 +1,122 @@
+"""Prefect's page shows each number under its own name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from run_samples import sample_run, told_apart
+
+from charengine.records import ExpansionRecord, ExtraView, RunRecord
+from charengine.store import Store
+from tasks import artifacts
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunRecord:
+    return told_apart(sample_run(Store(tmp_path)))
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Rows of the tables that are made, by key."""
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(artifacts, "create_table_artifact", lambda table, key, **_: found.update({key: table}))
+    monkeypatch.setattr(artifacts, "show_picture", lambda workspace, name, ref: found.update({name: ref}))
+    return found
+
+
+@pytest.fixture
+def workspace() -> Any:
+    files: dict[str, bytes] = {}
+    return SimpleNamespace(
+        slug="zorga", files=files, tracker=SimpleNamespace(log_bytes=lambda data, name: files.update({name: data}))
+    )
+
+
+def test_the_summary_has_the_base_model_the_pick_and_full_strength_each_with_its_own_numbers(run: RunRecord) -> None:
+    lines = artifacts.summary(run).splitlines()
+    assert lines[0] == "# Zorga"
+    assert "Trigger **zorgax** (orc). Use step **200** at strength **0.6**." in lines
+    assert lines[lines.index("| | identity | adherence | diversity | copying |") + 2 :][:3] == [
+        "| without the adapter | 0.110 | 0.120 | 0.130 | 0.140 |",
+        "| the pick | 0.210 | 0.220 | 0.230 | 0.240 |",
+        "| last checkpoint, strength 1 | 0.310 | 0.320 | 0.330 | 0.340 |",
+    ]
+    assert "- it keeps both" in lines
+    assert "- Warning: the word 'cutlass' is unknown to the embedded family" in lines
+
+
+def test_the_sweeps_table_has_every_cell_with_its_own_numbers(run: RunRecord, shown: dict, workspace: Any) -> None:
+    artifacts.show_sweep(workspace, run.sweep)
+    assert shown["zorga-sweep"][1] == {
+        "step": 200,
+        "strength": 0.6,
+        "identity": 0.21,
+        "adherence": 0.22,
+        "diversity": 0.23,
+        "copying": 0.24,
+        "score": 0.25,
+    }
+    assert len(shown["zorga-sweep"]) == 3
+    assert (shown["contact-sheet"], shown["trade-off"]) == (run.sweep.contact_sheet, run.sweep.plot)
+
+
+def test_the_checkpoints_table_has_training_and_validation_loss_apart(
+    run: RunRecord, shown: dict, workspace: Any
+) -> None:
+    points = tuple(
+        point.model_copy(update={"validation_loss": 0.5 + point.step / 1000}) for point in run.training.checkpoints
+    )
+    artifacts.show_training(workspace, run.training.model_copy(update={"checkpoints": points}))
+    assert shown["zorga-checkpoints"] == [
+        {"step": 100, "loss": 0.16, "validation loss": 0.6},
+        {"step": 200, "loss": 0.12, "validation loss": 0.7},
+        {"step": 300, "loss": 0.08, "validation loss": 0.8},
+    ]
+
+
+def test_the_captions_are_a_table_and_a_file_view_by_view(run: RunRecord, shown: dict, workspace: Any) -> None:
+    artifacts.show_captions(workspace, run.dataset)
+    assert shown["zorga-captions"][1] == {
+        "view": "side",
+        "caption": "zorgax, orc, side view, full body",
+        "bound to the trigger": "blue coat, green skin",
+    }
+    assert workspace.files == {
+        "captions.txt": b"front: zorgax, orc, front view, full body\n"
+        b"side: zorgax, orc, side view, full body\n"
+        b"back: zorgax, orc, back view, full body\n"
+    }
+
+
+def test_more_views_are_a_table_with_identity_and_threshold_apart(run: RunRecord, shown: dict, workspace: Any) -> None:
+    extra = ExtraView(
+        view="pose-1",
+        kind="pose",
+        instruction="walking",
+        tags=(),
+        seed=9,
+        fate="refused",
+        identity=0.61234,
+        threshold=0.7,
+        copying=0.1,
+        image=run.sheet.image,
+        alpha=run.sheet.image,
+        width=64,
+        height=64,
+        background=None,
+    )
+    kept = extra.model_copy(update={"view": "pose-2", "fate": "trained", "image": run.views.views[0].image})
+    artifacts.show_expansion(workspace, ExpansionRecord(views=(extra, kept)))
+    assert shown["zorga-more-views"][0] == {
+        "view": "pose-1",
+        "seed": 9,
+        "identity": 0.612,
+        "at least": 0.7,
+        "fate": "refused",
+    }
+    assert [row["fate"] for row in shown["zorga-more-views"]] == ["refused", "trained"]
+    assert "pose-1" not in shown and shown["pose-2"] == kept.image
