@@ -208,20 +208,25 @@ def _sample_sweep(store: Store, drawn: Callable[[int, float, int, int], Image.Im
 
 
 def plain_cell(step: int, strength: float, tenth: int) -> CellMetrics:
-    """A cell no two numbers of which are alike: identity 0.t1, adherence 0.t2, diversity 0.t3, copying 0.t4, score 0.t5."""
-    ones, details = (tenth / 10 + k / 100 for k in (1, 2, 3, 4, 5)), (tenth / 10 + k / 100 for k in (6, 7, 8, 9))
-    names = ("gain", "kept", "diversity_kept", "background_leak")
-    identity, adherence, diversity, copying, score = (round(value, 2) for value in ones)
+    """A cell no two numbers of which are alike: with tenth 2, identity is 0.21, adherence 0.22, … as listed here."""
+    one = tenth / 10
     return CellMetrics(
         checkpoint_step=step,
         strength=strength,
-        identity=identity,
-        adherence=adherence,
-        diversity=diversity,
-        copying=copying,
-        score=score,
+        identity=round(one + 0.01, 2),
+        adherence=round(one + 0.02, 2),
+        diversity=round(one + 0.03, 2),
+        copying=round(one + 0.04, 2),
+        score=round(one + 0.05, 2),
         images=6,
-        detail={name: round(value, 2) for name, value in zip(names, details, strict=True)},
+        detail={
+            "gain": round(one + 0.06, 2),
+            "kept": round(one + 0.07, 2),
+            "diversity_kept": round(one + 0.08, 2),
+            "background_leak": round(one + 0.09, 2),
+            "score_low": round(one, 2),
+            "score_high": round(one + 0.1, 2),
+        },
     )
 
 

@@ -231,3 +231,16 @@ def test_a_garment_the_prompt_names_is_pruned_however_the_captioner_words_it(sto
     tags = ("standing", "long navy coat with brass buttons", "light skin", "holding hook")
     dataset = caption(store, tags, ("standing",), ("standing", "light skin"))
     assert dataset.captions[0].pruned == tags[1:]
+
+
+def test_what_only_the_captioner_sees_on_one_side_forbids_flips_too(store):
+    plain = Character(name="Bo", prompt="a robot with a blue body", trigger="bozix")
+    assert not caption(store, ("standing",), character=plain).side_bound
+    assert caption(store, ("standing", "scar on the left cheek"), character=plain).side_bound
+
+
+def test_of_the_tags_that_are_kept_the_first_are_written_and_what_was_said_is_recorded_whole(store):
+    dataset = caption(store, ("standing", "smiling", "arms crossed", "blue coat"), max_tags=2)
+    assert ", standing, smiling, simple background" in texts(dataset)[0]
+    assert dataset.captions[0].tags == ("standing", "smiling", "arms crossed", "blue coat")
+    assert dataset.captions[0].pruned == ("blue coat",)

@@ -7,7 +7,8 @@ from sheet_samples import COAT, THREE, Look, Sheet, Spot, paint, photo, record_o
 
 from charengine.config import CropSettings
 from charengine.errors import SheetRejected
-from charengine.figures.cut import choose_bucket
+from charengine.figures.cut import choose_bucket, examine
+from charengine.stages import crop as crop_stage
 from charengine.stages.crop import crop_views
 from charengine.store import Store
 
@@ -271,3 +272,33 @@ def test_without_enlarging_the_bucket_is_the_smallest_that_holds_the_figures_and
     box, bucket
 ):
     assert choose_bucket(*box, 1024 * 1024, 64, upscale=False) == bucket
+
+
+def test_every_setting_reaches_the_crop(store, monkeypatch):
+    thresholds = []
+    whole = examine
+
+    def noting(image, threshold):
+        thresholds.append(threshold)
+        return whole(image, threshold)
+
+    monkeypatch.setattr(crop_stage, "examine", noting)
+    sheet = Sheet(TOY)
+    tight, loose = crop(sheet, store, margin=0.0, threshold=30), crop(sheet, store, margin=0.3, bucket_step=96)
+    assert thresholds == [30, 24]
+    assert (loose.views[0].width, loose.views[0].height) == (192, 192)  # steps of 64 would give 192, 256
+    for views, margin in ((tight, 0.0), (loose, 0.3)):
+        facts = [view.facts for view in views.views]
+        high = max(fact["figure_height"] for fact in facts) * (1 + 2 * margin)
+        wide = max(fact["figure_width"] for fact in facts) + 2 * margin * max(fact["figure_height"] for fact in facts)
+        first = views.views[0]
+        assert facts[0]["scale"] == pytest.approx(min(first.width / wide, first.height / high))
+
+
+def test_a_view_has_its_own_mask_and_its_own_box(store):
+    views = crop(Sheet(TOY), store)
+    for view, truth in zip(views.views, true_boxes(Sheet(TOY)), strict=True):
+        mask = stored_image(view.alpha, store)
+        assert mask.mode == "L" and stored_image(view.image, store).mode == "RGB"
+        assert mask.getpixel((0, 0)) == 0 and mask.getpixel((view.width // 2, view.height // 2)) == 255
+        assert view.source_box == pytest.approx(truth, abs=4)

@@ -8,7 +8,7 @@ from sheet_samples import THREE, Look, Sheet, Spot, paint
 from charengine.language.sides import SideItem
 from charengine.models import Description
 from charengine.records import VIEWS
-from charengine.stages.sheet.gate import judge
+from charengine.stages.sheet.gate import _by_numbers, judge
 
 SIZE = (768, 512)
 
@@ -143,3 +143,39 @@ def test_the_picture_shows_where_the_views_are():
     changed = np.abs(np.asarray(verdict.picture).astype(int) - np.asarray(image)).max(axis=2) > 60
     for k in range(len(VIEWS)):
         assert changed[:, 256 * k : 256 * (k + 1)].sum() > 200
+
+
+FACTS = {
+    "height_spread": 0.0,
+    "gutter_min": 5.0,
+    "side_to_front_core": 0.9,
+    "colour_distance": 0.0,
+    "mirror_likeness": 0.0,
+    "edges_touched": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reasons", "blamed", "score"),
+    [
+        ({}, 0, [], 1.0),
+        ({"height_spread": 0.075}, 0, [], 0.85),
+        ({"height_spread": 0.15}, 0, [], 0.7),
+        ({"height_spread": 0.151}, 1, [], 0.35),
+        ({"gutter_min": -20.0}, 0, [], 1.0),
+        ({"gutter_min": -21.0}, 1, [], 0.5),
+        ({"side_to_front_core": 1.15}, 0, [], 0.85),
+        ({"side_to_front_core": 1.41}, 1, [1], 0.35),
+        ({"colour_distance": 0.275}, 0, [], 0.8),
+        ({"colour_distance": 0.56}, 1, [], 0.3),
+        ({"mirror_likeness": 0.97}, 0, [], 1.0),
+        ({"mirror_likeness": 0.98}, 1, [2], 0.5),
+        ({"edges_touched": 1.0}, 0, [], 0.9),
+        ({"edges_touched": 3.0}, 0, [], 0.7),
+        ({"height_spread": 0.2, "mirror_likeness": 0.98}, 2, [2], 0.35),
+    ],
+)
+def test_each_number_has_its_limit_and_its_weight_in_the_score(changed, reasons, blamed, score):
+    found, boxes, scored = _by_numbers(FACTS | changed, width=200)
+    assert (len(found), boxes) == (reasons, blamed)
+    assert scored == pytest.approx(score)

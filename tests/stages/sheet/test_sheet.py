@@ -235,6 +235,21 @@ def test_repair_redraws_only_the_box_to_blame(store):
     assert record.gate["accepted"] and record.gate["repaired_box"] == 1
 
 
+def test_the_edit_model_is_told_what_the_settings_say(store):
+    painter = Painter(Sheet((384, 384)))
+    settings = SheetSettings(steps=9, guidance=2.5, negative_prompt="blurry", conditioning="vision", candidates=1)
+    draw_sheet(HERO, settings, painter, store)
+    told = {name: value for name, value in painter.calls[0].items() if name not in ("template", "prompt")}
+    assert told == {
+        "seed": 7,
+        "steps": 9,
+        "guidance": 2.5,
+        "negative_prompt": "blurry",
+        "conditioning": "vision",
+        "redraw": None,
+    }
+
+
 def test_unknown_words_are_named_in_a_warning(store):
     record = draw_sheet(HERO, SheetSettings(), Painter(Sheet((384, 384)), unknown=("zeppelin", "tuba")), store)
     assert "zeppelin, tuba" in record.warnings[0]

@@ -73,6 +73,16 @@ def test_a_cell_whose_seeds_all_look_alike_is_not_picked() -> None:
     assert "diversity 30%" in complaints(cells[1], SETTINGS)[0]
 
 
+def test_each_floor_is_held_against_its_own_number() -> None:
+    settings = SweepSettings(adherence_floor=0.9, diversity_floor=0.6)
+    assert complaints(cell(300, 0.6, 0.6, kept=0.91, diversity=0.61, copying=0.89), settings) == []
+    assert complaints(cell(300, 0.6, 0.6, kept=0.89, diversity=0.59, copying=0.91), settings) == [
+        "adherence below the floor of 90%",
+        "diversity 59%, below the floor of 60%",
+        "scenes copy a training view (correlation 0.91)",
+    ]
+
+
 def test_a_cell_that_redraws_a_training_view_in_every_scene_is_not_picked() -> None:
     cells = [cell(300, 0.6, 0.6, 0.95), cell(300, 0.8, 0.9, 0.95, copying=0.97)]
     assert pick(cells).index == 0

@@ -11,6 +11,7 @@ from sweep_samples import SETTINGS, Eye, Notebook, Painter, Unet, adapter_file, 
 
 from charengine.adapter.files import load_adapter, save_adapter
 from charengine.errors import BadInput
+from charengine.likeness.scoring import References
 from charengine.stages.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("known_adapter")
@@ -66,6 +67,31 @@ def test_each_cell_is_a_child_run_with_its_numbers(store, dataset) -> None:
     assert [run.kind for run in runs[:2]] == ["base model", "step 50 × 0.25"]
     assert runs[-1].params["final_loss"] == 1 / 200
     assert {"contact_sheet", "trade_off"} <= set(notebook.pictures)
+
+
+def test_the_sweeps_own_run_holds_the_picks_numbers_and_each_cell_its_details_and_losses(store, dataset) -> None:
+    notebook = Notebook()
+    training = trained(store, 50, 200)
+    points = tuple(point.model_copy(update={"validation_loss": 3 / point.step}) for point in training.checkpoints)
+    training = training.model_copy(update={"checkpoints": points})
+    found = sweep.sweep_adapter(training, dataset, SETTINGS, Painter(), Eye(), store, seed=7, tracker=notebook)
+    own = {name: value for name, value in notebook.metrics.items() if name.startswith("pick/")}
+    picked = found.pick.metrics
+    names = ("identity", "adherence", "diversity", "copying", "score")
+    assert own == {f"pick/{name}": getattr(picked, name) for name in names} | {
+        f"pick/{name}": value for name, value in picked.detail.items()
+    }
+    assert {"pick/gain", "pick/kept", "pick/score_low"} <= set(own)
+    base, *runs = notebook.children.values()
+    assert (base.params["final_loss"], base.params["validation_loss"]) == ("base model", "base model")
+    assert [(run.params["final_loss"], run.params["validation_loss"]) for run in runs] == [
+        (1 / step, 3 / step) for step in (50, 200) for _ in SETTINGS.strengths
+    ]
+    for run, cell in zip(runs, found.cells[1:], strict=True):
+        assert {name: run.metrics[name] for name in ("gain", "kept", "margin")} == {
+            name: cell.detail[name] for name in ("gain", "kept", "margin")
+        }
+    assert found.cells[0].detail["ceiling"] == pytest.approx(References(dataset, Eye(), store).ceiling())
 
 
 def test_a_repeated_sweep_gives_the_same_record_and_reopens_the_same_child_runs(store, dataset) -> None:

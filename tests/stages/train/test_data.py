@@ -99,6 +99,25 @@ def test_class_images_join_every_step_in_equal_number_with_their_weight(store, t
     assert [bucket.names for bucket in data.views] == [("front", "side", "back")]
 
 
+def test_a_class_image_has_the_caption_beside_it_or_the_class_noun(store, tmp_path):
+    for name in ("0", "1"):
+        Image.new("RGB", (200, 200), "grey").save(tmp_path / f"{name}.png")
+    (tmp_path / "0.txt").write_text("a woman in a garden\n")
+    data, diffusion = encode(store, regularisation=str(tmp_path))
+    wanted = diffusion.encode_prompts(["a woman in a garden", "woman"])
+    assert torch.equal(data.buckets[-1].embeds, wanted.embeds)
+    assert torch.equal(data.buckets[-1].pooled, wanted.pooled)
+
+
+def test_the_empty_caption_and_the_trigger_alone_are_kept_apart(store):
+    data, diffusion = encode(store)
+    empty, trigger = diffusion.encode_prompts([""]), diffusion.encode_prompts(["zorgal, woman"])
+    assert torch.equal(data.empty_embeds, empty.embeds) and torch.equal(data.empty_pooled, empty.pooled)
+    assert torch.equal(data.sample_prompt.embeds, trigger.embeds)
+    assert torch.equal(data.sample_prompt.pooled, trigger.pooled)
+    assert data.captions["side"] == "zorgal, woman, side view, standing"
+
+
 def test_padding_of_a_class_image_carries_no_loss(store, tmp_path):
     Image.new("RGB", (100, 130), "red").save(tmp_path / "a.png")
     data, _ = encode(store, regularisation=str(tmp_path))

@@ -50,6 +50,8 @@ def test_no_step_trains_on_what_is_held_out(store, diffusion) -> None:
         seen = {data.buckets[group.bucket].names[i] for group in groups for i in group.samples}
         assert seen == {"front", "side", "back", "pose-1"}
         assert [bucket.names for bucket in data.held_out] == [("pose-2",)]
+        assert data.held_out[0].flips == 1 and data.buckets[0].flips == 2
+        assert set(data.captions) == seen  # what the file says it was trained on
 
 
 def test_the_adapter_is_the_same_byte_for_byte_whatever_is_held_out(store, tmp_path) -> None:
