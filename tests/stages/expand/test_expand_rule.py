@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from expansion_samples import GRISHA, Eye, expand, shifted, stranger
+from PIL import ImageChops
 from run_samples import WHITE, sample_dataset
 
 from charengine.config import ExpandSettings
@@ -53,6 +54,29 @@ def test_a_refused_picture_is_drawn_again_with_another_seed_and_every_attempt_is
     assert [view.seed for view in found.views] == seeds and len(set(seeds)) == 3
     assert all(store.has(view.image) and store.has(view.alpha) for view in found.views)
     assert found.kept == found.views[2:] and found.warnings == ()
+
+
+def test_the_edit_model_is_told_what_the_settings_say_with_a_seed_made_of_character_picture_and_attempt(
+    views, store
+) -> None:
+    settings = {"count": 2, "candidates": 2, "steps": 9, "guidance": 2.5, "negative_prompt": "blurry"}
+    found, painter = expand(views, store, stranger, **settings)
+    told = [
+        {name: value for name, value in call.items() if name not in ("template", "prompt")} for call in painter.told
+    ]
+    seeds = [1614459777, 207459209, 181644458, 1404722718]
+    assert told == [
+        {"seed": seed, "steps": 9, "guidance": 2.5, "negative_prompt": "blurry", "conditioning": "latents"}
+        for seed in seeds
+    ]
+    assert [view.seed for view in found.views] == seeds
+
+
+def test_how_much_of_the_picture_is_left_is_measured_apart_from_identity(views, store) -> None:
+    [copy] = expand(views, store, lambda picture, prompt, seed: picture)[0].views
+    [moved] = expand(views, store, lambda picture, prompt, seed: ImageChops.offset(picture, 40, 0))[0].views
+    assert copy.copying == pytest.approx(1.0)
+    assert moved.copying < 0.8 and moved.identity > 0.8
 
 
 def test_what_never_came_out_right_is_a_warning_that_names_it(views, store) -> None:
