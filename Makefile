@@ -7,7 +7,7 @@ WORKERS ?= 2
 # the versions that CI tested; torch stays outside, since its build differs by machine
 INSTALL := -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types tests test-long docs constraints clean
+.PHONY: demo test lint types tests test-long mutants docs constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/charengine demo
@@ -43,6 +43,10 @@ test-long: $(VENV)/.ready-dev
 # the manual as a site: docs/_build/html/index.html
 docs: $(VENV)/.ready-docs
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+
+# wrong edits, each of which a test must notice
+mutants: $(VENV)/.ready-dev
+	$(BIN)/python tests/mutants.py --jobs $(WORKERS)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'

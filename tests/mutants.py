@@ -33,7 +33,15 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("charengine", "tasks", "flows", "deployments", "benchmarks", "tests", "pyproject.toml", "prefect.yaml")
 WEIGHTS = (".safetensors", ".onnx")  # linked, not copied: no mutant edits them
-HEAVY = ("numpy", "torch", "scipy.ndimage", "PIL.Image", "pydantic", "transformers", "diffusers", "pytest")
+HEAVY = (
+    "numpy",
+    "torch",
+    "scipy.ndimage",
+    "PIL.Image",
+    "pydantic",
+    "pytest",
+    "diffusers.models.unets.unet_2d_condition",
+)
 PATIENCE = 300  # seconds for one mutant's tests; one that hangs is noticed too
 FAILED, ELSEWHERE = 1, 70  # exit statuses: pytest's when tests failed; ours when the code under test was not the copy's
 
@@ -97,11 +105,11 @@ def misplaced(mutants: Sequence[Mutant], root: Path) -> list[Outcome]:
     return found
 
 
-def try_all(mutants: Sequence[Mutant], root: Path, jobs: int = 1) -> list[Outcome]:
+def try_all(mutants: Sequence[Mutant], root: Path, jobs: int = 1, preload: Sequence[str] = HEAVY) -> list[Outcome]:
     """Each mutant's outcome, in order; the tests are run once without any mutant first."""
     if wrong := misplaced(mutants, root):
         return wrong
-    for library in HEAVY:
+    for library in preload:
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
@@ -255,14 +263,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="how many are tried at once, each in a copy of its own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcomes there too")
     parser.add_argument("--root", type=Path, default=ROOT, help="the tree; its list is tests/mutants.yaml")
+    parser.add_argument("--preload", nargs="*", default=HEAVY, metavar="MODULE", help="what is imported once for all")
     options = parser.parse_args(arguments)
     listed = read_list(options.root / "tests/mutants.yaml")
     known = {mutant.name for mutant in listed}
     if unknown := set(options.only) - known:
         parser.error(f"no mutant is called {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}")
-    outcomes = try_all(
-        [mutant for mutant in listed if not options.only or mutant.name in options.only], options.root, options.jobs
-    )
+    chosen = [mutant for mutant in listed if not options.only or mutant.name in options.only]
+    outcomes = try_all(chosen, options.root.resolve(), options.jobs, options.preload)
     print(table(outcomes))
     if options.json:
         options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
