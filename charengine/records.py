@@ -58,9 +58,20 @@ class ViewRecord(Record):
     width: int
     height: int
     source_box: tuple[int, int, int, int] = Field(description="x0, y0, x1, y1 on the sheet, pixels")
+    scale: float | None = Field(
+        default=None, gt=0, description="pixels that one of the sheet became; None for views without a sheet"
+    )
     facts: dict[str, float] = Field(default_factory=dict)
 
-    provenance = frozenset({"source_box", "facts"})
+    provenance = frozenset({"facts"})  # box and scale are content: training tells the model the size on the sheet
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scale_is_no_fact(cls, data: Any) -> Any:
+        """Views of 0.1.0 had their scale among the facts."""
+        if isinstance(data, dict) and "scale" in (facts := data.get("facts", {})):
+            return {"scale": facts["scale"], **data}
+        return data
 
 
 class ViewsRecord(Record):

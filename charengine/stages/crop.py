@@ -56,6 +56,7 @@ def _stored(view: View, store: Store) -> ViewRecord:
         width=view.image.width,
         height=view.image.height,
         source_box=view.source_box,
+        scale=view.facts["scale"],
         facts=view.facts,
     )
 

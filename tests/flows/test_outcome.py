@@ -37,8 +37,8 @@ def run(tmp_path: Path) -> RunRecord:
 
 def logged(run: RunRecord) -> Notebook:
     notebook = Notebook()
-    workspace: Any = SimpleNamespace(tracker=notebook, out=Path("runs/zorga"))
-    _log_outcome(workspace, run)
+    workspace: Any = SimpleNamespace(tracker=notebook)
+    _log_outcome(workspace, run, Path("runs/zorga"))
     return notebook
 
 

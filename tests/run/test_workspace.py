@@ -1,35 +1,38 @@
-"""What a run works with: its recipe, its parameters, its memory."""
+"""What a run works with: its recipe, its parameters, its key."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import psutil
 import pytest
 
 from charengine.config import Character
 from charengine.machine.home import Home
 from charengine.profiles.loading import load_profile
-from charengine.run.request import CheckedRun
-from charengine.run.workspace import Workspace, peak_rss_gib
+from charengine.run.workspace import Workspace, complete
 
 GRISHA = Character(name="Grisha", prompt="an orc in a blue coat", class_noun="orc", trigger="zorgax", seed=7)
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    profile = load_profile("embedded", ["train.steps=77"])
-    return Workspace(CheckedRun(GRISHA, profile, None, tmp_path / "out"), Home(tmp_path / "home"))
+    return opened(tmp_path)
 
 
-def test_a_recipe_is_the_whole_config_the_dataset_and_the_engines_version(workspace: Workspace) -> None:
-    dataset: Any = SimpleNamespace(digest="d" * 64)
-    recipe = workspace.recipe(dataset)
-    assert set(recipe) == {"character", "profile", "dataset_digest", "engine_version"}
+def opened(home: Path, *overrides: str, character: Character = GRISHA, given: Path | None = None) -> Workspace:
+    """A workspace with models that are fingerprints alone."""
+    made = Workspace(character, load_profile("embedded", ["train.steps=77", *overrides]), Home(home), given=given)
+    made.__dict__["models"] = SimpleNamespace(
+        **{name: SimpleNamespace(fingerprint=name) for name in ("editor", "captioner", "diffusion", "embedder")}
+    )
+    return made
+
+
+def test_a_recipe_is_the_whole_config_and_the_engines_version(workspace: Workspace) -> None:
+    recipe = workspace.recipe()
+    assert set(recipe) == {"character", "profile", "engine_version"}
     assert recipe["engine_version"] == "0.1.0"
-    assert recipe["dataset_digest"] == "d" * 64
     assert recipe["character"] == {
         "name": "Grisha",
         "prompt": "an orc in a blue coat",
@@ -48,8 +51,31 @@ def test_parameters_are_flat_and_leave_out_what_is_empty(workspace: Workspace) -
     assert params["train.masked_loss"] == 0.0  # nought is a value
 
 
-def test_the_highest_memory_is_told_in_gib() -> None:
-    now = psutil.Process().memory_info().rss / 2**30
-    peak = peak_rss_gib()
-    assert peak is not None
-    assert 0.9 * now < peak < 100 * now
+def test_a_runs_key_follows_character_settings_models_and_the_given_file(tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    sheet.write_bytes(b"pixels")
+    drawn, given = opened(tmp_path / "home").key, opened(tmp_path / "home", given=sheet).key
+    other = opened(tmp_path / "home")
+    other.models.captioner.fingerprint = "another"  # type: ignore[misc]
+    keys = {
+        drawn,
+        given,
+        other.key,
+        opened(tmp_path / "home", "sweep.seeds=3").key,
+        opened(tmp_path / "home", character=GRISHA.model_copy(update={"seed": 8})).key,
+    }
+    assert len(keys) == 5
+    moved = tmp_path / "moved.png"
+    moved.write_bytes(b"pixels")
+    assert opened(tmp_path / "elsewhere", given=moved).key == given
+    assert opened(tmp_path / "elsewhere").key == drawn
+    moved.write_bytes(b"others")
+    assert opened(tmp_path / "elsewhere", given=moved).key != given
+
+
+def test_what_was_left_open_is_filled_in_and_what_was_said_is_kept() -> None:
+    models = SimpleNamespace(diffusion=SimpleNamespace(count_tokens=len))
+    open_ended = Character(name="Grisha", prompt="an orc woman in a blue coat")
+    found = complete(open_ended, models)  # type: ignore[arg-type]
+    assert found.class_noun == "orc woman" and len(found.trigger) == 5  # the shortest, as this model counts tokens
+    assert complete(GRISHA, models) == GRISHA  # type: ignore[arg-type]

@@ -292,7 +292,7 @@ def test_every_setting_reaches_the_crop(store, monkeypatch):
         high = max(fact["figure_height"] for fact in facts) * (1 + 2 * margin)
         wide = max(fact["figure_width"] for fact in facts) + 2 * margin * max(fact["figure_height"] for fact in facts)
         first = views.views[0]
-        assert facts[0]["scale"] == pytest.approx(min(first.width / wide, first.height / high))
+        assert first.scale == facts[0]["scale"] == pytest.approx(min(first.width / wide, first.height / high))
 
 
 def test_a_view_has_its_own_mask_and_its_own_box(store):

@@ -200,7 +200,7 @@ def time_ids(view: Picture) -> tuple[int, int, int, int, int, int]:
     if isinstance(view, ExtraView):  # drawn at this size
         return (view.height, view.width, 0, 0, view.height, view.width)
     x0, y0, x1, y1 = view.source_box
-    scale = view.facts.get("scale") or min(view.width / max(1, x1 - x0), view.height / max(1, y1 - y0))
+    scale = view.scale or min(view.width / max(1, x1 - x0), view.height / max(1, y1 - y0))
     return (round(view.height / scale), round(view.width / scale), 0, 0, view.height, view.width)
 
 

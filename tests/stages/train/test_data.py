@@ -10,7 +10,8 @@ from tiny_sdxl import FakeDiffusion, make_dataset
 
 from charengine.config import TrainSettings
 from charengine.errors import BadInput
-from charengine.stages.train.data import class_bucket, encode_dataset
+from charengine.records import ViewRecord
+from charengine.stages.train.data import class_bucket, encode_dataset, time_ids
 from charengine.stages.train.sampler import groups_of_step
 
 
@@ -59,6 +60,14 @@ def test_a_half_masked_background_counts_half(store):
 def test_size_conditioning_tells_the_size_on_the_sheet_and_that_nothing_was_cut(store):
     ids = encode(store)[0].buckets[0].time_ids[0].tolist()  # source box 32×64 of a 64×128 bucket
     assert ids == [64, 32, 0, 0, 128, 64]
+
+
+def test_size_conditioning_follows_the_crops_own_scale_also_of_views_that_0_1_0_kept(store):
+    view = make_dataset(store).views.views[0]
+    known = view.model_copy(update={"scale": 4.0})
+    kept = {**view.model_dump(exclude={"scale"}), "facts": {"scale": 4.0, "sharpness": 9.0}}
+    assert time_ids(known) == time_ids(ViewRecord.model_validate(kept)) == (32, 16, 0, 0, 128, 64)
+    assert time_ids(view.model_copy(update={"scale": 1.0})) == (128, 64, 0, 0, 128, 64)
 
 
 def test_a_view_without_caption_is_named(store):
