@@ -9,7 +9,7 @@ import pytest
 from run_samples import sample_run
 
 from charengine.errors import BadInput
-from charengine.records import ExpansionRecord, ExtraView, ReportRecord, RunRecord
+from charengine.records import ExpansionRecord, ExtraView, ReportRecord, RunRecord, RunResult
 from charengine.run import folder
 from charengine.store import Store
 
@@ -127,6 +127,26 @@ def test_untouched_captions_of_an_earlier_stage_are_simply_replaced(
     assert (tmp_path / "dataset").is_dir()
 
 
-def test_the_result_is_the_json_that_was_given(tmp_path: Path) -> None:
-    folder.write_result({"name": "Zörga", "strength": 0.6}, tmp_path)
-    assert json.loads((tmp_path / "result.json").read_text()) == {"name": "Zörga", "strength": 0.6}
+def test_the_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    result = RunResult(
+        name="Zorga",
+        trigger="zorgax",
+        recommended_prompt="zorgax orc",
+        sheet=tmp_path / "sheet.png",
+        views=(tmp_path / "front.png",),
+        captions=(tmp_path / "front.txt",),
+        adapter=tmp_path / "a.safetensors",
+        recommended_adapter=tmp_path / "b.safetensors",
+        checkpoint_step=200,
+        strength=0.6,
+        report=tmp_path / "report.html",
+        mlflow_run_id="run",
+        prefect_flow_run_id=None,
+        cached_stages=("sheet",),
+        warnings=("Zörga is grün",),
+        seconds={"sheet": 0.1},
+    )
+    folder.write_result(result, tmp_path)
+    assert folder.read_result(tmp_path) == result
+    told = json.loads((tmp_path / "result.json").read_text())
+    assert (told["strength"], told["checkpoint_step"], told["adapter"]) == (0.6, 200, str(tmp_path / "a.safetensors"))

@@ -54,3 +54,4 @@ def test_what_was_asked_is_what_is_checked(asked: RunRequest, tmp_path: Path, dr
     assert checked.profile.train.steps == 77
     assert (checked.sheet, checked.out) == (drawn_sheet, tmp_path / "out")
     assert checked.refresh == frozenset({"sweep"})
+    assert checked.parameters() == asked.as_parameters()

@@ -1,0 +1,129 @@
+"""The pipeline over stages that give records at once: what each hands to the next, and what is said at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from run_samples import sample_run, told_apart
+
+from charengine.records import ReportRecord, RunRecord, RunResult, StageFact
+from charengine.store import Store
+from charengine.tracking.protocol import NullTracker
+from flows import character as flow
+
+FACTS = tuple(
+    StageFact(stage=stage, key=f"{stage}-1", cached=cached, seconds=seconds)
+    for stage, cached, seconds in (("sheet", True, 0.1234), ("crop", False, 0.5), ("train", False, 92.0))
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def run(store: Store) -> RunRecord:
+    made = told_apart(sample_run(store))
+    sheet = made.sheet.model_copy(update={"warnings": ("pale", "shared")})
+    training = made.training.model_copy(update={"warnings": ("shared", "slow")})
+    return made.model_copy(update={"sheet": sheet, "training": training})
+
+
+def made(run: RunRecord, store: Store, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunResult, dict[str, Any]]:
+    """The flow's result, and what each stage was handed."""
+    handed: dict[str, Any] = {}
+    character = SimpleNamespace(name="Zorga", prompt=run.prompt, seed=7)
+    tracker = NullTracker()
+    tracker.run_id = "mlflow-run"
+    workspace: Any = SimpleNamespace(
+        store=store,
+        character=character,
+        profile=SimpleNamespace(name="embedded"),
+        config=run.config,
+        facts=list(FACTS),
+        tracker=tracker,
+    )
+    page = ReportRecord(html=store.put(b"<html>", "report.html"))
+
+    def stage(name: str, record: Any) -> Any:
+        def give(_: Any, *inputs: Any) -> Any:
+            handed[name] = inputs
+            return record
+
+        return give
+
+    for name, record in (
+        ("make_sheet", run.sheet),
+        ("crop_views", run.dataset.views),
+        ("expand_views", None),
+        ("caption_views", (run.dataset, "caption-1")),
+        ("train_adapter", run.training),
+        ("sweep_adapter", run.sweep),
+        ("write_report", page),
+        ("show_run", None),
+    ):
+        monkeypatch.setattr(flow, name, stage(name, record))
+    return flow.make_character(workspace, out), handed
+
+
+def test_each_stage_is_handed_the_records_of_those_before(
+    run: RunRecord, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, handed = made(run, store, tmp_path / "out", monkeypatch)
+    assert handed["crop_views"] == (run.sheet,)
+    assert handed["expand_views"] == (run.dataset.views,)
+    assert handed["caption_views"] == (run.dataset.views, (), tmp_path / "out")
+    assert handed["train_adapter"] == (run.dataset,)
+    assert handed["sweep_adapter"] == (run.training, run.dataset)
+    [record] = handed["write_report"]
+    assert (record.sheet, record.dataset, record.training, record.sweep) == (
+        run.sheet,
+        run.dataset,
+        run.training,
+        run.sweep,
+    )
+
+
+def test_the_record_is_the_character_as_made_with_every_warning_once(
+    run: RunRecord, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, _ = made(run, store, tmp_path / "out", monkeypatch)
+    record = RunRecord.model_validate_json((tmp_path / "out/run.json").read_bytes())
+    assert (record.name, record.prompt, record.seed, record.profile) == ("Zorga", run.prompt, 7, "embedded")
+    assert (record.trigger, record.class_noun, record.mlflow_run_id) == ("zorgax", "orc", "mlflow-run")
+    assert record.stages == FACTS
+    assert record.warnings == ("pale", "shared", "the side figure touches the edge", "slow") == result.warnings
+
+
+def test_the_result_names_each_file_and_number_by_its_own_name(
+    run: RunRecord, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = (tmp_path / "out").resolve()
+    result, _ = made(run, store, out, monkeypatch)
+    subset = out / "dataset/10_zorgax orc"
+    assert result.model_dump() == {
+        "name": "Zorga",
+        "trigger": "zorgax",
+        "recommended_prompt": "zorgax orc",
+        "sheet": out / "sheet.png",
+        "views": (out / "views/front.png", out / "views/side.png", out / "views/back.png"),
+        "captions": (subset / "front.txt", subset / "side.txt", subset / "back.txt"),
+        "adapter": out / "adapters/zorgax.safetensors",
+        "recommended_adapter": out / "adapters/zorgax_recommended.safetensors",
+        "checkpoint_step": 200,
+        "strength": 0.6,
+        "report": out / "report.html",
+        "mlflow_run_id": "mlflow-run",
+        "prefect_flow_run_id": None,
+        "cached_stages": ("sheet",),
+        "warnings": ("pale", "shared", "the side figure touches the edge", "slow"),
+        "seconds": {"sheet": 0.123, "crop": 0.5, "train": 92.0},
+    }
+    assert result.adapter.read_bytes() == store.get(run.sweep.adapter)
+    assert result.recommended_adapter.read_bytes() == store.get(run.sweep.recommended_adapter)
+    assert json.loads((out / "result.json").read_text())["checkpoint_step"] == 200
