@@ -33,7 +33,9 @@ STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
 def setup(app: Sphinx) -> dict[str, Any]:
     """What Sphinx calls when it loads the extension."""
     app.connect("source-read", fill_page)
-    app.connect("env-get-outdated", lambda *_: ["reference/settings", "reference/commands"])  # the code may have changed
+    app.connect(
+        "env-get-outdated", lambda *_: ["reference/settings", "reference/commands"]
+    )  # the code may have changed
     return {"parallel_read_safe": True, "version": "1"}
 
 

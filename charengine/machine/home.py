@@ -12,6 +12,7 @@ from charengine.errors import BadInput
 
 log = logging.getLogger(__name__)
 
+KEYS = "2"  # the form of the keys that results lie under
 WORK_FOLDER = "CHARENGINE_WORK_FOLDER"
 STARTED_BY_WORKER = "PREFECT__FLOW_RUN_ID"  # set by Prefect in the process of a flow run
 
@@ -64,6 +65,7 @@ class Home:
             BadInput: the home cannot be written.
         """
         try:
+            self._say_if_made_by_an_earlier_version()
             for folder in (self.store, self.state, self.locks, self.mlflow, self.prefect, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -71,6 +73,20 @@ class Home:
                 f"home folder {self.root} cannot be written ({error.strerror}); set CHARENGINE_HOME to a folder that can"
             ) from error
         return self
+
+    def _say_if_made_by_an_earlier_version(self) -> None:
+        """Once: what stages made under keys of another form is neither taken nor touched."""
+        mark = self.root / "keys"
+        if mark.exists():
+            return
+        if self.store.is_dir():
+            log.warning(
+                "%s was made by an earlier version: its runs open, compare and sweep as before, and a stage that is asked for "
+                "again is made again, once",
+                self.root,
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        mark.write_text(f"{KEYS}\n", encoding="utf-8")
 
 
 def find_home() -> Home:
