@@ -22,7 +22,11 @@ types: $(VENV)/.ready-dev
 	$(BIN)/mypy
 
 tests: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --minutes -m "not slow and not long"
+
+# what takes more than half a minute a test, and every code block of the manual: before a release
+test-long: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest --minutes -m "slow or long"
 
 # what pip chooses today within pyproject's bounds; run `make test` afterwards and commit both answers together
 constraints:
@@ -35,10 +39,6 @@ constraints:
 	build/constraints/bin/python -m pip freeze --exclude-editable \
 	  | grep -viE '^(torch|torchvision|triton)==|^(cuda|nvidia)-([^m]|m[^l])|^-|@' >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
-
-# runs every code block of the manual: half an hour on two cores
-test-long: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
 
 # the manual as a site: docs/_build/html/index.html
 docs: $(VENV)/.ready-docs

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from command_line import child_environment
+from minutes import pytest_addoption, pytest_terminal_summary  # noqa: F401, pytest finds its hooks here
 
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import Home

@@ -31,7 +31,8 @@ def requirements() -> list[Requirement]:
     """Everything pyproject.toml asks for, extras and build system included."""
     project = PROJECT["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values(), PROJECT["build-system"]["requires"]]
-    return [Requirement(line) for lines in lists for line in lines]
+    asked = [Requirement(line) for lines in lists for line in lines]
+    return [one for one in asked if one.name != project["name"]]  # an extra may name another extra of ours
 
 
 def pins() -> dict[str, str]:
