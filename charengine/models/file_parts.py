@@ -30,7 +30,7 @@ DEPTH = re.compile(r"transformer_blocks\.(\d+)\.")
 
 def packaged_config(name: str) -> Path:
     """Configurations of the published models, as a diffusers folder without weights: "qwen-image-edit" or "sdxl"."""
-    return Path(str(resources.files("charengine.models.protocols") / "configs" / name))
+    return Path(str(resources.files("charengine.models") / "configs" / name))
 
 
 def read_config(folder: Path, family: str, part: str) -> dict[str, Any]:
