@@ -59,7 +59,7 @@ class HostBlock:
         """Make the block compute with the weights in `buffer`."""
         for (owner, store, name), view in zip(self.places, self.views(buffer), strict=True):
             if store == "_parameters":
-                owner._parameters[name].data = view  # type: ignore[union-attr]
+                owner.get_parameter(name).data = view
             else:
                 owner._buffers[name] = view
 
@@ -264,6 +264,6 @@ def shrink_when_out_of_memory(stream: BlockStream) -> None:
 
 def _assign(owner: nn.Module, store: str, name: str, tensor: torch.Tensor) -> None:
     if store == "_parameters":
-        owner._parameters[name].data = tensor  # type: ignore[union-attr]
+        owner.get_parameter(name).data = tensor
     else:
         owner._buffers[name] = tensor

@@ -12,6 +12,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -229,7 +230,7 @@ class MLflowTracker:
         batch = [Param(key, value) for key, value in fresh.items()]
         for start in range(0, len(batch), PARAMS_PER_CALL):
             part = batch[start : start + PARAMS_PER_CALL]
-            self._attempt("params", lambda part=part: self._client.log_batch(self.run_id, params=part))  # type: ignore[misc]
+            self._attempt("params", partial(self._client.log_batch, self.run_id, params=part))
         self._known_params |= fresh
 
     def set_tags(self, tags: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class MetricSpool:
         self._send = send
         self._queue: deque[tuple[str, Point]] = deque()
         self._jobs: deque[tuple[str, Callable[[], None]]] = deque()
-        self._files: dict[str, object] = {}
+        self._files: dict[str, TextIO] = {}
         self._incomplete: set[str] = set()
         self._changed = threading.Condition()
         self._busy = False
@@ -172,7 +172,7 @@ class MetricSpool:
             file = self._files.get(run_id)
             if file is None:
                 file = self._files[run_id] = self._path(run_id).open("a", buffering=1)
-            file.write("".join(json.dumps(point) + "\n" for point in points))  # type: ignore[attr-defined]
+            file.write("".join(json.dumps(point) + "\n" for point in points))
         except OSError as error:
             log.warning("metrics cannot be spooled to %s: %s", self._folder, error.strerror)
 
@@ -191,4 +191,4 @@ class MetricSpool:
     def _close_file(self, run_id: str) -> None:
         file = self._files.pop(run_id, None)
         if file is not None:
-            file.close()  # type: ignore[attr-defined]
+            file.close()

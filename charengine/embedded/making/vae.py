@@ -58,8 +58,8 @@ class Autoencoder:
         return pictures[:, :, 0] if self.kind == "qwen" else pictures
 
     def _facts(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (1, -1, 1, 1)
-        return tuple(torch.tensor(self.facts[k], device=like.device).view(shape) for k in ("mean", "std"))  # type: ignore[return-value]
+        mean, std = (torch.tensor(self.facts[k], device=like.device).view(1, -1, 1, 1) for k in ("mean", "std"))
+        return mean, std
 
     @torch.no_grad()
     def to_latents(self, pictures: torch.Tensor, batch: int = 64) -> torch.Tensor:

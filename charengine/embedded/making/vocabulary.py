@@ -11,6 +11,7 @@ from charengine.embedded.lexicon import VOCABULARY
 from charengine.embedded.traits import BACKGROUNDS, POSES, VIEWS, sample_traits
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import CLIPTokenizer, Qwen2Tokenizer
 
 QWEN_SPECIALS = (
@@ -56,7 +57,7 @@ def _sample_texts(n: int = 3000) -> list[str]:
     ]
 
 
-def _learn_merges(tokenizer: object, texts: list[str], end_of_word: str) -> list[tuple[str, str]]:
+def _learn_merges(tokenizer: Tokenizer, texts: list[str], end_of_word: str) -> list[tuple[str, str]]:
     """BPE merges until every word of `texts` is one token."""
     import json
 
@@ -64,8 +65,8 @@ def _learn_merges(tokenizer: object, texts: list[str], end_of_word: str) -> list
 
     suffix: dict[str, Any] = {"end_of_word_suffix": end_of_word} if end_of_word else {}
     learner = Tokenizer(models.BPE(**suffix))
-    learner.pre_tokenizer = tokenizer.pre_tokenizer  # type: ignore[attr-defined]
-    learner.normalizer = tokenizer.normalizer  # type: ignore[attr-defined]
+    learner.pre_tokenizer = tokenizer.pre_tokenizer
+    learner.normalizer = tokenizer.normalizer
     trainer = trainers.BpeTrainer(vocab_size=20000, min_frequency=1, show_progress=False, **suffix)
     learner.train_from_iterator(texts, trainer)
     return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]

@@ -31,8 +31,8 @@ class Frozen(nn.Module):
     def __init__(self, layers: list[nn.Linear], device: torch.device) -> None:
         super().__init__()
         self.weight = _joined([layer.weight for layer in layers]).to(device)
-        scales = [getattr(layer, "weight_scale", None) for layer in layers]
-        self.weight_scale = None if scales[0] is None else _joined(scales)  # type: ignore[arg-type]
+        scales = [layer.get_buffer("weight_scale") for layer in layers if hasattr(layer, "weight_scale")]
+        self.weight_scale = _joined(scales) if scales else None
         self.bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
         start = 0
         for layer in layers:

@@ -211,7 +211,7 @@ def _wrap(block: nn.Module, again: Any) -> None:
 def store_in_float8(layers: list[nn.Module]) -> None:
     """Keep frozen weights as float8 (e4m3) with one scale for each output; `base_weight` scales them back."""
     for layer in layers:
-        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        weight = layer.get_parameter("weight")
         if weight.dtype == torch.float8_e4m3fn:
             continue
         largest = weight.float().flatten(1).abs().amax(1).clamp(min=1e-12)

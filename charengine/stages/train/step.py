@@ -135,8 +135,9 @@ class TrainStep:
         with torch.cuda.stream(stream):
             self._step(shape, indices)
             self.optimizer.rehearse()
-            for name, tensor in scaling.items():
-                self.scaling.state()[name].copy_(tensor)  # type: ignore[union-attr]
+            if self.scaling:
+                for name, tensor in scaling.items():
+                    self.scaling.state()[name].copy_(tensor)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         gc.collect()
