@@ -26,6 +26,7 @@ from charengine.config import Character, Profile, Settings
 from charengine.profiles.loading import load_profile, profile_names
 
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+GENERATED = ["reference/settings", "reference/commands"]
 COMMAND_ORDER = ("demo", "run", "batch", "compare", "up", "doctor", "inspect", "profiles")
 STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
 
@@ -33,9 +34,7 @@ STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
 def setup(app: Sphinx) -> dict[str, Any]:
     """What Sphinx calls when it loads the extension."""
     app.connect("source-read", fill_page)
-    app.connect(
-        "env-get-outdated", lambda *_: ["reference/settings", "reference/commands"]
-    )  # the code may have changed
+    app.connect("env-get-outdated", lambda *_: GENERATED)  # the code may have changed
     return {"parallel_read_safe": True, "version": "1"}
 
 

@@ -36,6 +36,13 @@ def test_every_block_names_a_language_that_is_tested() -> None:
     assert [f"{block}: {block.language or 'none'}" for block in ALL if block.language not in LANGUAGES] == []
 
 
+def test_no_page_has_leftovers_of_a_merge() -> None:
+    marks = ("<<<<<<<", ">>>>>>>")
+    assert [
+        page.name for page in pages() if any(line.startswith(marks) for line in page.read_text().splitlines())
+    ] == []
+
+
 def test_a_block_that_is_not_run_says_why() -> None:
     assert [str(block) for block in ALL if block.language == "bat" and block.quick] == []
     assert all(len(block.parse_only) > 10 for block in ALL if block.parse_only)
