@@ -7,6 +7,7 @@ import subprocess
 from collections import defaultdict
 
 from manual import ROOT, blocks
+from test_architecture import ROWS
 
 LINE = re.compile(r"^(?P<indent> *)(?P<name>\S+)\s{2,}(?P<comment>\S.*)$")
 UNTOLD = re.compile(
@@ -61,3 +62,9 @@ def test_every_opened_folder_shows_what_lies_in_it() -> None:
 
 def test_nothing_is_shown_twice() -> None:
     assert all(len(names) == len(set(names)) for names in shown().values())
+
+
+def test_the_import_directions_shown_are_those_that_are_held() -> None:
+    text = next(b.text for b in blocks(ROOT / "docs" / "design.md") if b.text.startswith("cli | studio"))
+    rows = [re.split(r"\s{2,}", line)[0].split(" | ") for line in text.splitlines()]
+    assert rows == [row.split() for row in ROWS]
