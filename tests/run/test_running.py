@@ -27,9 +27,9 @@ GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman",
 
 
 @pytest.fixture
-def workspace(home: Home, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # no trial of threads: there is no U-Net to try them on
-    made = Workspace(GRISHA, load_profile("embedded"), home)
+    made = Workspace(GRISHA, load_profile("embedded"), Home(tmp_path / "home"))
     made.__dict__["models"] = SimpleNamespace(
         **{name: Model(name) for name in ("editor", "captioner", "diffusion", "embedder")}
     )

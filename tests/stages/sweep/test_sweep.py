@@ -83,7 +83,7 @@ def test_the_sweeps_own_run_holds_the_picks_numbers_and_each_cell_its_details_an
     }
     assert {"pick/gain", "pick/kept", "pick/score_low"} <= set(own)
     base, *runs = notebook.children.values()
-    assert (base.params["final_loss"], base.params["validation_loss"]) == ("base model", "base model")
+    assert "final_loss" not in base.params and "validation_loss" not in base.params
     assert [(run.params["final_loss"], run.params["validation_loss"]) for run in runs] == [
         (1 / step, 3 / step) for step in (50, 200) for _ in SETTINGS.strengths
     ]
@@ -91,7 +91,7 @@ def test_the_sweeps_own_run_holds_the_picks_numbers_and_each_cell_its_details_an
         assert {name: run.metrics[name] for name in ("gain", "kept", "margin")} == {
             name: cell.detail[name] for name in ("gain", "kept", "margin")
         }
-    assert found.cells[0].detail["ceiling"] == pytest.approx(References(dataset, Eye(), store).ceiling())
+    assert found.cells[0].detail["ceiling"] == pytest.approx(References(dataset.views, Eye(), store).ceiling())
 
 
 def test_a_repeated_sweep_gives_the_same_record_and_reopens_the_same_child_runs(store, dataset) -> None:

@@ -1,0 +1,134 @@
+"""Each stage's work hands the engine its own settings, models, seed and recipe, and no one else's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from charengine.config import Character, Profile
+from charengine.stage import Given, Stage, only_character, only_models
+from charengine.stages import caption, crop
+from charengine.stages.expand import expand
+from charengine.stages.report import page
+from charengine.stages.sheet import draw, given
+from charengine.stages.sweep import stage as sweep_stage
+from charengine.stages.sweep import sweep
+from charengine.stages.train import loop
+from charengine.stages.train import stage as train_stage
+from charengine.tracking.protocol import NullTracker
+
+GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman", trigger="griqul", seed=7)
+PROFILE = Profile(name="sample")
+MODELS: Any = SimpleNamespace(editor="editor", captioner="captioner", diffusion="diffusion", embedder="embedder")
+DATASET: Any = SimpleNamespace(digest="d" * 64, trigger="griqul", class_noun="orc woman")
+
+
+class Calls:
+    """Stands in for an engine function and remembers how it was called."""
+
+    def __init__(self) -> None:
+        self.positional: tuple[Any, ...] = ()
+        self.named: dict[str, Any] = {}
+
+    def __call__(self, *positional: Any, **named: Any) -> str:
+        self.positional, self.named = positional, named
+        return "made"
+
+
+def handed(stage: Stage[Any], profile: Profile = PROFILE, tracker: Any = None) -> Given:
+    settings = getattr(profile, stage.settings) if stage.settings else None
+    store: Any = "store"
+    return Given(
+        stage=stage,
+        character=only_character(GRISHA, stage),
+        settings=settings,
+        models=only_models(MODELS, stage, settings),
+        store=store,
+        tracker=tracker or NullTracker(),
+        recipe={"engine_version": "0.1.0"},
+        state=Path("state"),
+        should_stop=lambda: True,
+    )
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+def test_a_sheet_is_drawn_by_the_edit_model_and_shown_to_the_captioner_only_if_asked(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draw, "draw_sheet", calls)
+    assert draw.DRAWN_SHEET.work(handed(draw.DRAWN_SHEET)) == "made"
+    character, *rest = calls.positional
+    assert (character.prompt, character.class_noun, character.seed) == ("an orc woman", "orc woman", 7)
+    assert (rest, calls.named) == ([PROFILE.sheet, "editor", "store"], {"captioner": None})
+    asking = Profile.model_validate({"name": "sample", "sheet": {"ask_model": True}})
+    draw.DRAWN_SHEET.work(handed(draw.DRAWN_SHEET, asking))
+    assert calls.named == {"captioner": "captioner"}
+
+
+def test_a_given_sheet_is_read_from_its_file(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(given, "take_sheet", calls)
+    given.GIVEN_SHEET.work(handed(given.GIVEN_SHEET), Path("sheet.png"))
+    assert calls.positional == (Path("sheet.png"), "store")
+
+
+def test_the_crop_has_its_own_settings(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crop, "crop_views", calls)
+    crop.CROP.work(handed(crop.CROP), "sheet")
+    assert calls.positional == ("sheet", PROFILE.crop, "store")
+
+
+def test_more_views_are_drawn_by_the_edit_model_and_judged_by_the_embedder(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expand, "expand_views", calls)
+    expand.EXPAND.work(handed(expand.EXPAND), "views")
+    views, character, *rest = calls.positional
+    assert (views, character.prompt, character.seed) == ("views", "an orc woman", 7)
+    assert rest == [PROFILE.expand, "editor", "embedder", "store"]
+
+
+def test_captions_are_made_of_the_views_and_all_further_ones(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption, "caption_views", calls)
+    caption.CAPTION.work(handed(caption.CAPTION), "views", "pose-1", "pose-2")
+    views, character, *rest = calls.positional
+    assert (views, character.trigger) == ("views", "griqul")
+    assert rest == [PROFILE.caption, "captioner", "store", ("pose-1", "pose-2")]
+
+
+def test_training_has_the_seed_the_state_and_the_recipe_and_its_run_the_data_set(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (loop, train_stage):
+        monkeypatch.setattr(module, "train_adapter", calls, raising=False)
+    logged: list[Any] = []
+    tracker = SimpleNamespace(log_dataset=lambda *told: logged.append(told))
+    train_stage.TRAIN.work(handed(train_stage.TRAIN, tracker=tracker), DATASET)
+    assert calls.positional == (DATASET, PROFILE.train, "diffusion", "store")
+    assert (calls.named["seed"], calls.named["state_dir"]) == (7, Path("state"))
+    assert calls.named["recipe"] == {"engine_version": "0.1.0"}
+    assert calls.named["tracker"] is tracker and calls.named["should_stop"]()
+    assert logged == [("griqul", "d" * 64, {"trigger": "griqul", "class_noun": "orc woman"})]
+
+
+def test_the_sweep_has_the_seed_and_writes_the_data_set_into_its_recipe(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (sweep, sweep_stage):
+        monkeypatch.setattr(module, "sweep_adapter", calls, raising=False)
+    sweep_stage.SWEEP.work(handed(sweep_stage.SWEEP), "training", DATASET)
+    assert calls.positional == ("training", DATASET, PROFILE.sweep, "diffusion", "embedder", "store")
+    assert calls.named["seed"] == 7 and calls.named["should_stop"]()
+    assert calls.named["recipe"] == {"engine_version": "0.1.0", "dataset_digest": "d" * 64}
+
+
+def test_the_report_is_made_of_the_record_alone(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "write_report", calls)
+    page.REPORT.work(handed(page.REPORT), "run")
+    assert calls.positional == ("run", "store")
