@@ -18,16 +18,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from charengine.adapter.files import by_module, load_adapter, read_metadata, rescale, save_adapter
+from charengine.adapter.applied import AppliedLayer
+from charengine.adapter.files import by_module, load_adapter, modules_of, read_metadata, save_adapter
 from charengine.adapter.forward import low_rank_forward, plain_forward, tlora_forward
 from charengine.adapter.keys import file_names
+from charengine.adapter.rescaling import rescale
+from charengine.adapter.sorting import shown
+from charengine.adapter.starting import start_layer
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, ConfigError
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-__all__ = ["Adapter", "apply_adapter", "inject", "load_adapter", "read_metadata", "rescale", "save_adapter"]
+__all__ = [
+    "Adapter",
+    "apply_adapter",
+    "examine_adapter",
+    "inject",
+    "load_adapter",
+    "read_metadata",
+    "rescale",
+    "save_adapter",
+]
 
 log = logging.getLogger(__name__)
 
@@ -149,12 +162,18 @@ class Adapter:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Start from a file's adapter, exactly: a lower rank is padded, its alpha folded into the up matrices.
+        """Start from a file's adapter, exactly: a lower rank is padded, its alpha folded into the matrices.
 
         Raises:
             BadInput: the file's layers or shapes do not fit these settings.
         """
-        found = by_module(tensors, self.unet)
+        found, keys = modules_of(tensors, self.unet)
+        if keys.norms:
+            raise BadInput(
+                f"continue_from: the file holds trained norms ({shown(keys.norms)}), which are not trained here"
+            )
+        for sentence in keys.left_out():
+            log.warning(sentence)
         foreign = sorted(set(found) - set(self.modules))
         if foreign:
             raise BadInput(
@@ -162,7 +181,7 @@ class Adapter:
                 f"{foreign[0]}; set train.algorithm=locon and train.conv_rank to the file's"
             )
         for name, parts in found.items():
-            _load_module(name, self.modules[name], parts)
+            start_layer(name, self.modules[name], parts, self.algorithm)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -219,24 +238,30 @@ def apply_adapter(unet: UNet2DConditionModel, data: bytes, strength: float = 1.0
     Raises:
         BadInput: the file is not an adapter for this U-Net; says why.
     """
-    from lycoris.modules import get_module, make_module
-
     weight = unet.conv_in.weight
     modules: dict[str, nn.Module] = {}
     for name, parts in by_module(load_adapter(data)[0], unet).items():
-        layer = unet.get_submodule(name)
-        flat = {f"x.{part}": value.float() for part, value in parts.items()}
-        kind, values = get_module(flat, "x")
-        with _quiet_lycoris():
-            module: Any = make_module(kind, values, name, layer)
-        module.bypass_mode = not getattr(module, "wd", False)
-        module.apply_to()
-        _hook(module, "lora_down.weight" in parts and "dora_scale" not in parts)
-        module.to(weight.device, weight.dtype).eval().requires_grad_(False)
-        modules[name] = module
+        applied = AppliedLayer(unet.get_submodule(name), parts)
+        modules[name] = applied.to(weight.device, weight.dtype).eval()
     adapter = Adapter(unet, modules, "file")
     adapter.set_strength(strength)
     return adapter
+
+
+def examine_adapter(unet: UNet2DConditionModel, data: bytes) -> tuple[str, ...]:
+    """Look at every layer and every value of an adapter file before anything is drawn with it.
+
+    Args:
+        unet: what it is to adapt; nothing is hooked on it.
+        data: the file.
+
+    Returns:
+        What would be left out, a sentence each.
+
+    Raises:
+        BadInput: the file is not an adapter for this U-Net, or damaged; names the layer.
+    """
+    return modules_of(load_adapter(data)[0], unet)[1].left_out()
 
 
 def _create_network(unet: UNet2DConditionModel, settings: TrainSettings) -> Any:
@@ -301,38 +326,6 @@ def _initialise(module: nn.Module, generator: torch.Generator) -> None:
             parameter.data = torch.randn(parameter.shape, generator=generator) * spread
 
 
-def _load_module(name: str, module: Any, parts: dict[str, Tensor]) -> None:
-    if "lora_down.weight" in parts and hasattr(module, "lora_down"):
-        _load_low_rank(name, module, parts)
-        return
-    own = dict(module.named_parameters())
-    for part, parameter in own.items():
-        if part not in parts or parts[part].shape != parameter.shape:
-            got = tuple(parts[part].shape) if part in parts else f"no {part}, but {sorted(parts)}"
-            raise BadInput(
-                f"continue_from: {name}.{part} must have shape {tuple(parameter.shape)}, the file has {got}; "
-                "set train.algorithm, train.rank and train.conv_rank to the file's"
-            )
-        parameter.copy_(parts[part])
-
-
-def _load_low_rank(name: str, module: Any, parts: dict[str, Tensor]) -> None:
-    down, up = parts["lora_down.weight"].float(), parts["lora_up.weight"].float()
-    rank, wanted = down.shape[0], module.lora_down.weight.shape[0]
-    if rank > wanted:
-        setting = "conv_rank" if module.isconv and down.shape[-1] > 1 else "rank"
-        raise BadInput(
-            f"continue_from: {name} has rank {rank} in the file and train.{setting}={wanted}; set train.{setting}={rank}"
-        )
-    factor = float(parts.get("alpha", torch.tensor(float(rank)))) / rank / module.scale
-    target_down, target_up = module.lora_down.weight, module.lora_up.weight
-    target_down[:rank] = down.view(rank, *target_down.shape[1:]).to(target_down.device)
-    target_up.zero_()
-    target_up[:, :rank] = (up * factor).view(target_up.shape[0], rank, *target_up.shape[2:]).to(target_up.device)
-    if "dora_scale" in parts and getattr(module, "wd", False):
-        module.dora_scale.copy_(parts["dora_scale"].view(module.dora_scale.shape))
-
-
 def _hook(module: Any, low_rank: bool) -> None:
     """Make the frozen layer call the adapter: our forward for plain low-rank modules, else LyCORIS' own."""
     layer = module.org_module[0]
@@ -360,6 +353,8 @@ def _tlora_as_lora(module: Any, parts: Mapping[str, Tensor]) -> dict[str, Tensor
 
 def _merged_weight(module: Any, weight: Tensor, strength: float) -> Tensor:
     """base + strength · difference, computed in float32 (DoRA: rescaled to its learnt norms)."""
+    if isinstance(module, AppliedLayer):
+        return module.float().merged(weight.float(), strength)
     if hasattr(module, "get_weight"):  # LoHa, LoKr: their get_diff_weight applies alpha / rank twice
         found: Tensor = module.get_weight(weight.shape)
     else:

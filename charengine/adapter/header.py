@@ -1,0 +1,139 @@
+"""The header of a safetensors file, read without trusting it: the one place where an adapter file is opened.
+
+A header is JSON behind an 8-byte length. Nothing of it is believed: the length is looked at before anything is read, every entry must
+be one, and its bytes must be there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+from charengine.errors import BadInput, UnsafeFile
+
+MAX_HEADER = 100_000_000  # bytes; the safetensors library itself reads no longer one
+WIDTHS = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1},
+    **{f"{sign}{bits}": bits // 8 for sign in "IU" for bits in (8, 16, 32, 64)},
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor as the header has it: element type by the format's own name ("BF16"), shape as torch has it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """Tensors by key, and the metadata: strings alone."""
+
+    tensors: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file, checked against the file's size; no tensor is read.
+
+    Raises:
+        UnsafeFile: it is not a safetensors file.
+        BadInput: there is no such file, it cannot be read, or it is cut short.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadInput(f"adapter {str(path)!r} is not a file; give the path of a .safetensors file")
+            return _read(file, status.st_size, str(path))
+    except FileNotFoundError as error:
+        raise BadInput(f"adapter file {str(path)!r} does not exist; give the path of a .safetensors file") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte in it
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(
+            f"adapter file {str(path)[:200]!r} cannot be read ({reason}); give the path of a .safetensors file"
+        ) from error
+
+
+def header_of(data: bytes) -> Header:
+    """The header of a safetensors file in memory; raises as `read_header` does."""
+    return _read(io.BytesIO(data), len(data), "the adapter")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opening a pipe would wait for a writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _read(file: IO[bytes], size: int, what: str) -> Header:
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= MAX_HEADER:
+        raise _not_safetensors(what, "no header")
+    if 8 + length > size:
+        raise _not_safetensors(what, f"its header would be {length:,} bytes long, the file has {size:,}")
+    try:
+        fields = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise _not_safetensors(what, "its header is not JSON") from error
+    if not isinstance(fields, dict):
+        raise _not_safetensors(what, "its header is JSON of another kind")
+    metadata = _metadata(fields.pop("__metadata__", {}), what)
+    tensors, end = {}, 0
+    for key, field in fields.items():
+        tensors[key], last = _entry(key, field, what)
+        end = max(end, last)
+    _refuse_half_characters([*tensors], what)
+    if 8 + length + end != size:
+        raise BadInput(
+            f"{what} is {'cut short' if 8 + length + end > size else 'damaged'}: its header speaks of "
+            f"{8 + length + end:,} bytes, the file has {size:,}; get it again"
+        )
+    return Header(tensors, metadata)
+
+
+def _metadata(value: Any, what: str) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise _not_safetensors(what, "its metadata are no texts by name")
+    _refuse_half_characters([*value, *value.values()], what)
+    return value
+
+
+def _entry(key: str, field: Any, what: str) -> tuple[Entry, int]:
+    """A tensor's entry and where its bytes end."""
+    if not isinstance(field, dict):
+        raise _not_safetensors(what, f"{key[:100]!r} is no tensor")
+    dtype, shape, place = field.get("dtype"), field.get("shape"), field.get("data_offsets")
+    if not (isinstance(dtype, str) and _counts(shape) and _counts(place) and len(place) == 2):
+        raise _not_safetensors(what, f"{key[:100]!r} is no tensor")
+    width = WIDTHS.get(dtype)
+    if place[1] < place[0] or (width is not None and place[1] - place[0] != width * prod(shape)):
+        raise BadInput(f"{what} is damaged: {key[:100]!r} has not as many bytes as its shape needs; get it again")
+    return Entry(dtype, tuple(shape)), place[1]
+
+
+def _counts(value: Any) -> bool:
+    """Whether it is a list of whole numbers that are not negative."""
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _refuse_half_characters(texts: list[str], what: str) -> None:
+    """JSON can say lone surrogates, which no terminal and no file can show."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise _not_safetensors(what, "its header holds halves of characters") from error
+
+
+def _not_safetensors(what: str, reason: str) -> UnsafeFile:
+    return UnsafeFile(
+        f"{what} is not a safetensors file ({reason}); .ckpt and .pt files can run code and are never opened: convert them first"
+    )

@@ -1,0 +1,261 @@
+"""What a file says of one layer: which algorithm, whether all of it is there, of the layer's shape, and finite.
+
+Parts have LyCORIS' names. With W (out, in, *kernel) the layer's weight and r the rank, the difference an adapter adds is
+
+    LoRA, LoCon   alpha/r · up (out, r) · down (r, in·kernel)
+    LoHa          alpha/r · (w1_a (out, r) · w1_b (r, in·kernel)) ∘ (w2_a · w2_b)
+    LoKr          alpha/r · w1 (a, c) ⊗ w2 (b, d, *kernel), a·b = out, c·d = in; each whole or a product of two; both whole: no scale
+
+Without an alpha the scale is 1, as ComfyUI, A1111 and LyCORIS read it. A `dora_scale` gives the sum's norms, by output (out, 1…) or, as
+older LyCORIS wrote, by input (1, in, 1…).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import prod
+
+import torch
+from torch import Tensor
+
+from charengine.errors import BadInput
+
+Parts = dict[str, Tensor]
+
+LORA = ("lora_down.weight", "lora_up.weight")
+LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def algorithm_of(parts: Iterable[str]) -> str:
+    """ "LoRA", "LoHa" or "LoKr", with "DoRA " before it where there are norms; "" when no matrix says it.
+
+    Raises:
+        ValueError: two of them at once.
+    """
+    starts = {part[:4] for part in parts}
+    kinds = [name for start, name in (("lora", "LoRA"), ("hada", "LoHa"), ("lokr", "LoKr")) if start in starts]
+    if len(kinds) > 1:
+        raise ValueError(f"is adapted by {' and '.join(kinds)} at once")
+    return ("DoRA " if "dora_scale" in parts and kinds else "") + "".join(kinds)
+
+
+def missing_of(parts: Iterable[str]) -> tuple[str, ...]:
+    """Parts without which these mean nothing."""
+    given = set(parts)
+    kind = algorithm_of(given).removeprefix("DoRA ")
+    if kind == "LoRA":
+        return tuple(part for part in LORA if part not in given)
+    if kind == "LoHa":
+        wanted = (*LOHA, *(("hada_t1", "hada_t2") if given & {"hada_t1", "hada_t2"} else ()))
+        return tuple(part for part in wanted if part not in given)
+    if kind == "LoKr":
+        return (*_missing_side("lokr_w1", given), *_missing_side("lokr_w2", given))
+    return ("its matrices",)
+
+
+def checked_parts(name: str, parts: Mapping[str, Tensor], shape: tuple[int, ...] | None = None) -> Parts:
+    """The parts of one layer in their plain form: float, an alpha, Tucker's middle multiplied out for LoRA, matrices in the layer's shape.
+
+    Args:
+        name: of the layer, for messages.
+        parts: LyCORIS part → tensor.
+        shape: of the layer's weight; None where it is not known, and only the parts are held against each other.
+
+    Raises:
+        BadInput: they are incomplete, of wrong shapes or element types, not finite, or for a layer of another shape.
+    """
+    try:
+        missing = missing_of(parts)
+    except ValueError as error:
+        raise BadInput(f"the adapter's {name} {error}; the file is damaged") from error
+    if missing:
+        only = " has only one of the two matrices of" if missing[0] in LORA else " lacks a part of"
+        raise BadInput(f"the adapter{only} {name}: {', '.join(missing)} missing; the file is incomplete")
+    if shape is not None and len(shape) < 2:
+        raise BadInput(f"the adapter's {name} is a norm of the model's, which takes no low-rank adapter")
+    plain = {part: _floats(name, part, value) for part, value in parts.items()}
+    try:
+        plain = _plain_lora(plain, shape) if LORA[0] in plain else _checked_factors(plain, shape)
+        rank = rank_of(plain)
+        if not rank:
+            raise _Misfit("rank 0")
+        plain["alpha"] = _alpha(name, plain.get("alpha"), rank)
+        if "dora_scale" in plain and shape is not None:
+            plain["dora_scale"] = _norms(plain["dora_scale"], shape)
+    except _Misfit as misfit:
+        raise BadInput(_misfit(name, plain, shape, misfit)) from misfit
+    return plain
+
+
+def rank_of(parts: Mapping[str, Tensor]) -> int:
+    """r of the formulas above; 1 for a LoKr of two whole matrices."""
+    for part, axis in (("lora_down.weight", 0), ("hada_w1_b", 0), ("lokr_w2_b", 0), ("lokr_w1_b", 0)):
+        if part in parts:
+            return parts[part].shape[axis]
+    return 1
+
+
+def scale_of(parts: Mapping[str, Tensor]) -> float:
+    """alpha / rank; 1 for a LoKr of two whole matrices, whose alpha loaders ignore."""
+    if "lokr_w1" in parts and "lokr_w2" in parts:
+        return 1.0
+    return float(parts["alpha"]) / rank_of(parts) if "alpha" in parts else 1.0
+
+
+def difference(parts: Mapping[str, Tensor], shape: tuple[int, ...], scale: float) -> Tensor:
+    """What these (checked) parts add to a weight of this shape; `scale` as `scale_of` gives it, from an alpha of full precision."""
+    if "lora_down.weight" in parts:
+        change = parts["lora_up.weight"].flatten(1) @ parts["lora_down.weight"].flatten(1)
+    elif "hada_w1_a" in parts:
+        change = _product(parts, "hada_w1", "hada_t1") * _product(parts, "hada_w2", "hada_t2")
+    else:
+        first, second = (_side(parts, side) for side in ("lokr_w1", "lokr_w2"))
+        inner = second.view(second.shape[0], -1, *shape[2:])
+        change = torch.kron(first.view(*first.shape, *[1] * (len(shape) - 2)), inner.contiguous())
+    return change.reshape(shape) * scale
+
+
+def with_norms(weight: Tensor, scale: Tensor) -> Tensor:
+    """DoRA: the weight with the norms of `scale`, by output or by input, whichever it has a row for."""
+    axes = [axis for axis in range(weight.dim()) if scale.shape[axis] == 1]
+    if scale.shape[0] == weight.shape[0]:
+        axes = list(range(1, weight.dim()))
+    norms = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
+    return weight * (scale / norms.clamp(min=torch.finfo(weight.dtype).tiny))
+
+
+class _Misfit(Exception):
+    """Parts that do not fit each other or the layer."""
+
+
+def _missing_side(side: str, given: set[str]) -> tuple[str, ...]:
+    factors = (f"{side}_a", f"{side}_b")
+    if side in given:
+        return ()
+    lacking = tuple(factor for factor in factors if factor not in given)
+    return (side,) if len(lacking) == 2 else lacking
+
+
+def _floats(name: str, part: str, value: Tensor) -> Tensor:
+    """The tensor as floats that can be computed with; float8 and float64 as float32."""
+    if part != "alpha" and value.dtype not in FLOATS:
+        kind = str(value.dtype).removeprefix("torch.")
+        raise BadInput(f"the adapter's {name}.{part} holds {kind} values; floats are needed: the file is damaged")
+    if part == "alpha" or value.dtype not in (torch.float16, torch.bfloat16):
+        value = value.float()
+    if not torch.isfinite(value).all():
+        raise BadInput(
+            f"the adapter's {name}.{part} holds values that are not finite (NaN or Inf): the file is damaged"
+        )
+    return value
+
+
+def _alpha(name: str, value: Tensor | None, rank: int) -> Tensor:
+    if value is None:
+        return torch.tensor(float(rank))
+    if value.numel() != 1:
+        raise _Misfit(f"alpha has {value.numel()} values")
+    if not float(value):
+        raise BadInput(
+            f"the adapter's {name}.alpha is 0, which ComfyUI reads as no effect and kohya's scripts as the rank; write the one you mean"
+        )
+    return value.reshape(())
+
+
+def _plain_lora(parts: Parts, shape: tuple[int, ...] | None) -> Parts:
+    """Down (r, in, *kernel) and up (out, r, 1…), as LyCORIS' module has them."""
+    parts = dict(parts)
+    down, up, mid = parts["lora_down.weight"], parts["lora_up.weight"], parts.pop("lora_mid.weight", None)
+    if down.dim() < 2 or up.dim() < 2 or prod(up.shape[2:]) != 1:
+        raise _Misfit("the matrices have too few or too many axes")
+    if mid is not None:
+        if mid.dim() < 3 or mid.shape[:2] != (up.shape[1], down.shape[0]) or prod(down.shape[2:]) != 1:
+            raise _Misfit(f"lora_mid is {tuple(mid.shape)}")
+        down = torch.einsum("ij...,jr->ir...", mid.float(), down.flatten(1).float())
+    if up.shape[1] != down.shape[0]:
+        raise _Misfit("they have different ranks")
+    parts |= {"lora_down.weight": down, "lora_up.weight": up}
+    if shape is None:
+        return parts
+    if up.shape[0] != shape[0] or down[0].numel() != prod(shape[1:]):
+        raise _Misfit("not the layer's")
+    if down.dim() > 2 and len(shape) > 2 and tuple(down.shape[1:]) != shape[1:]:
+        raise _Misfit("another kernel")
+    parts["lora_down.weight"] = down.reshape(down.shape[0], *shape[1:])
+    parts["lora_up.weight"] = up.reshape(*up.shape[:2], *[1] * (len(shape) - 2))
+    return parts
+
+
+def _checked_factors(parts: Parts, shape: tuple[int, ...] | None) -> Parts:
+    """LoHa's and LoKr's, held against each other and the layer."""
+    sides = ("hada_w1", "hada_w2") if "hada_w1_a" in parts else ("lokr_w1", "lokr_w2")
+    sizes = [_side_shape(parts, side) for side in sides]
+    ranks = {parts[f"{side}_b"].shape[0] for side in sides if f"{side}_b" in parts}
+    if len(ranks) > 1:
+        raise _Misfit("they have different ranks")
+    if sides[0] == "hada_w1":
+        if sizes[0] != sizes[1]:
+            raise _Misfit("the two products have different shapes")
+        whole = sizes[0]
+    else:
+        whole = (sizes[0][0] * sizes[1][0], sizes[0][1] * sizes[1][1])
+        if shape is not None and sizes[1][1] % prod(shape[2:]):
+            raise _Misfit("another kernel")
+    if shape is not None and whole != (shape[0], prod(shape[1:])):
+        raise _Misfit("not the layer's")
+    for middle in ("hada_t1", "hada_t2", "lokr_t2"):
+        if middle in parts and shape is not None and tuple(parts[middle].shape[2:]) != shape[2:]:
+            raise _Misfit("another kernel")
+    return parts
+
+
+def _side_shape(parts: Parts, side: str) -> tuple[int, int]:
+    """(rows, columns) of one factor of a LoHa or LoKr, its kernel among the columns."""
+    if side in parts:
+        if f"{side}_a" in parts or f"{side}_b" in parts:
+            raise _Misfit(f"{side} is there whole and as a product")
+        value = parts[side]
+        if value.dim() < 2 or (side == "lokr_w1" and value.dim() > 2):
+            raise _Misfit(f"{side} is {tuple(value.shape)}")
+        return value.shape[0], prod(value.shape[1:])
+    first, second = parts[f"{side}_a"], parts[f"{side}_b"]
+    if first.dim() != 2 or second.dim() != 2:
+        raise _Misfit("the matrices have too few or too many axes")
+    middle = parts.get(side.replace("w", "t"))
+    if middle is not None:
+        if middle.dim() < 3 or middle.shape[:2] != (first.shape[0], second.shape[0]):
+            raise _Misfit(f"the middle of {side} is {tuple(middle.shape)}")
+        return first.shape[1], second.shape[1] * prod(middle.shape[2:])
+    if first.shape[1] != second.shape[0]:
+        raise _Misfit("they have different ranks")
+    return first.shape[0], second.shape[1]
+
+
+def _side(parts: Mapping[str, Tensor], side: str) -> Tensor:
+    return parts[side] if side in parts else _product(parts, side, side.replace("w", "t"))
+
+
+def _product(parts: Mapping[str, Tensor], side: str, middle: str) -> Tensor:
+    first, second = parts[f"{side}_a"], parts[f"{side}_b"]
+    if middle in parts:  # Tucker: factors are (r, rows) and (r, columns) about an (r, r, *kernel)
+        return torch.einsum("ij...,jc,ir->rc...", parts[middle], second, first)
+    return first @ second
+
+
+def _norms(scale: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """By output (out, 1…) or by input (1, in, 1…)."""
+    ones = [1] * (len(shape) - 2)
+    if scale.dim() >= 2 and scale.shape[0] == 1 and shape[0] != 1 and scale.numel() == shape[1]:
+        return scale.reshape(1, shape[1], *ones)
+    if scale.numel() != shape[0] or scale.dim() == 0 or scale.shape[0] != shape[0]:
+        raise _Misfit(f"dora_scale is {tuple(scale.shape)}")
+    return scale.reshape(shape[0], 1, *ones)
+
+
+def _misfit(name: str, parts: Parts, shape: tuple[int, ...] | None, misfit: _Misfit) -> str:
+    matrices = [tuple(value.shape) for part, value in sorted(parts.items()) if part not in ("alpha", "dora_scale")]
+    told = f"the adapter's {name} maps {' and '.join(map(str, matrices))}"
+    if shape is None:
+        return f"{told}, which do not go together ({misfit}); the file is damaged"
+    return f"{told}, the model's layer is {shape} ({misfit}); the adapter was made for another model, or is damaged"
