@@ -7,7 +7,9 @@ Keys: kohya's `ss_*` (A1111 shows a file for SDXL only when `ss_base_model_versi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from charengine import __version__
@@ -15,6 +17,40 @@ from charengine.config import TrainSettings
 
 BASE_MODEL = "sdxl_base_v1-0"
 ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
+
+
+MOST_STEPS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a file says of its making, as far as it can be believed; what it does not say is empty or 0."""
+
+    trigger: str = ""
+    class_noun: str = ""
+    steps: int = 0
+    dataset_digest: str = ""
+    family: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()  # metadata keys whose values cannot be read
+
+
+def told_by(metadata: Mapping[str, str]) -> Told:
+    """Metadata of any program's file, none of it believed: what has not the shape it should have is named as damaged."""
+    damaged: list[str] = []
+    recipe = _recipe(metadata, damaged)
+    character = _section(recipe, "character")
+    steps = (_steps(metadata, key, damaged) for key in ("ss_steps", "ss_max_train_steps"))
+    digest = _text(recipe, "dataset_digest")
+    return Told(
+        trigger=metadata.get("modelspec.trigger_phrase", "") or _text(character, "trigger"),
+        class_noun=_text(recipe, "class_noun") or _text(character, "class_noun"),
+        steps=next((step for step in steps if step), 0),
+        dataset_digest=digest if re.fullmatch(r"[0-9a-f]{1,64}", digest) else "",
+        family=_text(_section(_section(recipe, "profile"), "models"), "family"),
+        recipe=recipe,
+        damaged=tuple(damaged),
+    )
 
 
 def adapter_metadata(
@@ -94,3 +130,33 @@ def _tag_frequency(trigger: str, captions: Mapping[str, str]) -> dict[str, dict[
             if tag:
                 counts[tag] = counts.get(tag, 0) + 1
     return {f"1_{trigger}": counts}
+
+
+def _recipe(metadata: Mapping[str, str], damaged: list[str]) -> dict[str, Any]:
+    try:
+        recipe = json.loads(metadata.get("charengine.recipe", "{}"))
+    except (ValueError, RecursionError):
+        recipe = None
+    if isinstance(recipe, dict):
+        return recipe
+    damaged.append("charengine.recipe")
+    return {}
+
+
+def _section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _text(values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _steps(metadata: Mapping[str, str], key: str, damaged: list[str]) -> int:
+    text = metadata.get(key, "0").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) and int(text) <= MOST_STEPS:
+        return int(text)
+    if text not in ("", "None"):  # what sd-scripts writes where it does not know
+        damaged.append(key)
+    return 0

@@ -12,46 +12,18 @@ older LyCORIS wrote, by input (1, in, 1…).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import prod
 
 import torch
 from torch import Tensor
 
+from charengine.adapter.sorting import LORA, missing_of
 from charengine.errors import BadInput
 
 Parts = dict[str, Tensor]
 
-LORA = ("lora_down.weight", "lora_up.weight")
-LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-
-
-def algorithm_of(parts: Iterable[str]) -> str:
-    """ "LoRA", "LoHa" or "LoKr", with "DoRA " before it where there are norms; "" when no matrix says it.
-
-    Raises:
-        ValueError: two of them at once.
-    """
-    starts = {part[:4] for part in parts}
-    kinds = [name for start, name in (("lora", "LoRA"), ("hada", "LoHa"), ("lokr", "LoKr")) if start in starts]
-    if len(kinds) > 1:
-        raise ValueError(f"is adapted by {' and '.join(kinds)} at once")
-    return ("DoRA " if "dora_scale" in parts and kinds else "") + "".join(kinds)
-
-
-def missing_of(parts: Iterable[str]) -> tuple[str, ...]:
-    """Parts without which these mean nothing."""
-    given = set(parts)
-    kind = algorithm_of(given).removeprefix("DoRA ")
-    if kind == "LoRA":
-        return tuple(part for part in LORA if part not in given)
-    if kind == "LoHa":
-        wanted = (*LOHA, *(("hada_t1", "hada_t2") if given & {"hada_t1", "hada_t2"} else ()))
-        return tuple(part for part in wanted if part not in given)
-    if kind == "LoKr":
-        return (*_missing_side("lokr_w1", given), *_missing_side("lokr_w2", given))
-    return ("its matrices",)
 
 
 def checked_parts(name: str, parts: Mapping[str, Tensor], shape: tuple[int, ...] | None = None) -> Parts:
@@ -127,14 +99,6 @@ def with_norms(weight: Tensor, scale: Tensor) -> Tensor:
 
 class _Misfit(Exception):
     """Parts that do not fit each other or the layer."""
-
-
-def _missing_side(side: str, given: set[str]) -> tuple[str, ...]:
-    factors = (f"{side}_a", f"{side}_b")
-    if side in given:
-        return ()
-    lacking = tuple(factor for factor in factors if factor not in given)
-    return (side,) if len(lacking) == 2 else lacking
 
 
 def _floats(name: str, part: str, value: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from charengine.adapter.files import load_adapter, save_adapter
-from charengine.adapter.parts import FLOATS, algorithm_of, rank_of
-from charengine.adapter.sorting import split_key
+from charengine.adapter.parts import FLOATS, rank_of
+from charengine.adapter.sorting import algorithm_of, split_key
 from charengine.errors import BadInput
 
 

@@ -17,6 +17,9 @@ TEXT_ENCODER = (
 )
 EMBEDDING = ("bundle_emb.", "bundle_emb_", "emb_params", "string_to_param")
 
+LORA = ("lora_down.weight", "lora_up.weight")
+LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+
 _READ = (
     r"alpha|dora_scale|lora_(?:down|up|mid)\.weight|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?"
     r"|lora_[AB](?:\.\w+)?\.weight|lora(?:_linear_layer)?\.(?:down|up)\.weight|lora_magnitude_vector(?:\.\w+)?(?:\.weight)?"
@@ -125,6 +128,33 @@ def split_key(key: str) -> tuple[str, str, str]:
     return key[: match.start()], part, kind
 
 
+def algorithm_of(parts: Iterable[str]) -> str:
+    """ "LoRA", "LoHa" or "LoKr", with "DoRA " before it where there are norms; "" when no matrix says it.
+
+    Raises:
+        ValueError: two of them at once.
+    """
+    starts = {part[:4] for part in parts}
+    kinds = [name for start, name in (("lora", "LoRA"), ("hada", "LoHa"), ("lokr", "LoKr")) if start in starts]
+    if len(kinds) > 1:
+        raise ValueError(f"is adapted by {' and '.join(kinds)} at once")
+    return ("DoRA " if "dora_scale" in parts and kinds else "") + "".join(kinds)
+
+
+def missing_of(parts: Iterable[str]) -> tuple[str, ...]:
+    """Parts without which these mean nothing."""
+    given = set(parts)
+    kind = algorithm_of(given).removeprefix("DoRA ")
+    if kind == "LoRA":
+        return tuple(part for part in LORA if part not in given)
+    if kind == "LoHa":
+        wanted = (*LOHA, *(("hada_t1", "hada_t2") if given & {"hada_t1", "hada_t2"} else ()))
+        return tuple(part for part in wanted if part not in given)
+    if kind == "LoKr":
+        return (*_missing_side("lokr_w1", given), *_missing_side("lokr_w2", given))
+    return ("its matrices",)
+
+
 def shown(keys: list[str]) -> str:
     """One key for a message."""
     return repr(keys[0] if len(keys[0]) <= 120 else keys[0][:117] + "...")
@@ -132,3 +162,11 @@ def shown(keys: list[str]) -> str:
 
 def _before_dots(key: str) -> Iterable[str]:
     return (key[:place] for place, letter in enumerate(key) if letter == ".")
+
+
+def _missing_side(side: str, given: set[str]) -> tuple[str, ...]:
+    factors = (f"{side}_a", f"{side}_b")
+    if side in given:
+        return ()
+    lacking = tuple(factor for factor in factors if factor not in given)
+    return (side,) if len(lacking) == 2 else lacking

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from charengine.adapter.files import NEEDED, NOT_SDXL, check_values, load_adapter
 from charengine.adapter.header import Entry, read_header
-from charengine.adapter.parts import Parts, algorithm_of, difference, scale_of
-from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, shown, split_key
+from charengine.adapter.parts import Parts, difference, scale_of
+from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, algorithm_of, shown, split_key
 from charengine.config import TrainSettings
 from charengine.errors import BadInput
 

@@ -15,16 +15,15 @@ from charengine.run.request import check_folder
 SHOWN = (
     "modelspec.title",
     "ss_base_model_version",
+    "ss_sd_model_name",
     "ss_network_dim",
     "ss_network_alpha",
     "ss_steps",
     "ss_training_comment",
 )
-LOADERS = {
-    "original": "ComfyUI, AUTOMATIC1111, Forge, kohya's scripts and diffusers (load_lora_weights)",
-    "diffusers": "diffusers (load_lora_weights) and ComfyUI",
-    "unknown": "nothing known here: its keys are neither kohya's nor diffusers' for an SDXL U-Net",
-}
+MOST_PROBLEMS = 5
+LONGEST_SHOWN = 300  # characters of a value that somebody else's program wrote
+NOWHERE = "nothing known here: its keys are neither kohya's nor diffusers' for an SDXL U-Net"
 
 
 def register(app: typer.Typer) -> None:
@@ -46,11 +45,18 @@ def inspect_file(
     say(
         f"{file}: {facts['size_mib']:.1f} MiB, {facts['tensors']} tensors, {facts['modules']} modules, {facts['dtype']}"
     )
+    say(f"algorithm: {facts['algorithm']}")
     say(f"loads in: {facts['loads_in']}")
+    for problem in facts["problems"]:
+        say(f"problem: {problem}")
     for key in SHOWN:
         if key in facts["metadata"]:
-            say(f"{key}: {facts['metadata'][key]}")
-    if facts["recipe"]:
+            say(f"{key}: {_shown(facts['metadata'][key])}")
+    if facts["damaged"]:
+        say(f"damaged metadata: {', '.join(facts['damaged'])}")
+    if "charengine.recipe" in facts["damaged"]:
+        say("recipe: damaged")
+    elif facts["recipe"]:
         say("recipe:")
         say(json.dumps(facts["recipe"], indent=2, ensure_ascii=False))
     else:
@@ -61,35 +67,41 @@ def adapter_facts(file: Path) -> dict[str, Any]:
     """Header facts of an adapter file; no tensor is read.
 
     Raises:
-        BadInput: no such file.
+        BadInput: no such file, or it is cut short.
         UnsafeFile: not a safetensors file.
     """
-    from charengine.adapter.files import read_metadata
+    from charengine.adapter.header import read_header
+    from charengine.adapter.loaders import layers_of, loads_in
+    from charengine.adapter.metadata import told_by
 
-    metadata = read_metadata(file)
-    with file.open("rb") as opened:
-        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    header.pop("__metadata__", None)
-    recipe = json.loads(metadata.get("charengine.recipe", "{}"))
-    loads_in = LOADERS[_layout(set(header))]
-    if recipe.get("profile", {}).get("models", {}).get("family") == "embedded":
-        loads_in = f"the embedded family it was trained on; a full-size one with these keys: {loads_in}"
+    header = read_header(file)
+    told = told_by(header.metadata)
+    layers, loaders = layers_of(header.tensors), loads_in(header.tensors)
+    places = "; ".join(name if part == "all" else f"{name}: {part}" for name, part in loaders.items()) or NOWHERE
+    problems = [f"{layer.stem} lacks {', '.join(layer.missing)}" for layer in layers if layer.missing]
+    if problems:
+        places = "nowhere as it is meant: the file is incomplete"
+    elif told.family == "embedded":
+        places = f"the embedded family it was trained on; a full-size one with these keys: {places}"
     return {
         "size_mib": file.stat().st_size / 2**20,
-        "tensors": len(header),
-        "modules": len({key.split(".")[0] if key.startswith("lora_") else key.rsplit(".", 2)[0] for key in header}),
-        "dtype": ", ".join(sorted({entry["dtype"] for entry in header.values()})),
-        "loads_in": loads_in,
-        "metadata": {key: value for key, value in metadata.items() if key != "charengine.recipe"},
-        "recipe": recipe,
+        "tensors": len(header.tensors),
+        "modules": len(layers),
+        "algorithm": ", ".join(sorted({layer.algorithm or layer.other or "none" for layer in layers})) or "none",
+        "dtype": ", ".join(sorted({entry.dtype for entry in header.tensors.values()})),
+        "loads_in": places,
+        "loaders": loaders,
+        "problems": problems[:MOST_PROBLEMS],
+        "metadata": {key: value for key, value in header.metadata.items() if key != "charengine.recipe"},
+        "recipe": told.recipe,
+        "damaged": list(told.damaged),
     }
 
 
-def _layout(keys: set[str]) -> str:
-    blocks = ("lora_unet_input_blocks_", "lora_unet_middle_block_", "lora_unet_output_blocks_")
-    if any(key.startswith(blocks) for key in keys):
-        return "original"
-    return "diffusers" if any(key.startswith(("unet.", "lora_unet_down_blocks_")) for key in keys) else "unknown"
+def _shown(text: str) -> str:
+    """One line without control characters, which could move a terminal's cursor."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST_SHOWN])
+    return plain if len(text) <= LONGEST_SHOWN else f"{plain}…"
 
 
 def profiles() -> None:
