@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,9 +19,9 @@ from pydantic import (
     model_validator,
 )
 
+from charengine.wording import name_problem, noun_problem, trigger_problem
+
 MAX_PROMPT = 2000  # characters; Qwen-Image-Edit reads 512 tokens, so more would be cut silently
-NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,63}$")
-TRIGGER_PATTERN = re.compile(r"^[a-z][a-z0-9]{2,23}$")
 
 
 class Settings(BaseModel):
@@ -50,11 +49,7 @@ class Character(Settings):
     @field_validator("name")
     @classmethod
     def _name_is_a_plain_word(cls, value: str) -> str:
-        if not NAME_PATTERN.match(value):
-            raise ValueError(
-                f"name {value[:80]!r} is not allowed: use 1-64 letters, digits, spaces, '_' or '-', starting with a letter or digit"
-            )
-        return value
+        return _allowed(value, name_problem(value))
 
     @field_validator("prompt")
     @classmethod
@@ -73,11 +68,18 @@ class Character(Settings):
     @field_validator("trigger")
     @classmethod
     def _trigger_is_one_rare_word(cls, value: str) -> str:
-        if value and not TRIGGER_PATTERN.match(value):
-            raise ValueError(
-                f"trigger {value!r} is not allowed: 3-24 lower-case letters and digits, starting with a letter"
-            )
-        return value
+        return _allowed(value, trigger_problem(value) if value else "")
+
+    @field_validator("class_noun")
+    @classmethod
+    def _class_noun_is_a_few_words(cls, value: str) -> str:
+        return _allowed(value, noun_problem(value) if value else "")
+
+
+def _allowed(value: str, problem: str) -> str:
+    if problem:
+        raise ValueError(problem)
+    return value
 
 
 class ModelSettings(Settings):

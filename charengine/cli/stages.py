@@ -14,6 +14,7 @@ from charengine.machine.addresses import use_services
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import find_home
 from charengine.run.request import RunRequest, check, check_folder
+from charengine.wording import file_stem
 
 if TYPE_CHECKING:
     from charengine.config import Character, Profile
@@ -155,9 +156,9 @@ def train(
     last = record.checkpoints[-1]
     for point in record.checkpoints:
         mark = "" if point is last else f"-{point.step:06d}"
-        path = store.export(point.adapter, out / f"{record.trigger}{mark}.safetensors")
+        path = store.export(point.adapter, out / f"{file_stem(record.trigger)}{mark}.safetensors")
         say(f"{path}  step {point.step}, loss {point.loss:.4f}")
-    _warn(record.warnings)
+    _warn((*dataset.warnings, *record.warnings))
 
 
 def sweep(

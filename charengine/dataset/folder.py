@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from charengine.dataset.digest import dataset_digest
 from charengine.errors import BadInput
 from charengine.records import CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord
 from charengine.store import Store, write_atomically
+from charengine.wording import file_stem, holds_word
 
 REPEATS = 10  # kohya reads it from the folder's name; our own training counts steps instead
 MASKS = "masks"
@@ -81,17 +83,25 @@ def with_edits(dataset: DatasetRecord, folder: Path) -> DatasetRecord:
     captions = tuple(_edited(caption, places.get(caption.view, within)) for caption in dataset.captions)
     if captions == dataset.captions:
         return dataset
-    silent = [
-        f"the edited {caption.view} caption does not hold the trigger {dataset.trigger!r}"
-        for caption in captions
-        if dataset.trigger not in caption.text
-    ]
+    silent = silent_captions(dataset.trigger, captions, "the edited ")
     return dataset.model_copy(
         update={
             "captions": captions,
             "digest": dataset_digest(dataset.views, captions, dataset.extras),
             "warnings": tuple(dict.fromkeys((*dataset.warnings, *silent))),
         }
+    )
+
+
+def silent_captions(trigger: str, captions: Sequence[CaptionRecord], which: str = "the ") -> tuple[str, ...]:
+    """A warning for each caption in which the trigger is no word of its own: what such a picture teaches is bound to other words."""
+    silent = [caption for caption in captions if not holds_word(caption.text, trigger)]
+    if len(silent) == len(captions) > 1:
+        return (f"no caption holds the trigger {trigger!r} as a word: what is learned is not bound to it",)
+    return tuple(
+        f"{which}{caption.view} caption does not hold the trigger {trigger!r}"
+        + (" as a word of its own, only inside another" if trigger.lower() in caption.text.lower() else "")
+        for caption in silent
     )
 
 
@@ -119,7 +129,7 @@ def _read_caption(path: Path) -> str:
 
 def _subset_name(dataset: DatasetRecord) -> str:
     """kohya's name for a folder of pictures: how often they count, and what they show."""
-    return f"{REPEATS}_{dataset.trigger} {_file_words(dataset.class_noun)}"
+    return f"{REPEATS}_{file_stem(dataset.trigger)} {_file_words(dataset.class_noun)}"
 
 
 def _file_words(text: str) -> str:

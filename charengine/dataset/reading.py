@@ -7,12 +7,13 @@ from pathlib import Path
 from PIL import Image
 
 from charengine.dataset.digest import dataset_digest
-from charengine.dataset.folder import MASKS, read_expansion, with_edits
+from charengine.dataset.folder import MASKS, read_expansion, silent_captions, with_edits
 from charengine.errors import BadInput, ConfigError
 from charengine.language.traits import is_side_bound
 from charengine.pictures import picture_problems, png
 from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExtraView, ViewName, ViewRecord, ViewsRecord
 from charengine.store import Store
+from charengine.wording import noun_problem, phrase_problem
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -75,6 +76,7 @@ def read_dataset(folder: Path, store: Store, trigger: str = "", class_noun: str 
 
     Raises:
         BadInput: a caption is missing or empty, or the captions do not begin with one trigger.
+        ConfigError: the trigger or the class noun cannot be one.
     """
     views = read_views(folder, store)
     extras = read_extras(folder, store)
@@ -96,15 +98,19 @@ def read_dataset(folder: Path, store: Store, trigger: str = "", class_noun: str 
     if not (trigger and class_noun) and (len(heads) != 1 or len(next(iter(heads))) != 2):
         raise BadInput(f"{folder}: captions must begin with 'trigger, class noun'; or give --trigger and --class-noun")
     head = next(iter(heads))
+    trigger, class_noun = trigger or head[0], class_noun or head[1]
+    if problems := [problem for problem in (phrase_problem(trigger), noun_problem(class_noun)) if problem]:
+        raise ConfigError([f"{folder}: {problem}; or give --trigger and --class-noun" for problem in problems])
     captions = tuple(caption.model_copy(update={"edited": False}) for caption in captions)
     return DatasetRecord(
-        trigger=trigger or head[0],
-        class_noun=class_noun or head[1],
+        trigger=trigger,
+        class_noun=class_noun,
         views=views,
         captions=captions,
         digest=dataset_digest(views, captions, extras),
         side_bound=any(is_side_bound(caption.text) for caption in captions),
         extras=extras,
+        warnings=silent_captions(trigger, captions),
     )
 
 

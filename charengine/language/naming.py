@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Callable
 
-from charengine.config import TRIGGER_PATTERN
 from charengine.language.words import (
     COLOURS,
     COMMON_NAMES,
@@ -14,6 +13,7 @@ from charengine.language.words import (
     PHRASE_ENDS,
     TRAIT_WORDS,
 )
+from charengine.wording import TRIGGER_PATTERN
 
 _AFTER_VOWEL = ("xo", "zix", "vox", "qul", "zuq", "xi")
 _AFTER_CONSONANT = ("ix", "oz", "uxa", "yx", "azu", "oxi")
@@ -60,7 +60,7 @@ def derive_trigger(name: str, count_tokens: Callable[[str], int] | None = None) 
     turn = hashlib.sha256(name.encode()).digest()[0]
     stems = dict.fromkeys(letters[:length] for length in (5, 4, 6, 3))
     words = [stem + ending for stem in stems for ending in _endings(stem, turn)]
-    fit = [word for word in words if TRIGGER_PATTERN.match(word) and not _is_known_word(word)]
+    fit = [word for word in words if TRIGGER_PATTERN.fullmatch(word) and not _is_known_word(word)]
     if count_tokens is None:
         return fit[0]
     counts = {word: count_tokens(word) for word in fit}

@@ -24,6 +24,7 @@ from charengine.records import (
     ViewsRecord,
 )
 from charengine.store import Store, write_atomically
+from charengine.wording import file_stem
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +94,8 @@ def write_dataset(dataset: DatasetRecord, out: Path, store: Store, caption_key: 
 def write_adapters(sweep: SweepRecord, trigger: str, out: Path, store: Store) -> tuple[Path, Path]:
     """The adapter as trained, and as recommended."""
     folder = out / "adapters"
-    trained = store.export(sweep.adapter, folder / f"{trigger}.safetensors")
-    recommended = store.export(sweep.recommended_adapter, folder / f"{trigger}_recommended.safetensors")
+    trained = store.export(sweep.adapter, folder / f"{file_stem(trigger)}.safetensors")
+    recommended = store.export(sweep.recommended_adapter, folder / f"{file_stem(trigger)}_recommended.safetensors")
     return trained, recommended
 
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from charengine.adapter.files import load_adapter, read_metadata, rescale, save_adapter
-from charengine.adapter.network import apply_adapter
+from charengine.adapter.files import check_values, load_adapter, read_metadata, save_adapter
+from charengine.adapter.metadata import told_by
+from charengine.adapter.network import apply_adapter, examine_adapter
+from charengine.adapter.rescaling import rescale
 from charengine.charts.canvas import PilCanvas
 from charengine.charts.plots import contact_sheet, trade_off
 from charengine.config import SweepSettings
-from charengine.errors import BadInput, Interrupted
+from charengine.errors import BadInput, ConfigError, Interrupted
 from charengine.likeness import metrics
 from charengine.likeness.metrics import CellScores, Scale
 from charengine.likeness.prompts import SweepPrompt, sweep_prompts
@@ -32,6 +34,7 @@ from charengine.stages.sweep.sample import Order, draw, place_order
 from charengine.stages.sweep.summary import overbaked, scale_warnings, summarise, with_bounds
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
+from charengine.wording import file_stem, noun_problem, phrase_problem
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -115,13 +118,14 @@ def sweep_adapter(
         key=_sweep_key(training, dataset, settings, diffusion.fingerprint, embedder.fingerprint, seed),
     )
     plan = _plan(session)
+    left_out = _examine(session, plan)
     base, scale, cells = _run(session, plan, should_stop)
     cut: tuple[str, ...] = ()
     if len(cells) < len(plan):
         if not (keep_cut and cells):
             raise Interrupted(f"sweep stopped after {len(cells)} cells")
         cut = (f"the sweep was cut after {len(cells)} of {len(plan)} cells: the pick is among these alone",)
-    return _conclude(session, base, cells, scale, recipe, cut)
+    return _conclude(session, base, cells, scale, recipe, (*left_out, *cut))
 
 
 def spread(checkpoints: Sequence[CheckpointRecord], count: int) -> list[CheckpointRecord]:
@@ -136,34 +140,43 @@ def training_from_file(path: Path, store: Store, *, trigger: str = "", class_nou
     """A sweepable record of an adapter file from an earlier run or another trainer; its step and trigger come from its metadata.
 
     Raises:
-        BadInput: not a readable adapter, or its trigger or class noun is neither in the file nor given.
+        BadInput: not a readable adapter, damaged, or its trigger or class noun is neither in the file nor given.
+        ConfigError: its trigger or class noun cannot be one.
     """
-    metadata = read_metadata(path)
-    recipe = json.loads(metadata.get("charengine.recipe", "{}"))
-    character = recipe.get("character", {})
-    trigger = trigger or metadata.get("modelspec.trigger_phrase", "") or character.get("trigger", "")
-    class_noun = class_noun or recipe.get("class_noun", "") or character.get("class_noun", "")
+    told = told_by(read_metadata(path))
+    trigger, class_noun = trigger or told.trigger, class_noun or told.class_noun
     missing = [word for word, value in (("trigger", trigger), ("class noun", class_noun)) if not value]
     if missing:
         raise BadInput(f"{path} does not say its {' and '.join(missing)}: give {' and '.join(missing)} yourself")
-    steps = int(metadata.get("ss_steps") or metadata.get("ss_max_train_steps") or 0)
+    problems = [problem for problem in (phrase_problem(trigger), noun_problem(class_noun)) if problem]
+    if problems:
+        raise ConfigError([f"{path}: {problem}; give it yourself" for problem in problems])
     data = path.read_bytes()
-    checkpoint = CheckpointRecord(step=steps, adapter=store.put(data, path.name))
+    try:
+        check_values(load_adapter(data)[0])
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+    checkpoint = CheckpointRecord(step=told.steps, adapter=store.put(data, path.name))
     return AdapterRecord(
         checkpoints=(checkpoint,),
-        steps=steps,
+        steps=told.steps,
         trigger=trigger,
         class_noun=class_noun,
-        dataset_digest=recipe.get("dataset_digest", ""),
+        dataset_digest=told.dataset_digest,
     )
 
 
 def recommended(data: bytes, picked: CellMetrics, recipe: dict[str, Any] | None) -> tuple[bytes, tuple[str, ...]]:
-    """The picked checkpoint with its strength as the new 1.0, the pick in its metadata; and a warning where that cannot be."""
+    """The picked checkpoint with its strength as the new 1.0, the pick in its metadata; and a warning where that cannot be.
+
+    Nothing that goes wrong here is worth losing a finished sweep for.
+    """
     doubts: tuple[str, ...] = ()
     try:
         data = rescale(data, picked.strength)
-    except BadInput as error:  # DoRA: not worth losing a finished sweep for
+    except Exception as error:
+        if not isinstance(error, BadInput):  # DoRA is expected; the rest is a defect, said and survived
+            log.exception("the adapter could not be rescaled")
         doubts = (f"the recommended adapter is not rescaled, use it at strength {picked.strength:g}: {error}",)
     tensors, metadata = load_adapter(data)
     metadata["charengine.pick"] = picked.model_dump_json(exclude={"mlflow_run_id"})
@@ -177,6 +190,18 @@ def _plan(session: Session) -> list[tuple[CheckpointRecord, float]]:
     strengths = sorted({strength for strength in session.settings.strengths if strength > 0})
     chosen = spread(session.training.checkpoints, session.settings.checkpoints)
     return [(checkpoint, strength) for checkpoint in chosen for strength in strengths]
+
+
+def _examine(session: Session, plan: Sequence[tuple[CheckpointRecord, float]]) -> tuple[str, ...]:
+    """Every checkpoint of the plan held against the model before anything is drawn; what of them is left out.
+
+    Raises:
+        BadInput: one is damaged or for another model.
+    """
+    unet = session.diffusion.unet()
+    checkpoints = {checkpoint.adapter.sha256: checkpoint for checkpoint, _ in plan}
+    told = (examine_adapter(unet, session.store.get(checkpoint.adapter)) for checkpoint in checkpoints.values())
+    return tuple(dict.fromkeys(sentence for sentences in told for sentence in sentences))
 
 
 def _run(
@@ -260,7 +285,7 @@ def _finish_cell(
 
 
 def _conclude(
-    session: Session, base: Cell, cells: list[Cell], scale: Scale, recipe: dict[str, Any] | None, cut: tuple[str, ...]
+    session: Session, base: Cell, cells: list[Cell], scale: Scale, recipe: dict[str, Any] | None, told: tuple[str, ...]
 ) -> SweepRecord:
     """Confidence bounds, the pick, the pictures and the two adapters."""
     generator = torch.Generator().manual_seed(session.order.seeds[0])
@@ -297,10 +322,10 @@ def _conclude(
             baseline=base.metrics,
             overbaked=overbaked(measured, measured[-1].checkpoint_step),
         ),
-        adapter=session.store.put(session.store.get(last.adapter), f"{trigger}.safetensors"),
-        recommended_adapter=session.store.put(as_picked, f"{trigger}_recommended.safetensors"),
+        adapter=session.store.put(session.store.get(last.adapter), f"{file_stem(trigger)}.safetensors"),
+        recommended_adapter=session.store.put(as_picked, f"{file_stem(trigger)}_recommended.safetensors"),
         mlflow_run_id=session.tracker.run_id,
-        warnings=(*cut, *choice.warnings, *doubt, *scale_warnings(scale)),
+        warnings=(*told, *choice.warnings, *doubt, *scale_warnings(scale)),
     )
 
 

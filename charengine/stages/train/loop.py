@@ -32,6 +32,7 @@ from charengine.stages.train.setup import Setup, describe
 from charengine.stages.train.state import History, StateWriter, load_state
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
+from charengine.wording import file_stem
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ class _Training:
     def _checkpoint(self, step: int) -> None:
         history = self.history
         data = self._file(step)
-        ref = self.store.put(data, f"{self.dataset.trigger}-step{step:06d}.safetensors")
+        ref = self.store.put(data, f"{file_stem(self.dataset.trigger)}-step{step:06d}.safetensors")
         samples = self._samples(step) if self._room_for_samples() else ()
         validation = history.validation[-1].loss if history.validation else None
         loss = history.smoothed[-1]

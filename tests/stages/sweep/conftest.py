@@ -31,3 +31,4 @@ def known_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
         return Applied(unet)
 
     monkeypatch.setattr(sweep, "apply_adapter", apply)
+    monkeypatch.setattr(sweep, "examine_adapter", lambda unet, data: ())

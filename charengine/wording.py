@@ -1,0 +1,63 @@
+"""Words that people and files give: trigger, class noun, name. Checked wherever they enter, before they are in a prompt, a caption or a path.
+
+A trigger that this engine chooses or is asked for is one rare word. A foreign adapter's may be a phrase ("ohwx woman"): it goes into prompts
+as it is, and into file names only through `file_stem`.
+"""
+
+from __future__ import annotations
+
+import re
+
+LONGEST_NOUN = 64
+LONGEST_PHRASE = 80
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}", re.ASCII)
+TRIGGER_PATTERN = re.compile(r"[a-z][a-z0-9]{2,23}", re.ASCII)
+NOUN_PATTERN = re.compile(rf"[^\W_](?:[\w '’.()&-]{{0,{LONGEST_NOUN - 2}}}[\w.)])?")
+_UNFIT = frozenset('/\\<>:"|?*{}')  # separators, what file systems refuse, and the braces of prompt templates
+_DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)  # no file may be called so on Windows
+
+
+def name_problem(text: str) -> str:
+    """What is wrong with a character's name; empty when nothing is."""
+    if NAME_PATTERN.fullmatch(text):
+        return ""
+    return f"name {text[:80]!r} is not allowed: use 1-64 letters, digits, spaces, '_' or '-', starting with a letter or digit"
+
+
+def trigger_problem(text: str) -> str:
+    """What is wrong with a trigger of our own."""
+    if TRIGGER_PATTERN.fullmatch(text):
+        return ""
+    return f"trigger {text[:80]!r} is not allowed: 3-24 lower-case letters and digits, starting with a letter"
+
+
+def noun_problem(text: str) -> str:
+    """What is wrong with a class noun."""
+    if NOUN_PATTERN.fullmatch(text):
+        return ""
+    return (
+        f"class noun {text[:80]!r} is not allowed: 1-{LONGEST_NOUN} letters, digits, spaces, apostrophes and hyphens in one line, "
+        "starting with a letter or digit, e.g. 'woman'"
+    )
+
+
+def phrase_problem(text: str) -> str:
+    """What is wrong with a trigger that another program's file or folder uses: one line, nothing that could be read as a path."""
+    fits = 0 < len(text) <= LONGEST_PHRASE and text.isprintable() and text == text.strip()
+    if fits and not _UNFIT & set(text) and not text.startswith((".", ",")) and file_stem(text, ""):
+        return ""
+    return (
+        f"trigger {text[:80]!r} is not allowed: 1-{LONGEST_PHRASE} characters in one line, none of {' '.join(sorted(_UNFIT))}, "
+        "a letter or digit among them"
+    )
+
+
+def file_stem(text: str, otherwise: str = "adapter") -> str:
+    """The text as a file name without its ending: letters, digits, '-' and '_' of ASCII alone, at most 64; never a path."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-")[:64]
+    return f"{stem}_" if _DEVICES.fullmatch(stem) else stem or otherwise
+
+
+def holds_word(text: str, word: str) -> bool:
+    """Whether a word or phrase stands in a text as words of their own: not inside a longer one, whatever the case."""
+    return bool(word) and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
