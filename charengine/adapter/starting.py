@@ -8,28 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from charengine.adapter.files import NEEDED, NOT_SDXL, check_values, load_adapter
+from charengine.adapter.files import NEEDED, load_adapter, modules_of
 from charengine.adapter.header import Entry, read_header
 from charengine.adapter.parts import Parts, difference, scale_of
 from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, algorithm_of, shown, split_key
 from charengine.config import TrainSettings
 from charengine.errors import BadInput
 
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+TRAINED = ("attentions", "resnets", "downsamplers", "upsamplers")  # the blocks whose layers kohya's LoCon trains
 ALGORITHMS = {"LoRA": ("locon", "lora", "dora"), "DoRA LoRA": ("dora",), "LoHa": ("loha",), "LoKr": ("lokr",)}
 
 
-def check_start(path: Path, settings: TrainSettings, width: int | None = None) -> None:
+def check_start(path: Path, settings: TrainSettings, unet: UNet2DConditionModel) -> None:
     """Whether training with these settings can start from a file, as far as the file itself tells.
 
     Args:
         path: the adapter file.
         settings: what is to be trained.
-        width: of the base model's text embeddings, 2048 for SDXL; None when it is not known.
+        unet: the base model's structure; its weights are not looked at.
 
     Raises:
         BadInput: there is no such file, it is damaged, of another kind, or for another base.
@@ -38,13 +42,12 @@ def check_start(path: Path, settings: TrainSettings, width: int | None = None) -
     for stem, parts in layers.items():
         _check_algorithm(stem, algorithm_of_file(stem, parts), settings.algorithm)
         _check_rank(stem, parts, settings)
-        down = parts.get("lora_down.weight")
-        if width and down and len(down.shape) > 1 and stem.endswith("attn2_to_k") and down.shape[1] != width:
-            raise BadInput(
-                f"{path} was made for {NOT_SDXL.get(down.shape[1], 'another model')} (it reads text embeddings of width "
-                f"{down.shape[1]}, this model's have {width})"
-            )
-    check_values(load_adapter(path.read_bytes())[0])
+    modules, _ = modules_of(load_adapter(path.read_bytes())[0], unet)
+    untrained = [name for name in modules if not any(f".{block}." in name for block in TRAINED)]
+    if untrained:
+        raise BadInput(
+            f"continue_from: the file also adapts {untrained[0]}, which is never trained here; start from another file"
+        )
 
 
 def start_layer(name: str, module: Any, parts: Parts, algorithm: str) -> None:

@@ -143,7 +143,9 @@ def train(
     _must_exist(folder)
     chosen, store = _opened(profile, settings, out)
     from charengine.dataset.reading import read_dataset
+    from charengine.run.starting_files import check_starting_files
 
+    check_starting_files(chosen)
     dataset = read_dataset(folder, store, trigger, class_noun)
     with training_bar():
         workspace = _workspace(_character_of(dataset, seed), chosen)

@@ -17,6 +17,7 @@ from charengine.machine.home import Home, in_work_folder
 from charengine.pictures import picture_problems
 from charengine.profiles.loading import explain, load_profile
 from charengine.run.paths import absolute_file, absolute_override, absolute_profile, with_absolute_files
+from charengine.run.starting_files import starting_problems
 
 STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
 MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
@@ -98,6 +99,7 @@ def check(request: RunRequest, home: Home) -> CheckedRun:
     problems += _folder_problems(out, "--out")
     problems += _folder_problems(home.root, "home folder")
     if profile:
+        problems += starting_problems(profile)
         problems += _space_problems({out, home.root}, MIN_FREE_GIB[profile.models.family])
     if problems or character is None or profile is None:
         raise ConfigError(problems)

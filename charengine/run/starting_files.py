@@ -1,0 +1,59 @@
+"""Files that the training settings name, looked at before any stage runs: the adapter to start from, the folder of class images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from charengine.config import Profile, TrainSettings
+from charengine.errors import BadInput, ConfigError
+from charengine.pictures import picture_problems
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def starting_problems(profile: Profile) -> list[str]:
+    """What is wrong with the files, one line each; each picture of the folder is opened."""
+    return [*_adapter_problems(profile), *_regularisation_problems(profile.train)]
+
+
+def check_starting_files(profile: Profile) -> None:
+    """Raises:
+    ConfigError: everything that `starting_problems` finds.
+    """
+    if problems := starting_problems(profile):
+        raise ConfigError(problems)
+
+
+def _adapter_problems(profile: Profile) -> list[str]:
+    if not profile.train.continue_from:
+        return []
+    from charengine.adapter.header import read_header
+
+    path = Path(profile.train.continue_from)
+    try:
+        read_header(path)
+        from charengine.adapter.starting import check_start
+        from charengine.models.skeleton import unet_skeleton
+
+        check_start(path, profile.train, unet_skeleton(profile.models))
+    except BadInput as error:
+        return [f"train.continue_from={str(path)[:200]!r}: {str(error).removeprefix('continue_from: ')}"]
+    return []
+
+
+def _regularisation_problems(settings: TrainSettings) -> list[str]:
+    if not settings.regularisation:
+        return []
+    folder = Path(settings.regularisation)
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return [
+            f"train.regularisation={settings.regularisation[:200]!r} cannot be read ({reason}); give a folder of class images"
+        ]
+    if not files:
+        return [
+            f"train.regularisation={settings.regularisation!r} holds no PNG, JPEG or WebP image; give a folder of class images"
+        ]
+    return [problem for file in files for problem in picture_problems(file, "train.regularisation")]
