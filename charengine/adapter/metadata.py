@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from charengine import __version__
@@ -63,6 +64,7 @@ def adapter_metadata(
     step: int,
     seed: int,
     recipe: Mapping[str, Any] | None = None,
+    base: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """File metadata; every value a string, nothing that changes between two runs of one recipe.
 
@@ -75,6 +77,7 @@ def adapter_metadata(
         step: optimizer steps done.
         seed: the seed trained with.
         recipe: the whole resolved config, dataset digest, ….
+        base: sd-scripts' names of the checkpoint trained on, without which an adapter for Illustrious looks like one for plain SDXL.
     """
     conv = settings.conv_rank > 0 and settings.algorithm not in ("lora", "tlora")
     network: dict[str, str] = {"algo": settings.algorithm, "bypass_mode": "True"}
@@ -84,6 +87,7 @@ def adapter_metadata(
     values: dict[str, Any] = {
         "ss_v2": "False",
         "ss_base_model_version": BASE_MODEL,
+        **base,
         "ss_output_name": name,
         "ss_network_module": "lycoris.kohya",
         "ss_network_dim": settings.rank,

@@ -227,6 +227,15 @@ def fingerprint(paths: Iterable[Path], memory: Path) -> str:
         paths: weight files; their order and place do not matter, their contents do.
         memory: e.g. `<home>/fingerprints.json`; created when missing.
     """
+    return hashlib.sha256("\n".join(sorted(_digests(paths, memory))).encode()).hexdigest()
+
+
+def file_digest(path: Path, memory: Path) -> str:
+    """SHA-256 of one file's contents, remembered as `fingerprint`'s are."""
+    return _digests([path], memory)[0]
+
+
+def _digests(paths: Iterable[Path], memory: Path) -> list[str]:
     known = _read_memory(memory)
     digests, changed = [], False
     for path in paths:
@@ -238,7 +247,7 @@ def fingerprint(paths: Iterable[Path], memory: Path) -> str:
         digests.append(known[key])
     if changed:
         _write_memory(memory, known)
-    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+    return digests
 
 
 def _digest(path: Path) -> str:

@@ -13,6 +13,7 @@ from charengine.config import ModelSettings, Profile
 from charengine.errors import BadInput, MissingDependency, OutOfBudget
 from charengine.machine.home import find_home
 from charengine.models import Captioner, Embedder, Models
+from charengine.models.base_names import base_metadata
 from charengine.models.captioners import QwenCaptioner
 from charengine.models.catalogue import CLIP_TOKENIZER, QWEN_TOKENIZER
 from charengine.models.embedders import ClipEmbedder, DinoEmbedder, PairEmbedder
@@ -235,7 +236,9 @@ def _sdxl(profile: Profile, stock: Inventory, tokenizers: Tokenizers, device: to
     config = Path(settings.sdxl_config).expanduser() if settings.sdxl_config else packaged_config("sdxl")
     whole = (checkpoint.path / "tokenizer_2").is_dir()
     parts = SDXLFiles(checkpoint.path, config, None if whole else tokenizers.clip, vae, device, dtype)
-    return SDXL(parts, device, dtype, NATIVE_AREA, _fingerprint(checkpoint.path, *([vae] if vae else [])))
+    digest = _fingerprint(checkpoint.path, *([vae] if vae else []))
+    names = base_metadata(checkpoint.path, _memory())
+    return SDXL(parts, device, dtype, NATIVE_AREA, digest, base_names=names)
 
 
 def _embedder(stock: Inventory, device: torch.device, dtype: torch.dtype) -> Embedder:

@@ -6,7 +6,7 @@ Images are PIL RGB unless said otherwise. Every implementation loads its weights
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -117,6 +117,7 @@ class Diffusion(Protocol):
     """A latent text-to-image model with an SDXL U-Net that can be adapted."""
 
     fingerprint: str
+    base_names: Mapping[str, str]  # how sd-scripts names the checkpoint, for an adapter's metadata; may be empty
     device: torch.device
     dtype: torch.dtype
     native_area: int  # pixels the model was trained at: 1024*1024 for SDXL, 128*384 upwards for the embedded family

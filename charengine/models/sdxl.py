@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -115,6 +116,7 @@ class SDXL:
         fingerprint: digest of the weights, for cache keys.
         sampler: Euler, or DPM-Solver++ 2M (better below about 20 steps).
         pixels_per_pass: memory hint; larger requests are cut into several U-Net passes.
+        base_names: how sd-scripts names the checkpoint (`base_metadata`).
     """
 
     def __init__(
@@ -127,10 +129,11 @@ class SDXL:
         *,
         sampler: Sampler = "euler",
         pixels_per_pass: int = PIXELS_PER_PASS,
+        base_names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.parts, self.device, self.dtype = parts, device, dtype
         self.native_area, self.fingerprint = native_area, fingerprint
-        self.sampler, self.pixels_per_pass = sampler, pixels_per_pass
+        self.sampler, self.pixels_per_pass, self.base_names = sampler, pixels_per_pass, base_names
         self._loaded = Loaded()
 
     # --- text ---

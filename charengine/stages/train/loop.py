@@ -294,6 +294,7 @@ class _Training:
             step=step,
             seed=self.seed,
             recipe={**(self.recipe or {}), "dataset_digest": self.dataset.digest},
+            base=self.diffusion.base_names,
         )
         kind = torch.float32 if self.setup.plan.precision == "fp32" else torch.float16
         with self.setup.evaluating():
