@@ -44,7 +44,7 @@ def noun_problem(text: str) -> str:
 def phrase_problem(text: str) -> str:
     """What is wrong with a trigger that another program's file or folder uses: one line, nothing that could be read as a path."""
     fits = 0 < len(text) <= LONGEST_PHRASE and text.isprintable() and text == text.strip()
-    if fits and not _UNFIT & set(text) and not text.startswith((".", ",")) and file_stem(text, ""):
+    if fits and not _UNFIT & set(text) and not text.startswith((".", ",")) and any(map(str.isalnum, text)):
         return ""
     return (
         f"trigger {text[:80]!r} is not allowed: 1-{LONGEST_PHRASE} characters in one line, none of {' '.join(sorted(_UNFIT))}, "

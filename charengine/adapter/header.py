@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from charengine.errors import BadInput, UnsafeFile
 
@@ -120,7 +120,7 @@ def _entry(key: str, field: Any, what: str) -> tuple[Entry, int]:
     return Entry(dtype, tuple(shape)), place[1]
 
 
-def _counts(value: Any) -> bool:
+def _counts(value: Any) -> TypeGuard[list[int]]:
     """Whether it is a list of whole numbers that are not negative."""
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 

@@ -71,7 +71,9 @@ def known_stems(unet: UNet2DConditionModel) -> dict[str, str]:
             "lycoris_" + sgm.replace(".", "_"),
         ):
             stems[stem] = name
-        for stem in ("unet." + name, name, "base_model.model." + name, "diffusion_model." + sgm, "unet_" + flat):
+        for prefix in ("unet.", "", "base_model.model.", "base_model.model.unet."):
+            stems[prefix + name] = name
+        for stem in ("diffusion_model." + sgm, "unet_" + flat):
             stems[stem] = name
     return stems
 

@@ -85,7 +85,8 @@ def loads_in(tensors: Mapping[str, Entry]) -> dict[str, str]:
 def _layer(stem: str, parts: Mapping[str, str]) -> Layer:
     layout = next((name for name, pattern in _LAYOUTS.items() if re.fullmatch(pattern, stem)), "")
     others = [part.removeprefix("?") for part in parts if part.startswith("?")]
-    algorithm, other, missing = "", "", ()
+    algorithm, other = "", ""
+    missing: tuple[str, ...] = ()
     try:
         if others:
             other = {"norm": "trained norms", "difference": "whole differences"}.get(others[0], others[0])

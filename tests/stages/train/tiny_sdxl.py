@@ -43,6 +43,7 @@ class FakeDiffusion:
     """`Diffusion` with a real tiny U-Net; text and images become deterministic tensors."""
 
     fingerprint = "fake"
+    base_names = {"ss_sd_model_name": "fake.safetensors"}
     native_area = 64 * 64
 
     def __init__(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
