@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from charengine.adapter.header import header_of, read_header
-from charengine.adapter.keys import known_stems
+from charengine.adapter.keys import BASES, known_stems
 from charengine.adapter.parts import Parts, checked_parts
 from charengine.adapter.sorting import SortedKeys, shown, sort_keys, split_key
 from charengine.errors import BadInput, UnsafeFile
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOT_SDXL = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by width of the text embedding
 NEEDED = "a LoRA, LoCon, LoHa, LoKr or DoRA for SDXL is needed"
 
 
@@ -144,8 +143,8 @@ def _check_base(found: SortedKeys, tensors: Mapping[str, Tensor], wanted: int) -
         width = tensors[key].shape[1]
         if width != wanted:
             raise BadInput(
-                f"the adapter was made for {NOT_SDXL.get(width, 'another model')} (it reads text embeddings of width "
-                f"{width}, this model's have {wanted}); use an adapter for {NOT_SDXL.get(wanted, 'this model')}"
+                f"the adapter was made for {BASES.get(width, 'another model')} (it reads text embeddings of width "
+                f"{width}, this model's have {wanted}); use an adapter for {BASES.get(wanted, 'this model')}"
             )
 
 

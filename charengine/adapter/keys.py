@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 PREFIX = "lora_unet_"
+BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by width of the text embedding
 
 _RESNET = {
     "norm1": "in_layers.0",

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from charengine.adapter.header import Entry
+from charengine.adapter.keys import BASES
 from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, algorithm_of, missing_of, split_key
 
 ALL = "all"
@@ -80,6 +81,19 @@ def loads_in(tensors: Mapping[str, Entry]) -> dict[str, str]:
     if layers and _diffusers_reads(tensors, layers):
         found["diffusers (load_lora_weights)"] = ALL
     return found
+
+
+def base_of(tensors: Mapping[str, Entry]) -> str:
+    """The base a file was made for, by the width of the text embeddings it reads; "" where no layer or no known width tells."""
+    for key, entry in tensors.items():
+        stem, part, _ = split_key(key)
+        if (
+            part in ("lora_down.weight", "hada_w1_b")
+            and stem.endswith(("attn2.to_k", "attn2_to_k"))
+            and len(entry.shape) > 1
+        ):
+            return BASES.get(entry.shape[1], "")
+    return ""
 
 
 def _layer(stem: str, parts: Mapping[str, str]) -> Layer:

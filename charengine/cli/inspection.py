@@ -46,6 +46,8 @@ def inspect_file(
         f"{file}: {facts['size_mib']:.1f} MiB, {facts['tensors']} tensors, {facts['modules']} modules, {facts['dtype']}"
     )
     say(f"algorithm: {facts['algorithm']}")
+    if facts["base"]:
+        say(f"base: {facts['base']}, by the width of the text embeddings it reads")
     say(f"loads in: {facts['loads_in']}")
     for problem in facts["problems"]:
         say(f"problem: {problem}")
@@ -71,7 +73,7 @@ def adapter_facts(file: Path) -> dict[str, Any]:
         UnsafeFile: not a safetensors file.
     """
     from charengine.adapter.header import read_header
-    from charengine.adapter.loaders import layers_of, loads_in
+    from charengine.adapter.loaders import base_of, layers_of, loads_in
     from charengine.adapter.metadata import told_by
 
     header = read_header(file)
@@ -88,6 +90,7 @@ def adapter_facts(file: Path) -> dict[str, Any]:
         "tensors": len(header.tensors),
         "modules": len(layers),
         "algorithm": ", ".join(sorted({layer.algorithm or layer.other or "none" for layer in layers})) or "none",
+        "base": base_of(header.tensors),
         "dtype": ", ".join(sorted({entry.dtype for entry in header.tensors.values()})),
         "loads_in": places,
         "loaders": loaders,

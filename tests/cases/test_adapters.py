@@ -538,6 +538,14 @@ def test_old_diffusers_attention_keys_load_in_comfyui_whole(tmp_path: Path) -> N
     assert loads_in(_entries(tensors, tmp_path))["ComfyUI"] == "all"
 
 
+def test_inspect_tells_a_file_for_another_stable_diffusion(tmp_path: Path) -> None:
+    stem = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    for width, base in ((768, "Stable Diffusion 1.x"), (2048, "SDXL"), (24, "")):
+        path = tmp_path / "adapter.safetensors"
+        path.write_bytes(file_of({f"{stem}.{part}": value for part, value in parts_of("LoRA", (8, width)).items()}))
+        assert adapter_facts(path)["base"] == base
+
+
 def test_an_incomplete_file_loads_nowhere_and_inspect_says_what_is_missing(tmp_path: Path, unet, capsys) -> None:
     path = tmp_path / "adapter.safetensors"
     path.write_bytes(file_of({key: value for key, value in tensors_of(unet, "LoKr").items() if "lokr_w2" not in key}))
