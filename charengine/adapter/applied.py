@@ -35,7 +35,7 @@ class AppliedLayer(nn.Module):
         for part, name in self.names.items():
             self.register_buffer(name, parts[part], persistent=False)
         forward = _low_rank if "lora_down.weight" in parts and "dora_scale" not in parts else _built
-        layer.forward = partial(forward, layer, self)  # type: ignore[method-assign]
+        layer.forward = partial(forward, layer, self)
 
     def parts(self) -> Parts:
         """The tensors under their parts' names, where and as they are now."""

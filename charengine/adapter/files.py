@@ -97,7 +97,7 @@ def modules_of(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> tup
     modules = {}
     for name in sorted(found.layers, key=order.__getitem__):
         parts = {part: _as_lycoris(key, tensors[key]) for part, key in found.layers[name].items()}
-        modules[name] = checked_parts(name, parts, tuple(layers[name].weight.shape))  # type: ignore[arg-type, union-attr]
+        modules[name] = checked_parts(name, parts, tuple(layers[name].weight.shape))
     return modules, found
 
 

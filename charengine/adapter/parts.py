@@ -94,7 +94,8 @@ def with_norms(weight: Tensor, scale: Tensor) -> Tensor:
     if scale.shape[0] == weight.shape[0]:
         axes = list(range(1, weight.dim()))
     norms = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
-    return weight * (scale / norms.clamp(min=torch.finfo(weight.dtype).tiny))
+    scaled: Tensor = weight * (scale / norms.clamp(min=torch.finfo(weight.dtype).tiny))
+    return scaled
 
 
 class _Misfit(Exception):

@@ -12,6 +12,8 @@ from charengine.adapter.parts import FLOATS, rank_of
 from charengine.adapter.sorting import algorithm_of, split_key
 from charengine.errors import BadInput
 
+STRENGTH = "charengine.strength"  # metadata: the strength as trained that is this file's 1.0
+
 
 def rescale(data: bytes, strength: float) -> bytes:
     """The same adapter with `strength` as its new 1.0, exact for every layer that is LoRA, LoCon, LoHa or LoKr, and for trained norms.
@@ -28,7 +30,7 @@ def rescale(data: bytes, strength: float) -> bytes:
     tensors, metadata = load_adapter(data)
     if strength != 1.0:
         tensors = _scaled(tensors, strength)
-    return save_adapter(tensors, metadata | {"charengine.strength": str(strength)})
+    return save_adapter(tensors, metadata | {STRENGTH: str(strength)})
 
 
 def _scaled(tensors: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:

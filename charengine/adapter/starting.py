@@ -192,4 +192,5 @@ def _norms(name: str, module: Any, parts: Parts) -> Tensor:
     weight: Tensor = module.org_module[0].weight.detach().float().cpu()
     plain = {part: value.float().cpu() for part, value in parts.items()}
     adapted = weight + difference(plain, tuple(weight.shape), scale_of(parts))
-    return torch.linalg.vector_norm(adapted.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(adapted.flatten(1), dim=1)
+    return norms
