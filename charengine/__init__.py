@@ -1,3 +1,30 @@
-"""Character Engine: from one sentence to a tested, reusable SDXL character adapter."""
+"""Character Engine: from one sentence to a tested, reusable SDXL character adapter.
+
+    import charengine as ce
+
+    studio = ce.Studio("embedded", train={"steps": 100})
+    who = studio.character("an orc woman with red hair and a blue coat", name="Grisha")
+    who.sweep().pick
+
+Importing the package imports nothing else; `Studio` is looked up when it is first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from charengine.studio import Studio
 
 __version__ = "0.1.0"
+__all__ = ["Studio", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Studio":
+        from charengine.studio import Studio
+
+        return Studio
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

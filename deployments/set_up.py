@@ -22,6 +22,8 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPS
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
+from charengine.machine.own_packages import take_own_packages
+
 log = logging.getLogger("charengine.deployments")
 
 HERE = Path(__file__).parent
@@ -32,6 +34,7 @@ QUEUES = {"interactive": 1, "batch": 5}  # of `characters`; 1 goes first
 
 def main() -> None:
     """Pools, queues, automations, deployments."""
+    take_own_packages()  # Prefect imports the flows with the folder where the user stands searched first
     logging.basicConfig(level=logging.WARNING, format=f"{WARNING}%(message)s")
     path = project_file()
     missing = asyncio.run(_make_all(path))

@@ -12,17 +12,10 @@ from pydantic import Field
 from charengine.config import MAX_PROMPT
 from charengine.machine.home import find_home
 from charengine.profiles.loading import profile_names
-from charengine.records import (
-    AdapterRecord,
-    DatasetRecord,
-    ExpansionRecord,
-    RunRecord,
-    RunResult,
-    SheetRecord,
-    SweepRecord,
-)
+from charengine.records import RunRecord, RunResult
 from charengine.run import folder
 from charengine.run.request import STAGES, CheckedRun, RunRequest, check
+from charengine.run.result import Written, run_record, run_result
 from charengine.run.workspace import Workspace, open_workspace
 from charengine.tracking.protocol import closing
 from tasks.artifacts import show_run
@@ -123,63 +116,17 @@ def make_character(workspace: Workspace, out: Path) -> RunResult:
     adapter_path, recommended_path = folder.write_adapters(sweep, dataset.trigger, out, store)
     folder.write_pictures(sweep, out, store)
 
-    run = _record(workspace, sheet, expansion, dataset, training, sweep)
+    run = run_record(workspace, sheet, expansion, dataset, training, sweep, flow_run_id=flow_run_id())
     report = write_report(workspace, run)
     run = run.model_copy(update={"stages": tuple(workspace.facts)})
     report_path = folder.write_report(report, run, out, store)
     show_run(workspace, run)
     _log_outcome(workspace, run, out)
 
-    result = RunResult(
-        name=run.name,
-        trigger=run.trigger,
-        recommended_prompt=run.recommended_prompt,
-        sheet=sheet_path,
-        views=tuple(view_paths),
-        captions=tuple(caption_paths),
-        adapter=adapter_path,
-        recommended_adapter=recommended_path,
-        checkpoint_step=sweep.pick.checkpoint_step,
-        strength=sweep.pick.strength,
-        report=report_path,
-        mlflow_run_id=run.mlflow_run_id,
-        prefect_flow_run_id=run.prefect_flow_run_id,
-        cached_stages=tuple(fact.stage for fact in run.stages if fact.cached),
-        warnings=run.warnings,
-        seconds={fact.stage: round(fact.seconds, 3) for fact in run.stages},
-    )
+    written = Written(sheet_path, view_paths, caption_paths, adapter_path, recommended_path, report_path)
+    result = run_result(run, written)
     folder.write_result(result, out)
     return result
-
-
-def _record(
-    workspace: Workspace,
-    sheet: SheetRecord,
-    expansion: ExpansionRecord | None,
-    dataset: DatasetRecord,
-    training: AdapterRecord,
-    sweep: SweepRecord,
-) -> RunRecord:
-    records = (sheet, dataset.views, expansion, dataset, training, sweep)
-    warnings = [warning for record in records if record for warning in record.warnings]
-    return RunRecord(
-        name=workspace.character.name,
-        prompt=workspace.character.prompt,
-        trigger=dataset.trigger,
-        class_noun=dataset.class_noun,
-        seed=workspace.character.seed,
-        profile=workspace.profile.name,
-        config=workspace.config,
-        sheet=sheet,
-        expansion=expansion,
-        dataset=dataset,
-        training=training,
-        sweep=sweep,
-        stages=tuple(workspace.facts),
-        mlflow_run_id=workspace.tracker.run_id,
-        prefect_flow_run_id=flow_run_id(),
-        warnings=tuple(dict.fromkeys(warnings)),
-    )
 
 
 def _log_outcome(workspace: Workspace, run: RunRecord, out: Path) -> None:

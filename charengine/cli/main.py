@@ -15,6 +15,7 @@ from charengine.cli import inspection, serving, stages
 from charengine.cli import run as pipeline
 from charengine.errors import EngineError
 from charengine.machine.home import find_home
+from charengine.machine.own_packages import take_own_packages
 
 app = typer.Typer(
     help="From one sentence to a tested, reusable character adapter.",
@@ -49,6 +50,7 @@ INTERRUPTED = 130
 def main() -> NoReturn:
     """Run the command line; every failure ends in one message on stderr and the exit status of its kind."""
     try:
+        take_own_packages()
         app()
         sys.exit(0)
     except EngineError as error:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from charengine.cli.console import listen, say, say_json, training_bar
-from charengine.machine.addresses import use_services
-from charengine.machine.environment import apply_defaults
-from charengine.machine.home import Home, find_home
+from charengine.machine.home import find_home
 from charengine.run.request import RunRequest, check
+from charengine.services.prefect_server import reach_prefect
 
 if TYPE_CHECKING:
     from charengine.records import RunResult
@@ -79,7 +76,7 @@ def start(request: RunRequest, as_json: bool) -> None:
     listen(quiet=as_json)
     home = find_home()
     run = check(request, home)
-    prefect_is_up = _reach_prefect(home)
+    prefect_is_up = reach_prefect(home)
     from charengine.run.workspace import open_workspace
 
     with training_bar(quiet=as_json):
@@ -89,17 +86,6 @@ def start(request: RunRequest, as_json: bool) -> None:
 
         result = start_flow(run, workspace)
     say_result(result, as_json)
-
-
-def _reach_prefect(home: Home) -> Callable[[], None]:
-    """Use the servers of `charengine up`, or those the user named, or start one; call the result to wait for it."""
-    apply_defaults(home.create())
-    use_services(home)
-    if os.environ.get("PREFECT_API_URL"):
-        return lambda: None
-    from charengine.services.prefect_server import start_prefect
-
-    return start_prefect(home)
 
 
 def say_result(result: RunResult, as_json: bool) -> None:
@@ -133,7 +119,7 @@ def batch(
     listen(quiet=as_json)
     home = find_home()
     requests = read_cast(cast, profile=profile, overrides=tuple(settings), out=out)
-    _reach_prefect(home)()
+    reach_prefect(home)()
     from flows.batch import batch as batch_flow
 
     with training_bar(quiet=as_json):

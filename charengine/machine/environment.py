@@ -6,12 +6,15 @@ Home folder: `$CHARENGINE_HOME`, else `~/.charengine`. A variable that the user 
 from __future__ import annotations
 
 import os
+import sys
 
 from charengine.machine.home import Home
+from charengine.machine.own_packages import INSTALLED
 
 CORS_ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 SERVER_AUTH = "PREFECT_SERVER_API_AUTH_STRING"  # user:password
 CLIENT_AUTH = "PREFECT_API_AUTH_STRING"
+SITE = ("site-packages", "dist-packages")  # where installed packages lie
 CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
 DEFAULTS = {
@@ -62,6 +65,25 @@ def apply_defaults(home: Home) -> None:
         os.environ.setdefault(CLIENT_AUTH, password)
 
 
+def lost_defaults() -> list[str]:
+    """What the defaults no longer change, since a library that reads them when it is imported is there; ask before setting them."""
+    return [
+        f"{library}: {lost}"
+        for library, (prefixes, lost) in _READ_AT_IMPORT.items()
+        if library in sys.modules and any(name.startswith(prefixes) and name not in os.environ for name in DEFAULTS)
+    ]
+
+
+_READ_AT_IMPORT = {
+    "torch": (("OMP_", "GOMP_"), "training is slower wherever other programs use the processor too"),
+    "mlflow": (("MLFLOW_",), "it may report how it is used, and retries for minutes when its server is gone"),
+    "prefect": (
+        ("PREFECT_", "DO_NOT_TRACK"),
+        "it may report how it is used, and keeps its database in a folder of its own",
+    ),
+}
+
+
 def quieten_console() -> None:
     """Keep Prefect's log lines off this process's terminal, unless the user has set a level; children speak as ever."""
     if CONSOLE_LEVEL not in os.environ:
@@ -70,8 +92,11 @@ def quieten_console() -> None:
 
 
 def for_children() -> dict[str, str]:
-    """The environment to hand on."""
-    return {name: value for name, value in os.environ.items() if name not in _of_this_process}
+    """The environment to hand on; a checkout that is not installed stays importable (children search no current folder)."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _of_this_process}
+    if INSTALLED.name in SITE:
+        return inherited
+    return {**inherited, "PYTHONPATH": os.pathsep.join(filter(None, (str(INSTALLED), os.environ.get("PYTHONPATH"))))}
 
 
 _of_this_process: set[str] = set()

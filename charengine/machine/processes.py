@@ -14,6 +14,7 @@ from charengine.errors import BadInput
 
 HOST = "127.0.0.1"
 STOP_SECONDS = 15.0
+PYTHON_MODULE = (sys.executable, "-P", "-m")  # -P: modules are not searched in the folder where the user stands
 
 
 def choose_port(wanted: int | None, default: int) -> int:
@@ -54,7 +55,7 @@ def _is_free(port: int) -> bool:
 def spawn(command: list[object], output: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """A child with a session of its own, so that Ctrl-C reaches only us, and that dies when we do."""
     return subprocess.Popen(
-        [sys.executable, "-m", *(str(part) for part in command)],
+        [*PYTHON_MODULE, *(str(part) for part in command)],
         stdout=output,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

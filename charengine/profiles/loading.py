@@ -120,7 +120,7 @@ def _apply(data: dict[str, Any], text: str) -> str | None:
     if not found:
         return f"--set {text!r}: write section.key=value, e.g. train.steps=800"
     if place not in setting_names():
-        return f"--set {place}: no such setting{_did_you_mean(place)}"
+        return f"{place}: no such setting{_did_you_mean(place)}"
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:

@@ -1,4 +1,4 @@
-"""The Prefect server of a single run."""
+"""The Prefect server that a run uses: one that is there, or its own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ import time
 from collections.abc import Callable
 
 from charengine.errors import StageFailed
-from charengine.machine.addresses import answers
-from charengine.machine.environment import for_children
+from charengine.machine.addresses import answers, use_services
+from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import Home
 from charengine.machine.processes import HOST, any_free_port, end, spawn
 
 START_SECONDS = 120.0  # the first start makes the database
+
+
+def reach_prefect(home: Home) -> Callable[[], None]:
+    """Use the servers of `charengine up`, or those the user named, or start one; call the result to wait for it."""
+    apply_defaults(home.create())
+    use_services(home)
+    return (lambda: None) if os.environ.get("PREFECT_API_URL") else start_prefect(home)
 
 
 def start_prefect(home: Home) -> Callable[[], None]:

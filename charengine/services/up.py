@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from charengine.errors import BadInput, Interrupted, StageFailed
 from charengine.machine.addresses import answers, database_uri, own_origins, running_services
 from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import WORK_FOLDER, Home, work_folder
-from charengine.machine.processes import HOST, choose_port, end, spawn
+from charengine.machine.processes import HOST, PYTHON_MODULE, choose_port, end, spawn
 from charengine.services.prefect_api import cancel_active_runs
 
 log = logging.getLogger(__name__)
@@ -166,7 +165,7 @@ class Up:
 
     def _set_up(self) -> None:
         done = subprocess.run(
-            [sys.executable, "-m", "deployments.set_up"], env=self._environment(), capture_output=True, text=True
+            [*PYTHON_MODULE, "deployments.set_up"], env=self._environment(), capture_output=True, text=True
         )
         (self.home.logs / "set-up.log").write_text(done.stdout + done.stderr)
         if done.returncode:

@@ -1,0 +1,342 @@
+"""The engine from Python: a studio has models and settings; a character in it goes through the stages one by one, or all at once.
+
+    import charengine as ce
+
+    studio = ce.Studio("embedded", train={"steps": 100})
+    who = studio.character("an orc woman with red hair and a blue coat", name="Grisha")
+    sheet = who.sheet()   # a notebook shows it
+    sweep = who.sweep()   # the stages before it are run when they have not been
+    sweep.pick
+    result = who.run()    # the whole run, as `charengine run` does it
+
+Keys, kept results, trigger and bytes are those of the command: both call `charengine.run.running.run`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import yaml
+
+from charengine.config import Profile, Settings
+from charengine.errors import BadInput, ConfigError
+from charengine.machine.addresses import use_services
+from charengine.machine.environment import apply_defaults, lost_defaults, quieten_console
+from charengine.machine.home import Home, find_home
+from charengine.machine.own_packages import own_packages
+from charengine.profiles.loading import load_profile
+from charengine.run.paths import absolute_override, absolute_profile
+from charengine.run.request import CheckedRun, RunRequest, check
+
+if TYPE_CHECKING:
+    from charengine.records import (
+        AdapterRecord,
+        DatasetRecord,
+        ExpansionRecord,
+        Record,
+        ReportRecord,
+        RunRecord,
+        RunResult,
+        SheetRecord,
+        SweepRecord,
+        ViewsRecord,
+    )
+    from charengine.run.keys import Input
+    from charengine.run.workspace import Workspace
+    from charengine.stage import Stage
+    from charengine.stages.report.notebook import Shown
+
+    R = TypeVar("R", bound=Record)
+
+log = logging.getLogger(__name__)
+
+
+class Studio:
+    """Models and settings, in which characters are made.
+
+    Make it before torch, Prefect or MLflow are imported: they read the engine's defaults (threads, no telemetry) when they are. A
+    studio that is made later says in a warning what is lost.
+
+    Args:
+        profile: name of a shipped profile (`charengine profiles` lists them), or a YAML file.
+        settings: what is to differ from it: sections as dicts, `train={"steps": 100}`, or a setting of the profile itself,
+            `budget_gib=8`. docs name them all.
+
+    Raises:
+        ConfigError: unknown profile, section or setting, or a value out of range; every problem at once.
+    """
+
+    def __init__(self, profile: str | Path = "embedded", **settings: object) -> None:
+        self._source = absolute_profile(str(profile))
+        self._overrides = tuple(absolute_override(text) for text in _overrides(settings))
+        self.profile: Profile = load_profile(self._source, self._overrides)
+        self._home = find_home()
+        lost = lost_defaults()
+        apply_defaults(self._home)
+        if lost:
+            log.warning(
+                "imported before the studio was made, so the engine's defaults come too late for %s. "
+                "Make the studio first, in a fresh process",
+                "; ".join(lost),
+            )
+
+    def character(
+        self,
+        prompt: str,
+        name: str = "",
+        *,
+        class_noun: str = "",
+        trigger: str = "",
+        seed: int = 42,
+        sheet: str | Path = "",
+        out: str | Path = "",
+        refresh: tuple[str, ...] = (),
+    ) -> CharacterRun:
+        """A character to be made; nothing is drawn or trained yet.
+
+        Args:
+            prompt: one sentence saying what the character looks like.
+            name: letters, digits, spaces, _ and -; empty: taken from the prompt.
+            class_noun: "woman", "robot"…; empty: taken from the prompt.
+            trigger: rare word that will mean the character; empty: derived from the name.
+            seed: same seed, same machine kind: same files.
+            sheet: a sheet that exists already (PNG, JPEG, WebP); empty: one is drawn.
+            out: folder that `save` and `run` write; empty: runs/NAME.
+            refresh: stages to run even if their result is kept.
+
+        Raises:
+            ConfigError: everything that is wrong with it, one line each.
+        """
+        request = RunRequest(
+            prompt,
+            name,
+            class_noun,
+            trigger,
+            seed,
+            self._source,
+            self._overrides,
+            str(sheet),
+            str(out),
+            tuple(refresh),
+        )
+        return CharacterRun(check(request, self._home), self._home)
+
+    def __repr__(self) -> str:
+        return f"Studio({', '.join([repr(self.profile.name), *self._overrides])})"
+
+
+class CharacterRun:
+    """One character on its way from prompt to report; made by `Studio.character`.
+
+    Each step runs the steps before it when they are missing, takes results that are kept, and remembers what it made. What it
+    returns is the stage's record (`charengine.records`), which a notebook shows with its pictures; `.record` is the bare record.
+    Every step raises EngineError: MissingDependency, BadInput, SheetRejected, OutOfBudget… (`charengine.errors`).
+
+    Args:
+        checked: what was asked for.
+        home: where results are kept.
+    """
+
+    def __init__(self, checked: CheckedRun, home: Home) -> None:
+        self._checked = checked
+        self._home = home
+        self._made: dict[str, Record] = {}
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """Character, settings, models and store; asked for the first time, every model file is looked for."""
+        use_services(self._home)
+        from charengine.run.workspace import open_workspace
+
+        return open_workspace(self._checked, self._home)
+
+    @property
+    def trigger(self) -> str:
+        """The word that means the character."""
+        return self.workspace.character.trigger
+
+    def sheet(self) -> Shown[SheetRecord]:
+        """The sheet, drawn or the given file: front, side and back."""
+        return self._shown(self._sheet())
+
+    def crop(self) -> Shown[ViewsRecord]:
+        """The three views, cut out of the sheet."""
+        return self._shown(self._views())
+
+    def expand(self) -> Shown[ExpansionRecord]:
+        """More views, drawn from the three.
+
+        Raises:
+            BadInput: the settings ask for none.
+        """
+        expansion = self._expansion()
+        if expansion is None:
+            raise BadInput('expand.count is 0, so there are no more views; make the studio with expand={"count": 5}')
+        return self._shown(expansion)
+
+    def caption(self) -> Shown[DatasetRecord]:
+        """Views and captions, with what was edited in the run's folder."""
+        return self._shown(self._dataset())
+
+    def train(self) -> Shown[AdapterRecord]:
+        """The adapter and its checkpoints; one that was interrupted continues."""
+        return self._shown(self._training())
+
+    def sweep(self) -> Shown[SweepRecord]:
+        """Checkpoints at several strengths, and the pick."""
+        return self._shown(self._sweep())
+
+    def report(self) -> Shown[ReportRecord]:
+        """The report: one page with everything on it."""
+        return self._shown(self._report(self._record()))
+
+    def save(self) -> RunResult:
+        """Write the folder that `charengine run` writes, after what is missing has been made; where the files are."""
+        from charengine.run import folder
+        from charengine.run.result import Written, run_result
+
+        run, out, store = self._record(), self._checked.out, self.workspace.store
+        page = self._report(run)
+        run = run.model_copy(update={"stages": tuple(self.workspace.facts)})
+        if run.expansion:
+            folder.write_expansion(run.expansion, out / "extra_views", store)
+        adapter, recommended = folder.write_adapters(run.sweep, run.trigger, out, store)
+        folder.write_pictures(run.sweep, out, store)
+        written = Written(
+            sheet=folder.write_sheet(run.sheet, out, store),
+            views=folder.write_views(run.views, out / "views", store),
+            captions=folder.write_dataset(run.dataset, out, store, self._captioned()[1]),
+            adapter=adapter,
+            recommended_adapter=recommended,
+            report=folder.write_report(page, run, out, store),
+        )
+        result = run_result(run, written)
+        folder.write_result(result, out)
+        return result
+
+    def run(self) -> RunResult:
+        """The whole run through the Prefect flow, as `charengine run` does it; files go to the character's folder."""
+        quieten_console()
+        from charengine.run.workspace import open_workspace
+        from charengine.services.prefect_server import reach_prefect
+
+        prefect_is_up = reach_prefect(self._home)
+        workspace = open_workspace(self._checked, self._home)
+        prefect_is_up()
+        with own_packages():
+            from flows.character import start
+
+            return start(self._checked, workspace)
+
+    def __repr__(self) -> str:
+        character = self._checked.character
+        return f"CharacterRun({character.name!r}, {character.prompt!r}, out={str(self._checked.out)!r})"
+
+    def _run(self, stage: Stage[R], *inputs: Input) -> R:
+        """The stage's record: remembered, kept in the store, or made now."""
+        from charengine.run.running import key_of, run
+        from charengine.tracking.protocol import closing
+
+        workspace = self.workspace
+        key = key_of(stage, workspace, *inputs)
+        if key not in self._made:
+            workspace.facts[:] = [fact for fact in workspace.facts if fact.stage != stage.name]
+            with closing(workspace.track()) if stage.long else nullcontext():
+                self._made[key] = run(stage, workspace, *inputs)
+        return cast("R", self._made[key])
+
+    def _shown(self, record: R) -> Shown[R]:
+        from charengine.stages.report.notebook import Shown
+
+        return Shown(record, self.workspace.store)
+
+    def _sheet(self) -> SheetRecord:
+        from charengine.stages.sheet.draw import DRAWN_SHEET
+        from charengine.stages.sheet.given import GIVEN_SHEET
+
+        given = self.workspace.given
+        return self._run(GIVEN_SHEET, given) if given else self._run(DRAWN_SHEET)
+
+    def _views(self) -> ViewsRecord:
+        from charengine.stages.crop import CROP
+
+        return self._run(CROP, self._sheet())
+
+    def _expansion(self) -> ExpansionRecord | None:
+        from charengine.stages.expand.expand import EXPAND
+
+        return self._run(EXPAND, self._views()) if self.workspace.profile.expand.count else None
+
+    def _captioned(self) -> tuple[DatasetRecord, str]:
+        """The captions as the stage made them, and its key."""
+        from charengine.run.running import key_of
+        from charengine.stages.caption import CAPTION
+
+        expansion = self._expansion()
+        inputs = (self._views(), *(expansion.kept if expansion else ()))
+        return self._run(CAPTION, *inputs), key_of(CAPTION, self.workspace, *inputs)
+
+    def _dataset(self) -> DatasetRecord:
+        from charengine.run.folder import take_edits
+
+        dataset, key = self._captioned()
+        return take_edits(dataset, self._checked.out, key)
+
+    def _training(self) -> AdapterRecord:
+        from charengine.stages.train.stage import TRAIN
+
+        return self._run(TRAIN, self._dataset())
+
+    def _sweep(self) -> SweepRecord:
+        from charengine.stages.sweep.stage import SWEEP
+
+        return self._run(SWEEP, self._training(), self._dataset())
+
+    def _record(self) -> RunRecord:
+        from charengine.run.result import run_record
+
+        sweep, training, dataset = self._sweep(), self._training(), self._dataset()
+        return run_record(self.workspace, self._sheet(), self._expansion(), dataset, training, sweep)
+
+    def _report(self, run: RunRecord) -> ReportRecord:
+        from charengine.stages.report.page import REPORT
+
+        return self._run(REPORT, run)
+
+
+def _overrides(settings: Mapping[str, object]) -> Iterator[str]:
+    """The settings as `section.key=value`, as the command's --set takes them.
+
+    Raises:
+        ConfigError: a section that is no dict.
+    """
+    sections = {name for name, field in Profile.model_fields.items() if _is_section(field.annotation)}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{key}={_yaml(item)}" for key, item in value.items())
+        elif name in sections:
+            raise ConfigError(f"{name}: a section, got {value!r}; give its settings as a dict, e.g. {name}={{…}}")
+        else:
+            yield f"{name}={_yaml(value)}"
+
+
+def _is_section(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Settings)
+
+
+def _yaml(value: object) -> str:
+    """A value as --set reads it back; a string, which may be a path, as it is where that is the same."""
+    if not isinstance(value, str | Path):
+        return json.dumps(value, default=str, ensure_ascii=False)
+    text = str(value)
+    try:
+        same = text == "" or yaml.safe_load(text) == text
+    except yaml.YAMLError:
+        same = False
+    return text if same else json.dumps(text, ensure_ascii=False)
