@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from prefect import Task, task
+from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
@@ -24,6 +24,15 @@ from charengine.stage import Stage
 R = TypeVar("R", bound=Record)
 
 
+class StageTask(Task[..., R]):
+    """A task whose call gives the record, also where it ends in a state of its own; Prefect would give that state."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The record, or with `return_state=True` the state."""
+        outcome = super().__call__(*args, **kwargs)
+        return outcome if kwargs.get("return_state") or not isinstance(outcome, State) else outcome.result()
+
+
 def stage_task(stage: Stage[R]) -> Task[..., R]:
     """The stage as a Prefect task: called with the workspace and the stage's inputs; a kept result ends it as "Cached"."""
 
@@ -31,7 +40,8 @@ def stage_task(stage: Stage[R]) -> Task[..., R]:
         result = run(stage, workspace, *inputs)
         return Completed(name="Cached", data=result) if workspace.facts[-1].cached else result
 
-    made: Task[..., R] = task(
+    return StageTask(
+        body,
         name=stage.name,
         task_run_name=stage.name + "-{workspace.slug}",
         cache_policy=NO_CACHE,
@@ -39,8 +49,7 @@ def stage_task(stage: Stage[R]) -> Task[..., R]:
         retries=2,
         retry_delay_seconds=exponential_backoff(2),
         retry_condition_fn=should_retry,
-    )(body)
-    return made
+    )
 
 
 def should_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:

@@ -49,6 +49,14 @@ def test_a_task_gives_its_record_whether_made_or_kept(workspace: Workspace) -> N
     assert isinstance(made, ReportRecord) and made == kept
 
 
+def test_the_next_task_is_handed_the_kept_record_itself(workspace: Workspace) -> None:
+    """Outside the flow a list would do: Prefect takes records out of the states that a flow returns."""
+    stage, _ = counted()
+    task, seen = stage_task(stage), []
+    flow(lambda: seen.extend([task(workspace), task(workspace)]), name="under-test")()
+    assert [type(one) for one in seen] == [ReportRecord, ReportRecord]
+
+
 @pytest.mark.parametrize(
     "error",
     [BadInput("x"), SheetRejected("x"), OutOfBudget("x"), Interrupted("x")],
