@@ -1,0 +1,73 @@
+"""What `run` and `batch` say at the end: each number and path under its own name, in words and as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from charengine.cli.run import say_result
+from charengine.records import RunResult
+from charengine.stages.report.cast import gallery_page, table
+
+RESULT = RunResult(
+    name="Zorga",
+    trigger="zorgax",
+    recommended_prompt="zorgax orc, green skin",
+    sheet=Path("/out/sheet.png"),
+    views=(Path("/out/views/front.png"),),
+    captions=(Path("/out/dataset/front.txt"),),
+    adapter=Path("/out/adapters/trained.safetensors"),
+    recommended_adapter=Path("/out/adapters/recommended.safetensors"),
+    checkpoint_step=200,
+    strength=0.6,
+    report=Path("/out/report.html"),
+    mlflow_run_id="run",
+    prefect_flow_run_id="flow",
+    cached_stages=("sheet", "crop"),
+    warnings=("the side figure touches the edge",),
+    seconds={"sheet": 0.4, "train": 92.0},
+)
+
+
+def test_a_person_reads_the_prompt_the_pick_and_both_files(capsys: pytest.CaptureFixture[str]) -> None:
+    say_result(RESULT, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "warning: the side figure touches the edge"
+    told = "\n".join(lines)
+    assert "say 'zorgax orc, green skin' in a prompt" in told
+    assert "pick: step 200 at strength 0.6" in told
+    assert re.search(r"recommended adapter .*: */out/adapters/recommended\.safetensors$", told, re.M)
+    assert re.search(r"adapter as trained: */out/adapters/trained\.safetensors$", told, re.M)
+    assert "report: /out/report.html" in told
+    assert "took sheet 0 s, train 92 s; unchanged: sheet, crop" in told
+
+
+def test_a_program_reads_the_same_as_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    say_result(RESULT, as_json=True)
+    [line] = capsys.readouterr().out.splitlines()
+    assert RunResult.model_validate(json.loads(line)) == RESULT
+    assert json.loads(line)["recommended_adapter"] == "/out/adapters/recommended.safetensors"
+    assert json.loads(line)["adapter"] == "/out/adapters/trained.safetensors"
+
+
+def test_a_cast_is_told_character_by_character_and_why_one_failed(tmp_path: Path) -> None:
+    sheet = tmp_path / "zorga/sheet.png"
+    sheet.parent.mkdir()
+    Image.new("RGB", (64, 64), "red").save(sheet)
+    made = RESULT.model_copy(update={"sheet": sheet, "report": tmp_path / "zorga/report.html"})
+    outcomes = [
+        {"name": "Zorga", "prompt": "an orc", "error": "", "result": made.model_dump(mode="json")},
+        {"name": "Bea", "prompt": "a <bee>", "error": "the GPU\nis gone", "result": None},
+    ]
+    assert table(outcomes).splitlines()[2:] == [
+        f"| Zorga | zorgax | step 200 at 0.6 | {tmp_path}/zorga/report.html |",
+        "| Bea | | | failed: the GPU is gone |",
+    ]
+    page = gallery_page(outcomes, tmp_path / "cast.html").read_text()
+    assert "2 characters, 1 failed." in page
+    assert "Trigger <b>zorgax</b>; step 200 at strength 0.6." in page and 'href="zorga/report.html"' in page
+    assert "<h2>Bea</h2><p>a &lt;bee&gt;</p>" in page and "the GPU\nis gone" in page
