@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mutants import ROOT, misplaced, read_list
 
 SCRIPT = Path(__file__).with_name("mutants.py")
 CODE = "def double(x):\n    return 2 * x\n\n\ndef name():\n    return 'double'\n"
@@ -62,3 +63,13 @@ def test_text_that_is_not_there_once_is_an_error_before_anything_is_tried(tree: 
 def test_tests_that_fail_anyway_tell_nothing(tree: Path) -> None:
     (tree / "tests/test_double.py").write_text(TEST.replace("== 4", "== 5"))
     assert tried(tree, ("sum", "2 * x", "3 * x")) == (1, {"(no mutant)": "fails"})
+
+
+def test_every_mutant_of_the_list_still_has_its_place_and_its_tests() -> None:
+    """Whoever moves or rewords a line that a mutant edits says in mutants.yaml where it is now."""
+    listed = read_list(ROOT / "tests/mutants.yaml")
+    assert [f"{one.name}: {one.file}: {one.detail}" for one in misplaced(listed, ROOT)] == []
+    for mutant in listed:
+        for test in mutant.tests:
+            path, _, name = test.partition("::")
+            assert f"def {name}" in (ROOT / path).read_text(), f"{mutant.name}: {test} is not there"
