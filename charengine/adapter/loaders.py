@@ -1,6 +1,6 @@
 """Where an adapter file loads, by what the loaders really read: its keys' layout against each loader's own list of names.
 
-What each reads of an SDXL U-Net (docs/adapter-loaders.md has the sources):
+What each reads of an SDXL U-Net (docs/reference/adapter-loaders.md has the sources):
 
 | loader | layers it knows by | algorithms |
 | --- | --- | --- |
