@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STRENGTH = "charengine.strength"  # metadata: the strength as trained that is this file's 1.0
 NEEDED = "a LoRA, LoCon, LoHa, LoKr or DoRA for SDXL is needed"
 
 

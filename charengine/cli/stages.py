@@ -241,16 +241,16 @@ def _workspace(character: Character, profile: Profile) -> Workspace:
 
 
 def _character_of(dataset: DatasetRecord, seed: int) -> Character:
-    """Whom a folder of captioned views shows: named by the trigger."""
+    """Whom a folder of captioned views shows: named by the trigger, which may be a phrase ("ohwx woman") that another trainer used."""
     from charengine.config import Character
 
-    return Character(
-        name=dataset.trigger,
+    character = Character(
+        name=file_stem(dataset.trigger),
         prompt=f"{dataset.trigger} {dataset.class_noun}",
         class_noun=dataset.class_noun,
-        trigger=dataset.trigger,
         seed=seed,
     )
+    return character.model_copy(update={"trigger": dataset.trigger})
 
 
 def _whoever() -> Character:
