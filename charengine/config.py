@@ -22,12 +22,13 @@ from pydantic import (
 from charengine.wording import name_problem, noun_problem, trigger_problem
 
 MAX_PROMPT = 2000  # characters; Qwen-Image-Edit reads 512 tokens, so more would be cut silently
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what a terminal obeys, and bytes that were no UTF-8
 
 
 class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, stable across machines, processes and key order."""
@@ -59,6 +60,8 @@ class Character(Settings):
             raise ValueError(
                 "prompt is empty: describe the character in one sentence, e.g. 'an orc woman in a blue coat'"
             )
+        if found := CONTROL.search(text):
+            raise ValueError(f"prompt holds the control character {found[0]!a}: write it as plain text")
         if len(text) > MAX_PROMPT:
             raise ValueError(
                 f"prompt has {len(text)} characters; at most {MAX_PROMPT} are allowed: keep what can be seen, drop the story"

@@ -28,7 +28,8 @@ tracking figures
 machine adapter charts profiles
 store
 stage
-pictures
+pictures documents
+files
 config
 records
 errors

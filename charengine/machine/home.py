@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from charengine.errors import BadInput
+from charengine.files import expanded, reason
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +69,9 @@ class Home:
             self._say_if_made_by_an_earlier_version()
             for folder in (self.store, self.state, self.locks, self.mlflow, self.prefect, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise BadInput(
-                f"home folder {self.root} cannot be written ({error.strerror}); set CHARENGINE_HOME to a folder that can"
+                f"home folder {self.root} cannot be written ({reason(error)}); set CHARENGINE_HOME to a folder that can"
             ) from error
         return self
 
@@ -91,7 +92,19 @@ class Home:
 
 def find_home() -> Home:
     """The home folder; nothing is created."""
-    return Home(Path(os.environ.get("CHARENGINE_HOME") or Path.home() / ".charengine").expanduser().absolute())
+    return Home(current_folder() / expanded(os.environ.get("CHARENGINE_HOME") or "~/.charengine"))
+
+
+def current_folder() -> Path:
+    """The folder that this process stands in.
+
+    Raises:
+        BadInput: it was deleted meanwhile, or may not be entered.
+    """
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise BadInput(f"the current folder is gone ({reason(error)}): change into another one") from error
 
 
 def work_folder() -> Path:
@@ -101,10 +114,10 @@ def work_folder() -> Path:
     home folder, and says so.
     """
     if given := os.environ.get(WORK_FOLDER):
-        return Path(given).expanduser().absolute()
+        return expanded(given).absolute()
     if os.environ.get(STARTED_BY_WORKER):
         return _home_as_work_folder(find_home())
-    return Path.cwd()
+    return current_folder()
 
 
 @cache
@@ -120,4 +133,5 @@ def _home_as_work_folder(home: Home) -> Path:
 
 def in_work_folder(path: str) -> Path:
     """A path as a user wrote it, absolute; a relative one starts in the work folder."""
-    return work_folder() / Path(path).expanduser()
+    place = expanded(path)
+    return place if place.is_absolute() else work_folder() / place

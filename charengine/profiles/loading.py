@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import (
     ValidationError,
 )
 
+from charengine import files
 from charengine.config import Profile, Settings
-from charengine.errors import ConfigError
+from charengine.documents import read_yaml
+from charengine.errors import BadInput, ConfigError
+
+LARGEST = 200_000  # bytes of a profile
+LONGEST_CHAIN = 20  # profiles that extend one another
+NUMBER = re.compile(r"[-+]?[\d._]+(e[-+]?\d+)?", re.IGNORECASE)
 
 
 def profile_names() -> list[str]:
@@ -31,7 +37,12 @@ def load_profile(name: str = "embedded", overrides: list[str] | tuple[str, ...] 
     Raises:
         ConfigError: unknown profile or key, value out of range; every problem at once.
     """
-    data = _read_profile(name)
+    try:
+        data = _read_profile(name)
+    except ConfigError:
+        raise
+    except BadInput as error:
+        raise ConfigError(str(error)) from error
     problems = [problem for text in overrides if (problem := _apply(data, text))]
     try:
         profile = Profile.model_validate(data)
@@ -53,7 +64,8 @@ def _explain_one(item: Any, prefix: str) -> str:
         return f"{place}: no such setting{_did_you_mean(place)}"
     if item["type"] == "value_error":
         return f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"])
-    value = repr(item["input"])
+    given = item["input"]
+    value = given if isinstance(given, str) and NUMBER.fullmatch(given) else repr(given)
     return f"{place}: {item['msg']}; got {value if len(value) < 100 else value[:97] + '...'}"
 
 
@@ -76,34 +88,62 @@ def _did_you_mean(place: str) -> str:
     return f"; settings are: {', '.join(setting_names()[:6])}, … (all of them: docs/reference/settings.md)"
 
 
-def _read_profile(name: str) -> dict[str, Any]:
-    path = Path(name)
+def _read_profile(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A profile's sections as text, those of the profile it extends under its own.
+
+    Args:
+        name: of a shipped profile, or a file.
+        extending: the profiles on the way here.
+    """
+    path = files.expanded(name)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        identity = str(path.absolute())
+        if not files.exists(path):
             raise ConfigError(f"profile file {name!r} does not exist")
-        text = path.read_text()
+        text = files.read_text(path, "profile", LARGEST)
     elif name in profile_names():
-        text = (resources.files("charengine.profiles") / f"{name}.yaml").read_text()
+        identity = name
+        text = (resources.files("charengine.profiles") / f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        close = difflib.get_close_matches(name, profile_names(), n=1)
+        close = difflib.get_close_matches(name[:80], profile_names(), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(
-            f"unknown profile {name!r}; shipped profiles are {', '.join(profile_names())}, or give a .yaml file{hint}"
+            f"unknown profile {name[:80]!r}; shipped profiles are {', '.join(profile_names())}, or give a .yaml file{hint}"
         )
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"profile {name!r} is not valid YAML: {error}") from error
+    if identity in extending or len(extending) > LONGEST_CHAIN:
+        chain = " → ".join(Path(one).name for one in (*extending, identity))
+        raise ConfigError(f"profile {name!r} extends itself ({chain[:300]}): let `extends` name another profile")
+    data = read_yaml(text, f"profile {name!r}")
     if not isinstance(data, dict):
-        raise ConfigError(f"profile {name!r} must be a mapping of sections, got {type(data).__name__}")
+        raise ConfigError(f"profile {name!r} must be a mapping of sections, got {_kind(data)}")
     base = data.pop("extends", None)
-    return _merge(_read_profile(_beside(path, str(base))), data) if base else data
+    if base is None:
+        return _without_empty(data)
+    if not isinstance(base, str):
+        raise ConfigError(f"profile {name!r}: extends is {_kind(base)}; give the name of one profile, or its file")
+    return _merge(_read_profile(_beside(path, base), (*extending, identity)), _without_empty(data))
+
+
+def _kind(value: Any) -> str:
+    return next(
+        (name for kind, name in ((dict, "a mapping"), (list, "a list"), (str, "a text")) if isinstance(value, kind)),
+        "nothing",
+    )
+
+
+def _without_empty(data: dict[str, Any]) -> dict[str, Any]:
+    """The sections without what has no value: an empty section or setting is as if its line were not there."""
+    return {
+        key: _without_empty(value) if isinstance(value, dict) else value
+        for key, value in data.items()
+        if value is not None and value != "null"
+    }
 
 
 def _beside(path: Path, base: str) -> str:
     """A profile's file that stands beside the one that extends it; any other name as it is."""
     place = path.parent / base
-    return str(place) if place.suffix in (".yaml", ".yml") and place.is_file() else base
+    return str(place) if place.suffix in (".yaml", ".yml") and files.exists(place) else base
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -122,12 +162,13 @@ def _apply(data: dict[str, Any], text: str) -> str | None:
     if place not in setting_names():
         return f"{place}: no such setting{_did_you_mean(place)}"
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        return f"--set {place}: {value!r} is not a YAML value"
+        parsed = read_yaml(value, f"--set {place}")
+    except ConfigError as error:
+        return f"{error}; got {value[:80]!r}"
     section, _, key = place.partition(".")
-    if key:
-        data[section] = {**data.get(section, {}), key: "" if parsed is None else parsed}
-    else:
-        data[section] = parsed
-    return None
+    chosen = "" if parsed in (None, "null") else parsed
+    if not key:
+        data[section] = chosen
+    elif isinstance(data.setdefault(section, {}), dict):
+        data[section] = {**data[section], key: chosen}
+    return None  # a section that is no mapping is refused with the profile

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from charengine import files
+from charengine.documents import read_csv, read_yaml
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import in_work_folder
 from charengine.run.request import RunRequest, name_from_prompt, slug
 
 MAX_CAST = 1000
+WHOLE = re.compile(r"[-+]?[0-9]{1,12}")
 COLUMNS = tuple(field.name for field in fields(RunRequest))
 
 
@@ -24,7 +24,10 @@ def read_cast(
     """The characters of a cast file; an entry's own profile, settings and folder win over the ones given.
 
     YAML: a list of entries, or a mapping with `characters` (the list) and `defaults` (an entry without prompt).
-    CSV: a header line with at least `prompt`; several settings in one field are separated by `;`.
+    CSV, separated by commas, semicolons or tabs: a header line with at least `prompt`; several settings in one field are
+    separated by `;` (in double quotes, in a file whose columns are separated so).
+
+    Every field is text, as it was written: a character may be called no, 007 or Null.
 
     Raises:
         ConfigError: everything wrong with the file, one line each.
@@ -60,26 +63,23 @@ def check_cast(
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read ({error}); give a YAML or CSV file") from error
-    if path.suffix.lower() == ".csv":
-        return [dict(row) for row in csv.DictReader(io.StringIO(text))], {}
-    if path.suffix.lower() in (".yaml", ".yml"):
-        return _read_yaml(path, text)
-    raise BadInput(f"{path}: a cast is a .yaml, .yml or .csv file")
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".tsv", ".yaml", ".yml"):
+        raise BadInput(f"{path}: a cast is a .yaml, .yml or .csv file (.tsv with tabs)")
+    text = files.read_text(path, "cast")
+    if suffix in (".csv", ".tsv"):
+        return list(read_csv(text, path.name, COLUMNS, MAX_CAST)), {}
+    return _read_yaml(path, text)
 
 
 def _read_yaml(path: Path, text: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path} is not valid YAML: {error}") from error
+    data = read_yaml(text, path.name)
     defaults = data.get("defaults") or {} if isinstance(data, dict) else {}
     entries = data.get("characters") if isinstance(data, dict) else data
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in [defaults, *entries]):
         raise BadInput(f"{path}: write a list of characters, each with at least a prompt (see deployments/samples)")
+    if isinstance(data, dict) and (unknown := [key for key in data if key not in ("characters", "defaults")]):
+        raise BadInput(f"{path}: no such section: {', '.join(unknown)[:200]}; sections are characters and defaults")
     return entries, defaults
 
 
@@ -87,30 +87,50 @@ def _request(entry: dict[str, Any], index: int, overrides: tuple[str, ...], prob
     unknown = [str(key) for key in entry if key not in COLUMNS]
     if unknown:
         problems.append(f"entry {index}: no such field: {', '.join(unknown)}; fields are {', '.join(COLUMNS)}")
-    known = {key: value for key, value in entry.items() if key in COLUMNS and value not in (None, "")}
-    text = {key: str(value) for key, value in known.items() if key not in ("overrides", "refresh", "seed")}
-    if not text.get("prompt"):
+    known = {key: value for key, value in entry.items() if key in COLUMNS and not _is_nothing(key, value)}
+    text = {}
+    for key, value in known.items():
+        if key in ("overrides", "refresh", "seed"):
+            continue
+        if isinstance(value, list | dict):
+            problems.append(
+                f"entry {index}: {key} must be text, got a {'list' if isinstance(value, list) else 'section'}"
+            )
+        else:
+            text[key] = str(value)
+    if not text.get("prompt") and "prompt" not in known:
         problems.append(f"entry {index}: prompt is missing; describe the character in one sentence")
     request = RunRequest(
         **{"prompt": "", **text},
         seed=_seed(known.get("seed", 42), index, problems),
-        overrides=(*overrides, *_several(known.get("overrides"))),
-        refresh=_several(known.get("refresh")),
+        overrides=(*overrides, *_several(known.get("overrides"), "overrides", index, problems)),
+        refresh=_several(known.get("refresh"), "refresh", index, problems),
     )
     return request if request.name else replace(request, name=name_from_prompt(request.prompt))
 
 
+def _is_nothing(key: str, value: Any) -> bool:
+    """Whether a field is left out; YAML's null too, except in a name, which may be Null."""
+    return value in (None, "") or (value == "null" and key != "name")
+
+
 def _seed(value: Any, index: int, problems: list[str]) -> int:
-    try:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole or (isinstance(value, str) and WHOLE.fullmatch(value.strip())):
         return int(value)
-    except (TypeError, ValueError):
-        problems.append(f"entry {index}: seed must be a whole number, got {value!r}")
-        return 42
+    problems.append(f"entry {index}: seed must be a whole number, got {str(value)[:80]!r}")
+    return 42
 
 
-def _several(value: Any) -> tuple[str, ...]:
+def _several(value: Any, key: str, index: int, problems: list[str]) -> tuple[str, ...]:
     if isinstance(value, list):
+        if not all(isinstance(item, str | int | float) for item in value):
+            problems.append(f"entry {index}: {key} must be a list of texts, e.g. [train.steps=800]")
+            return ()
         return tuple(str(item) for item in value)
+    if isinstance(value, dict):
+        problems.append(f"entry {index}: {key} must be a list of texts, e.g. [train.steps=800], got a section")
+        return ()
     return tuple(part.strip() for part in str(value or "").split(";") if part.strip())
 
 

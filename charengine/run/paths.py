@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import yaml
-
+from charengine import files
 from charengine.config import ModelSettings, Profile
+from charengine.documents import read_yaml
+from charengine.errors import ConfigError
 from charengine.machine.home import in_work_folder
 
 # a string of `models` is a path or a hub id, so only one that is there is taken for a path
@@ -51,13 +52,13 @@ def with_absolute_files(profile: Profile) -> Profile:
 
 
 def _absolute_model(text: str) -> str:
-    return absolute_file(text) if text and in_work_folder(text).exists() else text
+    return absolute_file(text) if text and files.exists(in_work_folder(text)) else text
 
 
 def _absolute_folders(value: str) -> str:
     try:
-        folders = yaml.safe_load(value)
-    except yaml.YAMLError:
+        folders = read_yaml(value, "models.folders")
+    except ConfigError:
         return value  # the profile's loader says what is wrong
     if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
         return value

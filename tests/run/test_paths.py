@@ -78,7 +78,14 @@ def test_a_run_from_the_page_names_files_of_the_work_folder(work: Path, home: Ho
 
 
 def test_what_names_no_file_stays_as_it_was_written(work: Path) -> None:
-    settings = ("train.continue_from=", "models.device=cpu", "models.clip=", "models.folders=[3]", "train.steps", "=")
+    settings = (
+        "train.continue_from=",
+        "models.device=cpu",
+        "models.clip=",
+        "models.folders=[{a: b}]",
+        "train.steps",
+        "=",
+    )
     assert RunRequest("an orc", overrides=settings).as_parameters()["overrides"] == list(settings)
     assert RunRequest("an orc").as_parameters()["profile"] == "embedded"
 

@@ -1,0 +1,247 @@
+"""YAML and CSV as people write them: text stays text, and what is ambiguous is refused with its line.
+
+YAML 1.1 takes the name `no` for a truth value, 007 for a number and 12:30 for seconds. Here every scalar is the text that was
+written; whoever reads it knows which type is wanted. Keys that stand twice, tags, control characters and documents that are too
+large, too deep or grow when their aliases are written out are refused before anything is built from them.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from charengine.errors import ConfigError
+
+MOST_NODES = 100_000  # keys, values and lists of one document, aliases written out
+DEEPEST = 20  # lists and mappings inside each other
+DELIMITERS = ",;\t"
+NOTHING = ("", "~")  # plain scalars that say that there is no value
+MERGE = "<<"
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+_Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C one where it is built: a hundred times faster
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------------
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """The document: mappings, lists, and scalars as the text that was written; None where nothing is written.
+
+    Args:
+        text: the document.
+        source: whose it is, before the line in messages.
+
+    Raises:
+        ConfigError: it is no YAML, or one of the things that are refused; every key that stands twice.
+    """
+    try:
+        return _Builder(source, iter(_events(text))).document()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {_first_words(error)}") from error
+    except (RecursionError, UnicodeError) as error:
+        raise ConfigError(f"{source} is not valid YAML: {type(error).__name__}") from error
+
+
+def _events(text: str) -> Iterator[Any]:
+    events: Iterator[Any] = yaml.parse(text, Loader=_Loader)
+    return events
+
+
+def _first_words(error: yaml.YAMLError) -> str:
+    """What is wrong and where, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else str(problem)
+
+
+class _Builder:
+    """Builds one document from the parser's events, counting as it goes."""
+
+    def __init__(self, source: str, events: Iterator[Any]) -> None:
+        self._source = source
+        self._events = events
+        self._anchors: dict[str, tuple[Any, int]] = {}
+        self._nodes = 0
+        self._doubled: list[str] = []
+
+    def document(self) -> Any:
+        """The only document.
+
+        Raises:
+            ConfigError: something in it is refused.
+        """
+        next(self._events)  # the stream's start
+        event = next(self._events)
+        if isinstance(event, yaml.StreamEndEvent):
+            return None
+        value = self._node(next(self._events), 0)
+        next(self._events)  # the document's end
+        event = next(self._events)
+        if not isinstance(event, yaml.StreamEndEvent):
+            self._refuse(event, "a second document begins here (---); write one")
+        if self._doubled:
+            raise ConfigError(self._doubled)
+        return value
+
+    def _refuse(self, event: Any, why: str) -> None:
+        raise ConfigError(f"{self._source}, line {event.start_mark.line + 1}: {why}")
+
+    def _count(self, event: Any, nodes: int) -> None:
+        self._nodes += nodes
+        if self._nodes > MOST_NODES:
+            self._refuse(
+                event, f"too much is written here: at most {MOST_NODES:,} keys and values are read, aliases included"
+            )
+
+    def _node(self, event: Any, depth: int) -> Any:
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event)
+        if depth > DEEPEST:
+            self._refuse(event, f"lists and sections are nested more than {DEEPEST} deep")
+        before = self._nodes
+        self._count(event, 1)
+        if getattr(event, "tag", None) not in (None, "!", "tag:yaml.org,2002:str"):
+            self._refuse(event, f"not valid YAML here: the tag {event.tag} is not read; write the value without it")
+        if isinstance(event, yaml.ScalarEvent):
+            value: Any = self._scalar(event)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            value = []
+            while not isinstance(inner := next(self._events), yaml.SequenceEndEvent):
+                value.append(self._node(inner, depth + 1))
+        else:
+            value = self._mapping(depth)
+        if event.anchor:
+            self._anchors[event.anchor] = (value, self._nodes - before)
+        return value
+
+    def _alias(self, event: Any) -> Any:
+        if event.anchor not in self._anchors:
+            self._refuse(event, f"*{event.anchor} names nothing that is written before it")
+        value, nodes = self._anchors[event.anchor]
+        self._count(event, nodes)
+        return value
+
+    def _scalar(self, event: Any) -> str | None:
+        text: str = event.value
+        if found := CONTROL.search(text):
+            self._refuse(event, f"the control character {found[0]!a} stands in a value; remove it")
+        return None if not event.style and text in NOTHING else text
+
+    def _mapping(self, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        merged: list[Any] = []
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            key = self._node(event, depth + 1)
+            value = self._node(next(self._events), depth + 1)
+            line = event.start_mark.line + 1
+            if not isinstance(key, str):
+                self._refuse(event, "a key must be a word")
+            elif key == MERGE and isinstance(event, yaml.ScalarEvent) and not event.style:
+                merged += value if isinstance(value, list) else [value]
+            elif key in lines:
+                self._doubled.append(
+                    f"{self._source}: {key!r} stands twice in one entry, in lines {lines[key]} and {line}; "
+                    "leave one, or begin a new entry with a dash"
+                )
+            else:
+                found[key], lines[key] = value, line
+        for one in merged:
+            found = {**(one if isinstance(one, dict) else {}), **found}
+        return found
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+def read_csv(text: str, source: str, columns: tuple[str, ...], most: int) -> list[dict[str, str]]:
+    """The rows of a table with a header, separated by commas, semicolons or tabs: whichever its header uses.
+
+    Args:
+        text: the table.
+        source: whose it is, before the line in messages.
+        columns: names that the header may have.
+        most: rows; reading stops at one more.
+
+    Raises:
+        ConfigError: everything wrong with the table, each with its line and column.
+    """
+    lines = [(number, line) for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1) if line.strip()]
+    if lines and (said := re.fullmatch(r"sep=(.)", lines[0][1].strip())):  # written by spreadsheets
+        delimiter, lines = said[1], lines[1:]
+    elif lines:
+        delimiter = max(DELIMITERS, key=lambda mark: len(_known(lines[0][1], mark, columns)))
+    else:
+        raise ConfigError(f"{source} is empty: write a header line with at least {columns[0]!r}")
+    problems: list[str] = []
+    header = [name.strip().lower() for name in _cells(*lines[0], delimiter, [], source, problems)]
+    problems += _header_problems(header, columns, f"{source}, line {lines[0][0]}")
+    rows: list[dict[str, str]] = []
+    for number, line in lines[1:]:
+        if problems and not rows and len(problems) > 20:
+            break
+        cells = _cells(number, line, delimiter, header, source, problems)
+        if cells and len(cells) != len(header):
+            problems.append(
+                f"{source}, line {number}: {len(cells)} fields, the header has {len(header)} ({', '.join(header)}); "
+                f"put a field that holds {delimiter!r} in double quotes"
+            )
+        rows.append(dict(zip(header, cells, strict=False)))
+        if len(rows) > most:
+            break
+    if problems:
+        raise ConfigError(problems)
+    return rows
+
+
+def _known(line: str, delimiter: str, columns: tuple[str, ...]) -> set[str]:
+    return {cell.strip().strip('"').lower() for cell in line.split(delimiter)} & set(columns)
+
+
+def _header_problems(header: list[str], columns: tuple[str, ...], place: str) -> list[str]:
+    unknown = [name for name in header if name not in columns]
+    doubled = sorted({name for name in header if header.count(name) > 1})
+    return [
+        *(f"{place}: no such field: {name!r}; fields are {', '.join(columns)}" for name in unknown),
+        *(f"{place}: the column {name!r} stands twice; leave one" for name in doubled if name in columns),
+    ]
+
+
+def _cells(number: int, line: str, delimiter: str, header: list[str], source: str, problems: list[str]) -> list[str]:
+    """The fields of one line; [] with a problem when they cannot be told apart.
+
+    A quoted field must end in its line: a quote that is never closed would swallow the rows below it.
+    """
+    place = f"{source}, line {number}"
+    if found := CONTROL.search(line):
+        problems.append(f"{place}: the control character {found[0]!a} stands in a field; remove it")
+        return []
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        column = _open_column(line, delimiter)
+        name = f" ({header[column - 1]})" if 0 < column <= len(header) else ""
+        if "unexpected end" in str(error):
+            problems.append(
+                f"{place}, column {column}{name}: a quote opened in line {number} is never closed in it; "
+                'close it, or write a quote inside a field as ""'
+            )
+        else:
+            problems.append(f'{place}, column {column}{name}: {error}; write a quote inside a field as ""')
+        return []
+
+
+def _open_column(line: str, delimiter: str) -> int:
+    """The column, from 1, in which the fields can no longer be told apart."""
+    column = 1
+    for match in re.finditer(re.escape(delimiter), line):
+        try:
+            column = len(next(csv.reader([line[: match.end()]], delimiter=delimiter, strict=True)))
+        except csv.Error:
+            continue
+    return column

@@ -1,0 +1,159 @@
+"""What lies at a path that somebody gave, asked kindly: a path that cannot be asked is one sentence, never a traceback.
+
+`Path.exists`, `is_file`, `is_dir` and `stat` raise for a folder that may not be entered, a name that is too long, a NUL byte; a
+glob passes silently over what it may not read. Everything that reads a user's path asks here (tests/test_paths_are_asked.py).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from charengine.errors import BadInput
+
+T = TypeVar("T")
+
+MOST_TEXT = 4_000_000  # bytes of a text file that is read
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there.
+
+    Raises:
+        BadInput: it cannot be told.
+    """
+    return _mode(path) is not None
+
+
+def is_file(path: Path) -> bool:
+    """Whether a plain file is there (through links).
+
+    Raises:
+        BadInput: it cannot be told.
+    """
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def is_dir(path: Path) -> bool:
+    """Whether a folder is there (through links).
+
+    Raises:
+        BadInput: it cannot be told.
+    """
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def is_link(path: Path) -> bool:
+    """Whether the path itself is a symbolic link."""
+    return asked(path, lambda: path.is_symlink())
+
+
+def size(path: Path) -> int:
+    """Bytes of a file.
+
+    Raises:
+        BadInput: there is none, or it cannot be told.
+    """
+    return asked(path, lambda: os.stat(path).st_size)
+
+
+def entries(folder: Path) -> list[Path]:
+    """What stands in a folder, by name.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    return asked(folder, lambda: sorted(Path(entry.path) for entry in os.scandir(folder)))
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """Every file in a folder and the folders inside it, by name; links to folders are not followed.
+
+    Raises:
+        BadInput: a folder cannot be read.
+    """
+    for path in entries(folder):
+        if is_dir(path):
+            if not is_link(path):
+                yield from below(path)
+        else:
+            yield path
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` written out.
+
+    Raises:
+        BadInput: nobody of that name has a home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise BadInput(f"{path}: no home folder is known for it; write the path out") from error
+
+
+def read_text(path: Path, label: str = "", most: int = MOST_TEXT) -> str:
+    """A text file, UTF-8 with or without a byte order mark, line ends as they are.
+
+    Args:
+        path: the file.
+        label: what it is to the user, before its path in messages.
+        most: bytes; a larger file is refused before it is read.
+
+    Raises:
+        BadInput: it is missing, not a plain file, too large, not UTF-8, or cannot be read.
+    """
+    name = f"{label} {path}".strip()
+    if not exists(path):
+        raise BadInput(f"{name}: no such file")
+    if not is_file(path):
+        raise BadInput(f"{name} is not a file; give a text file")
+    if (found := size(path)) > most:
+        raise BadInput(f"{name} has {found / 1e6:.1f} MB; at most {most / 1e6:.1f} MB are read")
+    data = asked(path, path.read_bytes)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise BadInput(f"{name} is not UTF-8 text (line {line}): save it as plain text in UTF-8") from error
+
+
+def asked(path: Path, ask: Callable[[], T]) -> T:
+    """The answer of the file system.
+
+    Raises:
+        BadInput: it gives none.
+    """
+    try:
+        return ask()
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{_shown(path)}: cannot be read ({reason(error)}); give another path, or the right to read it"
+        ) from error
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Why the file system gave no answer, in its words."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{_shown(path)}: cannot be read ({reason(error)}); give another path, or the right to read it"
+        ) from error
+
+
+def _shown(path: Path) -> str:
+    """A path as it may be printed: short, and without control characters."""
+    text = str(path)
+    return ascii(text[:200])[1:-1] + "…" if len(text) > 200 or not text.isprintable() else text

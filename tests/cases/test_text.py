@@ -1,0 +1,226 @@
+"""Casts, profiles and settings as people write them: text stays text, and what is ambiguous is refused with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from charengine.config import Profile
+from charengine.errors import BadInput, ConfigError
+from charengine.profiles.loading import load_profile
+from charengine.run.cast import check_cast, read_cast
+
+
+def cast_of(tmp_path: Path, text: str, name: str = "cast.yaml") -> list:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return read_cast(tmp_path / name)
+
+
+def refused(tmp_path: Path, text: str, name: str = "cast.yaml") -> str:
+    with pytest.raises(BadInput) as caught:
+        cast_of(tmp_path, text, name)
+    return str(caught.value)
+
+
+def profile_of(tmp_path: Path, text: str, *settings: str, name: str = "mine.yaml") -> Profile:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return load_profile(str(tmp_path / name), settings)
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["no", "off", "Yes", "007", "12:30", "0x1F", "1e3", "1_000", "2026-11-29", "Null", "1.50", "0o7"]
+)
+def test_a_name_is_the_text_that_was_written(tmp_path: Path, name: str) -> None:
+    (entry,) = cast_of(tmp_path, f"characters:\n  - name: {name}\n    prompt: an orc\n")
+    assert entry.name == name
+
+
+@pytest.mark.parametrize("nothing", ["", "~", "null"])
+def test_a_field_without_a_value_is_left_out(tmp_path: Path, nothing: str) -> None:
+    (entry,) = cast_of(tmp_path, f"- prompt: an orc\n  trigger: {nothing}\n  seed: {nothing}\n")
+    assert (entry.trigger, entry.seed) == ("", 42)
+
+
+def test_keys_that_stand_twice_are_all_refused_with_both_lines(tmp_path: Path) -> None:
+    told = refused(
+        tmp_path,
+        "characters:\n  - name: Grisha\n    prompt: an orc\n    name: Tin Tom\n    prompt: a robot\n  - name: Vex\n    prompt: x\n",
+    )
+    assert "'name' stands twice in one entry, in lines 2 and 4" in told and "'prompt'" in told and "3 and 5" in told
+
+
+def test_aliases_and_merges_work_and_cannot_grow_without_end(tmp_path: Path) -> None:
+    first, second = cast_of(tmp_path, "- &a {name: Aya, prompt: an orc, seed: 3}\n- {<<: *a, name: Bea}\n")
+    assert (second.name, second.prompt, second.seed) == ("Bea", first.prompt, 3)
+    laughs = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
+    )
+    assert "at most 100,000 keys and values" in refused(tmp_path, laughs)
+    assert "names nothing" in refused(tmp_path, "- *unknown\n")
+    assert "names nothing" in refused(tmp_path, "&a [*a]\n")  # inside itself
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- " * 900 + "x", "nested more than 20 deep"),
+        ("[" * 900 + "]" * 900, "nested more than 20 deep"),
+        ("- {prompt: an orc}\n" * 150_000, "at most 100,000"),
+        ("- prompt: " + "x" * 5_000_000, "at most 4.0 MB"),
+        ("- prompt: !!python/name:os.system an orc", "the tag"),
+        ("- prompt: !!int 3", "the tag"),
+        ("- prompt: an orc\n---\n- prompt: an elf", "line 2: a second document"),
+        ('- prompt: "an orc\\0"', "line 1: the control character"),
+        ('- prompt: "\\e[31man orc"', "control character '\\x1b'"),
+        ("- ? [a]\n  : b", "a key must be a word"),
+        ("- prompt: [an, orc]", "entry 1: prompt must be text"),
+        ("- prompt: {an: orc}", "entry 1: prompt must be text"),
+        ("- {prompt: an orc, overrides: {train.steps: 3}}", "overrides must be a list"),
+        ("- {prompt: an orc, overrides: [{train.steps: 3}]}", "overrides must be a list"),
+        ("", "list of characters"),
+        ("character:\n- {prompt: an orc}", "list of characters"),
+        ("characters: [{prompt: an orc}]\nprofile: sdxl-12gb", "no such section: profile"),
+        ("- {prompt: an orc\n", "line"),
+        ("\t- prompt: an orc", "not valid YAML"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_built(tmp_path: Path, text: str, told: str) -> None:
+    assert told in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize("seed", [".inf", "3.7", "true", "1e3", "many", "0x10", "12:30", "[1]"])
+def test_a_seed_is_a_whole_number(tmp_path: Path, seed: str) -> None:
+    assert "seed must be a whole number" in refused(tmp_path, f"- {{prompt: an orc, seed: '{seed}'}}\n")
+    assert "seed must be a whole number" in refused(tmp_path, f"- {{prompt: an orc, seed: {seed}}}\n")
+
+
+@pytest.mark.parametrize("seed", [3.7, True, float("inf"), float("nan"), [1]])
+def test_a_seed_from_a_form_is_a_whole_number(seed: object) -> None:
+    with pytest.raises(ConfigError, match="seed must be a whole number"):
+        check_cast([{"prompt": "an orc", "seed": seed}])
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_commas_semicolons_and_tabs_are_told_from_the_header(tmp_path: Path, mark: str) -> None:
+    text = "\r\n".join(
+        ["name|prompt|seed", "Grisha|an orc woman, in a blue coat|7".replace(", ", " "), "007|a spy|8", ""]
+    )
+    entries = cast_of(tmp_path, text.replace("|", mark), "cast.csv")
+    assert [(entry.name, entry.seed) for entry in entries] == [("Grisha", 7), ("007", 8)]
+
+
+def test_what_spreadsheets_write_is_read(tmp_path: Path) -> None:
+    text = '\ufeffsep=;\nName;Prompt;Overrides\nAya;"an orc; with ""tusks""";"train.steps=9;train.rank=4"\n'
+    (entry,) = cast_of(tmp_path, text, "cast.csv")
+    assert entry.prompt == 'an orc; with "tusks"' and entry.overrides == ("train.steps=9", "train.rank=4")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('name,prompt\nGrisha,"an orc\nTom,a robot\nVex,a woman\n', "a quote opened in line 2 is never closed"),
+        ('name,prompt\nGrisha,"an orc\nTom,"a robot"\n', "a quote opened in line 2 is never closed"),
+        ('name,prompt\n"Grisha,an orc\nTom,a robot"\n', "line 2, column 1 (name): a quote opened in line 2"),
+        ('name,prompt\nGrisha,"an" orc\n', "line 2, column 2 (prompt)"),
+        ("name,prompt\nGrisha,an orc, in blue\n", "line 2: 3 fields, the header has 2"),
+        ("name,prompt\nGrisha\n", "line 2: 1 fields"),
+        ("name,prompt,name\nA,an orc,B\n", "line 1: the column 'name' stands twice"),
+        ("name,promt\nA,an orc\n", "line 1: no such field: 'promt'"),
+        ("name|prompt\nA|an orc\n", "line 1: no such field"),
+        ("name,prompt\nA,an \x1b[31morc\n", "line 2: the control character"),
+        ("", "is empty"),
+        ("prompt\n" + "an orc\n" * 1500, "characters; 1 to 1000"),
+        ("prompt,seed\nan orc,3.5\n", "seed must be a whole number"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_refused_with_its_row(tmp_path: Path, text: str, told: str) -> None:
+    assert told in refused(tmp_path, text, "cast.csv")
+
+
+@pytest.mark.parametrize("name", ["cast.csv", "cast.yaml"])
+def test_a_cast_that_is_not_utf8_says_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes("prompt\nan orc na\xefve\n".encode("latin-1"))
+    with pytest.raises(BadInput, match=r"not UTF-8 text \(line 2\)"):
+        read_cast(tmp_path / name)
+
+
+# --- profiles and settings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["off", "on", "auto"])
+def test_a_choice_may_be_called_on_or_off(tmp_path: Path, value: str) -> None:
+    assert load_profile("embedded", [f"train.flips={value}"]).train.flips == value
+    assert profile_of(tmp_path, f"extends: embedded\nname: me\ntrain: {{flips: {value}}}\n").train.flips == value
+
+
+def test_the_settings_types_decide_what_a_text_means(tmp_path: Path) -> None:
+    text = "extends: embedded\nname: 007\ntrain: {steps: 12, learning_rate: 1e-3, deterministic: yes, cuda_graph: off}\nmodels: {edit: 2511, folders: [no, 1.50]}\nsweep: {strengths: [0.5, 1]}\n"
+    profile = profile_of(tmp_path, text)
+    assert (profile.name, profile.models.edit, profile.models.folders) == ("007", "2511", ("no", "1.50"))
+    assert (profile.train.steps, profile.train.learning_rate, profile.train.deterministic) == (12, 1e-3, True)
+    assert (profile.train.cuda_graph, profile.sweep.strengths) == ("off", (0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "train.learning_rate=.inf",
+        "train.learning_rate=inf",
+        "train.learning_rate=nan",
+        "sheet.guidance=nan",
+        "train.steps=true",
+        "train.steps=3.5",
+    ],
+)
+def test_numbers_are_finite_and_of_their_type(setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        load_profile("embedded", [setting])
+
+
+@pytest.mark.parametrize(
+    "empty", ["train:\n  # steps: 5\n", "train: ~\n", "train: null\n", "train: {}\n", "train: {steps: }\n"]
+)
+def test_an_empty_section_or_setting_is_none(tmp_path: Path, empty: str) -> None:
+    profile = profile_of(tmp_path, f"extends: embedded\nname: mine\n{empty}sweep: {{seeds: 1}}\n", "train.rank=5")
+    assert profile.train == load_profile("embedded", ["train.rank=5"]).train and profile.sweep.seeds == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"a.yaml": "extends: a.yaml\nname: me\n"}, "extends itself"),
+        ({"a.yaml": "extends: b.yaml", "b.yaml": "extends: c.yaml", "c.yaml": "extends: a.yaml"}, "extends itself"),
+        ({"a.yaml": "extends: [embedded]"}, "extends is a list"),
+        ({"a.yaml": "extends: {a: b}"}, "extends is a mapping"),
+        ({"a.yaml": "extends: 5"}, "unknown profile '5'"),
+        ({"a.yaml": "- train"}, "must be a mapping of sections, got a list"),
+        ({"a.yaml": ""}, "must be a mapping of sections, got nothing"),
+        ({"a.yaml": "name: me\ntrain: 5\n"}, "train: "),
+        ({"a.yaml": "name: me\ntrain: [1]\n"}, "train: "),
+        ({"a.yaml": "name: me\ntrain: {steps: 1}\ntrain: {steps: 2}\n"}, "lines 2 and 3"),
+        ({"a.yaml": "name: me\nseep: {seeds: 1}\n"}, "no such setting; did you mean sweep"),
+        ({"a.yaml": "name: me\n" + "x" * 300_000}, "at most 0.2 MB"),
+    ],
+)
+def test_a_profile_that_cannot_be_meant_is_refused_in_one_sentence(
+    tmp_path: Path, files: dict[str, str], told: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_profile(str(tmp_path / "a.yaml"), ["train.steps=5"])
+    assert told in str(caught.value) and len(caught.value.problems) <= 3
+
+
+def test_a_setting_says_what_was_written() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_profile("embedded", ["train.steps=0", "train.flips=maybe", "train.rank={a: b"])
+    text = str(caught.value)
+    assert "got 0" in text and "got 'maybe'" in text and "--set train.rank is not valid YAML" in text
