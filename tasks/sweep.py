@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from charengine.adapter.files import load_adapter
-from charengine.adapter.rescaling import STRENGTH
+from charengine.adapter.files import STRENGTH, load_adapter
 from charengine.records import AdapterRecord, DatasetRecord, SweepRecord
 from charengine.run.workspace import Workspace
 from charengine.stages.sweep.stage import SWEEP

@@ -12,8 +12,6 @@ from charengine.adapter.parts import FLOATS, rank_of
 from charengine.adapter.sorting import algorithm_of, split_key
 from charengine.errors import BadInput
 
-STRENGTH = "charengine.strength"  # metadata: the strength as trained that is this file's 1.0
-
 
 def rescale(data: bytes, strength: float) -> bytes:
     """The same adapter with `strength` as its new 1.0, exact for every layer that is LoRA, LoCon, LoHa or LoKr, and for trained norms.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from html import escape
@@ -54,7 +54,7 @@ class Page:
     """
 
     facts: Row
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Mapping[str, object], ...] = ()
     pictures: tuple[Picture, ...] = ()
     html: Ref | None = None
 
@@ -156,7 +156,7 @@ def _(training: AdapterRecord) -> Page:
 def _(sweep: SweepRecord) -> Page:
     pick = sweep.pick
     facts: Row = {"pick": f"step {pick.checkpoint_step} at strength {pick.strength:g}", "why": "; ".join(pick.reasons)}
-    plot = (Picture(sweep.plot, "identity and adherence", SHEET),) if _is_pixels(sweep.plot) else ()
+    plot = (Picture(sweep.plot, "identity and adherence", SHEET),) if sweep.plot and _is_pixels(sweep.plot) else ()
     pictures = (Picture(sweep.contact_sheet, "every checkpoint at every strength", CELLS), *plot)
     return Page(facts | _warnings(sweep.warnings), tuple(map(_cell, sweep.cells)), pictures)
 
@@ -183,8 +183,8 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "not recorded" if value is None else f"{value:.{digits}f}"
 
 
-def _is_pixels(ref: Ref | None) -> bool:
-    return ref is not None and ref.media_type != "image/svg+xml"
+def _is_pixels(ref: Ref) -> bool:
+    return ref.media_type != "image/svg+xml"
 
 
 def _facts(facts: Row) -> str:
@@ -192,7 +192,7 @@ def _facts(facts: Row) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _table(rows: tuple[Row, ...]) -> str:
+def _table(rows: tuple[Mapping[str, object], ...]) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
