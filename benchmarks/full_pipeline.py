@@ -329,6 +329,7 @@ class Run:
         assert self.trained is not None, "there is no adapter to sweep"
         left = self.bench.left
         changes: dict[str, Any] = {
+            "design": "grid",
             "strengths": (0.5, 1.0),
             "checkpoints": 2,
             "seeds": 4 if left > 120 else 2 if left > 60 else 1,

@@ -279,8 +279,13 @@ class TrainSettings(Settings):
 class SweepSettings(Settings):
     """Which checkpoints × strengths × prompts × seeds are tried."""
 
+    design: Literal["race", "grid"] = Field(
+        default="race", description="race: pictures go to the cells that may be the best; grid: every cell, every seed"
+    )
+    pictures: int = Field(default=56, ge=2, le=100_000, description="race: at most this many, strength 0's included")
     strengths: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(
-        default=(0.4, 0.6, 0.8, 1.0), description="tried on every checkpoint; 0, the base model, is always tried too"
+        default=(0.4, 0.6, 0.8, 1.0, 1.2, 1.4),
+        description="tried on the checkpoints; 0, the base model, is always tried too",
     )
     checkpoints: int = Field(
         default=3, ge=1, le=40, description="how many of the trained checkpoints, evenly spread, last included"
@@ -291,7 +296,9 @@ class SweepSettings(Settings):
     prompt_set: Literal["quick", "full"] = Field(
         default="quick", description="which built-in set: 4 prompts for two CPU cores, or 10 for a GPU"
     )
-    seeds: int = Field(default=2, ge=1, le=64, description="paired: the same seeds in every cell")
+    seeds: int = Field(
+        default=4, ge=1, le=64, description="paired: the same in every cell; race: at most this many in one"
+    )
     width: int = Field(default=256, ge=64, le=2048, multiple_of=8, description="pixels of each picture")
     height: int = Field(default=256, ge=64, le=2048, multiple_of=8, description="pixels of each picture")
     steps: int = Field(default=12, ge=1, le=200, description="denoising steps of each picture")

@@ -210,8 +210,23 @@ class AdapterRecord(Record):
         return self.checkpoints[-1].loss
 
 
+class Smoothed(Record):
+    """A cell as all pictures of its sweep tell it: each axis smoothed over strength and step, the score made from them."""
+
+    gain: float
+    kept: float
+    diversity_kept: float | None = Field(default=None, description="None: variety was not measured")
+    copying: float | None = Field(default=None, description="None: no scene was drawn")
+    score: float = Field(description="harmonic mean of gain and kept, each clipped to 0..1")
+    kept_most: float = Field(
+        description="what kept may be at best, in all but one of twenty cases; floors look at this"
+    )
+    diversity_most: float | None = None
+    copying_least: float | None = None
+
+
 class CellMetrics(Record):
-    """Scores of one checkpoint at one strength, over all prompts and seeds; strength 0 is the base model."""
+    """Scores of one checkpoint at one strength, over its prompts and seeds; strength 0 is the base model."""
 
     checkpoint_step: int
     strength: float
@@ -221,10 +236,36 @@ class CellMetrics(Record):
     copying: float
     score: float
     images: int
-    detail: dict[str, float] = Field(default_factory=dict, description="normalised values, confidence bounds, …")
+    gain: float = Field(description="0 = the base model's identity, 1 = as alike as the sheet's own views")
+    kept: float = Field(description="adherence as a share of strength 0's; 0 = as fitting for any other prompt")
+    diversity_kept: float = Field(description="variety between seeds as a share of strength 0's; 1 when not measured")
+    margin: float | None = Field(default=None, description="adherence minus the match with the other prompts")
+    background_leak: float | None = Field(default=None, description="border in the sheet's colour, above strength 0's")
+    class_leak: float | None = Field(default=None, description="identity of class prompts, above strength 0's")
+    ceiling: float | None = Field(default=None, description="strength 0 alone: mean cosine of the sheet's own views")
+    score_low: float | None = Field(default=None, description="with score_high: 90 % bounds of the smoothed score")
+    score_high: float | None = None
+    wins: float | None = Field(default=None, description="chance to be the best of the cells tried, 0..1")
+    on_front: bool | None = Field(default=None, description="no cell beats it on gain without losing on kept")
+    smoothed: Smoothed | None = None
     mlflow_run_id: str | None = None
 
     provenance = frozenset({"mlflow_run_id"})
+
+    @property
+    def known(self) -> CellMetrics | Smoothed:
+        """The best that is known of a cell: its smoothed numbers, or its own where nothing was smoothed."""
+        return self.smoothed or self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lift_detail(cls, data: Any) -> Any:
+        """Earlier records kept the numbers from `gain` to `on_front` in a dictionary called `detail`."""
+        if not (isinstance(data, dict) and "detail" in data):
+            return data
+        lifted = {**data, **data["detail"]}
+        del lifted["detail"]
+        return lifted
 
 
 class PickRecord(Record):
@@ -236,6 +277,19 @@ class PickRecord(Record):
     metrics: CellMetrics
     baseline: CellMetrics = Field(description="strength 0")
     overbaked: CellMetrics = Field(description="strength 1 of the last checkpoint")
+    expected_loss: float | None = Field(
+        default=None, description="score that the best cell tried may have above the pick's, on average over the noise"
+    )
+
+
+class Verdict(Record):
+    """Whether training went too far, not far enough, or neither, by the sweep's own smoothed scores."""
+
+    kind: Literal["over", "under", "right"]
+    line: str = Field(description="the finding and what to do next, one sentence each")
+    change: float | None = Field(
+        default=None, description="score won by the lower strength (over), or by the last steps"
+    )
 
 
 class SweepRecord(Record):
@@ -246,14 +300,24 @@ class SweepRecord(Record):
     seeds: tuple[int, ...]
     contact_sheet: Ref
     plot: Ref | None = None
-    images: dict[str, Ref] = Field(default_factory=dict, description="'step/strength/prompt/seed' -> PNG")
+    images: dict[str, Ref] = Field(default_factory=dict, description="`picture_name` -> picture")
     pick: PickRecord
     adapter: Ref = Field(description="as trained: last checkpoint")
     recommended_adapter: Ref = Field(description="the pick, rescaled so that strength 1.0 is the recommended one")
     mlflow_run_id: str | None = None
     warnings: tuple[str, ...] = ()
+    verdict: Verdict | None = Field(default=None, description="None in earlier records")
 
     provenance = frozenset({"mlflow_run_id", "warnings"})
+
+    def picture(self, cell: CellMetrics, prompt: int) -> Ref | None:
+        """A cell's picture of a prompt on the first seed, if it was drawn."""
+        return self.images.get(picture_name(cell.checkpoint_step, cell.strength, prompt, self.seeds[0]))
+
+
+def picture_name(step: int, strength: float, prompt: int, seed: int) -> str:
+    """What a sweep calls one picture: checkpoint step, strength, index of the prompt, seed."""
+    return f"{step}/{strength:g}/{prompt}/{seed}"
 
 
 class ReportRecord(Record):

@@ -28,6 +28,7 @@ from charengine.records import (
     SweepRecord,
     ViewRecord,
     ViewsRecord,
+    picture_name,
 )
 from charengine.store import Store
 
@@ -92,18 +93,21 @@ def sample_cell(step: int, strength: float) -> CellMetrics:
     gain = 1 - math.exp(-2.2 * push)
     kept = 1 - 0.22 * push**2.4
     score = 2 * gain * kept / max(gain + kept, 1e-6)
-    detail = {"gain": gain, "kept": kept, "diversity_kept": 1 - 0.4 * push**2}
+    variety = 1 - 0.4 * push**2
     extra = {"background_leak": 0.3 * push**3, "score_low": score - 0.05, "score_high": score + 0.04}
     return CellMetrics(
         checkpoint_step=step,
         strength=strength,
         identity=0.42 + 0.38 * gain,
         adherence=0.31 * kept,
-        diversity=0.2 * detail["diversity_kept"],
+        diversity=0.2 * variety,
         copying=0.2 + 0.4 * push,
         score=score,
         images=len(PROMPTS) * 2,
-        detail=detail | extra if strength else detail | {"ceiling": 0.8, "margin": 0.15},
+        gain=gain,
+        kept=kept,
+        diversity_kept=variety,
+        **(extra if strength else {"ceiling": 0.8, "margin": 0.15}),
     )
 
 
@@ -173,7 +177,7 @@ def sample_run(
 
 def _sample_sweep(store: Store, drawn: Callable[[int, float, int, int], Image.Image]) -> SweepRecord:
     cells = [sample_cell(0, 0.0), *(sample_cell(step, strength) for step in STEPS for strength in STRENGTHS)]
-    passing = [cell for cell in cells if cell.strength and cell.detail["kept"] >= 0.9]
+    passing = [cell for cell in cells if cell.strength and cell.kept >= 0.9]
     picked = max(passing, key=lambda cell: cell.score)
     images: dict[str, Ref] = {}
     columns = []
@@ -183,7 +187,7 @@ def _sample_sweep(store: Store, drawn: Callable[[int, float, int, int], Image.Im
         }
         columns.append((f"step {cell.checkpoint_step}\n{cell.strength:g}", row))
         for (p, s), image in row.items():
-            images[f"{cell.checkpoint_step}/{cell.strength:g}/{p}/{42 + s}"] = store.put(png(image), "cell.png")
+            images[picture_name(cell.checkpoint_step, cell.strength, p, 42 + s)] = store.put(png(image), "cell.png")
     grid = contact_sheet(columns, PROMPTS, 2, cells.index(picked))
     canvas = PilCanvas(640, 420)
     trade_off(canvas, cells, picked, SweepSettings().adherence_floor)
@@ -219,14 +223,12 @@ def plain_cell(step: int, strength: float, tenth: int) -> CellMetrics:
         copying=round(one + 0.04, 2),
         score=round(one + 0.05, 2),
         images=6,
-        detail={
-            "gain": round(one + 0.06, 2),
-            "kept": round(one + 0.07, 2),
-            "diversity_kept": round(one + 0.08, 2),
-            "background_leak": round(one + 0.09, 2),
-            "score_low": round(one, 2),
-            "score_high": round(one + 0.1, 2),
-        },
+        gain=round(one + 0.06, 2),
+        kept=round(one + 0.07, 2),
+        diversity_kept=round(one + 0.08, 2),
+        background_leak=round(one + 0.09, 2),
+        score_low=round(one, 2),
+        score_high=round(one + 0.1, 2),
     )
 
 

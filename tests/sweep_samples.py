@@ -22,7 +22,9 @@ from charengine.tracking.protocol import NullTracker
 SCENES = {"desert": (220, 180, 110), "city": (30, 30, 60), "forest": (30, 110, 50), "white": (255, 255, 255)}
 BASE_COAT, OWN_COAT = (200, 40, 160), (40, 90, 180)
 PROMPTS = ("{subject}, front view, plain white background", "{subject} in a desert", "{subject} in a city")
-SETTINGS = SweepSettings(prompts=PROMPTS, strengths=(0.25, 0.5, 0.75, 1.0), checkpoints=2, seeds=2, width=64, height=64)
+SETTINGS = SweepSettings(
+    design="grid", prompts=PROMPTS, strengths=(0.25, 0.5, 0.75, 1.0), checkpoints=2, seeds=2, width=64, height=64
+)
 GPU = torch.device("cuda")  # nothing here computes on it
 
 

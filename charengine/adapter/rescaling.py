@@ -77,6 +77,9 @@ def _scaled_layer(
 
 
 def _times(value: Tensor, strength: float) -> Tensor:
-    """Multiplied in float32; float8, which has four bits of a number, stays float32."""
+    """Multiplied in float32; float8, which has four bits of a number, and what half precision cannot hold stay float32."""
     product = value.float() * strength
-    return product.to(value.dtype) if value.dtype in FLOATS and value.element_size() > 1 else product
+    if value.dtype not in FLOATS or value.element_size() == 1:
+        return product
+    narrow = product.to(value.dtype)
+    return narrow if narrow.isfinite().equal(value.isfinite()) else product

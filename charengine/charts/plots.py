@@ -213,7 +213,7 @@ def _draw_legend(canvas: Canvas, lines: Sequence[Series], start: float) -> None:
 
 
 def _place(cell: CellMetrics) -> Point:
-    return cell.detail["gain"], cell.detail["kept"]
+    return cell.gain, cell.kept
 
 
 def _above(point: Point) -> Point:

@@ -90,7 +90,8 @@ HAIR_UNDER: dict[str, tuple[str, ...]] = {
     "hood": ("bald", "short", "long"),
     "helmet": ("bald", "short", "long", "ponytail", "braids"),
 }
-_SPLIT_MODULUS = 10
+_SPLIT_MODULUS, _UNTOUCHED_MODULUS = 10, 4
+_SHARES = {"train": 0.85, "heldout": 0.05, "untouched": 0.016, "all": 1.0}  # a little less than each split has
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,22 @@ def from_indices(indices: torch.Tensor) -> list[Traits]:
 
 
 def is_heldout(indices: torch.Tensor) -> torch.Tensor:
-    """True where (species, hair colour, top, top colour) is a held-out combination: BoolTensor (n,)."""
+    """True where (species, hair colour, top, top colour) is a combination that training never saw: BoolTensor (n,)."""
+    return (_mixed(indices) >> 12) % _SPLIT_MODULUS == 0
+
+
+def is_untouched(indices: torch.Tensor) -> torch.Tensor:
+    """True for the quarter of those that building and tuning never see either: BoolTensor (n,).
+
+    They are for committed tables alone: what was chosen by looking at "heldout" is not measured on it.
+    """
+    return is_heldout(indices) & ((_mixed(indices) >> 22) % _UNTOUCHED_MODULUS == 0)
+
+
+def _mixed(indices: torch.Tensor) -> torch.Tensor:
     species, hair, top, colour = (indices[:, COLUMN[name]] for name in ("species", "hair_colour", "top", "top_colour"))
     code = ((species * 9 + hair) * 7 + top) * 10 + colour
-    mixed = (code * 2654435761) % 4294967296  # Knuth's multiplicative hash: stable everywhere
-    return (mixed >> 12) % _SPLIT_MODULUS == 0
+    return (code * 2654435761) % 4294967296  # Knuth's multiplicative hash: stable everywhere
 
 
 def sample_indices(
@@ -164,20 +176,22 @@ def sample_indices(
     Args:
         n: how many.
         generator: the only source of randomness; it lives on the CPU.
-        split: "train", "heldout" (trait combinations that "train" never contains) or "all".
+        split: "train", "heldout" (trait combinations that "train" never contains), "untouched" (combinations that are in
+            neither) or "all".
         device: where the result goes.
 
     Returns:
         LongTensor (n, n_traits), columns in `TRAIT_NAMES` order.
     """
-    if split not in ("train", "heldout", "all"):
-        raise ValueError(f"split is {split!r}; allowed: train, heldout, all.")
-    share = {"train": 0.85, "heldout": 0.07, "all": 1.0}[split]
+    if split not in _SHARES:
+        raise ValueError(f"split is {split!r}; allowed: {', '.join(_SHARES)}.")
     kept = torch.empty(0, len(TRAIT_NAMES), dtype=torch.long)
     while len(kept) < n:
-        drawn = _draw(int((n - len(kept)) / share) + 16, generator)
-        if split != "all":
-            drawn = drawn[is_heldout(drawn) == (split == "heldout")]
+        drawn = _draw(int((n - len(kept)) / _SHARES[split]) + 16, generator)
+        if split == "untouched":
+            drawn = drawn[is_untouched(drawn)]
+        elif split != "all":
+            drawn = drawn[(is_heldout(drawn) == (split == "heldout")) & ~is_untouched(drawn)]
         kept = torch.cat([kept, drawn])
     return kept[:n].to(device)
 

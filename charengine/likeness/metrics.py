@@ -35,6 +35,7 @@ class CellScores:
         copying: (prompts, seeds) correlation with the most similar training view; NaN for view prompts.
         leak: (prompts, seeds) share of the border in the sheet's background colour; NaN for view prompts.
         class_identity: (prompts, seeds) identity of class prompts; NaN for the others.
+        layout: (prompts, seeds, 3, side, side) small pictures, NaN for view prompts; None where variety is not asked for.
     """
 
     identity: torch.Tensor
@@ -44,6 +45,7 @@ class CellScores:
     copying: torch.Tensor
     leak: torch.Tensor
     class_identity: torch.Tensor
+    layout: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def diversity(images: torch.Tensor) -> torch.Tensor:
     prompts, seeds = images.shape[:2]
     if seeds < 2:
         return torch.full((prompts,), float("nan"))
-    flat = _standardise(images.flatten(0, 1)).reshape(prompts, seeds, -1)
+    flat = standardise(images.flatten(0, 1)).reshape(prompts, seeds, -1)
     cosine = torch.einsum("psd,ptd->pst", flat, flat)
     others = cosine.sum(dim=(1, 2)) - cosine.diagonal(dim1=1, dim2=2).sum(dim=1)
     return 1.0 - others / (seeds * (seeds - 1))
@@ -120,7 +122,7 @@ def copying(images: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
     Returns:
         (n,) in -1..1.
     """
-    return (_standardise(images) @ _standardise(views).T).amax(dim=1)
+    return (standardise(images) @ standardise(views).T).amax(dim=1)
 
 
 def thumbnails(images: Sequence[Image], side: int = COPY_SIDE) -> torch.Tensor:
@@ -150,12 +152,11 @@ def border_pixels(image: Image) -> torch.Tensor:
     return torch.from_numpy(pixels[around].astype(np.float32))
 
 
-def relative(cell: CellScores, scale: Scale, chosen: torch.Tensor | None = None) -> Relative:
-    """A cell on the scale, over all images or over the `chosen` ones (flat prompt x seed indices, with repeats)."""
+def relative(cell: CellScores, scale: Scale) -> Relative:
+    """A cell on the scale."""
     base = scale.base
-    zero = mean(base.identity, chosen)
-    gain = (mean(cell.identity, chosen) - zero) / identity_span(scale)
-    kept = mean(cell.margin, chosen) / max(mean(base.margin, chosen), MIN_SPAN)
+    gain = (mean(cell.identity) - mean(base.identity)) / identity_span(scale)
+    kept = mean(cell.margin) / max(mean(base.margin), MIN_SPAN)
     spread = mean(cell.diversity) / max(mean(base.diversity), 1e-6)
     return Relative(gain, kept, 1.0 if spread != spread else spread, score(gain, kept))
 
@@ -173,33 +174,37 @@ def blind(scale: Scale) -> bool:
 
 def score(gain: float, kept: float) -> float:
     """Harmonic mean of identity gained and adherence kept, both clipped to 0..1: neither can make up for the other."""
-    gain, kept = min(max(gain, 0.0), 1.0), min(max(kept, 0.0), 1.0)
-    return 0.0 if gain + kept == 0 else 2 * gain * kept / (gain + kept)
+    return float(scores(torch.tensor(gain, dtype=torch.float64), torch.tensor(kept, dtype=torch.float64)))
 
 
-def resampled_scores(
-    cells: Sequence[CellScores], scale: Scale, rounds: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Bootstrap over images (prompt x seed), the same draw for all cells so that differences are paired.
-
-    Returns:
-        (cells, rounds) scores.
-    """
-    count = scale.base.adherence.numel()
-    draws = torch.randint(0, count, (rounds, count), generator=generator)
-    return torch.tensor([[relative(cell, scale, chosen).score for chosen in draws] for cell in cells]).reshape(
-        -1, rounds
-    )
+def scores(gain: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """`score` of many, shape by shape."""
+    gain, kept = gain.clamp(0, 1), kept.clamp(0, 1)
+    return torch.where(gain + kept > 0, 2 * gain * kept / (gain + kept).clamp_min(1e-12), 0.0)
 
 
-def mean(values: torch.Tensor, chosen: torch.Tensor | None = None, missing: float = float("nan")) -> float:
-    """Mean of what was measured (NaN is not), over the `chosen` flat indices or all; `missing` when nothing was."""
-    flat = values.flatten()
-    found = float(torch.nanmean(flat if chosen is None else flat[chosen]))
+def joined(parts: Sequence[CellScores]) -> CellScores:
+    """One cell from scores of several of its seeds; variety is measured anew, between all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    layouts = [part.layout for part in parts]
+    layout = None if any(one is None for one in layouts) else torch.cat([one for one in layouts if one is not None], 1)
+    wide = {
+        name: torch.cat([getattr(part, name) for part in parts], dim=1)
+        for name in ("identity", "adherence", "margin", "copying", "leak", "class_identity")
+    }
+    spread = torch.full_like(parts[0].diversity, float("nan")) if layout is None else diversity(layout)
+    return CellScores(diversity=spread, layout=layout, **wide)
+
+
+def mean(values: torch.Tensor, missing: float = float("nan")) -> float:
+    """Mean of what was measured (NaN is not); `missing` when nothing was."""
+    found = float(torch.nanmean(values))
     return missing if found != found else found
 
 
-def _standardise(images: torch.Tensor) -> torch.Tensor:
+def standardise(images: torch.Tensor) -> torch.Tensor:
+    """Images flattened, with mean 0 and length 1: their dot products are Pearson correlations."""
     flat = images.flatten(1)
     flat = flat - flat.mean(dim=1, keepdim=True)
     unit: torch.Tensor = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-6)

@@ -63,10 +63,10 @@ class SweepPrompt:
 def sweep_prompts(settings: SweepSettings) -> tuple[SweepPrompt, ...]:
     """The prompts of a sweep: the user's, or the built-in set the settings name."""
     built_in = QUICK if settings.prompt_set == "quick" else FULL
-    return tuple(_classify(template) for template in settings.prompts or built_in)
+    return tuple(classify(template) for template in settings.prompts or built_in)
 
 
-def _classify(template: str) -> SweepPrompt:
+def classify(template: str) -> SweepPrompt:
     """A view prompt names a view on a plain background, as the training images do; anything else is a scene."""
     text = template.lower()
     view = next((name for name, words in _VIEW_WORDS.items() if words.search(text)), None)

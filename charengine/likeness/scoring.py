@@ -114,16 +114,16 @@ def score_cell(
     is_class = torch.tensor([prompt.kind == "class" for prompt in asked])
     is_view = torch.tensor([prompt.kind == "view" for prompt in asked])
     nan = torch.tensor(float("nan"))
+    layout = torch.where(is_view[:, None, None, None], nan, small).reshape(*shape, *small.shape[1:])
     return CellScores(
         identity=torch.where(is_class, nan, similar).reshape(shape),
         adherence=adherence.reshape(shape),
         margin=margin.reshape(shape),
-        diversity=torch.where(
-            is_view.reshape(shape)[:, 0], nan, metrics.diversity(small.reshape(*shape, *small.shape[1:]))
-        ),
+        diversity=metrics.diversity(layout),
         copying=torch.where(is_view, nan, copied).reshape(shape),
         leak=torch.where(is_view, nan, leaked).reshape(shape),
         class_identity=torch.where(is_class, similar, nan).reshape(shape),
+        layout=layout,
     )
 
 
@@ -137,11 +137,16 @@ def match_all(
     """CLIP-T of each image with its own prompt, and that minus its mean with the other prompts; both (n,)."""
     texts = list(dict.fromkeys(prompt.to_score(class_noun) for prompt in prompts))
     own = torch.tensor([texts.index(prompt.to_score(class_noun)) for prompt in asked])
-    pairs = [(image, text) for image in images for text in texts]
-    grid = embedder.match([image for image, _ in pairs], [text for _, text in pairs]).reshape(len(images), len(texts))
+    grid = match_grid(images, texts, embedder)
     adherence = grid[torch.arange(len(images)), own]
     others = (grid.sum(dim=1) - adherence) / max(len(texts) - 1, 1)
     return adherence, adherence - others
+
+
+def match_grid(images: Sequence[Image], texts: Sequence[str], embedder: Embedder) -> torch.Tensor:
+    """CLIP-T of each image with each text, (images, texts)."""
+    pairs = [(image, text) for image in images for text in texts]
+    return embedder.match([image for image, _ in pairs], [text for _, text in pairs]).reshape(len(images), len(texts))
 
 
 def border_colour(image: Image) -> Colour:

@@ -45,7 +45,7 @@ def sweep_inputs(
         raise BadInput(f"{source}: no such adapter file or run folder")
     if not views and not sheet:
         raise BadInput("an adapter file has no pictures to compare with: give --views FOLDER or --sheet FILE")
-    from charengine.stages.sweep.sweep import training_from_file
+    from charengine.stages.sweep.adapters import training_from_file
 
     training = training_from_file(source, store, trigger=trigger, class_noun=class_noun)
     found = read_views(views, store) if views else _cut(sheet, profile, store)

@@ -14,7 +14,7 @@ from adapter_samples import ALGORITHMS, LAYERS, SPELLINGS, file_of, output, raw,
 from charengine.adapter.network import apply_adapter, examine_adapter
 from charengine.adapter.rescaling import rescale
 from charengine.errors import EngineError
-from charengine.stages.sweep.sweep import training_from_file
+from charengine.stages.sweep.adapters import training_from_file
 from charengine.store import Store
 
 COUNT = 300

@@ -21,7 +21,7 @@ from charengine.errors import BadInput, ConfigError
 from charengine.models.base_names import base_metadata
 from charengine.run.folder import write_adapters
 from charengine.run.starting_files import starting_problems
-from charengine.stages.sweep.sweep import training_from_file
+from charengine.stages.sweep.adapters import training_from_file
 from charengine.store import Store
 from charengine.wording import file_stem, holds_word, noun_problem, phrase_problem
 

@@ -36,7 +36,7 @@ from charengine.cli.inspection import adapter_facts, inspect_file
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, UnsafeFile
 from charengine.stages.sweep import sweep as sweep_stage
-from charengine.stages.sweep.sweep import training_from_file
+from charengine.stages.sweep.adapters import training_from_file
 from charengine.store import Store
 
 TENSOR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}

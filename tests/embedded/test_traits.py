@@ -11,6 +11,7 @@ from charengine.embedded.traits import (
     as_indices,
     from_indices,
     is_heldout,
+    is_untouched,
     sample_indices,
     sample_traits,
     visible,
@@ -31,6 +32,19 @@ def test_heldout_combinations_never_occur_in_training_and_every_value_occurs_in_
     for indices in (train, heldout):
         for name, values in TRAITS.items():
             assert indices[:, COLUMN[name]].unique().tolist() == list(range(len(values)))
+
+
+def test_untouched_combinations_occur_neither_in_training_nor_in_tuning() -> None:
+    generator = torch.Generator().manual_seed(6)
+    splits = {name: _combinations(sample_indices(4_000, generator, name)) for name in ("train", "heldout", "untouched")}
+    assert not splits["untouched"] & (splits["train"] | splits["heldout"])
+    assert len(splits["untouched"]) > 80
+    untouched = sample_indices(4_000, generator, "untouched")
+    assert is_untouched(untouched).all() and is_heldout(untouched).all()
+    for name, values in TRAITS.items():
+        assert untouched[:, COLUMN[name]].unique().tolist() == list(range(len(values)))
+    everyone = sample_indices(40_000, generator, "all")
+    assert 0.015 < is_untouched(everyone).float().mean() < 0.04
 
 
 def test_about_a_tenth_of_all_characters_is_held_out() -> None:

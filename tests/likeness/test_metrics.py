@@ -101,18 +101,13 @@ def test_the_centre_of_a_picture_is_not_its_border() -> None:
     assert metrics.background_leak(image, (255, 255, 255)) == 0.0
 
 
-def test_resampling_is_paired_reproducible_and_centred_on_the_score() -> None:
-    generator = torch.Generator().manual_seed(1)
-    noise = 0.05 * torch.randn(2, 2, generator=generator)
-    base = CellScores(**{**vars(scores(0.4, 0.3)), "identity": 0.4 + noise})
-    cell = CellScores(**{**vars(scores(0.6, 0.27)), "identity": 0.6 + noise})
-    scale = Scale(base=base, ceiling=0.8)
-    first, second = (
-        metrics.resampled_scores([cell, cell], scale, 200, torch.Generator().manual_seed(3)) for _ in range(2)
-    )
-    assert torch.equal(first, second)
-    assert torch.equal(first[0], first[1])
-    expected = metrics.relative(cell, scale).score
-    # The same images are drawn from base and cell, so what varies with the image alone cancels out.
-    assert first.std() < 1e-5
-    assert first.mean() == pytest.approx(expected, abs=1e-4)
+def test_seeds_scored_apart_are_one_cell_again_and_variety_is_measured_between_all_of_them() -> None:
+    layout = torch.rand(2, 3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    whole = CellScores(**{**vars(scores(0.6, 0.27)), "identity": torch.rand(2, 3), "layout": layout})
+    parts = [
+        CellScores(**{**vars(scores(0.6, 0.27)), "identity": whole.identity[:, where], "layout": layout[:, where]})
+        for where in (slice(0, 1), slice(1, 3))
+    ]
+    found = metrics.joined(parts)
+    assert torch.equal(found.identity, whole.identity)
+    assert torch.allclose(found.diversity, metrics.diversity(layout))

@@ -20,12 +20,12 @@ RESULTS: tuple[tuple[str, Callable[[RunRecord], str]], ...] = (
     ("picked strength", lambda run: f"{run.sweep.pick.strength:g}"),
     ("identity at strength 0", lambda run: f"{run.sweep.pick.baseline.identity:.3f}"),
     ("identity of the pick", lambda run: f"{run.sweep.pick.metrics.identity:.3f}"),
-    ("identity gained", lambda run: f"{run.sweep.pick.metrics.detail['gain']:.2f}"),
+    ("identity gained", lambda run: f"{run.sweep.pick.metrics.gain:.2f}"),
     ("adherence of the pick", lambda run: f"{run.sweep.pick.metrics.adherence:.3f}"),
-    ("adherence kept", lambda run: f"{run.sweep.pick.metrics.detail['kept']:.0%}"),
-    ("variety kept", lambda run: f"{run.sweep.pick.metrics.detail['diversity_kept']:.0%}"),
+    ("adherence kept", lambda run: f"{run.sweep.pick.metrics.kept:.0%}"),
+    ("variety kept", lambda run: f"{run.sweep.pick.metrics.diversity_kept:.0%}"),
     ("score", lambda run: f"{run.sweep.pick.metrics.score:.3f}"),
-    ("adherence kept, last checkpoint at full strength", lambda run: f"{run.sweep.pick.overbaked.detail['kept']:.0%}"),
+    ("adherence kept, last checkpoint at full strength", lambda run: f"{run.sweep.pick.overbaked.kept:.0%}"),
     ("training loss, smoothed", lambda run: loss_text(run.training.final_loss)),
     ("validation loss", lambda run: f"{run.training.validation[-1].loss:.4f}" if run.training.validation else ""),
     ("training time", lambda run: _stage_time(run, "train")),
@@ -172,7 +172,7 @@ def _trade_offs(runs: Sequence[RunRecord], names: list[str]) -> str:
 
 
 def _place(cell: CellMetrics) -> tuple[float, float]:
-    return cell.detail["gain"], cell.detail["kept"]
+    return cell.gain, cell.kept
 
 
 def _table(names: list[str], rows: list[Row]) -> str:
@@ -188,11 +188,7 @@ def _drawings(runs: Sequence[RunRecord], names: list[str], pictures: Pictures) -
     blocks = []
     for run, name in zip(runs, names, strict=True):
         pick = run.sweep.pick
-        keys = [
-            f"{pick.checkpoint_step}/{pick.strength:g}/{i}/{run.sweep.seeds[0]}" for i in range(len(run.sweep.prompts))
-        ]
-        shown = "".join(
-            pictures.image(run.sweep.images[key], name, width=300) for key in keys if key in run.sweep.images
-        )
+        found = [run.sweep.picture(pick.metrics, prompt) for prompt in range(len(run.sweep.prompts))]
+        shown = "".join(pictures.image(ref, name, width=300) for ref in found if ref)
         blocks.append(f'<h3>{text(name)}</h3><div class="strip">{shown}</div>')
     return "".join(blocks)

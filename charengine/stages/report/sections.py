@@ -9,7 +9,7 @@ import yaml
 from charengine.charts.canvas import SvgCanvas
 from charengine.charts.plots import trade_off
 from charengine.likeness.prompts import SweepPrompt
-from charengine.records import CellMetrics, ExtraView, Ref, RunRecord, SweepRecord, ViewRecord
+from charengine.records import CellMetrics, ExtraView, RunRecord, SweepRecord, ViewRecord
 from charengine.stages.report.parts import (
     Pictures,
     code,
@@ -49,23 +49,25 @@ def pick(run: RunRecord, pictures: Pictures) -> str:
     """The recommendation, its reasons, its numbers and what it draws."""
     chosen, base = run.sweep.pick, run.sweep.pick.baseline
     cell = chosen.metrics
-    ceiling = base.detail.get("ceiling")
+    ceiling, known = base.ceiling, cell.known
     numbers = [
         number(
-            f"{cell.detail['gain']:.0%}",
+            f"{known.gain:.0%}",
             f"identity: from the base model ({base.identity:.2f}) towards the sheet's own views"
             + (f" ({ceiling:.2f})" if ceiling is not None else "")
-            + f"; this is {cell.identity:.2f}",
-            cell.detail["gain"],
+            + f"; its {cell.images} pictures alone: {cell.identity:.2f}",
+            known.gain,
         ),
-        number(f"{cell.detail['kept']:.0%}", "prompt adherence kept of the base model's", cell.detail["kept"]),
-        number(f"{cell.detail['diversity_kept']:.0%}", "variety between seeds kept", cell.detail["diversity_kept"]),
+        number(f"{known.kept:.0%}", "prompt adherence kept of the base model's", known.kept),
     ]
-    shown = [ref for prompt in range(len(run.sweep.prompts)) if (ref := _image(run.sweep, cell, prompt))][:4]
+    if known.diversity_kept is not None:
+        numbers.append(number(f"{known.diversity_kept:.0%}", "variety between seeds kept", known.diversity_kept))
+    verdict = f"<p>{text(run.sweep.verdict.line)}</p>" if run.sweep.verdict else ""
+    shown = [ref for prompt in range(len(run.sweep.prompts)) if (ref := run.sweep.picture(cell, prompt))][:4]
     mosaic = "".join(pictures.image(ref, "drawn with the recommended adapter", width=420) for ref in shown)
     return (
         f'<div class="card pick"><div><h2>Use strength {chosen.strength:g} of step {chosen.checkpoint_step}</h2>'
-        f"{items(chosen.reasons, '')}<div class='numbers'>{''.join(numbers)}</div></div>"
+        f"{verdict}{items(chosen.reasons, '')}<div class='numbers'>{''.join(numbers)}</div></div>"
         f"<div class='mosaic'>{mosaic}</div></div>"
     )
 
@@ -187,7 +189,8 @@ def sweep(run: RunRecord, pictures: Pictures) -> str:
     record = run.sweep
     lead = (
         f"{len(record.cells)} cells: the base model as control, then checkpoints × strengths, each drawing the same "
-        f"{len(record.prompts)} prompts with the same {len(record.seeds)} seeds. Identity is the likeness to the sheet's "
+        f"{len(record.prompts)} prompts with the same seeds, up to {len(record.seeds)} of them; "
+        f"{sum(cell.images for cell in record.cells)} pictures in all. Identity is the likeness to the sheet's "
         "views, adherence the match of picture and prompt with the trigger replaced by the class noun."
     )
     chart = SvgCanvas(760, 440, "identity against adherence")
@@ -208,15 +211,15 @@ def sweep(run: RunRecord, pictures: Pictures) -> str:
 def towards_full_strength(record: SweepRecord) -> str:
     """What identity and adherence do from strength 0 to the pick and on to strength 1 of the last checkpoint, as measured."""
     pick, base, full = record.pick.metrics, record.pick.baseline, record.pick.overbaked
-    change = full.detail["kept"] - pick.detail["kept"]
+    change = full.kept - pick.kept
     verb = "falls" if change < -0.005 else "rises" if change > 0.005 else "stays"
     return (
         f"From strength 0 to the pick, identity goes from {base.identity:.3f} to {pick.identity:.3f} "
         f"({pick.identity - base.identity:+.3f}) while adherence goes from {base.adherence:.3f} to {pick.adherence:.3f}. "
         f"At strength {full.strength:g} of the last checkpoint (step {full.checkpoint_step}) identity is "
-        f"{full.identity:.3f} and adherence {verb} {'at' if verb == 'stays' else 'to'} {full.detail['kept']:.0%} of the "
-        f"base model's (pick: {pick.detail['kept']:.0%}); variety between seeds is {full.detail['diversity_kept']:.0%} "
-        f"(pick: {pick.detail['diversity_kept']:.0%})."
+        f"{full.identity:.3f} and adherence {verb} {'at' if verb == 'stays' else 'to'} {full.kept:.0%} of the "
+        f"base model's (pick: {pick.kept:.0%}); variety between seeds is {full.diversity_kept:.0%} "
+        f"(pick: {pick.diversity_kept:.0%})."
     )
 
 
@@ -274,7 +277,7 @@ def _side_by_side(run: RunRecord, pictures: Pictures) -> str:
     rows = []
     for index, template in enumerate(record.prompts):
         prompt = SweepPrompt(template, "scene").to_draw(run.trigger, run.class_noun)
-        found = [_image(record, cell, index) for _, cell in columns]
+        found = [record.picture(cell, index) for _, cell in columns]
         cells = "".join(
             f"<td style='text-align:left;width:24%'>{pictures.image(ref, words, width=320) if ref else ''}</td>"
             for ref, (words, _) in zip(found, columns, strict=True)
@@ -285,18 +288,17 @@ def _side_by_side(run: RunRecord, pictures: Pictures) -> str:
 
 def _row(cell: CellMetrics, record: SweepRecord) -> str:
     picked = (cell.checkpoint_step, cell.strength) == (record.pick.checkpoint_step, record.pick.strength)
-    detail = cell.detail
-    bounds = f"{detail['score_low']:.2f} to {detail['score_high']:.2f}" if "score_low" in detail else ""
+    bounds = "" if cell.score_low is None else f"{cell.score_low:.2f} to {cell.score_high:.2f}"
     values = [
         "base model" if cell.strength == 0 else f"step {cell.checkpoint_step}",
         f"{cell.strength:g}",
         f"{cell.identity:.3f}",
-        f"{detail['gain']:.2f}",
+        f"{cell.gain:.2f}",
         f"{cell.adherence:.3f}",
-        f"{detail['kept']:.0%}",
-        f"{detail['diversity_kept']:.0%}",
+        f"{cell.kept:.0%}",
+        f"{cell.diversity_kept:.0%}",
         f"{cell.copying:.2f}",
-        f"{detail['background_leak']:+.2f}" if "background_leak" in detail else "",
+        "" if cell.background_leak is None else f"{cell.background_leak:+.2f}",
         f"{cell.score:.2f}",
         bounds,
     ]
@@ -315,15 +317,11 @@ def _what_the_numbers_mean() -> str:
             "falls somewhat by itself, because every seed now shows the same character",
             "copying: correlation of scene pictures with the training view they resemble most, at 24×24 pixels",
             "white leak: how much more of the scenes' border has the sheet's background colour than at strength 0",
-            "score: harmonic mean of identity gained and adherence kept, each 0 to 1; bounds by bootstrap over images",
+            "score: harmonic mean of identity gained and adherence kept, each 0 to 1, of the cell's own pictures; bounds: of the "
+            "score smoothed over strength and step, from the pictures of all cells",
         ]
     )
 
 
 def _view_words(view: ViewRecord) -> str:
     return f"{view.view}, {view.width}×{view.height}"
-
-
-def _image(record: SweepRecord, cell: CellMetrics, prompt: int) -> Ref | None:
-    """The picture of a prompt in a cell, on the first seed."""
-    return record.images.get(f"{cell.checkpoint_step}/{cell.strength:g}/{prompt}/{record.seeds[0]}")

@@ -1,73 +1,85 @@
-"""The recommended checkpoint and strength: floors, then the mildest cell within one standard error of the best score.
+"""The recommended checkpoint and strength: the best smoothed score above the floors, milder only where that costs nothing.
 
-The one-standard-error rule (Breiman et al. 1984; Hastie et al., Elements of Statistical Learning, 7.10) replaces a knee
-of the Pareto front: a knee is found on axes scaled to the data, which makes noise look like a bend when every cell keeps
-nearly all of its adherence. What mildness may cost is capped (CONCESSION), because few images make wide errors. The
-best score always lies on the Pareto front of (gain, kept), because it rises in both.
+Choosing was measured against truth (docs/lab-notes.md): cells scored alone by a few pictures are mostly noise, and a rule
+that prefers the milder cell within one standard error pays for it with identity. So the score is made from identity and
+adherence smoothed over strength and step, and a milder cell is taken only when the pictures show that no identity is lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from charengine.config import SweepSettings
 from charengine.records import CellMetrics
+from charengine.stages.sweep.estimate import COPY_LIMIT, Estimate
 
-CONCESSION = 0.05  # of the best score: noise, however large, never buys mildness with more than this
-COPY_LIMIT = 0.9  # correlation of scene images with a training view: above it the picture is the training view
+NIL = 0.01  # of the way from base model to sheet: less identity than this is none
+SURE = 0.95  # how often a loss must stay below NIL to be called none
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Index of the picked cell, why, and what to be careful about."""
+    """Index of the picked cell in the grid, why, what to be careful about, and what the best cell may score above it."""
 
     index: int
     reasons: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    expected_loss: float = 0.0
 
 
-def choose(cells: Sequence[CellMetrics], resampled: torch.Tensor, settings: SweepSettings) -> Choice:
-    """Pick one of the cells.
+def choose(cells: Mapping[int, CellMetrics], found: Estimate, settings: SweepSettings) -> Choice:
+    """Pick one of the cells that were drawn.
 
     Args:
-        cells: every checkpoint at every strength above 0, with `gain`, `kept` and `diversity_kept` in their details.
-        resampled: (cells, rounds) paired bootstrap scores, for the standard error of a difference.
+        cells: those drawn at a strength above 0, by index into the estimate's grid, with their smoothed numbers.
+        found: what is known of the whole grid.
         settings: the floors.
 
     Returns:
         The pick. When no cell passes the floors it is the least bad one and carries a warning.
     """
-    passing = [i for i, cell in enumerate(cells) if not complaints(cell, settings)]
+    passing = [i for i, cell in cells.items() if not complaints(cell, settings)]
     if not passing:
         return _least_bad(cells, settings)
-    best = max(passing, key=lambda i: (cells[i].score, *_mildness(cells[i])))
-    plateau = [i for i in passing if cells[i].score >= cells[best].score - _tolerance(cells, resampled, i, best)]
-    index = max(plateau, key=lambda i: _mildness(cells[i]))
-    reasons = [describe(cells[index])]
+    best = max(passing, key=lambda i: (cells[i].known.score, *_mildness(cells[i])))
+    index = max((i for i in passing if i == best or _costs_nothing(found, i, best)), key=lambda i: _mildness(cells[i]))
+    loss = found.expected_loss(index, passing)
+    reasons = [describe(cells[index]), _how_sure(cells, found, index, passing, loss)]
     if index != best:
-        reasons.append(f"{name(cells[best])} scores {cells[best].score:.2f}, no more than one standard error above")
-    reasons += _plateau_in_words([cells[i] for i in plateau], cells[index])
+        reasons.append(
+            f"{name(cells[best])} scores {cells[best].known.score:.2f} but shows no more of the character: in {SURE:.0%} of "
+            f"what the pictures allow, by less than {NIL:g}"
+        )
+    if cells[index].strength == max(cell.strength for cell in cells.values()):
+        reasons.append("this is the highest strength tried: a higher one may show more of the character")
     reasons += [
         f"{describe(cells[i])}: {'; '.join(complaints(cells[i], settings))}" for i in _tempting(cells, index, passing)
     ]
-    return Choice(index, tuple(reasons), _doubts(cells[index]))
+    return Choice(index, tuple(reasons), (*_near_the_floor(cells[index], settings), *_doubts(cells[index])), loss)
 
 
 def complaints(cell: CellMetrics, settings: SweepSettings) -> list[str]:
-    """What disqualifies a cell, in words; empty when nothing does."""
+    """What disqualifies a cell, in words; empty when nothing does. A floor is missed when the pictures show it."""
     found = []
-    if cell.detail["kept"] < settings.adherence_floor:
+    kept, variety, copying = _at_best(cell)
+    if kept < settings.adherence_floor:
         found.append(f"adherence below the floor of {settings.adherence_floor:.0%}")
-    if cell.detail["diversity_kept"] < settings.diversity_floor:
-        found.append(
-            f"diversity {cell.detail['diversity_kept']:.0%}, below the floor of {settings.diversity_floor:.0%}"
-        )
-    if cell.copying > COPY_LIMIT:
-        found.append(f"scenes copy a training view (correlation {cell.copying:.2f})")
+    if variety is not None and variety < settings.diversity_floor:
+        found.append(f"diversity {cell.known.diversity_kept:.0%}, below the floor of {settings.diversity_floor:.0%}")
+    if copying is not None and copying > COPY_LIMIT:
+        found.append(f"scenes copy a training view (correlation {cell.known.copying:.2f})")
     return found
+
+
+def _at_best(cell: CellMetrics) -> tuple[float, float | None, float | None]:
+    """Adherence and variety kept and copying, as good as the pictures allow."""
+    seen = cell.smoothed
+    if seen is None:
+        return cell.kept, cell.diversity_kept, cell.copying
+    return seen.kept_most, seen.diversity_most, seen.copying_least
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -82,10 +94,9 @@ def name(cell: CellMetrics) -> str:
 
 def describe(cell: CellMetrics) -> str:
     """A cell with its two numbers, in words."""
-    gain, kept = cell.detail["gain"], cell.detail["kept"]
     return (
-        f"{name(cell)}: identity {gain:.2f} of the way from the base model to the sheet's own views, "
-        f"adherence {kept:.0%} of the base model's"
+        f"{name(cell)}: identity {cell.known.gain:.2f} of the way from the base model to the sheet's own views, "
+        f"adherence {cell.known.kept:.0%} of the base model's"
     )
 
 
@@ -94,41 +105,57 @@ def _mildness(cell: CellMetrics) -> tuple[float, int]:
     return -cell.strength, -cell.checkpoint_step
 
 
-def _tolerance(cells: Sequence[CellMetrics], resampled: torch.Tensor, one: int, best: int) -> float:
-    """Bootstrap standard error of the difference to the best score, at most CONCESSION of that score."""
-    error = float((resampled[one] - resampled[best]).std(correction=0))
-    return min(error, CONCESSION * cells[best].score)
+def _costs_nothing(found: Estimate, cell: int, best: int) -> bool:
+    """Whether the pictures show that a cell loses neither identity nor score against the best one."""
+    lost = torch.maximum(found.gains[:, best] - found.gains[:, cell], found.scores[:, best] - found.scores[:, cell])
+    return float((lost <= NIL).double().mean()) >= SURE
 
 
-def _least_bad(cells: Sequence[CellMetrics], settings: SweepSettings) -> Choice:
+def _how_sure(
+    cells: Mapping[int, CellMetrics], found: Estimate, index: int, passing: Sequence[int], loss: float
+) -> str:
+    pictures = sum(cell.images for cell in cells.values())
+    chance = float(found.chances(passing)[index])
+    low, high = found.bounds(index)
+    return (
+        f"its score is {cells[index].known.score:.2f} (90 % bounds {low:.2f} to {high:.2f}), from {pictures} pictures of {len(cells)} cells smoothed over "
+        f"strength and step; the chance that none of these cells is better is {chance:.0%}, and the best is expected to "
+        f"score {loss:.3f} more"
+    )
+
+
+def _least_bad(cells: Mapping[int, CellMetrics], settings: SweepSettings) -> Choice:
     def shortfall(cell: CellMetrics) -> float:
-        adherence = max(0.0, settings.adherence_floor - cell.detail["kept"])
-        spread = max(0.0, settings.diversity_floor - cell.detail["diversity_kept"])
-        return adherence + spread + max(0.0, cell.copying - COPY_LIMIT)
+        kept, variety, copying = _at_best(cell)
+        adherence = max(0.0, settings.adherence_floor - kept)
+        spread = 0.0 if variety is None else max(0.0, settings.diversity_floor - variety)
+        return adherence + spread + (0.0 if copying is None else max(0.0, copying - COPY_LIMIT))
 
-    index = max(range(len(cells)), key=lambda i: (cells[i].score - shortfall(cells[i]), *_mildness(cells[i])))
+    index = max(cells, key=lambda i: (cells[i].known.score - shortfall(cells[i]), *_mildness(cells[i])))
     why = "; ".join(complaints(cells[index], settings))
     warning = f"no checkpoint and strength passes the floors; {name(cells[index])} is the best compromise ({why})"
     return Choice(index, (describe(cells[index]), warning), (warning, *_doubts(cells[index])))
 
 
-def _tempting(cells: Sequence[CellMetrics], picked: int, passing: list[int]) -> list[int]:
+def _tempting(cells: Mapping[int, CellMetrics], picked: int, passing: Sequence[int]) -> list[int]:
     """The disqualified cell with the most identity, if it has more than the pick."""
-    out = [i for i in range(len(cells)) if i not in passing and cells[i].detail["gain"] > cells[picked].detail["gain"]]
-    return [max(out, key=lambda i: cells[i].detail["gain"])] if out else []
+    out = [i for i in cells if i not in passing and cells[i].known.gain > cells[picked].known.gain]
+    return [max(out, key=lambda i: cells[i].known.gain)] if out else []
 
 
-def _plateau_in_words(plateau: list[CellMetrics], picked: CellMetrics) -> list[str]:
-    strengths = sorted(cell.strength for cell in plateau if cell.checkpoint_step == picked.checkpoint_step)
-    if len(strengths) < 2:
-        return []
-    return [f"strengths {strengths[0]:g} to {strengths[-1]:g} of this checkpoint serve equally well within the noise"]
+def _near_the_floor(cell: CellMetrics, settings: SweepSettings) -> tuple[str, ...]:
+    if cell.known.kept >= settings.adherence_floor:
+        return ()
+    return (
+        f"the pick's adherence, {cell.known.kept:.0%}, is below the floor of {settings.adherence_floor:.0%}, but so few "
+        "pictures do not show it for sure: a larger sweep.pictures does",
+    )
 
 
 def _doubts(cell: CellMetrics) -> tuple[str, ...]:
-    if cell.detail["gain"] > 0.1:
+    if cell.known.gain > 0.1:
         return ()
     return (
-        f"the picked adapter barely moves the base model towards the character (identity {cell.detail['gain']:.2f} of the "
+        f"the picked adapter barely moves the base model towards the character (identity {cell.known.gain:.2f} of the "
         "way): train longer or with a higher learning rate",
     )

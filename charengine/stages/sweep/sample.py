@@ -29,17 +29,26 @@ def place_order(diffusion: Diffusion, texts: Sequence[str], seeds: Sequence[int]
     return order
 
 
-def draw(diffusion: Diffusion, order: Order, settings: SweepSettings) -> list[list[Image]]:
-    """All images of a cell with the U-Net as it stands: one row per prompt, one image per seed."""
+def draw(
+    diffusion: Diffusion, order: Order, settings: SweepSettings, columns: Sequence[int] | None = None
+) -> list[list[Image]]:
+    """Images of a cell with the U-Net as it stands: one row per prompt, one image per seed.
+
+    Args:
+        diffusion: the base model, an adapter on it or not.
+        order: prompts and seeds.
+        settings: size, steps, guidance.
+        columns: indices of the seeds to draw; None: all of them.
+    """
+    seeds = order.seeds if columns is None else [order.seeds[column] for column in columns]
     count = len(order.prompts.embeds)
-    rows = [prompt for prompt in range(count) for _ in order.seeds]
+    rows = [prompt for prompt in range(count) for _ in seeds]
     images = diffusion.sample(
         TextConditioning(order.prompts.embeds[rows], order.prompts.pooled[rows]),
         TextConditioning(order.negative.embeds[[0] * len(rows)], order.negative.pooled[[0] * len(rows)]),
-        seeds=list(order.seeds) * count,
+        seeds=list(seeds) * count,
         size=(settings.width, settings.height),
         steps=settings.steps,
         guidance=settings.guidance,
     )
-    seeds = len(order.seeds)
-    return [images[row * seeds : (row + 1) * seeds] for row in range(count)]
+    return [images[row * len(seeds) : (row + 1) * len(seeds)] for row in range(count)]

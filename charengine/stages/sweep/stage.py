@@ -25,7 +25,7 @@ def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> Swee
 
 SWEEP = Stage(
     name="sweep",
-    version=3,
+    version=4,
     makes=SweepRecord,
     work=_work,
     settings="sweep",

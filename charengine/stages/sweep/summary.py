@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
+from collections.abc import Mapping, Sequence
 
 from charengine.likeness import metrics
 from charengine.likeness.metrics import CellScores, Scale
 from charengine.records import CellMetrics
+from charengine.stages.sweep.estimate import Estimate, smoothed
 from charengine.stages.sweep.pick import pareto_front
 
 
@@ -16,14 +15,7 @@ def summarise(scores: CellScores, scale: Scale, step: int, strength: float) -> C
     """One cell's numbers: means over its images, and its place on the scale."""
     relative = metrics.relative(scores, scale)
     leak, base_leak = metrics.mean(scores.leak), metrics.mean(scale.base.leak)
-    detail = {
-        "gain": relative.gain,
-        "kept": relative.kept,
-        "margin": metrics.mean(scores.margin),
-        "diversity_kept": relative.diversity,
-        "background_leak": leak - base_leak,
-        "class_leak": metrics.mean(scores.class_identity) - metrics.mean(scale.base.class_identity),
-    }
+    class_leak = metrics.mean(scores.class_identity) - metrics.mean(scale.base.class_identity)
     return CellMetrics(
         checkpoint_step=step,
         strength=strength,
@@ -33,29 +25,25 @@ def summarise(scores: CellScores, scale: Scale, step: int, strength: float) -> C
         copying=metrics.mean(scores.copying, missing=0.0),
         score=relative.score,
         images=scores.adherence.numel(),
-        detail={name: value for name, value in detail.items() if value == value},
+        gain=relative.gain,
+        kept=relative.kept,
+        diversity_kept=relative.diversity,
+        margin=_measured(metrics.mean(scores.margin)),
+        background_leak=_measured(leak - base_leak),
+        class_leak=_measured(class_leak),
     )
 
 
-def with_bounds(cells: list[CellMetrics], resampled: torch.Tensor) -> list[CellMetrics]:
-    """Cells with 90 % bootstrap bounds of their score, how often they score best, and whether they lie on the Pareto front."""
-    low, high = resampled.quantile(torch.tensor([0.05, 0.95]), dim=1)
-    wins = torch.bincount(resampled.argmax(dim=0), minlength=len(cells)) / resampled.shape[1]
-    front = set(pareto_front([(cell.detail["gain"], cell.detail["kept"]) for cell in cells]))
-    return [
-        cell.model_copy(
-            update={
-                "detail": {
-                    **cell.detail,
-                    "score_low": float(low[i]),
-                    "score_high": float(high[i]),
-                    "wins": float(wins[i]),
-                    "on_front": float(i in front),
-                }
-            }
-        )
-        for i, cell in enumerate(cells)
-    ]
+def with_certainty(cells: Mapping[int, CellMetrics], found: Estimate) -> dict[int, CellMetrics]:
+    """Drawn cells with their smoothed numbers and bounds, how often each is the best, and whether it is on the Pareto front."""
+    front = {list(cells)[i] for i in pareto_front([(cell.gain, cell.kept) for cell in cells.values()])}
+    chances = found.chances(list(cells))
+    sure = {}
+    for i, cell in cells.items():
+        low, high = found.bounds(i)
+        more = {"smoothed": smoothed(found, i), "score_low": low, "score_high": high}
+        sure[i] = cell.model_copy(update={**more, "wins": float(chances[i]), "on_front": i in front})
+    return sure
 
 
 def overbaked(cells: Sequence[CellMetrics], last_step: int) -> CellMetrics:
@@ -80,3 +68,8 @@ def scale_warnings(scale: Scale) -> tuple[str, ...]:
     if scale.base.diversity.isnan().all():
         found.append("variety between seeds was not measured: it takes a scene prompt and sweep.seeds of 2 or more")
     return tuple(found)
+
+
+def _measured(value: float) -> float | None:
+    """None for NaN: nobody measured it."""
+    return value if value == value else None

@@ -1,4 +1,7 @@
-"""The sweep: checkpoints x strengths x prompts x paired seeds, scored against strength 0, and the pick made from them."""
+"""The sweep: pictures of checkpoints x strengths, paired by prompt and seed, scored against strength 0, and the pick.
+
+Which cells are drawn is decided round by round (`race`), or all of them are (`sweep.design=grid`).
+"""
 
 from __future__ import annotations
 
@@ -7,58 +10,82 @@ import json
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from charengine.adapter.files import check_values, load_adapter, read_metadata, save_adapter
-from charengine.adapter.metadata import told_by
 from charengine.adapter.network import apply_adapter, examine_adapter
-from charengine.adapter.rescaling import rescale
 from charengine.charts.canvas import PilCanvas
 from charengine.charts.plots import contact_sheet, trade_off
 from charengine.config import SweepSettings
-from charengine.errors import BadInput, ConfigError, Interrupted
+from charengine.errors import BadInput, Interrupted
 from charengine.likeness import metrics
 from charengine.likeness.metrics import CellScores, Scale
 from charengine.likeness.prompts import SweepPrompt, sweep_prompts
 from charengine.likeness.scoring import References, score_cell
 from charengine.pictures import png
-from charengine.records import AdapterRecord, CellMetrics, CheckpointRecord, DatasetRecord, PickRecord, Ref, SweepRecord
-from charengine.stages.sweep.finishing import Finished, Finisher, Pending, Pictures
+from charengine.records import (
+    AdapterRecord,
+    CellMetrics,
+    CheckpointRecord,
+    DatasetRecord,
+    PickRecord,
+    Ref,
+    SweepRecord,
+    picture_name,
+)
+from charengine.stages.sweep.adapters import recommended
+from charengine.stages.sweep.estimate import BASE, Estimate, estimate
+from charengine.stages.sweep.finishing import Finished, Finisher, Pictures
 from charengine.stages.sweep.pick import choose
+from charengine.stages.sweep.race import Unit, base_seeds, plan_round
 from charengine.stages.sweep.sample import Order, draw, place_order
-from charengine.stages.sweep.summary import overbaked, scale_warnings, summarise, with_bounds
+from charengine.stages.sweep.summary import overbaked, scale_warnings, summarise, with_certainty
+from charengine.stages.sweep.verdict import judge_training
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
-from charengine.wording import file_stem, noun_problem, phrase_problem
+from charengine.wording import file_stem
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from charengine.models import Diffusion, Embedder
 
-BOOTSTRAP_ROUNDS = 400
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cell:
-    """A finished cell: scores, measured numbers, stored images and small copies for the contact sheet."""
+    """What was drawn of a cell so far: scores seed by seed, stored pictures, small copies for the contact sheet."""
 
-    scores: CellScores
-    metrics: CellMetrics
-    images: dict[str, Ref]
-    thumbs: dict[tuple[int, int], Image]
+    parts: list[CellScores] = field(default_factory=list)
+    images: dict[str, Ref] = field(default_factory=dict)
+    thumbs: dict[tuple[int, int], Image] = field(default_factory=dict)
+    mlflow_run_id: str | None = None
+
+    @property
+    def scores(self) -> CellScores:
+        """Of all its seeds."""
+        return metrics.joined(self.parts)
+
+    @property
+    def seeds(self) -> int:
+        """How many were drawn."""
+        return sum(part.identity.shape[1] for part in self.parts)
 
 
 @dataclass
 class Session:
-    """Everything the cells of one sweep share."""
+    """Everything the cells of one sweep share.
+
+    Attributes:
+        grid: every cell as (step, strength), strength 0 first.
+        checkpoints: those of the grid, by step.
+        cells: what was drawn, by index into the grid.
+    """
 
     training: AdapterRecord
     settings: SweepSettings
@@ -69,6 +96,25 @@ class Session:
     prompts: tuple[SweepPrompt, ...]
     order: Order
     key: str
+    grid: list[tuple[int, float]]
+    checkpoints: dict[int, CheckpointRecord]
+    cells: dict[int, Cell] = field(default_factory=dict)
+
+    @property
+    def scale(self) -> Scale:
+        """Strength 0 and the sheet's own views."""
+        return Scale(base=self.cells[BASE].scores, ceiling=self.references.ceiling())
+
+    def next_units(self) -> list[Unit]:
+        """What to draw next; nothing when the sweep is complete."""
+        drawn = {index: cell.seeds for index, cell in self.cells.items()}
+        return plan_round(self.grid, drawn, self.settings, len(self.prompts), self.estimate)
+
+    def estimate(self) -> Estimate:
+        """What the pictures so far say; the same pictures say the same."""
+        scored = {index: cell.scores for index, cell in sorted(self.cells.items())}
+        generator = torch.Generator().manual_seed(self.order.seeds[0])
+        return estimate(self.grid, scored, self.scale, self.settings, generator)
 
 
 def sweep_adapter(
@@ -85,7 +131,7 @@ def sweep_adapter(
     should_stop: Callable[[], bool] = lambda: False,
     keep_cut: bool = False,
 ) -> SweepRecord:
-    """Draw and score every cell, pick one, export the adapter as trained and as recommended.
+    """Draw and score cells, pick one, export the adapter as trained and as recommended.
 
     Args:
         training: the checkpoints to try.
@@ -102,8 +148,12 @@ def sweep_adapter(
 
     Raises:
         Interrupted: `should_stop` said so, and `keep_cut` is off or no cell was finished.
+        BadInput: `sweep.pictures` is not enough for strength 0 and one cell.
     """
     prompts = sweep_prompts(settings)
+    check_budget(settings, len(prompts))
+    checkpoints = spread(training.checkpoints, settings.checkpoints)
+    strengths = sorted({strength for strength in settings.strengths if strength > 0})
     seeds = tuple(seed + offset for offset in range(settings.seeds))
     texts = [prompt.to_draw(training.trigger, training.class_noun) for prompt in prompts]
     session = Session(
@@ -116,16 +166,28 @@ def sweep_adapter(
         prompts=prompts,
         order=place_order(diffusion, texts, seeds),
         key=_sweep_key(training, dataset, settings, diffusion.fingerprint, embedder.fingerprint, seed),
+        grid=[(0, 0.0), *((checkpoint.step, strength) for checkpoint in checkpoints for strength in strengths)],
+        checkpoints={checkpoint.step: checkpoint for checkpoint in checkpoints},
     )
-    plan = _plan(session)
-    left_out = _examine(session, plan)
-    base, scale, cells = _run(session, plan, should_stop)
+    left_out = _examine(session)
     cut: tuple[str, ...] = ()
-    if len(cells) < len(plan):
-        if not (keep_cut and cells):
-            raise Interrupted(f"sweep stopped after {len(cells)} cells")
-        cut = (f"the sweep was cut after {len(cells)} of {len(plan)} cells: the pick is among these alone",)
-    return _conclude(session, base, cells, scale, recipe, (*left_out, *cut))
+    if not _run(session, should_stop):
+        drawn = len(session.cells) - (BASE in session.cells)
+        if not (keep_cut and drawn):
+            raise Interrupted(f"sweep stopped after {drawn} cells")
+        of = f" of {len(session.grid) - 1}" if settings.design == "grid" else ""
+        cut = (f"the sweep was cut after {drawn}{of} cells: the pick is among these alone",)
+    return _conclude(session, recipe, (*left_out, *cut))
+
+
+def check_budget(settings: SweepSettings, prompts: int) -> None:
+    """Refuse a race that cannot draw a single cell."""
+    least = prompts * (base_seeds(settings) + 1)
+    if settings.design == "race" and settings.pictures < least:
+        raise BadInput(
+            f"sweep.pictures is {settings.pictures}, but strength 0 and one cell take {least} with {prompts} prompts: "
+            f"set it to {least} or more (56 and 4 prompts is the default)"
+        )
 
 
 def spread(checkpoints: Sequence[CheckpointRecord], count: int) -> list[CheckpointRecord]:
@@ -136,196 +198,172 @@ def spread(checkpoints: Sequence[CheckpointRecord], count: int) -> list[Checkpoi
     return [checkpoints[round((i + 1) * total / count) - 1] for i in range(count)]
 
 
-def training_from_file(path: Path, store: Store, *, trigger: str = "", class_noun: str = "") -> AdapterRecord:
-    """A sweepable record of an adapter file from an earlier run or another trainer; its step and trigger come from its metadata.
-
-    Raises:
-        BadInput: not a readable adapter, damaged, or its trigger or class noun is neither in the file nor given.
-        ConfigError: its trigger or class noun cannot be one.
-    """
-    told = told_by(read_metadata(path))
-    trigger, class_noun = trigger or told.trigger, class_noun or told.class_noun
-    missing = [word for word, value in (("trigger", trigger), ("class noun", class_noun)) if not value]
-    if missing:
-        raise BadInput(f"{path} does not say its {' and '.join(missing)}: give {' and '.join(missing)} yourself")
-    problems = [problem for problem in (phrase_problem(trigger), noun_problem(class_noun)) if problem]
-    if problems:
-        raise ConfigError([f"{path}: {problem}; give it yourself" for problem in problems])
-    data = path.read_bytes()
-    try:
-        check_values(load_adapter(data)[0])
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
-    checkpoint = CheckpointRecord(step=told.steps, adapter=store.put(data, path.name))
-    return AdapterRecord(
-        checkpoints=(checkpoint,),
-        steps=told.steps,
-        trigger=trigger,
-        class_noun=class_noun,
-        dataset_digest=told.dataset_digest,
-    )
-
-
-def recommended(data: bytes, picked: CellMetrics, recipe: dict[str, Any] | None) -> tuple[bytes, tuple[str, ...]]:
-    """The picked checkpoint with its strength as the new 1.0, the pick in its metadata; and a warning where that cannot be.
-
-    Nothing that goes wrong here is worth losing a finished sweep for.
-    """
-    doubts: tuple[str, ...] = ()
-    try:
-        data = rescale(data, picked.strength)
-    except Exception as error:
-        if not isinstance(error, BadInput):  # DoRA is expected; the rest is a defect, said and survived
-            log.exception("the adapter could not be rescaled")
-        doubts = (f"the recommended adapter is not rescaled, use it at strength {picked.strength:g}: {error}",)
-    tensors, metadata = load_adapter(data)
-    metadata["charengine.pick"] = picked.model_dump_json(exclude={"mlflow_run_id"})
-    if recipe is not None:
-        metadata["charengine.recipe"] = json.dumps(recipe, sort_keys=True)
-    return save_adapter(tensors, metadata), doubts
-
-
-def _plan(session: Session) -> list[tuple[CheckpointRecord, float]]:
-    """Every chosen checkpoint at every strength."""
-    strengths = sorted({strength for strength in session.settings.strengths if strength > 0})
-    chosen = spread(session.training.checkpoints, session.settings.checkpoints)
-    return [(checkpoint, strength) for checkpoint in chosen for strength in strengths]
-
-
-def _examine(session: Session, plan: Sequence[tuple[CheckpointRecord, float]]) -> tuple[str, ...]:
-    """Every checkpoint of the plan held against the model before anything is drawn; what of them is left out.
+def _examine(session: Session) -> tuple[str, ...]:
+    """Every checkpoint of the grid held against the model before anything is drawn; what of them is left out.
 
     Raises:
         BadInput: one is damaged or for another model.
     """
     unet = session.diffusion.unet()
-    checkpoints = {checkpoint.adapter.sha256: checkpoint for checkpoint, _ in plan}
-    told = (examine_adapter(unet, session.store.get(checkpoint.adapter)) for checkpoint in checkpoints.values())
+    told = (examine_adapter(unet, session.store.get(checkpoint.adapter)) for checkpoint in session.checkpoints.values())
     return tuple(dict.fromkeys(sentence for sentences in told for sentence in sentences))
 
 
-def _run(
-    session: Session, plan: Sequence[tuple[CheckpointRecord, float]], should_stop: Callable[[], bool]
-) -> tuple[Cell, Scale, list[Cell]]:
-    """Strength 0, the scale it gives, and the plan's cells until told to stop.
+def _run(session: Session, should_stop: Callable[[], bool]) -> bool:
+    """Strength 0, then round after round; False when told to stop before the last.
 
-    A cell is stored, and scored where a GPU draws, while the next one is drawn: the pictures of two cells are in memory,
+    Pictures are stored, and scored where a GPU draws, while the next ones are drawn: those of two units are in memory,
     never more.
     """
-    aside = torch.device(session.diffusion.device).type != "cpu"
 
     def score(images: Pictures) -> CellScores:
         return score_cell(images, session.prompts, session.training.class_noun, session.references)
 
-    cells: list[Cell] = []
-    with (
-        Finisher(score, session.store, aside=aside) as finisher,
-        closing(_draw_cells(session, plan, should_stop)) as drawn,
-    ):
-        pending = finisher.start(draw(session.diffusion, session.order, session.settings), _names(session, None, 0.0))
-        following = next(drawn, None)
-        base, scale = _finish_base(session, pending)
-        while following is not None:
-            checkpoint, strength, images = following
-            pending = finisher.start(images, _names(session, checkpoint, strength))
-            following = next(drawn, None)
-            cells.append(_finish_cell(session, scale, pending.result(), checkpoint, strength))
-    return base, scale, cells
+    aside = torch.device(session.diffusion.device).type != "cpu"
+    with Finisher(score, session.store, aside=aside) as finisher:
+        while units := session.next_units():
+            done = 0
+            with closing(_finish(session, finisher, _by_checkpoint(session, units), should_stop)) as finished:
+                for unit, found in finished:
+                    _keep(session, unit, found)
+                    done += 1
+            if done < len(units):
+                return False
+    for index, cell in sorted(session.cells.items()):
+        if cell.mlflow_run_id is None:
+            _log_cell(session, index, cell)
+    return True
 
 
-def _draw_cells(
-    session: Session, plan: Sequence[tuple[CheckpointRecord, float]], should_stop: Callable[[], bool]
-) -> Generator[tuple[CheckpointRecord, float, Pictures], None, None]:
-    """The plan's pictures, cell by cell; the strength is changed live, the base restored after each checkpoint."""
-    for checkpoint, cells in groupby(plan, key=lambda cell: cell[0]):
-        applied = apply_adapter(session.diffusion.unet(), session.store.get(checkpoint.adapter))
+def _by_checkpoint(session: Session, units: Sequence[Unit]) -> list[Unit]:
+    """Strength 0 first, then one checkpoint after the other: putting an adapter on takes time."""
+    return sorted(units, key=lambda unit: session.grid[unit.cell][0])
+
+
+def _finish(
+    session: Session, finisher: Finisher, units: Sequence[Unit], should_stop: Callable[[], bool]
+) -> Generator[tuple[Unit, Finished], None, None]:
+    """Units with their scores, in order; the next unit is drawn while one is finished."""
+    waiting = None
+    with closing(_draw_units(session, units, should_stop)) as drawn:
+        for unit, images in drawn:
+            pending = finisher.start(images, _names(session, unit))
+            if waiting:
+                yield waiting[0], waiting[1].result()
+            waiting = unit, pending
+        if waiting:
+            yield waiting[0], waiting[1].result()
+
+
+def _draw_units(
+    session: Session, units: Sequence[Unit], should_stop: Callable[[], bool]
+) -> Generator[tuple[Unit, Pictures], None, None]:
+    """Pictures, unit by unit; the strength is changed live, the base restored after each checkpoint."""
+    for step, own in groupby(units, key=lambda unit: session.grid[unit.cell][0]):
+        if not step:
+            for unit in own:
+                yield unit, draw(session.diffusion, session.order, session.settings, unit.seeds)
+            continue
+        applied = apply_adapter(session.diffusion.unet(), session.store.get(session.checkpoints[step].adapter))
         try:
-            for _, strength in cells:
+            for unit in own:
                 if should_stop():
                     return
-                applied.set_strength(strength)
-                yield checkpoint, strength, draw(session.diffusion, session.order, session.settings)
+                applied.set_strength(session.grid[unit.cell][1])
+                yield unit, draw(session.diffusion, session.order, session.settings, unit.seeds)
         finally:
             applied.remove()
 
 
-def _names(session: Session, checkpoint: CheckpointRecord | None, strength: float) -> list[list[str]]:
-    """Names of a cell's pictures: a row per prompt, one per seed."""
-    step, seeds = checkpoint.step if checkpoint else 0, session.order.seeds
-    return [[f"{step}/{strength:g}/{row}/{seed}" for seed in seeds] for row in range(len(session.prompts))]
+def _names(session: Session, unit: Unit) -> list[list[str]]:
+    """Names of a unit's pictures: a row per prompt, one per seed."""
+    step, strength = session.grid[unit.cell]
+    seeds = [session.order.seeds[column] for column in unit.seeds]
+    return [[picture_name(step, strength, row, seed) for seed in seeds] for row in range(len(session.prompts))]
 
 
-def _finish_base(session: Session, pending: Pending) -> tuple[Cell, Scale]:
-    """Strength 0: the control, drawn once for all checkpoints, and the scale it gives."""
-    finished = pending.result()
-    scale = Scale(base=finished.scores, ceiling=session.references.ceiling())
-    cell = _finish_cell(session, scale, finished, None, 0.0)
-    detail = {**cell.metrics.detail, "ceiling": scale.ceiling}
-    return replace(cell, metrics=cell.metrics.model_copy(update={"detail": detail})), scale
+def _keep(session: Session, unit: Unit, found: Finished) -> None:
+    """Add a finished unit to its cell; a cell that gets no more pictures is logged at once."""
+    cell = session.cells.setdefault(unit.cell, Cell())
+    cell.parts.append(found.scores)
+    cell.images |= found.images
+    cell.thumbs |= {(row, unit.seeds[column]): thumb for (row, column), thumb in found.thumbs.items()}
+    step, strength = session.grid[unit.cell]
+    log.info("sweep: step %d strength %g: %d seeds", step, strength, cell.seeds)
+    if session.settings.design == "grid":
+        _log_cell(session, unit.cell, cell)
 
 
-def _finish_cell(
-    session: Session, scale: Scale, finished: Finished, checkpoint: CheckpointRecord | None, strength: float
-) -> Cell:
-    """Measure, and log to a child run."""
-    step = checkpoint.step if checkpoint else 0
-    measured = summarise(finished.scores, scale, step, strength)
+def _measure(session: Session, index: int, cell: Cell) -> CellMetrics:
+    """A cell's own numbers."""
+    scale = session.scale
+    measured = summarise(cell.scores, scale, *session.grid[index])
+    more = {"mlflow_run_id": cell.mlflow_run_id} | ({"ceiling": scale.ceiling} if index == BASE else {})
+    return measured.model_copy(update=more)
+
+
+def _log_cell(session: Session, index: int, cell: Cell) -> None:
+    """A child run with a cell's numbers and pictures."""
+    step, strength = session.grid[index]
+    checkpoint = session.checkpoints.get(step)
+    measured = _measure(session, index, cell)
     child = session.tracker.child(
         f"step {step} × {strength:g}" if checkpoint else "base model",
         key=f"{session.key}/{step}/{strength:g}",
         params={"checkpoint": step, "strength": strength, **_losses(checkpoint)},
     )
     child.log_metrics(_logged(measured), step=step)
-    rows, columns = len(session.prompts), len(session.order.seeds)
-    child.log_image(contact_sheet([(_heading(measured), finished.thumbs)], [""] * rows, columns, None), "images")
+    rows = len(session.prompts)
+    child.log_image(contact_sheet([(_heading(measured), cell.thumbs)], [""] * rows, cell.seeds, None), "images")
     child.finish()
-    log.info("sweep: step %d strength %g: score %.3f", step, strength, measured.score)
-    measured = measured.model_copy(update={"mlflow_run_id": child.run_id})
-    return Cell(finished.scores, measured, finished.images, finished.thumbs)
+    cell.mlflow_run_id = child.run_id
 
 
-def _conclude(
-    session: Session, base: Cell, cells: list[Cell], scale: Scale, recipe: dict[str, Any] | None, told: tuple[str, ...]
-) -> SweepRecord:
-    """Confidence bounds, the pick, the pictures and the two adapters."""
-    generator = torch.Generator().manual_seed(session.order.seeds[0])
-    resampled = metrics.resampled_scores([cell.scores for cell in cells], scale, BOOTSTRAP_ROUNDS, generator)
-    measured = with_bounds([cell.metrics for cell in cells], resampled)
-    choice = choose(measured, resampled, session.settings)
+def _conclude(session: Session, recipe: dict[str, Any] | None, told: tuple[str, ...]) -> SweepRecord:
+    """The pick with its certainty, the verdict, the pictures and the two adapters."""
+    found = session.estimate()
+    drawn = dict(sorted(session.cells.items()))
+    base = _measure(session, BASE, drawn[BASE])
+    measured = with_certainty(
+        {index: _measure(session, index, cell) for index, cell in drawn.items() if index != BASE}, found
+    )
+    choice = choose(measured, found, session.settings)
     picked = measured[choice.index]
-    columns = [(_heading(cell.metrics), cell.thumbs) for cell in [base, *cells]]
+    cells = [base, *measured.values()]
+    columns = [(_heading(one), cell.thumbs) for one, cell in zip(cells, drawn.values(), strict=True)]
     labels = [prompt.to_draw(session.training.trigger, session.training.class_noun) for prompt in session.prompts]
-    sheet = contact_sheet(columns, labels, len(session.order.seeds), choice.index + 1)
+    seeds = max(cell.seeds for cell in drawn.values())
+    sheet = contact_sheet(columns, labels, seeds, cells.index(picked))
     canvas = PilCanvas(640, 420)
-    trade_off(canvas, [base.metrics, *measured], picked, session.settings.adherence_floor)
+    trade_off(canvas, cells, picked, session.settings.adherence_floor)
     session.tracker.log_image(sheet, "contact_sheet")
     session.tracker.log_image(canvas.image, "trade_off")
     session.tracker.log_metrics(
         {f"pick/{name}": value for name, value in _logged(picked).items()}, step=picked.checkpoint_step
     )
-    checkpoints = {checkpoint.step: checkpoint for checkpoint in session.training.checkpoints}
-    last = session.training.checkpoints[-1]
-    trigger = session.training.trigger
-    as_picked, doubt = recommended(session.store.get(checkpoints[picked.checkpoint_step].adapter), picked, recipe)
+    trigger, store = session.training.trigger, session.store
+    as_picked, doubt = recommended(store.get(session.checkpoints[picked.checkpoint_step].adapter), picked, recipe)
     return SweepRecord(
-        cells=(base.metrics, *measured),
+        cells=tuple(cells),
         prompts=tuple(prompt.template for prompt in session.prompts),
-        seeds=session.order.seeds,
-        contact_sheet=session.store.put(png(sheet), "contact-sheet.png"),
-        plot=session.store.put(png(canvas.image), "trade-off.png"),
-        images={name: ref for cell in [base, *cells] for name, ref in cell.images.items()},
+        seeds=session.order.seeds[:seeds],
+        contact_sheet=store.put(png(sheet), "contact-sheet.png"),
+        plot=store.put(png(canvas.image), "trade-off.png"),
+        images={name: ref for cell in drawn.values() for name, ref in cell.images.items()},
         pick=PickRecord(
             checkpoint_step=picked.checkpoint_step,
             strength=picked.strength,
             reasons=choice.reasons,
             metrics=picked,
-            baseline=base.metrics,
-            overbaked=overbaked(measured, measured[-1].checkpoint_step),
+            baseline=base,
+            overbaked=overbaked(cells[1:], cells[-1].checkpoint_step),
+            expected_loss=choice.expected_loss,
         ),
-        adapter=session.store.put(session.store.get(last.adapter), f"{file_stem(trigger)}.safetensors"),
-        recommended_adapter=session.store.put(as_picked, f"{file_stem(trigger)}_recommended.safetensors"),
+        verdict=judge_training(session.grid, found, session.settings),
+        adapter=store.put(store.get(session.training.checkpoints[-1].adapter), f"{file_stem(trigger)}.safetensors"),
+        recommended_adapter=store.put(as_picked, f"{file_stem(trigger)}_recommended.safetensors"),
         mlflow_run_id=session.tracker.run_id,
-        warnings=(*told, *choice.warnings, *doubt, *scale_warnings(scale)),
+        warnings=(*told, *choice.warnings, *doubt, *scale_warnings(session.scale)),
     )
 
 
@@ -344,8 +382,12 @@ def _losses(checkpoint: CheckpointRecord | None) -> dict[str, float]:
 
 
 def _logged(cell: CellMetrics) -> dict[str, float]:
-    names = ("identity", "adherence", "diversity", "copying", "score")
-    return {**{name: getattr(cell, name) for name in names}, **cell.detail}
+    """Every number of a cell that was measured."""
+    left_out = {"checkpoint_step", "strength", "images", "smoothed", "mlflow_run_id"}
+    numbers = cell.model_dump(exclude=left_out, exclude_none=True)
+    if cell.smoothed:
+        numbers |= {f"smoothed_{name}": value for name, value in cell.smoothed.model_dump(exclude_none=True).items()}
+    return {name: float(value) for name, value in numbers.items()}
 
 
 def _heading(cell: CellMetrics) -> str:

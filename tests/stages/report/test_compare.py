@@ -36,7 +36,7 @@ def test_the_text_has_a_column_for_each_run_and_the_numbers_of_the_picks(runs: l
     assert lines[0].split() == ["Zorga", "#1", "Zorga", "#2"]
     assert len({len(line) for line in lines}) == 1
     kept = next(line for line in lines if line.startswith("adherence kept  "))
-    assert kept.count(f"{runs[0].sweep.pick.metrics.detail['kept']:.0%}") == 2
+    assert kept.count(f"{runs[0].sweep.pick.metrics.kept:.0%}") == 2
 
 
 def test_the_page_holds_all_curves_and_loads_nothing(runs: list[RunRecord], store: Store) -> None:

@@ -102,14 +102,14 @@ def test_a_prompt_cannot_inject_markup(page: str) -> None:
 
 def test_the_fall_of_adherence_towards_strength_one_is_told_in_numbers(run: RunRecord) -> None:
     sentence = towards_full_strength(run.sweep)
-    assert f"adherence falls to {run.sweep.pick.overbaked.detail['kept']:.0%}" in sentence
+    assert f"adherence falls to {run.sweep.pick.overbaked.kept:.0%}" in sentence
     pick, base = run.sweep.pick.metrics, run.sweep.pick.baseline
     assert f"({pick.identity - base.identity:+.3f})" in sentence
 
 
 def test_a_rise_is_not_called_a_fall(run: RunRecord) -> None:
     pick = run.sweep.pick
-    better = pick.overbaked.model_copy(update={"detail": {**pick.overbaked.detail, "kept": 1.1}})
+    better = pick.overbaked.model_copy(update={"kept": 1.1})
     swapped = run.sweep.model_copy(update={"pick": pick.model_copy(update={"overbaked": better})})
     assert "adherence rises to 110%" in towards_full_strength(swapped)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
+from sweep_estimates import known
 
 from charengine.config import SweepSettings
 from charengine.likeness.metrics import score
@@ -25,15 +25,16 @@ def cell(
         copying=copying,
         score=score(gain, kept),
         images=8,
-        detail={"gain": gain, "kept": kept, "diversity_kept": diversity},
+        gain=gain,
+        kept=kept,
+        diversity_kept=diversity,
     )
 
 
 def pick(cells: list[CellMetrics], noise: float = 0.0) -> Choice:
-    """Choose among cells whose resampled scores vary independently by `noise`."""
-    generator = torch.Generator().manual_seed(0)
-    centre = torch.tensor([cell.score for cell in cells])[:, None]
-    return choose(cells, centre + noise * torch.randn(len(cells), 400, generator=generator), SETTINGS)
+    """Choose among cells whose numbers are known up to `noise`; the index counts from 0."""
+    choice = choose(dict(enumerate(cells, start=1)), known(cells, SETTINGS, noise), SETTINGS)
+    return Choice(choice.index - 1, choice.reasons, choice.warnings, choice.expected_loss)
 
 
 def test_an_overbaked_cell_with_the_highest_identity_is_never_picked() -> None:
@@ -53,13 +54,28 @@ def test_equal_scores_go_to_the_lower_strength_then_to_the_earlier_checkpoint() 
     assert pick(cells).index == 2
 
 
-def test_a_difference_within_the_noise_goes_to_the_lower_strength_and_a_real_one_does_not() -> None:
-    cells = [cell(300, 0.4, 0.78, 0.96), cell(300, 0.8, 0.81, 0.96)]
-    assert pick(cells, noise=0.0).index == 1
-    noisy = pick(cells, noise=0.1)
-    assert noisy.index == 0
-    assert any("standard error" in reason for reason in noisy.reasons)
-    assert any("strengths 0.4 to 0.8" in reason for reason in noisy.reasons)
+def test_a_milder_cell_is_taken_only_when_it_is_shown_to_lose_no_identity() -> None:
+    cells = [cell(300, 0.4, 0.808, 0.96), cell(300, 0.8, 0.81, 0.96)]
+    sure = pick(cells, noise=0.001)
+    assert sure.index == 0
+    assert any(reason.startswith("strength 0.8 of step 300 scores 0.88 but shows no more") for reason in sure.reasons)
+    assert pick(cells, noise=0.05).index == 1, "not knowing is no reason to be mild"
+    assert pick([cell(300, 0.4, 0.78, 0.96), cells[1]]).index == 1
+
+
+def test_the_reasons_say_how_sure_the_pick_is() -> None:
+    cells = [cell(300, 0.8, 0.70, 0.96), cell(300, 1.0, 0.80, 0.96)]
+    sure, unsure = pick(cells, noise=0.005), pick(cells, noise=0.2)
+    assert "the chance that none of these cells is better is 100%" in sure.reasons[1]
+    assert "from 16 pictures of 2 cells" in sure.reasons[1]
+    assert sure.expected_loss == 0.0 < unsure.expected_loss
+    assert f"expected to score {unsure.expected_loss:.3f} more" in unsure.reasons[1]
+
+
+def test_a_pick_at_the_highest_strength_says_that_it_is_the_highest() -> None:
+    cells = [cell(300, 1.0, 0.7, 0.96), cell(300, 1.4, 0.9, 0.96)]
+    assert any("highest strength tried" in reason for reason in pick(cells).reasons)
+    assert not any("highest strength tried" in reason for reason in pick([cells[1], cell(300, 1.6, 0.5, 0.9)]).reasons)
 
 
 def test_noise_never_buys_mildness_with_much_of_the_character() -> None:

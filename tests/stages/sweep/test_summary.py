@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from sweep_estimates import known
 
+from charengine.config import SweepSettings
 from charengine.likeness.metrics import CellScores, Scale
 from charengine.records import CellMetrics
-from charengine.stages.sweep.summary import overbaked, summarise, with_bounds
+from charengine.stages.sweep.summary import overbaked, summarise, with_certainty
 
 
 def scores(*, identity, adherence, margin, diversity, copying, leak, class_identity) -> CellScores:
@@ -26,6 +30,8 @@ def scores(*, identity, adherence, margin, diversity, copying, leak, class_ident
 
 BASE = scores(identity=0.4, adherence=0.3, margin=0.1, diversity=0.2, copying=0.1, leak=0.05, class_identity=0.3)
 CELL = scores(identity=0.7, adherence=0.27, margin=0.09, diversity=0.15, copying=0.35, leak=0.25, class_identity=0.45)
+DETAILS = ("gain", "kept", "margin", "diversity_kept", "background_leak", "class_leak")
+SETTINGS = SweepSettings(adherence_floor=0.5, diversity_floor=0.5)
 SCALE = Scale(base=BASE, ceiling=0.8)
 
 
@@ -36,7 +42,7 @@ def test_a_cell_is_measured_on_the_scale_from_the_base_model_to_the_sheet() -> N
     assert told == pytest.approx(
         {"identity": 0.7, "adherence": 0.27, "diversity": 0.15, "copying": 0.35, "score": 2 * 0.75 * 0.9 / 1.65}
     )
-    assert cell.detail == pytest.approx(
+    assert {name: getattr(cell, name) for name in DETAILS} == pytest.approx(
         {
             "gain": 0.75,  # of the way from 0.4 to 0.8
             "kept": 0.9,
@@ -58,20 +64,27 @@ def cell(step: int, strength: float, gain: float = 0.5, kept: float = 0.8) -> Ce
         copying=0.1,
         score=0.5,
         images=6,
-        detail={"gain": gain, "kept": kept},
+        gain=gain,
+        kept=kept,
+        diversity_kept=1.0,
     )
 
 
 def test_bounds_are_the_middle_nine_tenths_and_wins_are_counted() -> None:
-    rounds = torch.arange(101) / 100
-    other = torch.full((101,), 0.245)
-    better, worse = with_bounds([cell(100, 0.5, 0.7, 0.9), cell(100, 1.0)], torch.stack([rounds, other]))
-    assert better.detail["score_low"] == pytest.approx(0.05)
-    assert better.detail["score_high"] == pytest.approx(0.95)
-    assert worse.detail["score_low"] == worse.detail["score_high"] == pytest.approx(0.245)
-    assert better.detail["wins"] == pytest.approx(76 / 101) and worse.detail["wins"] == pytest.approx(25 / 101)
-    assert (better.detail["on_front"], worse.detail["on_front"]) == (1.0, 0.0)
-    assert better.detail["gain"] == 0.7
+    cells = [cell(100, 0.5, 0.7, 0.9), cell(100, 1.0, 0.6, 0.9)]
+    found = known(cells, SETTINGS)
+    rounds = torch.arange(101, dtype=torch.float64) / 100
+    scores = torch.stack([torch.zeros(101).double(), rounds, torch.full((101,), 0.245).double()], dim=1)
+    found = replace(found, scores=scores)
+    sure = with_certainty(dict(enumerate(cells, start=1)), found)
+    better, worse = sure[1], sure[2]
+    assert better.score_low == pytest.approx(0.05)
+    assert better.score_high == pytest.approx(0.95)
+    assert worse.score_low == worse.score_high == pytest.approx(0.245)
+    assert better.wins == pytest.approx(76 / 101) and worse.wins == pytest.approx(25 / 101)
+    assert (better.on_front, worse.on_front) == (True, False)
+    assert better.gain == 0.7
+    assert better.smoothed is not None and better.smoothed.gain == pytest.approx(0.7)
 
 
 def test_overbaked_is_the_last_checkpoint_at_the_strength_nearest_to_one() -> None:

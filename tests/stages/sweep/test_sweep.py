@@ -12,7 +12,7 @@ from sweep_samples import SETTINGS, Eye, Notebook, Painter, Unet, adapter_file, 
 from charengine.adapter.files import load_adapter, save_adapter
 from charengine.errors import BadInput
 from charengine.likeness.scoring import References
-from charengine.stages.sweep import sweep
+from charengine.stages.sweep import adapters, sweep
 
 pytestmark = pytest.mark.usefixtures("known_adapter")
 
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("known_adapter")
 def test_the_pick_is_where_the_character_is_whole_and_the_scene_still_there(store, dataset) -> None:
     found = run_sweep(store, dataset, Painter(), 50, 200)
     assert (found.pick.checkpoint_step, found.pick.strength) == (200, 0.5)
-    assert found.pick.metrics.detail["gain"] > 0.9
-    assert found.pick.metrics.detail["kept"] > 0.97
-    assert found.pick.overbaked.detail["kept"] < 0.8
+    assert found.pick.metrics.gain > 0.9
+    assert found.pick.metrics.kept > 0.97
+    assert found.pick.overbaked.kept < 0.8
     assert found.warnings == ()
 
 
@@ -49,7 +49,7 @@ def test_the_base_model_is_left_as_it_was_and_the_text_encoders_are_freed_first(
 def test_an_overbaked_adapter_leaks_the_white_background_and_copies_the_views(store, dataset) -> None:
     found = run_sweep(store, dataset, Painter(), 200)
     mild, baked = found.cells[1], found.cells[-1]
-    assert mild.detail["background_leak"] == 0.0 and baked.detail["background_leak"] == 1.0
+    assert mild.background_leak == 0.0 and baked.background_leak == 1.0
     assert baked.copying > mild.copying + 0.1
 
 
@@ -77,11 +77,14 @@ def test_the_sweeps_own_run_holds_the_picks_numbers_and_each_cell_its_details_an
     found = sweep.sweep_adapter(training, dataset, SETTINGS, Painter(), Eye(), store, seed=7, tracker=notebook)
     own = {name: value for name, value in notebook.metrics.items() if name.startswith("pick/")}
     picked = found.pick.metrics
-    names = ("identity", "adherence", "diversity", "copying", "score")
-    assert own == {f"pick/{name}": getattr(picked, name) for name in names} | {
-        f"pick/{name}": value for name, value in picked.detail.items()
+    place = {"checkpoint_step", "strength", "images", "smoothed", "mlflow_run_id"}
+    numbers = picked.model_dump(exclude=place, exclude_none=True)
+    assert {"identity", "adherence", "diversity", "copying", "score", "gain", "kept", "score_low"} <= set(numbers)
+    smoothed = picked.smoothed.model_dump(exclude_none=True)
+    assert {"gain", "kept", "score"} <= set(smoothed)
+    assert own == {f"pick/{name}": value for name, value in numbers.items()} | {
+        f"pick/smoothed_{name}": value for name, value in smoothed.items()
     }
-    assert {"pick/gain", "pick/kept", "pick/score_low"} <= set(own)
     base, *runs = notebook.children.values()
     assert "final_loss" not in base.params and "validation_loss" not in base.params
     assert [(run.params["final_loss"], run.params["validation_loss"]) for run in runs] == [
@@ -89,9 +92,9 @@ def test_the_sweeps_own_run_holds_the_picks_numbers_and_each_cell_its_details_an
     ]
     for run, cell in zip(runs, found.cells[1:], strict=True):
         assert {name: run.metrics[name] for name in ("gain", "kept", "margin")} == {
-            name: cell.detail[name] for name in ("gain", "kept", "margin")
+            name: getattr(cell, name) for name in ("gain", "kept", "margin")
         }
-    assert found.cells[0].detail["ceiling"] == pytest.approx(References(dataset.views, Eye(), store).ceiling())
+    assert found.cells[0].ceiling == pytest.approx(References(dataset.views, Eye(), store).ceiling())
 
 
 def test_a_repeated_sweep_gives_the_same_record_and_reopens_the_same_child_runs(store, dataset) -> None:
@@ -116,7 +119,7 @@ def test_two_adapters_are_exported_as_trained_and_rescaled_to_the_pick(store, da
 
 def test_an_adapter_that_cannot_be_rescaled_is_exported_as_it_is_with_a_warning() -> None:
     data = adapter_file(100, "lora_unet_x.dora_scale")
-    exported, doubts = sweep.recommended(data, sample_cell(100, 0.6), None)
+    exported, doubts = adapters.recommended(data, sample_cell(100, 0.6), None)
     assert load_adapter(exported)[0]["lora_unet_x.dora_scale"].item() == 8.0
     assert len(doubts) == 1 and "use it at strength 0.6" in doubts[0]
 
@@ -124,7 +127,7 @@ def test_an_adapter_that_cannot_be_rescaled_is_exported_as_it_is_with_a_warning(
 def test_any_adapter_file_can_be_swept_if_it_names_its_character(store, dataset, tmp_path) -> None:
     path = tmp_path / "old.safetensors"
     path.write_bytes(adapter_file(200))
-    training = sweep.training_from_file(path, store)
+    training = adapters.training_from_file(path, store)
     assert (training.trigger, training.class_noun, training.steps) == ("zorgax", "orc", 200)
     found = sweep.sweep_adapter(training, dataset, SETTINGS, Painter(), Eye(), store, seed=7)
     assert found.pick.checkpoint_step == 200
@@ -134,8 +137,8 @@ def test_an_adapter_file_without_a_trigger_asks_for_it(store, tmp_path) -> None:
     path = tmp_path / "nameless.safetensors"
     path.write_bytes(save_adapter({"lora_unet_x.alpha": torch.tensor(1.0)}, {}))
     with pytest.raises(BadInput, match="trigger and class noun"):
-        sweep.training_from_file(path, store)
-    assert sweep.training_from_file(path, store, trigger="ohwx", class_noun="man").trigger == "ohwx"
+        adapters.training_from_file(path, store)
+    assert adapters.training_from_file(path, store, trigger="ohwx", class_noun="man").trigger == "ohwx"
 
 
 def test_what_a_single_seed_cannot_measure_is_said(store, dataset) -> None:

@@ -21,7 +21,9 @@ from charengine.stages.sweep.sample import draw, place_order
 from charengine.stages.sweep.sweep import sweep_adapter
 from charengine.store import Store
 
-SETTINGS = SweepSettings(strengths=(0.3, 0.6), checkpoints=1, seeds=2, width=64, height=64, steps=3, guidance=2.0)
+SETTINGS = SweepSettings(
+    design="grid", strengths=(0.3, 0.6), checkpoints=1, seeds=2, width=64, height=64, steps=3, guidance=2.0
+)
 
 
 @pytest.fixture(scope="module")

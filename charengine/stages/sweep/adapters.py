@@ -1,0 +1,67 @@
+"""Adapter files into a sweep and out of it: any file as something to sweep, the pick as a file of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from charengine.adapter.files import check_values, load_adapter, read_metadata, save_adapter
+from charengine.adapter.metadata import told_by
+from charengine.adapter.rescaling import rescale
+from charengine.errors import BadInput, ConfigError
+from charengine.records import AdapterRecord, CellMetrics, CheckpointRecord
+from charengine.store import Store
+from charengine.wording import noun_problem, phrase_problem
+
+log = logging.getLogger(__name__)
+
+
+def training_from_file(path: Path, store: Store, *, trigger: str = "", class_noun: str = "") -> AdapterRecord:
+    """A sweepable record of an adapter file from an earlier run or another trainer; its step and trigger come from its metadata.
+
+    Raises:
+        BadInput: not a readable adapter, damaged, or its trigger or class noun is neither in the file nor given.
+        ConfigError: its trigger or class noun cannot be one.
+    """
+    told = told_by(read_metadata(path))
+    trigger, class_noun = trigger or told.trigger, class_noun or told.class_noun
+    missing = [word for word, value in (("trigger", trigger), ("class noun", class_noun)) if not value]
+    if missing:
+        raise BadInput(f"{path} does not say its {' and '.join(missing)}: give {' and '.join(missing)} yourself")
+    problems = [problem for problem in (phrase_problem(trigger), noun_problem(class_noun)) if problem]
+    if problems:
+        raise ConfigError([f"{path}: {problem}; give it yourself" for problem in problems])
+    data = path.read_bytes()
+    try:
+        check_values(load_adapter(data)[0])
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+    checkpoint = CheckpointRecord(step=told.steps, adapter=store.put(data, path.name))
+    return AdapterRecord(
+        checkpoints=(checkpoint,),
+        steps=told.steps,
+        trigger=trigger,
+        class_noun=class_noun,
+        dataset_digest=told.dataset_digest,
+    )
+
+
+def recommended(data: bytes, picked: CellMetrics, recipe: dict[str, Any] | None) -> tuple[bytes, tuple[str, ...]]:
+    """The picked checkpoint with its strength as the new 1.0, the pick in its metadata; and a warning where that cannot be.
+
+    Nothing that goes wrong here is worth losing a finished sweep for.
+    """
+    doubts: tuple[str, ...] = ()
+    try:
+        data = rescale(data, picked.strength)
+    except Exception as error:
+        if not isinstance(error, BadInput):  # DoRA is expected; the rest is a defect, said and survived
+            log.exception("the adapter could not be rescaled")
+        doubts = (f"the recommended adapter is not rescaled, use it at strength {picked.strength:g}: {error}",)
+    tensors, metadata = load_adapter(data)
+    metadata["charengine.pick"] = picked.model_dump_json(exclude={"mlflow_run_id"})
+    if recipe is not None:
+        metadata["charengine.recipe"] = json.dumps(recipe, sort_keys=True)
+    return save_adapter(tensors, metadata), doubts

@@ -1,0 +1,52 @@
+"""Overfit, underfit or right: what the sweep's smoothed scores say about the training, and what to do next."""
+
+from __future__ import annotations
+
+from charengine.config import SweepSettings
+from charengine.records import Verdict
+from charengine.stages.sweep.estimate import BASE, Estimate, Grid
+
+WORTH = 0.02  # of the score: less is no difference
+
+
+def judge_training(grid: Grid, found: Estimate, settings: SweepSettings) -> Verdict:
+    """Which of three cases a training is.
+
+    over: at strength 1 of the last checkpoint the score is at least WORTH below a lower strength's, or adherence is below its
+    floor. under: the best cell is the last checkpoint at the highest strength, and its score is at least WORTH above that of
+    the checkpoint before it. Else right.
+    """
+    steps = sorted({step for step, _ in grid if step})
+    last = {strength: i for i, (step, strength) in enumerate(grid) if step == steps[-1] and i != BASE}
+    full, top = min(last, key=lambda strength: abs(strength - 1.0)), max(last)
+    lower = max((s for s in last if s < full), key=lambda s: float(found.score[last[s]]), default=full)
+    lost = float(found.score[last[lower]] - found.score[last[full]])
+    kept = float(found.kept.mean[last[full]])
+    where = f"strength {full:g} of the last checkpoint (step {steps[-1]})"
+    if lost >= WORTH or kept < settings.adherence_floor:
+        why = [f"the score is {lost:.2f} below that of strength {lower:g}"] if lost >= WORTH else []
+        why += [f"adherence is {kept:.0%} of the base model's"] if kept < settings.adherence_floor else []
+        return Verdict(
+            kind="over",
+            line=f"Overfit: at {where} {' and '.join(why)}. Use the recommended adapter, or train with fewer steps or "
+            "half the learning rate.",
+            change=lost,
+        )
+    best = 1 + int(found.score[1:].argmax())
+    step, strength = grid[best]
+    inside = f"the best cell, strength {strength:g} of step {step}, lies within what was tried"
+    if len(steps) > 1 and best == last[top]:
+        won = float(found.score[best] - found.score[list(grid).index((steps[-2], top))])
+        if won >= WORTH:
+            return Verdict(
+                kind="under",
+                line=f"Undertrained: the last checkpoint (step {step}) at the highest strength, {top:g}, scores best, "
+                f"{won:.2f} above step {steps[-2]}. Train on: twice the steps (train.steps={2 * step}).",
+                change=won,
+            )
+        inside = f"the last steps, from {steps[-2]} to {step}, added {max(won, 0.0):.2f}"
+    return Verdict(
+        kind="right",
+        line=f"Trained right: at {where} no lower strength scores {WORTH:g} more, adherence is {kept:.0%} of the base "
+        f"model's, and {inside}. Use the recommended adapter.",
+    )

@@ -1,0 +1,50 @@
+"""Over, under or right, on cells whose numbers are known."""
+
+from __future__ import annotations
+
+from sweep_estimates import known
+from test_pick import cell
+
+from charengine.config import SweepSettings
+from charengine.records import CellMetrics, Verdict
+from charengine.stages.sweep.verdict import judge_training
+
+SETTINGS = SweepSettings()
+
+
+def verdict(*cells: CellMetrics) -> Verdict:
+    grid = [(0, 0.0), *((cell.checkpoint_step, cell.strength) for cell in cells)]
+    return judge_training(grid, known(cells, SETTINGS), SETTINGS)
+
+
+def test_a_lower_strength_that_scores_more_than_full_strength_means_overfit() -> None:
+    found = verdict(cell(300, 0.8, 0.85, 0.97), cell(300, 1.0, 0.80, 0.93), cell(300, 1.2, 0.78, 0.9))
+    assert found.kind == "over"
+    assert found.change is not None and 0.04 < found.change < 0.06
+    assert "below that of strength 0.8" in found.line and "fewer steps" in found.line
+
+
+def test_adherence_below_its_floor_at_full_strength_means_overfit_whatever_the_score() -> None:
+    found = verdict(cell(300, 0.8, 0.60, 0.97), cell(300, 1.0, 0.95, 0.88))
+    assert found.kind == "over" and "adherence is 88%" in found.line
+
+
+def test_a_best_cell_in_the_last_corner_with_a_rising_score_means_undertrained() -> None:
+    found = verdict(*(cell(step, s, gain * s, 0.98) for step, gain in ((40, 0.3), (60, 0.4)) for s in (1.0, 1.4)))
+    assert found.kind == "under"
+    assert "train.steps=120" in found.line
+
+
+def test_a_best_cell_in_the_last_corner_that_no_longer_rises_is_right() -> None:
+    found = verdict(*(cell(step, s, gain * s, 0.98) for step, gain in ((200, 0.6), (300, 0.605)) for s in (1.0, 1.4)))
+    assert found.kind == "right"
+    assert "the last steps, from 200 to 300, added 0.0" in found.line
+
+
+def test_a_best_cell_inside_the_grid_is_right_and_named() -> None:
+    found = verdict(cell(200, 1.0, 0.7, 0.97), cell(300, 1.0, 0.85, 0.97), cell(300, 1.4, 0.8, 0.92))
+    assert found.kind == "right" and "strength 1 of step 300, lies within" in found.line
+
+
+def test_a_single_checkpoint_is_never_called_undertrained() -> None:
+    assert verdict(cell(60, 1.0, 0.3, 0.98), cell(60, 1.4, 0.5, 0.98)).kind == "right"
