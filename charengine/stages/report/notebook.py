@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from html import escape
@@ -54,7 +54,7 @@ class Page:
     """
 
     facts: Row
-    rows: tuple[Mapping[str, object], ...] = ()
+    rows: Sequence[Mapping[str, object]] = ()
     pictures: tuple[Picture, ...] = ()
     html: Ref | None = None
 
@@ -156,9 +156,10 @@ def _(training: AdapterRecord) -> Page:
 def _(sweep: SweepRecord) -> Page:
     pick = sweep.pick
     facts: Row = {"pick": f"step {pick.checkpoint_step} at strength {pick.strength:g}", "why": "; ".join(pick.reasons)}
-    plot = (Picture(sweep.plot, "identity and adherence", SHEET),) if sweep.plot and _is_pixels(sweep.plot) else ()
-    pictures = (Picture(sweep.contact_sheet, "every checkpoint at every strength", CELLS), *plot)
-    return Page(facts | _warnings(sweep.warnings), tuple(map(_cell, sweep.cells)), pictures)
+    pictures = [Picture(sweep.contact_sheet, "every checkpoint at every strength", CELLS)]
+    if sweep.plot and sweep.plot.media_type != "image/svg+xml":
+        pictures.append(Picture(sweep.plot, "identity and adherence", SHEET))
+    return Page(facts | _warnings(sweep.warnings), tuple(map(_cell, sweep.cells)), tuple(pictures))
 
 
 @page_of.register
@@ -183,16 +184,12 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "not recorded" if value is None else f"{value:.{digits}f}"
 
 
-def _is_pixels(ref: Ref) -> bool:
-    return ref.media_type != "image/svg+xml"
-
-
 def _facts(facts: Row) -> str:
     rows = (f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in facts.items())
     return f"<table>{''.join(rows)}</table>"
 
 
-def _table(rows: tuple[Mapping[str, object], ...]) -> str:
+def _table(rows: Sequence[Mapping[str, object]]) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
