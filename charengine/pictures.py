@@ -1,16 +1,58 @@
-"""Pictures in and out: PNG and WebP bytes, and why a file is no picture."""
+"""Pictures in and out: PNG and WebP bytes, and the one reader of pictures that somebody has.
+
+`read_picture` is used for sheets, views, more views, regularisation pictures and references, `read_mask` for masks: upright
+(EXIF), 8 bit, RGB with what is transparent on white, the first frame of an animation, never more than can be held in memory.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from charengine import files
+from charengine.errors import BadInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+log = logging.getLogger(__name__)
+
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; the last column and row are not part of it
 WEBP_QUALITY = 92
+
+READABLE = ("PNG", "JPEG", "WEBP")
+MOST_PIXELS = 100_000_000
+MOST_BYTES = 200_000_000
+LONGEST_SIDE = 32_767  # beyond it a picture is a line
+MOST_TEXT = (
+    1_000_000  # bytes of a PNG's text that is kept, unpacked: what turns a picture upright, nothing else is used
+)
+PNG_START = b"\x89PNG\r\n\x1a\n"
+UPRIGHT = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # texts that may say how a picture is turned
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture somebody has.
+
+    Args:
+        image: RGB, upright; what was transparent is white.
+        alpha: L of the same size, 255 = opaque; None for a picture without transparency.
+        warnings: what was left out of the file.
+    """
+
+    image: Image
+    alpha: Image | None
+    warnings: tuple[str, ...] = ()
 
 
 def png(image: Image) -> bytes:
@@ -34,15 +76,236 @@ def open_image(data: bytes, mode: str = "RGB") -> Image:
     return Image.open(io.BytesIO(data)).convert(mode)
 
 
-def picture_problems(path: Path, label: str) -> list[str]:
-    """Why a file is not a picture that can be read; empty when it is one."""
+# --- pictures that somebody has ---------------------------------------------------------------------------------------
+
+
+def read_picture(path: Path, label: str, smallest: int = 1) -> Picture:
+    """A PNG, JPEG or WebP file, checked before it is decoded.
+
+    Args:
+        path: the file.
+        label: what it is to the user ("sheet", "picture"), before its path in messages.
+        smallest: pixels that both sides must have.
+
+    Raises:
+        BadInput: it is missing, cannot be read, is no such picture, is damaged, too large or too small.
+    """
+    turned, animated = _decoded(path, label, smallest, decode=True)
+    found: tuple[str, ...] = (f"{path.name} is animated: only its first frame is used",) if animated else ()
+    upright = _upright(_eight_bit(turned))
+    if upright.mode != "RGBA":
+        return Picture(upright.convert("RGB"), None, found)
+    alpha = upright.getchannel("A")
+    return Picture(_on_white(upright), alpha if alpha.getextrema() != (255, 255) else None, found)
+
+
+def read_mask(path: Path, size: tuple[int, int], label: str = "mask") -> Image:
+    """A mask, L, 255 = figure: a grey picture, or the transparency of a cut-out one.
+
+    Args:
+        path: the file.
+        size: width and height of the picture it belongs to.
+        label: before its path in messages.
+
+    Raises:
+        BadInput: it cannot be read, has another size, or shows nothing; the mask is named.
+    """
+    picture = read_picture(path, label)
+    mask = picture.alpha or picture.image.convert("L")
+    if mask.size != size:
+        raise BadInput(
+            f"{label} {path} is {mask.width}×{mask.height}, its picture {size[0]}×{size[1]}; they must have one size"
+        )
+    if mask.getextrema() == (0, 0):
+        raise BadInput(f"{label} {path} is black all over: paint the figure white, or delete it to have it measured")
+    return mask
+
+
+def picture_problems(path: Path, label: str, decode: bool = True) -> list[str]:
+    """Why a file is not a picture that can be read; empty when it is one.
+
+    Args:
+        path: the file.
+        label: before its path in messages.
+        decode: False looks at its kind and size alone, for many files.
+    """
+    try:
+        _decoded(path, label, 1, decode)
+    except BadInput as error:
+        return [str(error)]
+    return []
+
+
+def cuts_out(alpha: Image, border: float = 0.5) -> bool:
+    """Whether transparency cuts a figure out: this share of the border transparent, something inside opaque."""
+    import numpy as np
+
+    values = np.asarray(alpha)
+    edge = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+    return float((edge < 16).mean()) > border and float((values > 239).mean()) > 0.02
+
+
+def _decoded(path: Path, label: str, smallest: int, decode: bool) -> tuple[Image, bool]:
+    """The first frame as it is in the file, and whether there are more."""
     from PIL import Image, UnidentifiedImageError
 
-    if not path.is_file():
-        return [f"{label} {path}: no such file; give a PNG, JPEG or WebP picture"]
+    name = f"{label} {path}"
+    data = _bytes(path, name)
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit is the one that counts
+            image = Image.open(io.BytesIO(_slim(data)), formats=READABLE)
+        _check_size(image.size, name, smallest)
+        animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
+        if decode:
+            _check_rows(data, name)
             image.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return [f"{label} {path}: not a readable PNG, JPEG or WebP picture ({error})"]
-    return []
+        return image, animated
+    except UnidentifiedImageError as error:
+        raise BadInput(f"{name} is not a PNG, JPEG or WebP picture: convert it to PNG") from error
+    except Image.DecompressionBombError as error:
+        raise BadInput(f"{name} has far too many pixels: reduce it first") from error
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, IndexError, OverflowError) as error:
+        raise BadInput(
+            f"{name} is not a PNG, JPEG or WebP picture that can be read ({_one_line(error)}): it is damaged; save or download it again"
+        ) from error
+
+
+def _bytes(path: Path, name: str) -> bytes:
+    if not files.exists(path):
+        raise BadInput(f"{name} is not a file: no such file; give a PNG, JPEG or WebP picture")
+    if not files.is_file(path):
+        raise BadInput(f"{name} is not a file: give a PNG, JPEG or WebP picture")
+    if (size := files.size(path)) > MOST_BYTES:
+        raise BadInput(f"{name} has {size / 1e6:.0f} MB; at most {MOST_BYTES / 1e6:.0f} are read")
+    return files.asked(path, path.read_bytes)
+
+
+def _check_size(size: tuple[int, int], name: str, smallest: int) -> None:
+    width, height = size
+    if width * height > MOST_PIXELS or max(size) > LONGEST_SIDE:
+        raise BadInput(
+            f"{name} is {width}×{height}; at most {MOST_PIXELS / 1e6:.0f} megapixels and {LONGEST_SIDE:,} pixels a side "
+            "are read: reduce it first"
+        )
+    if min(size) < smallest:
+        raise BadInput(f"{name} is {width}×{height}; both sides must be at least {smallest} pixels")
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+# --- colours ----------------------------------------------------------------------------------------------------------
+
+
+def _eight_bit(image: Image) -> Image:
+    """RGB, or RGBA when something may be transparent; what says how it is turned is kept."""
+    import numpy as np
+    from PIL import Image as pil
+
+    if image.mode.startswith(("I", "F")):  # 16-bit grey, or 32
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
+        whole = 65535.0 if "16" in image.mode or values.max() > 255 else 255.0
+        clear = image.info.get("transparency")
+        grey = pil.fromarray((np.clip(values / whole, 0, 1) * 255).astype(np.uint8))
+        grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
+        if isinstance(clear, int):
+            grey = grey.convert("LA")
+            grey.putalpha(pil.fromarray(((values != clear) * 255).astype(np.uint8)))
+        image = grey
+    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _upright(image: Image) -> Image:
+    """Turned as its EXIF or XMP says; as it is stored when that cannot be read, as viewers do."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # whatever a damaged note in the file raises, its pixels are whole
+        log.warning(
+            "what a picture says of how it is turned cannot be read (%s); it is taken as it is stored", _one_line(error)
+        )
+        return image
+
+
+def _on_white(layered: Image) -> Image:
+    from PIL import Image as pil
+
+    flat = pil.new("RGBA", layered.size, "white")
+    flat.alpha_composite(layered)
+    return flat.convert("RGB")
+
+
+# --- PNG files, looked into before they are decoded -------------------------------------------------------------------
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, first byte and end of each chunk of a PNG, its length and checksum included."""
+    place = len(PNG_START)
+    while place + 12 <= len(data):
+        length = int.from_bytes(data[place : place + 4], "big")
+        yield data[place + 4 : place + 8], place, place + 12 + length
+        place += 12 + length
+
+
+def _slim(data: bytes) -> bytes:
+    """A PNG without texts, which may be large or unpack to more than fits in memory; any other file as it is."""
+    if not data.startswith(PNG_START):
+        return data
+    dropped = [
+        (start, end)
+        for kind, start, end in _chunks(data)
+        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") and not _turns(data[start + 8 : end - 4])
+    ]
+    if not dropped:
+        return data
+    kept, place = [], 0
+    for start, end in dropped:
+        kept.append(data[place:start])
+        place = end
+    return b"".join([*kept, data[place:]])
+
+
+def _turns(text: bytes) -> bool:
+    """Whether a text chunk may say how the picture is turned, and is small also when it is unpacked."""
+    keyword, _, rest = text.partition(b"\0")
+    if keyword not in UPRIGHT or len(text) > MOST_TEXT:
+        return False
+    start = rest.find(b"\x78")  # where packed bytes would begin
+    try:
+        unpacked = zlib.decompressobj().decompress(rest[max(start, 0) :], MOST_TEXT + 1)
+    except zlib.error:
+        return True  # not packed
+    return len(unpacked) <= MOST_TEXT
+
+
+def _check_rows(data: bytes, name: str) -> None:
+    """Refuse a PNG whose packed pixels end before its last row: decoders fill up what is missing with black."""
+    if not data.startswith(PNG_START) or data[12:16] != b"IHDR":
+        return
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
+    wanted = _packed_size(width, height, depth * CHANNELS.get(colour, 1), bool(interlace))
+    unpacker, found = zlib.decompressobj(), 0
+    for kind, start, end in _chunks(data):
+        packed = data[start + 8 : end - 4] if kind == b"IDAT" else b""
+        while packed and found < wanted:
+            found += len(unpacker.decompress(packed, 1 << 20))
+            packed = unpacker.unconsumed_tail
+    if found < wanted:
+        raise BadInput(
+            f"{name} is damaged: it is cut off, {found / wanted:.0%} of its rows are there; save or download it again"
+        )
+
+
+def _packed_size(width: int, height: int, bits: int, interlaced: bool) -> int:
+    """Bytes of all rows, each with the byte that names its filter."""
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    total = 0
+    for x, y, step_x, step_y in passes:
+        columns, rows = (width - x + step_x - 1) // step_x, (height - y + step_y - 1) // step_y
+        total += rows * (1 + (columns * bits + 7) // 8) if columns > 0 else 0
+    return total

@@ -147,6 +147,7 @@ def train(
 
     check_starting_files(chosen)
     dataset = read_dataset(folder, store, trigger, class_noun)
+    _warn(dataset.views.warnings)
     with training_bar():
         workspace = _workspace(_character_of(dataset, seed), chosen)
         from charengine.run.running import run

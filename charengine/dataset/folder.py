@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from charengine import files
+from charengine.config import CONTROL
 from charengine.dataset.digest import dataset_digest
 from charengine.errors import BadInput
 from charengine.records import CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord
@@ -52,7 +54,7 @@ def read_expansion(folder: Path) -> ExpansionRecord | None:
     """
     file = folder / EXPANSION
     try:
-        return ExpansionRecord.model_validate_json(file.read_bytes()) if file.is_file() else None
+        return ExpansionRecord.model_validate_json(file.read_bytes()) if files.is_file(file) else None
     except ValueError as error:
         raise BadInput(f"{file} is damaged: run charengine expand again, or delete it to train without") from error
 
@@ -78,8 +80,8 @@ def with_edits(dataset: DatasetRecord, folder: Path) -> DatasetRecord:
         BadInput: a sidecar is empty, too long or not text.
     """
     own = folder / _subset_name(dataset)  # an earlier trigger's subset may lie beside it
-    places = {extra.view: folder / HELD_OUT for extra in dataset.held_out} if own.is_dir() else {}
-    within = own if own.is_dir() else folder
+    places = {extra.view: folder / HELD_OUT for extra in dataset.held_out} if files.is_dir(own) else {}
+    within = own if files.is_dir(own) else folder
     captions = tuple(_edited(caption, places.get(caption.view, within)) for caption in dataset.captions)
     if captions == dataset.captions:
         return dataset
@@ -106,24 +108,29 @@ def silent_captions(trigger: str, captions: Sequence[CaptionRecord], which: str 
 
 
 def _edited(caption: CaptionRecord, folder: Path) -> CaptionRecord:
-    found = sorted(folder.rglob(f"{caption.view}.txt")) if folder.is_dir() else []
+    named = f"{caption.view}.txt"
+    found = [path for path in files.below(folder) if path.name == named] if files.is_dir(folder) else []
     if not found:
         return caption
     if len(found) > 1:
         raise BadInput(f"{folder} holds {len(found)} captions named {caption.view}.txt: leave one")
-    text = _read_caption(found[0])
+    text = read_caption(found[0])
     return caption if text == caption.text else caption.model_copy(update={"text": text, "edited": True})
 
 
-def _read_caption(path: Path) -> str:
-    try:
-        text = " ".join(path.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError as error:
-        raise BadInput(f"caption {path} is not UTF-8 text: save it as plain text") from error
+def read_caption(path: Path) -> str:
+    """A caption file's text, in one line.
+
+    Raises:
+        BadInput: it is empty, too long, not UTF-8 text, or holds control characters.
+    """
+    text = " ".join(files.read_text(path, "caption").split())
     if not text:
         raise BadInput(f"caption {path} is empty: write what the picture shows, or delete the file")
     if len(text) > LONGEST_CAPTION:
         raise BadInput(f"caption {path} has {len(text)} characters; at most {LONGEST_CAPTION} are allowed")
+    if found := CONTROL.search(text):
+        raise BadInput(f"caption {path} holds the control character {found[0]!a}: write it as plain text")
     return text
 
 

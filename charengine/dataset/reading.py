@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from charengine import files
 from charengine.dataset.digest import dataset_digest
-from charengine.dataset.folder import MASKS, read_expansion, silent_captions, with_edits
+from charengine.dataset.folder import MASKS, read_caption, read_expansion, silent_captions, with_edits
 from charengine.errors import BadInput, ConfigError
 from charengine.language.traits import is_side_bound
-from charengine.pictures import picture_problems, png
+from charengine.pictures import cuts_out, picture_problems, png, read_mask, read_picture
 from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExtraView, ViewName, ViewRecord, ViewsRecord
 from charengine.store import Store
 from charengine.wording import noun_problem, phrase_problem
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SMALLEST_VIEW = 16  # pixels a side
 
 
 def read_views(folder: Path, store: Store) -> ViewsRecord:
-    """The pictures named front, side and back, with their masks if there are any (`front.alpha.png`, `masks/front.png`).
+    """The pictures named front, side and back, with their masks: `front.alpha.png`, `masks/front.png`, the
+    picture's own transparency, or else measured.
 
     Raises:
-        ConfigError: a view is missing, doubled or unreadable; all of them are named.
+        ConfigError: a view is missing, doubled or unreadable, or its mask is; all of them are named.
     """
-    if not folder.is_dir():
+    if not files.is_dir(folder):
         raise BadInput(f"{folder} is not a folder; give one with front, side and back pictures")
     found = {name: _pictures(folder, name) for name in VIEWS}
     problems = [
@@ -32,21 +36,28 @@ def read_views(folder: Path, store: Store) -> ViewsRecord:
         for name, paths in found.items()
         if len(paths) != 1
     ]
-    problems += [problem for paths in found.values() for path in paths for problem in picture_problems(path, "picture")]
+    read: dict[ViewName, _Read] = {}
+    for name, paths in found.items():
+        for path in paths:
+            try:
+                read[name] = _read(path, folder)
+            except BadInput as error:
+                problems.append(str(error))
     if problems:
         raise ConfigError(problems)
-    views = tuple(_view(name, paths[0], folder, store) for name, paths in found.items())
-    with Image.open(found["front"][0]) as front:
-        red, green, blue = front.convert("RGB").resize((1, 1), box=(0, 0, 1, 1)).tobytes()
-    return ViewsRecord(views=views, background=(red, green, blue))
+    red, green, blue = read["front"].image.resize((1, 1), box=(0, 0, 1, 1)).tobytes()
+    return ViewsRecord(
+        views=tuple(_view(name, one, store) for name, one in read.items()),
+        background=(red, green, blue),
+        warnings=tuple(warning for one in read.values() for warning in one.warnings),
+    )
 
 
 def read_extras(folder: Path, store: Store) -> tuple[ExtraView, ...]:
     """More views that `expansion.json` names, as their pictures are now; those deleted by hand are left out.
 
     Raises:
-        BadInput: `expansion.json` is damaged, or a picture is doubled.
-        ConfigError: a picture cannot be read.
+        BadInput: `expansion.json` is damaged, or a picture or mask is doubled or cannot be read.
     """
     expansion = read_expansion(folder)
     found = []
@@ -54,17 +65,15 @@ def read_extras(folder: Path, store: Store) -> tuple[ExtraView, ...]:
         paths = _pictures(folder, extra.view)
         if len(paths) > 1:
             raise BadInput(f"{folder}: {len(paths)} pictures named {extra.view}; leave one")
-        if problems := [problem for path in paths for problem in picture_problems(path, "picture")]:
-            raise ConfigError(problems)
         for path in paths:
-            image, alpha = _read(path, folder)
+            read = _read(path, folder)
             found.append(
                 extra.model_copy(
                     update={
-                        "image": store.put(png(image), f"{extra.view}.png"),
-                        "alpha": store.put(png(alpha), f"{extra.view}.alpha.png"),
-                        "width": image.width,
-                        "height": image.height,
+                        "image": store.put(png(read.image), f"{extra.view}.png"),
+                        "alpha": store.put(png(read.alpha), f"{extra.view}.alpha.png"),
+                        "width": read.image.width,
+                        "height": read.image.height,
                     }
                 )
             )
@@ -122,33 +131,72 @@ def picture_of(folder: Path, name: str) -> Path:
 def _pictures(folder: Path, name: str) -> list[Path]:
     return [
         path
-        for path in sorted(folder.rglob(f"{name}.*"))
+        for path in files.below(folder)
         if path.stem == name and path.suffix.lower() in SUFFIXES and path.parent.name != MASKS
     ]
 
 
-def _read(path: Path, folder: Path) -> tuple[Image.Image, Image.Image]:
-    """A picture and its mask, which is measured where there is no file of it."""
+@dataclass(frozen=True)
+class _Read:
+    """A picture as it is trained on, and where its figure is."""
+
+    image: Image.Image
+    alpha: Image.Image
+    warnings: tuple[str, ...]
+
+
+def _read(path: Path, folder: Path) -> _Read:
+    """A picture and its mask: the file of it, else the transparency that cuts the figure out, else measured."""
     from charengine.likeness.scoring import figure_mask
 
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
-    mask = next(
-        (mask for mask in (path.with_suffix(".alpha.png"), folder / MASKS / f"{path.stem}.png") if mask.is_file()), None
-    )
-    alpha = Image.open(mask).convert("L") if mask else figure_mask(image)
-    if alpha.size != image.size:
-        raise BadInput(f"{mask} is {alpha.size}, its picture {image.size}; they must have one size")
-    return image, alpha
+    picture = read_picture(path, "picture", SMALLEST_VIEW)
+    places = (path.with_suffix(".alpha.png"), folder / MASKS / f"{path.stem}.png")
+    given = next((place for place in places if files.exists(place)), None)
+    if given:
+        alpha = read_mask(given, picture.image.size)
+    elif picture.alpha and cuts_out(picture.alpha):
+        alpha = picture.alpha
+    else:
+        alpha = figure_mask(picture.image)
+    return _Read(picture.image, alpha, picture.warnings)
 
 
-def _view(name: ViewName, path: Path, folder: Path, store: Store) -> ViewRecord:
-    image, alpha = _read(path, folder)
+def _view(name: ViewName, read: _Read, store: Store) -> ViewRecord:
+    width, height = read.image.size
     return ViewRecord(
         view=name,
-        image=store.put(png(image), f"{name}.png"),
-        alpha=store.put(png(alpha), f"{name}.alpha.png"),
-        width=image.width,
-        height=image.height,
-        source_box=(0, 0, image.width, image.height),
+        image=store.put(png(read.image), f"{name}.png"),
+        alpha=store.put(png(read.alpha), f"{name}.alpha.png"),
+        width=width,
+        height=height,
+        source_box=(0, 0, width, height),
     )
+
+
+# --- class images -----------------------------------------------------------------------------------------------------
+
+
+def class_pictures(folder: Path) -> list[tuple[Path, str]]:
+    """A regularisation folder's pictures and their captions, "" where a picture has none.
+
+    Raises:
+        BadInput: it holds no picture, or a caption is empty or not text.
+    """
+    found = [path for path in files.entries(folder) if path.suffix.lower() in SUFFIXES] if files.is_dir(folder) else []
+    if not found:
+        raise BadInput(
+            f"train.regularisation={str(folder)!r} holds no PNG, JPEG or WebP image; give a folder of class images"
+        )
+    texts = [path.with_suffix(".txt") for path in found]
+    return [(path, read_caption(text) if files.exists(text) else "") for path, text in zip(found, texts, strict=True)]
+
+
+def class_picture_problems(folder: Path) -> list[str]:
+    """Why a regularisation folder cannot be trained with, without decoding its pictures; empty when it can."""
+    try:
+        pictures = class_pictures(folder)
+    except BadInput as error:
+        return [str(error)]
+    return [
+        problem for path, _ in pictures for problem in picture_problems(path, "train.regularisation:", decode=False)
+    ]

@@ -98,6 +98,10 @@ def check(request: RunRequest, home: Home) -> CheckedRun:
     problems += _stage_problems(request.refresh)
     problems += _folder_problems(out, "--out")
     problems += _folder_problems(home.root, "home folder")
+    if profile and profile.train.regularisation:
+        from charengine.dataset.reading import class_picture_problems
+
+        problems += class_picture_problems(Path(profile.train.regularisation))
     if profile:
         problems += starting_problems(profile)
         problems += _space_problems({out, home.root}, MIN_FREE_GIB[profile.models.family])

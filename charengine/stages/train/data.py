@@ -19,8 +19,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from charengine.config import TrainSettings
+from charengine.dataset.reading import class_pictures
 from charengine.errors import BadInput
 from charengine.models import Diffusion, LatentPosterior, TextConditioning
+from charengine.pictures import read_picture
 from charengine.records import DatasetRecord, ExtraView, ViewRecord
 from charengine.store import Store
 
@@ -28,7 +30,6 @@ log = logging.getLogger(__name__)
 
 Picture = ViewRecord | ExtraView
 BACKGROUNDS = 4  # colours a view is composited on, when random backgrounds are asked for
-IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -228,21 +229,10 @@ def _check_finite(latents: list[Tensor], views: list[Picture]) -> None:
 
 def _read_regularisation(folder: str, dataset: DatasetRecord) -> list[tuple[str, Image.Image, str]]:
     """(name, image, caption) of every class image; the caption is the .txt beside it, or the class noun."""
-    path = Path(folder)
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_TYPES) if path.is_dir() else []
-    if not files:
-        raise BadInput(
-            f"train.regularisation={folder!r} holds no PNG, JPEG or WebP image; give a folder of class images"
-        )
-    found = []
-    for file in files:
-        text = file.with_suffix(".txt")
-        try:
-            image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-        except OSError as error:
-            raise BadInput(f"train.regularisation: {file.name} cannot be read as an image ({error})") from error
-        found.append((file.name, image, text.read_text().strip() if text.is_file() else dataset.class_noun))
-    return found
+    return [
+        (path.name, read_picture(path, "train.regularisation:").image, text or dataset.class_noun)
+        for path, text in class_pictures(Path(folder))
+    ]
 
 
 def _encode_class_image(
