@@ -66,7 +66,7 @@ class Studio:
     Args:
         profile: name of a shipped profile (`charengine profiles` lists them), or a YAML file.
         settings: what is to differ from it: sections as dicts, `train={"steps": 100}`, or a setting of the profile itself,
-            `budget_gib=8`. docs name them all.
+            `budget_gib=8`. docs/reference/settings.md names them all.
 
     Raises:
         ConfigError: unknown profile, section or setting, or a value out of range; every problem at once.

@@ -6,11 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from command_line import child_environment
 from manual import QUICK, ROOT, Block, blocks, pages
 
@@ -54,7 +54,7 @@ def test_the_blocks_of_a_page_work_in_order(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CHARENGINE_HOME", str(shared_home.root))
     shutil.copytree(ROOT / "deployments" / "samples", tmp_path / "deployments" / "samples")  # as in a checkout
-    names: dict[str, Any] = {}
+    python: list[Block] = []
     for block in blocks(page):
         for command in block.first:
             _shell(command, block, shared_home, commands[True])
@@ -63,7 +63,9 @@ def test_the_blocks_of_a_page_work_in_order(
         elif block.language == "bash" and not block.parse_only:
             _shell(block.text, block, shared_home, commands[block.quick])
         elif block.language == "python" and not block.parse_only:
-            _python(block, names, monkeypatch)
+            python.append(block)
+    if python:
+        _python(python, shared_home)
 
 
 def _shell(text: str, block: Block, home: Home, commands: Path) -> None:
@@ -75,24 +77,34 @@ def _shell(text: str, block: Block, home: Home, commands: Path) -> None:
     )
 
 
-def _python(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    import charengine
-
-    plain: Callable[..., Any] = charengine.Studio
-    if block.quick:
-        monkeypatch.setattr(
-            charengine, "Studio", lambda profile="embedded", **sections: plain(profile, **_small(sections))
-        )
-    exec(compile(block.text, str(block), "exec"), names)
-    monkeypatch.setattr(charengine, "Studio", plain)
+def _python(page: list[Block], home: Home) -> None:
+    """The Python blocks of a page as one program, in a process of its own: a studio wants to come before torch."""
+    program = "\n".join(
+        [SMALL_STUDIO.format(small=_by_section(QUICK)) if page[0].quick else "", *(b.text for b in page)]
+    )
+    Path("page.py").write_text(program)
+    done = subprocess.run([sys.executable, "page.py"], env=child_environment(home), capture_output=True, text=True)
+    assert done.returncode == 0, f"{page[0]}:\n{program}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
-def _small(sections: dict[str, Any]) -> dict[str, Any]:
-    import yaml
+SMALL_STUDIO = """
+import charengine
 
-    small = {name: dict(values) if isinstance(values, dict) else values for name, values in sections.items()}
-    for setting in QUICK:
+_studio = charengine.Studio
+
+def _small_studio(profile="embedded", **settings):
+    for section, values in {small!r}.items():
+        settings[section] = {{**settings.get(section, {{}}), **values}}
+    return _studio(profile, **settings)
+
+charengine.Studio = _small_studio
+"""
+
+
+def _by_section(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for setting in settings:
         place, _, value = setting.partition("=")
         section, _, key = place.partition(".")
-        small.setdefault(section, {})[key] = yaml.safe_load(value)
-    return small
+        found.setdefault(section, {})[key] = yaml.safe_load(value)
+    return found
