@@ -15,7 +15,7 @@ import pytest
 from charengine.machine.interrupts import run_stoppable
 from charengine.machine.locks import gpu_slot, single_flight
 
-HOLD = "import sys, time; from charengine.guard import single_flight\nwith single_flight(__import__('pathlib').Path(sys.argv[1]), 'x'):\n    print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from charengine.machine.locks import single_flight\nwith single_flight(__import__('pathlib').Path(sys.argv[1]), 'x'):\n    print('held', flush=True); time.sleep(60)"
 
 
 def test_a_killed_holder_gives_the_lock_back(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_a_killed_holder_gives_the_lock_back(tmp_path: Path) -> None:
     with single_flight(tmp_path / "a.lock", "x") as waited:
         assert waited
     assert 0.2 < time.monotonic() - started < 10
-    holder.wait()
+    holder.communicate()
 
 
 def test_a_free_lock_is_not_waited_for(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
+from charengine import models
 from charengine.config import ModelSettings, Profile, SheetSettings
 from charengine.errors import BadInput, ConfigError, MissingDependency, OutOfBudget, UnsafeFile
 from charengine.models import full, locate, qwen_edit
-from charengine.models import protocols as models
 from charengine.models.file_parts import QwenFiles, SDXLFiles
 from charengine.models.memory import Part, Placement, Plan
 from charengine.models.qwen_edit import QwenEdit

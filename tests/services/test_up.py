@@ -89,6 +89,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, su
         time.sleep(0.5)
     yield home, process
     process.kill()
+    process.communicate()
 
 
 @pytest.mark.slow

@@ -92,9 +92,9 @@ def test_steps_that_were_logged_are_not_logged_again(home: Home) -> None:
 def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(home: Home) -> None:
     code = (
         "import os, sys; sys.path.insert(0, 'tests')\n"
-        "from charengine.environment import find_home\n"
-        "import charengine.metric_spool as spool; spool.SEND_EVERY = 60.0\n"
-        "from charengine.tracking import open_tracker\n"
+        "from charengine.machine.home import find_home\n"
+        "import charengine.tracking.spool as spool; spool.SEND_EVERY = 60.0\n"
+        "from charengine.tracking.open_tracker import open_tracker\n"
         "run = open_tracker(find_home(), project='charengine', name='aya', key='run-1', params={}, tags={})\n"
         "for step in range(1, 41): run.log_metrics({'train/loss': 1 / step}, step)\n"
         "os._exit(9)"
@@ -193,10 +193,10 @@ class BrokenServer(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def broken_server() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), BrokenServer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), BrokenServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def test_a_server_that_dies_on_the_way_costs_training_nothing_and_loses_nothing(home: Home, broken_server: str) -> None:
@@ -254,9 +254,10 @@ def test_a_line_cut_by_a_crash_is_passed_over(tmp_path: Path) -> None:
 def test_four_first_processes_at_once_make_one_database(tmp_path: Path) -> None:
     place = Home(tmp_path / "fresh").create()
     code = (
-        "from charengine.environment import find_home, apply_defaults\n"
+        "from charengine.machine.home import find_home\n"
+        "from charengine.machine.environment import apply_defaults\n"
         "home = find_home(); apply_defaults(home)\n"
-        "from charengine.tracking_mlflow import open_run\n"
+        "from charengine.tracking.mlflow import open_run\n"
         "run = open_run(home, 'charengine', 'aya', str(__import__('os').getpid()), {}, {})\n"
         "run.log_metrics({'loss': 1.0}, 1); run.finish()"
     )

@@ -160,7 +160,7 @@ print("done", record.checkpoints[-1].adapter.sha256, record.curve.sha256, flush=
 def _process(tmp_path, state):
     here = Path(__file__).parent
     script = SCRIPT.format(
-        tests=str(here), root=str(here.parent.parent), store=str(tmp_path / "store"), state=str(tmp_path / state)
+        tests=str(here), root=str(here.parents[2]), store=str(tmp_path / "store"), state=str(tmp_path / state)
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
