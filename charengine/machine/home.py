@@ -59,6 +59,11 @@ class Home:
         """What `charengine up` wrote about the servers it started."""
         return self.root / "up.json"
 
+    @property
+    def ports_file(self) -> Path:
+        """The ports that `charengine up` used last."""
+        return self.root / "ports.json"
+
     def create(self) -> Home:
         """Make the folders.
 

@@ -84,6 +84,20 @@ def cancel_active_runs(url: str, seconds: float) -> int:
     return len(runs)
 
 
+def crash_left_runs(url: str) -> int:
+    """Mark as crashed what Prefect believes to run: called while no worker is there yet, so nothing can be. How many there were.
+
+    Raises:
+        OSError: the server does not answer, or refuses.
+    """
+    api = PrefectApi(url)
+    runs = _active(api)
+    state = {"type": "CRASHED", "name": "Crashed", "message": "its process ended when charengine up did"}
+    for run in runs:
+        api.post(f"flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+    return len(runs)
+
+
 def online_workers(url: str, pool: str) -> int:
     """How many workers of a pool have reported lately."""
     workers = PrefectApi(url).post(f"work_pools/{pool}/workers/filter", {})

@@ -11,33 +11,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from charengine.errors import BadInput, Interrupted, StageFailed
 from charengine.machine.addresses import answers, database_uri, own_origins, running_services
 from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import WORK_FOLDER, Home, work_folder
-from charengine.machine.processes import HOST, PYTHON_MODULE, choose_port, end, spawn
-from charengine.services.prefect_api import cancel_active_runs
+from charengine.machine.processes import HOST, PYTHON_MODULE, choose_port
+from charengine.services.children import Children
+from charengine.services.prefect_api import cancel_active_runs, crash_left_runs
 
 log = logging.getLogger(__name__)
 
+PORTS = {"prefect": 4200, "mlflow": 5000}
 START_SECONDS = 180.0  # the first start makes both databases
 CANCEL_SECONDS = 40.0  # a training saves its state well within this
 ORCHESTRATE_LIMIT = 4  # batch parents only wait, so several share one worker
-
-
-@dataclass
-class Process:
-    """A child and what it is for."""
-
-    name: str
-    popen: subprocess.Popen[bytes]
-    log_file: Path
-
-    def last_words(self) -> str:
-        """The end of its log."""
-        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-15:])
 
 
 @dataclass
@@ -78,7 +66,10 @@ class Up:
     addresses: Addresses
     gpus: int
     asked_to_stop: Callable[[], bool]
-    processes: list[Process] = field(default_factory=list)
+    children: Children = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.children = Children(self.home.logs)
 
     def start(self) -> None:
         """Servers, then deployments, then workers; returns when all of it answers.
@@ -93,6 +84,8 @@ class Up:
         self._run("mlflow-server", self._mlflow_command())
         self._wait_for("Prefect", lambda: answers(f"{self.addresses.api}/health"))
         self._wait_for("MLflow", lambda: answers(f"{self.addresses.mlflow}/health"))
+        if left := crash_left_runs(self.addresses.api):
+            log.warning("%d runs of the last time have no process any more; they are marked as crashed", left)
         self._set_up()
         for index in range(max(self.gpus, 1)):
             device = {"CUDA_VISIBLE_DEVICES": str(index)} if self.gpus else {}
@@ -103,27 +96,25 @@ class Up:
         self._write_state()
 
     def watch(self) -> None:
-        """Return when asked to.
+        """Keep everything running until asked to stop.
 
         Raises:
-            StageFailed: a child ended by itself.
+            StageFailed: a child ended again and again.
         """
         while not self.asked_to_stop():
-            self._check_alive()
+            self.children.restart_ended()
             time.sleep(0.5)
 
     def stop(self) -> None:
         """Cancel what runs, so that it saves its state; then workers, then servers; nothing is left behind."""
         self.home.services_file.unlink(missing_ok=True)
-        if any(process.name.startswith("worker") for process in self.processes):
+        if any(child.name.startswith("worker") for child in self.children.running):
             self._cancel_runs()
         family = _descendants()
-        for process in reversed(self.processes):
-            end(process.popen)
+        self.children.end()
         for straggler in family:
             with suppress(ProcessLookupError):
                 os.kill(straggler, signal.SIGKILL)
-        self.processes.clear()
 
     def _cancel_runs(self) -> None:
         try:
@@ -148,9 +139,7 @@ class Up:
         ]
 
     def _run(self, name: str, command: list[object], **environment: str) -> None:
-        log_file = self.home.logs / f"{name}.log"
-        with log_file.open("wb") as output:
-            self.processes.append(Process(name, spawn(command, output, self._environment() | environment), log_file))
+        self.children.start(name, command, self._environment() | environment)
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -177,19 +166,12 @@ class Up:
     def _wait_for(self, what: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not ready():
-            self._check_alive()
+            self.children.check_alive()
             if self.asked_to_stop():
                 raise Interrupted("stopped before everything was up")
             if time.monotonic() > deadline:
                 raise StageFailed(f"{what} did not answer within {START_SECONDS:.0f} s; see {self.home.logs}")
             time.sleep(0.3)
-
-    def _check_alive(self) -> None:
-        for process in self.processes:
-            if process.popen.poll() is not None:
-                raise StageFailed(
-                    f"{process.name} ended with status {process.popen.returncode}:\n{process.last_words()}"
-                )
 
     def _write_state(self) -> None:
         state = {
@@ -198,7 +180,9 @@ class Up:
             "prefect_ui": self.addresses.prefect,
             "mlflow": self.addresses.mlflow,
         }
-        self.home.services_file.write_text(json.dumps(state, indent=2))
+        self.home.services_file.write_text(json.dumps(state, indent=2), encoding="utf-8")
+        ports = {"prefect": self.addresses.prefect_port, "mlflow": self.addresses.mlflow_port}
+        self.home.ports_file.write_text(json.dumps(ports), encoding="utf-8")
 
 
 @contextmanager
@@ -218,13 +202,23 @@ def services(
     if found := running_services(home):
         raise BadInput(f"charengine up already runs here (process {found.pid}): {found.prefect_api}, {found.mlflow}")
     apply_defaults(home.create())
-    addresses = Addresses(choose_port(prefect_port, 4200), choose_port(mlflow_port, 5000))
+    ports = remembered_ports(home)
+    addresses = Addresses(choose_port(prefect_port, ports["prefect"]), choose_port(mlflow_port, ports["mlflow"]))
     running = Up(home, addresses, count_gpus(), asked_to_stop)
     try:
         running.start()
         yield running
     finally:
         running.stop()
+
+
+def remembered_ports(home: Home) -> dict[str, int]:
+    """The ports of the last time, so that links and pictures in the pages go on working; else Prefect's and MLflow's own."""
+    try:
+        kept = json.loads(home.ports_file.read_text(encoding="utf-8"))
+        return {name: int(kept[name]) for name in PORTS}
+    except (OSError, ValueError, KeyError, TypeError):
+        return dict(PORTS)
 
 
 def _mlflow_limits(port: int) -> dict[str, str]:

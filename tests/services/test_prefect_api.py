@@ -6,6 +6,7 @@ import base64
 import http.server
 import json
 import logging
+import subprocess
 import threading
 import time
 import urllib.error
@@ -16,8 +17,9 @@ from typing import Any
 import pytest
 
 from charengine.machine.home import Home
+from charengine.services.children import Child
 from charengine.services.prefect_api import PrefectApi, cancel_active_runs
-from charengine.services.up import Addresses, Process, Up
+from charengine.services.up import Addresses, Up
 
 PASSWORD = "ann:secret"
 
@@ -108,16 +110,11 @@ def test_a_wrong_password_is_an_error_and_not_an_empty_list(protected: str, monk
 def test_up_says_so_when_what_runs_could_not_be_cancelled(
     protected: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Ended:
-        def terminate(self) -> None:
-            """It has."""
-
-        def wait(self, seconds: float) -> int:
-            return 0
-
+    ended = subprocess.Popen(["true"], start_new_session=True)
+    ended.wait()
     port = int(protected.split(":")[2].removesuffix("/api"))
     up = Up(Home(tmp_path).create(), Addresses(port, 1), 0, lambda: True)
-    up.processes.append(Process("worker-0", Ended(), tmp_path / "log"))  # type: ignore[arg-type]
+    up.children.running.append(Child("worker-0", [], {}, tmp_path / "log", ended, 0.0))
     with caplog.at_level(logging.WARNING):
         up.stop()
     assert "could not be cancelled (HTTP Error 401" in caplog.text

@@ -1,0 +1,109 @@
+"""The processes that `charengine up` keeps running: one that ends by itself is started again."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from charengine.errors import StageFailed
+from charengine.machine.processes import end, spawn
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE = 1.0  # seconds before a child is started again, doubled each time
+LONGEST_PAUSE = 30.0
+MOST_RESTARTS = 8  # of one child within `FORGIVEN_AFTER`, then it is given up
+FORGIVEN_AFTER = 3600.0  # seconds that a child must have run for its earlier ends to be forgotten
+
+
+@dataclass
+class Child:
+    """A process and what it takes to start it again."""
+
+    name: str
+    command: list[object]
+    environment: Mapping[str, str]
+    log_file: Path
+    popen: subprocess.Popen[bytes]
+    started: float
+    ends: int = 0  # since it last ran for long
+    start_at: float | None = None  # when it is due again; None while it runs
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        return "\n".join(self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+
+
+@dataclass
+class Children:
+    """All of them, in the order started.
+
+    Args:
+        logs: folder of their log files, `NAME.log`.
+    """
+
+    logs: Path
+    running: list[Child] = field(default_factory=list)
+
+    def start(self, name: str, command: list[object], environment: Mapping[str, str]) -> None:
+        """Start one; its log begins anew."""
+        log_file = self.logs / f"{name}.log"
+        log_file.write_bytes(b"")
+        popen = _spawn(command, log_file, environment)
+        self.running.append(Child(name, command, environment, log_file, popen, time.monotonic()))
+
+    def check_alive(self) -> None:
+        """While they come up, none may end.
+
+        Raises:
+            StageFailed: one has; its last log lines are in the message.
+        """
+        for child in self.running:
+            if child.popen.poll() is not None:
+                raise StageFailed(f"{child.name} ended with status {child.popen.returncode}:\n{child.last_words()}")
+
+    def restart_ended(self) -> None:
+        """Start again what has ended by itself, after a pause that grows; the others go on meanwhile.
+
+        Raises:
+            StageFailed: one ends again and again; its last log lines are in the message.
+        """
+        now = time.monotonic()
+        for child in self.running:
+            if child.start_at is not None:
+                if now >= child.start_at:
+                    child.popen = _spawn(child.command, child.log_file, child.environment)
+                    child.started, child.start_at = now, None
+            elif child.popen.poll() is not None:
+                self._plan_restart(child, now)
+
+    def _plan_restart(self, child: Child, now: float) -> None:
+        child.ends = 1 if now - child.started > FORGIVEN_AFTER else child.ends + 1
+        if child.ends > MOST_RESTARTS:
+            raise StageFailed(
+                f"{child.name} ended {child.ends} times, last with status {child.popen.returncode}:\n{child.last_words()}"
+            )
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (child.ends - 1))
+        child.start_at = now + pause
+        log.warning(
+            "%s ended with status %s; it is started again in %.0f s (its log: %s)",
+            child.name,
+            child.popen.returncode,
+            pause,
+            child.log_file,
+        )
+
+    def end(self) -> None:
+        """End them all, the last first."""
+        for child in reversed(self.running):
+            end(child.popen)
+        self.running.clear()
+
+
+def _spawn(command: list[object], log_file: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with log_file.open("ab") as output:
+        return spawn(command, output, environment)

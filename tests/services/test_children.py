@@ -1,0 +1,80 @@
+"""What `up` keeps running: a child that ends is started again, one that cannot stay up is given up with its last words."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from charengine.errors import StageFailed
+from charengine.machine.home import Home
+from charengine.services import children as module
+from charengine.services.children import Children
+from charengine.services.up import remembered_ports
+
+MODULE = """
+import os, sys, time
+with open(sys.argv[1], "a") as file:
+    file.write("started\\n")
+print("last words")
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Children]:
+    (tmp_path / "a_child.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.05)
+    made = Children(tmp_path)
+    yield made
+    made.end()
+
+
+def start(children: Children, folder: Path, name: str, seconds: float) -> None:
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    children.start(name, ["a_child", folder / name, seconds], {**os.environ, "PYTHONPATH": path})
+
+
+def until(ready: Callable[[], bool], children: Children) -> None:
+    deadline = time.monotonic() + 60
+    while not ready():
+        children.restart_ended()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def starts(file: Path) -> int:
+    return file.read_text(encoding="utf-8").count("started") if file.exists() else 0
+
+
+def test_a_child_that_is_killed_is_started_again_and_the_others_go_on(children: Children, tmp_path: Path) -> None:
+    start(children, tmp_path, "worker-0", 600)
+    start(children, tmp_path, "mlflow-server", 600)
+    until(lambda: starts(tmp_path / "worker-0") == 1 and starts(tmp_path / "mlflow-server") == 1, children)
+    other = children.running[1].popen.pid
+    children.running[0].popen.kill()
+    until(lambda: starts(tmp_path / "worker-0") == 2, children)
+    assert children.running[1].popen.pid == other
+    assert children.running[0].popen.poll() is None
+
+
+def test_a_child_that_ends_again_and_again_is_given_up_with_its_last_words(
+    children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_RESTARTS", 2)
+    start(children, tmp_path, "worker-0", 0)
+    with pytest.raises(StageFailed, match=r"worker-0 ended 3 times[\s\S]*last words"):
+        until(lambda: False, children)
+    assert starts(tmp_path / "worker-0") == 3
+
+
+def test_ports_of_the_last_time_are_taken_again(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home").create()
+    assert remembered_ports(home) == {"prefect": 4200, "mlflow": 5000}
+    home.ports_file.write_text('{"prefect": 4711, "mlflow": 5001}', encoding="utf-8")
+    assert remembered_ports(home) == {"prefect": 4711, "mlflow": 5001}
+    home.ports_file.write_text("damaged", encoding="utf-8")
+    assert remembered_ports(home) == {"prefect": 4200, "mlflow": 5000}
