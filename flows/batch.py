@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from pathlib import Path
 from typing import Any
-from typing import cast as cast_type
 
 from prefect import flow, runtime
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import FlowRun
-from prefect.deployments import run_deployment
 
 from charengine.errors import EngineError
 from charengine.machine.home import in_work_folder
 from charengine.records import RunResult
 from charengine.run import folder
 from charengine.run.cast import check_cast, read_cast
-from charengine.run.request import slug
 from charengine.stages.report.cast import gallery_page, table
 from flows.character import character
+from flows.pool import made_on_pool
 
 log = logging.getLogger("charengine.flows")
-
-DEPLOYMENT = "character/character"
-POLL_SECONDS = 5.0
 
 
 @flow(name="batch", flow_run_name="batch-{batch_id}", validate_parameters=True, persist_result=False)
@@ -71,39 +64,20 @@ def _here(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _on_pool(cast: list[dict[str, Any]], batch_id: str) -> list[dict[str, Any]]:
     """All characters on the work pool; the same batch id never starts one twice."""
-    runs = [_submit(entry, batch_id) for entry in cast]
-    return [_outcome_of_run(entry, _wait(run)) for entry, run in zip(cast, runs, strict=True)]
-
-
-def _submit(entry: dict[str, Any], batch_id: str) -> FlowRun:
-    wanted = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
-    submitted = run_deployment(
-        DEPLOYMENT,
-        parameters=entry,
-        timeout=0,
-        as_subflow=True,
-        idempotency_key=f"{batch_id}:{slug(entry['name'])}:{wanted}",
-        flow_run_name=entry["name"],
-        work_queue_name="batch",
-    )
-    run = cast_type("FlowRun", submitted)  # awaitable only inside an async flow
-    log.info("%s is run %s on the work pool", entry["name"], run.id)
-    return run
-
-
-def _wait(run: FlowRun) -> FlowRun:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        while not (run.state and run.state.is_final()):
-            time.sleep(POLL_SECONDS)
-            run = client.read_flow_run(run.id)
-    return run
+    outcomes: dict[int, dict[str, Any]] = {}
+    for ended in made_on_pool(cast, batch_id):
+        entry = cast[ended.index]
+        outcomes[ended.index] = _outcome_of_run(entry, ended.run) if ended.run else _outcome(entry, error=ended.error)
+        log.info("%d of %d characters have ended", len(outcomes), len(cast))
+    return [outcomes[index] for index in range(len(cast))]
 
 
 def _outcome_of_run(entry: dict[str, Any], run: FlowRun) -> dict[str, Any]:
     if run.state and run.state.is_completed():
-        return _outcome(entry, result=folder.read_result(Path(entry["out"])))
+        try:
+            return _outcome(entry, result=folder.read_result(Path(entry["out"])))
+        except (OSError, ValueError):
+            return _outcome(entry, error=f"it is done, but its folder {entry['out']} cannot be read from here")
     message = (run.state.message if run.state else "") or "it failed"
     return _outcome(entry, error=message.removeprefix("Flow run encountered an exception: "))
 
