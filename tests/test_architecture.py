@@ -31,6 +31,7 @@ stage
 pictures documents
 files
 config
+wording
 records
 errors
 """.strip().splitlines()
