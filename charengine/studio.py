@@ -199,9 +199,12 @@ class CharacterRun:
     def save(self) -> RunResult:
         """Write the folder that `charengine run` writes, after what is missing has been made; where the files are."""
         from charengine.run import folder
+        from charengine.run.claim import claim
         from charengine.run.result import Written, run_result
 
-        run, out, store = self._record(), self._checked.out, self.workspace.store
+        run, store = self._record(), self.workspace.store
+        self._checked = claim(self._checked)
+        out = self._checked.out
         page = self._report(run)
         run = run.model_copy(update={"stages": tuple(self.workspace.facts)})
         if run.expansion:

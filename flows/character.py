@@ -14,6 +14,7 @@ from charengine.machine.home import find_home
 from charengine.profiles.loading import profile_names
 from charengine.records import RunRecord, RunResult
 from charengine.run import folder
+from charengine.run.claim import claimed
 from charengine.run.request import STAGES, CheckedRun, RunRequest, check
 from charengine.run.result import Written, run_record, run_result
 from charengine.run.workspace import Workspace, open_workspace
@@ -72,8 +73,8 @@ def character(
     )
     run, workspace = _prepared.get() or _prepare(request)
     track(workspace)
-    with closing(workspace.tracker):
-        return make_character(workspace, run.out)
+    with closing(workspace.tracker), claimed(run) as own:
+        return make_character(workspace, own.out)
 
 
 def _prepare(request: RunRequest) -> tuple[CheckedRun, Workspace]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from charengine import files
 from charengine.cli.console import listen, say, training_bar
 from charengine.cli.run import ProfileOption, SetOption
 from charengine.errors import BadInput
 from charengine.machine.addresses import use_services
 from charengine.machine.environment import apply_defaults
-from charengine.machine.home import find_home
+from charengine.machine.home import find_home, in_work_folder
 from charengine.run.request import RunRequest, check, check_folder
 from charengine.wording import file_stem
 
@@ -216,8 +218,7 @@ def report(
 def _workspace_for(request: RunRequest, out: Path) -> Workspace:
     """The workspace of a request with a prompt, with everything cheap checked first."""
     listen()
-    checked = check(request, find_home())
-    check_folder(out, "--out")
+    checked = check(replace(request, out=str(in_work_folder(str(out)))), find_home(), whole=False)
     return _workspace(checked.character, checked.profile)
 
 
@@ -263,7 +264,7 @@ def _whoever() -> Character:
 
 def _must_exist(path: Path) -> None:
     """Before models are looked for."""
-    if not path.exists():
+    if not files.exists(path):
         raise BadInput(f"{path}: no such file or folder")
 
 

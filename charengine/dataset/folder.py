@@ -35,7 +35,7 @@ def export_dataset(dataset: DatasetRecord, folder: Path, store: Store) -> list[P
     paths = []
     pictures: list[ViewRecord | ExtraView] = [*dataset.views.views, *dataset.extras]
     for view in pictures:
-        place = folder / (HELD_OUT if view.view in held_out else _subset_name(dataset))
+        place = folder / (HELD_OUT if view.view in held_out else subset_name(dataset))
         paths.append(store.export(view.image, place / f"{view.view}.png"))
         sidecar = place / f"{view.view}.txt"
         write_atomically(sidecar, (texts[view.view] + "\n").encode())
@@ -79,7 +79,7 @@ def with_edits(dataset: DatasetRecord, folder: Path) -> DatasetRecord:
     Raises:
         BadInput: a sidecar is empty, too long or not text.
     """
-    own = folder / _subset_name(dataset)  # an earlier trigger's subset may lie beside it
+    own = folder / subset_name(dataset)  # an earlier trigger's subset may lie beside it
     places = {extra.view: folder / HELD_OUT for extra in dataset.held_out} if files.is_dir(own) else {}
     within = own if files.is_dir(own) else folder
     captions = tuple(_edited(caption, places.get(caption.view, within)) for caption in dataset.captions)
@@ -134,7 +134,7 @@ def read_caption(path: Path) -> str:
     return text
 
 
-def _subset_name(dataset: DatasetRecord) -> str:
+def subset_name(dataset: DatasetRecord) -> str:
     """kohya's name for a folder of pictures: how often they count, and what they show."""
     return f"{REPEATS}_{file_stem(dataset.trigger)} {_file_words(dataset.class_noun)}"
 

@@ -182,7 +182,11 @@ def class_pictures(folder: Path) -> list[tuple[Path, str]]:
     Raises:
         BadInput: it holds no picture, or a caption is empty or not text.
     """
-    found = [path for path in files.entries(folder) if path.suffix.lower() in SUFFIXES] if files.is_dir(folder) else []
+    if not files.is_dir(folder):
+        raise BadInput(
+            f"train.regularisation={str(folder)[:200]!r} cannot be read (it is no folder); give a folder of class images"
+        )
+    found = [path for path in files.entries(folder) if path.suffix.lower() in SUFFIXES]
     if not found:
         raise BadInput(
             f"train.regularisation={str(folder)!r} holds no PNG, JPEG or WebP image; give a folder of class images"

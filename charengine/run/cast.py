@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,7 +12,10 @@ from charengine import files
 from charengine.documents import read_csv, read_yaml
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import in_work_folder
+from charengine.run.claim import free_folder
 from charengine.run.request import RunRequest, name_from_prompt, slug
+
+log = logging.getLogger(__name__)
 
 MAX_CAST = 1000
 WHOLE = re.compile(r"[-+]?[0-9]{1,12}")
@@ -59,7 +63,16 @@ def check_cast(
     if problems:
         raise ConfigError([f"{source}: {problem}" for problem in problems])
     folder = in_work_folder(out or "runs")
-    return [request if request.out else replace(request, out=str(folder / slug(request.name))) for request in requests]
+    return [request if request.out else replace(request, out=str(_own(folder, request))) for request in requests]
+
+
+def _own(folder: Path, request: RunRequest) -> Path:
+    """The character's folder inside the cast's: another one when an earlier prompt's run is there."""
+    usual = folder / slug(request.name)
+    free = free_folder(usual, request.name, request.prompt)
+    if free != usual:
+        log.warning("%s holds another prompt's run; %s goes to %s", usual, request.name, free)
+    return free
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

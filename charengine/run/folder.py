@@ -7,10 +7,21 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from charengine.dataset.folder import EXPANSION, HELD_OUT, export_dataset, forget_extras, refused_name, with_edits
+from charengine import files
+from charengine.dataset.folder import (
+    EXPANSION,
+    HELD_OUT,
+    export_dataset,
+    forget_extras,
+    refused_name,
+    subset_name,
+    with_edits,
+)
 from charengine.errors import BadInput
 from charengine.records import (
     DatasetRecord,
@@ -29,6 +40,9 @@ from charengine.wording import file_stem
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"  # what `charengine run --json` says, written last
+MOST_ASIDE = 1000
+SUBSET = re.compile(r"[0-9]+_[A-Za-z0-9 -]+")  # kohya's name for a folder of pictures
+CAPTION_FILE = re.compile(r"[a-z][a-z0-9-]*\.txt")
 MARKER = ".charengine.json"  # which caption stage wrote the sidecars, and what it wrote
 
 
@@ -67,28 +81,85 @@ def take_edits(dataset: DatasetRecord, out: Path, caption_key: str) -> DatasetRe
 
     Sidecars of an earlier, different caption stage are not edits of this one: they are set aside when edited.
     """
-    folder = out / "dataset"
+    folder = _dataset_folder(out)
     marker = _read_marker(folder)
     if marker.get("caption_key") == caption_key:
         return with_edits(dataset, folder)
-    changed = any(_differs(folder / name, text) for name, text in marker.get("captions", {}).items())
+    written = marker.get("captions")
+    changed = any(
+        _differs(folder / name, text) for name, text in (written if isinstance(written, dict) else {}).items()
+    )
     if changed or marker.get("edited"):
-        aside = folder.with_name(f"dataset-{str(marker.get('caption_key'))[-8:]}")
+        aside = _set_aside(folder, f"dataset-{_plain(marker.get('caption_key'))}")
         log.warning("captions edited for an earlier version of this character were moved to %s", aside)
-        folder.rename(aside)
     return dataset
 
 
 def write_dataset(dataset: DatasetRecord, out: Path, store: Store, caption_key: str) -> list[Path]:
-    """`dataset/` in kohya's layout; the caption files in view order."""
-    folder = out / "dataset"
+    """`dataset/` in kohya's layout; the caption files in view order.
+
+    What an earlier trigger or class noun left there and nobody edited goes, so that trainers do not read both.
+    """
+    folder = _dataset_folder(out)
+    _forget_subsets(folder, dataset)
     paths = export_dataset(dataset, folder, store)
     captions = [path.resolve() for path in paths if path.suffix == ".txt"]
-    written = {str(path.relative_to(folder.resolve())): path.read_text() for path in captions}
+    written = {path.relative_to(folder.resolve()).as_posix(): path.read_text(encoding="utf-8") for path in captions}
     edited = any(caption.edited for caption in dataset.captions)
     marker = {"caption_key": caption_key, "edited": edited, "captions": written}
     write_atomically(folder / MARKER, json.dumps(marker).encode())
     return captions
+
+
+def _dataset_folder(out: Path) -> Path:
+    """`dataset/` of a run.
+
+    Raises:
+        BadInput: it is a link: what it points to is somebody's, and would be overwritten.
+    """
+    folder = out / "dataset"
+    if files.is_link(folder):
+        raise BadInput(
+            f"{folder} is a link to {folder.resolve()}: nothing is written through it; remove it, or give another --out"
+        )
+    return folder
+
+
+def _set_aside(folder: Path, name: str) -> Path:
+    """Move a folder beside itself, under the first name that is free."""
+    for number in range(1, MOST_ASIDE):
+        aside = folder.with_name(name if number == 1 else f"{name}-{number}")
+        if files.exists(aside):
+            continue
+        try:
+            folder.rename(aside)
+        except FileExistsError:  # another process was first
+            continue
+        except OSError as error:
+            raise BadInput(f"{folder} cannot be moved to {aside} ({error.strerror}); move it yourself") from error
+        return aside
+    raise BadInput(f"{folder}: {MOST_ASIDE} folders named {name} are beside it; remove some")
+
+
+def _plain(key: object) -> str:
+    """The end of a key, as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9]", "", str(key))[-8:] or "earlier"
+
+
+def _forget_subsets(folder: Path, dataset: DatasetRecord) -> None:
+    """Remove the pictures and captions that this engine wrote for another trigger or class noun, those unedited."""
+    captions = _read_marker(folder).get("captions")
+    for name, text in (captions if isinstance(captions, dict) else {}).items():
+        subset, _, file = str(name).partition("/")
+        if subset == subset_name(dataset) or not SUBSET.fullmatch(subset) or not CAPTION_FILE.fullmatch(file):
+            continue
+        path = folder / subset / file
+        if files.is_link(path.parent) or _differs(path, text) or not files.is_file(path):
+            continue
+        for gone in (path, path.with_suffix(".png")):
+            gone.unlink(missing_ok=True)
+        with suppress(OSError):  # something of the user's is in it
+            path.parent.rmdir()
 
 
 def write_adapters(sweep: SweepRecord, trigger: str, out: Path, store: Store) -> tuple[Path, Path]:
@@ -134,7 +205,7 @@ def read_run(place: Path) -> RunRecord:
     Raises:
         BadInput: there is none, or it is not one.
     """
-    path = place / "run.json" if place.is_dir() else place
+    path = place / "run.json" if files.is_dir(place) else place
     try:
         return RunRecord.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -145,11 +216,14 @@ def read_run(place: Path) -> RunRecord:
 
 def _read_marker(folder: Path) -> dict[str, Any]:
     try:
-        marker = json.loads((folder / MARKER).read_text())
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return marker if isinstance(marker, dict) else {}
 
 
 def _differs(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_text() != text
+    try:
+        return files.is_file(path) and path.read_bytes() != str(text).encode()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 import re
 import shutil
 import tempfile
+import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from charengine import files
 from charengine.config import Character, Profile
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home, in_work_folder
 from charengine.pictures import picture_problems
 from charengine.profiles.loading import explain, load_profile
+from charengine.run.claim import free_folder, others_run
 from charengine.run.paths import absolute_file, absolute_override, absolute_profile, with_absolute_files
 from charengine.run.starting_files import starting_problems
 
 STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
 MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
+LONGEST_PART = 255  # bytes of one name in a path
 _FILLER = frozenset({"a", "an", "the", "of", "in", "on", "with", "and", "her", "his", "who", "has", "wears", "wearing"})
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class CheckedRun:
     profile_source: str
     overrides: tuple[str, ...] = ()
     refresh: frozenset[str] = field(default_factory=frozenset)
+    out_is_given: bool = False
 
     def parameters(self) -> dict[str, Any]:
         """The flow's parameters that ask for this run."""
@@ -84,8 +95,13 @@ class CheckedRun:
         ).as_parameters()
 
 
-def check(request: RunRequest, home: Home) -> CheckedRun:
+def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
     """The request in checked form.
+
+    Args:
+        request: what was asked for.
+        home: the folder that outlives runs.
+        whole: False for one stage alone, which may write anywhere, also beside another character's run.
 
     Raises:
         ConfigError: everything that is wrong with it, one line each.
@@ -94,26 +110,54 @@ def check(request: RunRequest, home: Home) -> CheckedRun:
     character = _character(request, problems)
     profile = _profile(request, problems)
     sheet = _sheet(request.sheet, problems)
-    out = in_work_folder(request.out or f"runs/{slug(character.name if character else 'run')}")
+    out = _out(request, character if whole else None, problems)
     problems += _stage_problems(request.refresh)
-    problems += _folder_problems(out, "--out")
     problems += _folder_problems(home.root, "home folder")
-    if profile and profile.train.regularisation:
-        from charengine.dataset.reading import class_picture_problems
-
-        problems += class_picture_problems(Path(profile.train.regularisation))
     if profile:
         problems += starting_problems(profile)
         problems += _space_problems({out, home.root}, MIN_FREE_GIB[profile.models.family])
     if problems or character is None or profile is None:
         raise ConfigError(problems)
-    return CheckedRun(character, profile, sheet, out, request.profile, request.overrides, frozenset(request.refresh))
+    return CheckedRun(
+        character,
+        profile,
+        sheet,
+        out,
+        request.profile,
+        request.overrides,
+        frozenset(request.refresh),
+        bool(request.out),
+    )
+
+
+def _out(request: RunRequest, character: Character | None, problems: list[str]) -> Path:
+    """The run's folder: the one that was asked for, else `runs/NAME`, or the next when that is another prompt's."""
+    out = in_work_folder(request.out or f"runs/{slug(character.name if character else 'run')}")
+    found = _folder_problems(out, "--out")
+    problems += found
+    if found or character is None:
+        return out
+    if request.out:
+        problems += [problem] if (problem := others_run(out, character)) else []
+        return out
+    free = free_folder(out, character.name, character.prompt)
+    if free != out:
+        log.warning("%s holds another prompt's run; this one goes to %s", out, free)
+    return free
 
 
 def name_from_prompt(prompt: str) -> str:
-    """A file-friendly name from the first telling words of a prompt: "an orc woman in blue" -> "orc-woman-blue"."""
-    words = [word for word in re.findall(r"[a-z0-9]+", prompt.lower()) if word not in _FILLER]
-    return "-".join(words[:3])[:40].strip("-") or "character"
+    """A file-friendly name from the first telling words of a prompt: "an orc woman in blue" -> "orc-woman-blue".
+
+    Accents are dropped. Where letters of other scripts are left out, a short number made from the prompt stands for them, so that
+    two prompts do not share one name.
+    """
+    plain = "".join(mark for mark in unicodedata.normalize("NFKD", prompt.lower()) if not unicodedata.combining(mark))
+    words = [word for word in re.findall(r"[a-z0-9]+", plain) if word not in _FILLER]
+    name = "-".join(words[:3])[:40].strip("-") or "character"
+    if any(mark.isalnum() and not mark.isascii() for mark in plain):
+        return f"{name}-{hashlib.sha256(' '.join(prompt.split()).encode(errors='replace')).hexdigest()[:6]}"
+    return name
 
 
 def slug(name: str) -> str:
@@ -170,19 +214,23 @@ def check_folder(folder: Path, label: str) -> Path:
 
 
 def _folder_problems(folder: Path, label: str) -> list[str]:
-    place = nearest_existing(folder)
-    if not place.is_dir():
-        return [f"{label} {folder}: {place} is a file; choose a folder"]
     try:
+        place = nearest_existing(folder)
+        if not files.is_dir(place):
+            return [f"{label} {folder}: {place} is a file; choose a folder"]
         with tempfile.TemporaryFile(dir=place):
-            return []
-    except OSError as error:
-        return [f"{label} {folder}: cannot be written ({error.strerror}); choose another folder"]
+            pass
+        too_long = next((part for part in folder.parts if len(os.fsencode(part)) > LONGEST_PART), "")
+        return [f"{label} {folder}: cannot be written (File name too long); choose another folder"] if too_long else []
+    except BadInput as error:
+        return [f"{label} {error}"]
+    except (OSError, ValueError) as error:
+        return [f"{label} {folder}: cannot be written ({files.reason(error)}); choose another folder"]
 
 
 def _space_problems(folders: set[Path], wanted_gib: float) -> list[str]:
     problems = []
-    for place in sorted({nearest_existing(folder) for folder in folders}):
+    for place in sorted(_existing(folders)):
         free_gib = shutil.disk_usage(place).free / 2**30
         if free_gib < wanted_gib:
             problems.append(
@@ -192,6 +240,18 @@ def _space_problems(folders: set[Path], wanted_gib: float) -> list[str]:
     return problems[:1]
 
 
+def _existing(folders: set[Path]) -> set[Path]:
+    found = set()
+    for folder in folders:
+        with suppress(BadInput):  # said already
+            found.add(nearest_existing(folder))
+    return found
+
+
 def nearest_existing(path: Path) -> Path:
-    """The path itself, or the closest parent that exists."""
-    return path if path.exists() else nearest_existing(path.parent)
+    """The path itself, or the closest parent that exists.
+
+    Raises:
+        BadInput: it cannot be told.
+    """
+    return path if files.exists(path) or path == path.parent else nearest_existing(path.parent)

@@ -6,9 +6,6 @@ from pathlib import Path
 
 from charengine.config import Profile, TrainSettings
 from charengine.errors import BadInput, ConfigError
-from charengine.pictures import picture_problems
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def starting_problems(profile: Profile) -> list[str]:
@@ -44,16 +41,6 @@ def _adapter_problems(profile: Profile) -> list[str]:
 def _regularisation_problems(settings: TrainSettings) -> list[str]:
     if not settings.regularisation:
         return []
-    folder = Path(settings.regularisation)
-    try:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        return [
-            f"train.regularisation={settings.regularisation[:200]!r} cannot be read ({reason}); give a folder of class images"
-        ]
-    if not files:
-        return [
-            f"train.regularisation={settings.regularisation!r} holds no PNG, JPEG or WebP image; give a folder of class images"
-        ]
-    return [problem for file in files for problem in picture_problems(file, "train.regularisation")]
+    from charengine.dataset.reading import class_picture_problems
+
+    return class_picture_problems(Path(settings.regularisation))

@@ -290,4 +290,4 @@ def test_what_is_wrong_with_class_images_is_said_before_anything_runs(
     (tmp_path / "reg" / name).write_bytes(data)
     (problem,) = class_picture_problems(tmp_path / "reg")
     assert told in problem
-    assert "holds no PNG" in class_picture_problems(tmp_path / "nowhere")[0]
+    assert "it is no folder" in class_picture_problems(tmp_path / "nowhere")[0]

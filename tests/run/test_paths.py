@@ -66,7 +66,10 @@ def test_a_cast_from_the_page_names_files_of_the_work_folder(work: Path, drawn_s
     }
 
 
-def test_a_run_from_the_page_names_files_of_the_work_folder(work: Path, home: Home, drawn_sheet: Path) -> None:
+def test_a_run_from_the_page_names_files_of_the_work_folder(
+    work: Path, home: Home, drawn_sheet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charengine.run.request.starting_problems", lambda profile: [])  # not what is in the files
     (work / "sheet.png").write_bytes(drawn_sheet.read_bytes())
     settings = ("models.sdxl=sdxl", "models.folders=[more]", "train.regularisation=classes")
     checked = check(RunRequest("an orc", "Aya", profile="mine.yaml", sheet="sheet.png", overrides=settings), home)

@@ -1,0 +1,132 @@
+"""Whose a run's folder is: it stays with the first character and prompt that were made there.
+
+A small file, made in one step that only one process can win, says so from the first second; `run.json` says it of finished runs,
+also of those made before there was such a file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from charengine import files
+from charengine.errors import BadInput, EngineError
+from charengine.store import write_atomically
+
+if TYPE_CHECKING:
+    from charengine.config import Character
+    from charengine.run.request import CheckedRun
+
+log = logging.getLogger(__name__)
+
+CLAIM = ".charengine-run.json"
+RECORDS = (CLAIM, "run.json")
+MOST_FOLDERS = 1000  # of one name
+LARGEST_RECORD = 100_000_000  # bytes
+
+
+@contextmanager
+def claimed(run: CheckedRun) -> Iterator[CheckedRun]:
+    """Take the run's folder, or the next free one when the user named none; an empty one is given back when the run fails.
+
+    Raises:
+        BadInput: the folder that the user named holds another character's run, or cannot be written.
+    """
+    run = claim(run)
+    try:
+        yield run
+    except BaseException:
+        with suppress(OSError, EngineError):
+            if [path.name for path in files.entries(run.out)] == [CLAIM]:
+                (run.out / CLAIM).unlink()
+                run.out.rmdir()
+        raise
+
+
+def claim(run: CheckedRun) -> CheckedRun:
+    """The run in a folder that is its own from now on, whatever other processes do.
+
+    Raises:
+        BadInput: the folder that the user named holds another character's run, or cannot be written.
+    """
+    for out in [run.out] if run.out_is_given else numbered(run.out):
+        if _taken(out, run.character):
+            return run if out == run.out else _moved(run, out)
+    raise BadInput(others_run(run.out, run.character) or f"{run.out}: no free folder beside it; give --out")
+
+
+def free_folder(out: Path, name: str, prompt: str) -> Path:
+    """The folder, or the first of `out-2`, `out-3`… that is no other character's; nothing is written."""
+    mine = _identity(name, prompt)
+    return next((place for place in numbered(out) if _owner(place) in (None, mine)), out)
+
+
+def others_run(out: Path, character: Character) -> str:
+    """Why a run may not write into a folder: another character's, or another prompt's, is there; empty when it may."""
+    owner = _owner(out)
+    if owner in (None, _identity(character.name, character.prompt)):
+        return ""
+    assert owner
+    return f"--out {out}: holds the run of {owner[0]!r}, {owner[1][:80]!r}; give another folder, or leave --out away to get one"
+
+
+def numbered(out: Path) -> Iterator[Path]:
+    """The folder, and those tried after it."""
+    yield out
+    for number in range(2, MOST_FOLDERS):
+        yield out.with_name(f"{out.name}-{number}")
+
+
+def _moved(run: CheckedRun, out: Path) -> CheckedRun:
+    log.warning("%s holds another prompt's run; this one goes to %s", run.out, out)
+    return replace(run, out=out)
+
+
+def _identity(name: str, prompt: str) -> tuple[str, str]:
+    """Spelling that makes no other folder makes no other character."""
+    from charengine.run.request import slug
+
+    return slug(name), " ".join(prompt.split())
+
+
+def _taken(out: Path, character: Character) -> bool:
+    """Whether the folder is this character's, claimed now or before."""
+    mine = _identity(character.name, character.prompt)
+    owner = _owner(out)
+    if owner is None:
+        _write(out, {"name": character.name, "prompt": character.prompt})
+        owner = _owner(out)
+    return owner == mine
+
+
+def _write(out: Path, record: dict[str, str]) -> None:
+    """Make the claim unless another process has; all of it is there at once."""
+    place = out / CLAIM
+    mine = out / f"{CLAIM}.{os.getpid()}"
+    write_atomically(mine, json.dumps(record).encode())
+    try:
+        os.link(mine, place)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        with suppress(FileExistsError), open(place, "x", encoding="utf-8") as file:
+            file.write(json.dumps(record))
+    finally:
+        mine.unlink(missing_ok=True)
+
+
+def _owner(out: Path) -> tuple[str, str] | None:
+    """Name and prompt of whose run a folder holds; None when it holds none that can be read."""
+    for name in RECORDS:
+        found: Any = None
+        with suppress(EngineError, ValueError):
+            found = json.loads(files.read_text(out / name, most=LARGEST_RECORD))
+        if isinstance(found, dict) and isinstance(found.get("prompt"), str):
+            return _identity(str(found.get("name", "")), found["prompt"])
+    return None
