@@ -73,7 +73,7 @@ class _LowRank:
 
 
 def _low_rank(layer: nn.Module, applied: AppliedLayer, x: Tensor) -> Tensor:
-    return low_rank_forward(layer, _LowRank(applied), x)  # type: ignore[arg-type]
+    return low_rank_forward(layer, _LowRank(applied), x)
 
 
 @torch.no_grad()

@@ -8,23 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Matrix(Protocol):
+    """A layer that is its weight."""
+
+    @property
+    def weight(self) -> Tensor:
+        """(rank, inputs, …) or (outputs, rank, …)."""
+
+
+class LowRank(Protocol):
+    """What is read of a LyCORIS module, or of a layer from a file."""
+
+    @property
+    def lora_down(self) -> Matrix:
+        """To the rank."""
+
+    @property
+    def lora_up(self) -> Matrix:
+        """From the rank."""
+
+    scale: float  # alpha / rank
+    multiplier: float
+    training: bool
+
+
 def base_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:
     """The frozen layer's weight in the dtype it computes in; float8 storage is scaled back here."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    weight = module.weight
+    assert isinstance(weight, Tensor)
     scale: Tensor | None = getattr(module, "weight_scale", None)
     if scale is not None:
         return weight.to(dtype) * scale.to(dtype)
     return weight if weight.dtype == dtype else weight.to(dtype)
 
 
-def low_rank_forward(module: nn.Module, lora: nn.Module, x: Tensor) -> Tensor:
+def low_rank_forward(module: nn.Module, lora: LowRank, x: Tensor) -> Tensor:
     """The layer's output with its LyCORIS `LoConModule` added.
 
     Args:
@@ -33,8 +58,8 @@ def low_rank_forward(module: nn.Module, lora: nn.Module, x: Tensor) -> Tensor:
             `rank_mask` (rank,), which drops whole components and keeps the expectation.
         x: the layer's input.
     """
-    down, up = lora.lora_down.weight, lora.lora_up.weight  # type: ignore[union-attr]
-    scale = float(lora.scale) * float(lora.multiplier)  # type: ignore[arg-type]
+    down, up = lora.lora_down.weight, lora.lora_up.weight
+    scale = float(lora.scale) * float(lora.multiplier)
     if scale == 0.0:
         return _base_forward(module, x)
     mask = getattr(lora, "rank_mask", None) if lora.training else None
@@ -89,7 +114,8 @@ def _base_forward(module: nn.Module, x: Tensor) -> Tensor:
     weight = base_weight(module, x.dtype)
     if isinstance(module, nn.Linear):
         return F.linear(x, weight, module.bias)
-    out: Tensor = F.conv2d(x, weight, module.bias, module.stride, module.padding)  # type: ignore[call-overload]
+    layer: Any = module
+    out: Tensor = F.conv2d(x, weight, layer.bias, layer.stride, layer.padding)
     return out
 
 

@@ -335,10 +335,12 @@ def _hook(module: Any, low_rank: bool) -> None:
 def _lycoris_forward(layer: nn.Module, module: Any, x: Tensor) -> Tensor:
     """LyCORIS' forward; at strength 0 the base itself, which a DoRA's normalisation would miss."""
     if module.multiplier == 0:
-        return module.org_forward(x)  # type: ignore[no-any-return]
+        base: Tensor = module.org_forward(x)
+        return base
     if module.name == "tlora":
         return tlora_forward(module, x)
-    return module.forward(x)  # type: ignore[no-any-return]
+    adapted: Tensor = module.forward(x)
+    return adapted
 
 
 def _tlora_as_lora(module: Any, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
