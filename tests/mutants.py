@@ -203,7 +203,8 @@ def _run_pytest(tree: Path, tests: Sequence[str], output: Path) -> None:
         ]
         import pytest
 
-        status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+        early = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that the heavy libraries imported already
+        status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", early, *tests]))
         loaded = sys.modules.get("charengine")
         if loaded is not None and not Path(str(loaded.__file__)).is_relative_to(tree):
             print(f"tested {loaded.__file__} instead of the copy in {tree}")

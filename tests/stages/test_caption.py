@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from charengine.config import TRIGGER_PATTERN, CaptionSettings, Character
+from charengine.config import CaptionSettings, Character
 from charengine.language.naming import derive_class_noun, derive_trigger
 from charengine.language.traits import background_tags, colour_name, is_side_bound, trait_kinds
 from charengine.models import Description
@@ -11,6 +11,7 @@ from charengine.pictures import png
 from charengine.records import VIEWS, ViewRecord, ViewsRecord
 from charengine.stages.caption import caption_views
 from charengine.store import Store
+from charengine.wording import TRIGGER_PATTERN
 
 AYA = Character(
     name="Aya Brea",
@@ -198,7 +199,7 @@ def test_the_class_noun_is_the_head_of_the_first_phrase_that_names_a_being(promp
 )
 def test_a_trigger_is_a_rare_word_that_the_settings_accept(name):
     trigger = derive_trigger(name)
-    assert TRIGGER_PATTERN.match(trigger) and 4 <= len(trigger) <= 10
+    assert TRIGGER_PATTERN.fullmatch(trigger) and 4 <= len(trigger) <= 10
     assert trigger == derive_trigger(name)
     assert trigger not in ("sword", "max", "bond", "brea")
 
