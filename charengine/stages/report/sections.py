@@ -55,7 +55,7 @@ def pick(run: RunRecord, pictures: Pictures) -> str:
             f"{known.gain:.0%}",
             f"identity: from the base model ({base.identity:.2f}) towards the sheet's own views"
             + (f" ({ceiling:.2f})" if ceiling is not None else "")
-            + f"; its {cell.images} pictures alone: {cell.identity:.2f}",
+            + f"; this is {cell.identity:.2f}",
             known.gain,
         ),
         number(f"{known.kept:.0%}", "prompt adherence kept of the base model's", known.kept),

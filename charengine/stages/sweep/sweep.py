@@ -150,13 +150,36 @@ def sweep_adapter(
         Interrupted: `should_stop` said so, and `keep_cut` is off or no cell was finished.
         BadInput: `sweep.pictures` is not enough for strength 0 and one cell.
     """
+    session = _open(training, dataset, settings, diffusion, embedder, store, seed, tracker)
+    left_out = _examine(session)
+    cut: tuple[str, ...] = ()
+    if not _run(session, should_stop):
+        drawn = len(session.cells) - (BASE in session.cells)
+        if not (keep_cut and drawn):
+            raise Interrupted(f"sweep stopped after {drawn} cells")
+        of = f" of {len(session.grid) - 1}" if settings.design == "grid" else ""
+        cut = (f"the sweep was cut after {drawn}{of} cells: the pick is among these alone",)
+    return _conclude(session, recipe, (*left_out, *cut))
+
+
+def _open(
+    training: AdapterRecord,
+    dataset: DatasetRecord,
+    settings: SweepSettings,
+    diffusion: Diffusion,
+    embedder: Embedder,
+    store: Store,
+    seed: int,
+    tracker: Tracker,
+) -> Session:
+    """The grid, and what its cells share."""
     prompts = sweep_prompts(settings)
     check_budget(settings, len(prompts))
     checkpoints = spread(training.checkpoints, settings.checkpoints)
     strengths = sorted({strength for strength in settings.strengths if strength > 0})
     seeds = tuple(seed + offset for offset in range(settings.seeds))
     texts = [prompt.to_draw(training.trigger, training.class_noun) for prompt in prompts]
-    session = Session(
+    return Session(
         training=training,
         settings=settings,
         diffusion=diffusion,
@@ -169,15 +192,6 @@ def sweep_adapter(
         grid=[(0, 0.0), *((checkpoint.step, strength) for checkpoint in checkpoints for strength in strengths)],
         checkpoints={checkpoint.step: checkpoint for checkpoint in checkpoints},
     )
-    left_out = _examine(session)
-    cut: tuple[str, ...] = ()
-    if not _run(session, should_stop):
-        drawn = len(session.cells) - (BASE in session.cells)
-        if not (keep_cut and drawn):
-            raise Interrupted(f"sweep stopped after {drawn} cells")
-        of = f" of {len(session.grid) - 1}" if settings.design == "grid" else ""
-        cut = (f"the sweep was cut after {drawn}{of} cells: the pick is among these alone",)
-    return _conclude(session, recipe, (*left_out, *cut))
 
 
 def check_budget(settings: SweepSettings, prompts: int) -> None:
