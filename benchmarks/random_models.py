@@ -18,14 +18,8 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from charengine.embedded.making import family
-from charengine.models.file_parts import (
-    QwenFiles,
-    SDXLFiles,
-    on_meta,
-    packaged_config,
-    read_config,
-    tiled_when_out_of_memory,
-)
+from charengine.models.classes import on_meta, packaged_config, read_config
+from charengine.models.file_parts import QwenFiles, SDXLFiles, tiled_when_out_of_memory
 from charengine.models.memory import Part, Plan
 from charengine.models.quantised import Packed, State, pack_fp8
 

@@ -86,6 +86,18 @@ def _allowed(value: str, problem: str) -> str:
     return value
 
 
+class EditLora(Settings):
+    """A LoRA for the edit model, always on; as text: the file alone, at strength 1."""
+
+    file: str = Field(min_length=1, description=".safetensors file, or its name in a loras folder")
+    strength: float = Field(default=1.0, ge=-4, le=4)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_a_file(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+
 class ModelSettings(Settings):
     """Which models, and where their files are. A string is a folder, a file, or a hub id (only with allow_downloads)."""
 
@@ -101,11 +113,28 @@ class ModelSettings(Settings):
     )
     vae: str = Field(default="", description="Qwen-Image VAE file; empty: the edit model's own")
     lightning: str = Field(default="", description="Lightning LoRA file for 4/8-step sheets")
+    edit_loras: tuple[EditLora, ...] = Field(
+        default=(),
+        description="your own LoRAs for the edit model: files, or {file, strength}; a Lightning LoRA goes into `lightning`",
+    )
     sdxl: str = Field(default="", description="SDXL checkpoint: folder or single .safetensors file, or hub id")
     sdxl_config: str = Field(
         default="", description="diffusers folder giving configs and tokenizers when `sdxl` is a single file"
     )
     sdxl_vae: str = Field(default="", description="replacement VAE (e.g. the fp16-fixed one)")
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
+        default="auto", description="what the SDXL U-Net predicts; auto: as its files say, else measured once"
+    )
+    zero_terminal_snr: bool | None = Field(
+        default=None, description="betas rescaled to end in pure noise; empty: as the checkpoint's files say"
+    )
+    prompt_prefix: str | None = Field(
+        default=None,
+        description="before every SDXL prompt; empty: the quality tags of the checkpoint's family; '' = none",
+    )
+    negative_prompt: str | None = Field(
+        default=None, description="of every SDXL picture; empty: that of the checkpoint's family; '' = none"
+    )
     tagger: str = Field(default="", description="WD14 v3 tagger folder (model.onnx + selected_tags.csv)")
     clip: str = Field(default="", description="CLIP model folder for prompt adherence; empty: none")
     dino: str = Field(default="", description="DINOv2 model folder for identity; empty: the CLIP image tower")

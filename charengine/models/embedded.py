@@ -17,10 +17,12 @@ from charengine.models import Captioner, Models
 from charengine.models.captioners import EmbeddedCaptioner
 from charengine.models.embedders import ClipEmbedder
 from charengine.models.loading import Loaded, resolve_device
+from charengine.models.prediction import prediction_of
 from charengine.models.qwen_edit import PARTS, QwenEdit
 from charengine.models.qwen_parts import QwenEditFolder
 from charengine.models.sdxl import SDXL, SDXLFolder
 from charengine.models.tagger import WD14Captioner
+from charengine.models.usage import Usage
 
 NATIVE_AREA = 128 * 384  # pixels of the pictures the family's SDXL was trained on, and upwards
 DTYPE = torch.float32  # the weights are fp16 files; so small, they are computed in full precision everywhere
@@ -39,7 +41,7 @@ NEEDED = {
     "clip": ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json"),
 }
 PACKAGED = {"edit": "qwen", "sdxl": "sdxl", "clip": "clip"}
-OTHER_FAMILY = ("edit_config", "vl", "vae", "lightning", "sdxl_config", "sdxl_vae", "dino")
+OTHER_FAMILY = ("edit_config", "vl", "vae", "lightning", "edit_loras", "sdxl_config", "sdxl_vae", "dino")
 
 
 def load(profile: Profile) -> Models:
@@ -69,7 +71,15 @@ def load(profile: Profile) -> Models:
     return Models(
         editor=editor,
         captioner=_tagger(profile) if profile.caption.captioner == "wd14" else captioner,
-        diffusion=SDXL(SDXLFolder(sdxl, device, DTYPE), device, DTYPE, NATIVE_AREA, fingerprint(sdxl)),
+        diffusion=SDXL(
+            SDXLFolder(sdxl, device, DTYPE),
+            device,
+            DTYPE,
+            NATIVE_AREA,
+            fingerprint(sdxl),
+            prediction=prediction_of(sdxl, settings),
+            usage=Usage(prompt_prefix=settings.prompt_prefix or "", negative_prompt=settings.negative_prompt or ""),
+        ),
         embedder=ClipEmbedder(clip, device, DTYPE, fingerprint(clip), letterbox=True),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ import torch
 from PIL import Image
 
 from charengine.errors import BadInput, MissingDependency
+from charengine.models.classes import dino_class
+from charengine.models.files import shards
 from charengine.models.loading import Loaded, chunks
 
+VARIANT = re.compile(r"^model\.(\w+?)(-\d+-of-\d+)?\.safetensors$")  # "fp16" of a folder that holds no other files
 ROWS_PER_PASS = 8  # little memory, for pictures are scored while others are drawn
 
 
@@ -179,9 +183,9 @@ class DinoEmbedder:
 
     def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Class-token embeddings (n, d), L2-normalised float32 on the CPU."""
-        from transformers import Dinov2Model
-
-        model = self._loaded.get("model", lambda: _load(Dinov2Model, self.folder, self.device, self.dtype))
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        kind = dino_class(str(config.get("model_type")))[0]
+        model = self._loaded.get("model", lambda: _load(kind, self.folder, self.device, self.dtype))
         preparation = Preparation.from_folder(self.folder, letterbox=self.letterbox)
         return _embed(images, preparation, model, lambda pixels: model(pixels).last_hidden_state[:, 0])
 
@@ -226,7 +230,9 @@ class PairEmbedder:
 
 
 def _load(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    found = VARIANT.search(shards(folder)[0].name)
+    variant = found.group(1) if found else None
+    model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True, variant=variant)
     return model.to(device).requires_grad_(False).eval()
 
 

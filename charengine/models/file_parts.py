@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from charengine.models import layouts
+from charengine.models import classes, layouts
+from charengine.models.classes import packaged_config
+from charengine.models.llama_names import files_of_text_encoder
 from charengine.models.quantised import State, fill
 from charengine.models.sdxl import SDXLFolder
 from charengine.models.streaming import BlockStream, shrink_when_out_of_memory
@@ -24,29 +24,6 @@ if TYPE_CHECKING:
     from charengine.models.memory import Plan
 
 log = logging.getLogger(__name__)
-
-DEPTH = re.compile(r"transformer_blocks\.(\d+)\.")
-
-
-def packaged_config(name: str) -> Path:
-    """Configurations of the published models, as a diffusers folder without weights: "qwen-image-edit" or "sdxl"."""
-    return Path(str(resources.files("charengine.models") / "configs" / name))
-
-
-def read_config(folder: Path, family: str, part: str) -> dict[str, Any]:
-    """A part's `config.json`, from `folder` if it has one, else the published model's."""
-    own = folder / part / "config.json"
-    file = own if own.is_file() else packaged_config(family) / part / "config.json"
-    config: dict[str, Any] = json.loads(file.read_text())
-    return config
-
-
-def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """A module without weights; only buffers that no file holds are real."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        return build()
 
 
 def tiled_when_out_of_memory(vae: Any) -> Any:
@@ -121,11 +98,8 @@ class QwenFiles:
 
     def vae(self) -> Any:
         """AutoencoderKLQwenImage; works in tiles if the plan says so."""
-        from diffusers import AutoencoderKLQwenImage
-
-        config = read_config(self.config, "qwen-image-edit", "vae")
-        module = on_meta(lambda: AutoencoderKLQwenImage.from_config(config))
-        state = self._read("vae", lambda raw: layouts.qwen_vae(raw, config["num_res_blocks"]))
+        module = classes.qwen_vae(self.config)
+        state = self._read("vae", lambda raw: layouts.qwen_vae(raw, module.config["num_res_blocks"]))
         vae: Any = fill(module, state, self.dtype, str(self.paths["vae"])).to(self.device)
         if self.plan.tile_vae:
             vae.enable_tiling()
@@ -184,13 +158,8 @@ class QwenFiles:
         return stream.module
 
     def _build_transformer(self) -> BlockStream:
-        from diffusers import QwenImageTransformer2DModel
-
         state = self._read("transformer", layouts.qwen_transformer)
-        config = read_config(self.config, "qwen-image-edit", "transformer") | {"num_layers": _depth(state)}
-        if self.zero_cond_t:
-            config["zero_cond_t"] = True
-        module: Any = on_meta(lambda: QwenImageTransformer2DModel.from_config(config))
+        module = classes.transformer(self.config, classes.depth_of(state), zero_cond_t=self.zero_cond_t)
         placement = self.plan.transformer
         self._fill(module, state, "transformer", "transformer_blocks." if placement.fp8 else "")
         stream = self._stream(module, module.transformer_blocks, placement.resident)
@@ -198,10 +167,9 @@ class QwenFiles:
         return stream
 
     def _build_text_encoder(self) -> BlockStream:
-        from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+        from transformers import GenerationConfig
 
-        config = Qwen2_5_VLConfig.from_dict(read_config(self.config, "qwen-image-edit", "text_encoder"))
-        module: Any = on_meta(lambda: Qwen2_5_VLForConditionalGeneration(config))
+        module = classes.vision_language(self.config)
         state = self._read("text_encoder", layouts.qwen_text_encoder)
         if "lm_head.weight" not in state:  # tied, or left out because encoding prompts needs no answers
             state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
@@ -218,17 +186,16 @@ class QwenFiles:
 
     def _read(self, name: str, rename: Callable[[State], State]) -> State:
         """A file's weights under the module's own names."""
-        return rename(layouts.read_state(self.paths[name]))
+        path = self.paths[name]
+        raw: State = {}
+        for file in files_of_text_encoder(path) if name == "text_encoder" else [path]:
+            raw |= layouts.read_state(file)
+        return rename(raw)
 
     def _fill(self, module: nn.Module, state: State, name: str, rounded: str) -> None:
         """Weights into a meta module; linear layers whose name holds `rounded` become fp8."""
         fp8 = (lambda layer: rounded in layer) if rounded else None
         fill(module, state, self.dtype, str(self.paths[name]), fp8=fp8, device=self.device)
-
-
-def _depth(state: State) -> int:
-    """Blocks a transformer's file has; pruned releases have fewer than the published one."""
-    return 1 + max(int(found.group(1)) for key in state if (found := DEPTH.search(key)))
 
 
 class SDXLFiles(SDXLFolder):
@@ -258,18 +225,10 @@ class SDXLFiles(SDXLFolder):
 
     def text_encoders(self) -> tuple[Any, Any]:
         """CLIP ViT-L and OpenCLIP ViT-bigG."""
-        if self.checkpoint.is_dir():
-            return super().text_encoders()
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-        kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-        states = {"text_encoder": layouts.sdxl_first_encoder, "text_encoder_2": layouts.sdxl_second_encoder}
+        read = {"text_encoder": layouts.sdxl_first_encoder, "text_encoder_2": layouts.sdxl_second_encoder}
         first, second = (
-            self._filled(
-                _clip_builder(kinds[name], CLIPTextConfig(**read_config(self.config, "sdxl", name))),
-                states[name](self.checkpoint),
-            )
-            for name in kinds
+            self._filled(classes.sdxl_text_encoder(self.config, name), self._part(name) or read[name](self.checkpoint))
+            for name in read
         )
         return first, second
 
@@ -286,32 +245,24 @@ class SDXLFiles(SDXLFolder):
 
     def vae(self) -> AutoencoderKL:
         """The VAE, float32 (its half precision overflows), one picture at a time."""
-        from diffusers import AutoencoderKL
-
         source = self.vae_path or self.checkpoint
         inner = source / "vae" if (source / "vae").is_dir() else source
-        config = read_config(source if inner != source else self.config, "sdxl", "vae")
-        vae = self._filled(lambda: AutoencoderKL.from_config(config), layouts.sdxl_vae(inner, config), torch.float32)
+        module = classes.sdxl_vae(source if inner != source else self.config)
+        vae = self._filled(module, layouts.sdxl_vae(inner, dict(module.config)), torch.float32)
         vae.enable_slicing()
         return tiled_when_out_of_memory(vae)
 
     def unet(self) -> UNet2DConditionModel:
         """The U-Net."""
-        if self.checkpoint.is_dir():
-            return super().unet()
-        from diffusers import UNet2DConditionModel
-
-        config = read_config(self.config, "sdxl", "unet")
-        state = layouts.sdxl_unet(self.checkpoint, config)
-        unet: UNet2DConditionModel = self._filled(lambda: UNet2DConditionModel.from_config(config), state)
+        module = classes.sdxl_unet(self.config)
+        state = self._part("unet") or layouts.sdxl_unet(self.checkpoint, dict(module.config))
+        unet: UNet2DConditionModel = self._filled(module, state)
         return unet
 
-    def _filled(self, build: Callable[[], nn.Module], state: State, dtype: torch.dtype | None = None) -> Any:
-        module = on_meta(build)
-        if not hasattr(module, "text_model") and any(key.startswith("text_model.") for key in state):
-            state = {key.removeprefix("text_model."): value for key, value in state.items()}  # transformers >= 5.6
+    def _part(self, name: str) -> State:
+        """A part of a diffusers folder, whatever its files are called; nothing where the checkpoint is one file."""
+        return layouts.sdxl_part_of_folder(self.checkpoint / name) if self.checkpoint.is_dir() else {}
+
+    def _filled(self, module: nn.Module, state: State, dtype: torch.dtype | None = None) -> Any:
+        state = classes.without_text_model(module, state)
         return fill(module, state, dtype or self.dtype, str(self.checkpoint)).to(self.device)
-
-
-def _clip_builder(kind: Any, config: Any) -> Callable[[], nn.Module]:
-    return lambda: kind(config)

@@ -112,9 +112,9 @@ def shards(folder: Path) -> list[Path]:
         BadInput: no weights, or a shard is missing.
         UnsafeFile: the folder holds only pickles.
     """
-    indices = sorted(folder.glob("*.safetensors.index.json"), key=lambda path: len(path.name))
+    indices = sorted(folder.glob("*.safetensors.index*.json"), key=lambda path: len(path.name))  # .index.fp16.json too
     if indices:
-        names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise BadInput(f"{folder} lacks {len(missing)} of {len(names)} shards ({missing[0]}…): download it again")

@@ -14,9 +14,11 @@ from typing import Literal
 
 from charengine.errors import BadInput
 from charengine.models.files import Header, read_header, read_header_of_folder
+from charengine.models.llama_names import is_language, is_vision
+from charengine.models.packing import MARKER_2511, refuse_unread_packing
 
 Kind = Literal[
-    "sdxl", "sdxl-vae", "qwen-image", "qwen-image-vae", "qwen2.5-vl", "qwen-image-edit", "adapter", "clip", "dino", "other"
+    "sdxl", "sdxl-vae", "qwen-image", "qwen-image-vae", "qwen2.5-vl", "qwen2.5-vl-vision", "qwen-image-edit", "adapter", "clip", "dino", "other",
 ]  # fmt: skip
 TITLES: dict[str, str] = {
     "sdxl": "SDXL checkpoint",
@@ -37,9 +39,6 @@ SDXL_FIRST, SDXL_SECOND = "conditioner.embedders.0.transformer.text_model.", "co
 QWEN_LAYER = re.compile(  # a transformer block that is not inside a U-Net's attentions
     r"^(transformer\.|diffusion_model\.|model\.diffusion_model\.|base_model\.model\.|lora_unet_|lora_transformer_)?transformer_blocks[._]\d"
 )
-MARKER_2511 = "__index_timestep_zero__"  # ComfyUI's flag for Qwen-Image-Edit-2511, diffusers' zero_cond_t
-PACKED_ENDINGS = (".qweight", ".wscales", ".weight_scale_2", ".smooth_factor", ".absmax", ".quant_map")
-QUANTISED_OTHERWISE = ("bitsandbytes", "nunchaku", "svdq", "nvfp4", "mxfp8", "convrot", "int4", "int8")
 
 # Families of other models: a key (with or without ComfyUI's prefix) that only they have, and what people call them.
 OTHER_MODELS = {
@@ -55,7 +54,11 @@ OTHER_MODELS = {
     "vision_model.embeddings.class_embedding": "a CLIP vision encoder",
     "encoder.block.0.layer.0.SelfAttention.q.weight": "a T5 text encoder",
     "control_model.input_blocks.0.0.weight": "a ControlNet",
-    "blk.0.attn_q.weight": "a llama.cpp language model (text encoders are read from safetensors, not from GGUF)",
+    "blk.0.attn_q.weight": "a llama.cpp language model other than Qwen2.5-VL",
+}
+OTHER_NOISE = {  # keys of SDXL checkpoints trained on another noise schedule
+    "edm_vpred.sigma_max": "EDM v-prediction (CosXL)",
+    "edm_mean": "EDM (Playground v2.5)",
 }
 
 
@@ -77,7 +80,7 @@ def identify(header: Header) -> Identity:
         BadInput: quantised in a way that is not read.
     """
     keys = header.tensors
-    _refuse_unread_quantisation(header)
+    refuse_unread_packing(header)
     if any(key.endswith(ADAPTER_ENDINGS) for key in keys):
         return _adapter(header)
     prefix = next((p for p in (UNET, "diffusion_model.", "transformer.") if any(k.startswith(p) for k in keys)), "")
@@ -85,10 +88,14 @@ def identify(header: Header) -> Identity:
         return _qwen_image(header, prefix)
     if any(key.endswith("visual.blocks.0.attn.qkv.weight") for key in keys):
         return _qwen_vl(header)
+    if is_vision(header):
+        return Identity("qwen2.5-vl-vision", "gguf", "the vision tower of a Qwen2.5-VL")
+    if is_language(header):
+        return Identity("qwen2.5-vl", "gguf", "Qwen2.5-VL (llama.cpp)")
     if "encoder.middle.0.residual.0.gamma" in keys:
-        return Identity("qwen-image-vae", "wan", "Qwen-Image VAE (original keys)")
+        return _qwen_vae(header, "encoder.conv1.weight", "wan", "Qwen-Image VAE (original keys)")
     if "encoder.mid_block.attentions.0.to_qkv.weight" in keys:
-        return Identity("qwen-image-vae", "diffusers", "Qwen-Image VAE")
+        return _qwen_vae(header, "encoder.conv_in.weight", "diffusers", "Qwen-Image VAE")
     return _stable_diffusion(header) or _vae(header) or _other(header, prefix)
 
 
@@ -111,26 +118,15 @@ def expect(path: Path, kinds: tuple[Kind, ...], field: str) -> Identity:
     identity = identify_path(path)
     if identity.kind not in kinds:
         wanted = " or ".join(TITLES[kind] for kind in kinds)
-        raise BadInput(f"{field}: {path} is {_with_article(identity.title)}; {field} needs {_with_article(wanted)}")
+        raise BadInput(f"{field}: {path} is {with_article(identity.title)}; {field} needs {with_article(wanted)}")
     return identity
 
 
-def _with_article(title: str) -> str:
-    if title.split()[0] in ("a", "an", "part", "something"):
+def with_article(title: str) -> str:
+    """A title as it stands in a sentence."""
+    if title.split()[0] in ("a", "an", "the", "part", "something"):
         return title
     return f"{'an' if title[0] in 'AEIO' or title[:2] == 'SD' else 'a'} {title}"
-
-
-def _refuse_unread_quantisation(header: Header) -> None:
-    named = [f"{key}={value}" for key, value in header.metadata.items() if "quant" in key]
-    text = " ".join([header.path.name, *named, *(key for key in header.tensors if "bitsandbytes" in key)]).lower()
-    packed = any(key.endswith(PACKED_ENDINGS) for key in header.tensors)
-    integers = "I8" in header.dtypes()
-    if packed or integers:
-        name = next((word for word in QUANTISED_OTHERWISE if word in text), "a packed integer format")
-        raise BadInput(
-            f"{header.path} is quantised as {name}, which is not read; use an fp8 (plain or scaled), GGUF or bf16 file of the same model"
-        )
 
 
 def _adapter(header: Header) -> Identity:
@@ -149,6 +145,8 @@ def _qwen_image(header: Header, prefix: str) -> Identity:
     depth = sum(
         key.startswith(f"{prefix}transformer_blocks.") and key.endswith(".img_mod.1.weight") for key in header.tensors
     )
+    if "2512" in header.path.name:
+        return Identity("other", layout, "Qwen-Image-2512, which draws from text alone: no edit model")
     edit_2511 = any(key.endswith(MARKER_2511) for key in header.tensors) or "2511" in header.path.name
     note = "2511" if edit_2511 else ""
     return Identity("qwen-image", layout, f"Qwen-Image transformer of {depth} blocks", prefix, note)
@@ -165,6 +163,17 @@ def _qwen_vl(header: Header) -> Identity:
     layout = "transformers" if any(key.startswith("model.language_model.") for key in keys) else "qwen"
     note = "" if any(key.endswith("lm_head.weight") for key in keys) else "no lm_head"
     return Identity("qwen2.5-vl", layout, "Qwen2.5-VL", note=note)
+
+
+def _qwen_vae(header: Header, entry: str, layout: str, title: str) -> Identity:
+    """Its relatives share the keys: Qwen-Image-Layered's takes 4 channels, Wan 2.2's and Qwen-Image-2.1's are deeper."""
+    first = header.tensors.get(entry)
+    if any(".upsamples.0.upsamples." in key or ".downsamples.0.downsamples." in key for key in header.tensors):
+        return Identity("other", layout, "a VAE of Wan 2.2 or Qwen-Image-2.1")
+    if first is not None and len(first.shape) > 1 and first.shape[1] != 3:
+        of = "Qwen-Image-Layered" if first.shape[1] == 4 else "another model"
+        return Identity("other", layout, f"a VAE of {of} ({first.shape[1]} image channels)")
+    return Identity("qwen-image-vae", layout, title)
 
 
 def _stable_diffusion(header: Header) -> Identity | None:
@@ -184,11 +193,13 @@ def _stable_diffusion(header: Header) -> Identity | None:
         return Identity(
             "other", "sgm", "SDXL inpainting checkpoint" if entry.shape[1] == 9 else "SDXL editing checkpoint"
         )
-    if "v_pred" in keys:
-        return Identity("other", "sgm", "SDXL v-prediction checkpoint (only epsilon models can be trained)")
+    for mark, kind in OTHER_NOISE.items():
+        if mark in keys:
+            return Identity("other", "sgm", f"SDXL checkpoint of {kind}, which is neither trained nor sampled here")
+    title = "SDXL v-prediction checkpoint" if "v_pred" in keys else "SDXL checkpoint"
     if not any(key.startswith("first_stage_model.") for key in keys):
-        return Identity("sdxl", "sgm", "SDXL checkpoint without a VAE", note="no vae")
-    return Identity("sdxl", "sgm", "SDXL checkpoint")
+        return Identity("sdxl", "sgm", f"{title} without a VAE", note="no vae")
+    return Identity("sdxl", "sgm", title)
 
 
 def _vae(header: Header) -> Identity | None:
@@ -226,13 +237,13 @@ def _pipeline(folder: Path, name: str) -> Identity:
     for start, needed in parts.items():
         if name.startswith(start):
             for part in needed:
-                _refuse_unread_quantisation(read_header_of_folder(folder / part))
+                refuse_unread_packing(read_header_of_folder(folder / part))
     if name.startswith("QwenImageEdit"):
         note = "2511" if _transformer_config(folder).get("zero_cond_t") else ""
         return Identity("qwen-image-edit", "diffusers", f"{name} folder", note=name + note)
     if name.startswith("StableDiffusionXL"):
         return Identity("sdxl", "diffusers", f"{name} folder")
-    return Identity("other", "diffusers", f"{_with_article(name)} folder")
+    return Identity("other", "diffusers", f"{with_article(name)} folder")
 
 
 def _transformer_config(folder: Path) -> dict[str, object]:
@@ -248,7 +259,7 @@ def _by_config(folder: Path, config: dict[str, object]) -> Identity:
     }  # fmt: skip
     if name not in kinds:
         return Identity("other", "", f"a folder of {name or 'an unnamed model'}")
-    _refuse_unread_quantisation(read_header_of_folder(folder))  # and pickles, missing shards, truncated files: now
+    refuse_unread_packing(read_header_of_folder(folder))  # and pickles, missing shards, truncated files: now
     note = "2511" if config.get("zero_cond_t") else ""
     return Identity(
         kinds[name], "transformers" if "model_type" in config else "diffusers", TITLES[kinds[name]], note=note

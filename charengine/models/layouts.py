@@ -6,86 +6,20 @@ Facts from the authors' files: sgm (sd_xl_base_1.0), ComfyUI repackages (bare or
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from charengine.errors import BadInput
-from charengine.models.files import gguf_reader, weight_files
-from charengine.models.identify import MARKER_2511, SDXL_FIRST, SDXL_SECOND, UNET
-from charengine.models.quantised import FP8_NAMES, GGUF_READ, Packed, State, packed_fp8
+from charengine.models.files import weight_files
+from charengine.models.identify import SDXL_FIRST, SDXL_SECOND, UNET
+from charengine.models.llama_names import from_llama_names
+from charengine.models.quantised import State
+from charengine.models.reading import Reader, everything, header_plain, read_plain, read_state, read_tensors, unpacked
 
-SCALES = (".scale_weight", ".weight_scale")
-IGNORED = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8", MARKER_2511)
-COMFY_FORMATS = ("float8_e4m3fn", "float8_e5m2")
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def read_state(path: Path, wanted: Callable[[str], bool] = lambda key: True) -> State:
-    """The tensors of a file or folder under their own names; fp8 and GGUF weights stay packed, scales folded in.
-
-    Raises:
-        BadInput: a packing that is not read.
-    """
-    if path.suffix.lower() == ".gguf":
-        return _read_gguf(path, wanted)
-    raw: dict[str, torch.Tensor] = {}
-    for file in weight_files(path):
-        raw |= read_tensors(file, wanted)
-    return _fold_scales(raw, str(path))
-
-
-def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda key: True) -> dict[str, torch.Tensor]:
-    """Tensors of one safetensors file, exactly as stored (memory-mapped)."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys() if wanted(key)}  # noqa: SIM118
-
-
-def _fold_scales(raw: dict[str, torch.Tensor], source: str) -> State:
-    for key in [key for key in raw if key.endswith(".comfy_quant")]:
-        form = json.loads(bytes(raw[key].tolist())).get("format")
-        if form not in COMFY_FORMATS:
-            raise BadInput(
-                f"{source}: {key.removesuffix('.comfy_quant')} is packed as {form!r}; read are {', '.join(COMFY_FORMATS)}"
-            )
-    scales = {key.removesuffix(end): raw[key] for key in raw for end in SCALES if key.endswith(end)}
-    state: State = {}
-    for key, tensor in raw.items():
-        if key.endswith(IGNORED + SCALES):
-            continue
-        scale = scales.get(key.removesuffix(".weight"))
-        if tensor.dtype in FP8_NAMES and tensor.ndim == 2:
-            state[key] = packed_fp8(tensor, scale)
-        else:
-            state[key] = tensor if scale is None else tensor.float() * scale.float()
-    return state
-
-
-def _read_gguf(path: Path, wanted: Callable[[str], bool]) -> State:
-    state: State = {}
-    for tensor in gguf_reader(path).tensors:
-        if not wanted(tensor.name):
-            continue
-        shape, kind = tuple(int(n) for n in reversed(tensor.shape)), tensor.tensor_type.name
-        data = torch.from_numpy(tensor.data.copy())
-        if kind in ("F32", "F16"):
-            state[tensor.name] = data.reshape(shape)
-        elif kind == "BF16":
-            state[tensor.name] = data.view(torch.uint8).view(torch.bfloat16).reshape(shape)
-        elif kind in GGUF_READ:
-            state[tensor.name] = Packed(data, kind, shape)
-        else:
-            raise BadInput(
-                f"{path}: {tensor.name} is packed as {kind}; read are F32, F16, BF16, {', '.join(GGUF_READ)}"
-            )
-    return state
+__all__ = ["read_state", "read_tensors"]
 
 
 def without_prefix(state: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -105,9 +39,10 @@ def qwen_transformer(state: State) -> State:
 
 
 def qwen_text_encoder(state: State) -> State:
-    """Qwen2.5-VL: the original (and ComfyUI's) `visual.`/`model.` keys to transformers' nested ones."""
+    """Qwen2.5-VL: the original (and ComfyUI's) `visual.`/`model.` keys, or llama.cpp's, to transformers' nested ones."""
     if any(key.startswith("model.language_model.") for key in state):
         return state
+    state = from_llama_names(state)
     renamed: State = {}
     for key, value in state.items():
         if key.startswith("visual."):
@@ -157,6 +92,9 @@ def _wan_key(key: str, stride: int) -> str:
     return key
 
 
+Parts = dict[str, dict[str, torch.Tensor]]
+
+
 def adapter_layers(
     path: Path, layers: Iterable[str], strength: float = 1.0
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -167,26 +105,48 @@ def adapter_layers(
         layers: names of the model's layers; kohya's underscored names are matched against them.
         strength: 1 = as trained.
     """
+    result = {}
+    for name, parts in _adapter_parts(path, layers, read_plain).items():
+        rank = parts["down"].shape[0]
+        alpha = float(parts["alpha"]) if "alpha" in parts else float(rank)
+        result[name] = (parts["down"], parts["up"].float() * (strength * alpha / rank))
+    return result
+
+
+def check_adapter(path: Path, layers: dict[str, tuple[int, int]]) -> None:
+    """Compare a LoRA's header with the layers it is to go on, given as (out, in) by name.
+
+    Raises:
+        BadInput: a layer is not the model's, or has another shape.
+    """
+    parts = _adapter_parts(path, layers, header_plain)
+    unknown = sorted(parts.keys() - layers.keys())
+    if unknown:
+        raise BadInput(
+            f"{path} adapts {len(unknown)} layers this model lacks (first {unknown[0]}): it was made for another model"
+        )
+    for name, part in parts.items():
+        shape = (part["up"].shape[0], part["down"].shape[1])
+        if shape != layers[name] or part["up"].shape[1] != part["down"].shape[0]:
+            raise BadInput(f"{path}: {name} is {shape}, the model's is {layers[name]}")
+
+
+def _adapter_parts(path: Path, layers: Iterable[str], read: Reader) -> Parts:
     underscored = {name.replace(".", "_"): name for name in layers}
-    state = read_tensors(path)
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in state.items():
+    found: Parts = {}
+    for key, tensor in read(path, everything).items():
         for end, role in ADAPTER_ROLES.items():
             if key.endswith(end):
-                found.setdefault(_adapter_layer(key.removesuffix(end), underscored), {})[role] = tensor
+                found.setdefault(_adapter_layer(key.removesuffix(end), underscored), {})[role] = unpacked(tensor)
                 break
         else:
             raise BadInput(
                 f"{path}: adapter key {key!r} is not a LoRA's; read are lora_down/lora_up/alpha and lora_A/lora_B"
             )
-    result = {}
     for name, parts in found.items():
         if not {"down", "up"} <= parts.keys():
             raise BadInput(f"{path}: layer {name} has only {', '.join(sorted(parts))}; a LoRA needs both its matrices")
-        rank = parts["down"].shape[0]
-        alpha = float(parts["alpha"]) if "alpha" in parts else float(rank)
-        result[name] = (parts["down"], parts["up"].float() * (strength * alpha / rank))
-    return result
+    return found
 
 
 ADAPTER_ROLES = {
@@ -206,22 +166,26 @@ def _adapter_layer(name: str, underscored: dict[str, str]) -> str:
 
 # --- SDXL ------------------------------------------------------------------------------------------------------------
 
+# What other programs write beside a text encoder's weights: a buffer of older releases (ComfyUI's merges have it for both
+# encoders), the contrastive temperature, and a projection of CLIP-L that SDXL never uses.
+LEFT_OUT = (".position_ids", "logit_scale")
 
-def sdxl_unet(path: Path, config: dict[str, Any]) -> State:
+
+def sdxl_unet(path: Path, config: dict[str, Any], read: Reader = read_plain) -> State:
     """The U-Net of a single-file checkpoint, by diffusers' own converter."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    state: State = convert_ldm_unet_checkpoint(read_tensors(path, lambda key: key.startswith(UNET)), config)
+    state: State = convert_ldm_unet_checkpoint(read(path, lambda key: key.startswith(UNET)), config)
     return state
 
 
-def sdxl_vae(path: Path, config: dict[str, Any]) -> State:
+def sdxl_vae(path: Path, config: dict[str, Any], read: Reader = read_plain) -> State:
     """The VAE of a single-file checkpoint or of a VAE file, sgm or diffusers keys."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    raw: dict[str, torch.Tensor] = {}
+    raw: State = {}
     for file in weight_files(path):
-        raw |= read_tensors(file, lambda key: not key.startswith((UNET, "conditioner.")))
+        raw |= read(file, lambda key: not key.startswith((UNET, "conditioner.")))
     raw = without_prefix(raw, "first_stage_model.") or raw
     raw = {
         key: value
@@ -234,11 +198,11 @@ def sdxl_vae(path: Path, config: dict[str, Any]) -> State:
     return state
 
 
-def sdxl_first_encoder(path: Path) -> State:
-    """CLIP ViT-L: transformers' keys under a prefix; a buffer of older releases is dropped."""
+def sdxl_first_encoder(path: Path, read: Reader = read_plain) -> State:
+    """CLIP ViT-L: transformers' keys under a prefix."""
     prefix = SDXL_FIRST.removesuffix("text_model.")
-    state = without_prefix(read_tensors(path, lambda key: key.startswith(prefix)), prefix)
-    return {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    state = without_prefix(read(path, lambda key: key.startswith(prefix)), prefix)
+    return {k: v for k, v in state.items() if not k.endswith(LEFT_OUT) and not k.startswith("text_projection")}
 
 
 OPEN_CLIP = {
@@ -250,23 +214,36 @@ OPEN_CLIP = {
 }  # fmt: skip
 
 
-def sdxl_second_encoder(path: Path) -> State:
-    """OpenCLIP ViT-bigG: fused q/k/v split, the projection transposed to a linear layer's weight."""
-    raw = without_prefix(read_tensors(path, lambda key: key.startswith(SDXL_SECOND)), SDXL_SECOND)
+def sdxl_second_encoder(path: Path, read: Reader = read_plain) -> State:
+    """OpenCLIP ViT-bigG: fused q/k/v split, the projection transposed to a linear layer's weight.
+
+    Some merges hold it under transformers' keys instead (`transformer.text_model.…`), its projection either way round.
+    """
+    raw = without_prefix(read(path, lambda key: key.startswith(SDXL_SECOND)), SDXL_SECOND)
+    raw = {key: value for key, value in raw.items() if not key.endswith(LEFT_OUT)}
     state: State = {}
     for key, value in raw.items():
-        if key in ("logit_scale", "text_model.embeddings.position_ids"):
-            continue
         if key == "text_projection":
-            state["text_projection.weight"] = value.T.contiguous()
+            state["text_projection.weight"] = unpacked(value).T.contiguous()
+            continue
+        if key.startswith(("transformer.text_model.", "transformer.text_projection")):
+            state[key.removeprefix("transformer.")] = value
             continue
         name = key
         for old, new in OPEN_CLIP.items():
             name = name.replace(old, new)
         if ".attn.in_proj_" in name:
             place, kind = name.split(".attn.in_proj_")
-            for letter, part in zip("qkv", value.chunk(3), strict=True):
+            for letter, part in zip("qkv", unpacked(value).chunk(3), strict=True):
                 state[f"{place}.self_attn.{letter}_proj.{kind}"] = part.clone()
         else:
             state[name] = value
+    if state and "text_projection.weight" not in state:  # some merges lost it; ComfyUI then projects with the identity
+        norm = state["text_model.final_layer_norm.weight"]
+        state["text_projection.weight"] = torch.eye(norm.shape[0], device=unpacked(norm).device)
     return state
+
+
+def sdxl_part_of_folder(folder: Path, read: Reader = read_plain) -> State:
+    """A U-Net, VAE or text encoder of a diffusers folder, whatever its files are called ("fp16" variants, shards)."""
+    return {key: value for key, value in read(folder, lambda key: not key.endswith(LEFT_OUT)).items()}

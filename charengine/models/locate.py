@@ -6,7 +6,6 @@ Names narrow the search, headers decide: a file is taken for what its keys say i
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +13,18 @@ from pathlib import Path
 
 from charengine.config import ModelSettings
 from charengine.errors import BadInput, ConfigError, EngineError, MissingDependency
-from charengine.models.catalogue import EDIT, NEEDS, SDXL, VAE, VL, Need
+from charengine.models.catalogue import EDIT, LIGHTNING, NEEDS, SDXL, VAE, VL, Need
+from charengine.models.classes import packaged_config
 from charengine.models.files import UNSAFE_SUFFIXES, read_header, refuse_unsafe
-from charengine.models.identify import Identity, expect
+from charengine.models.fit import Configurations, check_fit
+from charengine.models.identify import Identity, expect, identify_path, with_article
+from charengine.models.lightning import base_of, fused_steps, steps_of
+from charengine.models.places import SUFFIXES, cached_snapshot, missing_folders, model_files, model_folders, roots
+
+__all__ = ["missing_folders", "roots"]
 
 log = logging.getLogger(__name__)
 
-COMFY_FOLDERS = ("diffusion_models", "unet", "text_encoders", "clip", "vae", "checkpoints", "loras")
-SUFFIXES = (".safetensors", ".gguf")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a hub repository: nothing that can carry code
 
@@ -37,81 +40,183 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """A file that has the name of what is needed and was not taken, with the reason."""
+
+    need: Need
+    path: Path
+    reason: str
+
+    def describe(self) -> str:
+        """One line; the path is named once."""
+        return self.reason if str(self.path) in self.reason else f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Missing:
     """What was not found; `problem` says why, when there is more to say than that it is not there."""
 
     need: Need
     problem: str = ""
+    rejected: tuple[Rejected, ...] = ()
 
     def describe(self) -> str:
-        """What it is, how big, under which licence, and how to get it."""
+        """What it is, how big, under which licence, how to get it, and what was looked at in vain."""
         need = self.need
         why = f" ({self.problem})" if self.problem else ""
-        return f"models.{need.field}: no {need.title} found{why}; {need.size}, {need.licence}. Get it: {need.advice}"
+        line = f"models.{need.field}: no {need.title} found{why}; {need.size}, {need.licence}. Get it: {need.advice}"
+        return "; ".join([line, *(f"not taken: {one.describe()}" for one in self.rejected)])
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """Everything found and everything missing, by the setting's name."""
+    """Everything found and everything missing, by the setting's name; and what was passed over."""
 
     found: dict[str, Found]
     missing: dict[str, Missing]
+    rejected: tuple[Rejected, ...] = ()
 
     def path(self, field: str) -> Path | None:
         """The path found for a setting."""
         return self.found[field].path if field in self.found else None
 
 
-def take_stock(settings: ModelSettings, *, roomy: bool = False) -> Inventory:
-    """Look for all the full-size family needs.
+@dataclass(frozen=True)
+class Wishes:
+    """What decides between several files that would all do.
 
     Args:
-        settings: `models` of a profile.
         roomy: the budget holds a bf16 transformer (40 GiB), so that is preferred to a packed one.
+        draft_steps: steps of a sheet's drafts; the Lightning LoRA of the nearest number is taken.
+    """
+
+    roomy: bool = False
+    draft_steps: int = 8
+
+
+def take_stock(settings: ModelSettings, wishes: Wishes = Wishes()) -> Inventory:
+    """Look for all the full-size family needs; every file is checked by its header before it is taken.
 
     Raises:
         BadInput: a file named in the profile is the wrong thing, damaged or unsafe; several mistakes together.
     """
     found: dict[str, Found] = {}
     missing: dict[str, Missing] = {}
+    rejected: list[Rejected] = []
     problems: list[str] = []
     for need in NEEDS:
+        search = _Search(need, settings, found, wishes)
         try:
-            result = _look_for(need, settings, found, roomy)
+            result = search.run()
         except BadInput as error:
             if getattr(settings, need.field):
-                problems.append(str(error))
+                problems += getattr(error, "problems", None) or [str(error)]
                 continue
             result = Missing(need, str(error))
         except MissingDependency as error:
             result = Missing(need, str(error))
         if isinstance(result, Found):
             found[need.field] = result
-        elif result is not None:
-            missing[need.field] = result
+            rejected += search.rejected
+        else:
+            missing[need.field] = Missing(need, result.problem, tuple(search.rejected))
     if len(problems) > 1:
         raise ConfigError(problems)
     if problems:
         raise BadInput(problems[0])
-    return Inventory(found, missing)
+    return Inventory(found, missing, tuple(rejected))
 
 
-def _look_for(need: Need, settings: ModelSettings, found: dict[str, Found], roomy: bool) -> Found | Missing | None:
-    given = getattr(settings, need.field)
-    if given:
-        return _given(need, str(given), settings)
-    if need in (VL, VAE):
-        inside = _inside_edit_folder(need, settings, found)
-        if inside is not None:
-            return inside
-    candidates = list(_candidates(need, settings))
-    if need is SDXL and len(candidates) > 1:
-        candidates = _one_sdxl(candidates)
-    if candidates:
-        return max(candidates, key=lambda candidate: _preference(candidate, roomy))
-    if settings.allow_downloads and need.hubs and need.required:
-        return _download(need, need.hubs[0], settings)
-    return Missing(need)
+class _Search:
+    """The search for one need, with what was found for those before it."""
+
+    def __init__(self, need: Need, settings: ModelSettings, found: dict[str, Found], wishes: Wishes) -> None:
+        self.need, self.settings, self.found, self.wishes = need, settings, found, wishes
+        self.rejected: list[Rejected] = []
+        self.configurations = configurations(settings, found)
+
+    def run(self) -> Found | Missing:
+        """The file or folder to use."""
+        need, settings = self.need, self.settings
+        given = getattr(settings, need.field)
+        if given:
+            return self._checked(_given(need, str(given), settings))
+        if need in (VL, VAE):
+            inside = _inside_edit_folder(need, settings, self.found)
+            if inside is not None:
+                return self._checked(inside)
+        candidates = sorted(self._candidates(), key=lambda one: _preference(one, self.wishes), reverse=True)
+        if need is SDXL and len(candidates) > 1:
+            candidates = _one_sdxl(candidates)
+        for candidate in candidates:
+            try:
+                return self._checked(candidate)
+            except BadInput as error:
+                self._reject(candidate.path, str(error))
+        if settings.allow_downloads and need.hubs and need.required:
+            return self._checked(_download(need, need.hubs[0], settings))
+        return Missing(need)
+
+    def _checked(self, found: Found) -> Found:
+        check_fit(found.path, found.identity, self.configurations)
+        return found
+
+    def _candidates(self) -> Iterator[Found]:
+        need, settings = self.need, self.settings
+        for hub in need.hubs:
+            folder = cached_snapshot(hub, settings)
+            if folder is not None and (identity := self._is(folder)):
+                yield Found(need, folder, identity, "Hugging Face cache")
+        for root, file in model_files(settings):
+            if self._named(file) and (identity := self._is(file)):
+                yield Found(need, file, identity, str(root))
+        for root in roots(settings):
+            for folder in model_folders(root):
+                if self._named(folder) and (identity := self._is(folder)):
+                    yield Found(need, folder, identity, str(root))
+
+    def _named(self, path: Path) -> bool:
+        return all(word in path.name.lower() for word in self.need.words)
+
+    def _is(self, path: Path) -> Identity | None:
+        """What a file is, if it is of use here; one that only has the name is remembered with the reason."""
+        try:
+            identity = identify_path(path)
+        except EngineError as error:
+            self._reject(path, str(error))
+            return None
+        if identity.kind not in self.need.kinds:
+            if identity.kind == "other":
+                self._reject(path, f"is {with_article(identity.title)}")
+            return None
+        reason = self._unsuitable(path, identity)
+        if reason:
+            self._reject(path, reason)
+        return None if reason else identity
+
+    def _unsuitable(self, path: Path, identity: Identity) -> str:
+        """Why a file of the right kind is not taken by a search, though it may be named in the profile."""
+        if self.need is EDIT and fused_steps(path.name):
+            return "has a Lightning LoRA fused in; name it in models.edit to draw in its few steps"
+        if self.need is LIGHTNING and "edit" in self.found and identity.layout == "qwen-image":
+            wanted = base_of(name_of(self.found["edit"]))
+            if base_of(path.name) != wanted:
+                return f"was made for {base_of(path.name)}, and the edit model is {wanted}"
+        return ""
+
+    def _reject(self, path: Path, reason: str) -> None:
+        log.debug("passed over %s: %s", path, reason)
+        if self.need.words or "SDXL" in reason:  # every file has the name of an SDXL checkpoint
+            self.rejected.append(Rejected(self.need, path, reason))
+
+
+def configurations(settings: ModelSettings, found: dict[str, Found]) -> Configurations:
+    """The folders whose configurations describe single files: the profile's, the edit folder's own, or the packaged ones."""
+    edit, given = found.get("edit"), settings.edit_config
+    own = edit.path if edit is not None and edit.identity.kind == "qwen-image-edit" else None
+    qwen = own or (Path(given).expanduser() if given else packaged_config("qwen-image-edit"))
+    sdxl = Path(settings.sdxl_config).expanduser() if settings.sdxl_config else packaged_config("sdxl")
+    return Configurations(qwen, sdxl)
 
 
 def _given(need: Need, text: str, settings: ModelSettings) -> Found:
@@ -122,7 +227,7 @@ def _given(need: Need, text: str, settings: ModelSettings) -> Found:
         refuse_unsafe(path)
     if HUB_ID.match(text) and path.suffix.lower() not in SUFFIXES:
         return _download(need, text, settings)
-    near = [str(file) for _, file in _files(settings) if file.name == path.name]
+    near = [str(file) for _, file in model_files(settings) if file.name == path.name]
     hint = f"; a file of that name is at {near[0]}" if near else ""
     raise BadInput(
         f"models.{need.field}: {text!r} is neither a file nor a folder here, nor a hub id like org/name{hint}"
@@ -141,42 +246,34 @@ def _inside_edit_folder(need: Need, settings: ModelSettings, found: dict[str, Fo
     return None
 
 
-def _candidates(need: Need, settings: ModelSettings) -> Iterator[Found]:
-    for hub in need.hubs:
-        folder = cached_snapshot(hub, settings)
-        if folder is not None and (identity := _is(folder, need)):
-            yield Found(need, folder, identity, "Hugging Face cache")
-    for root, file in _files(settings):
-        if all(word in file.name.lower() for word in need.words) and (identity := _is(file, need)):
-            yield Found(need, file, identity, str(root))
-    for root in roots(settings):
-        for folder in _model_folders(root):
-            if all(word in folder.name.lower() for word in need.words) and (identity := _is(folder, need)):
-                yield Found(need, folder, identity, str(root))
+def name_of(found: Found) -> str:
+    """Everything that may name a version: the file's or folder's name and what its header and configuration say."""
+    path = found.path
+    hub = (
+        path.parent.parent.name if path.parent.name == "snapshots" else ""
+    )  # the Hugging Face cache's folders are hashes
+    return f"{hub} {path.name} {found.identity.note}"
 
 
-def _is(path: Path, need: Need) -> Identity | None:
-    """What a found file is, if it is of use; damaged files met while searching are named in the log and passed over."""
-    try:
-        return expect(path, need.kinds, f"models.{need.field}")
-    except EngineError as error:
-        log.debug("passed over: %s", error)
-        return None
-
-
-def _preference(candidate: Found, roomy: bool) -> tuple[int, int, int]:
+def _preference(candidate: Found, wishes: Wishes) -> tuple[int, int, int]:
     """Newer first, then the precision that suits the budget, then what the profile's folders hold before the cache."""
-    name, identity = str(candidate.path).lower(), candidate.identity
-    newest = 3 if "2511" in name or "2511" in identity.note else 2 if "2509" in name or "Plus" in identity.note else 1
-    if candidate.need is not EDIT:
-        newest = -next((i for i, hub in enumerate(candidate.need.hubs) if hub.split("/")[1] in str(candidate.path)), 0)
+    name, identity, need = str(candidate.path).lower(), candidate.identity, candidate.need
+    local = int(candidate.origin != "Hugging Face cache")
+    if need is LIGHTNING:
+        return -abs(steps_of(candidate.path.name) - wishes.draft_steps), 0, local
+    if need is EDIT:
+        newest = (
+            3 if "2511" in name or "2511" in identity.note else 2 if "2509" in name or "Plus" in identity.note else 1
+        )
+    else:
+        newest = -next((i for i, hub in enumerate(need.hubs) if hub.split("/")[1] in str(candidate.path)), 0)
     packed = candidate.path.is_file() and _is_packed(candidate.path)
-    return newest, int(packed != roomy) + int(packed and "fp8" in name), int(candidate.origin != "Hugging Face cache")
+    return newest, int(packed != wishes.roomy) + int(packed and "fp8" in name), local
 
 
 def _is_packed(path: Path) -> bool:
     header = read_header(path)
-    return header.format == "gguf" or "F8_E4M3" in header.dtypes()
+    return header.format == "gguf" or not header.dtypes().keys().isdisjoint(("F8_E4M3", "F8_E5M2", "I8"))
 
 
 def _one_sdxl(candidates: list[Found]) -> list[Found]:
@@ -186,59 +283,6 @@ def _one_sdxl(candidates: list[Found]) -> list[Found]:
         return base
     names = ", ".join(sorted({str(candidate.path) for candidate in candidates})[:8])
     raise MissingDependency(f"{len(candidates)} SDXL checkpoints were found; set models.sdxl to one of: {names}")
-
-
-# --- places ----------------------------------------------------------------------------------------------------------
-
-
-def roots(settings: ModelSettings) -> list[Path]:
-    """Folders looked in: the profile's, then ComfyUI's usual places; only those that exist, each once."""
-    usual = [os.environ.get("COMFYUI_PATH", ""), "~/ComfyUI", "~/comfyui", "~/Documents/ComfyUI"]
-    given = [Path(folder).expanduser() for folder in settings.folders]
-    places = given + [Path(folder).expanduser() / "models" for folder in usual if folder]
-    return list(dict.fromkeys(place for place in places if place.is_dir()))
-
-
-def missing_folders(settings: ModelSettings) -> list[Path]:
-    """Folders the profile names that are not there."""
-    return [path for path in (Path(folder).expanduser() for folder in settings.folders) if not path.is_dir()]
-
-
-def _files(settings: ModelSettings) -> Iterator[tuple[Path, Path]]:
-    for root in roots(settings):
-        inner = [root / name for name in COMFY_FOLDERS if (root / name).is_dir()]
-        for folder in inner or [root]:
-            for file in sorted(folder.rglob("*")):
-                if file.suffix.lower() in SUFFIXES and file.is_file() and "-of-0" not in file.name:
-                    yield root, file
-
-
-def _model_folders(root: Path) -> Iterator[Path]:
-    for depth in ("*", "*/*"):
-        for folder in sorted(root.glob(depth)):
-            if folder.is_dir() and ((folder / "model_index.json").is_file() or (folder / "config.json").is_file()):
-                yield folder
-
-
-def hub_caches(settings: ModelSettings) -> list[Path]:
-    """Hugging Face caches: the environment's, then folders of the profile that look like one."""
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
-    places = [Path(cache).expanduser(), *[Path(folder).expanduser() for folder in settings.folders]]
-    return [place for place in places if place.is_dir() and any(place.glob("models--*"))]
-
-
-def cached_snapshot(hub: str, settings: ModelSettings) -> Path | None:
-    """The newest complete-looking snapshot of a hub repository in a cache, without asking the network."""
-    for cache in hub_caches(settings):
-        folder = cache / f"models--{hub.replace('/', '--')}"
-        main = folder / "refs" / "main"
-        named = folder / "snapshots" / main.read_text().strip() if main.is_file() else None
-        snapshots = [named] if named and named.is_dir() else sorted(folder.glob("snapshots/*"))
-        for snapshot in snapshots:
-            if (snapshot / "model_index.json").is_file() or (snapshot / "config.json").is_file():
-                return snapshot
-    return None
 
 
 def _download(need: Need, hub: str, settings: ModelSettings) -> Found:
@@ -263,32 +307,3 @@ def _download(need: Need, hub: str, settings: ModelSettings) -> Found:
             "Is this machine online? A gated model needs its licence accepted on its page and `hf auth login`"
         ) from error
     return Found(need, folder, expect(folder, need.kinds, field), "downloaded")
-
-
-# --- tokenizers ------------------------------------------------------------------------------------------------------
-
-
-def tokenizer_folder(
-    settings: ModelSettings, given: list[Path], inner: tuple[str, ...], comfy: str, hubs: tuple[str, ...]
-) -> Path | None:
-    """A folder with a BPE tokenizer's files.
-
-    Args:
-        settings: `models` of a profile.
-        given: model folders looked in first.
-        inner: names of its tokenizer's subfolders.
-        comfy: where ComfyUI's own source has one.
-        hubs: repositories that have one.
-    """
-    folders = [folder / name for folder in given for name in inner]
-    folders += [root.parent / "comfy" / comfy for root in roots(settings)]
-    for hub in hubs:
-        for cache in hub_caches(settings):
-            for snapshot in sorted((cache / f"models--{hub.replace('/', '--')}").glob("snapshots/*")):
-                folders += [snapshot, *[snapshot / name for name in inner]]
-    return next((folder for folder in folders if _has_tokenizer(folder)), None)
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    pair = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    return pair or (folder / "tokenizer.json").is_file()

@@ -29,7 +29,6 @@ BLOCK = re.compile(r"(?:^|\.)(transformer_blocks|layers)\.(\d+)\.")
 TRANSFORMER_WIDTHS = 26  # live copies of (tokens, width) in bf16 at the peak of a Qwen-Image block
 ENCODER_WORKSPACE = 1.4 * GIB  # logits of a whole prompt, vision tokens, key-value cache
 VAE_BYTES_PER_PIXEL = 3400  # Qwen-Image VAE decoding in bf16, untiled
-VAE_TILED = 0.8 * GIB
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,8 @@ def measure(header: Header, name: str, *, workspace: int, fp8: bool) -> Part:
         packed = tensor.dtype not in ("F32", "F16", "BF16")
         inside = BLOCK.search(key)
         number = None if inside is None or "visual" in key else inside.group(2)
-        if packed and (matrix or header.format == "gguf"):
+        table = key.endswith("embed_tokens.weight")  # looked up, so unpacked once and for all
+        if packed and not table and (matrix or header.format == "gguf"):
             size = tensor.nbytes
         else:
             size = prod(tensor.shape) * (1 if fp8 and matrix and number is not None else 2)

@@ -1,4 +1,4 @@
-"""Weights that stay packed in memory (fp8, scaled fp8, GGUF) and are unpacked layer by layer as they are used.
+"""Weights that stay packed in memory (fp8, int8, GGUF; scaled or not) and are unpacked layer by layer as they are used.
 
 One layer class serves every packing, so a file is never converted, and streaming (`streaming.py`) sees plain bytes.
 Unpacking a 20 B-parameter model once a step costs about 5 bytes of memory traffic a parameter, little beside its matmuls.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from charengine.errors import BadInput, MissingDependency
 FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 FP8_NAMES = {dtype: name for name, dtype in FP8.items()}
 FP8_MAX = 448.0  # largest float8_e4m3fn
-GGUF_READ = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "IQ4_NL", "IQ4_XS")
+INT8 = "I8"
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,22 @@ class Packed:
     """A weight as it lies in a file.
 
     Args:
-        data: uint8; (out, in) for fp8, (out, bytes of a row) for GGUF.
-        packing: "F8_E4M3", "F8_E5M2", or a GGUF type such as "Q4_K".
+        data: uint8; (out, in) for fp8 and int8, (out, bytes of a row) for GGUF.
+        packing: "F8_E4M3", "F8_E5M2", "I8", or a GGUF type such as "Q4_K".
         shape: of the unpacked weight.
-        scale: float32 factor of fp8 weights, one value or one a row; None = 1.
+        scale: float32 factor of fp8 and int8 weights, one value or one a row; None = 1.
+        rotation: size of the groups of inputs that were rotated before rounding (ComfyUI's convrot); 0 = none.
     """
 
     data: torch.Tensor
     packing: str
     shape: tuple[int, ...]
     scale: torch.Tensor | None = None
+    rotation: int = 0
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight itself."""
-        weight = unpack(self.data, self.packing, torch.float32)
+        weight = rotate(unpack(self.data, self.packing, torch.float32), self.rotation)
         return (weight if self.scale is None else weight * self.scale).to(dtype).reshape(self.shape)
 
 
@@ -53,20 +55,41 @@ def pack_fp8(weight: torch.Tensor, device: torch.device | None = None) -> Packed
     return Packed(data.to(weight.device), "F8_E4M3", tuple(weight.shape), scale.to(weight.device))
 
 
-def packed_fp8(weight: torch.Tensor, scale: torch.Tensor | None = None) -> Packed:
-    """A float8 tensor as it was stored, with its file's scale if it had one (scalar, one a row, or a column of them)."""
+def packed_bytes(weight: torch.Tensor, scale: torch.Tensor | None = None, rotation: int = 0) -> Packed:
+    """A float8 or int8 tensor as it was stored, with its file's scale if it had one (scalar, one a row, or a column)."""
     if scale is not None:
         scale = scale.float().reshape(-1, 1)
         if scale.shape[0] not in (1, weight.shape[0]):
             raise BadInput(
-                f"fp8 weight of shape {tuple(weight.shape)} has {scale.shape[0]} scales: block-wise scales are not read"
+                f"packed weight of shape {tuple(weight.shape)} has {scale.shape[0]} scales: block-wise scales are not read"
             )
-    return Packed(weight.view(torch.uint8), FP8_NAMES[weight.dtype], tuple(weight.shape), scale)
+    packing = INT8 if weight.dtype == torch.int8 else FP8_NAMES[weight.dtype]
+    return Packed(weight.view(torch.uint8), packing, tuple(weight.shape), scale, rotation)
 
 
 def unpack(data: torch.Tensor, packing: str, dtype: torch.dtype) -> torch.Tensor:
-    """Unpack bytes to (out, in) in `dtype`, without an fp8 weight's scale."""
+    """Unpack bytes to (out, in) in `dtype`, without a weight's scale and still rotated."""
+    if packing == INT8:
+        return data.view(torch.int8).to(dtype)
     return data.view(FP8[packing]).to(dtype) if packing in FP8 else _gguf_function(packing)(data).to(dtype)
+
+
+def rotate(weight: torch.Tensor, size: int) -> torch.Tensor:
+    """Undo (or do: it is its own inverse) a rotation of a weight's inputs in groups of `size`; 0 leaves it as it is."""
+    if not size:
+        return weight
+    matrix = hadamard(size).to(weight.device, weight.dtype)
+    return (weight.view(weight.shape[0], -1, size) @ matrix).view(weight.shape)
+
+
+@lru_cache
+def hadamard(size: int) -> torch.Tensor:
+    """The regular Hadamard matrix of a power of four, scaled to be orthogonal; symmetric, float32 (Kronecker powers of 4×4)."""
+    four = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float32)
+    matrix = four
+    while matrix.shape[0] < size:
+        matrix = torch.kron(matrix, four)
+    return matrix / size**0.5
 
 
 def _gguf_function(packing: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -87,51 +110,41 @@ def _gguf_function(packing: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 class PackedLinear(nn.Module):
-    """A frozen linear layer over a packed weight, with an optional low-rank addition (a LoRA that need not be merged)."""
+    """A frozen linear layer over a packed weight, with an optional low-rank addition (`low_rank.py`)."""
 
     packed: torch.Tensor
     row_scale: torch.Tensor | None
-    lora_down: torch.Tensor | None
-    lora_up: torch.Tensor | None
 
     def __init__(self, weight: Packed, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.packing, self.dtype = weight.packing, dtype
+        self.packing, self.dtype, self.rotation = weight.packing, dtype, weight.rotation
         one = weight.scale is None or weight.scale.numel() == 1
         self.factor = 1.0 if weight.scale is None or not one else float(weight.scale)
         self.register_buffer("packed", weight.data)
         self.register_buffer("row_scale", None if one or weight.scale is None else weight.scale.reshape(-1).to(dtype))
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
-        self.register_buffer("lora_down", None)
-        self.register_buffer("lora_up", None)
-        self.lora_enabled = True
 
     @property
     def weight(self) -> torch.Tensor:
         """The unpacked weight, made anew at each access; some models look at its dtype."""
-        weight = unpack(self.packed, self.packing, self.dtype) * self.factor
+        weight = self._unscaled(self.dtype) * self.factor
         return weight if self.row_scale is None else weight * self.row_scale[:, None]
 
-    def add_low_rank(self, down: torch.Tensor, up: torch.Tensor) -> None:
-        """Add `up @ down` to the weight without touching its packed bytes."""
-        down, up = down.to(self.packed.device, self.dtype), up.to(self.packed.device, self.dtype)
-        if self.lora_down is not None and self.lora_up is not None:
-            down, up = torch.cat([self.lora_down, down]), torch.cat([self.lora_up, up], dim=1)
-        self.lora_down, self.lora_up = down, up
+    def _unscaled(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight without its scale; rotating it costs `rotation` operations a weight, little beside the product."""
+        return rotate(unpack(self.packed, self.packing, dtype), self.rotation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x @ weight.T + bias`; a scale multiplies the product, so that it is rounded once and the weight never."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         scaled = self.row_scale is not None or self.factor != 1.0
-        y = functional.linear(x, unpack(self.packed, self.packing, x.dtype), None if scaled else bias)
+        y = functional.linear(x, self._unscaled(x.dtype), None if scaled else bias)
         if scaled and bias is None:
             y = y * self.factor if self.row_scale is None else y * self.row_scale.to(x.dtype)
         elif scaled and bias is not None:
             row = self.row_scale
             y = torch.add(bias, y, alpha=self.factor) if row is None else torch.addcmul(bias, y, row.to(x.dtype))
-        if self.lora_enabled and self.lora_down is not None and self.lora_up is not None:
-            y = y + functional.linear(functional.linear(x, self.lora_down.to(x.dtype)), self.lora_up.to(x.dtype))
         return y
 
 
@@ -207,33 +220,3 @@ def check_complete(
 def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(module.get_submodule(parent), child, layer)
-
-
-def add_adapter(module: nn.Module, adapter: dict[str, tuple[torch.Tensor, torch.Tensor]], source: str) -> None:
-    """Add a LoRA to a model: beside packed weights, merged (in float32) into plain ones.
-
-    Args:
-        module: the transformer, loaded.
-        adapter: layer name → down (r, in), up (out, r) with the strength already in.
-        source: the file, for the message.
-
-    Raises:
-        BadInput: the adapter names a layer the model lacks, or does not fit it.
-    """
-    layers: dict[str, Any] = dict(module.named_modules())
-    unknown = sorted(adapter.keys() - layers.keys())
-    if unknown:
-        raise BadInput(
-            f"{source} adapts {len(unknown)} layers this model lacks (first {unknown[0]}): it was made for another model"
-        )
-    for name, (down, up) in adapter.items():
-        layer = layers[name]
-        if (up.shape[0], down.shape[1]) != (layer.out_features, layer.in_features):
-            raise BadInput(
-                f"{source}: {name} is {(up.shape[0], down.shape[1])}, the model's is {(layer.out_features, layer.in_features)}"
-            )
-        if isinstance(layer, PackedLinear):
-            layer.add_low_rank(down, up)
-        else:
-            weight = layer.weight.data
-            weight.copy_((weight.float() + (up.float() @ down.float()).to(weight.device)).to(weight.dtype))

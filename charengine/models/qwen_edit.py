@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +20,12 @@ from PIL import Image
 
 from charengine.errors import BadInput
 from charengine.models.loading import Loaded, noise_from_seeds
+from charengine.models.low_rank import switch_adapter
 from charengine.models.qwen_parts import (
     QwenEditParts,
     lightning_scheduler,
-    load_lightning,
+    load_loras,
     load_text_encoder,
-    switch_lightning,
 )
 from charengine.models.sdxl import images_to_tensor, tensor_to_images
 
@@ -65,7 +65,11 @@ class QwenEdit:
         vae_area: pixels of the template as VAE latents.
         condition_area: pixels of the template for the language model ("edit" uses `vae_area`).
         keep: parts that stay loaded between stages, of "text_encoder", "transformer", "vae".
-        lightning: a Lightning LoRA file; drawings of at most `LIGHTNING_STEPS` steps use it, without guidance.
+        lightning: a Lightning LoRA file; drawings of at most `LIGHTNING_STEPS` steps use it, in its own number of steps and
+            without guidance.
+        lightning_steps: that number.
+        fused_steps: of a transformer with Lightning fused in, which draws everything in so many steps without guidance; 0 = none is.
+        loras: files and strengths of further LoRAs, always on.
         unknown_words: names the words of a prompt that the model was never taught.
         prompt_style: "rich" (instructions per view) or "plain" (the wording of the embedded grammar).
         on_step: called with (steps done, steps in all); may raise to stop.
@@ -83,6 +87,9 @@ class QwenEdit:
         condition_area: int = CONDITION_AREA,
         keep: Collection[str] = (),
         lightning: Path | None = None,
+        lightning_steps: int = LIGHTNING_STEPS,
+        fused_steps: int = 0,
+        loras: Sequence[tuple[Path, float]] = (),
         unknown_words: Callable[[str], tuple[str, ...]] | None = None,
         prompt_style: Literal["plain", "rich"] = "rich",
         on_step: Callable[[int, int], None] | None = None,
@@ -91,7 +98,8 @@ class QwenEdit:
         self.parts, self.device, self.fingerprint = parts, device, fingerprint
         self.variant, self.vae_area = variant, vae_area
         self.condition_area = vae_area if variant == "edit" else condition_area
-        self.keep, self.lightning = frozenset(keep), lightning
+        self.keep, self.lightning, self.loras = frozenset(keep), lightning, tuple(loras)
+        self.lightning_steps, self.fused_steps = lightning_steps, fused_steps
         self.prompt_style, self.on_step = prompt_style, on_step
         self._unknown_words = unknown_words
         self._loaded = loaded or Loaded()
@@ -129,7 +137,8 @@ class QwenEdit:
         """
         template = over_white(template)
         self._check(template.size, conditioning, redraw)
-        fast = self.lightning is not None and steps <= LIGHTNING_STEPS
+        fast = bool(self.fused_steps) or (self.lightning is not None and steps <= LIGHTNING_STEPS)
+        steps = (self.fused_steps or self.lightning_steps) if fast else steps
         prompts = [prompt] if guidance <= 1 or fast else [prompt, negative_prompt]
         shown = template if redraw is None else blanked(template, redraw)
         seen, repaint = self._template_latents(shown, conditioning, redraw)
@@ -285,13 +294,13 @@ class QwenEdit:
     def _transformer(self, fast: bool) -> Any:
         transformer = self._loaded.get("transformer", self._load_transformer)
         if self.lightning is not None:
-            switch_lightning(transformer, fast)
+            switch_adapter(transformer, fast)
         return transformer
 
     def _load_transformer(self) -> Any:
         transformer = self.parts.transformer().requires_grad_(False).eval()
-        if self.lightning is not None:
-            load_lightning(transformer, self.lightning)
+        if self.loras or self.lightning is not None:
+            load_loras(transformer, self.loras, self.lightning)
         return transformer
 
     def _scheduler(self, fast: bool, steps: int, tokens: int) -> Any:

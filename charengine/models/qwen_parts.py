@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import torch
 
 from charengine.models.layouts import adapter_layers
 from charengine.models.loading import Loaded
-from charengine.models.quantised import PackedLinear, add_adapter
+from charengine.models.low_rank import add_adapter
 
 
 class QwenVLParts(Protocol):
@@ -106,32 +107,22 @@ def load_text_encoder(loaded: Loaded, parts: QwenVLParts) -> Any:
     return loaded.get("text_encoder", load)
 
 
-def load_lightning(transformer: Any, file: Path) -> None:
-    """Put a Lightning LoRA (diffusers, PEFT, ComfyUI or kohya keys) on the transformer, once; packed weights stay packed."""
-    if packed_layers(transformer):
-        if all(layer.lora_down is None for layer in packed_layers(transformer)):
-            add_adapter(transformer, adapter_layers(file, dict(transformer.named_modules())), str(file))
+def load_loras(transformer: Any, own: Sequence[tuple[Path, float]], lightning: Path | None) -> None:
+    """Put LoRAs (diffusers, PEFT, ComfyUI or kohya keys) on the transformer, once; packed weights stay packed.
+
+    Args:
+        transformer: loaded; it may come back from host memory with its LoRAs on.
+        own: files and strengths, always on.
+        lightning: turned on and off by `switch_adapter`.
+    """
+    if getattr(transformer, "has_loras", False):
         return
-    if "lightning" in getattr(transformer, "peft_config", {}):
-        return
-    from diffusers.loaders import QwenImageLoraLoaderMixin
-
-    state = QwenImageLoraLoaderMixin.lora_state_dict(str(file), use_safetensors=True, local_files_only=True)
-    QwenImageLoraLoaderMixin.load_lora_into_transformer(state, transformer=transformer, adapter_name="lightning")
-
-
-def switch_lightning(transformer: Any, on: bool) -> None:
-    """Compute with the Lightning LoRA, or without."""
-    layers = packed_layers(transformer)
-    for layer in layers:
-        layer.lora_enabled = on
-    if not layers:
-        (transformer.enable_lora if on else transformer.disable_lora)()
-
-
-def packed_layers(module: torch.nn.Module) -> list[PackedLinear]:
-    """The layers of a model whose weights are packed."""
-    return [layer for layer in module.modules() if isinstance(layer, PackedLinear)]
+    names = dict(transformer.named_modules())
+    for file, strength in own:
+        add_adapter(transformer, adapter_layers(file, names, strength), str(file))
+    if lightning is not None:
+        add_adapter(transformer, adapter_layers(lightning, names), str(lightning), switched=True)
+    transformer.has_loras = True
 
 
 def lightning_scheduler() -> Any:

@@ -19,6 +19,8 @@ from PIL import Image
 from charengine.errors import BadInput
 from charengine.models import LatentPosterior, TextConditioning
 from charengine.models.loading import Loaded, chunks, noise_from_seeds
+from charengine.models.prediction import GUIDANCE_RESCALE, Prediction, rescaled_for_zero_terminal_snr
+from charengine.models.usage import Usage
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -51,7 +53,7 @@ class SDXLParts(Protocol):
         ...
 
     def scheduler(self) -> Any:
-        """The scheduler whose configuration describes the noise schedule (1000 training steps, epsilon)."""
+        """The scheduler whose configuration describes the noise schedule (1000 training steps)."""
         ...
 
 
@@ -114,6 +116,8 @@ class SDXL:
         dtype: dtype of conditionings and of the U-Net's input.
         native_area: pixels of the images the model was trained on.
         fingerprint: digest of the weights, for cache keys.
+        prediction: what the U-Net predicts, over which schedule.
+        usage: how the checkpoint is prompted and sampled.
         sampler: Euler, or DPM-Solver++ 2M (better below about 20 steps).
         pixels_per_pass: memory hint; larger requests are cut into several U-Net passes.
         base_names: how sd-scripts names the checkpoint (`base_metadata`).
@@ -127,14 +131,22 @@ class SDXL:
         native_area: int,
         fingerprint: str,
         *,
+        prediction: Prediction | None = None,
+        usage: Usage = Usage(),
         sampler: Sampler = "euler",
         pixels_per_pass: int = PIXELS_PER_PASS,
         base_names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.parts, self.device, self.dtype = parts, device, dtype
-        self.native_area, self.fingerprint = native_area, fingerprint
+        self.native_area, self.usage = native_area, usage
+        self.prediction = prediction or Prediction()
+        # what was trained or drawn under another reading of the same weights is other work
+        self.fingerprint = fingerprint if self.prediction == Prediction() else f"{fingerprint}|{self._reading()}"
         self.sampler, self.pixels_per_pass, self.base_names = sampler, pixels_per_pass, base_names
         self._loaded = Loaded()
+
+    def _reading(self) -> str:
+        return f"{self.prediction.kind}{'|ztsnr' if self.prediction.zero_terminal_snr else ''}"
 
     # --- text ---
 
@@ -237,9 +249,11 @@ class SDXL:
         return self._loaded.get("unet", lambda: parts.unet().requires_grad_(False).eval())
 
     def alphas_cumprod(self) -> torch.Tensor:
-        """(1000,) float32 cumulative alphas of the training noise schedule; the model predicts epsilon."""
-        alphas: torch.Tensor = self._base_scheduler().alphas_cumprod
-        return alphas.to(torch.float32).cpu().clone()
+        """(1000,) float32 cumulative alphas of the training noise schedule, the last 0 under zero terminal SNR."""
+        config = self._base_scheduler().config
+        plain = type(self._base_scheduler()).from_config(config, rescale_betas_zero_snr=False)
+        alphas = plain.alphas_cumprod.to(torch.float32).cpu().clone()
+        return rescaled_for_zero_terminal_snr(alphas) if self.prediction.zero_terminal_snr else alphas
 
     @torch.no_grad()
     def sample(
@@ -298,6 +312,8 @@ class SDXL:
             if guidance > 1:
                 plain, guided = noise.chunk(2)
                 noise = plain + guidance * (guided - plain)
+                if self.prediction.zero_terminal_snr:
+                    noise = rescaled_guidance(noise, guided, GUIDANCE_RESCALE)
             latents = scheduler.step(noise, t, latents, return_dict=False)[0]
         return latents
 
@@ -316,17 +332,18 @@ class SDXL:
         return row.repeat(count, 1)
 
     def _base_scheduler(self) -> Any:
-        scheduler = self._loaded.get("scheduler", self.parts.scheduler)
-        kind = scheduler.config.get("prediction_type", "epsilon")
-        if kind != "epsilon":
-            raise BadInput(f"this SDXL model predicts {kind!r}; only 'epsilon' models can be trained: use another one")
-        return scheduler
+        return self._loaded.get("scheduler", self.parts.scheduler)
 
     def _sampling_scheduler(self) -> Any:
         """A fresh scheduler: its state belongs to one denoising run."""
         from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-        config = self._base_scheduler().config
+        config = dict(self._base_scheduler().config) | {
+            "prediction_type": self.prediction.kind,
+            "rescale_betas_zero_snr": self.prediction.zero_terminal_snr,
+        }
+        if self.prediction.zero_terminal_snr or self.usage.distilled:  # sampling must begin at the last step trained
+            config["timestep_spacing"] = "trailing"
         if self.sampler == "euler":
             return EulerDiscreteScheduler.from_config(config)
         return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", use_karras_sigmas=True)
@@ -337,6 +354,13 @@ class SDXL:
         if unknown:
             raise BadInput(f"cannot unload {unknown[0]!r}: parts are {', '.join(PARTS)}")
         self._loaded.free(*parts)
+
+
+def rescaled_guidance(combined: torch.Tensor, guided: torch.Tensor, amount: float) -> torch.Tensor:
+    """A guided prediction brought back, by `amount`, to the spread of the prompted one (Lin et al. 2305.08891, 3.4)."""
+    axes = tuple(range(1, combined.ndim))
+    rescaled = combined * (guided.std(dim=axes, keepdim=True) / combined.std(dim=axes, keepdim=True))
+    return amount * rescaled + (1 - amount) * combined
 
 
 def images_to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:

@@ -230,23 +230,19 @@ def _embedded(profile: Profile) -> Findings:
 
 
 def _full(profile: Profile) -> Findings:
-    from charengine.models import full, locate
+    from charengine.models import locate, survey
 
     problems = [f"models.folders: {folder} does not exist" for folder in locate.missing_folders(profile.models)]
     try:
-        stock = locate.take_stock(profile.models, roomy=profile.budget_gib >= full.ROOMY_GIB)
+        look = survey.survey(profile)
     except EngineError as error:
         return [], [], [], [], problems + str(error).splitlines()
-    missing = full.what_is_missing(profile, stock, full.find_tokenizers(profile.models, stock))
-    found = [_model_file(entry) for entry in stock.found.values()]
-    optional = [entry.describe() for entry in stock.missing.values() if not entry.need.required]
-    plan: list[str] = []
-    if "edit" in stock.found and "vl" in stock.found:
-        try:
-            plan = full.plan_for(profile, stock).describe()
-        except EngineError as error:
-            problems += str(error).splitlines()
-    return found, missing, optional, plan, problems
+    found = [_model_file(entry) for entry in look.stock.found.values()]
+    optional = [entry.describe() for entry in look.stock.missing.values() if not entry.need.required]
+    optional += [f"not taken: {entry.describe()}" for entry in look.stock.rejected]
+    problems += [line for problem in look.problems for line in str(problem).splitlines()]
+    plan = [*(look.plan.describe() if look.plan else []), *look.notes]
+    return found, list(look.missing), optional, plan, problems
 
 
 def _model_file(found: Any) -> ModelFile:

@@ -27,7 +27,7 @@ from charengine.models.captioners import (
     rows_that_fit,
     shrink,
 )
-from charengine.models.file_parts import read_config
+from charengine.models.classes import read_config
 from charengine.models.loading import Loaded
 from charengine.models.qwen_edit import QwenEdit
 from charengine.models.qwen_parts import QwenEditFolder

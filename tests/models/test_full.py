@@ -14,10 +14,9 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
-from charengine import models
 from charengine.config import ModelSettings, Profile, SheetSettings
 from charengine.errors import BadInput, ConfigError, MissingDependency, OutOfBudget, UnsafeFile
-from charengine.models import full, locate, qwen_edit
+from charengine.models import load, locate, qwen_edit, survey
 from charengine.models.file_parts import QwenFiles, SDXLFiles
 from charengine.models.memory import Part, Placement, Plan
 from charengine.models.qwen_edit import QwenEdit
@@ -106,7 +105,7 @@ def draw(editor: QwenEdit, steps: int = 2, guidance: float = 2.0) -> np.ndarray:
 
 
 def test_a_comfyui_folder_is_all_it_takes_to_draw_caption_sample_and_score(comfyui: Path) -> None:
-    family = models.load(profile(comfyui))
+    family = load(profile(comfyui))
     sheet = draw(family.editor)
     assert sheet.shape == (96, 96, 3) and sheet.std() > 1
     assert np.array_equal(draw(family.editor), sheet)
@@ -123,8 +122,8 @@ def test_short_drawings_use_the_lightning_lora_and_long_ones_do_not(
     comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qwen_edit, "LIGHTNING_STEPS", 1)
-    with_lora = models.load(profile(comfyui)).editor
-    without = models.load(profile(without_loras(comfyui, tmp_path))).editor
+    with_lora = load(profile(comfyui)).editor
+    without = load(profile(without_loras(comfyui, tmp_path))).editor
     assert with_lora.lightning is not None and without.lightning is None
     long_before, short = draw(with_lora), draw(with_lora, steps=1)
     assert np.array_equal(draw(without), long_before)
@@ -210,7 +209,7 @@ def test_a_single_sdxl_file_samples_the_same_pictures_as_its_folder(
 
 def test_everything_missing_is_told_at_once_with_size_licence_and_source(tmp_path: Path) -> None:
     with pytest.raises(MissingDependency) as caught:
-        models.load(profile(tmp_path))
+        load(profile(tmp_path))
     text = str(caught.value)
     for words in (
         "models.edit:",
@@ -231,12 +230,12 @@ def test_a_hub_id_without_leave_to_download_names_size_licence_and_cure(comfyui:
     with pytest.raises(
         MissingDependency, match=r"downloads are off; 6.9 GB, CreativeML.*allow_downloads: true, or: hf download"
     ):
-        models.load(profile(comfyui, sdxl="stabilityai/stable-diffusion-xl-base-1.0"))
+        load(profile(comfyui, sdxl="stabilityai/stable-diffusion-xl-base-1.0"))
 
 
 def test_a_gated_hub_id_offline_is_a_missing_dependency(comfyui: Path) -> None:
     with pytest.raises(MissingDependency, match="could not be downloaded.*gated"):
-        models.load(profile(comfyui, sdxl="black-forest-labs/some-gated-model", allow_downloads=True))
+        load(profile(comfyui, sdxl="black-forest-labs/some-gated-model", allow_downloads=True))
 
 
 def test_files_in_the_hugging_face_cache_are_found_by_hub_id(
@@ -263,7 +262,7 @@ def test_the_newest_transformer_wins_and_several_fine_tunes_are_the_users_choice
     with pytest.raises(
         MissingDependency, match=r"2 SDXL checkpoints were found; set models.sdxl to one of: .*animagine"
     ):
-        models.load(profile(files))
+        load(profile(files))
 
 
 def test_wrong_files_are_refused_together_before_anything_is_loaded(comfyui: Path, tmp_path: Path) -> None:
@@ -277,7 +276,7 @@ def test_wrong_files_are_refused_together_before_anything_is_loaded(comfyui: Pat
     )
     lora = next((comfyui / "loras").iterdir())
     with pytest.raises(ConfigError) as caught:
-        models.load(profile(comfyui, sdxl=str(old), edit=str(lora)))
+        load(profile(comfyui, sdxl=str(old), edit=str(lora)))
     assert len(caught.value.problems) == 2
     assert "models.edit" in str(caught.value) and "Qwen-Image LoRA" in str(caught.value)
     assert "Stable Diffusion 1.x checkpoint; models.sdxl needs an SDXL checkpoint" in str(caught.value)
@@ -286,27 +285,27 @@ def test_wrong_files_are_refused_together_before_anything_is_loaded(comfyui: Pat
 def test_a_pickle_named_in_the_profile_is_unsafe(comfyui: Path, tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"x")
     with pytest.raises((UnsafeFile, BadInput), match="can run code"):
-        models.load(profile(comfyui, sdxl=str(tmp_path / "model.ckpt")))
+        load(profile(comfyui, sdxl=str(tmp_path / "model.ckpt")))
 
 
 def test_a_misspelt_path_says_where_a_file_of_that_name_is(comfyui: Path) -> None:
     with pytest.raises(BadInput, match=r"neither a file nor a folder.*a file of that name is at .*checkpoints"):
-        models.load(profile(comfyui, sdxl="/wrong/sd_xl_base_1.0.safetensors"))
+        load(profile(comfyui, sdxl="/wrong/sd_xl_base_1.0.safetensors"))
 
 
-def test_a_file_that_does_not_fit_its_configuration_says_which_weight(comfyui: Path) -> None:
-    family = models.load(profile(comfyui, edit_config=""))
-    with pytest.raises(
-        BadInput,
-        match=r"qwen_2.5_vl_7b_fp8_scaled.safetensors does not fit Qwen2_5_VLForConditionalGeneration: \d+ weights are missing",
-    ):
-        family.editor.parts.text_encoder()
+def test_a_file_that_does_not_fit_its_configuration_says_which_weight_before_anything_is_loaded(comfyui: Path) -> None:
+    file = comfyui / "text_encoders" / "qwen_2.5_vl_7b_fp8_scaled.safetensors"
+    reason = r"qwen_2.5_vl_7b_fp8_scaled.safetensors does not fit Qwen2_5_VLForConditionalGeneration: \d+ weights are missing"
+    with pytest.raises(BadInput, match=reason):
+        load(profile(comfyui, edit_config="", vl=str(file)))
+    with pytest.raises(MissingDependency, match=f"models.vl: no Qwen2.5-VL 7B.*not taken: .*{reason}"):
+        load(profile(comfyui, edit_config=""))
 
 
 def test_a_budget_too_small_is_refused_with_the_smallest_that_would_do(comfyui: Path) -> None:
     small = profile(comfyui).model_copy(update={"budget_gib": 0.6, "sheet": SheetSettings(width=2048, height=2048)})
     with pytest.raises(OutOfBudget, match="budget is 0.6 GiB") as caught:
-        models.load(small)
+        load(small)
     assert caught.value.smallest_gib and caught.value.smallest_gib > 1
 
 
@@ -314,19 +313,19 @@ def test_too_little_host_memory_for_what_is_streamed_is_refused(monkeypatch: pyt
     part = Part("transformer", 60, 340_000_000, 0, 0)
     plan = Plan(12, Placement(Part("x", 0, 0, 0, 0), 0), Placement(part, 25), tile_vae=False)
     free = types.SimpleNamespace(available=16 * 2**30)
-    monkeypatch.setattr(full.psutil, "virtual_memory", lambda: free)
-    assert full._roomy_host(plan) is False
+    monkeypatch.setattr(survey.psutil, "virtual_memory", lambda: free)
+    assert survey.roomy_host(plan) is False
     free.available = 8 * 2**30
     with pytest.raises(OutOfBudget, match="11.1 GiB of weights do not fit the GPU"):
-        full._roomy_host(plan)
+        survey.roomy_host(plan)
     free.available = 64 * 2**30
-    assert full._roomy_host(plan) is True
+    assert survey.roomy_host(plan) is True
 
 
 def test_the_2511_model_keeps_its_reference_at_time_zero(comfyui: Path, qwen_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "renamed.safetensors"
     state = load_file(qwen_folder / "transformer" / WEIGHTS) | {"__index_timestep_zero__": torch.zeros(0)}
     save_file(state, file)
-    editor = models.load(profile(comfyui, edit=str(file))).editor
+    editor = load(profile(comfyui, edit=str(file))).editor
     assert editor.variant == "edit_plus"
     assert editor.parts.transformer().config["zero_cond_t"] is True

@@ -11,7 +11,8 @@ from charengine.embedded.making.vocabulary import build_qwen_tokenizer
 from charengine.errors import BadInput
 from charengine.models import layouts
 from charengine.models.identify import identify_path
-from charengine.models.quantised import Packed, PackedLinear, add_adapter, fill, pack_fp8
+from charengine.models.low_rank import add_adapter
+from charengine.models.quantised import Packed, PackedLinear, fill, pack_fp8
 
 Tensors = dict[str, torch.Tensor]
 

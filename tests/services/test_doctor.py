@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
+from models import hollow
 
 from charengine.config import ModelSettings, Profile
 from charengine.profiles.loading import load_profile
@@ -44,14 +43,11 @@ def test_a_bare_machine_is_told_every_file_its_size_its_licence_and_where_to_get
 
 
 def test_what_is_found_is_listed_with_place_and_size(tmp_path: Path) -> None:
-    (tmp_path / "models" / "vae").mkdir(parents=True)
-    save_file(
-        {"encoder.middle.0.residual.0.gamma": torch.zeros(1024, 1024)},
-        tmp_path / "models" / "vae" / "qwen_image_vae.safetensors",
-    )
+    file = tmp_path / "models" / "vae" / "qwen_image_vae.safetensors"
+    hollow.write(file, hollow.shapes_of(hollow.states()["vae"], "BF16"))
     report = examine(full(folders=(str(tmp_path / "models"), str(tmp_path / "gone"))))
     assert [(file.field, file.origin) for file in report.found] == [("vae", str(tmp_path / "models"))]
-    assert report.found[0].gib == pytest.approx(4 / 1024, rel=0.01)
+    assert report.found[0].gib == pytest.approx(0.236, rel=0.01)
     assert f"models.folders: {tmp_path / 'gone'} does not exist" in report.problems
 
 

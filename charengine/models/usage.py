@@ -1,0 +1,112 @@
+"""How a checkpoint wants to be prompted and sampled: its family's quality tags and negative prompt, a distilled one's steps.
+
+A family is told from the file's name and metadata. The defaults are those of the model cards (Illustrious XL, NoobAI-XL, Pony
+Diffusion V6 XL; SDXL-Turbo, SDXL-Lightning, Hyper-SD, DMD2, LCM); `models.prompt_prefix` and `models.negative_prompt` replace them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from charengine.config import ModelSettings
+from charengine.models.files import read_header
+
+TOLD_BY = ("modelspec.title", "modelspec.architecture", "ss_base_model_version", "ss_sd_model_name", "ss_output_name")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How a base model is used.
+
+    Args:
+        family: "" for SDXL and what is prompted like it, else "Illustrious", "NoobAI" or "Pony".
+        prompt_prefix: stands before every prompt that is drawn (not before captions that are trained on).
+        negative_prompt: what guidance leads away from.
+        most_steps: of a distilled checkpoint; more make it worse; 0 = not distilled.
+        most_guidance: of the same.
+        distilled: the name of the method.
+    """
+
+    family: str = ""
+    prompt_prefix: str = ""
+    negative_prompt: str = ""
+    most_steps: int = 0
+    most_guidance: float = 0.0
+    distilled: str = ""
+
+    def prompt(self, text: str) -> str:
+        """A prompt with the family's prefix before it."""
+        return f"{self.prompt_prefix.rstrip(' ,')}, {text}" if self.prompt_prefix.strip(" ,") else text
+
+    def steps(self, asked: int) -> int:
+        """Steps to draw in."""
+        return min(asked, self.most_steps) if self.most_steps else asked
+
+    def guidance(self, asked: float) -> float:
+        """Guidance scale to draw with."""
+        return min(asked, self.most_guidance) if self.most_steps else asked
+
+    def describe(self) -> list[str]:
+        """Lines for the log and the doctor; none for a model that is used like SDXL."""
+        lines = []
+        if self.prompt_prefix or self.negative_prompt:
+            of = f"{self.family} " if self.family else ""
+            lines.append(
+                f"{of}prompts are drawn with {self.prompt_prefix!r} before them and {self.negative_prompt!r} as negative prompt"
+            )
+        if self.distilled:
+            lines.append(
+                f"{self.distilled} checkpoint: at most {self.most_steps} steps with guidance {self.most_guidance:g}"
+            )
+        return lines
+
+
+FAMILIES = (  # the first whose name is found; NoobAI before Illustrious, on which it is based
+    Usage("NoobAI", "masterpiece, best quality, newest, absurdres, highres",
+          "worst quality, old, early, low quality, lowres, signature, username, logo, bad hands, mutated hands"),
+    Usage("Illustrious", "masterpiece, best quality", "worst quality, low quality, lowres, bad anatomy, signature, watermark, username"),
+    Usage("Pony", "score_9, score_8_up, score_7_up", "score_6, score_5, score_4, worst quality, low quality"),
+)  # fmt: skip
+FAMILY_NAMES = {
+    "NoobAI": re.compile(r"noob[-_ ]?ai|noobxl|noob[-_ ]?xl", re.IGNORECASE),
+    "Illustrious": re.compile(r"illustrious|ilxl|wai[-_ ]?(nsfw|ani|shuffle|illu)|[-_ ]il[-_ .v]", re.IGNORECASE),
+    "Pony": re.compile(r"pony", re.IGNORECASE),
+}
+DISTILLED = (  # method, its name in files, most steps where the name does not say, most guidance
+    ("SDXL-Lightning", re.compile(r"lightning", re.IGNORECASE), 8, 2.0),
+    ("DMD2", re.compile(r"dmd2?\b|dmd2?[-_ ]", re.IGNORECASE), 8, 1.0),
+    ("Hyper-SD", re.compile(r"hyper[-_ ]?(sd|xl|\d)|[-_ ]hyper", re.IGNORECASE), 8, 1.5),
+    ("LCM", re.compile(r"(^|[-_ ])lcm([-_ .]|$)", re.IGNORECASE), 8, 1.5),
+    ("Turbo", re.compile(r"turbo", re.IGNORECASE), 8, 2.0),
+)
+STEPS = re.compile(r"(\d+)[-_ ]?steps?", re.IGNORECASE)
+
+
+def usage_of(checkpoint: Path, settings: ModelSettings) -> Usage:
+    """How a checkpoint wants to be used, with what the settings say taken over it."""
+    text = names_of(checkpoint)
+    family = next((one for one in FAMILIES if FAMILY_NAMES[one.family].search(text)), Usage())
+    method, steps, guidance = "", 0, 0.0
+    for name, pattern, usual, most in DISTILLED:
+        if pattern.search(text):
+            said = STEPS.search(checkpoint.name)
+            method, steps, guidance = name, int(said.group(1)) if said else usual, most
+            break
+    given = (settings.prompt_prefix, settings.negative_prompt)
+    prefix, negative = (
+        default if text is None else text
+        for text, default in zip(given, (family.prompt_prefix, family.negative_prompt), strict=True)
+    )
+    return Usage(family.family, prefix, negative, steps, guidance, method)
+
+
+def names_of(checkpoint: Path) -> str:
+    """Everything that may name a checkpoint's family: its file's or folder's name and its metadata."""
+    hub = checkpoint.parent.parent.name if checkpoint.parent.name == "snapshots" else ""
+    said = []
+    if checkpoint.is_file():
+        metadata = read_header(checkpoint).metadata
+        said = [metadata[key] for key in TOLD_BY if key in metadata]
+    return " | ".join([hub, checkpoint.name, *said])
