@@ -33,11 +33,12 @@ GGUF_MAGIC = b"GGUF"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor's entry in a header: element type by the file's own name, shape as torch has it, bytes on disk."""
+    """One tensor's entry in a header: element type by the file's own name, shape as torch has it, bytes on disk and where."""
 
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    start: int = 0  # bytes from the file's beginning
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _safetensors_header(path: Path, start: bytes, stream: IO[bytes]) -> Header:
     try:
         entries = json.loads(stream.read(length))
         metadata = entries.pop("__metadata__", {})
-        tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
+        tensors = {name: _tensor(name, entry, 8 + length) for name, entry in entries.items()}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise BadInput(f"{path} has a damaged safetensors header ({error}): download it again") from error
@@ -160,13 +161,13 @@ def _safetensors_header(path: Path, start: bytes, stream: IO[bytes]) -> Header:
     return Header(path, "safetensors", tensors, {str(k): str(v) for k, v in metadata.items()})
 
 
-def _tensor(name: str, entry: dict[str, Any]) -> TensorInfo:
+def _tensor(name: str, entry: dict[str, Any], data: int) -> TensorInfo:
     shape = tuple(int(n) for n in entry["shape"])
     nbytes = entry["data_offsets"][1] - entry["data_offsets"][0]
     width = SAFETENSORS_BYTES.get(entry["dtype"])
     if nbytes < 0 or (width is not None and nbytes != width * prod(shape)):
         raise ValueError(f"tensor {name} of shape {shape} {entry['dtype']} has {nbytes} bytes")
-    return TensorInfo(entry["dtype"], shape, nbytes)
+    return TensorInfo(entry["dtype"], shape, nbytes, data + entry["data_offsets"][0])
 
 
 def _looks_like(start: bytes, stream: IO[bytes]) -> str:

@@ -84,29 +84,29 @@ def _compare(module: nn.Module, state: State, path: Path) -> None:
     check_complete(expected, given, str(path), type(module).__name__)
 
 
-@lru_cache
-def transformer_without_weights(config: Path, depth: int) -> nn.Module:
-    """The edit transformer of a configuration, `depth` blocks deep."""
-    return transformer(config, depth)
+@lru_cache(maxsize=32)
+def _built(build: Callable[..., Any], *description: Any) -> Any:
+    """A class without weights, made once: several files are compared with the same one."""
+    return build(*description)
 
 
 def edit_layers(path: Path, identity: Identity, configurations: Configurations) -> dict[str, tuple[int, int]]:
     """(out, in) of every linear layer of the edit transformer that a file or folder holds."""
     whole = identity.kind == "qwen-image-edit"
     state = layouts.qwen_transformer(header_state(path / "transformer" if whole else path))
-    module = transformer_without_weights(path if whole else configurations.qwen, depth_of(state))
+    module = _built(transformer, path if whole else configurations.qwen, depth_of(state))
     linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     return {name: (layer.out_features, layer.in_features) for name, layer in linear.items()}
 
 
 def _transformer(path: Path, _identity: Identity, configurations: Configurations) -> None:
     state = layouts.qwen_transformer(header_state(path))
-    _compare(transformer_without_weights(configurations.qwen, depth_of(state)), state, path)
+    _compare(_built(transformer, configurations.qwen, depth_of(state)), state, path)
 
 
 def _edit_folder(path: Path, _identity: Identity, _configurations: Configurations) -> None:
     state = layouts.qwen_transformer(header_state(path / "transformer"))
-    _compare(transformer_without_weights(path, depth_of(state)), state, path / "transformer")
+    _compare(_built(transformer, path, depth_of(state)), state, path / "transformer")
 
 
 def _vision_language(path: Path, _identity: Identity, configurations: Configurations) -> None:
@@ -117,11 +117,11 @@ def _vision_language(path: Path, _identity: Identity, configurations: Configurat
     embedding = "model.language_model.embed_tokens.weight"
     if "lm_head.weight" not in state and embedding in state:
         state["lm_head.weight"] = state[embedding]
-    _compare(vision_language(configurations.qwen), state, path)
+    _compare(_built(vision_language, configurations.qwen), state, path)
 
 
 def _qwen_vae(path: Path, _identity: Identity, configurations: Configurations) -> None:
-    module = build_qwen_vae(path.parent if _is_part(path) else configurations.qwen)
+    module = _built(build_qwen_vae, path.parent if _is_part(path) else configurations.qwen)
     _compare(module, layouts.qwen_vae(header_state(path), module.config["num_res_blocks"]), path)
 
 
@@ -132,7 +132,7 @@ def _is_part(path: Path) -> bool:
 def _sdxl(path: Path, identity: Identity, configurations: Configurations) -> None:
     folder = path if path.is_dir() else None
     config = folder or configurations.sdxl
-    unet = sdxl_unet(config)
+    unet = _built(sdxl_unet, config)
     if unet.config["in_channels"] != 4:
         raise BadInput(
             f"{path} takes {unet.config['in_channels']} channels of latents: it is an inpainting or editing model, and "
@@ -150,7 +150,7 @@ def _sdxl(path: Path, identity: Identity, configurations: Configurations) -> Non
         ("text_encoder", layouts.sdxl_first_encoder),
         ("text_encoder_2", layouts.sdxl_second_encoder),
     ):
-        module = sdxl_text_encoder(config, name)
+        module = _built(sdxl_text_encoder, config, name)
         state = layouts.sdxl_part_of_folder(folder / name, header_plain) if folder else read(path, header_plain)
         _compare(module, without_text_model(module, state), path / name if folder else path)
 
@@ -160,7 +160,7 @@ def _vae(path: Path, _identity: Identity, configurations: Configurations) -> Non
 
 
 def _compare_vae(path: Path, config: Path) -> None:
-    module = sdxl_vae(config)
+    module = _built(sdxl_vae, config)
     _compare(module, layouts.sdxl_vae(path, dict(module.config), header_plain), path)
 
 

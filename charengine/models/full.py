@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from charengine.config import Profile
-from charengine.machine.home import find_home
 from charengine.errors import BadInput, ConfigError, EngineError, MissingDependency
+from charengine.machine.home import find_home
 from charengine.models import Captioner, Embedder, Models
 from charengine.models.base_names import base_metadata
 from charengine.models.captioners import QwenCaptioner

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from charengine.errors import BadInput
-from charengine.models.files import Header, weight_files
+from charengine.models.files import Header, read_header, weight_files
 
 SCALES = (".scale_weight", ".weight_scale")
 NOTE = ".comfy_quant"
@@ -30,36 +30,35 @@ QUANTISED_OTHERWISE = ("bitsandbytes", "nunchaku", "svdq", "nvfp4", "mxfp8", "co
 Notes = dict[str, dict[str, Any]]
 
 
-def layer_notes(path: Path, metadata: dict[str, str], wanted: tuple[str, ...]) -> Notes:
-    """What a file says about the packing of its layers, by layer name.
-
-    Args:
-        path: a safetensors file or a folder of shards; only the notes themselves are read.
-        metadata: of its header.
-        wanted: names of the note tensors.
+def notes_of(header: Header) -> Notes:
+    """What a file, or a folder of shards, says about the packing of its layers, by layer name; only the notes are read.
 
     Raises:
         BadInput: a note is not JSON.
     """
-    from safetensors import safe_open
-
     notes: Notes = {}
     try:
-        whole = json.loads(metadata.get("_quantization_metadata", "{}"))
+        whole = json.loads(header.metadata.get("_quantization_metadata", "{}"))
         notes |= {str(name): dict(note) for name, note in whole.get("layers", {}).items()}
-        for file in weight_files(path) if wanted else []:
-            with safe_open(file, framework="pt") as tensors:
-                for key in set(wanted).intersection(tensors.keys()):
-                    notes[key.removesuffix(NOTE)] = json.loads(bytes(tensors.get_tensor(key).tolist()))
+        if any(key.endswith(NOTE) for key in header.tensors):
+            for file in weight_files(header.path):
+                notes |= _notes_in(file)
     except (ValueError, AttributeError, TypeError) as error:
-        raise BadInput(f"{path}: a note on how a layer is packed is damaged ({error}): download it again") from error
+        raise BadInput(
+            f"{header.path}: a note on how a layer is packed is damaged ({error}): download it again"
+        ) from error
     return notes
 
 
-def notes_of(header: Header) -> Notes:
-    """`layer_notes` of a header's file."""
-    wanted = tuple(key for key in header.tensors if key.endswith(NOTE))
-    return layer_notes(header.path, header.metadata, wanted)
+def _notes_in(file: Path) -> Notes:
+    """Read where they lie: mapping a file of 40 GB into memory for them fails on machines with less."""
+    notes: Notes = {}
+    with file.open("rb") as stream:
+        for key, tensor in read_header(file).tensors.items():
+            if key.endswith(NOTE):
+                stream.seek(tensor.start)
+                notes[key.removesuffix(NOTE)] = json.loads(stream.read(tensor.nbytes))
+    return notes
 
 
 def refuse_unread_packing(header: Header) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from charengine.machine.home import Home
 from charengine.errors import BadInput
+from charengine.machine.home import Home
 from charengine.machine.locks import gpu_slot
 from charengine.models.loading import noise_from_seeds, release_memory
 from charengine.models.prediction import UNKNOWN_CURE, Prediction, target

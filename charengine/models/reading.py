@@ -13,7 +13,7 @@ import torch
 
 from charengine.errors import BadInput
 from charengine.models.files import Header, gguf_reader, read_header, read_header_of_folder, weight_files
-from charengine.models.packing import GGUF_READ, IGNORED, NOTE, SCALES, Notes, layer_notes, notes_of, rotation_of
+from charengine.models.packing import GGUF_READ, IGNORED, SCALES, Notes, notes_of, rotation_of
 from charengine.models.quantised import FP8_NAMES, Packed, State, packed_bytes
 
 Wanted = Callable[[str], bool]
@@ -41,8 +41,7 @@ def read_state(path: Path, wanted: Wanted = everything) -> State:
     notes: Notes = {}
     for file in weight_files(path):
         raw |= read_tensors(file, wanted)
-        keys = tuple(key for key in raw if key.endswith(NOTE))
-        notes |= layer_notes(file, read_header(file).metadata, keys)
+        notes |= notes_of(read_header(file))
     return fold_scales(raw, notes)
 
 
