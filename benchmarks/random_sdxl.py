@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from charengine.models import LatentPosterior, TextConditioning
+from charengine.models.prediction import Prediction
+from charengine.models.usage import Usage
 from charengine.records import CaptionRecord, DatasetRecord, Ref, ViewRecord, ViewsRecord
 from charengine.store import Store
 
@@ -50,7 +52,8 @@ class RandomSDXL:
         weights: a safetensors file to load the U-Net from; empty: drawn on the device.
     """
 
-    fingerprint = "random"
+    fingerprint = sampling_fingerprint = "random"
+    prediction, usage = Prediction(), Usage()
 
     def __init__(self, config: dict[str, Any], device: str, dtype: torch.dtype, weights: str = "") -> None:
         self.config, self.device, self.dtype, self.weights = config, torch.device(device), dtype, weights

@@ -221,6 +221,13 @@ class CaptionSettings(Settings):
     max_tags: int = Field(default=40, ge=0, le=120, description="at most this many tags a caption")
 
 
+PRODIGY_LEAST = 0.1  # of a learning rate that Prodigy multiplies its own step size by
+
+
+def _is_prodigy(optimizer: Any) -> bool:
+    return str(optimizer).startswith("prodigy")
+
+
 class TrainSettings(Settings):
     """How the adapter is trained."""
 
@@ -240,7 +247,7 @@ class TrainSettings(Settings):
     optimizer: Literal["adafactor", "adamw", "adamw8bit", "prodigy", "prodigy-schedulefree"] = Field(
         default="adafactor", description="how weights follow the loss; all but the first two need a package of [gpu]"
     )
-    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="size of a step; the prodigies take 1")
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="size of a step; 1e-3, and 1.0 for the prodigies")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="how the learning rate falls after the warm-up"
     )
@@ -303,6 +310,22 @@ class TrainSettings(Settings):
         default=False, description="deterministic GPU kernels: resumed = uninterrupted, bit for bit"
     )
     compile: bool = Field(default=False, description="regional torch.compile; pays back only on long runs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prodigy_has_a_rate_of_its_own(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "learning_rate" not in values and _is_prodigy(values.get("optimizer")):
+            return {**values, "learning_rate": 1.0}
+        return values
+
+    @model_validator(mode="after")
+    def _prodigy_learns_something(self) -> TrainSettings:
+        if _is_prodigy(self.optimizer) and self.learning_rate < PRODIGY_LEAST:
+            raise ValueError(
+                f"learning_rate={self.learning_rate:g} with optimizer={self.optimizer}: it finds the step size itself and multiplies it "
+                f"by this, so below {PRODIGY_LEAST:g} nothing is learnt; leave learning_rate out, or set it to 1.0"
+            )
+        return self
 
 
 class SweepSettings(Settings):

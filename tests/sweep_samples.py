@@ -14,6 +14,8 @@ from charengine.config import SweepSettings
 from charengine.likeness import scoring
 from charengine.likeness.metrics import thumbnails
 from charengine.models import TextConditioning
+from charengine.models.prediction import Prediction
+from charengine.models.usage import Usage
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, SweepRecord
 from charengine.stages.sweep import sweep
 from charengine.store import Store
@@ -52,6 +54,9 @@ class Painter:
     """A diffusion model that draws dolls; text conditioning is the index of the scene."""
 
     fingerprint: str = "painter"
+    sampling_fingerprint: str = "painter"
+    prediction: Prediction = Prediction()
+    usage: Usage = Usage()
     native_area: int = 64 * 64
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32

@@ -65,6 +65,8 @@ def adapter_metadata(
     seed: int,
     recipe: Mapping[str, Any] | None = None,
     base: Mapping[str, str] = MappingProxyType({}),
+    velocity: bool = False,
+    zero_terminal_snr: bool = False,
 ) -> dict[str, str]:
     """File metadata; every value a string, nothing that changes between two runs of one recipe.
 
@@ -78,6 +80,8 @@ def adapter_metadata(
         seed: the seed trained with.
         recipe: the whole resolved config, dataset digest, ….
         base: sd-scripts' names of the checkpoint trained on, without which an adapter for Illustrious looks like one for plain SDXL.
+        velocity: the base model predicts v, not the noise.
+        zero_terminal_snr: its noise schedule ends in pure noise.
     """
     conv = settings.conv_rank > 0 and settings.algorithm not in ("lora", "tlora")
     network: dict[str, str] = {"algo": settings.algorithm, "bypass_mode": "True"}
@@ -104,6 +108,8 @@ def adapter_metadata(
         "ss_seed": seed,
         "ss_min_snr_gamma": settings.min_snr_gamma,
         "ss_noise_offset": settings.noise_offset,
+        "ss_v_parameterization": velocity,
+        "ss_zero_terminal_snr": zero_terminal_snr,
         "ss_mixed_precision": settings.precision,
         "ss_max_grad_norm": settings.max_grad_norm,
         "ss_gradient_accumulation_steps": settings.accumulate,
@@ -118,7 +124,7 @@ def adapter_metadata(
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": name,
         "modelspec.resolution": size,
-        "modelspec.prediction_type": "epsilon",
+        "modelspec.prediction_type": "v" if velocity else "epsilon",
         "modelspec.trigger_phrase": trigger,
         "modelspec.usage_hint": f"write {trigger!r} in the prompt",
         "charengine.version": __version__,

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+from charengine.models.prediction import Prediction
+from charengine.models.usage import Usage
+
 if TYPE_CHECKING:
     import torch
     from diffusers import UNet2DConditionModel
@@ -116,10 +119,13 @@ class Questioner(Protocol):
 class Diffusion(Protocol):
     """A latent text-to-image model with an SDXL U-Net that can be adapted."""
 
-    fingerprint: str
+    fingerprint: str  # of the weights and of what they are taken to predict
+    sampling_fingerprint: str  # the same with `usage`: of what is drawn
     base_names: Mapping[str, str]  # how sd-scripts names the checkpoint, for an adapter's metadata; may be empty
     device: torch.device
     dtype: torch.dtype
+    prediction: Prediction  # what the U-Net predicts, over which schedule
+    usage: Usage  # how the checkpoint is prompted and sampled
     native_area: int  # pixels the model was trained at: 1024*1024 for SDXL, 128*384 upwards for the embedded family
 
     def encode_prompts(self, prompts: Sequence[str]) -> TextConditioning:
@@ -143,7 +149,7 @@ class Diffusion(Protocol):
         ...
 
     def alphas_cumprod(self) -> torch.Tensor:
-        """(1000,) float32 cumulative alphas of the training noise schedule; the model predicts epsilon."""
+        """(1000,) float32 cumulative alphas of the training noise schedule, the last 0 under zero terminal SNR."""
         ...
 
     def sample(

@@ -148,6 +148,11 @@ class SDXL:
     def _reading(self) -> str:
         return f"{self.prediction.kind}{'|ztsnr' if self.prediction.zero_terminal_snr else ''}"
 
+    @property
+    def sampling_fingerprint(self) -> str:
+        """Fingerprint of what is drawn: of the weights, and of prefix, negative prompt and steps where the family has its own."""
+        return self.fingerprint + ("" if self.usage == Usage() else f"|{self.usage.digest()}")
+
     # --- text ---
 
     @torch.no_grad()
@@ -273,14 +278,15 @@ class SDXL:
             negative: n rows, or one for all.
             seeds: n seeds; row i's noise comes from `seeds[i]` alone, so results do not depend on the batch.
             size: width, height in pixels, multiples of the VAE's factor.
-            steps: denoising steps.
-            guidance: classifier-free guidance scale; 1 or less = off, at half the cost.
+            steps: denoising steps; fewer where the checkpoint is distilled.
+            guidance: classifier-free guidance scale; 1 or less = off, at half the cost; less where it is distilled.
         """
         count = len(prompts.embeds)
         if len(seeds) != count or len(negative.embeds) not in (1, count):
             raise BadInput(
                 f"{count} prompts need {count} seeds and 1 or {count} negatives; got {len(seeds)}, {len(negative.embeds)}"
             )
+        steps, guidance = self.usage.steps(steps), self.usage.guidance(guidance)
         images: list[Image.Image] = []
         for part in chunks(count, _rows_per_pass(self.pixels_per_pass, *size)):
             rows = TextConditioning(prompts.embeds[part], prompts.pooled[part])

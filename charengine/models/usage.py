@@ -6,6 +6,7 @@ Diffusion V6 XL; SDXL-Turbo, SDXL-Lightning, Hyper-SD, DMD2, LCM); `models.promp
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,10 @@ class Usage:
     def guidance(self, asked: float) -> float:
         """Guidance scale to draw with."""
         return min(asked, self.most_guidance) if self.most_steps else asked
+
+    def digest(self) -> str:
+        """Of everything that changes what is drawn."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     def describe(self) -> list[str]:
         """Lines for the log and the doctor; none for a model that is used like SDXL."""

@@ -43,7 +43,11 @@ def load_profile(name: str = "embedded", overrides: list[str] | tuple[str, ...] 
         raise
     except BadInput as error:
         raise ConfigError(str(error)) from error
+    below = dict(_train_of(data))
     problems = [problem for text in overrides if (problem := _apply(data, text))]
+    named = {text.partition("=")[0].strip() for text in overrides}
+    if "train.learning_rate" not in named and "train" not in named:
+        _take_the_optimizers_own_rate(below, data)
     try:
         profile = Profile.model_validate(data)
     except ValidationError as error:
@@ -121,7 +125,16 @@ def _read_profile(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
         return _without_empty(data)
     if not isinstance(base, str):
         raise ConfigError(f"profile {name!r}: extends is {_kind(base)}; give the name of one profile, or its file")
-    return _merge(_read_profile(_beside(path, base), (*extending, identity)), _without_empty(data))
+    below, data = _read_profile(_beside(path, base), (*extending, identity)), _without_empty(data)
+    merged = _merge(below, data)
+    if "learning_rate" not in _train_of(data):
+        _take_the_optimizers_own_rate(_train_of(below), merged)
+    return merged
+
+
+def _train_of(data: dict[str, Any]) -> dict[str, Any]:
+    train = data.get("train")
+    return train if isinstance(train, dict) else {}
 
 
 def _kind(value: Any) -> str:
@@ -144,6 +157,17 @@ def _beside(path: Path, base: str) -> str:
     """A profile's file that stands beside the one that extends it; any other name as it is."""
     place = path.parent / base
     return str(place) if place.suffix in (".yaml", ".yml") and files.exists(place) else base
+
+
+def _take_the_optimizers_own_rate(below: dict[str, Any], data: dict[str, Any]) -> None:
+    """Where a layer changes to or from a Prodigy and names no rate, the rate of the layer below it is no use (1.0 against 3e-4)."""
+    train = data.get("train")
+    if isinstance(train, dict) and _is_prodigy(below) != _is_prodigy(train):
+        train.pop("learning_rate", None)
+
+
+def _is_prodigy(train: dict[str, Any]) -> bool:
+    return str(train.get("optimizer", "")).startswith("prodigy")
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

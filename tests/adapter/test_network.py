@@ -290,6 +290,14 @@ def test_metadata_tells_the_uis_it_is_for_sdxl_and_people_how_to_make_it_again(t
     }
     assert json.loads(read["charengine.recipe"])["dataset_digest"] == "abc"
     assert read["modelspec.trigger_phrase"] == "zorgal"
+    assert (read["modelspec.prediction_type"], read["ss_v_parameterization"]) == ("epsilon", "False")
+
+
+def test_metadata_of_an_adapter_for_a_v_prediction_base_says_so_in_sd_scripts_words():
+    given = {"name": "Z", "trigger": "z", "captions": {"front": "z"}, "resolution": (64, 64), "step": 1, "seed": 1}
+    read = adapter_metadata(settings(), **given, velocity=True, zero_terminal_snr=True)
+    assert (read["modelspec.prediction_type"], read["ss_v_parameterization"]) == ("v", "True")
+    assert read["ss_zero_terminal_snr"] == "True"
 
 
 def _spelt(unet, tensors, convention):

@@ -15,7 +15,9 @@ from PIL import Image
 
 from charengine.errors import BadInput
 from charengine.models.loading import noise_from_seeds
+from charengine.models.prediction import GUIDANCE_RESCALE, Prediction
 from charengine.models.sdxl import SDXL, SDXLFolder
+from charengine.models.usage import Usage
 
 CPU = torch.device("cpu")
 
@@ -146,15 +148,67 @@ def test_the_unet_is_frozen_and_the_noise_schedule_is_sdxls(sdxl: SDXL):
     assert alphas[-1].item() == pytest.approx(0.00466, abs=1e-5)
 
 
-def test_a_v_prediction_model_is_refused(sdxl_folder: Path):
-    from diffusers import EulerDiscreteScheduler
+def velocity_model(folder: Path, zero_terminal_snr: bool) -> SDXL:
+    prediction = Prediction("v_prediction", zero_terminal_snr)
+    return SDXL(SDXLFolder(folder, CPU, torch.float32), CPU, torch.float32, 4096, "v", prediction=prediction)
 
-    class Velocity(SDXLFolder):
-        def scheduler(self):
-            return EulerDiscreteScheduler(prediction_type="v_prediction")
 
-    with pytest.raises(BadInput, match="v_prediction"):
-        SDXL(Velocity(sdxl_folder, CPU, torch.float32), CPU, torch.float32, 4096, "v").alphas_cumprod()
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_a_v_prediction_model_samples_as_the_stock_pipeline_does(sdxl_folder: Path, zero_terminal_snr: bool):
+    from diffusers import StableDiffusionXLPipeline
+
+    model = velocity_model(sdxl_folder, zero_terminal_snr)
+    pipe = StableDiffusionXLPipeline.from_pretrained(sdxl_folder)
+    changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": zero_terminal_snr}
+    changes |= {"timestep_spacing": "trailing"} if zero_terminal_snr else {}
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changes)
+    pipe.set_progress_bar_config(disable=True)
+    text, nothing = model.encode_prompts(["an orc"]), model.encode_prompts(["bad"])
+    drawn = model.sample(text, nothing, seeds=[4], size=(64, 64), steps=4, guidance=5.0)[0]
+    expected = pipe(
+        prompt_embeds=text.embeds,
+        pooled_prompt_embeds=text.pooled,
+        negative_prompt_embeds=nothing.embeds,
+        negative_pooled_prompt_embeds=nothing.pooled,
+        latents=noise_from_seeds([4], (4, 8, 8)),
+        guidance_scale=5.0,
+        guidance_rescale=GUIDANCE_RESCALE if zero_terminal_snr else 0.0,
+        num_inference_steps=4,
+        height=64,
+        width=64,
+    ).images[0]
+    difference = np.abs(np.asarray(drawn).astype(int) - np.asarray(expected).astype(int))
+    assert difference.max() <= 1
+
+
+def test_zero_terminal_snr_ends_in_pure_noise_and_leaves_the_first_step_as_it_was(sdxl_folder: Path):
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    plain, zero = (velocity_model(sdxl_folder, on).alphas_cumprod() for on in (False, True))
+    assert zero[-1] == 0 and torch.allclose(zero[0], plain[0])
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    torch.testing.assert_close(zero, torch.cumprod(1 - rescale_zero_terminal_snr(betas), 0), rtol=1e-4, atol=1e-6)
+
+
+def test_another_reading_of_the_same_weights_is_other_work(sdxl_folder: Path):
+    prints = {velocity_model(sdxl_folder, on).fingerprint for on in (False, True)}
+    assert len(prints | {"v"}) == 3
+    tagged = SDXL(
+        SDXLFolder(sdxl_folder, CPU, torch.float32), CPU, torch.float32, 1, "v", usage=Usage("Pony", "score_9")
+    )
+    assert tagged.fingerprint == "v" and tagged.sampling_fingerprint != "v"
+
+
+def test_a_distilled_checkpoint_is_drawn_in_its_own_steps(sdxl_folder: Path):
+    parts = SDXLFolder(sdxl_folder, CPU, torch.float32)
+    usage = Usage(most_steps=3, most_guidance=1.0, distilled="SDXL-Lightning")
+    fast = SDXL(parts, CPU, torch.float32, 4096, "x", usage=usage)
+    text, nothing = fast.encode_prompts(["an orc"]), fast.encode_prompts([""])
+    drawn = [
+        np.asarray(fast.sample(text, nothing, seeds=[1], size=(64, 64), steps=steps, guidance=guidance)[0])
+        for steps, guidance in ((20, 5.0), (3, 1.0))
+    ]
+    assert np.array_equal(*drawn)
 
 
 def test_nothing_is_loaded_before_use_and_unload_really_frees(sdxl_folder: Path):

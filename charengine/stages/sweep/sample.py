@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Order:
-    """What every cell draws: text conditioning with one row per prompt, the empty negative prompt, paired seeds."""
+    """What every cell draws: text conditioning with one row per prompt, the base's negative prompt, paired seeds."""
 
     prompts: TextConditioning
     negative: TextConditioning
@@ -23,8 +23,10 @@ class Order:
 
 
 def place_order(diffusion: Diffusion, texts: Sequence[str], seeds: Sequence[int]) -> Order:
-    """Encode the prompts once for all cells and free the text encoders."""
-    order = Order(diffusion.encode_prompts(list(texts)), diffusion.encode_prompts([""]), tuple(seeds))
+    """Encode the prompts, as the base model's family is prompted, once for all cells and free the text encoders."""
+    usage = diffusion.usage
+    prompts = diffusion.encode_prompts([usage.prompt(text) for text in texts])
+    order = Order(prompts, diffusion.encode_prompts([usage.negative_prompt]), tuple(seeds))
     diffusion.unload("text_encoders")
     return order
 

@@ -188,7 +188,7 @@ def _open(
         tracker=tracker,
         prompts=prompts,
         order=place_order(diffusion, texts, seeds),
-        key=_sweep_key(training, dataset, settings, diffusion.fingerprint, embedder.fingerprint, seed),
+        key=_sweep_key(training, dataset, settings, diffusion.sampling_fingerprint, embedder.fingerprint, seed),
         grid=[(0, 0.0), *((checkpoint.step, strength) for checkpoint in checkpoints for strength in strengths)],
         checkpoints={checkpoint.step: checkpoint for checkpoint in checkpoints},
     )

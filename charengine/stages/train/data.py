@@ -80,6 +80,7 @@ class TrainingData:
         buckets: what is trained on, the sheet's views first.
         empty_embeds, empty_pooled: of an empty caption.
         sample_prompt: of the trigger and class noun.
+        sample_negative: of the base model's negative prompt; None = the empty caption.
         captions: view name → caption trained on.
         held_out: what is only validated with.
     """
@@ -90,6 +91,7 @@ class TrainingData:
     sample_prompt: TextConditioning
     captions: dict[str, str]
     held_out: tuple[Bucket, ...] = ()
+    sample_negative: TextConditioning | None = None
 
     def to(self, device: torch.device) -> TrainingData:
         """The same data on another device."""
@@ -122,7 +124,9 @@ def encode_dataset(dataset: DatasetRecord, settings: TrainSettings, diffusion: D
     flip = settings.flips == "on" or (settings.flips == "auto" and not dataset.side_bound)
     extra = _read_regularisation(settings.regularisation, dataset) if settings.regularisation else []
     texts = [captions[view.view] for view in pictures] + [text for _, _, text in extra]
-    text = diffusion.encode_prompts([*texts, f"{dataset.trigger}, {dataset.class_noun}", ""])
+    usage = diffusion.usage
+    text = diffusion.encode_prompts([*texts, usage.prompt(f"{dataset.trigger}, {dataset.class_noun}"), ""])
+    negative = diffusion.encode_prompts([usage.negative_prompt]) if usage.negative_prompt else None
     diffusion.unload("text_encoders")
 
     def encode(views: Sequence[Picture], flip: bool) -> list[Bucket]:
@@ -143,7 +147,7 @@ def encode_dataset(dataset: DatasetRecord, settings: TrainSettings, diffusion: D
     diffusion.unload("vae")
     sample = TextConditioning(text.embeds[-2:-1], text.pooled[-2:-1])
     own = {view.view: captions[view.view] for view in trained}
-    return TrainingData(tuple(buckets), text.embeds[-1:], text.pooled[-1:], sample, own, tuple(held_out))
+    return TrainingData(tuple(buckets), text.embeds[-1:], text.pooled[-1:], sample, own, tuple(held_out), negative)
 
 
 def _by_size(views: Sequence[Picture]) -> dict[tuple[int, int], list[Picture]]:

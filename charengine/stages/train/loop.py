@@ -268,7 +268,7 @@ class _Training:
         with self.setup.evaluating():
             images = self.diffusion.sample(
                 self.data.sample_prompt,
-                TextConditioning(self.data.empty_embeds, self.data.empty_pooled),
+                self.data.sample_negative or TextConditioning(self.data.empty_embeds, self.data.empty_pooled),
                 seeds=[self.seed],
                 size=(bucket.width, bucket.height),
                 steps=SAMPLE_STEPS,
@@ -293,6 +293,8 @@ class _Training:
             resolution=(bucket.width, bucket.height),
             step=step,
             seed=self.seed,
+            velocity=self.diffusion.prediction.velocity,
+            zero_terminal_snr=self.diffusion.prediction.zero_terminal_snr,
             recipe={**(self.recipe or {}), "dataset_digest": self.dataset.digest},
             base=self.diffusion.base_names,
         )

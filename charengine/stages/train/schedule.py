@@ -24,7 +24,12 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * factor
 
 
-def min_snr_weights(alphas_cumprod: Tensor, gamma: float) -> Tensor:
-    """min(SNR, γ) / SNR for every timestep, the loss weight of an ε-model (Hang et al. 2303.09556); ones when γ = 0."""
+def min_snr_weights(alphas_cumprod: Tensor, gamma: float, *, velocity: bool = False) -> Tensor:
+    """Loss weight of every timestep (Hang et al. 2303.09556); ones when γ = 0.
+
+    min(SNR, γ) / SNR for an ε-model, min(SNR, γ) / (SNR + 1) for a v-model, whose loss is worth SNR + 1 of the picture's.
+    """
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    return snr.clamp(max=gamma) / snr if gamma > 0 else snr.new_ones(snr.shape)
+    if gamma <= 0:
+        return snr.new_ones(snr.shape)
+    return snr.clamp(max=gamma) / (snr + 1 if velocity else snr)

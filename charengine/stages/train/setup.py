@@ -79,7 +79,7 @@ class Setup:
         except torch.OutOfMemoryError as error:
             raise _budget_error(settings, NO_ROOM) from error
         self.data = data.to(self.device)
-        self.alphas = diffusion.alphas_cumprod()
+        self.alphas, self.prediction = diffusion.alphas_cumprod(), diffusion.prediction.kind
         upcoming = [
             groups_of_step(data, settings, seed, step) for step in range(min(settings.steps, SHAPES_LOOKED_FOR))
         ]
@@ -119,7 +119,7 @@ class Setup:
 
     def _base(self) -> LossPoint:
         """The base model on the validation noise, before graphs with a strength built in are captured."""
-        validation = Validation(self.unet, self.data, self.alphas, chunk=1)
+        validation = Validation(self.unet, self.data, self.alphas, chunk=1, prediction=self.prediction)
         with self.evaluating(strength=0.0):
             return validation.measure(0)
 
@@ -156,7 +156,9 @@ class Setup:
         set_checkpointing(self.unet, plan)
         self._free()
         step = self._make_step(plan)
-        validation = Validation(self.unet, self.data, self.alphas, chunk=plan.micro_batch, pool=step.pool)
+        validation = Validation(
+            self.unet, self.data, self.alphas, chunk=plan.micro_batch, prediction=self.prediction, pool=step.pool
+        )
         if self.device.type == "cuda":
             step.rehearse(self.shapes)
             with self.evaluating():
@@ -177,6 +179,7 @@ class Setup:
             seed=hash_seed(self.seed, 1),
             micro_batch=plan.micro_batch,
             graph=plan.graph,
+            prediction=self.prediction,
         )
 
     def _free(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from charengine.adapter.network import Adapter
 from charengine.config import TrainSettings
+from charengine.models.prediction import Kind, target
 from charengine.stages.train.data import Bucket, TrainingData
 from charengine.stages.train.optimizers import Optimizer
 from charengine.stages.train.sampler import Group, hash_seed
@@ -51,6 +52,7 @@ class TrainStep:
         seed: of all noise; step s draws from (seed, s) alone.
         micro_batch: most samples in one forward; 0 = no limit. A larger group is accumulated over parts.
         graph: capture steps as CUDA graphs.
+        prediction: what the U-Net predicts.
     """
 
     def __init__(
@@ -65,7 +67,9 @@ class TrainStep:
         seed: int,
         micro_batch: int = 0,
         graph: bool = False,
+        prediction: Kind = "epsilon",
     ) -> None:
+        self.prediction: Kind = prediction
         self.adapter, self.unet, self.parameters, self.optimizer = adapter, adapter.unet, parameters, optimizer
         self.data, self.settings = data, settings
         self.seed, self.micro_batch, self.graph = seed, micro_batch, graph
@@ -74,7 +78,7 @@ class TrainStep:
         self.precise = torch.promote_types(self.dtype, torch.float32)
         alphas = alphas_cumprod.to(self.device, self.precise)
         self.signal, self.sigma = alphas.sqrt(), (1 - alphas).sqrt()
-        self.snr_weight = min_snr_weights(alphas, settings.min_snr_gamma)
+        self.snr_weight = min_snr_weights(alphas, settings.min_snr_gamma, velocity=prediction == "v_prediction")
         self.generator = torch.Generator(self.device)
         self.masks = adapter.attach_dropout() if settings.dropout else None
         self.losses = torch.zeros(BUFFER, device=self.device, dtype=self.precise)
@@ -206,7 +210,8 @@ class TrainStep:
         predicted = predict(
             self.unet, signal * latents + sigma * draws.noise, draws.timesteps, embeds, pooled, bucket.time_ids[index]
         )
-        error = (predicted.to(self.precise) - draws.noise).square() * bucket.mask[index, draws.variant]
+        wanted = target(self.prediction, latents, draws.noise, signal, sigma)
+        error = (predicted.to(self.precise) - wanted).square() * bucket.mask[index, draws.variant]
         return error.mean((1, 2, 3)) * self.snr_weight[draws.timesteps] * bucket.weight[index]
 
     def _clip_factor(self) -> Tensor:
@@ -253,7 +258,7 @@ class LossScaling:
 def predict(
     unet: UNet2DConditionModel, noisy: Tensor, timesteps: Tensor, embeds: Tensor, pooled: Tensor, time_ids: Tensor
 ) -> Tensor:
-    """The noise the U-Net sees in `noisy`, in its own dtype."""
+    """What the U-Net predicts of `noisy`, in its own dtype."""
     kind = unet.conv_in.weight.dtype
     conditions = {"text_embeds": pooled.to(kind), "time_ids": time_ids}
     result: Tensor = unet(noisy.to(kind), timesteps, embeds.to(kind), added_cond_kwargs=conditions, return_dict=False)[

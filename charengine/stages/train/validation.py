@@ -3,7 +3,7 @@
 Pictures held out from training are measured too, under a name of their own: their distance to the views is what was not learnt
 but remembered.
 
-Plain mean squared error (no min-SNR weight, no mask) of the ε-prediction, on the same noise at every call.
+Plain mean squared error (no min-SNR weight, no mask) of what the U-Net predicts (noise or velocity), on the same noise at every call.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from charengine.models.prediction import Kind, target
 from charengine.records import HELD_OUT, LossPoint
 from charengine.stages.train.data import Bucket, TrainingData
 from charengine.stages.train.step import predict
@@ -32,7 +33,7 @@ class _Batch:
 
     view: str
     noisy: Tensor
-    noise: Tensor
+    target: Tensor
     timesteps: Tensor
     embeds: Tensor
     pooled: Tensor
@@ -47,11 +48,19 @@ class Validation:
         data: its views and what is held out are measured, not its class images.
         alphas_cumprod: (1000,) noise schedule.
         chunk: most samples in one forward.
+        prediction: what the U-Net predicts.
         pool: a CUDA graph memory pool: the forward of each shape is captured there; None runs eagerly.
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, data: TrainingData, alphas_cumprod: Tensor, *, chunk: int, pool: Any = None
+        self,
+        unet: UNet2DConditionModel,
+        data: TrainingData,
+        alphas_cumprod: Tensor,
+        *,
+        chunk: int,
+        prediction: Kind = "epsilon",
+        pool: Any = None,
     ) -> None:
         self.unet, self.chunk, self.pool = unet, max(1, chunk), pool
         count = len(THIRDS) * PER_THIRD
@@ -59,7 +68,9 @@ class Validation:
         generator = torch.Generator().manual_seed(NOISE_SEED)
         shown = [("", bucket) for bucket in data.views] + [(HELD_OUT, bucket) for bucket in data.held_out]
         self.batches = [
-            batch for mark, bucket in shown for batch in _batches(bucket, steps, alphas_cumprod, generator, mark)
+            batch
+            for mark, bucket in shown
+            for batch in _batches(bucket, steps, alphas_cumprod, generator, mark, prediction)
         ]
         self.graphs: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
 
@@ -95,8 +106,8 @@ class Validation:
                 batch.pooled.expand(count, -1),
                 batch.time_ids.expand(count, -1),
             ]
-            predicted = self._predict(inputs).to(batch.noise.dtype)
-            found.append((predicted - batch.noise[part]).square().mean((1, 2, 3)))
+            predicted = self._predict(inputs).to(batch.target.dtype)
+            found.append((predicted - batch.target[part]).square().mean((1, 2, 3)))
         return found
 
     def _predict(self, inputs: list[Tensor]) -> Tensor:
@@ -106,8 +117,8 @@ class Validation:
         if shape not in self.graphs:
             self.graphs[shape] = self._capture(inputs)
         captured, held, output = self.graphs[shape]
-        for target, source in zip(held, inputs, strict=True):
-            target.copy_(source)
+        for place, source in zip(held, inputs, strict=True):
+            place.copy_(source)
         captured.replay()
         return output.clone()
 
@@ -121,7 +132,7 @@ class Validation:
 
 
 def _batches(
-    bucket: Bucket, steps: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, mark: str
+    bucket: Bucket, steps: Tensor, alphas_cumprod: Tensor, generator: torch.Generator, mark: str, prediction: Kind
 ) -> list[_Batch]:
     device, kind = bucket.mean.device, bucket.mean.dtype
     alphas = alphas_cumprod[steps].to(device, kind).view(-1, 1, 1, 1)
@@ -129,13 +140,14 @@ def _batches(
     for i, view in enumerate(bucket.names):
         shape = (len(steps), *bucket.mean.shape[2:])
         noise = torch.randn(shape, generator=generator).to(device, kind)
-        noisy = alphas.sqrt() * bucket.mean[i, :1] + (1 - alphas).sqrt() * noise
+        latents, signal, sigma = bucket.mean[i, :1], alphas.sqrt(), (1 - alphas).sqrt()
+        noisy = signal * latents + sigma * noise
         rows = slice(i, i + 1)
         batches.append(
             _Batch(
                 mark + view,
                 noisy,
-                noise,
+                target(prediction, latents, noise, signal, sigma),
                 steps.to(device),
                 bucket.embeds[rows],
                 bucket.pooled[rows],

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from charengine.config import TrainSettings
-from charengine.errors import MissingDependency
+from charengine.errors import ConfigError, MissingDependency
+from charengine.profiles.loading import load_profile
 from charengine.stages.train.optimizers import PACKAGES, BatchedAdafactor, build_optimizer
 from charengine.stages.train.schedule import learning_rate, min_snr_weights
 from charengine.stages.train.storage import StackedParameters
@@ -181,3 +182,27 @@ def test_min_snr_weighs_little_noise_down_and_is_off_at_zero():
     alphas = torch.tensor([0.9, 0.5, 0.1])  # SNR 9, 1, 1/9
     assert min_snr_weights(alphas, 5.0).tolist() == pytest.approx([5 / 9, 1, 1])
     assert min_snr_weights(alphas, 0.0).tolist() == [1, 1, 1]
+
+
+def test_min_snr_of_a_velocity_is_divided_by_snr_and_one_and_is_zero_on_pure_noise():
+    alphas = torch.tensor([0.9, 0.5, 0.1, 0.0])  # SNR 9, 1, 1/9, 0
+    weights = min_snr_weights(alphas, 5.0, velocity=True)  # sd-scripts: min(SNR, gamma) / (SNR + 1)
+    assert weights.tolist() == pytest.approx([5 / 10, 1 / 2, 1 / 10, 0])
+    assert min_snr_weights(alphas, 0.0, velocity=True).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["prodigy", "prodigy-schedulefree"])
+def test_prodigy_gets_a_rate_it_learns_with(name):
+    assert TrainSettings(optimizer=name).learning_rate == 1.0
+    assert load_profile("sdxl-12gb", [f"train.optimizer={name}"]).train.learning_rate == 1.0
+    assert load_profile("sdxl-12gb", [f"train.optimizer={name}", "train.learning_rate=0.5"]).train.learning_rate == 0.5
+    assert load_profile("sdxl-12gb", ["train.optimizer=adamw"]).train.learning_rate == 3e-4
+    with pytest.raises(ConfigError, match=r"train: learning_rate=0.0003 with optimizer=prodigy.*set it to 1.0"):
+        load_profile("sdxl-12gb", [f"train.optimizer={name}", "train.learning_rate=3e-4"])
+
+
+def test_a_profile_that_changes_to_prodigy_does_not_inherit_the_rate_below(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: sdxl-12gb\nname: mine\ntrain: {optimizer: prodigy}\n")
+    assert load_profile(str(file)).train.learning_rate == 1.0
+    assert load_profile(str(file), ["train.optimizer=adafactor"]).train.learning_rate == 1e-3

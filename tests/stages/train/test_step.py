@@ -11,6 +11,7 @@ from tiny_sdxl import FakeDiffusion, make_dataset
 from charengine.adapter.network import inject
 from charengine.config import TrainSettings
 from charengine.errors import ConfigError
+from charengine.models.prediction import Prediction, rescaled_for_zero_terminal_snr
 from charengine.stages.train.data import encode_dataset
 from charengine.stages.train.plan import Plan, set_checkpointing
 from charengine.stages.train.sampler import groups_of_step, hash_seed
@@ -104,6 +105,35 @@ def test_fifty_steps_are_those_of_a_plain_loop_with_lycoris_and_transformers(sto
     distance = sum((fused_values[k] - p).square().sum().item() for k, p in adapter.parameters().items())
     size = sum(p.square().sum().item() for p in parameters)
     assert math.sqrt(distance / size) < near
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_a_v_prediction_base_is_trained_and_validated_towards_the_velocity(store, monkeypatch, zero_terminal_snr):
+    """Before the first step the adapter is nothing, so every loss is the base's own against √ᾱ·ε − √(1−ᾱ)·x."""
+    alphas = FakeDiffusion().alphas_cumprod()
+    if zero_terminal_snr:
+        alphas = rescaled_for_zero_terminal_snr(alphas)
+    monkeypatch.setattr(FakeDiffusion, "alphas_cumprod", lambda self: alphas)
+    monkeypatch.setattr(FakeDiffusion, "prediction", Prediction("v_prediction", zero_terminal_snr))
+    setup = make(store, caption_dropout=0.0, conv_rank=0)
+    bucket, rows = setup.data.buckets[0], torch.arange(3)
+    setup.step.generator.manual_seed(hash_seed(setup.step.seed, 0))
+    draws = setup.step._draw(bucket, 3)
+    latents = bucket.mean[rows, draws.variant] + bucket.std[rows, draws.variant] * draws.spread
+    share = alphas[draws.timesteps].view(-1, 1, 1, 1)
+    noisy = share.sqrt() * latents + (1 - share).sqrt() * draws.noise
+    velocity = share.sqrt() * draws.noise - (1 - share).sqrt() * latents
+    conditions = {"text_embeds": bucket.pooled, "time_ids": bucket.time_ids}
+    with torch.no_grad():
+        predicted = FakeDiffusion().unet()(noisy, draws.timesteps, bucket.embeds, added_cond_kwargs=conditions).sample
+    snr = alphas / (1 - alphas)
+    weights = (snr.clamp(max=5.0) / (snr + 1))[draws.timesteps]
+    expected = ((predicted - velocity).square().mean((1, 2, 3)) * weights).mean()
+    assert steps(setup, 1) == pytest.approx([expected.item()], rel=1e-4)
+    batch = setup.validation.batches[0]
+    shares = alphas[batch.timesteps].view(-1, 1, 1, 1)
+    kept = shares.sqrt() * batch.noisy - (1 - shares).sqrt() * batch.target  # the picture, whatever the noise
+    torch.testing.assert_close(kept, bucket.mean[:1, 0].expand_as(kept), rtol=1e-4, atol=1e-4)
 
 
 def test_only_the_adapter_changes(store):

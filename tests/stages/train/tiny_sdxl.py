@@ -10,6 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from charengine.models import LatentPosterior, TextConditioning
+from charengine.models.prediction import Prediction
+from charengine.models.usage import Usage
 from charengine.records import CaptionRecord, DatasetRecord, Ref, ViewRecord, ViewsRecord
 
 TOKENS, WIDTH, POOLED = 8, 24, 16
@@ -42,8 +44,9 @@ def tiny_unet(seed: int = 0, dtype: torch.dtype = torch.float32, blocks: tuple[i
 class FakeDiffusion:
     """`Diffusion` with a real tiny U-Net; text and images become deterministic tensors."""
 
-    fingerprint = "fake"
     base_names = {"ss_sd_model_name": "fake.safetensors"}
+    fingerprint = sampling_fingerprint = "fake"
+    prediction, usage = Prediction(), Usage()
     native_area = 64 * 64
 
     def __init__(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
