@@ -7,16 +7,22 @@ import platform
 import shutil
 import socket
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from charengine.config import Profile
 from charengine.errors import BadInput, EngineError, MissingDependency
 from charengine.machine.home import find_home
 
+if TYPE_CHECKING:
+    from charengine.models.survey import Survey
+
 GIB = 2**30
+EMBEDDED_TIMES = (
+    "about 2.4 min for one character on two cores: sheet 0.1, train 1.0, sweep 1.2 (measured, benchmarks/results/demo.json)",
+)
 LIBRARIES = ("torch", "diffusers", "transformers", "lycoris-lora", "accelerate", "safetensors", "prefect", "mlflow")
 OPTIONAL = ("gguf", "onnxruntime", "prodigyopt", "prodigy-plus-schedule-free", "bitsandbytes")
 FREE_DISK_GIB = 10.0  # a cast of characters with its checkpoints, pictures and training states
@@ -60,7 +66,8 @@ class Examination:
         found: model files.
         missing: what the profile cannot do without, each with size, licence and how to get it.
         optional: the same for what it could use.
-        plan: how the models fit the memory budget.
+        plan: what this machine will do: how the models fit the memory budget, and what was decided about them.
+        times: an estimate of minutes a stage; empty where no GPU is seen or a file is missing.
         problems: what else stands in the way.
     """
 
@@ -71,6 +78,7 @@ class Examination:
     optional: tuple[str, ...]
     plan: tuple[str, ...]
     problems: tuple[str, ...]
+    times: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -89,17 +97,25 @@ def examine(profile: Profile) -> Examination:
     """Look at this machine with a profile's eyes; loads nothing and changes nothing."""
     machine = look_at_machine(profile)
     if profile.models.family == "embedded":
-        found, missing, optional, plan, problems = _embedded(profile)
+        findings, times = _embedded(profile), list(EMBEDDED_TIMES)
     else:
-        found, missing, optional, plan, problems = _full(profile)
-        problems += _hardware_problems(profile, machine)
+        findings = _full(profile)
+        findings.problems += _hardware_problems(profile, machine)
+        times = _times(profile, machine, findings.look)
     if machine.disk_free_gib < FREE_DISK_GIB:
-        problems.append(
+        findings.problems.append(
             f"only {machine.disk_free_gib:.1f} GiB of disk are free at {machine.home}; {FREE_DISK_GIB:g} are advised: "
             "free some, or set CHARENGINE_HOME to a larger disk"
         )
     return Examination(
-        profile.name, machine, tuple(found), tuple(missing), tuple(optional), tuple(plan), tuple(problems)
+        profile.name,
+        machine,
+        tuple(findings.found),
+        tuple(findings.missing),
+        tuple(findings.optional),
+        tuple(findings.plan),
+        tuple(findings.problems),
+        tuple(times),
     )
 
 
@@ -124,8 +140,9 @@ def render(report: Examination) -> str:
     )
     lines += _section("missing", report.missing)
     lines += _section("not there, and not needed", report.optional)
-    lines += _section("memory plan", report.plan)
     lines += _section("problems", report.problems)
+    lines += _section("what this machine will do", report.plan)
+    lines += _section("how long it will take", report.times)
     lines += [
         "",
         f"profile {report.profile} is ready" if report.ready else f"profile {report.profile} is not ready: see above",
@@ -213,36 +230,61 @@ def _versions() -> dict[str, str]:
 
 # --- models ----------------------------------------------------------------------------------------------------------
 
-Findings = tuple[list[ModelFile], list[str], list[str], list[str], list[str]]
+
+@dataclass
+class _Findings:
+    """What was found of a family; `look` is the survey of the full-size one."""
+
+    found: list[ModelFile] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)
+    plan: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    look: Survey | None = None
 
 
-def _embedded(profile: Profile) -> Findings:
+def _embedded(profile: Profile) -> _Findings:
     """The packaged family needs nothing; loading it checks its folders and reads no weights."""
     from charengine.models import load
 
     try:
         load(profile)
     except MissingDependency as error:
-        return [], str(error).splitlines(), [], [], []
+        return _Findings(missing=str(error).splitlines())
     except BadInput as error:
-        return [], [], [], [], str(error).splitlines()
-    return [], [], [], ["embedded family: under 1 GiB, no GPU needed"], []
+        return _Findings(problems=str(error).splitlines())
+    return _Findings(plan=["embedded family: under 1 GiB, no GPU needed"])
 
 
-def _full(profile: Profile) -> Findings:
+def _full(profile: Profile) -> _Findings:
+    """The same survey that `run` acts on."""
     from charengine.models import locate, survey
 
     problems = [f"models.folders: {folder} does not exist" for folder in locate.missing_folders(profile.models)]
     try:
         look = survey.survey(profile)
     except EngineError as error:
-        return [], [], [], [], problems + str(error).splitlines()
-    found = [_model_file(entry) for entry in look.stock.found.values()]
+        return _Findings(problems=problems + str(error).splitlines())
     optional = [entry.describe() for entry in look.stock.missing.values() if not entry.need.required]
     optional += [f"not taken: {entry.describe()}" for entry in look.stock.rejected]
-    problems += [line for problem in look.problems for line in str(problem).splitlines()]
-    plan = [*(look.plan.describe() if look.plan else []), *look.notes]
-    return found, list(look.missing), optional, plan, problems
+    return _Findings(
+        [_model_file(entry) for entry in look.stock.found.values()],
+        list(look.missing),
+        optional,
+        [*(look.plan.describe() if look.plan else []), *look.notes],
+        problems + [line for problem in look.problems for line in str(problem).splitlines()],
+        look,
+    )
+
+
+def _times(profile: Profile, machine: Machine, look: Survey | None) -> list[str]:
+    """An estimate, where there is a GPU and its plan is known."""
+    from charengine.services.estimate import card_called, describe, estimate, measured_card
+
+    if look is None or look.plan is None or not machine.gpu:
+        return []
+    card = card_called(machine.gpu) or measured_card()
+    return [] if card is None else describe(estimate(profile, look, card), card)
 
 
 def _model_file(found: Any) -> ModelFile:

@@ -1,0 +1,85 @@
+"""The doctor's estimate gives back what was measured, and scales as cards do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from charengine.likeness import prompts
+from charengine.models.edit_loras import EditLoras
+from charengine.models.locate import Inventory
+from charengine.models.memory import Part, Placement, Plan
+from charengine.models.survey import Survey
+from charengine.models.vocabularies import Tokenizers
+from charengine.profiles.loading import load_profile
+from charengine.services.estimate import FULL_PROMPTS, QUICK_PROMPTS, card_called, describe, estimate
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "full_pipeline.json"
+WHOLE = Placement(Part("Qwen2.5-VL", 28, 0, 0, 0), 28)
+STREAMED = Placement(Part("transformer", 60, 340_000_000, 0, 0), 25)
+
+
+def survey(lightning: bool = True) -> Survey:
+    loras = EditLoras(lightning=Path("Lightning-8steps.safetensors"), lightning_steps=8) if lightning else EditLoras()
+    plan = Plan(12, WHOLE, STREAMED, tile_vae=False)
+    return Survey(Inventory({}, {}), Tokenizers(None, None), (), (), plan, loras)
+
+
+def seconds(card: str, profile: str = "sdxl-12gb", *settings: str) -> dict[str, float]:
+    found = card_called(card)
+    assert found is not None
+    return {time.stage: time.seconds for time in estimate(load_profile(profile, settings), survey(), found)}
+
+
+def test_on_the_card_it_was_fitted_to_every_stage_is_within_a_quarter_of_what_was_measured() -> None:
+    measured = {name: stage["seconds"] for name, stage in json.loads(RESULTS.read_text())["stages"].items()}
+    guessed = seconds(
+        "NVIDIA H200",
+        "sdxl-12gb",
+        "sweep.prompts=['{subject}']",
+        "sweep.strengths=[1.0]",
+        "sweep.checkpoints=1",
+        "sweep.seeds=50",
+    )
+    expected = {
+        "sheet": measured["sheet 1536x1024, 8 steps, Lightning, no CFG"] + measured["sheet 1536x1024, 40 steps, CFG"],
+        "caption": measured["captions of three views, 120 tokens each"],
+        "train": measured["train 1,200 samples (400 steps of 3 views)"] + measured["encode captions and views"],
+        "sweep": measured["sweep of 100 images, 832x1216, 20 steps, CFG"],
+    }
+    for stage, value in expected.items():
+        assert guessed[stage] == pytest.approx(value, rel=0.25), stage
+
+
+def test_a_slower_card_takes_longer_and_fewer_steps_take_less() -> None:
+    fast, slow = seconds("NVIDIA GeForce RTX 4090"), seconds("NVIDIA GeForce RTX 3060")
+    assert all(slow[stage] > 1.3 * fast[stage] for stage in ("sheet", "train", "sweep"))
+    assert seconds("NVIDIA GeForce RTX 4090", "sdxl-12gb", "train.steps=200")["train"] < fast["train"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", 80),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("Tiny GPU", None),
+    ],
+)
+def test_a_card_is_known_by_the_longest_name_it_contains(name: str, tflops: float | None) -> None:
+    card = card_called(name)
+    assert (card and card.tflops) == tflops
+
+
+def test_the_lines_say_minutes_their_sum_and_how_they_were_come_by() -> None:
+    card = card_called("NVIDIA GeForce RTX 4090")
+    assert card is not None
+    lines = describe(estimate(load_profile("sdxl-12gb"), survey(), card), card)
+    assert [line.split()[0] for line in lines[:6]] == ["sheet", "crop", "caption", "train", "sweep", "report"]
+    assert "in all" in lines[6] and lines[7].startswith("an estimate") and "RTX 4090" in lines[7]
+
+
+def test_the_sweep_counts_the_built_in_prompts_as_they_are() -> None:
+    assert (len(prompts.QUICK), len(prompts.FULL)) == (QUICK_PROMPTS, FULL_PROMPTS)
