@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_samples import comfyui  # noqa: F401 (a fixture)
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
