@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from charengine.errors import BadInput
-from charengine.models.files import Header, read_header
+from charengine.models.files import Header, TensorInfo, read_header
 from charengine.models.quantised import State
 from charengine.models.reading import joined, unpacked
 
@@ -99,7 +99,7 @@ def is_language(header: Header) -> bool:
 
 def renamed_header(path: Path) -> Header:
     """One header for a language model and its vision tower, under Qwen's own names."""
-    tensors = {}
+    tensors: dict[str, TensorInfo] = {}
     for file in files_of_text_encoder(path):
         tensors |= {_renamed(key): tensor for key, tensor in read_header(file).tensors.items()}
     return Header(path, "gguf", tensors)

@@ -46,7 +46,8 @@ def add_adapter(module: nn.Module, adapter: Adapter, source: str, *, switched: b
 
 def switch_adapter(module: nn.Module, on: bool) -> None:
     """Compute with the LoRA that was added to be switched, or without."""
-    for layer in module.modules():
+    layers: list[Any] = list(module.modules())
+    for layer in layers:
         if hasattr(layer, "lora_enabled"):
             layer.lora_enabled = on
 

@@ -17,7 +17,7 @@ from charengine.errors import BadInput
 from charengine.machine.home import Home
 from charengine.machine.locks import gpu_slot
 from charengine.models.loading import noise_from_seeds, release_memory
-from charengine.models.prediction import UNKNOWN_CURE, Prediction, target
+from charengine.models.prediction import UNKNOWN_CURE, Kind, Prediction, target
 
 if TYPE_CHECKING:
     from charengine.models.sdxl import SDXLParts
@@ -78,10 +78,8 @@ def high_noise_losses(unet: Any, alphas_cumprod: torch.Tensor, cells: int = CELL
     )  # what SDXL was trained with for "no prompt"
     noisy = (signal * latents + sigma * noise).to(weight.dtype)
     answer = unet(noisy, steps, embeds, added_cond_kwargs=unprompted, return_dict=False)[0].float()
-    return {
-        kind: float((answer - target(kind, latents, noise, signal, sigma)).square().mean())  # type: ignore[arg-type]
-        for kind in ("epsilon", "v_prediction")
-    }
+    kinds: tuple[Kind, ...] = ("epsilon", "v_prediction")
+    return {kind: float((answer - target(kind, latents, noise, signal, sigma)).square().mean()) for kind in kinds}
 
 
 def kind_by_losses(losses: dict[str, float]) -> str:

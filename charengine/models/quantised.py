@@ -79,7 +79,8 @@ def rotate(weight: torch.Tensor, size: int) -> torch.Tensor:
     if not size:
         return weight
     matrix = hadamard(size).to(weight.device, weight.dtype)
-    return (weight.view(weight.shape[0], -1, size) @ matrix).view(weight.shape)
+    turned: torch.Tensor = weight.view(weight.shape[0], -1, size) @ matrix
+    return turned.view(weight.shape)
 
 
 @lru_cache

@@ -142,16 +142,13 @@ class SDXL:
         self.prediction = prediction or Prediction()
         # what was trained or drawn under another reading of the same weights is other work
         self.fingerprint = fingerprint if self.prediction == Prediction() else f"{fingerprint}|{self._reading()}"
+        # what is drawn depends on the family's prefix, negative prompt and steps too
+        self.sampling_fingerprint = self.fingerprint + ("" if usage == Usage() else f"|{usage.digest()}")
         self.sampler, self.pixels_per_pass, self.base_names = sampler, pixels_per_pass, base_names
         self._loaded = Loaded()
 
     def _reading(self) -> str:
         return f"{self.prediction.kind}{'|ztsnr' if self.prediction.zero_terminal_snr else ''}"
-
-    @property
-    def sampling_fingerprint(self) -> str:
-        """Fingerprint of what is drawn: of the weights, and of prefix, negative prompt and steps where the family has its own."""
-        return self.fingerprint + ("" if self.usage == Usage() else f"|{self.usage.digest()}")
 
     # --- text ---
 

@@ -5,8 +5,10 @@ Headers only; nothing is loaded, nothing written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 
@@ -26,6 +28,7 @@ from charengine.models.qwen_edit import Variant
 from charengine.models.usage import Usage, usage_of
 from charengine.models.vocabularies import Tokenizers, find_tokenizers
 
+R = TypeVar("R")
 ROOMY_GIB = 48.0  # from here on the bf16 transformer is preferred to a packed one
 SPARE_HOST_GIB = 6.0  # host memory left to everything else when weights are kept there
 NO_LORAS, AS_SDXL = EditLoras(), Usage()
@@ -105,7 +108,7 @@ def survey(profile: Profile) -> Survey:
     )
 
 
-def _collect(findings: _Findings, check, *args):  # type: ignore[no-untyped-def]
+def _collect(findings: _Findings, check: Callable[..., R], *args: Any) -> R | None:
     """The check's result; its error among the findings."""
     try:
         return check(*args)
@@ -221,7 +224,7 @@ def roomy_host(placement: Plan) -> bool:
     Raises:
         OutOfBudget: not even that.
     """
-    free = psutil.virtual_memory().available / 2**30
+    free: float = psutil.virtual_memory().available / 2**30
     if placement.least_host_gib > free:
         raise OutOfBudget(
             f"{placement.least_host_gib:.1f} GiB of weights do not fit the GPU and must wait in host memory, of which {free:.1f} "

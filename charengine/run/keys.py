@@ -33,10 +33,18 @@ def stage_key(
         "character": {name: getattr(character, name) for name in stage.character},
         "settings": _settings(settings.model_dump(mode="json"), stage.files) if settings else {},
         "inputs": [content_digest(item, shown=stage.shows_provenance) for item in inputs],
-        "models": {name: getattr(models, name).fingerprint for name in stage.models_for(settings)},
+        "models": {name: _fingerprint(models, name, stage) for name in stage.models_for(settings)},
         "seed": character.seed if stage.seeded else None,
     }
     return f"{stage.name}-{digest(body)[:40]}"
+
+
+def _fingerprint(models: Models, name: str, stage: Stage[Any]) -> str:
+    """Of a model's weights; of the diffusion model that draws, of its prefix, negative prompt and steps too."""
+    if stage.draws and name == "diffusion":
+        return models.diffusion.sampling_fingerprint
+    fingerprint: str = getattr(models, name).fingerprint
+    return fingerprint
 
 
 def content_digest(item: Input, *, shown: bool = False) -> str:

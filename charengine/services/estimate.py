@@ -8,6 +8,7 @@ through its bus. A card that is not listed is measured for a moment.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,16 +78,16 @@ def measured_card() -> Card | None:
     return Card(tflops / SHARE, bandwidth, source="measured: one product, one copy")
 
 
-def _seconds(work: object) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     import torch
 
-    work()  # type: ignore[operator]
+    work()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    work()  # type: ignore[operator]
+    work()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1000
+    return float(start.elapsed_time(end)) / 1000
 
 
 def estimate(profile: Profile, look: Survey, card: Card) -> list[StageTime]:

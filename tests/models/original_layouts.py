@@ -190,12 +190,12 @@ def write(path: Path, tensors: Tensors) -> Path:
     return path
 
 
-def write_gguf(path: Path, state: Tensors, kind: str) -> Tensors:
+def write_gguf(path: Path, state: Tensors, kind: str, architecture: str = "qwen_image") -> Tensors:
     """A GGUF file with every 2-D weight of whole blocks packed as `kind`; returns what they should unpack to."""
     import gguf
 
     quantisation = gguf.GGMLQuantizationType[kind]
-    writer = gguf.GGUFWriter(path, "qwen_image")
+    writer = gguf.GGUFWriter(path, architecture)
     expected: Tensors = {}
     block = gguf.GGML_QUANT_SIZES[quantisation][0]
     for key, value in state.items():

@@ -13,6 +13,7 @@ import pytest
 from charengine.config import Character
 from charengine.profiles.loading import load_profile
 from charengine.run.keys import digest, path_digest, stage_key
+from charengine.stages.sweep.stage import SWEEP
 from charengine.stages.train.stage import TRAIN
 
 GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman", trigger="griqul")
@@ -21,6 +22,18 @@ MODELS: Any = SimpleNamespace(diffusion=SimpleNamespace(fingerprint="sdxl-1"))
 
 def key(*overrides: str, character: Character = GRISHA, models: Any = MODELS, inputs: tuple[Path, ...] = ()) -> str:
     return stage_key(TRAIN, character, load_profile("embedded", list(overrides)), models, inputs)
+
+
+def test_how_a_base_is_prompted_counts_for_what_is_drawn_with_it_and_not_for_what_is_trained_on_it() -> None:
+    def models(usage: str) -> Any:
+        base = SimpleNamespace(fingerprint="sdxl-1", sampling_fingerprint=f"sdxl-1|{usage}")
+        return SimpleNamespace(diffusion=base, embedder=SimpleNamespace(fingerprint="clip-1"))
+
+    def sweep_key(usage: str) -> str:
+        return stage_key(SWEEP, GRISHA, load_profile("embedded"), models(usage), ())
+
+    assert sweep_key("score_9") != sweep_key("masterpiece")
+    assert key(models=models("score_9")) == key(models=models("masterpiece"))
 
 
 def test_a_default_spelt_out_is_the_same_setting() -> None:

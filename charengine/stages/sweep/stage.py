@@ -33,5 +33,6 @@ SWEEP = Stage(
     models=("diffusion", "embedder"),
     seeded=True,
     gpu=True,
+    draws=True,
     long=True,
 )
