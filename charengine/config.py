@@ -247,7 +247,9 @@ class TrainSettings(Settings):
     optimizer: Literal["adafactor", "adamw", "adamw8bit", "prodigy", "prodigy-schedulefree"] = Field(
         default="adafactor", description="how weights follow the loss; all but the first two need a package of [gpu]"
     )
-    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="size of a step; 1e-3, and 1.0 for the prodigies")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, le=10, description="size of a step; 1e-3, and 1.0 for the prodigies"
+    )
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="how the learning rate falls after the warm-up"
     )

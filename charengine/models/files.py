@@ -14,6 +14,7 @@ import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -87,6 +88,13 @@ def read_header(path: Path) -> Header:
     refuse_unsafe(path)
     if not path.is_file():
         raise BadInput(f"model file {path} does not exist or is not a file")
+    stat = path.stat()
+    return _read_header(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _read_header(path: Path, _size: int, _time: int) -> Header:
+    """Once for each state of a file: a search looks at the same ones for several needs, and GGUF's take seconds."""
     with path.open("rb") as stream:
         start = stream.read(8)
         if start[:4] == GGUF_MAGIC or path.suffix.lower() == ".gguf":

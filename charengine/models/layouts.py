@@ -193,9 +193,19 @@ def sdxl_vae(path: Path, config: dict[str, Any], read: Reader = read_plain) -> S
         if key.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
     }
     if any(".down_blocks." in key for key in raw):
-        return dict(raw)
+        return {_attention_as_now(key): value for key, value in raw.items()}
     state: State = convert_ldm_vae_checkpoint(raw, config)
     return state
+
+
+OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+def _attention_as_now(key: str) -> str:
+    """A key of a VAE saved before diffusers renamed its attention."""
+    for old, now in OLD_ATTENTION.items():
+        key = key.replace(old, now) if ".attentions." in key else key
+    return key
 
 
 def sdxl_first_encoder(path: Path, read: Reader = read_plain) -> State:

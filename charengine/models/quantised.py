@@ -90,7 +90,8 @@ def hadamard(size: int) -> torch.Tensor:
     matrix = four
     while matrix.shape[0] < size:
         matrix = torch.kron(matrix, four)
-    return matrix / size**0.5
+    scaled: torch.Tensor = matrix / size**0.5
+    return scaled
 
 
 def _gguf_function(packing: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -236,4 +236,4 @@ def roomy_host(placement: Plan) -> bool:
 def edit_variant(found: Found) -> Variant:
     """Which pipeline a transformer belongs to; its keys do not tell, so a single file's name must."""
     text = name_of(found).lower()
-    return "edit_plus" if any(word in text for word in ("plus", "2509", "2511")) else "edit"
+    return "edit_plus" if any(word in text for word in ("plus", "2509", "2511", "rapid")) else "edit"
