@@ -89,7 +89,10 @@ def cell(step: int) -> CellMetrics:
 GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman", trigger="griqul", seed=42)
 PROFILE = Profile(name="sample")
 MODELS: Any = SimpleNamespace(
-    **{name: SimpleNamespace(fingerprint=f"{name}-1") for name in ("editor", "captioner", "diffusion", "embedder")}
+    **{
+        name: SimpleNamespace(fingerprint=f"{name}-1", sampling_fingerprint=f"{name}-1")
+        for name in ("editor", "captioner", "diffusion", "embedder")
+    }
 )
 SHEET_RECORD = SheetRecord(image=ref("a"), width=300, height=192, prompt="three views", source="drawn", seed=42)
 VIEWS_RECORD = ViewsRecord(
@@ -235,7 +238,8 @@ def test_a_field_of_the_character_makes_the_stages_again_that_read_it(field: str
 
 @pytest.mark.parametrize("model", USED_BY)
 def test_another_model_makes_the_stages_again_that_use_it(model: str) -> None:
-    other = SimpleNamespace(**{**vars(MODELS), model: SimpleNamespace(fingerprint="another")})
+    another = SimpleNamespace(fingerprint="another", sampling_fingerprint="another")
+    other = SimpleNamespace(**{**vars(MODELS), model: another})
     assert made_again(models=other) == USED_BY[model]
 
 
