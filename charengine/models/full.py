@@ -132,9 +132,7 @@ def _sdxl(profile: Profile, found: Survey, device: torch.device, dtype: torch.dt
     if found.prediction is None and profile.models.zero_terminal_snr is not None:
         prediction = Prediction(prediction.kind, profile.models.zero_terminal_snr, prediction.source)
     names = base_metadata(checkpoint, _memory())
-    return SDXL(
-        parts, device, dtype, NATIVE_AREA, weights, prediction=prediction, usage=found.usage, base_names=names
-    )
+    return SDXL(parts, device, dtype, NATIVE_AREA, weights, prediction=prediction, usage=found.usage, base_names=names)
 
 
 def _embedder(stock: Inventory, device: torch.device, dtype: torch.dtype) -> Embedder:
