@@ -238,6 +238,8 @@ def _default_of(parameter: Any) -> str:
 
 def _code(value: Any) -> str:
     """A value as YAML takes it, which is how `--set` reads it."""
+    if value is None:
+        return "empty"
     if isinstance(value, tuple):
         text = json.dumps(list(value))
     elif isinstance(value, str):
