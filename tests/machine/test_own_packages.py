@@ -96,7 +96,7 @@ def test_the_commands_run_where_a_user_has_such_files(
     photo().save(folder / "photo.png")
     done = charengine("run", "an orc", "--sheet", "photo.png", PREFECT_API_URL=prefect_api)
     assert done.returncode == 2, done.stderr  # it reached our stages: they say what is wrong with a photo
-    assert "of the user" not in done.stderr and "box" in done.stderr
+    assert "store/rejected" in done.stderr and "Error" not in done.stderr
 
 
 def test_our_servers_are_found_where_a_user_has_such_files(folder: Path) -> None:
