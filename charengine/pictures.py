@@ -132,7 +132,8 @@ def picture_problems(path: Path, label: str, decode: bool = True) -> list[str]:
     try:
         _decoded(path, label, 1, decode)
     except BadInput as error:
-        return [str(error)]
+        told = str(error)
+        return [told if told.startswith(label) else f"{label} {told}"]
     return []
 
 

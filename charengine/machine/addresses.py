@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
+from charengine.machine.environment import keep_loopback_direct
 from charengine.machine.home import Home
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
@@ -49,7 +51,7 @@ def use_services(home: Home) -> Services | None:
 def running_services(home: Home) -> Services | None:
     """The servers of `charengine up`, if they answer."""
     try:
-        data = json.loads(home.services_file.read_text())
+        data = json.loads(home.services_file.read_text(encoding="utf-8"))
         services = Services(prefect_api=data["prefect_api"], mlflow=data["mlflow"], pid=int(data["pid"]))
     except (OSError, ValueError, KeyError):
         return None
@@ -58,8 +60,22 @@ def running_services(home: Home) -> Services | None:
 
 def answers(url: str, seconds: float = 3.0) -> bool:
     """Whether a health address says 200."""
+    keep_loopback_direct()
     try:
         with urllib.request.urlopen(url, timeout=seconds) as response:
             return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
+
+
+def silence_of(url: str, seconds: float = 10.0) -> str:
+    """Why a server says nothing at an address; empty when it says anything, a refusal included."""
+    keep_loopback_direct()
+    try:
+        with urllib.request.urlopen(url, timeout=seconds):
+            return ""
+    except urllib.error.HTTPError as error:
+        error.close()
+        return ""
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(getattr(error, "reason", error) or type(error).__name__)

@@ -17,6 +17,9 @@ CLIENT_AUTH = "PREFECT_API_AUTH_STRING"
 SITE = ("site-packages", "dist-packages")  # where installed packages lie
 CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
+NO_PROXY = ("no_proxy", "NO_PROXY")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 DEFAULTS = {
     # torch's threads may not spin without end at a barrier: ten times slower when cores are shared
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -59,10 +62,23 @@ DEFAULTS = {
 
 def apply_defaults(home: Home) -> None:
     """Set every default that the user has not set. Call before Prefect or MLflow are imported."""
+    keep_loopback_direct()
     for name, value in {**DEFAULTS, "PREFECT_HOME": str(home.prefect)}.items():
         os.environ.setdefault(name, value)
     if password := os.environ.get(SERVER_AUTH):  # of a server that we start: our own programs know it too
         os.environ.setdefault(CLIENT_AUTH, password)
+
+
+def keep_loopback_direct() -> None:
+    """Name this machine in NO_PROXY, beside what the user names there: a proxy elsewhere cannot reach our servers.
+
+    Both spellings are set, since urllib, httpx (Prefect) and requests (MLflow) prefer the small one and others know one only.
+    """
+    named = [part.strip() for name in NO_PROXY for part in os.environ.get(name, "").split(",") if part.strip()]
+    together = ",".join(dict.fromkeys((*named, *LOOPBACK)))
+    for name in NO_PROXY:
+        if os.environ.get(name) != together:
+            os.environ[name] = together
 
 
 def lost_defaults() -> list[str]:

@@ -7,20 +7,40 @@ import os
 import time
 from collections.abc import Callable
 
-from charengine.errors import StageFailed
-from charengine.machine.addresses import answers, use_services
+from charengine.errors import MissingDependency, StageFailed
+from charengine.machine.addresses import answers, silence_of, use_services
 from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import Home
 from charengine.machine.processes import HOST, any_free_port, end, spawn
 
+API = "PREFECT_API_URL"
+PAUSES = (0.0, 1.0, 2.0)  # seconds before each question
 START_SECONDS = 120.0  # the first start makes the database
 
 
 def reach_prefect(home: Home) -> Callable[[], None]:
-    """Use the servers of `charengine up`, or those the user named, or start one; call the result to wait for it."""
+    """Use the server that the user named, or that of `charengine up`, or start one; call the result to wait for it.
+
+    Raises:
+        MissingDependency: the server that the user named does not answer.
+    """
     apply_defaults(home.create())
+    if named := os.environ.get(API):
+        _must_answer(named)
     use_services(home)
-    return (lambda: None) if os.environ.get("PREFECT_API_URL") else start_prefect(home)
+    return (lambda: None) if os.environ.get(API) else start_prefect(home)
+
+
+def _must_answer(api: str) -> None:
+    """One that is busy may be late, and is asked again."""
+    why = ""
+    for pause in PAUSES:
+        time.sleep(pause)
+        if not (why := silence_of(f"{api.rstrip('/')}/health")):
+            return
+    raise MissingDependency(
+        f"{API}={api} does not answer ({why}): start the Prefect server that it names, or unset the variable to have one started"
+    )
 
 
 def start_prefect(home: Home) -> Callable[[], None]:
@@ -30,7 +50,7 @@ def start_prefect(home: Home) -> Callable[[], None]:
     Prefect is imported: it reads the address then, and this server must end after everything of Prefect has.
     """
     api = f"http://{HOST}:{any_free_port()}/api"
-    os.environ["PREFECT_API_URL"] = api
+    os.environ[API] = api
     log_file = home.logs / "prefect-server.log"
     with log_file.open("wb") as output:
         port = api.rsplit(":", 1)[1].removesuffix("/api")
