@@ -21,6 +21,7 @@ from charengine.embedded.lexicon import (
     VIEW_PHRASES,
     VOCABULARY,
 )
+from charengine.embedded.nearest import in_known_words
 from charengine.embedded.reading import parse_prompt, unknown_words
 from charengine.embedded.tags import SIDES, canonical_dict, canonical_tags, item_tag, join, parse_tags, tags_from_dict
 from charengine.embedded.traits import COLOURED_HEADGEAR, Traits, visible
@@ -34,6 +35,7 @@ __all__ = [
     "canonical_dict",
     "canonical_tags",
     "describe",
+    "in_known_words",
     "parse_prompt",
     "parse_tags",
     "sheet_prompt",

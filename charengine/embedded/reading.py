@@ -17,6 +17,7 @@ from charengine.embedded.lexicon import (
     VIEW_PHRASES,
     VOCABULARY,
 )
+from charengine.embedded.nearest import in_known_words
 from charengine.embedded.tags import SIDES
 from charengine.embedded.traits import TRAITS
 
@@ -53,7 +54,9 @@ _PATTERN_SUFFIX = re.compile(r"\bwith ((?:polka )?(?:stripes|dots|spots|checks|s
 
 def parse_prompt(prompt: str) -> dict[str, str]:
     """Traits, view, pose and background named in free text, by phrase matching; what is not named is absent."""
-    text = " ".join(re.findall(r"[a-z0-9]+|[,.;:]", prompt.lower().replace("-", " ").replace("'s", "")))
+    text = " ".join(
+        re.findall(r"[a-z0-9]+|[,.;:]", in_known_words(prompt).text.lower().replace("-", " ").replace("'s", ""))
+    )
     found: dict[str, str] = {}
     text = _PATTERN_SUFFIX.sub(r"\1", _take_phrases(text, found))
     for clause in _CLAUSE_END.split(text):
@@ -67,8 +70,8 @@ def parse_prompt(prompt: str) -> dict[str, str]:
 
 
 def unknown_words(prompt: str) -> tuple[str, ...]:
-    """Words the embedded family never saw, in order, each once; stop words and punctuation do not count."""
-    words = dict.fromkeys(_WORD.findall(prompt.lower().replace("'s", "")))
+    """Words the embedded family never saw and has nothing near, in order, each once; stop words and punctuation do not count."""
+    words = dict.fromkeys(_WORD.findall(in_known_words(prompt).text.lower().replace("'s", "")))
     return tuple(word for word in words if word not in VOCABULARY and word not in _STOP_WORDS)
 
 

@@ -70,9 +70,11 @@ def draw_sheet(
     """
     warnings = []
     description = character.prompt
-    if settings.rewrite:
-        plain = reads_plain_words(editor)
-        description, said = _completed(character) if plain else _rewritten(description, captioner)
+    if reads_plain_words(editor):
+        description, said = _in_known_words(character, complete_it=settings.rewrite)
+        warnings += said
+    elif settings.rewrite:
+        description, said = _rewritten(description, captioner)
         warnings += said
     class_noun = character.class_noun
     unknown = editor.unknown_words(f"{character.prompt}, {class_noun}")
@@ -191,15 +193,25 @@ def _rank(candidate: _Candidate) -> tuple[bool, float]:
     return candidate.verdict.accepted, candidate.verdict.score
 
 
-def _completed(character: Character) -> tuple[str, list[str]]:
-    """The embedded family's prompt with what it leaves out made up, and a note of what that is."""
-    from charengine.embedded.completion import complete
+def _in_known_words(character: Character, complete_it: bool) -> tuple[str, list[str]]:
+    """The embedded family's prompt in words that it knows, and notes of what became of others.
 
+    What is left out is made up when that is asked for, or when there is nothing but a kind of being: the family is too small to
+    choose everything itself.
+    """
+    from charengine.embedded.completion import complete
+    from charengine.embedded.grammar import in_known_words, parse_prompt
+
+    known = in_known_words(character.prompt)
+    notes = [f"drawn as the nearest the model knows: {', '.join(known.changed)}"] if known.changed else []
+    if not complete_it and parse_prompt(known.text).keys() - {"species", "view", "pose", "background"}:
+        return known.text, notes
     found = complete(character.prompt, character.seed)
     if not found.made_up:
-        return found.text, []
+        return known.text, notes
     made_up = ", ".join(found.made_up)
-    return found.text, [f"the prompt does not say it, so it was made up: {made_up} (say it, or change the seed)"]
+    said = f"the prompt does not say it, so it was made up: {made_up} (say it, or change the seed)"
+    return found.text, [said, *notes]
 
 
 def _rewritten(description: str, captioner: Captioner | None) -> tuple[str, list[str]]:

@@ -83,4 +83,5 @@ def _plain_prompt(description: str, class_noun: str) -> str:
     text = without_scene(description.lower().strip(" ."), scenes)
     traits = grammar.parse_prompt(text)
     items = {side: traits[f"{side}_item"] for side in SIDES if f"{side}_item" in traits}
-    return grammar.sheet_prompt(text, traits.get("species", class_noun), items)
+    known = class_noun if set(class_noun.lower().split()) <= grammar.VOCABULARY else "character"
+    return grammar.sheet_prompt(text, traits.get("species", known), items)

@@ -1,0 +1,72 @@
+"""Everyday words find their nearest in the embedded family's vocabulary; what a prompt says is not there is not drawn."""
+
+from __future__ import annotations
+
+import pytest
+
+from charengine.embedded.completion import complete
+from charengine.embedded.grammar import VOCABULARY, in_known_words, parse_prompt, unknown_words
+from charengine.embedded.nearest import _NEAREST
+
+
+@pytest.mark.parametrize(
+    ("prompt", "traits"),
+    [
+        ("a woman in a yellow raincoat", {"top": "coat", "top_colour": "yellow"}),
+        ("a man in a black cloak", {"top": "robe", "top_colour": "black"}),
+        ("a man in a grey suit", {"top": "coat", "top_colour": "grey"}),
+        ("a robot in gold armour", {"top": "armour", "top_colour": "yellow"}),
+        ("a woman with gold hair", {"hair_colour": "blonde"}),
+        ("an orc with red gloves", {"top": "shirt", "top_colour": "red"}),
+        ("an orc in a blue coat with red gloves", {"top": "coat", "top_colour": "blue"}),
+        ("an elf in white T-shirts and teal leggings", {"top_colour": "white", "bottom": "trousers", "bottom_colour": "blue"}),
+        ("a man with a black top hat and brown sandals", {"headgear": "hat", "headgear_colour": "black", "footwear": "shoes"}),
+        ("a samurai with a katana in his left hand", {"species": "man", "left_item": "sword"}),
+        ("a female astronaut in a white space suit", {"species": "woman", "top": "armour", "top_colour": "white"}),
+        ("Astronaut", {"species": "man"}),
+    ],
+)  # fmt: skip
+def test_an_everyday_word_is_read_as_its_nearest_with_its_colour(prompt: str, traits: dict[str, str]) -> None:
+    found = parse_prompt(prompt)
+    assert {name: found.get(name) for name in traits} == traits
+    assert unknown_words(prompt) == () and in_known_words(prompt).changed
+
+
+@pytest.mark.parametrize(
+    ("prompt", "traits"),
+    [
+        ("an orc in a red coat, no shoes", {"top": "coat", "footwear": "barefoot"}),
+        ("an orc without shoes or a hat", {"footwear": "barefoot", "headgear": None}),
+        ("an orc without a hat", {"headgear": None}),
+        ("a woman with no hair, wearing blue boots", {"hair_style": "bald", "footwear": "boots"}),
+        ("a woman who isn't wearing a red hat, in a green robe", {"headgear": None, "headgear_colour": None, "top": "robe"}),
+        ("a man with a shield in his left hand, without a sword in his right hand", {"left_item": "shield", "right_item": None}),
+        ("a man, no cape and no sandals", {"top": None, "footwear": "barefoot"}),
+        ("a robot without any tattoos", {"tattoo": None}),
+        ("a girl in a dress with no polka dots", {"top": "dress", "pattern": None}),
+        ("a no-nonsense woman with a hat", {"species": "woman", "headgear": "hat"}),
+        ("a man without a hat and with black boots", {"headgear": None, "footwear": "boots", "footwear_colour": "black"}),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_not_drawn(prompt: str, traits: dict[str, str | None]) -> None:
+    found = parse_prompt(prompt)
+    assert {name: found.get(name) for name in traits} == traits
+    for seed in range(5):  # nor when the rest is made up
+        made = parse_prompt(complete(prompt, seed).text)
+        assert {name: made.get(name) for name in traits if name not in ("top", "headgear_colour")} == {
+            name: value for name, value in traits.items() if name not in ("top", "headgear_colour")
+        }
+
+
+def test_known_words_stay_as_they_are() -> None:
+    prompt = "A King with a gold crown, in golden armour, holding a lantern"
+    assert in_known_words(prompt).text == prompt and in_known_words(prompt).changed == ()
+    text = in_known_words("a woman in a raincoat, no shoes").text
+    assert in_known_words(text).text == text
+
+
+def test_nothing_the_family_was_taught_is_replaced() -> None:
+    own = {word for word in _NEAREST if set(word.split()) <= VOCABULARY}
+    assert own <= {"gold", "person"}  # known in "gold crown" and "cat person" alone
+    assert in_known_words("a cat person with a gold crown").changed == ()
+    assert all(set(known.split()) <= VOCABULARY for known in _NEAREST.values())
