@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -42,6 +43,7 @@ HEAVY = (
     "pytest",
     "diffusers.models.unets.unet_2d_condition",
 )
+PLUGINS = ("-p", "pytest_timeout") if importlib.util.find_spec("pytest_timeout") else ()  # what pyproject.toml sets up
 PATIENCE = 300  # seconds for one mutant's tests; one that hangs is noticed too
 FAILED, ELSEWHERE = 1, 70  # exit statuses: pytest's when tests failed; ours when the code under test was not the copy's
 
@@ -113,12 +115,14 @@ def try_all(mutants: Sequence[Mutant], root: Path, jobs: int = 1, preload: Seque
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
-        trees = [_copied(root, Path(place) / str(number)) for number in range(jobs)]
+        first = _copied(root, Path(place) / "0")
         tests = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
-        whole = _Trial(trees[0], tests, patience=PATIENCE * 10)
+        whole = _Trial(first, tests, mutated=False, patience=PATIENCE * 10)
         if whole.wait() != 0:
             return [Outcome("(no mutant)", "", "fails", whole.seconds, whole.told())]
-        return _in_turn(mutants, trees)
+        # with the bytecode of the first, which spares every trial the compiling
+        others = [Path(shutil.copytree(first, Path(place) / str(n), symlinks=True)) for n in range(1, jobs)]
+        return _in_turn(mutants, [first, *others])
 
 
 def _in_turn(mutants: Sequence[Mutant], trees: list[Path]) -> list[Outcome]:
@@ -149,6 +153,7 @@ class _Trial:
 
     tree: Path
     tests: Sequence[str]
+    mutated: bool = True
     patience: float = PATIENCE
     seconds: float = 0.0
     status: int | None = None
@@ -160,7 +165,7 @@ class _Trial:
         sys.stderr.flush()
         self.child = os.fork()
         if self.child == 0:
-            _run_pytest(self.tree, self.tests, self.output)
+            _run_pytest(self.tree, self.tests, self.output, self.mutated)
 
     def poll(self) -> int | None:
         """pytest's exit status once it has ended; tests that hang have failed."""
@@ -186,7 +191,7 @@ class _Trial:
         return "\n".join(self.output.read_text(errors="replace").splitlines()[-15:])
 
 
-def _run_pytest(tree: Path, tests: Sequence[str], output: Path) -> None:
+def _run_pytest(tree: Path, tests: Sequence[str], output: Path, mutated: bool) -> None:
     """The child's whole life."""
     status = ELSEWHERE
     try:
@@ -195,8 +200,11 @@ def _run_pytest(tree: Path, tests: Sequence[str], output: Path) -> None:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         os.chdir(tree)
-        os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        sys.dont_write_bytecode = True
+        # other packages' pytest plugins take longer to load than most tests take
+        os.environ |= {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        if mutated:  # a mutant's bytecode must not outlive it
+            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+            sys.dont_write_bytecode = True
         sys.path[:] = [
             str(tree),
             *(entry for entry in sys.path if entry and not Path(entry).is_relative_to(ROOT / "tests")),
@@ -204,7 +212,7 @@ def _run_pytest(tree: Path, tests: Sequence[str], output: Path) -> None:
         import pytest
 
         early = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that the heavy libraries imported already
-        status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", early, *tests]))
+        status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *PLUGINS, "-W", early, *tests]))
         loaded = sys.modules.get("charengine")
         if loaded is not None and not Path(str(loaded.__file__)).is_relative_to(tree):
             print(f"tested {loaded.__file__} instead of the copy in {tree}")
