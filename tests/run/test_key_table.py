@@ -81,7 +81,9 @@ def cell(step: int) -> CellMetrics:
         copying=0.1,
         score=0.5,
         images=6,
-        detail={"gain": 0.5},
+        gain=0.5,
+        kept=0.9,
+        diversity_kept=0.8,
         mlflow_run_id="cell",
     )
 
