@@ -41,7 +41,7 @@ def run_demo(folder: Path) -> float:
     environment = {**os.environ, "CHARENGINE_HOME": str(folder / "home")}
     started = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "charengine.cli.main", "demo", "--out", str(folder / "run")], check=True, env=environment
+        [sys.executable, "-m", "charengine.cli", "demo", "--out", str(folder / "run")], check=True, env=environment
     )
     return time.perf_counter() - started
 

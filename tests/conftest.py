@@ -152,7 +152,7 @@ def charengine(home: Home) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "charengine.cli.main", *(str(argument) for argument in arguments)],
+            [sys.executable, "-m", "charengine.cli", *(str(argument) for argument in arguments)],
             capture_output=True,
             text=True,
             timeout=300,

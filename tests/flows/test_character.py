@@ -259,7 +259,7 @@ def start(home: Home, api: str, settings: tuple[str, ...], sheet: Path, out: Pat
         [
             sys.executable,
             "-m",
-            "charengine.cli.main",
+            "charengine.cli",
             "run",
             PROMPT,
             "--name",

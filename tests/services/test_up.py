@@ -69,7 +69,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, su
         [
             sys.executable,
             "-m",
-            "charengine.cli.main",
+            "charengine.cli",
             "up",
             "--prefect-port",
             str(free_port()),
@@ -152,7 +152,7 @@ def test_a_foreign_page_and_a_foreign_name_are_refused_by_both_servers(
 def test_a_second_up_in_the_same_home_is_refused(running: tuple[Home, subprocess.Popen[str]]) -> None:
     home, _ = running
     done = subprocess.run(
-        [sys.executable, "-m", "charengine.cli.main", "up"],
+        [sys.executable, "-m", "charengine.cli", "up"],
         env=child_environment(home),
         capture_output=True,
         text=True,
