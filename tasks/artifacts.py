@@ -110,6 +110,7 @@ def summary(run: RunRecord) -> str:
         f"Trigger **{run.trigger}** ({run.class_noun}). Use step **{pick.checkpoint_step}** at strength **{pick.strength:g}**.",
         "",
         *(f"- {reason}" for reason in pick.reasons),
+        *([f"- **{run.sweep.verdict.line}**"] if run.sweep.verdict else []),
         "",
         "| | identity | adherence | diversity | copying |",
         "| --- | --- | --- | --- | --- |",

@@ -197,6 +197,8 @@ def sweep(
         say(str(path))
     pick = record.pick
     say(f"pick: step {pick.checkpoint_step} at strength {pick.strength:g}: {'; '.join(pick.reasons)}")
+    if record.verdict:
+        say(record.verdict.line)
     _warn(record.warnings)
 
 

@@ -15,7 +15,7 @@ from charengine.stages.sweep.surface import Observations, Surface, places, smoot
 
 COPY_LIMIT = 0.9  # correlation of scene images with a training view: above it the picture is the training view
 ROUNDS = 1000  # surfaces drawn from what is known
-SHOWN = 0.95  # how sure it must be that a cell misses a floor: noise alone disqualifies nothing
+SHOWN = 1.645  # standard errors by which a cell must miss a floor (95 %): noise alone disqualifies nothing
 LEVEL = 0.15  # how far, as a share, a few pictures of strength 0 may be from what it draws on average
 BASE = 0  # index of strength 0 in every grid
 
@@ -90,18 +90,18 @@ def estimate(
     # strength 0 draws somebody else with every seed: its pictures set the scale, but pair with nothing
     gain = smooth(_observations(adapted, lambda cell: (cell.identity - zero) / span), where, 0.0)
     # what a few pictures of strength 0 say of its level is noise too: the other cells tell where it was
-    kept = smooth(
-        _observations(adapted, lambda cell: cell.margin / margin), where, 1.0, _doubt(base.margin) / margin
-    ).relative()
+    doubt = _doubt(base.margin) / margin
+    kept = smooth(_observations(adapted, lambda cell: cell.margin / margin), where, 1.0, doubt).relative()
     variety = _measured(_observations(adapted, lambda cell: cell.diversity[:, None] / spread), where, 1.0, LEVEL)
     variety = variety and variety.relative()
     copying = _measured(
         _observations(adapted, lambda cell: cell.copying), where, metrics.mean(base.copying, missing=0.0)
     )
     rounds = [_draws(axis, len(grid), generator) for axis in (gain, kept, variety, copying)]
-    kept_most = _most(rounds[1])
-    variety_most = _most(rounds[2]) if variety else None
-    copying_least = -_most(-rounds[3]) if copying else None
+    # against a floor, strength 0's level counts as unsure as its own pictures leave it
+    kept_most = _most(kept, doubt)
+    variety_most = _most(variety, LEVEL) if variety else None
+    copying_least = 2 * copying.mean - _most(copying, 0.0) if copying else None
     passing = kept_most >= settings.adherence_floor
     if variety_most is not None:
         passing &= variety_most >= settings.diversity_floor
@@ -155,8 +155,10 @@ def _doubt(margin: torch.Tensor) -> float:
     return float((margin.var(dim=1).mean() / margin.numel()).sqrt())
 
 
-def _most(rounds: torch.Tensor) -> torch.Tensor:
-    return rounds.quantile(SHOWN, dim=0)
+def _most(axis: Surface, doubt: float) -> torch.Tensor:
+    """(cells,) what an axis may be at best, in all but one of twenty cases."""
+    most: torch.Tensor = axis.mean + SHOWN * (axis.covariance.diagonal() + doubt**2).clamp_min(0).sqrt()
+    return most
 
 
 def _measured(seen: Observations, where: torch.Tensor, origin: float, unsure: float = 0.0) -> Surface | None:
