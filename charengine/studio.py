@@ -27,7 +27,7 @@ import yaml
 from charengine.config import Profile, Settings
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.addresses import use_services
-from charengine.machine.environment import apply_defaults, lost_defaults, quieten_console
+from charengine.machine.environment import apply_defaults, lost_defaults, quieten_console, quieten_libraries
 from charengine.machine.home import Home, find_home
 from charengine.machine.own_packages import own_packages
 from charengine.profiles.loading import load_profile
@@ -79,6 +79,7 @@ class Studio:
         self._home = find_home()
         lost = lost_defaults()
         apply_defaults(self._home)
+        quieten_libraries()
         if lost:
             log.warning(
                 "imported before the studio was made, so the engine's defaults come too late for %s. "

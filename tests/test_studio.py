@@ -81,6 +81,14 @@ def test_a_studio_made_after_torch_was_imported_says_once_what_is_lost(
     assert "torch: training is slower" in said and "Make the studio first" in said
 
 
+def test_libraries_speak_as_loudly_as_the_user_said_and_else_of_errors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet, loud = logging.getLogger("bitsandbytes"), logging.getLogger("httpx")
+    monkeypatch.setattr(quiet, "level", logging.NOTSET)
+    monkeypatch.setattr(loud, "level", logging.DEBUG)
+    ce.Studio()
+    assert (quiet.level, loud.level) == (logging.ERROR, logging.DEBUG)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from charengine.machine.environment import quieten_console
+from charengine.machine.environment import quieten_console, quieten_libraries
 
 if TYPE_CHECKING:
     from charengine.stage import Progress
@@ -23,8 +23,7 @@ def listen(quiet: bool = False) -> None:
     engine = logging.getLogger("charengine")
     engine.handlers = [handler]
     engine.setLevel(logging.WARNING if quiet else logging.INFO)
-    for name in ("mlflow", "alembic", "httpx", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quieten_libraries()
 
 
 @contextmanager

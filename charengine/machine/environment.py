@@ -5,6 +5,7 @@ Home folder: `$CHARENGINE_HOME`, else `~/.charengine`. A variable that the user 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -105,6 +106,13 @@ def quieten_console() -> None:
     if CONSOLE_LEVEL not in os.environ:
         os.environ[CONSOLE_LEVEL] = "CRITICAL"
         _of_this_process.add(CONSOLE_LEVEL)
+
+
+def quieten_libraries() -> None:
+    """Keep what libraries say about themselves off the terminal and out of notebooks, unless the user has set a level."""
+    for name in ("mlflow", "alembic", "httpx", "bitsandbytes"):
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def for_children() -> dict[str, str]:
