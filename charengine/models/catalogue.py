@@ -98,13 +98,15 @@ DINO = Need(
 )
 LIGHTNING = Need(
     "lightning",
-    "Lightning LoRA (sheets in 8 steps; without it drafts use the same steps undistilled)",
+    "Lightning LoRA (sheets in 4 or 8 steps; without it drafts use the same steps undistilled)",
     ("adapter",),
     ("qwen", "lightning"),
     (),
     "0.85 GB",
     "Apache-2.0",
-    "an Edit-Lightning 8-step file from https://huggingface.co/lightx2v/Qwen-Image-Lightning into ComfyUI/models/loras",
+    "the 4- or 8-step file of your edit model's version into ComfyUI/models/loras: for 2511 from "
+    "https://huggingface.co/lightx2v/Qwen-Image-Edit-2511-Lightning, for 2509 and the first from "
+    "https://huggingface.co/lightx2v/Qwen-Image-Lightning",
     required=False,
 )
 NEEDS = (EDIT, VL, VAE, LIGHTNING, SDXL, CLIP, DINO)

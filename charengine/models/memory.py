@@ -142,7 +142,7 @@ def measure(header: Header, name: str, *, workspace: int, fp8: bool) -> Part:
     blocks: dict[str, int] = {}
     rest = 0
     for key, tensor in header.tensors.items():
-        matrix = len(tensor.shape) == 2
+        matrix = len(tensor.shape) == 2 and tensor.shape[1] > 1  # a column is the scale of a packed weight's rows
         packed = tensor.dtype not in ("F32", "F16", "BF16")
         inside = BLOCK.search(key)
         number = None if inside is None or "visual" in key else inside.group(2)

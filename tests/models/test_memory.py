@@ -186,3 +186,14 @@ def test_rivals_are_put_aside_before_the_other_is_loaded_and_unloading_drops_the
         "load text_encoder", "load vae", "release text_encoder", "load transformer", "release transformer", "load text_encoder",
         "release text_encoder", "drop text_encoder", "drop transformer",
     ]  # fmt: skip
+
+
+def test_the_scales_of_packed_rows_do_not_make_a_packed_file_one_that_is_to_be_rounded() -> None:
+    name = "transformer_blocks.0.attn.to_q"
+    tensors = {
+        f"{name}.weight": TensorInfo("I8", (64, 32), 64 * 32),
+        f"{name}.weight_scale": TensorInfo("F32", (64, 1), 256),
+    }
+    packed = Header(Path("x"), "safetensors", tensors)
+    sizes = {fp8: measure(packed, "x", workspace=0, fp8=fp8).block for fp8 in (False, True)}
+    assert sizes[False] == sizes[True]
