@@ -197,8 +197,8 @@ def test_the_sample_runs_keys_are_these() -> None:
         "expand": "expand-5115a01b81c4cce00415d8b574f11c435735dc85",
         "caption": "caption-f0797ae3e408d12aa7197e565467d2e835b2bca4",
         "train": "train-70d4bafb6bff89dd1a89f2d0d3e7eb5b025abb3f",
-        "sweep": "sweep-f8464c7c921341cfb52e97453c9b3390580e22f0",
-        "report": "report-1211c2e9214521379d4bc33a17607001cef1fda1",
+        "sweep": "sweep-49dfdbdc79164282aedbc4e84c7ec8d4c5d30937",
+        "report": "report-338929ba86bd17940a71242257a5b3bcb2d5fbd3",
     }
 
 
@@ -243,6 +243,11 @@ def test_another_model_makes_the_stages_again_that_use_it(model: str) -> None:
     another = SimpleNamespace(fingerprint="another", sampling_fingerprint="another")
     other = SimpleNamespace(**{**vars(MODELS), model: another})
     assert made_again(models=other) == USED_BY[model]
+
+
+def test_another_way_to_prompt_and_sample_the_same_weights_is_swept_again_and_trains_nothing() -> None:
+    other = SimpleNamespace(fingerprint="diffusion-1", sampling_fingerprint="another")
+    assert made_again(models=SimpleNamespace(**{**vars(MODELS), "diffusion": other})) == {"sweep"}
 
 
 @pytest.mark.parametrize("setting", ["ask_model", "rewrite"])
@@ -353,6 +358,8 @@ OTHER_VALUES: dict[str, Any] = {
     "train.cuda_graph": "off",
     "train.deterministic": True,
     "train.compile": True,
+    "sweep.design": "grid",
+    "sweep.pictures": 57,
     "sweep.strengths": (0.5,),
     "sweep.checkpoints": 4,
     "sweep.prompts": ("{subject} waving",),
@@ -408,7 +415,7 @@ def test_what_a_setting_names_counts_by_its_content(setting: str, tmp_path: Path
 
 
 def test_the_table_names_every_setting() -> None:
-    assert list(OTHER_VALUES) == setting_names()
+    assert sorted(OTHER_VALUES) == sorted(setting_names())
 
 
 # --- what a stage takes from the one before ---------------------------------------------------------------------------
