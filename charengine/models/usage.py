@@ -1,7 +1,7 @@
 """How a checkpoint wants to be prompted and sampled: its family's quality tags and negative prompt, a distilled one's steps.
 
-A family is told from the file's name and metadata. The defaults are those of the model cards (Illustrious XL, NoobAI-XL, Pony
-Diffusion V6 XL; SDXL-Turbo, SDXL-Lightning, Hyper-SD, DMD2, LCM); `models.prompt_prefix` and `models.negative_prompt` replace them.
+A family is told from the file's name and metadata. The defaults are what their users commonly write (Illustrious XL, NoobAI-XL,
+Pony Diffusion V6 XL; SDXL-Turbo, SDXL-Lightning, Hyper-SD, DMD2, LCM), not copied from their cards; `models.prompt_prefix` and `models.negative_prompt` replace them.
 """
 
 from __future__ import annotations

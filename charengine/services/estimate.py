@@ -22,7 +22,8 @@ SHARE = 0.6  # of the published rate that large bf16 products reach
 BUS = 25.0  # GB/s of PCIe 4.0 x16 with page-locked memory
 QUICK_PROMPTS, FULL_PROMPTS = 4, 10  # of the sweep's built-in sets (likeness/prompts.py)
 
-# published dense bf16 (fp16 where a card has no bf16) tensor rate with float32 sums, TFLOP/s, and memory bandwidth, GB/s
+# dense bf16 (fp16 where a card has no bf16) tensor rate with float32 sums, TFLOP/s, and memory bandwidth, GB/s, as commonly listed;
+# only the H200's were measured against
 CARDS = {
     "H200": (989, 4800), "H100 PCIe": (756, 2000), "H100": (989, 3350), "GH200": (989, 4000), "B200": (2250, 8000), "A100": (312, 1935),
     "L40S": (362, 864), "L40": (181, 864), "L4": (121, 300), "A40": (150, 696), "A10": (125, 600), "T4": (65, 320), "V100": (125, 900),
