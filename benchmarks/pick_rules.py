@@ -12,7 +12,7 @@ from charengine.config import SweepSettings
 from charengine.likeness import metrics
 from charengine.likeness.metrics import CellScores, Scale
 from charengine.records import CellMetrics
-from charengine.stages.sweep.estimate import BASE, estimate
+from charengine.stages.sweep.estimate import BASE, Estimate, estimate
 from charengine.stages.sweep.pick import choose
 from charengine.stages.sweep.race import base_seeds, plan_round
 from charengine.stages.sweep.summary import summarise, with_certainty
@@ -41,7 +41,7 @@ def ours(sample: Sample, settings: SweepSettings) -> Chosen:
     scored: dict[int, CellScores] = {}
     scale = sample.scale(QUICK_ROWS, range(base_seeds(settings)))
 
-    def known():
+    def known() -> Estimate:
         generator = torch.Generator().manual_seed(sample.data["seeds"][0])
         return estimate(sample.grid, scored, scale, settings, generator)
 

@@ -176,7 +176,14 @@ def draw_sample(
         dataset, training = _train(text, index, profile, models, store, Path(folder) / "state")
         trained = time.perf_counter()
         drawing = _Drawing(
-            profile, models, References(dataset, models.embedder, store), training, wanted, read, seeds, index
+            profile,
+            models,
+            References(dataset.views, models.embedder, store, dataset.trained_extras),
+            training,
+            wanted,
+            read,
+            seeds,
+            index,
         )
         cells = drawing.cells(store)
         views = [open_image(store.get(view.image)) for view in dataset.views.views]
@@ -237,6 +244,7 @@ class _Drawing:
         shape = (len(PROMPTS), len(self.seeds))
         scores = score_cell(images, PROMPTS, self.training.class_noun, self.references)
         texts = [prompt.to_score(self.training.class_noun) for prompt in PROMPTS]
+        assert scores.layout is not None
         layout = metrics.standardise(torch.nan_to_num(scores.layout).flatten(0, 1)).reshape(*shape, -1)
         return {
             "step": step,
