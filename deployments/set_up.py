@@ -62,7 +62,7 @@ async def _make_all(path: Path) -> list[str]:
             await _make_pool(client, pool)
         for name, priority in QUEUES.items():
             await _make_queue(client, name, priority)
-        wanted = yaml.safe_load(path.read_text())["deployments"]
+        wanted = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
         missing = [one["name"] for one in wanted if not await _renew(client, one)]
     for automation in sorted((HERE / "automations").glob("*.yaml")):
         await _make_automation(automation)
@@ -121,7 +121,7 @@ async def _make_queue(client: PrefectClient, name: str, priority: int) -> None:
 
 
 async def _make_automation(path: Path) -> None:
-    wanted = Automation(**yaml.safe_load(path.read_text()))
+    wanted = Automation(**yaml.safe_load(path.read_text(encoding="utf-8")))
     try:
         found = await Automation.aread(name=wanted.name)
     except ValueError:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from charengine import files
 from charengine.cli.console import listen, say, say_json
 from charengine.cli.run import JsonOption, ProfileOption, SetOption
 from charengine.run.request import check_folder
@@ -86,7 +87,7 @@ def adapter_facts(file: Path) -> dict[str, Any]:
     elif told.family == "embedded":
         places = f"the embedded family it was trained on; a full-size one with these keys: {places}"
     return {
-        "size_mib": file.stat().st_size / 2**20,
+        "size_mib": files.size(file) / 2**20,
         "tensors": len(header.tensors),
         "modules": len(layers),
         "algorithm": ", ".join(sorted({layer.algorithm or layer.other or "none" for layer in layers})) or "none",

@@ -13,7 +13,7 @@ import typer
 from charengine import __version__
 from charengine.cli import inspection, serving, stages
 from charengine.cli import run as pipeline
-from charengine.errors import EngineError
+from charengine.errors import BadInput, EngineError
 from charengine.machine.home import find_home
 from charengine.machine.own_packages import take_own_packages
 
@@ -59,6 +59,9 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         _complain("stopped; the same command continues where this one was")
         sys.exit(INTERRUPTED)
+    except PermissionError as error:  # the machine's word, not a defect of ours
+        _complain(f"{error.filename or 'a file'}: cannot be read or written ({error.strerror or error})")
+        sys.exit(BadInput.exit_status)
     except Exception as error:  # a defect of ours: the traceback goes to a file, one line to the user
         _complain(
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}{_keep_traceback()}"
@@ -77,7 +80,7 @@ def _keep_traceback() -> str:
     path = find_home().logs / f"error-{time.strftime('%Y%m%d-%H%M%S')}.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(traceback.format_exc())
+        path.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
     except OSError:
         logging.getLogger(__name__).exception("unexpected error")
         return ""

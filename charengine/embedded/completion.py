@@ -36,6 +36,7 @@ USUAL = {
     "tattoo": ("none",),
 }
 LOOKS_LIKE = {"dark": "brown"}  # a skin and the colour of clothes or hair
+GROUND = "white"  # of a sheet: clothes made up in its colour would be taken for it, and the figure for a shorter one
 PARTS = ("top", "bottom", "footwear", "headgear")
 HAIR_OF_PEOPLE = ("black", "brown", "blonde", "red")
 
@@ -85,7 +86,8 @@ def _whole(named: dict[str, str], rng: random.Random) -> Traits:
     hair = HAIR_OF_PEOPLE if species in PEOPLE else TRAITS["hair_colour"][1:]
     choose("hair_colour", _apart(hair, {found["skin"]}))
     for part in PARTS:
-        choose(f"{part}_colour", _apart(TRAITS[f"{part}_colour"], {"none", found["skin"]} | _colours_of(found)))
+        taken = {"none", GROUND, found["skin"]} | _colours_of(found)
+        choose(f"{part}_colour", _apart(TRAITS[f"{part}_colour"], taken))
     return from_indices(normalise(as_indices([Traits.from_dict(found)])))[0]
 
 

@@ -98,7 +98,7 @@ def fastest(cores: int, seconds: Callable[[int], float]) -> int:
 def processor() -> str:
     """The processor's name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -133,7 +133,7 @@ def _file(home: Home) -> Path:
 def _recall(home: Home, machine: dict[str, object]) -> int | None:
     """The number found on this machine; None when there is none, or it was another machine."""
     try:
-        found = json.loads(_file(home).read_text())
+        found = json.loads(_file(home).read_text(encoding="utf-8"))
         threads = int(found.pop("threads"))
     except (OSError, ValueError, KeyError, AttributeError):
         return None

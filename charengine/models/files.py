@@ -269,7 +269,7 @@ def _digest(path: Path) -> str:
 
 def _read_memory(memory: Path) -> dict[str, str]:
     try:
-        known = json.loads(memory.read_text())
+        known = json.loads(memory.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return {}  # a memory, not a record: losing it costs one hash
     return known if isinstance(known, dict) else {}
@@ -278,5 +278,5 @@ def _read_memory(memory: Path) -> dict[str, str]:
 def _write_memory(memory: Path, known: dict[str, str]) -> None:
     memory.parent.mkdir(parents=True, exist_ok=True)
     temporary = memory.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(known, indent=1, sort_keys=True))
+    temporary.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
     temporary.replace(memory)

@@ -226,10 +226,10 @@ def _other(header: Header, prefix: str) -> Identity:
 def _identify_folder(folder: Path) -> Identity:
     index, config = folder / "model_index.json", folder / "config.json"
     if index.is_file():
-        return _pipeline(folder, str(json.loads(index.read_text()).get("_class_name", "")))
+        return _pipeline(folder, str(json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")))
     if not config.is_file():
         raise BadInput(f"{folder} is no model folder: it holds neither model_index.json nor config.json")
-    return _by_config(folder, json.loads(config.read_text()))
+    return _by_config(folder, json.loads(config.read_text(encoding="utf-8")))
 
 
 def _pipeline(folder: Path, name: str) -> Identity:
@@ -248,7 +248,7 @@ def _pipeline(folder: Path, name: str) -> Identity:
 
 def _transformer_config(folder: Path) -> dict[str, object]:
     path = folder / "transformer" / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _by_config(folder: Path, config: dict[str, object]) -> Identity:

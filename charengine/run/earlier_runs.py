@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from charengine import files
 from charengine.config import Profile
 from charengine.dataset.reading import read_views
 from charengine.errors import BadInput
@@ -36,12 +37,12 @@ def sweep_inputs(
     Raises:
         BadInput: neither a run nor an adapter; or no pictures to compare with.
     """
-    if source.is_dir() or source.suffix == ".json":
+    if files.is_dir(source) or source.suffix == ".json":
         from charengine.run.folder import read_run
 
         run = read_run(source)
         return run.training, run.dataset
-    if not source.is_file():
+    if not files.is_file(source):
         raise BadInput(f"{source}: no such adapter file or run folder")
     if not views and not sheet:
         raise BadInput("an adapter file has no pictures to compare with: give --views FOLDER or --sheet FILE")
@@ -54,7 +55,7 @@ def sweep_inputs(
 
 def character_name(source: Path) -> str:
     """The name that the character of a run, or of an adapter file, was given; empty when a file does not say it."""
-    if source.is_dir() or source.suffix == ".json":
+    if files.is_dir(source) or source.suffix == ".json":
         from charengine.run.folder import read_run
 
         return read_run(source).name

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from charengine import files
 from charengine.config import Character, Profile
 from charengine.errors import BadInput
 from charengine.models import Models
@@ -75,14 +76,16 @@ def path_digest(path: Path) -> str:
     Raises:
         BadInput: it cannot be read.
     """
-    if not path.is_dir():
+    if not files.is_dir(path):
         try:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise BadInput(f"{path} cannot be read ({error.strerror}); name a file that is there") from error
-    files = sorted(inside for inside in path.rglob("*") if inside.is_file())
-    return digest([[inside.relative_to(path).as_posix(), path_digest(inside)] for inside in files])
+    found = sorted(files.below(path))
+    return digest(
+        [[inside.relative_to(path).as_posix(), path_digest(inside)] for inside in found if files.is_file(inside)]
+    )
 
 
 def _settings(values: dict[str, Any], files: tuple[str, ...]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class MetricSpool:
         try:
             file = self._files.get(run_id)
             if file is None:
-                file = self._files[run_id] = self._path(run_id).open("a", buffering=1)
+                file = self._files[run_id] = self._path(run_id).open("a", buffering=1, encoding="utf-8")
             file.write("".join(json.dumps(point) + "\n" for point in points))
         except OSError as error:
             log.warning("metrics cannot be spooled to %s: %s", self._folder, error.strerror)
@@ -181,7 +181,7 @@ class MetricSpool:
         if not path.exists():
             return []
         points = []
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 points.append(Point(*json.loads(line)))
             except (ValueError, TypeError):

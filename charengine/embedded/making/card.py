@@ -19,7 +19,7 @@ LICENCE = "Apache-2.0, like the code that draws the data and trains the weights.
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The rows of one part's log."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def runs(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -137,7 +137,7 @@ def _scores(path: Path) -> list[str]:
         return ["Not measured yet: run `python -m charengine.embedded.making.check --json` with this file's folder."]
     from charengine.embedded.making.check import GOALS
 
-    scores = json.loads(path.read_text())
+    scores = json.loads(path.read_text(encoding="utf-8"))
     lines = [
         f"On {scores['characters']:.0f} held-out characters, by the probe (`python -m charengine.embedded.making.check`):",
         "", "| score | value | goal |", "|---|---:|---:|",
@@ -161,7 +161,7 @@ def main() -> int:
     """Write the card and its picture."""
     (WEIGHTS / "training").mkdir(parents=True, exist_ok=True)
     draw_curves(WEIGHTS / "training", WEIGHTS / "training" / "curves.png")
-    (WEIGHTS / "MODEL_CARD.md").write_text(card(WEIGHTS))
+    (WEIGHTS / "MODEL_CARD.md").write_text(card(WEIGHTS), encoding="utf-8")
     return 0
 
 

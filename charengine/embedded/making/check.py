@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scores = check(load(profile), profile, load_judge(device=device), args.n, args.parts.split(","), device)
     print(table(scores))
     if args.json:
-        args.json.write_text(json.dumps(scores, indent=2) + "\n")
+        args.json.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

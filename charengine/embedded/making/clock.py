@@ -88,7 +88,7 @@ class Log:
         """Log numbers or a message."""
         row = {"part": self.part, "seconds": round(time.monotonic() - self.start, 1)}
         row |= {k: round(_number(v), 5) if isinstance(v, (float, torch.Tensor)) else v for k, v in values.items()}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
 
@@ -114,7 +114,7 @@ def write_weights(folder: Path, state: dict[str, dict[str, torch.Tensor]], facts
         os.replace(temporary, folder / f"{name}.safetensors")
     for name, values in (facts or {}).items():
         temporary = folder / f".{name}.part"
-        temporary.write_text(json.dumps(values))
+        temporary.write_text(json.dumps(values), encoding="utf-8")
         os.replace(temporary, folder / f"{name}.json")
 
 
@@ -139,7 +139,7 @@ def read_facts(folders: list[Path], name: str) -> dict[str, Any] | None:
     for folder in folders:
         path = folder / f"{name}.json"
         if path.is_file():
-            return dict(json.loads(path.read_text()))
+            return dict(json.loads(path.read_text(encoding="utf-8")))
     return None
 
 

@@ -223,7 +223,7 @@ def show(run: Run, writer: Writer, unet: Any, vae: Autoencoder) -> None:
         rows += [images.float() / 255, drawn]
         said += prompts
     run.picture("images", [F.pad(row, (2, 2, 2, 2)) for row in rows])
-    (run.out / "images_prompts.txt").write_text("\n".join(said))
+    (run.out / "images_prompts.txt").write_text("\n".join(said), encoding="utf-8")
 
 
 def describe_scene(scene: Scene, i: int, rng: random.Random) -> str:

@@ -99,7 +99,7 @@ def unpack(packed: Path, weights: Path, *, tiny: bool = False) -> None:
     logs = weights / "training"
     logs.mkdir(exist_ok=True)
     for path in loose.glob("*.jsonl"):
-        _append(path.read_text(), logs / path.name)
+        _append(path.read_text(encoding="utf-8"), logs / path.name)
 
 
 def lay_flat(weights: Path, folder: Path) -> Path:
@@ -108,29 +108,33 @@ def lay_flat(weights: Path, folder: Path) -> Path:
     for name, place in PLACES.items():
         if (weights / place).is_file():
             shutil.copyfile(weights / place, folder / f"{name}.safetensors")
-    qwen = json.loads((weights / "qwen/vae/config.json").read_text())
-    sdxl = json.loads((weights / "sdxl/vae/config.json").read_text())
-    (folder / "qwen_vae.json").write_text(json.dumps({"mean": qwen["latents_mean"], "std": qwen["latents_std"]}))
-    (folder / "sdxl_vae.json").write_text(json.dumps({"mean": [0.0], "std": [1 / sdxl["scaling_factor"]]}))
+    qwen = json.loads((weights / "qwen/vae/config.json").read_text(encoding="utf-8"))
+    sdxl = json.loads((weights / "sdxl/vae/config.json").read_text(encoding="utf-8"))
+    (folder / "qwen_vae.json").write_text(
+        json.dumps({"mean": qwen["latents_mean"], "std": qwen["latents_std"]}), encoding="utf-8"
+    )
+    (folder / "sdxl_vae.json").write_text(
+        json.dumps({"mean": [0.0], "std": [1 / sdxl["scaling_factor"]]}), encoding="utf-8"
+    )
     return folder
 
 
 def _set_latent_statistics(loose: Path, weights: Path) -> None:
     if (loose / "qwen_vae.json").is_file():
-        facts = json.loads((loose / "qwen_vae.json").read_text())
+        facts = json.loads((loose / "qwen_vae.json").read_text(encoding="utf-8"))
         _edit(weights / "qwen/vae/config.json", latents_mean=facts["mean"], latents_std=facts["std"])
     if (loose / "sdxl_vae.json").is_file():
-        facts = json.loads((loose / "sdxl_vae.json").read_text())
+        facts = json.loads((loose / "sdxl_vae.json").read_text(encoding="utf-8"))
         _edit(weights / "sdxl/vae/config.json", scaling_factor=1 / facts["std"][0])
 
 
 def _append(text: str, log: Path) -> None:
     """Add a run to a part's log, once."""
-    earlier = log.read_text() if log.is_file() else ""
+    earlier = log.read_text(encoding="utf-8") if log.is_file() else ""
     if text not in earlier:
-        log.write_text(earlier + text)
+        log.write_text(earlier + text, encoding="utf-8")
 
 
 def _edit(path: Path, **values: Any) -> None:
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | values, indent=2, sort_keys=True) + "\n")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

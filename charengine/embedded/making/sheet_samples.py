@@ -99,7 +99,7 @@ def show(run: Run, log: Log, reader: Reader, denoiser: Denoiser, vae: Autoencode
         for mode in (LATENTS, VISION):
             rows.append(vae.to_pictures(draw(reader, denoiser, blank, prompts, mode, seed=5, steps=steps)))
     run.picture("sheets", [p for i in range(0, len(prompts), 6) for p in (r[i : i + 6] for r in rows)])
-    (run.out / "sheets_prompts.txt").write_text("\n".join(prompts))
+    (run.out / "sheets_prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     rendered, _, scene = test.pictures(test.characters(run.scale(96, 2)), (128, 384), plain=1.0, exact=1.0)
     pixels = F.interpolate(rendered.float(), (392, 140), mode="bicubic", antialias=True).clamp(0, 255)
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
@@ -113,5 +113,5 @@ def show(run: Run, log: Log, reader: Reader, denoiser: Denoiser, vae: Autoencode
         right = len(set(wanted.items()) & set(found.items()))
         score += 2 * right / max(1, len(wanted) + len(found)) / len(said)
         lines.append(f"said:  {said[i]}\ntruth: {grammar.tags_from_dict(wanted)}\n")
-    (run.out / "captions.txt").write_text("\n".join(lines))
+    (run.out / "captions.txt").write_text("\n".join(lines), encoding="utf-8")
     log.write(event="captions", f1=score)

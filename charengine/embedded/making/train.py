@@ -121,7 +121,7 @@ def run_all(args: argparse.Namespace) -> int:
         command += ["--from", args.source] if args.source else []
         command += ["--tiny", "--max-steps", "3"] if args.tiny else []
         environment = {**os.environ, "OMP_NUM_THREADS": "4" if gpus else "2"}
-        output = (out / f"track{i}.txt").open("w")
+        output = (out / f"track{i}.txt").open("w", encoding="utf-8")
         processes.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment))
         print(f"track {i}: {device}: {plan}", flush=True)
     grace = 600 if args.tiny else RESERVE - 8
@@ -135,7 +135,7 @@ def run_all(args: argparse.Namespace) -> int:
 
     for path in pack(out, out / "packed"):
         print(f"{path.name} {path.stat().st_size / 2**20:.2f} MiB", flush=True)
-    failed = [path for path in out.glob("*.jsonl") if '"failed"' in path.read_text()]
+    failed = [path for path in out.glob("*.jsonl") if '"failed"' in path.read_text(encoding="utf-8")]
     print(f"done in {time.time() - started:.0f} s; {'a part FAILED, see driver.jsonl' if failed else 'no part failed'}")
     return 1 if failed else 0
 

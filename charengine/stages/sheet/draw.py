@@ -273,7 +273,7 @@ def _work(given: Given) -> SheetRecord:
 
 DRAWN_SHEET = Stage(
     name="sheet",
-    version=2,
+    version=3,
     makes=SheetRecord,
     work=_work,
     settings="sheet",
