@@ -17,13 +17,20 @@ A message says what was received, what is allowed, and what to do.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class EngineError(Exception):
     """Base of all errors raised on purpose; `exit_status` is what the command line returns."""
 
     exit_status = 4
+
+    def __str__(self) -> str:
+        """The message as it may be printed: what a terminal would obey is written out."""
+        return CONTROL.sub(lambda found: f"{found[0]!a}"[1:-1], super().__str__())
 
 
 class BadInput(EngineError):

@@ -13,6 +13,7 @@ from prefect.artifacts import (
 
 from charengine.records import AdapterRecord, DatasetRecord, ExpansionRecord, Ref, RunRecord, SweepRecord
 from charengine.run.workspace import Workspace
+from charengine.stages.report.cast import as_text
 
 
 def show_picture(workspace: Workspace, name: str, ref: Ref) -> None:
@@ -104,13 +105,13 @@ def summary(run: RunRecord) -> str:
     """The run in Markdown, with the same numbers as the report."""
     pick = run.sweep.pick
     lines = [
-        f"# {run.name}",
-        f"> {run.prompt}",
+        f"# {as_text(run.name)}",
+        f"> {as_text(run.prompt)}",
         "",
-        f"Trigger **{run.trigger}** ({run.class_noun}). Use step **{pick.checkpoint_step}** at strength **{pick.strength:g}**.",
+        f"Trigger **{run.trigger}** ({as_text(run.class_noun)}). Use step **{pick.checkpoint_step}** at strength **{pick.strength:g}**.",
         "",
-        *(f"- {reason}" for reason in pick.reasons),
-        *([f"- **{run.sweep.verdict.line}**"] if run.sweep.verdict else []),
+        *(f"- {as_text(reason)}" for reason in pick.reasons),
+        *([f"- **{as_text(run.sweep.verdict.line)}**"] if run.sweep.verdict else []),
         "",
         "| | identity | adherence | diversity | copying |",
         "| --- | --- | --- | --- | --- |",
@@ -123,6 +124,6 @@ def summary(run: RunRecord) -> str:
             )
         ),
         "",
-        *(f"- Warning: {warning}" for warning in run.warnings),
+        *(f"- Warning: {as_text(warning)}" for warning in run.warnings),
     ]
     return "\n".join(lines)

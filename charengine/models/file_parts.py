@@ -124,7 +124,7 @@ class QwenFiles:
             "image_std",
             "size",
         )
-        config = {key: value for key, value in json.loads(file.read_text()).items() if key in known}
+        config = {key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if key in known}
         tokenizer = Qwen2Tokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True)
         return ImageTextProcessor(image_processor=Qwen2VLImageProcessorPil(**config), tokenizer=tokenizer)
 

@@ -58,7 +58,7 @@ def cached_snapshot(hub: str, settings: ModelSettings) -> Path | None:
     for cache in hub_caches(settings):
         folder = cache / f"models--{hub.replace('/', '--')}"
         main = folder / "refs" / "main"
-        named = folder / "snapshots" / main.read_text().strip() if main.is_file() else None
+        named = folder / "snapshots" / main.read_text(encoding="utf-8").strip() if main.is_file() else None
         snapshots = [named] if named and named.is_dir() else sorted(folder.glob("snapshots/*"))
         for snapshot in snapshots:
             if (snapshot / "model_index.json").is_file() or (snapshot / "config.json").is_file():

@@ -156,7 +156,7 @@ class Up:
         done = subprocess.run(
             [*PYTHON_MODULE, "deployments.set_up"], env=self._environment(), capture_output=True, text=True
         )
-        (self.home.logs / "set-up.log").write_text(done.stdout + done.stderr)
+        (self.home.logs / "set-up.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode:
             raise StageFailed(f"the deployments could not be made:\n{(done.stdout + done.stderr)[-2000:]}")
         for line in done.stderr.splitlines():

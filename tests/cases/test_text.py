@@ -224,3 +224,16 @@ def test_a_setting_says_what_was_written() -> None:
         load_profile("embedded", ["train.steps=0", "train.flips=maybe", "train.rank={a: b"])
     text = str(caught.value)
     assert "got 0" in text and "got 'maybe'" in text and "--set train.rank is not valid YAML" in text
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def test_words_of_users_are_text_in_a_table_and_in_a_message() -> None:
+    from charengine.stages.report.cast import as_text, table
+
+    words = "a | b\n![x](http://e.vil/x.png) <script> `c` [l](http://e.vil)"
+    (row,) = table([{"name": "Aya", "prompt": "", "error": words, "result": None}]).splitlines()[2:]
+    assert row.replace("\\|", "").count("|") == 5 and not {"![", "](", "<s"} & {row[i : i + 2] for i in range(len(row))}
+    assert as_text("an orc, 2 (two)") == "an orc, 2 (two)"
+    assert str(BadInput("no \x1b[31m\0 such\nfile")) == "no \\x1b[31m\\x00 such\nfile"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 from charengine.store import write_atomically
 
+MARKUP = re.compile(r"([\\`*\[\]<>|!])")
 THUMB = 320  # pixels, longer side
 
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Cast</title><style>
@@ -21,16 +23,23 @@ img{{max-width:{thumb}px;height:auto;border-radius:4px}}.failed{{border-color:#c
 
 
 def table(outcomes: list[dict[str, Any]]) -> str:
-    """The cast as a Markdown table."""
+    """The cast as a Markdown table; what users wrote stands in it as text."""
     lines = ["| character | trigger | pick | result |", "| --- | --- | --- | --- |"]
     for outcome in outcomes:
         result = outcome["result"]
         if result:
             pick = f"step {result['checkpoint_step']} at {result['strength']:g}"
-            lines.append(f"| {outcome['name']} | {result['trigger']} | {pick} | {result['report']} |")
+            lines.append(
+                f"| {as_text(outcome['name'])} | {as_text(result['trigger'])} | {pick} | {as_text(result['report'])} |"
+            )
         else:
-            lines.append(f"| {outcome['name']} | | | failed: {' '.join(outcome['error'].split())[:300]} |")
+            lines.append(f"| {as_text(outcome['name'])} | | | failed: {as_text(outcome['error'])[:400]} |")
     return "\n".join(lines)
+
+
+def as_text(text: str) -> str:
+    """Somebody's words as Markdown shows them as they are: in one line, no links, pictures, HTML or columns of their own."""
+    return MARKUP.sub(r"\\\1", " ".join(text.split()))
 
 
 def gallery_page(outcomes: list[dict[str, Any]], path: Path) -> Path:
