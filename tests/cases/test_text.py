@@ -234,6 +234,6 @@ def test_words_of_users_are_text_in_a_table_and_in_a_message() -> None:
 
     words = "a | b\n![x](http://e.vil/x.png) <script> `c` [l](http://e.vil)"
     (row,) = table([{"name": "Aya", "prompt": "", "error": words, "result": None}]).splitlines()[2:]
-    assert row.replace("\\|", "").count("|") == 5 and not {"![", "](", "<s"} & {row[i : i + 2] for i in range(len(row))}
+    assert row.replace("\\|", "").count("|") == 5 and "\\[x\\](" in row and "\\<script" in row
     assert as_text("an orc, 2 (two)") == "an orc, 2 (two)"
     assert str(BadInput("no \x1b[31m\0 such\nfile")) == "no \\x1b[31m\\x00 such\nfile"
