@@ -54,6 +54,17 @@ def _is_free(port: int) -> bool:
     return True
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process with this id runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def spawn(command: list[object], output: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """A child with a session of its own, so that Ctrl-C reaches only us, and that dies when we do."""
     return subprocess.Popen(

@@ -20,6 +20,8 @@ from charengine.machine.addresses import database_uri, running_services, trackin
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
+from charengine.machine.processes import is_running
+from charengine.tracking.journal import JOURNAL, Journal, JournalTracker, deliver
 from charengine.tracking.protocol import Status
 from charengine.tracking.spool import MetricSpool, Point
 
@@ -47,10 +49,44 @@ def open_run(
     """
     session = Session(home, project)
     try:
+        _catch_up(session)
         return _open(session, name, key, parent=None, params=params, tags=tags)
     except BaseException:
         session.spool.close()
         raise
+
+
+def _catch_up(session: Session) -> None:
+    """Send what was written down while MLflow was away; a failure is logged, and the journal kept."""
+    try:
+        if sent := deliver(session.journal, _Receiver(session), is_running):
+            log.info("MLflow was told of %d runs that it had missed", sent)
+    except Exception as error:  # whatever MLflow or a damaged journal raises must not stop this run
+        log.warning("MLflow could not be told of earlier runs (%s)", (str(error).splitlines() or [""])[0][:300])
+
+
+class _Receiver:
+    """A session, as a journal is played to it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def open(
+        self, name: str, key: str, parent: Any, params: Mapping[str, object], tags: Mapping[str, str]
+    ) -> MLflowTracker:
+        return _open(self._session, name, key, parent, params, tags)
+
+    def metrics(self, run: Any, values: Mapping[str, float], step: int, when: int) -> None:
+        points = [Point(key, value, step, when) for key, value in values.items() if step > run.delivered_step(key)]
+        if points:
+            self._session._send(run.run_id, points)
+
+    def close(self, run: Any, status: Status) -> None:
+        self._session.spool.drain(run.run_id)
+        self._session.client.set_terminated(run.run_id, status)
+
+    def is_away(self) -> bool:
+        return time.monotonic() < self._session._rest_until
 
 
 def initialise_database(home: Home) -> None:
@@ -94,6 +130,7 @@ class Session:
         self.client: MlflowClient = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         self.experiment_id = self._experiment(home, project)
         self.spool = MetricSpool(home.mlflow / "spool", self._send)
+        self.journal = home.mlflow / JOURNAL
         self._rest_until = 0.0
 
     def attempt(self, what: str, call: Callable[[], T], always: bool = False) -> T | None:
@@ -195,14 +232,20 @@ class MLflowTracker:
         key: str,
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, str] | None = None,
-    ) -> MLflowTracker:
+    ) -> MLflowTracker | JournalTracker:
         """The child run tagged with this key: reopened if it exists, else started under this run, whose name its own begins with.
 
         Children of the character's run are found by their stage key alone, whatever run made them; deeper ones by their
         parent's key and their own.
         """
         full = key if self._parent is None else f"{self._key}/{key}"
-        return _open(self._session, f"{self._name} {name}", full, self, params or {}, tags or {})
+        name = f"{self._name} {name}"
+        try:
+            return _open(self._session, name, full, self, params or {}, tags or {})
+        except Exception as error:  # MLflow went away meanwhile: written down, and sent by the next run that reaches it
+            log.warning("MLflow: %s cannot be opened (%s)", name, (str(error).splitlines() or [""])[0][:300])
+            journal = Journal(self._session.journal)
+            return JournalTracker(journal, name, full, (self._name, self._key), params or {}, tags or {})
 
     def last_step(self, metric: str = "train/loss") -> int:
         """Highest step already logged for a metric, sent or spooled; -1 when there is none."""

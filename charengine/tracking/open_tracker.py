@@ -1,4 +1,4 @@
-"""The way to MLflow, or to a tracker that records nothing."""
+"""The way to MLflow, or to a journal while it is away."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from charengine.machine.home import Home
-from charengine.tracking.protocol import NullTracker, Tracker
+from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
+from charengine.tracking.protocol import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -16,14 +17,18 @@ log = logging.getLogger(__name__)
 def open_tracker(
     home: Home, *, project: str, name: str, key: str, params: Mapping[str, object], tags: Mapping[str, str]
 ) -> Tracker:
-    """The MLflow run with this key, or a tracker that records nothing when MLflow cannot be reached.
+    """The MLflow run with this key, or one that is written down when MLflow cannot be reached.
 
-    An outage of the tracking server never stops a run: it is logged, and the run goes on unrecorded.
+    An outage of the tracking server never stops a run: it is logged, and the next run that reaches MLflow sends what was written.
     """
     from charengine.tracking.mlflow import open_run
 
     try:
         return open_run(home, project, name, key, params, tags)
     except Exception as error:  # whatever the server, the database or the network raise
-        log.warning("this run is not tracked: MLflow cannot be used (%s)", str(error).splitlines()[0][:300])
-        return NullTracker()
+        log.warning(
+            "MLflow cannot be used (%s); what it is to be told waits in %s for the next run that reaches it",
+            (str(error).splitlines() or [type(error).__name__])[0][:300],
+            home.mlflow / JOURNAL,
+        )
+        return JournalTracker(Journal(home.mlflow / JOURNAL), name, key, None, params, tags)

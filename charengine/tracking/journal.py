@@ -1,0 +1,248 @@
+"""A run that began while MLflow was away: written down from the first second, sent by the next run that reaches MLflow.
+
+One file of lines a process, `mlflow/journal/<process>-<number>.jsonl`, pictures and adapters in a folder beside it. `deliver` plays
+it to trackers that are open; what MLflow holds already is not sent twice.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from charengine.tracking.protocol import Status, Tracker
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+
+JOURNAL = "journal"  # in MLflow's folder of the home
+
+
+class JournalTracker:
+    """One run, written down.
+
+    Args:
+        journal: where.
+        name: of the run.
+        key: under which it is found again in MLflow.
+        parent: the run it belongs to: its name and key; None for a character's own.
+        params: of the run.
+        tags: of the run.
+    """
+
+    run_id: str | None = None
+    url: str = ""
+
+    def __init__(
+        self,
+        journal: Journal,
+        name: str,
+        key: str,
+        parent: tuple[str, str] | None,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+    ) -> None:
+        self._journal, self._name, self._key, self._parent = journal, name, key, parent
+        self._last: dict[str, int] = {}
+        shown = {field: str(value) for field, value in params.items()}
+        self._write("open", name=name, parent=parent, params=shown, tags=dict(tags))
+
+    def picture_url(self, artifact: str) -> str:
+        """Empty: no server holds it yet."""
+        return ""
+
+    def child(
+        self,
+        name: str,
+        *,
+        key: str,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> JournalTracker:
+        """The child run, named and keyed as MLflow's tracker does it."""
+        full = key if self._parent is None else f"{self._key}/{key}"
+        return JournalTracker(
+            self._journal, f"{self._name} {name}", full, (self._name, self._key), params or {}, tags or {}
+        )
+
+    def last_step(self, metric: str = "train/loss") -> int:
+        """Highest step written down by this process; -1 when there is none."""
+        return self._last.get(metric, -1)
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Parameters."""
+        self._write("params", values={key: str(value) for key, value in params.items()})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags."""
+        self._write("tags", values=dict(tags))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Metrics of one step, with the time."""
+        fresh = {key: float(value) for key, value in metrics.items() if step > self.last_step(key)}
+        if fresh:
+            self._write("metrics", values=fresh, step=step, when=int(time.time() * 1000))
+            self._last |= dict.fromkeys(fresh, step)
+
+    def log_image(self, image: Image, name: str, step: int | None = None) -> None:
+        """A picture."""
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        self._write("image", buffer.getvalue(), name=name, step=step)
+
+    def log_bytes(self, data: bytes, name: str) -> None:
+        """A file."""
+        self._write("bytes", data, name=name)
+
+    def log_checkpoint(self, adapter: bytes, step: int, metrics: Mapping[str, float]) -> str | None:
+        """An adapter; it has no id yet."""
+        self._write("checkpoint", adapter, step=step, metrics=dict(metrics))
+        return None
+
+    def log_dataset(self, name: str, digest: str, tags: Mapping[str, str]) -> None:
+        """The dataset."""
+        self._write("dataset", name=name, digest=digest, tags=dict(tags))
+
+    def register_pick(
+        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float], rescaled: bool = True
+    ) -> None:
+        """The pick, to be registered."""
+        self._write("pick", adapter, name=name, step=step, strength=strength, metrics=dict(metrics), rescaled=rescaled)
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """The end."""
+        self._write("finish", status=status)
+
+    def _write(self, what: str, data: bytes | None = None, **values: Any) -> None:
+        self._journal.write({"run": self._key, "what": what, **values}, data)
+
+
+class Journal:
+    """The lines of one process; a line that cannot be written is a warning, never a lost run.
+
+    Args:
+        folder: of all journals.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
+
+    def write(self, line: dict[str, Any], data: bytes | None = None) -> None:
+        """One line, and the file that it names."""
+        try:
+            if data is not None:
+                beside = self._path.with_suffix("")
+                beside.mkdir(parents=True, exist_ok=True)
+                line["file"] = uuid.uuid4().hex
+                (beside / line["file"]).write_bytes(data)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            log.warning("what MLflow is to be told cannot be written to %s: %s", self._path, error.strerror)
+
+
+class Receiver(Protocol):
+    """MLflow, as a journal is played to it."""
+
+    def open(
+        self, name: str, key: str, parent: Tracker | None, params: Mapping[str, object], tags: Mapping[str, str]
+    ) -> Tracker:
+        """The run with this key, reopened or started."""
+        ...
+
+    def metrics(self, run: Tracker, values: Mapping[str, float], step: int, when: int) -> None:
+        """Metrics of one step that MLflow does not hold yet; `when` in milliseconds of Unix time."""
+        ...
+
+    def close(self, run: Tracker, status: Status) -> None:
+        """Deliver what is queued, and end the run."""
+        ...
+
+    def is_away(self) -> bool:
+        """Whether a call has failed."""
+        ...
+
+
+def deliver(folder: Path, receiver: Receiver, alive: Callable[[int], bool]) -> int:
+    """Play every journal whose run has ended or whose process has; how many were delivered whole and removed.
+
+    Args:
+        folder: of all journals.
+        receiver: MLflow.
+        alive: whether a process id is one that runs.
+    """
+    done = 0
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = list(_lines(path))
+        ended = bool(lines) and lines[-1]["what"] == "finish" and lines[-1]["run"] == lines[0]["run"]
+        if not ended and alive(int(path.name.partition("-")[0])):
+            continue
+        _play(lines, path.with_suffix(""), receiver)
+        if receiver.is_away():
+            return done
+        path.unlink(missing_ok=True)
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+        done += 1
+    return done
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # the last line of a process that was killed while writing it
+        if isinstance(line, dict) and {"run", "what"} <= line.keys():
+            yield line
+
+
+def _play(lines: list[dict[str, Any]], beside: Path, receiver: Receiver) -> None:
+    runs: dict[str, Tracker] = {}
+    for line in lines:
+        key = line["run"]
+        if line["what"] == "open":
+            parent = line["parent"]
+            if parent and parent[1] not in runs:
+                runs[parent[1]] = receiver.open(parent[0], parent[1], None, {}, {})
+            runs[key] = receiver.open(
+                line["name"], key, runs[parent[1]] if parent else None, line["params"], line["tags"]
+            )
+        elif line["what"] == "metrics":
+            receiver.metrics(runs[key], line["values"], line["step"], line["when"])
+        elif line["what"] == "finish":
+            receiver.close(runs[key], line["status"])
+            runs.pop(key)
+        else:
+            _tell(runs[key], line, (beside / line["file"]).read_bytes() if "file" in line else b"")
+    for run in runs.values():  # their process was killed
+        receiver.close(run, "KILLED")
+
+
+def _tell(run: Tracker, line: dict[str, Any], data: bytes) -> None:
+    from charengine.pictures import open_image
+
+    what = line["what"]
+    if what == "params":
+        run.log_params(line["values"])
+    elif what == "tags":
+        run.set_tags(line["values"])
+    elif what == "image":
+        run.log_image(open_image(data), line["name"], line["step"])
+    elif what == "bytes":
+        run.log_bytes(data, line["name"])
+    elif what == "checkpoint":
+        run.log_checkpoint(data, line["step"], line["metrics"])
+    elif what == "dataset":
+        run.log_dataset(line["name"], line["digest"], line["tags"])
+    elif what == "pick":
+        run.register_pick(line["name"], data, line["step"], line["strength"], line["metrics"], line["rescaled"])

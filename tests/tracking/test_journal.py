@@ -1,0 +1,95 @@
+"""A run that began while MLflow was away is told to it by the next run, whole and once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from charengine.machine.home import Home
+from charengine.tracking.journal import JOURNAL, JournalTracker, deliver
+from charengine.tracking.open_tracker import open_tracker
+from charengine.tracking.protocol import Tracker
+
+AWAY = "http://127.0.0.1:1"
+
+
+def opened(home: Home, key: str) -> Tracker:
+    return open_tracker(home, project="charengine", name="Mone", key=key, params={"a": 1}, tags={"character": "Mone"})
+
+
+def make(tracker: Tracker) -> None:
+    """What a run tells."""
+    child = tracker.child("train", key="train-1", params={"rank": 4})
+    for step in range(3):
+        child.log_metrics({"train/loss": 1.0 - step / 10}, step)
+    child.log_image(Image.new("RGB", (8, 8)), "front")
+    child.log_checkpoint(b"adapter", 3, {"loss": 0.8})
+    child.finish()
+    tracker.set_tags({"cached_stages": "none"})
+    tracker.log_metrics({"pick/strength": 0.6}, 0)
+    tracker.log_bytes(b"words", "report/report.html")
+    tracker.finish()
+
+
+def test_everything_waits_and_is_told_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = opened(home, "run-1")
+    assert isinstance(away, JournalTracker)
+    make(away)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    for _ in range(2):  # the second finds nothing more to tell
+        again = opened(home, "run-1")
+        assert again.run_id and not list((home.mlflow / JOURNAL).glob("*"))
+        again.finish()
+    client = MlflowClient(f"sqlite:///{home.mlflow / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("charengine")
+    assert experiment
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"Mone", "Mone train"} and {run.info.status for run in runs.values()} == {"FINISHED"}
+    train, whole = runs["Mone train"], runs["Mone"]
+    assert train.data.tags["mlflow.parentRunId"] == whole.info.run_id == again.run_id
+    history = client.get_metric_history(train.info.run_id, "train/loss")
+    assert [(point.step, round(point.value, 1)) for point in history] == [(0, 1.0), (1, 0.9), (2, 0.8)]
+    assert train.data.params["rank"] == "4" and "charengine.checkpoint.3" in train.data.tags
+    assert whole.data.metrics["pick/strength"] == 0.6 and whole.data.tags["cached_stages"] == "none"
+
+
+class _Silent:
+    """MLflow that takes runs and goes away again."""
+
+    def __init__(self, away: bool) -> None:
+        self.away, self.told = away, []
+
+    def open(self, name, key, parent, params, tags):
+        self.told.append(key)
+        return self
+
+    def metrics(self, run, values, step, when):
+        self.told.append(step)
+
+    def close(self, run, status):
+        self.told.append(status)
+
+    def is_away(self) -> bool:
+        return self.away
+
+
+def test_a_journal_stays_while_its_process_works_and_while_mlflow_is_away(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder: Path = home.mlflow / JOURNAL
+    opened(home, "run-1").log_metrics({"x": 1}, 5)
+    assert deliver(folder, _Silent(away=False), lambda pid: pid == os.getpid()) == 0
+    assert deliver(folder, _Silent(away=True), lambda pid: False) == 0 and len(list(folder.glob("*.jsonl"))) == 1
+    (journal,) = folder.glob("*.jsonl")
+    journal.write_text(journal.read_text() + '{"run": "run-1", "what": "met')  # killed while it wrote
+    receiver = _Silent(away=False)
+    assert deliver(folder, receiver, lambda pid: False) == 1 and not list(folder.glob("*"))
+    assert receiver.told == ["run-1", 5, "KILLED"]
