@@ -1,4 +1,7 @@
-"""Overfit, underfit or right: what the sweep's smoothed scores say about the training, and what to do next."""
+"""Overfit, underfit or right: what the sweep's smoothed scores say about the training, and what to do next.
+
+Its lines say "looks": how often it agrees with truth has not been measured on enough characters (docs/lab-notes.md, 2026-11-29).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def judge_training(grid: Grid, found: Estimate, settings: SweepSettings) -> Verd
         why += [f"adherence is {kept:.0%} of the base model's"] if kept < settings.adherence_floor else []
         return Verdict(
             kind="over",
-            line=f"Overfit: at {where} {' and '.join(why)}. Use the recommended adapter, or train with fewer steps or "
+            line=f"Looks overfit: at {where} {' and '.join(why)}. Use the recommended adapter, or train with fewer steps or "
             "half the learning rate.",
             change=lost,
         )
@@ -40,13 +43,13 @@ def judge_training(grid: Grid, found: Estimate, settings: SweepSettings) -> Verd
         if won >= WORTH:
             return Verdict(
                 kind="under",
-                line=f"Undertrained: the last checkpoint (step {step}) at the highest strength, {top:g}, scores best, "
+                line=f"Looks undertrained: the last checkpoint (step {step}) at the highest strength, {top:g}, scores best, "
                 f"{won:.2f} above step {steps[-2]}. Train on: twice the steps (train.steps={2 * step}).",
                 change=won,
             )
         inside = f"the last steps, from {steps[-2]} to {step}, added {max(won, 0.0):.2f}"
     return Verdict(
         kind="right",
-        line=f"Trained right: at {where} no lower strength scores {WORTH:g} more, adherence is {kept:.0%} of the base "
+        line=f"Looks right: at {where} no lower strength scores {WORTH:g} more, adherence is {kept:.0%} of the base "
         f"model's, and {inside}. Use the recommended adapter.",
     )
