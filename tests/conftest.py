@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from command_line import child_environment
 from minutes import pytest_addoption, pytest_terminal_summary  # noqa: F401, pytest finds its hooks here
+from quick_settings import QUICK
 
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import Home
@@ -32,21 +33,6 @@ apply_defaults(SESSION_HOME)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
-
-# the whole pipeline in seconds: nothing it draws means anything, everything it does is real
-QUICK = (
-    "train.steps=6",
-    "train.checkpoints=2",
-    "train.save_state_every=2",
-    "train.validate_every=0",
-    "sweep.seeds=1",
-    "sweep.checkpoints=1",
-    "sweep.strengths=[0.5, 1.0]",
-    "sweep.prompts=['{subject} on a beach']",
-    "sweep.width=128",
-    "sweep.height=128",
-    "sweep.steps=1",
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

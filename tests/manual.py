@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from conftest import QUICK as QUICK
 from markdown_it import MarkdownIt
+from quick_settings import QUICK as QUICK
 
 from charengine.cli.main import app
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import QUICK
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from quick_settings import QUICK
 
 import charengine as engine
 

@@ -35,7 +35,7 @@ from charengine.adapter.rescaling import rescale
 from charengine.cli.inspection import adapter_facts, inspect_file
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, UnsafeFile
-from charengine.stages.sweep import sweep as sweep_stage
+from charengine.stages.sweep import adapters as sweep_adapters
 from charengine.stages.sweep.adapters import training_from_file
 from charengine.store import Store
 
@@ -391,8 +391,8 @@ def test_a_finished_sweep_is_not_lost_when_its_pick_cannot_be_rescaled(unet, mon
     def fail(data: bytes, strength: float) -> bytes:
         raise error
 
-    monkeypatch.setattr(sweep_stage, "rescale", fail)
-    data, doubts = sweep_stage.recommended(file_of(tensors_of(unet)), sample_cell(4, 0.5), None)
+    monkeypatch.setattr(sweep_adapters, "rescale", fail)
+    data, doubts = sweep_adapters.recommended(file_of(tensors_of(unet)), sample_cell(4, 0.5), None)
     assert len(doubts) == 1 and "use it at strength 0.5" in doubts[0]
     assert load_adapter(data)[0].keys() == tensors_of(unet).keys()
 
