@@ -134,8 +134,11 @@ def test_padding_of_a_class_image_carries_no_loss(store, tmp_path):
 
 
 def test_a_folder_without_images_is_refused(store, tmp_path):
-    with pytest.raises(BadInput, match=r"train.regularisation=.* holds no PNG, JPEG or WebP image"):
+    with pytest.raises(BadInput, match=r"train.regularisation=.*nothing' .*no folder.*; give a folder of class images"):
         encode(store, regularisation=str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match=r"train.regularisation=.* holds no PNG, JPEG or WebP image"):
+        encode(store, regularisation=str(tmp_path / "empty"))
 
 
 @pytest.mark.parametrize(
