@@ -27,7 +27,7 @@ def open_tracker(
         return open_run(home, project, name, key, params, tags)
     except Exception as error:  # whatever the server, the database or the network raise
         log.warning(
-            "MLflow cannot be used (%s); what it is to be told waits in %s for the next run that reaches it",
+            "this run is not tracked yet: MLflow cannot be used (%s); what it is to be told waits in %s for the next run that reaches it",
             (str(error).splitlines() or [type(error).__name__])[0][:300],
             home.mlflow / JOURNAL,
         )

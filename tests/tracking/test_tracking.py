@@ -19,7 +19,8 @@ from PIL import Image
 from charengine.machine.addresses import database_uri
 from charengine.machine.home import Home
 from charengine.tracking.open_tracker import open_tracker
-from charengine.tracking.protocol import NullTracker, Tracker, closing
+from charengine.tracking.journal import JournalTracker
+from charengine.tracking.protocol import Tracker, closing
 from charengine.tracking.spool import MetricSpool, Point
 
 LOSS = "train/loss"
@@ -169,12 +170,13 @@ def test_a_pick_that_could_not_be_rescaled_is_recommended_at_its_own_strength(ho
     assert (champion.tags["picked_strength"], champion.tags["recommended_strength"]) == ("0.8", "0.8")
 
 
-def test_an_unreachable_server_leaves_the_run_untracked_and_going(
+def test_an_unreachable_server_leaves_the_run_going_and_written_down(
     home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with caplog.at_level(logging.WARNING):
-        assert isinstance(opened(home), NullTracker)
+        tracker = opened(home)
+    assert isinstance(tracker, JournalTracker) and tracker.run_id is None
     assert "not tracked" in caplog.text
 
 
