@@ -18,8 +18,8 @@ from PIL import Image
 
 from charengine.machine.addresses import database_uri
 from charengine.machine.home import Home
-from charengine.tracking.open_tracker import open_tracker
 from charengine.tracking.journal import JournalTracker
+from charengine.tracking.open_tracker import open_tracker
 from charengine.tracking.protocol import Tracker, closing
 from charengine.tracking.spool import MetricSpool, Point
 
