@@ -154,7 +154,7 @@ class Journal:
 class Receiver(Protocol):
     """MLflow, as a journal is played to it."""
 
-    def open(
+    def begin(
         self, name: str, key: str, parent: Tracker | None, params: Mapping[str, object], tags: Mapping[str, str]
     ) -> Tracker:
         """The run with this key, reopened or started."""
@@ -213,8 +213,8 @@ def _play(lines: list[dict[str, Any]], beside: Path, receiver: Receiver) -> None
         if line["what"] == "open":
             parent = line["parent"]
             if parent and parent[1] not in runs:
-                runs[parent[1]] = receiver.open(parent[0], parent[1], None, {}, {})
-            runs[key] = receiver.open(
+                runs[parent[1]] = receiver.begin(parent[0], parent[1], None, {}, {})
+            runs[key] = receiver.begin(
                 line["name"], key, runs[parent[1]] if parent else None, line["params"], line["tags"]
             )
         elif line["what"] == "metrics":

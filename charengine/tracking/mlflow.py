@@ -71,7 +71,7 @@ class _Receiver:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def open(
+    def begin(
         self, name: str, key: str, parent: Any, params: Mapping[str, object], tags: Mapping[str, str]
     ) -> MLflowTracker:
         return _open(self._session, name, key, parent, params, tags)

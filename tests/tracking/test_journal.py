@@ -65,7 +65,7 @@ class _Silent:
     def __init__(self, away: bool) -> None:
         self.away, self.told = away, []
 
-    def open(self, name, key, parent, params, tags):
+    def begin(self, name, key, parent, params, tags):
         self.told.append(key)
         return self
 
