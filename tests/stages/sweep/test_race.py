@@ -37,6 +37,12 @@ def test_the_next_pictures_go_to_the_best_cell_and_its_rival_with_the_seeds_in_o
     assert next_round(found, {0: 2, 2: 3, 3: 4}, SETTINGS, 1) == [Unit(2, (3,))]
 
 
+def test_a_round_never_draws_more_than_the_budget_allows() -> None:
+    found = known(CELLS, SETTINGS, noise=0.05)
+    drawn = {0: 2, 1: 2, 2: 2, 3: 2, 4: 2}
+    assert [len(next_round(found, drawn, SETTINGS, left)) for left in (0, 1, 2, 5)] == [0, 1, 2, 2]
+
+
 def test_a_leader_drawn_once_is_drawn_again_before_the_budget_ends() -> None:
     found = known(CELLS, SETTINGS, noise=0.05)
     leader = int(found.chances(range(1, 5)).argmax())

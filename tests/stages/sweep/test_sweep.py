@@ -117,6 +117,12 @@ def test_two_adapters_are_exported_as_trained_and_rescaled_to_the_pick(store, da
     assert found.recommended_adapter.name == "zorgax_recommended.safetensors"
 
 
+def test_the_recommended_file_is_the_picked_checkpoint_with_the_picks_strength_as_its_one() -> None:
+    exported, doubts = adapters.recommended(adapter_file(100), sample_cell(100, 0.6), None)
+    assert load_adapter(exported)[0]["lora_unet_x.alpha"].item() == pytest.approx(4.8)
+    assert doubts == ()
+
+
 def test_an_adapter_that_cannot_be_rescaled_is_exported_as_it_is_with_a_warning() -> None:
     data = adapter_file(100, "lora_unet_x.dora_scale")
     exported, doubts = adapters.recommended(data, sample_cell(100, 0.6), None)
