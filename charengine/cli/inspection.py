@@ -11,7 +11,7 @@ import typer
 from charengine import files
 from charengine.cli.console import listen, say, say_json
 from charengine.cli.run import JsonOption, ProfileOption, SetOption
-from charengine.run.request import check_folder
+from charengine.run.request import check_file
 
 SHOWN = (
     "modelspec.title",
@@ -139,7 +139,7 @@ def compare(
     from charengine.stages.report.compare import compare_html, compare_text, comparison
     from charengine.store import Store, write_atomically
 
-    check_folder(out.parent, "--out")
+    check_file(out, "--out")
     records = [read_run(place) for place in runs]
     write_atomically(out, compare_html(records, Store(find_home().store)).encode())
     if as_json:

@@ -15,7 +15,7 @@ from charengine.errors import BadInput
 from charengine.machine.addresses import use_services
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import find_home, in_work_folder
-from charengine.run.request import RunRequest, check, check_folder
+from charengine.run.request import RunRequest, check, check_file, check_folder
 from charengine.wording import file_stem
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def sheet(
 ) -> None:
     """Draw a sheet: front, side and back of a character."""
     request = RunRequest(prompt, class_noun=class_noun, seed=seed, profile=profile, overrides=tuple(settings))
+    check_file(in_work_folder(str(out)), "--out")
     workspace = _workspace_for(request, out.parent)
     from charengine.run.running import run
     from charengine.stages.sheet.draw import DRAWN_SHEET
@@ -86,7 +87,7 @@ def expand(
     profile: ProfileOption = "embedded",
 ) -> None:
     """Draw more views (close-up, three-quarter, expression, pose, background); keep those that are the character."""
-    _must_exist(folder)
+    _must_be_folder(folder)
     overrides = (f"expand.count={count}", *settings)
     request = RunRequest(prompt, class_noun=class_noun, seed=seed, profile=profile, overrides=overrides)
     workspace = _workspace_for(request, folder)
@@ -115,7 +116,7 @@ def caption(
     profile: ProfileOption = "embedded",
 ) -> None:
     """Caption the views of a folder; the .txt files may be edited before training."""
-    _must_exist(folder)
+    _must_be_folder(folder)
     request = RunRequest(prompt, name, class_noun, trigger, profile=profile, overrides=tuple(settings))
     workspace = _workspace_for(request, folder)
     from charengine.dataset.reading import picture_of, read_extras, read_views
@@ -212,7 +213,7 @@ def report(
     from charengine.store import Store
 
     listen()
-    check_folder(out.parent, "--out")
+    check_file(out, "--out")
     store = Store(find_home().create().store)
     say(str(store.export(write_report(read_run(run), store).html, out)))
 
@@ -268,6 +269,12 @@ def _must_exist(path: Path) -> None:
     """Before models are looked for."""
     if not files.exists(path):
         raise BadInput(f"{path}: no such file or folder")
+
+
+def _must_be_folder(path: Path) -> None:
+    _must_exist(path)
+    if not files.is_dir(path):
+        raise BadInput(f"{path} is not a folder; give one with front, side and back pictures")
 
 
 def _warn(warnings: tuple[str, ...]) -> None:

@@ -213,6 +213,18 @@ def check_folder(folder: Path, label: str) -> Path:
     return folder
 
 
+def check_file(path: Path, label: str) -> Path:
+    """The path, when a file can be written there; nothing is left behind.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    if files.is_dir(path):
+        raise BadInput(f"{label} {path} is a folder; give the name of a file in it")
+    check_folder(path.parent, label)
+    return path
+
+
 def _folder_problems(folder: Path, label: str) -> list[str]:
     try:
         place = nearest_existing(folder)
