@@ -19,6 +19,11 @@ from charengine.errors import BadInput, ConfigError
 
 LARGEST = 200_000  # bytes of a profile
 LONGEST_CHAIN = 20  # profiles that extend one another
+PLAIN = {  # what is wrong, by pydantic's type of error, where its own words are a programmer's
+    "missing": "is missing; a profile without it needs the line `extends: NAME`, with one of the shipped profiles",
+    "model_type": "a section with settings is needed, e.g. train: {steps: 800}",
+    "tuple_type": "a list in brackets is needed, e.g. [a, b]",
+}
 NUMBER = re.compile(r"[-+]?[\d._]+(e[-+]?\d+)?", re.IGNORECASE)
 
 
@@ -68,9 +73,11 @@ def _explain_one(item: Any, prefix: str) -> str:
         return f"{place}: no such setting{_did_you_mean(place)}"
     if item["type"] == "value_error":
         return f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"])
+    if item["type"] == "missing":
+        return f"{place} {PLAIN['missing']}"
     given = item["input"]
     value = given if isinstance(given, str) and NUMBER.fullmatch(given) else repr(given)
-    return f"{place}: {item['msg']}; got {value if len(value) < 100 else value[:97] + '...'}"
+    return f"{place}: {PLAIN.get(item['type'], item['msg'])}; got {value if len(value) < 100 else value[:97] + '...'}"
 
 
 def setting_names() -> list[str]:

@@ -49,6 +49,7 @@ def cli(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
         (["run", "an orc", "--set", "train.rank=0"], ["train.rank", "got 0"]),
         (["run", "an orc", "--set", "train.rank=129"], ["train.rank", "got 129"]),
         (["run", "an orc", "--set", "train.rank"], ["section.key=value"]),
+        (["run", "an orc", "--set", "sweep.strengths=0.5"], ["sweep.strengths: a list in brackets", "got 0.5"]),
         (["run", "an orc", "--sheet", "nowhere.png"], ["nowhere.png", "no such file"]),
         (["run", "an orc", "--out", "/proc/1/runs"], ["/proc/1/runs", "cannot be written"]),
         (["run", "an orc", "--refresh", "trian"], ["'trian'", "sheet, crop, expand, caption, train, sweep, report"]),
@@ -73,6 +74,21 @@ def test_bad_input_is_status_2_and_says_what_is_wrong(
     assert done.returncode == 2, done.stderr
     assert all(words in done.stderr for words in told), done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [
+        ("train: {steps: 3}", "name is missing; a profile without it needs the line `extends"),
+        ("extends: embedded\ntrain: 5", "train: a section"),
+    ],
+)
+def test_a_profile_of_another_form_is_answered_in_plain_words(
+    cli: Charengine, tmp_path: Path, profile: str, told: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(profile)
+    done = cli("doctor", "--profile", "mine.yaml")
+    assert done.returncode == 2 and told in done.stderr
 
 
 def test_all_mistakes_are_reported_together_and_nothing_is_left(cli: Charengine, tmp_path: Path) -> None:
