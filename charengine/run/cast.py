@@ -149,7 +149,14 @@ def _several(value: Any, key: str, index: int, problems: list[str]) -> tuple[str
 
 def _doubled(requests: list[RunRequest]) -> list[str]:
     names = [slug(request.name) for request in requests]
+    outs = [str(in_work_folder(request.out)) for request in requests if request.out]
     return [
-        f"name {name!r} is used twice; names make the folders"
-        for name in sorted({n for n in names if names.count(n) > 1})
+        *(
+            f"name {name!r} is used twice; names make the folders"
+            for name in sorted({n for n in names if names.count(n) > 1})
+        ),
+        *(
+            f"out {out!r} is used twice; give each character a folder of its own"
+            for out in sorted({o for o in outs if outs.count(o) > 1})
+        ),
     ]

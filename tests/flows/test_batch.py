@@ -56,6 +56,12 @@ def test_all_mistakes_of_a_cast_are_reported_together(tmp_path: Path) -> None:
     assert "entry 3: prompt is missing" in text and "'aya' is used twice" in text
 
 
+def test_two_characters_cannot_share_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("- {name: A, prompt: an orc, out: x}\n- {name: B, prompt: an elf, out: x}\n")
+    with pytest.raises(ConfigError, match="x' is used twice; give each character a folder of its own"):
+        read_cast(tmp_path / "a.yaml")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
