@@ -114,11 +114,12 @@ def batch(
     as_json: JsonOption = False,
 ) -> None:
     """Make a whole cast; a character that fails never stops the others. Exit status 4 when any failed."""
-    from charengine.run.cast import read_cast
+    from charengine.run.cast import check_each, read_cast
 
     listen(quiet=as_json)
     home = find_home()
     requests = read_cast(cast, profile=profile, overrides=tuple(settings), out=out)
+    check_each(requests, cast.name, home)
     reach_prefect(home)()
     from flows.batch import batch as batch_flow
 

@@ -11,9 +11,9 @@ from typing import Any
 from charengine import files
 from charengine.documents import read_csv, read_yaml
 from charengine.errors import BadInput, ConfigError
-from charengine.machine.home import in_work_folder
+from charengine.machine.home import Home, in_work_folder
 from charengine.run.claim import free_folder
-from charengine.run.request import RunRequest, name_from_prompt, slug
+from charengine.run.request import RunRequest, check, name_from_prompt, slug
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,22 @@ def check_cast(
         raise ConfigError([f"{source}: {problem}" for problem in problems])
     folder = in_work_folder(out or "runs")
     return [request if request.out else replace(request, out=str(_own(folder, request))) for request in requests]
+
+
+def check_each(requests: list[RunRequest], source: str, home: Home) -> None:
+    """Every character as its run will check it, before the first is made.
+
+    Raises:
+        ConfigError: everything that is wrong with them, one line each.
+    """
+    problems: list[str] = []
+    for request in requests:
+        try:
+            check(request, home)
+        except ConfigError as error:
+            problems += [f"{source}: {request.name}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _own(folder: Path, request: RunRequest) -> Path:

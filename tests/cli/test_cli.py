@@ -101,6 +101,18 @@ def test_all_mistakes_are_reported_together_and_nothing_is_left(cli: Charengine,
     assert not (tmp_path / "runs").exists()
 
 
+def test_every_character_of_a_cast_is_checked_before_the_first_is_made(cli: Charengine, tmp_path: Path) -> None:
+    (tmp_path / "cast.yaml").write_text(
+        "- {name: A, prompt: an orc}\n- {name: B, prompt: an elf, overrides: [train.rank=0]}\n"
+        "- {name: C/D, prompt: a robot, sheet: nowhere.png}\n"
+    )
+    done = cli("batch", "cast.yaml")
+    assert done.returncode == 2
+    assert "cast.yaml: B: train.rank" in done.stderr
+    assert "'C/D' is not allowed" in done.stderr and "nowhere.png" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_file_that_is_no_picture_is_refused_before_anything_starts(cli: Charengine, tmp_path: Path) -> None:
     (tmp_path / "sheet.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"broken")
     (tmp_path / "text.png").write_text("hello")
