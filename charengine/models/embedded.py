@@ -102,6 +102,11 @@ def _digest(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
+def base_folder(settings: ModelSettings) -> Path:
+    """The diffusers folder of the family's SDXL."""
+    return _folder("sdxl", settings)
+
+
 def _folder(name: str, settings: ModelSettings) -> Path:
     given = getattr(settings, name)
     folder = Path(given).expanduser() if given else _packaged(PACKAGED[name])

@@ -25,6 +25,7 @@ from charengine.run.workspace import Workspace
 from charengine.stage import Given, Stage, only_character, only_models
 from charengine.store import refs_in
 from charengine.tracking.protocol import NullTracker, closing
+from charengine.tracking.views import KIND_TAG
 
 R = TypeVar("R", bound=Record)
 log = logging.getLogger(__name__)
@@ -105,7 +106,8 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
 def _made_stoppably(given: Given, key: str, workspace: Workspace, inputs: tuple[Input, ...]) -> Any:
     """Long work: in an MLflow run of its own, with the fastest threads, stopped at its next step when asked to."""
     stage = given.stage
-    tracker = workspace.tracker.child(stage.name, key=key, params=_params(given.settings))
+    tags = {KIND_TAG: stage.name}
+    tracker = workspace.tracker.child(stage.name, key=key, params=_params(stage, given.settings), tags=tags)
     with ExitStack() as stack:
         stack.enter_context(closing(tracker))
         stack.enter_context(fastest_threads(workspace.models.diffusion, workspace.home))
@@ -148,8 +150,13 @@ def _difference(settings: Settings, smaller: Settings) -> str:
     return ", ".join(f"{name}={value}" for name, value in after.items() if value != before[name])
 
 
-def _params(settings: Settings) -> dict[str, object]:
-    return {key: value for key, value in settings.model_dump(mode="json").items() if value not in ("", [], None)}
+def _params(stage: Stage[Any], settings: Settings) -> dict[str, object]:
+    """Under the names that they have in the character's own run, so that MLflow shows each in one column."""
+    return {
+        f"{stage.settings}.{key}": value
+        for key, value in settings.model_dump(mode="json").items()
+        if value not in ("", [], None)
+    }
 
 
 def peak_rss_gib() -> float | None:

@@ -21,6 +21,7 @@ from charengine.stage import Progress
 from charengine.store import Store
 from charengine.tracking.open_tracker import open_tracker
 from charengine.tracking.protocol import NullTracker, Tracker
+from charengine.tracking.views import KIND_TAG
 
 PROJECT = "charengine"  # the MLflow experiment
 
@@ -82,6 +83,7 @@ class Workspace:
             "character": self.character.name,
             "trigger": self.character.trigger,
             "profile": self.profile.name,
+            KIND_TAG: "character",
         }
         self._tracker = open_tracker(
             self.home,

@@ -15,9 +15,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from charengine.tracking.protocol import Status, Tracker
+from charengine.tracking.views import inherited
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,6 +43,9 @@ class JournalTracker:
 
     run_id: str | None = None
     url: str = ""
+    runs_url: str = ""
+    strengths_url: str = ""
+    adapter_url: str = ""
 
     def __init__(
         self,
@@ -53,6 +58,7 @@ class JournalTracker:
     ) -> None:
         self._journal, self._name, self._key, self._parent = journal, name, key, parent
         self._last: dict[str, int] = {}
+        self._tags = dict(tags)
         shown = {field: str(value) for field, value in params.items()}
         self._write("open", name=name, parent=parent, params=shown, tags=dict(tags))
 
@@ -71,7 +77,12 @@ class JournalTracker:
         """The child run, named and keyed as MLflow's tracker does it."""
         full = key if self._parent is None else f"{self._key}/{key}"
         return JournalTracker(
-            self._journal, f"{self._name} {name}", full, (self._name, self._key), params or {}, tags or {}
+            self._journal,
+            f"{self._name} {name}",
+            full,
+            (self._name, self._key),
+            params or {},
+            inherited(self._tags) | dict(tags or {}),
         )
 
     def last_step(self, metric: str = "train/loss") -> int:
@@ -113,10 +124,18 @@ class JournalTracker:
         self._write("dataset", name=name, digest=digest, tags=dict(tags))
 
     def register_pick(
-        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float], rescaled: bool = True
+        self,
+        name: str,
+        adapter: bytes,
+        step: int,
+        strength: float,
+        metrics: Mapping[str, float],
+        rescaled: bool = True,
+        facts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """The pick, to be registered."""
-        self._write("pick", adapter, name=name, step=step, strength=strength, metrics=dict(metrics), rescaled=rescaled)
+        pick = {"name": name, "step": step, "strength": strength, "metrics": dict(metrics), "rescaled": rescaled}
+        self._write("pick", adapter, **pick, facts=dict(facts))
 
     def finish(self, status: Status = "FINISHED") -> None:
         """The end."""
@@ -245,4 +264,6 @@ def _tell(run: Tracker, line: dict[str, Any], data: bytes) -> None:
     elif what == "dataset":
         run.log_dataset(line["name"], line["digest"], line["tags"])
     elif what == "pick":
-        run.register_pick(line["name"], data, line["step"], line["strength"], line["metrics"], line["rescaled"])
+        run.register_pick(
+            line["name"], data, line["step"], line["strength"], line["metrics"], line["rescaled"], line.get("facts", {})
+        )

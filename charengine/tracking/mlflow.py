@@ -9,25 +9,33 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from charengine.machine.addresses import database_uri, running_services, tracking_uri
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
-from charengine.machine.processes import is_running
-from charengine.tracking.journal import JOURNAL, Journal, JournalTracker, deliver
+from charengine.tracking.attempts import Attempts
+from charengine.tracking.catching_up import catch_up
+from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
+from charengine.tracking.model_card import is_better, model_card
+from charengine.tracking.pages import PICK_TAG, Pages
 from charengine.tracking.protocol import Status
 from charengine.tracking.spool import MetricSpool, Point
+from charengine.tracking.views import KIND_TAG, inherited, view_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
@@ -35,7 +43,7 @@ T = TypeVar("T")
 
 KEY_TAG = "charengine.key"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens on training runs, not on chat traces
-REST_AFTER_FAILURE = 60.0  # seconds without calls after one that failed
+WEIGHTS = "adapter_weights"  # the folder of a logged model that its file lies in
 PARAM_LIMIT, TAG_LIMIT, PARAMS_PER_CALL, DIGEST_LIMIT = 6000, 5000, 100, 36  # MLflow's own
 
 
@@ -49,44 +57,11 @@ def open_run(
     """
     session = Session(home, project)
     try:
-        _catch_up(session)
+        catch_up(session.journal, session, partial(_open, session))
         return _open(session, name, key, parent=None, params=params, tags=tags)
     except BaseException:
         session.spool.close()
         raise
-
-
-def _catch_up(session: Session) -> None:
-    """Send what was written down while MLflow was away; a failure is logged, and the journal kept."""
-    try:
-        if sent := deliver(session.journal, _Receiver(session), is_running):
-            log.info("MLflow was told of %d runs that it had missed", sent)
-    except Exception as error:  # whatever MLflow or a damaged journal raises must not stop this run
-        log.warning("MLflow could not be told of earlier runs (%s)", (str(error).splitlines() or [""])[0][:300])
-
-
-class _Receiver:
-    """A session, as a journal is played to it."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def begin(
-        self, name: str, key: str, parent: Any, params: Mapping[str, object], tags: Mapping[str, str]
-    ) -> MLflowTracker:
-        return _open(self._session, name, key, parent, params, tags)
-
-    def metrics(self, run: Any, values: Mapping[str, float], step: int, when: int) -> None:
-        points = [Point(key, value, step, when) for key, value in values.items() if step > run.delivered_step(key)]
-        if points:
-            self._session._send(run.run_id, points)
-
-    def close(self, run: Any, status: Status) -> None:
-        self._session.spool.drain(run.run_id)
-        self._session.client.set_terminated(run.run_id, status)
-
-    def is_away(self) -> bool:
-        return time.monotonic() < self._session._rest_until
 
 
 def initialise_database(home: Home) -> None:
@@ -117,10 +92,11 @@ def _upgrade(uri: str) -> None:
     subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", uri], check=True, capture_output=True)
 
 
-class Session:
+class Session(Attempts):
     """One connection to MLflow: client, experiment and the background writer, shared by a run and its children."""
 
     def __init__(self, home: Home, project: str) -> None:
+        super().__init__()
         apply_defaults(home)
         from mlflow import MlflowClient
 
@@ -129,20 +105,9 @@ class Session:
             initialise_database(home)
         self.client: MlflowClient = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         self.experiment_id = self._experiment(home, project)
-        self.spool = MetricSpool(home.mlflow / "spool", self._send)
+        self.attempt("seeding the views", self._seed_views)
+        self.spool = MetricSpool(home.mlflow / "spool", self.send)
         self.journal = home.mlflow / JOURNAL
-        self._rest_until = 0.0
-
-    def attempt(self, what: str, call: Callable[[], T], always: bool = False) -> T | None:
-        """Call MLflow; a failure is logged and gives None, and for a while only `always` calls are tried."""
-        if time.monotonic() < self._rest_until and not always:
-            return None
-        try:
-            return call()
-        except Exception as error:  # whatever MLflow raises must not stop a GPU
-            log.warning("MLflow: %s failed: %s", what, str(error).splitlines()[0][:300])
-            self._rest_until = time.monotonic() + REST_AFTER_FAILURE
-            return None
 
     def _experiment(self, home: Home, project: str) -> str:
         found = self.client.get_experiment_by_name(project)
@@ -156,7 +121,15 @@ class Session:
             found = self.client.get_experiment_by_name(project)
             return str(found.experiment_id if found else self.client.create_experiment(project, location, KIND))
 
-    def _send(self, run_id: str, points: list[Point]) -> None:
+    def _seed_views(self) -> None:
+        """Views that are not there yet; one that the user changed stays as it is."""
+        there = self.client.get_experiment(self.experiment_id).tags
+        for name, value in view_tags().items():
+            if name not in there:
+                self.client.set_experiment_tag(self.experiment_id, name, value)
+
+    def send(self, run_id: str, points: list[Point]) -> None:
+        """Metrics of one run, at once."""
         from mlflow.entities import Metric
 
         metrics = [Metric(point.key, point.value, point.when, point.step) for point in points]
@@ -193,12 +166,11 @@ def _find(session: Session, key: str) -> Run | None:
     return runs[0] if runs else None
 
 
-class MLflowTracker:
+class MLflowTracker(Pages):
     """One open MLflow run."""
 
-    run_id: str
-
     def __init__(self, session: Session, run: Run, key: str, parent: MLflowTracker | None) -> None:
+        super().__init__(session.uri, session.experiment_id)
         self._session = session
         self._key = key
         self._parent = parent
@@ -211,19 +183,7 @@ class MLflowTracker:
         self._last: dict[str, int] = {}
         self._name = run.info.run_name or key
         self.run_id = run.info.run_id
-
-    @property
-    def url(self) -> str:
-        """The run's page in MLflow's UI; empty when no server is in use."""
-        if not self._session.uri.startswith("http"):
-            return ""
-        return f"{self._session.uri.rstrip('/')}/#/experiments/{self._session.experiment_id}/runs/{self.run_id}"
-
-    def picture_url(self, artifact: str) -> str:
-        """Address of a logged picture; empty when no server is in use."""
-        if not self._session.uri.startswith("http"):
-            return ""
-        return f"{self._session.uri.rstrip('/')}/get-artifact?path={artifact}&run_uuid={self.run_id}"
+        self._monitor: SystemMetricsMonitor | None = None
 
     def child(
         self,
@@ -240,12 +200,16 @@ class MLflowTracker:
         """
         full = key if self._parent is None else f"{self._key}/{key}"
         name = f"{self._name} {name}"
+        told = inherited(self._known_tags) | dict(tags or {})
         try:
-            return _open(self._session, name, full, self, params or {}, tags or {})
+            tracker = _open(self._session, name, full, self, params or {}, told)
         except Exception as error:  # MLflow went away meanwhile: written down, and sent by the next run that reaches it
             log.warning("MLflow: %s cannot be opened (%s)", name, (str(error).splitlines() or [""])[0][:300])
             journal = Journal(self._session.journal)
-            return JournalTracker(journal, name, full, (self._name, self._key), params or {}, tags or {})
+            return JournalTracker(journal, name, full, (self._name, self._key), params or {}, told)
+        if told.get(KIND_TAG) == "train":
+            tracker.watch_machine()
+        return tracker
 
     def last_step(self, metric: str = "train/loss") -> int:
         """Highest step already logged for a metric, sent or spooled; -1 when there is none."""
@@ -331,36 +295,58 @@ class MLflowTracker:
             self._client.log_inputs(self.run_id, datasets=[given])
 
         self._session.spool.submit("dataset", deliver)
-        self.set_tags({"charengine.dataset_digest": digest})
+        self.set_tags({"charengine.dataset_digest": digest, "charengine.dataset_name": name})
 
     def log_checkpoint(self, adapter: bytes, step: int, metrics: Mapping[str, float]) -> str | None:
         """An adapter as a logged model, once per step; its id."""
         tag = f"charengine.checkpoint.{step}"
         if tag not in self._known_tags:
-            model = self._attempt(
-                f"checkpoint {step}", lambda: self._log_model(adapter, f"{self._name}-step-{step}", step, metrics)
-            )
+            name, facts = f"{self._name}-step-{step}", {"checkpoint_step": str(step)}
+            model = self._attempt(f"checkpoint {step}", lambda: self._log_model(adapter, name, step, metrics, facts))
             if model:
                 self.set_tags({tag: model.model_id})
+                self._last |= dict.fromkeys(metrics, step)  # they went with the model
         return self._known_tags.get(tag)
 
     def register_pick(
-        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float], rescaled: bool = True
+        self,
+        name: str,
+        adapter: bytes,
+        step: int,
+        strength: float,
+        metrics: Mapping[str, float],
+        rescaled: bool = True,
+        facts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Register the recommended adapter as the newest version of the character, with the alias `champion`."""
+        """Register the recommended adapter as the newest version of the character; `champion` when none before is better."""
         if "charengine.registered" in self._known_tags:
             return
-        tags = {
+        told = {
+            **facts,
             "checkpoint_step": str(step),
             "picked_strength": str(strength),
             "recommended_strength": str(1.0 if rescaled else strength),  # to load the registered file at
         }
-        version = self._attempt("registering the pick", lambda: self._register(name, adapter, step, tags, metrics))
+        numbers = {**metrics, "strength": strength}
+        version = self._attempt("registering the pick", lambda: self._register(name, adapter, step, told, numbers))
         if version:
             self.set_tags({"charengine.registered": f"models:/{name}/{version}"})
 
+    def watch_machine(self) -> None:
+        """Log memory, processor, disk and GPU every ten seconds, on a thread of MLflow's, until the run is finished."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = self._attempt(
+            "system metrics", lambda: SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._uri)
+        )
+        if monitor:
+            monitor.start()
+            self._monitor = monitor
+
     def finish(self, status: Status = "FINISHED") -> None:
         """Deliver what is queued and close the run; the character's own run also ends the background writer."""
+        if self._monitor:
+            self._monitor.finish()  # raises nothing
         self._session.spool.drain(self.run_id)
         self._session.attempt("closing", lambda: self._client.set_terminated(self.run_id, status), always=True)
         if self._parent is None:
@@ -373,41 +359,82 @@ class MLflowTracker:
     def _attempt(self, what: str, call: Callable[[], T]) -> T | None:
         return self._session.attempt(what, call)
 
-    def _log_model(self, data: bytes, name: str, step: int, metrics: Mapping[str, float]) -> LoggedModel:
+    def _log_model(
+        self, data: bytes, name: str, step: int, metrics: Mapping[str, float], facts: Mapping[str, str]
+    ) -> LoggedModel:
         from mlflow.entities import LoggedModelOutput, Metric
 
+        dataset, digest = (self._known_tags.get(f"charengine.dataset_{part}") for part in ("name", "digest"))
+        told = (
+            inherited(self._known_tags)
+            | ({"dataset": f"{dataset} {digest}"} if dataset and digest else {})
+            | dict(facts)
+        )
+        tags = _cut({**told, "mlflow.note.content": model_card(told)})
         model = self._client.create_logged_model(
-            self._session.experiment_id, name, self.run_id, params={"step": str(step)}, model_type="adapter"
+            self._session.experiment_id, name, self.run_id, tags, {"step": str(step)}, model_type="adapter"
         )
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / f"{name}.safetensors").write_bytes(data)
-            self._client.log_model_artifacts(model.model_id, folder)
+            self._client.log_model_artifacts(model.model_id, str(_written(Path(folder), name, data, told)))
         self._client.finalize_logged_model(model.model_id, "READY")
         self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
-        now = int(time.time() * 1000)
-        points = [
-            Metric(f"checkpoint/{key}", value, now, step, model_id=model.model_id) for key, value in metrics.items()
-        ]
+        now, of = int(time.time() * 1000), {"model_id": model.model_id}
+        if dataset and digest:
+            of |= {"dataset_name": dataset, "dataset_digest": digest[:DIGEST_LIMIT]}
+        points = [Metric(key, value, now, step, **of) for key, value in metrics.items()]
         self._client.log_batch(self.run_id, metrics=points, synchronous=True)
         return model
 
     def _register(
-        self, name: str, data: bytes, step: int, tags: Mapping[str, str], metrics: Mapping[str, float]
+        self, name: str, data: bytes, step: int, facts: Mapping[str, str], metrics: Mapping[str, float]
     ) -> str:
         from mlflow.exceptions import MlflowException
 
-        model = self._log_model(data, f"{name}-recommended", step, metrics)
+        model = self._log_model(data, f"{name}-recommended", step, metrics, facts)
+        self.set_tags({PICK_TAG: f"{model.model_id}/{WEIGHTS}/{name}-recommended.safetensors"})
         with contextlib.suppress(MlflowException):  # it exists: this is a later version of the same character
             self._client.create_registered_model(name)
+        tags = {**facts, **({"score": str(metrics["score"])} if "score" in metrics else {})}
         version = self._client.create_model_version(
             name,
             source=model.artifact_location,  # `models:/<id>` is looked up at the process's default address instead
             run_id=self.run_id,
             model_id=model.model_id,
-            tags=dict(tags),
+            tags=_cut(tags),
+            description=model_card(facts),
         )
-        self._client.set_registered_model_alias(name, "champion", version.version)
+        champion = self._client.get_registered_model(name).aliases.get("champion")
+        if champion is None or not is_better(self._client.get_model_version(name, champion).tags, tags):
+            self._client.set_registered_model_alias(name, "champion", version.version)
         return str(version.version)
+
+
+def _written(folder: Path, name: str, data: bytes, facts: Mapping[str, str]) -> Path:
+    """The adapter in the form that `mlflow.diffusers` and `mlflow.pyfunc` load; the file alone where they cannot have it."""
+    weights, whole = folder / WEIGHTS, folder / "model"
+    weights.mkdir()
+    (weights / f"{name}.safetensors").write_bytes(data)
+    (weights / "README.md").write_text(f"# {name}\n\n{model_card(facts)}\n", encoding="utf-8")
+    if base := facts.get("base_model"):
+        try:
+            _save_for_diffusers(weights, whole, base, dict(facts))
+            return whole
+        except Exception as error:  # another program's file, or a package that MLflow misses
+            log.warning("%s is kept as a plain file: %s", name, str(error).splitlines()[0][:300])
+            shutil.rmtree(whole, ignore_errors=True)
+    return folder
+
+
+def _save_for_diffusers(weights: Path, whole: Path, base: str, facts: dict[str, str]) -> None:
+    with warnings.catch_warnings(action="ignore"):  # MLflow's own, about type hints of its own
+        import mlflow.diffusers
+        from mlflow.models import Model
+
+        # a folder stands for the base model until it is written: MLflow asks the hub about a name that is no path
+        mlflow.diffusers.save_model(str(weights), str(whole), str(weights), metadata=facts)
+        saved = Model.load(str(whole))
+        saved.flavors["diffusers"]["base_model"] = base
+        saved.save(str(whole / "MLmodel"))
 
 
 def _cut(tags: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Tracking: the `Tracker` protocol, a tracker that records nothing, and the way to MLflow (`tracking_mlflow.py`).
+"""Tracking: the `Tracker` protocol, a tracker that records nothing, and the way to MLflow (`tracking/mlflow.py`).
 
 A tracker is one open run. Stages log to the run they are given and open children by stage key; a child whose key was
 already started is reopened, never duplicated, and knows the last step it holds.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -28,6 +29,21 @@ class Tracker(Protocol):
     @property
     def url(self) -> str:
         """The run's page in MLflow's UI; empty when no server is in use."""
+        ...
+
+    @property
+    def runs_url(self) -> str:
+        """The experiment's runs in MLflow's UI; empty when no server is in use."""
+        ...
+
+    @property
+    def strengths_url(self) -> str:
+        """The view of all cells, strength against identity and adherence; empty when no server is in use."""
+        ...
+
+    @property
+    def adapter_url(self) -> str:
+        """Download of the registered pick; empty when no server is in use or nothing is registered."""
         ...
 
     def picture_url(self, artifact: str) -> str:
@@ -62,7 +78,7 @@ class Tracker(Protocol):
         ...
 
     def log_image(self, image: Image, name: str, step: int | None = None) -> None:
-        """A picture under `name` (PNG)."""
+        """A picture: with a step one of a series under the key `name`, else `images/<name>.png`."""
         ...
 
     def log_bytes(self, data: bytes, name: str) -> None:
@@ -78,9 +94,16 @@ class Tracker(Protocol):
         ...
 
     def register_pick(
-        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float], rescaled: bool = True
+        self,
+        name: str,
+        adapter: bytes,
+        step: int,
+        strength: float,
+        metrics: Mapping[str, float],
+        rescaled: bool = True,
+        facts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """The recommended adapter as the character's newest registered version, alias `champion`, once.
+        """The recommended adapter as the character's newest registered version, once; alias `champion` when none before is better.
 
         Args:
             name: of the character in the registry.
@@ -89,6 +112,7 @@ class Tracker(Protocol):
             strength: it was picked at.
             metrics: of the pick.
             rescaled: the file has the picked strength as its 1.0 already (not so for DoRA).
+            facts: what its description says (`model_card.LABELS`); with `base_model` MLflow can load it.
         """
         ...
 
@@ -102,6 +126,9 @@ class NullTracker:
 
     run_id: str | None = None
     url: str = ""
+    runs_url: str = ""
+    strengths_url: str = ""
+    adapter_url: str = ""
 
     def picture_url(self, artifact: str) -> str:
         """Empty: nothing was logged."""
@@ -145,7 +172,14 @@ class NullTracker:
         """Nothing."""
 
     def register_pick(
-        self, name: str, adapter: bytes, step: int, strength: float, metrics: Mapping[str, float], rescaled: bool = True
+        self,
+        name: str,
+        adapter: bytes,
+        step: int,
+        strength: float,
+        metrics: Mapping[str, float],
+        rescaled: bool = True,
+        facts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Nothing."""
 

@@ -46,6 +46,7 @@ from charengine.stages.sweep.summary import overbaked, scale_warnings, summarise
 from charengine.stages.sweep.verdict import judge_training
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
+from charengine.tracking.views import KIND_TAG
 from charengine.wording import file_stem
 
 if TYPE_CHECKING:
@@ -325,10 +326,11 @@ def _log_cell(session: Session, index: int, cell: Cell) -> None:
         f"step {step} × {strength:g}" if checkpoint else "base model",
         key=f"{session.key}/{step}/{strength:g}",
         params={"checkpoint": step, "strength": strength, **_losses(checkpoint)},
+        tags={KIND_TAG: "cell"},
     )
-    child.log_metrics(_logged(measured), step=step)
+    child.log_metrics(_logged(measured) | {"strength": strength, "checkpoint": step}, step=step)
     rows = len(session.prompts)
-    child.log_image(contact_sheet([(_heading(measured), cell.thumbs)], [""] * rows, cell.seeds, None), "images")
+    child.log_image(contact_sheet([(_heading(measured), cell.thumbs)], [""] * rows, cell.seeds, None), "cell", step)
     child.finish()
     cell.mlflow_run_id = child.run_id
 

@@ -175,6 +175,8 @@ class _Training:
         if self.history.base is None:
             self.history.base = self.setup.base or self._measure(0)  # a fresh adapter is the base model
             self._log_validation(self.history.base, "base")
+            if self._room_for_samples():
+                self._samples(0)
 
     def _due(self, step: int) -> set[str]:
         """What is due after `step` steps."""
@@ -279,7 +281,7 @@ class _Training:
         for image in images:
             refs.append(self.store.put(png(image), f"sample-step{step:06d}.png"))
             if step > self.last_logged:
-                self.tracker.log_image(image, f"samples/step{step:06d}.png", step)
+                self.tracker.log_image(image, "samples", step)
         return tuple(refs)
 
     def _file(self, step: int) -> bytes:

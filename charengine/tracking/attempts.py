@@ -1,0 +1,36 @@
+"""Calls to a tracking server that may fail without harm."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+REST_AFTER_FAILURE = 60.0  # seconds without calls after one that failed
+
+
+class Attempts:
+    """Whatever a call raises is logged and passed over: a dead server must not stop a GPU, nor be waited for at each step."""
+
+    def __init__(self) -> None:
+        self._rest_until = 0.0
+
+    @property
+    def is_away(self) -> bool:
+        """Whether a call has failed a short while ago."""
+        return time.monotonic() < self._rest_until
+
+    def attempt(self, what: str, call: Callable[[], T], always: bool = False) -> T | None:
+        """Call MLflow; a failure is logged and gives None, and for a while only `always` calls are tried."""
+        if self.is_away and not always:
+            return None
+        try:
+            return call()
+        except Exception as error:  # whatever MLflow raises
+            log.warning("MLflow: %s failed: %s", what, (str(error).splitlines() or [""])[0][:300])
+            self._rest_until = time.monotonic() + REST_AFTER_FAILURE
+            return None

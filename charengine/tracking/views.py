@@ -1,0 +1,121 @@
+"""The views that MLflow's page of the experiment opens with: charts that need no set-up, kept as tags of the experiment.
+
+The form is that of MLflow 3.17's own "Save view": an envelope of JSON whose state is deflated JSON in base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+INHERITED = ("character", "trigger", "profile")  # tags that a child has of its parent: a search finds both
+KIND_TAG = "charengine.kind"  # of a run: character, train, sweep or cell; cells are filtered by it
+SHARED_VIEW = "mlflow.sharedViewState."
+STRENGTH, LOSSES = "charengine-strength", "charengine-losses"
+MADE = 1_764_374_400_000  # milliseconds; a fixed time, so that the same view is the same tag
+MOST_RUNS = 100  # in one chart
+
+
+def inherited(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a run that its children have too."""
+    return {name: tags[name] for name in INHERITED if name in tags}
+
+
+def view_tags() -> dict[str, str]:
+    """The experiment's tags, one a view."""
+    return {
+        f"{SHARED_VIEW}{STRENGTH}": _envelope("Strength against identity and adherence", strength_view()),
+        f"{SHARED_VIEW}{LOSSES}": _envelope("Training losses", losses_view()),
+    }
+
+
+def view_page(experiment_id: str, view: str = STRENGTH) -> str:
+    """The page, below MLflow's address, that opens with a view: runs as charts."""
+    return f"{runs_page(experiment_id)}&compareRunsMode=CHART&viewStateShareKey={view}"
+
+
+def runs_page(experiment_id: str) -> str:
+    """The page of the experiment's runs; without the workflow MLflow opens the one for chat traces."""
+    return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+
+
+def strength_view() -> dict[str, Any]:
+    """All cells of all sweeps side by side, the strength on the horizontal axis, and their pictures."""
+    section = "charengine-cells"
+    charts = [
+        *(_scatter(f"charengine-{name}", section, "strength", name) for name in ("identity", "adherence", "score")),
+        _scatter("charengine-trade-off", section, "adherence", "identity"),
+        _chart("charengine-pictures", "IMAGE", section, imageKeys=["cell"], step=0, showRunParams=True),
+    ]
+    # ordered by a number, cells stand in one flat list; by time, MLflow folds them below their sweep
+    return _state("cell", "metrics.`strength`", section, "Cells", charts)
+
+
+def losses_view() -> dict[str, Any]:
+    """The loss curves of all trainings, and the samples over their steps."""
+    section = "charengine-training"
+    names = ("train/smoothed_loss", "train/loss", "validation/loss", "train/learning_rate")
+    charts = [
+        *(_line(f"charengine-{name.replace('/', '-')}", section, name) for name in names),
+        _chart("charengine-samples", "IMAGE", section, imageKeys=["samples"], step=0, showRunParams=True),
+    ]
+    return _state("train", "metrics.`train/smoothed_loss`", section, "Training", charts)
+
+
+def _state(kind: str, order: str, section: str, title: str, charts: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "searchFilter": f"tags.`{KIND_TAG}` = '{kind}'",
+        "orderByKey": order,
+        "orderByAsc": True,
+        "runsHiddenMode": "SHOW_ALL",
+        "hideEmptyCharts": False,
+        "compareRunCharts": charts,
+        "compareRunSections": [
+            {
+                "uuid": section,
+                "name": title,
+                "display": True,
+                "isReordered": False,
+                "deleted": False,
+                "isGenerated": False,
+            }
+        ],
+    }
+
+
+def _chart(name: str, kind: str, section: str, **more: Any) -> dict[str, Any]:
+    shared = {"uuid": name, "type": kind, "metricSectionId": section, "deleted": False, "isGenerated": False}
+    return {**shared, "runsCountToCompare": MOST_RUNS, **more}
+
+
+def _scatter(name: str, section: str, across: str, up: str) -> dict[str, Any]:
+    axes = {"xaxis": {"key": across, "type": "METRIC"}, "yaxis": {"key": up, "type": "METRIC"}}
+    return _chart(name, "SCATTER", section, displayName=f"{up} over {across}", **axes)
+
+
+def _line(name: str, section: str, metric: str) -> dict[str, Any]:
+    return _chart(
+        name,
+        "LINE",
+        section,
+        displayName=metric,
+        metricKey=metric,
+        selectedMetricKeys=[metric],
+        xAxisKey="step",
+        lineSmoothness=0,
+        scaleType="linear",
+        xAxisScaleType="linear",
+        range={},
+        yAxisKey="metric",
+        yAxisExpressions=[],
+        useGlobalXaxisKey=True,
+        useGlobalLineSmoothing=True,
+    )
+
+
+def _envelope(name: str, state: dict[str, Any]) -> str:
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    return json.dumps({"name": name, "createdAt": MADE, "updatedAt": MADE, "state": f"deflate;{packed}"})
