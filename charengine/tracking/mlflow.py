@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +25,7 @@ from charengine.machine.locks import single_flight
 from charengine.tracking.attempts import Attempts
 from charengine.tracking.catching_up import catch_up
 from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
-from charengine.tracking.model_card import is_better, model_card
+from charengine.tracking.model_card import WEIGHTS, is_better, model_card, pick_facts, write_model
 from charengine.tracking.pages import PICK_TAG, Pages
 from charengine.tracking.protocol import Status
 from charengine.tracking.spool import MetricSpool, Point
@@ -43,7 +42,6 @@ T = TypeVar("T")
 
 KEY_TAG = "charengine.key"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens on training runs, not on chat traces
-WEIGHTS = "adapter_weights"  # the folder of a logged model that its file lies in
 PARAM_LIMIT, TAG_LIMIT, PARAMS_PER_CALL, DIGEST_LIMIT = 6000, 5000, 100, 36  # MLflow's own
 
 
@@ -237,7 +235,7 @@ class MLflowTracker(Pages):
         batch = [Param(key, value) for key, value in fresh.items()]
         for start in range(0, len(batch), PARAMS_PER_CALL):
             part = batch[start : start + PARAMS_PER_CALL]
-            self._attempt("params", partial(self._client.log_batch, self.run_id, params=part))
+            self._session.attempt("params", partial(self._client.log_batch, self.run_id, params=part))
         self._known_params |= fresh
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -247,7 +245,7 @@ class MLflowTracker(Pages):
         changed = {key: value for key, value in _cut(tags).items() if self._known_tags.get(key) != value}
         if changed:
             batch = [RunTag(key, value) for key, value in changed.items()]
-            self._attempt("tags", lambda: self._client.log_batch(self.run_id, tags=batch))
+            self._session.attempt("tags", lambda: self._client.log_batch(self.run_id, tags=batch))
             self._known_tags |= changed
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -302,7 +300,9 @@ class MLflowTracker(Pages):
         tag = f"charengine.checkpoint.{step}"
         if tag not in self._known_tags:
             name, facts = f"{self._name}-step-{step}", {"checkpoint_step": str(step)}
-            model = self._attempt(f"checkpoint {step}", lambda: self._log_model(adapter, name, step, metrics, facts))
+            model = self._session.attempt(
+                f"checkpoint {step}", lambda: self._log_model(adapter, name, step, metrics, facts)
+            )
             if model:
                 self.set_tags({tag: model.model_id})
                 self._last |= dict.fromkeys(metrics, step)  # they went with the model
@@ -321,14 +321,11 @@ class MLflowTracker(Pages):
         """Register the recommended adapter as the newest version of the character; `champion` when none before is better."""
         if "charengine.registered" in self._known_tags:
             return
-        told = {
-            **facts,
-            "checkpoint_step": str(step),
-            "picked_strength": str(strength),
-            "recommended_strength": str(1.0 if rescaled else strength),  # to load the registered file at
-        }
+        told = {**facts, **pick_facts(step, strength, rescaled)}
         numbers = {**metrics, "strength": strength}
-        version = self._attempt("registering the pick", lambda: self._register(name, adapter, step, told, numbers))
+        version = self._session.attempt(
+            "registering the pick", lambda: self._register(name, adapter, step, told, numbers)
+        )
         if version:
             self.set_tags({"charengine.registered": f"models:/{name}/{version}"})
 
@@ -336,7 +333,7 @@ class MLflowTracker(Pages):
         """Log memory, processor, disk and GPU every ten seconds, on a thread of MLflow's, until the run is finished."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        monitor = self._attempt(
+        monitor = self._session.attempt(
             "system metrics", lambda: SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._uri)
         )
         if monitor:
@@ -356,9 +353,6 @@ class MLflowTracker(Pages):
     def _client(self) -> MlflowClient:
         return self._session.client
 
-    def _attempt(self, what: str, call: Callable[[], T]) -> T | None:
-        return self._session.attempt(what, call)
-
     def _log_model(
         self, data: bytes, name: str, step: int, metrics: Mapping[str, float], facts: Mapping[str, str]
     ) -> LoggedModel:
@@ -375,7 +369,9 @@ class MLflowTracker(Pages):
             self._session.experiment_id, name, self.run_id, tags, {"step": str(step)}, model_type="adapter"
         )
         with tempfile.TemporaryDirectory() as folder:
-            self._client.log_model_artifacts(model.model_id, str(_written(Path(folder), name, data, told)))
+            self._client.log_model_artifacts(
+                model.model_id, str(write_model(Path(folder), name, data, told, _save_for_diffusers))
+            )
         self._client.finalize_logged_model(model.model_id, "READY")
         self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
         now, of = int(time.time() * 1000), {"model_id": model.model_id}
@@ -409,23 +405,8 @@ class MLflowTracker(Pages):
         return str(version.version)
 
 
-def _written(folder: Path, name: str, data: bytes, facts: Mapping[str, str]) -> Path:
-    """The adapter in the form that `mlflow.diffusers` and `mlflow.pyfunc` load; the file alone where they cannot have it."""
-    weights, whole = folder / WEIGHTS, folder / "model"
-    weights.mkdir()
-    (weights / f"{name}.safetensors").write_bytes(data)
-    (weights / "README.md").write_text(f"# {name}\n\n{model_card(facts)}\n", encoding="utf-8")
-    if base := facts.get("base_model"):
-        try:
-            _save_for_diffusers(weights, whole, base, dict(facts))
-            return whole
-        except Exception as error:  # another program's file, or a package that MLflow misses
-            log.warning("%s is kept as a plain file: %s", name, str(error).splitlines()[0][:300])
-            shutil.rmtree(whole, ignore_errors=True)
-    return folder
-
-
 def _save_for_diffusers(weights: Path, whole: Path, base: str, facts: dict[str, str]) -> None:
+    """The folder of an adapter as a model that `mlflow.diffusers` and `mlflow.pyfunc` load."""
     with warnings.catch_warnings(action="ignore"):  # MLflow's own, about type hints of its own
         import mlflow.diffusers
         from mlflow.models import Model

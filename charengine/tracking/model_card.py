@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "adapter_weights"  # the folder of a logged model that its file lies in
 
 LABELS = {
     "character": "Character",
@@ -26,6 +33,45 @@ def model_card(facts: Mapping[str, str]) -> str:
     if "recommended_strength" not in facts:
         lines.append("- Strength: the sweep tries several; the registered pick says the one to use")
     return "\n".join(lines)
+
+
+def pick_facts(step: int, strength: float, rescaled: bool) -> dict[str, str]:
+    """What is said of a pick; a rescaled file is loaded at 1, whatever strength was picked."""
+    return {
+        "checkpoint_step": str(step),
+        "picked_strength": str(strength),
+        "recommended_strength": str(1.0 if rescaled else strength),
+    }
+
+
+def write_model(
+    folder: Path,
+    name: str,
+    data: bytes,
+    facts: Mapping[str, str],
+    save: Callable[[Path, Path, str, dict[str, str]], None],
+) -> Path:
+    """The adapter in a form that MLflow loads, or the file alone where it has no base model or MLflow refuses it.
+
+    Args:
+        folder: an empty one.
+        name: of the file, without its ending.
+        data: its bytes.
+        facts: of its card; `base_model` among them.
+        save: makes a model of (the folder of the file, a folder to be made, the base model, the facts).
+    """
+    weights, whole = folder / WEIGHTS, folder / "model"
+    weights.mkdir()
+    (weights / f"{name}.safetensors").write_bytes(data)
+    (weights / "README.md").write_text(f"# {name}\n\n{model_card(facts)}\n", encoding="utf-8")
+    if base := facts.get("base_model"):
+        try:
+            save(weights, whole, base, dict(facts))
+            return whole
+        except Exception as error:  # another program's file, or a package that MLflow misses
+            log.warning("%s is kept as a plain file: %s", name, (str(error).splitlines() or [""])[0][:300])
+            shutil.rmtree(whole, ignore_errors=True)
+    return folder
 
 
 def _plain(text: str) -> str:

@@ -136,7 +136,7 @@ def test_the_report_and_the_record_show_the_numbers_of_the_result(studio: Studio
 def test_mlflow_holds_one_run_with_a_child_for_training_and_one_for_each_cell(
     studio: Studio, first: dict[str, Any]
 ) -> None:
-    [parent] = studio.runs(character="Aya")
+    [parent] = studio.runs(**{"character": "Aya", "charengine.kind": "character"})
     assert parent.info.run_id == first["mlflow_run_id"]
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["prefect.flow_run_id"] == first["prefect_flow_run_id"]

@@ -130,7 +130,7 @@ def test_the_registered_pick_says_what_it_is_and_is_loaded_by_mlflow(home: Home,
     version = found.get_model_version_by_alias("character-aya", "champion")
     assert "- Trigger: ohwaya" in version.description
     assert "- Strength to load this file at: 1.0" in version.description
-    model = found.get_logged_model(version.model_id)
+    model = found.get_logged_model(version.source.rstrip("/").split("/")[-2])
     assert model.tags["mlflow.note.content"].count("an orc woman") == 1
     assert (model.tags["trigger"], model.tags["recommended_strength"]) == ("ohwaya", "1.0")
     assert model.metrics[0].dataset_name == "ohwaya"

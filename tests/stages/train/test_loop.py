@@ -335,4 +335,4 @@ def test_validation_and_samples_come_as_often_as_asked(store, tmp_path):
     tracker.log_image = lambda image, name, step=None: images.append(step)
     train(store, tmp_path, tracker=tracker, validate_every=0, sample_every=5)
     assert tracker.steps("validation/loss") == [4, 8, 12]
-    assert images == [4, 5, 8, 10, 12]
+    assert images == [0, 4, 5, 8, 10, 12]
