@@ -7,29 +7,51 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, runtime
-from prefect.artifacts import create_markdown_artifact
+from prefect import Flow, runtime
 from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_UI_URL
+from prefect.states import Failed
 
-from charengine.errors import EngineError
+from charengine.errors import EngineError, StageFailed
 from charengine.machine.home import in_work_folder
 from charengine.records import RunResult
 from charengine.run import folder
 from charengine.run.cast import check_cast, read_cast
-from charengine.stages.report.cast import gallery_page, table
+from charengine.stages.report.cast import as_text, gallery_page, table
 from flows.character import character
 from flows.pool import made_on_pool
+from tasks.live import LiveText
 
 log = logging.getLogger("charengine.flows")
 
+LONGEST_MESSAGE = 4000  # characters of the table that Prefect's page shows as the reason
 
-@flow(name="batch", flow_run_name="batch-{batch_id}", validate_parameters=True, persist_result=False)
-def batch(
+
+class CastFailed(StageFailed):
+    """Some characters of a cast could not be made; the others were."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        super().__init__(result["table"])
+        self.result = result
+
+
+class BatchFlow(Flow[..., Any]):
+    """Fails in Prefect's page when a character did, and hands its caller the outcomes all the same."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The outcomes, or with `return_state=True` the state."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except CastFailed as failed:
+            return failed.result
+
+
+def _batch(
     characters: list[dict[str, Any]] = [],  # noqa: B006 - never changed, and Prefect's form shows it
     file: str = "",
     workers: bool = False,
     batch_id: str = "",
-) -> dict[str, Any]:
+) -> Any:
     """Make every character of a cast, and a summary with their pictures.
 
     Args:
@@ -41,34 +63,82 @@ def batch(
     requests = check_cast(characters) if characters else read_cast(in_work_folder(file))
     cast = [request.as_parameters() for request in requests]
     started = time.monotonic()
-    outcomes = _on_pool(cast, batch_id or _default_id()) if workers else [_here(entry) for entry in cast]
+    told = _Told(cast)
+    outcomes = _on_pool(cast, batch_id or _default_id(), told) if workers else [_here(entry, told) for entry in cast]
     failed = [outcome["name"] for outcome in outcomes if outcome["error"]]
     page = gallery_page(outcomes, Path(cast[0]["out"]).parent / "batch.html")
-    create_markdown_artifact(markdown=table(outcomes), key="batch-summary", description="the cast")
-    return {
+    result = {
         "characters": outcomes,
         "failed": failed,
         "summary": str(page),
         "seconds": round(time.monotonic() - started, 1),
         "table": table(outcomes),
     }
+    if not failed:
+        return result
+    said = f"{len(failed)} of {len(cast)} characters could not be made\n\n{result['table']}"
+    return Failed(message=said[:LONGEST_MESSAGE], data=CastFailed(result))
 
 
-def _here(entry: dict[str, Any]) -> dict[str, Any]:
+batch = BatchFlow(
+    _batch, name="batch", flow_run_name="batch-{batch_id}", validate_parameters=True, persist_result=False
+)
+
+
+class _Told:
+    """What the batch's page says as it goes: each character, how it is, and the way to its run."""
+
+    def __init__(self, cast: list[dict[str, Any]]) -> None:
+        self._rows = {entry["name"]: ("waits", "") for entry in cast}
+        self._live = LiveText("batch-summary", "the cast")
+        self._show()
+
+    def began(self, name: str) -> None:
+        """A character is being made."""
+        log.info("%s is being made", name)
+        self._say(name, "is being made")
+
+    def ended(self, outcome: dict[str, Any], run_id: object = None) -> None:
+        """A character is made, or failed."""
+        said = f"failed: {outcome['error']}" if outcome["error"] else "made"
+        done = sum(not state.startswith(("waits", "is")) for state, _ in self._rows.values()) + 1
+        log.info("%s: %s (%d of %d have ended)", outcome["name"], said, done, len(self._rows))
+        ui = PREFECT_UI_URL.value()
+        self._say(outcome["name"], said, f"{ui}/runs/flow-run/{run_id}" if ui and run_id else "")
+
+    def _say(self, name: str, said: str, link: str = "") -> None:
+        self._rows[name] = (said, link)
+        self._show()
+
+    def _show(self) -> None:
+        lines = [
+            f"| {f'[{as_text(name)}]({link})' if link else as_text(name)} | {as_text(said)[:400]} |"
+            for name, (said, link) in self._rows.items()
+        ]
+        self._live.show("\n".join(["| character | |", "| --- | --- |", *lines]))
+
+
+def _here(entry: dict[str, Any], told: _Told) -> dict[str, Any]:
     """One character as a subflow of this one."""
+    told.began(entry["name"])
     state = character(**entry, return_state=True)
-    if state.is_completed():
-        return _outcome(entry, result=state.result())
-    return _outcome(entry, error=_reason(state.result(raise_on_failure=False)))
+    made = state.is_completed()
+    outcome = (
+        _outcome(entry, result=state.result())
+        if made
+        else _outcome(entry, error=_reason(state.result(raise_on_failure=False)))
+    )
+    told.ended(outcome, state.state_details.flow_run_id)
+    return outcome
 
 
-def _on_pool(cast: list[dict[str, Any]], batch_id: str) -> list[dict[str, Any]]:
+def _on_pool(cast: list[dict[str, Any]], batch_id: str, told: _Told) -> list[dict[str, Any]]:
     """All characters on the work pool; the same batch id never starts one twice."""
     outcomes: dict[int, dict[str, Any]] = {}
     for ended in made_on_pool(cast, batch_id):
         entry = cast[ended.index]
         outcomes[ended.index] = _outcome_of_run(entry, ended.run) if ended.run else _outcome(entry, error=ended.error)
-        log.info("%d of %d characters have ended", len(outcomes), len(cast))
+        told.ended(outcomes[ended.index], ended.run.id if ended.run else None)
     return [outcomes[index] for index in range(len(cast))]
 
 

@@ -1,0 +1,77 @@
+"""A batch in Prefect: not green when a character failed, its page saying how each one is as it goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.states import Completed, Failed
+
+from charengine.errors import BadInput
+from charengine.records import RunResult
+from flows import batch as module
+
+CAST = [{"name": "Aya", "prompt": "an orc"}, {"name": "Nix", "prompt": "a robot"}]
+
+
+def result(name: str) -> RunResult:
+    paths = dict.fromkeys(("sheet", "adapter", "recommended_adapter", "report"), Path("x"))
+    more = {"views": (), "captions": (), "cached_stages": (), "warnings": (), "seconds": {}}
+    numbers = {"checkpoint_step": 3, "strength": 0.5, "mlflow_run_id": None, "prefect_flow_run_id": None}
+    return RunResult(name=name, trigger="ohw", recommended_prompt="ohw orc", **paths, **more, **numbers)
+
+
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
+    """Names of characters that cannot be made; the others are, at once."""
+    failing: set[str] = set()
+
+    def character(name: str, **_: Any) -> Any:
+        error = BadInput("no such setting")
+        return Failed(message="no", data=error) if name in failing else Completed(data=result(name))
+
+    monkeypatch.setattr(module, "character", character)
+    monkeypatch.setattr(module, "gallery_page", lambda outcomes, path: tmp_path / "batch.html")
+    return failing
+
+
+def newest_page(key: str) -> str:
+    with get_client(sync_client=True) as client:
+        [found] = [one for one in client.read_latest_artifacts() if one.key == key]
+        return str(found.data)
+
+
+def test_a_batch_with_a_failure_ends_failed_with_the_table_and_its_caller_has_the_outcomes(
+    prefect: str, fails: set[str]
+) -> None:
+    fails.add("Nix")
+    state = module.batch(characters=CAST, return_state=True)
+    assert state.is_failed()
+    assert state.message.startswith("1 of 2 characters could not be made") and "| Nix |" in state.message
+    outcomes = module.batch(characters=CAST)
+    assert outcomes["failed"] == ["Nix"] and outcomes["characters"][0]["result"]["trigger"] == "ohw"
+
+
+def test_a_batch_without_a_failure_is_green_and_its_page_says_how_each_is(prefect: str, fails: set[str]) -> None:
+    state = module.batch(characters=CAST, return_state=True)
+    assert state.is_completed() and state.result()["failed"] == []
+    page = newest_page("batch-summary")
+    assert "Aya" in page and page.count("| made |") == 2
+
+
+def test_the_page_of_a_batch_says_who_is_being_made_while_the_others_wait(
+    prefect: str, fails: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    make = module.character
+
+    def watched(**entry: Any) -> Any:
+        seen.append(newest_page("batch-summary"))
+        return make(**entry)
+
+    monkeypatch.setattr(module, "character", watched)
+    module.batch(characters=CAST)
+    assert "| Aya | is being made |" in seen[0] and "| Nix | waits |" in seen[0]
+    assert "made |" in seen[1] and "| Nix | is being made |" in seen[1]
