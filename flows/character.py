@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
-from prefect import flow
+from prefect import flow, runtime
 from pydantic import Field
 
 from charengine.config import MAX_PROMPT
@@ -15,14 +16,16 @@ from charengine.profiles.loading import profile_names
 from charengine.records import RunRecord, RunResult
 from charengine.run import folder
 from charengine.run.claim import claimed
-from charengine.run.request import STAGES, CheckedRun, RunRequest, check
+from charengine.run.request import STAGES, CheckedRun, RunRequest, check, name_from_prompt
 from charengine.run.result import Written, run_record, run_result
 from charengine.run.workspace import Workspace, open_workspace
 from charengine.tracking.protocol import closing
+from charengine.wording import LONGEST_NOUN, NAME_PATTERN, TRIGGER_PATTERN
 from tasks.artifacts import show_run
 from tasks.caption import caption_views
 from tasks.crop import crop_views
 from tasks.expand import expand_views
+from tasks.page import showing
 from tasks.report import write_report
 from tasks.sheet import make_sheet
 from tasks.sweep import sweep_adapter
@@ -31,20 +34,40 @@ from tasks.workspace import flow_run_id, track
 
 _prepared: ContextVar[tuple[CheckedRun, Workspace] | None] = ContextVar("prepared", default=None)
 
+
+def optional(pattern: re.Pattern[str]) -> str:
+    """The pattern for a field that may be left empty, as JSON Schema has it."""
+    return f"^({pattern.pattern})?$"
+
+
 # what Prefect's form checks; its words come from the docstrings
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
-Name = Annotated[str, Field(max_length=64)]
+Name = Annotated[str, Field(max_length=64, pattern=optional(NAME_PATTERN))]
+Noun = Annotated[str, Field(max_length=LONGEST_NOUN)]
+Trigger = Annotated[str, Field(pattern=optional(TRIGGER_PATTERN))]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-ProfileName = Annotated[str, Field(json_schema_extra={"enum": [*profile_names()]})]
+ProfileName = Annotated[
+    str,
+    Field(
+        pattern=rf"^({'|'.join([*profile_names()])}|.+\.ya?ml)$",
+        json_schema_extra={"examples": [*profile_names(), "my.yaml"]},
+    ),
+]
 StageName = Annotated[str, Field(json_schema_extra={"enum": [*STAGES]})]
 
 
-@flow(name="character", flow_run_name="{name}", validate_parameters=True, persist_result=False)
+def run_name() -> str:
+    """The character's name, also when it is taken from the prompt."""
+    given = runtime.flow_run.parameters
+    return str(given.get("name") or name_from_prompt(str(given.get("prompt", ""))))
+
+
+@flow(name="character", flow_run_name=run_name, validate_parameters=True, persist_result=False)
 def character(
     prompt: Prompt,
     name: Name = "",
-    class_noun: str = "",
-    trigger: str = "",
+    class_noun: Noun = "",
+    trigger: Trigger = "",
     seed: Seed = 42,
     profile: ProfileName = "embedded",
     overrides: list[str] = [],  # noqa: B006 - never changed, and Prefect's form shows it
@@ -62,7 +85,7 @@ def character(
         class_noun: "woman", "robot"… Empty: taken from the prompt.
         trigger: Rare word that will mean the character. Empty: derived from the name.
         seed: Same seed, same machine kind: same files.
-        profile: Models and settings for a kind of machine.
+        profile: Models and settings for a kind of machine: a shipped profile, or the path of a YAML file of your own.
         overrides: Settings to change, one an item: train.steps=800
         sheet: Path of a sheet that exists already. Empty: one is drawn.
         out: Folder for the results. Empty: runs/NAME.
@@ -73,7 +96,7 @@ def character(
     )
     run, workspace = _prepared.get() or _prepare(request)
     track(workspace)
-    with closing(workspace.tracker), claimed(run) as own:
+    with closing(workspace.tracker), claimed(run) as own, showing(workspace, own.out):
         return make_character(workspace, own.out)
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import io
 
-from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
+from prefect.artifacts import create_table_artifact
 
 from charengine.records import AdapterRecord, DatasetRecord, ExpansionRecord, Ref, RunRecord, SweepRecord
 from charengine.run.workspace import Workspace
 from charengine.stages.report.cast import as_text
+from tasks.page import current_page
 
 
 def show_picture(workspace: Workspace, name: str, ref: Ref) -> None:
@@ -22,10 +18,9 @@ def show_picture(workspace: Workspace, name: str, ref: Ref) -> None:
 
     workspace.tracker.log_image(Image.open(io.BytesIO(workspace.store.get(ref))).convert("RGB"), name)
     url = workspace.tracker.picture_url(f"images/{name}.png")
-    if url:
-        create_image_artifact(
-            image_url=url, key=f"{workspace.slug}-{name}", description=f"{workspace.character.name}: {name}"
-        )
+    page = current_page()
+    if url and page:
+        page.picture(name, url)
 
 
 def show_expansion(workspace: Workspace, expansion: ExpansionRecord) -> None:
@@ -90,15 +85,10 @@ def show_sweep(workspace: Workspace, sweep: SweepRecord) -> None:
 
 
 def show_run(workspace: Workspace, run: RunRecord) -> None:
-    """The run in words, and the way to its MLflow run."""
-    if workspace.tracker.url:
-        create_link_artifact(
-            link=workspace.tracker.url,
-            link_text="the run in MLflow",
-            key=f"mlflow-{workspace.slug}",
-            description=run.name,
-        )
-    create_markdown_artifact(markdown=summary(run), key=f"{workspace.slug}-summary", description=f"{run.name} in words")
+    """The pick, its reasons and the warnings, on the character's page."""
+    page = current_page()
+    if page:
+        page.done(run)
 
 
 def summary(run: RunRecord) -> str:

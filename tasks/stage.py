@@ -15,11 +15,12 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
 from charengine.errors import EngineError, StoreCorrupt
-from charengine.records import Record
+from charengine.records import Record, StageFact
 from charengine.run.keys import Input
 from charengine.run.running import run
 from charengine.run.workspace import Workspace
 from charengine.stage import Stage
+from tasks.page import current_page
 
 R = TypeVar("R", bound=Record)
 
@@ -37,7 +38,12 @@ def stage_task(stage: Stage[R]) -> Task[..., R]:
     """The stage as a Prefect task: called with the workspace and the stage's inputs; a kept result ends it as "Cached"."""
 
     def body(workspace: Workspace, *inputs: Input) -> Any:
+        page = current_page()
+        if page:
+            page.stage(stage.name, "is being made")
         result = run(stage, workspace, *inputs)
+        if page:
+            page.stage(stage.name, _how(workspace.facts[-1]))
         return Completed(name="Cached", data=result) if workspace.facts[-1].cached else result
 
     return StageTask(
@@ -50,6 +56,10 @@ def stage_task(stage: Stage[R]) -> Task[..., R]:
         retry_delay_seconds=exponential_backoff(2),
         retry_condition_fn=should_retry,
     )
+
+
+def _how(fact: StageFact) -> str:
+    return "unchanged" if fact.cached else f"done in {fact.seconds:.0f} s"
 
 
 def should_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from charengine.records import AdapterRecord, DatasetRecord
 from charengine.run.workspace import Workspace
+from charengine.stage import Progress
 from charengine.stages.train.stage import TRAIN
 from tasks.artifacts import show_training
+from tasks.live import LiveTraining
+from tasks.page import current_page
 from tasks.stage import stage_task
 
 train = stage_task(TRAIN)
@@ -13,6 +16,27 @@ train = stage_task(TRAIN)
 
 def train_adapter(workspace: Workspace, dataset: DatasetRecord) -> AdapterRecord:
     """Checkpoints and curves."""
-    training = train(workspace, dataset)
+    page = current_page()
+
+    def on_page(line: str) -> None:
+        if page:
+            page.stage("train", line)
+
+    live = LiveTraining(f"{workspace.slug}-training", workspace.character.name, on_page)
+    before = workspace.on_step
+
+    def on_step(progress: Progress) -> None:
+        live.on_step(progress)
+        if before:
+            before(progress)
+
+    workspace.on_step = on_step
+    try:
+        with live.following():
+            training = train(workspace, dataset)
+    finally:
+        workspace.on_step = before
+    if page:
+        page.stage("train", "done")
     show_training(workspace, training)
     return training

@@ -106,7 +106,7 @@ def test_everything_comes_up_and_a_character_made_from_the_form_is_there_in_both
     form = deployments["character"]["parameter_openapi_schema"]["properties"]
     assert list(form)[:5] == ["prompt", "name", "class_noun", "trigger", "seed"]
     assert all(field["description"] for field in form.values())
-    assert "sdxl-12gb" in form["profile"]["enum"] and form["seed"]["minimum"] == 0
+    assert "sdxl-12gb" in form["profile"]["examples"] and form["seed"]["minimum"] == 0
     assert [item["schedule"]["cron"] for item in deployments["batch"]["schedules"]] == ["0 1 * * *"]
     assert [item["name"] for item in post(f"{api}/automations/filter", {})] == ["crash-dead-runs"]
 
@@ -128,8 +128,10 @@ def test_everything_comes_up_and_a_character_made_from_the_form_is_there_in_both
     tags = {tag["key"]: tag["value"] for tag in found["data"]["tags"]}
     assert tags["prefect.flow_run_url"].endswith(f"/runs/flow-run/{created['id']}")
     artifacts = {item["key"]: item for item in post(f"{api}/artifacts/latest/filter", {})}
-    assert {"aya-sheet", "aya-captions", "aya-sweep", "aya-summary", "mlflow-aya"} <= set(artifacts)
-    picture = artifacts["aya-sheet"]["data"]
+    assert {"aya", "aya-captions", "aya-sweep"} <= set(artifacts)
+    page = artifacts["aya"]["data"]
+    assert tags["charengine.registered"] and "[Download the adapter](" in page and "[The run in MLflow](" in page
+    picture = page.partition("![sheet](")[2].partition(")")[0]
     with urllib.request.urlopen(picture, timeout=20) as response:
         assert response.read(8) == b"\x89PNG\r\n\x1a\n"
 

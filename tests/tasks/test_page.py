@@ -1,0 +1,96 @@
+"""A character's page: there from the start, written again by every stage; training is followed and never held up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from run_samples import sample_run
+
+from charengine.stage import Progress
+from charengine.store import Store
+from charengine.tracking.protocol import NullTracker
+from tasks import live
+from tasks.page import current_page, showing
+
+
+class Served(NullTracker):
+    """An MLflow run with pages."""
+
+    url, adapter_url = "http://mlflow/run", "http://mlflow/adapter"
+
+    def picture_url(self, artifact: str) -> str:
+        return f"http://mlflow/{artifact}"
+
+
+@pytest.fixture
+def workspace() -> Any:
+    profile = SimpleNamespace(expand=SimpleNamespace(count=0))
+    character = SimpleNamespace(name="Zorga", prompt="an orc")
+    return SimpleNamespace(slug="zorga", character=character, profile=profile, tracker=Served())
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    texts: list[str] = []
+    monkeypatch.setattr(live.LiveText, "show", lambda self, text: texts.append(text))
+    return texts
+
+
+def test_the_page_is_there_from_the_start_and_every_stage_writes_on_it(
+    workspace: Any, shown: list[str], tmp_path: Path
+) -> None:
+    with showing(workspace, tmp_path):
+        assert "# Zorga" in shown[0] and "[The run in MLflow](http://mlflow/run)" in shown[0]
+        assert "| train | waits |" in shown[0]
+        page = current_page()
+        assert page
+        page.picture("sheet", "http://mlflow/images/sheet.png")
+        page.stage("sheet", "done in 3 s")
+        assert "| sheet | done in 3 s |" in shown[-1] and "![sheet](http://mlflow/images/sheet.png)" in shown[-1]
+        page.done(sample_run(Store(tmp_path / "store")))
+    assert "[Download the adapter](http://mlflow/adapter)" in shown[-1]
+    assert "report.html" in shown[-1] and "Use step" in shown[-1] and "Warning" in shown[-1]
+    assert current_page() is None
+
+
+def test_a_run_that_fails_says_so_on_its_page(workspace: Any, shown: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError), showing(workspace, tmp_path):
+        raise ValueError("no figure was found")
+    assert "**Failed: no figure was found**" in shown[-1]
+
+
+STEPS = [Progress(step, 10, 0.5, 0.4, 1e-3, 100.0, 65.0, 0.0) for step in (1, 2, 3)]
+
+
+def followed(monkeypatch: pytest.MonkeyPatch, send: Callable[..., Any]) -> list[str]:
+    monkeypatch.setattr(live, "EVERY", 0.05)
+    monkeypatch.setattr(live, "create_progress_artifact", send)
+    lines: list[str] = []
+    training = live.LiveTraining("zorga-training", "Zorga", lines.append)
+    with training.following():
+        for step in STEPS:
+            training.on_step(step)
+        time.sleep(0.3)
+    return lines
+
+
+def test_the_latest_step_is_told_once_with_its_loss_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, Any]] = []
+    lines = followed(monkeypatch, lambda **values: sent.append(values))
+    assert lines[-1] == "step 3 of 10, loss 0.4000, 1 min 5 s left"
+    assert len(lines) <= 2 and sent[-1]["progress"] == 30.0
+
+
+def test_a_prefect_that_is_away_costs_a_training_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(**_: Any) -> None:
+        raise ConnectionError("refused")
+
+    followed(monkeypatch, away)
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
