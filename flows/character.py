@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow, runtime
+from prefect.states import Failed
 from pydantic import Field
 
 from charengine.config import MAX_PROMPT
+from charengine.errors import EngineError
 from charengine.machine.home import find_home
 from charengine.profiles.loading import profile_names
 from charengine.records import RunRecord, RunResult
@@ -25,7 +27,7 @@ from tasks.artifacts import show_run
 from tasks.caption import caption_views
 from tasks.crop import crop_views
 from tasks.expand import expand_views
-from tasks.page import showing
+from tasks.page import in_form_words, showing
 from tasks.report import write_report
 from tasks.sheet import make_sheet
 from tasks.sweep import sweep_adapter
@@ -40,17 +42,19 @@ def optional(pattern: re.Pattern[str]) -> str:
     return f"^({pattern.pattern})?$"
 
 
-# what Prefect's form checks; its words come from the docstrings
+# what Prefect's form checks, in the schema alone: our own check says it better where there is no form; its words come from the docstrings
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
-Name = Annotated[str, Field(max_length=64, pattern=optional(NAME_PATTERN))]
+Name = Annotated[str, Field(max_length=64, json_schema_extra={"pattern": optional(NAME_PATTERN)})]
 Noun = Annotated[str, Field(max_length=LONGEST_NOUN)]
-Trigger = Annotated[str, Field(pattern=optional(TRIGGER_PATTERN))]
+Trigger = Annotated[str, Field(json_schema_extra={"pattern": optional(TRIGGER_PATTERN)})]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 ProfileName = Annotated[
     str,
     Field(
-        pattern=rf"^({'|'.join([*profile_names()])}|.+\.ya?ml)$",
-        json_schema_extra={"examples": [*profile_names(), "my.yaml"]},
+        json_schema_extra={
+            "pattern": rf"^({'|'.join(profile_names())}|.+\.ya?ml)$",
+            "examples": [*profile_names(), "my.yaml"],
+        }
     ),
 ]
 StageName = Annotated[str, Field(json_schema_extra={"enum": [*STAGES]})]
@@ -74,7 +78,7 @@ def character(
     sheet: str = "",
     out: str = "",
     refresh: list[StageName] = [],  # noqa: B006
-) -> RunResult:
+) -> Any:
     """Make a character: sheet, views, captions, adapter, sweep, pick and report.
 
     Stages whose inputs have not changed are taken from the cache; a run that was killed continues.
@@ -94,10 +98,13 @@ def character(
     request = RunRequest(
         prompt, name, class_noun, trigger, seed, profile, tuple(overrides), sheet, out, refresh=tuple(refresh)
     )
-    run, workspace = _prepared.get() or _prepare(request)
-    track(workspace)
-    with closing(workspace.tracker), claimed(run) as own, showing(workspace, own.out):
-        return make_character(workspace, own.out)
+    try:
+        run, workspace = _prepared.get() or _prepare(request)
+        track(workspace)
+        with closing(workspace.tracker), claimed(run) as own, showing(workspace, own.out):
+            return make_character(workspace, own.out)
+    except EngineError as error:  # one sentence on the page; raised, Prefect would put two tracebacks around it
+        return Failed(message=in_form_words(str(error)), data=error)
 
 
 def _prepare(request: RunRequest) -> tuple[CheckedRun, Workspace]:

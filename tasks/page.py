@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -89,7 +90,7 @@ def showing(workspace: Workspace, out: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        page.ended(f"Failed: {error}")
+        page.ended(f"Failed: {in_form_words(str(error))}")
         raise
     except BaseException:
         page.ended("Stopped; the same run continues from where it was")
@@ -101,3 +102,8 @@ def showing(workspace: Workspace, out: Path) -> Iterator[None]:
 def current_page() -> CharacterPage | None:
     """The page of the run that this is called in, if it has one."""
     return _page.get()
+
+
+def in_form_words(text: str) -> str:
+    """A message that names options of the command line, with the names that the form's fields have."""
+    return re.sub(r"--(refresh|sheet|out|profile|name|trigger|seed)\b", r"\1", text.replace("--set", "overrides"))

@@ -15,7 +15,7 @@ from charengine.stage import Progress
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker
 from tasks import live
-from tasks.page import current_page, showing
+from tasks.page import current_page, in_form_words, showing
 
 
 class Served(NullTracker):
@@ -94,3 +94,37 @@ def test_a_prefect_that_is_away_costs_a_training_one_warning(
 
     followed(monkeypatch, away)
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+def test_a_failure_is_told_in_the_words_of_the_form() -> None:
+    told = in_form_words("--sheet a.png: not found; --set 'x': write section.key=value; choose another --out")
+    assert told == "sheet a.png: not found; overrides 'x': write section.key=value; choose another out"
+
+
+def test_the_form_checks_names_and_takes_profiles_of_ones_own() -> None:
+    import re
+
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.character import character
+
+    form = parameter_schema(character).properties
+    patterns = {name: form[name]["pattern"] for name in ("name", "trigger", "profile")}
+    good = {"name": ("", "Tin Tom"), "trigger": ("", "ohwx1"), "profile": ("embedded", "sdxl-12gb", "/home/me/my.yaml")}
+    bad = {"name": ("a/b", " x"), "trigger": ("Two Words",), "profile": ("nothing",)}
+    for name, pattern in patterns.items():
+        assert all(re.search(pattern, text) for text in good[name])
+        assert not any(re.search(pattern, text) for text in bad[name])
+    assert "my.yaml" in form["profile"]["examples"] and form["class_noun"]["maxLength"] == 64
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"), [({"name": "Aya", "prompt": "an orc"}, "Aya"), ({"prompt": "an orc in blue"}, "orc-blue")]
+)
+def test_a_run_is_named_after_its_character_also_when_the_name_is_derived(
+    monkeypatch: pytest.MonkeyPatch, parameters: dict[str, str], name: str
+) -> None:
+    from flows import character as module
+
+    monkeypatch.setattr(module, "runtime", SimpleNamespace(flow_run=SimpleNamespace(parameters=parameters)))
+    assert module.run_name() == name
