@@ -6,9 +6,10 @@ import logging
 import time
 from pathlib import Path
 from typing import Any
+from typing import cast as cast_type
 
 from prefect import Flow, runtime
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Failed
 
@@ -121,7 +122,7 @@ class _Told:
 def _here(entry: dict[str, Any], told: _Told) -> dict[str, Any]:
     """One character as a subflow of this one."""
     told.began(entry["name"])
-    state = character(**entry, return_state=True)
+    state = cast_type("State[RunResult]", character(**entry, return_state=True))  # awaitable only inside an async flow
     made = state.is_completed()
     outcome = (
         _outcome(entry, result=state.result())

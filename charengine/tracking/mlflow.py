@@ -34,7 +34,6 @@ from charengine.tracking.views import KIND_TAG, inherited, view_tags
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
@@ -181,7 +180,7 @@ class MLflowTracker(Pages):
         self._last: dict[str, int] = {}
         self._name = run.info.run_name or key
         self.run_id = run.info.run_id
-        self._monitor: SystemMetricsMonitor | None = None
+        self._monitor: Any = None  # of MLflow, which gives it no types
 
     def child(
         self,
@@ -331,10 +330,11 @@ class MLflowTracker(Pages):
 
     def watch_machine(self) -> None:
         """Log memory, processor, disk and GPU every ten seconds, on a thread of MLflow's, until the run is finished."""
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        from mlflow.system_metrics import system_metrics_monitor
 
+        made: Any = system_metrics_monitor.SystemMetricsMonitor  # MLflow gives it no types
         monitor = self._session.attempt(
-            "system metrics", lambda: SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._uri)
+            "system metrics", lambda: made(self.run_id, resume_logging=True, tracking_uri=self._uri)
         )
         if monitor:
             monitor.start()
