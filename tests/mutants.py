@@ -111,6 +111,7 @@ def try_all(mutants: Sequence[Mutant], root: Path, jobs: int = 1, preload: Seque
     """Each mutant's outcome, in order; the tests are run once without any mutant first."""
     if wrong := misplaced(mutants, root):
         return wrong
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported; trials share the cores
     for library in preload:
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
@@ -201,7 +202,7 @@ def _run_pytest(tree: Path, tests: Sequence[str], output: Path, mutated: bool) -
             os.dup2(file.fileno(), 2)
         os.chdir(tree)
         # other packages' pytest plugins take longer to load than most tests take
-        os.environ |= {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        os.environ |= {"PYTHONPATH": str(tree), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         if mutated:  # a mutant's bytecode must not outlive it
             os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
             sys.dont_write_bytecode = True

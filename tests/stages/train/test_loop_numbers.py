@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,8 +51,10 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     folder = tmp_path_factory.mktemp("training")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as every test of training has it
     store, tracker = Store(folder / "store"), Recorder()
     record = train_adapter(
         make_dataset(store),
@@ -63,7 +66,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         tracker=tracker,
         recipe={"profile": "test"},
     )
-    return Made(store, tracker, record)
+    yield Made(store, tracker, record)
+    torch.set_num_threads(threads)
 
 
 def test_the_curve_smooths_its_own_losses_and_tells_each_steps_own_rate(made: Made) -> None:
