@@ -50,6 +50,8 @@ def cli(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
         (["run", "an orc", "--set", "train.rank=129"], ["train.rank", "got 129"]),
         (["run", "an orc", "--set", "train.rank"], ["section.key=value"]),
         (["run", "an orc", "--set", "sweep.strengths=0.5"], ["sweep.strengths: a list in brackets", "got 0.5"]),
+        (["run", "an orc", "--set", "sweep.strengths=[]"], ["strengths [] has none above 0"]),
+        (["run", "an orc", "--set", "sweep.strengths=[0]"], ["strengths [0.0] has none above 0"]),
         (["run", "an orc", "--sheet", "nowhere.png"], ["nowhere.png", "no such file"]),
         (["run", "an orc", "--out", "/proc/1/runs"], ["/proc/1/runs", "cannot be written"]),
         (["run", "an orc", "--refresh", "trian"], ["'trian'", "sheet, crop, expand, caption, train, sweep, report"]),
