@@ -46,6 +46,8 @@ def sheet(
     """Draw a sheet: front, side and back of a character."""
     request = RunRequest(prompt, class_noun=class_noun, seed=seed, profile=profile, overrides=tuple(settings))
     check_file(in_work_folder(str(out)), "--out")
+    if out.suffix.lower() not in ("", ".png"):
+        raise BadInput(f"--out {out}: the sheet is a PNG picture; let the name end in .png")
     workspace = _workspace_for(request, out.parent)
     from charengine.run.running import run
     from charengine.stages.sheet.draw import DRAWN_SHEET

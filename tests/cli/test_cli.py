@@ -56,6 +56,7 @@ def cli(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
         (["run", "an orc", "--out", "/proc/1/runs"], ["/proc/1/runs", "cannot be written"]),
         (["run", "an orc", "--refresh", "trian"], ["'trian'", "sheet, crop, expand, caption, train, sweep, report"]),
         (["sheet", "an orc", "--out", "."], ["--out", "is a folder", "name of a file"]),
+        (["sheet", "an orc", "--out", "a.jpg"], ["--out a.jpg", "let the name end in .png"]),
         (["report", "nowhere", "--out", "."], ["--out", "is a folder", "name of a file"]),
         (["compare", "nowhere", "nowhere", "--out", "."], ["--out", "is a folder", "name of a file"]),
         (["crop", "nowhere.png"], ["nowhere.png"]),
