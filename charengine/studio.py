@@ -95,9 +95,9 @@ class Studio:
         class_noun: str = "",
         trigger: str = "",
         seed: int = 42,
-        sheet: str | Path = "",
-        out: str | Path = "",
-        refresh: tuple[str, ...] = (),
+        sheet: str | Path | None = "",
+        out: str | Path | None = "",
+        refresh: tuple[str, ...] | str = (),
     ) -> CharacterRun:
         """A character to be made; nothing is drawn or trained yet.
 
@@ -122,9 +122,9 @@ class Studio:
             seed,
             self._source,
             self._overrides,
-            str(sheet),
-            str(out),
-            tuple(refresh),
+            str(sheet or ""),
+            str(out or ""),
+            (refresh,) if isinstance(refresh, str) and refresh else tuple(refresh),
         )
         return CharacterRun(check(request, self._home), self._home)
 

@@ -130,6 +130,15 @@ def test_all_mistakes_of_a_character_are_told_together() -> None:
     assert len(caught.value.problems) == 4
 
 
+def test_what_is_none_is_left_out_and_what_is_no_text_is_refused_in_words(home: Home) -> None:
+    studio = ce.Studio("embedded")
+    who = studio.character("an orc", name="Grisha", sheet=None, out=None, refresh="train")
+    assert who._checked.out.parts[-2:] == ("runs", "grisha")
+    assert (who._checked.sheet, who._checked.refresh) == (None, {"train"})
+    with pytest.raises(ConfigError, match="prompt: Input should be a valid string"):
+        studio.character(5)  # type: ignore[arg-type]
+
+
 def test_more_views_that_nobody_asked_for_are_refused_with_the_remedy(home: Home) -> None:
     with pytest.raises(BadInput, match='expand={"count": 5}'):
         ce.Studio().character(PROMPT).expand()

@@ -167,7 +167,7 @@ def slug(name: str) -> str:
 
 def _character(request: RunRequest, problems: list[str]) -> Character | None:
     fields = {
-        "name": request.name or name_from_prompt(request.prompt),
+        "name": request.name or name_from_prompt(str(request.prompt)),
         "prompt": request.prompt,
         "class_noun": request.class_noun,
         "trigger": request.trigger,
