@@ -365,15 +365,9 @@ class SweepSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _something_is_tried(self) -> SweepSettings:
+    def _something_is_tried_on_the_subject(self) -> SweepSettings:
         if not any(strength > 0 for strength in self.strengths):
-            raise ValueError(
-                f"strengths {list(self.strengths)} has none above 0, so there is nothing to try: e.g. [0.5, 1.0]"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _prompts_name_the_subject(self) -> SweepSettings:
+            raise ValueError(f"strengths {list(self.strengths)} has none above 0: try some, e.g. [0.5, 1.0]")
         wrong = [prompt for prompt in self.prompts if "{subject}" not in prompt]
         if wrong:
             raise ValueError(
