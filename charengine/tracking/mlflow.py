@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from charengine.machine.addresses import database_uri, running_services, tracking_uri
 from charengine.machine.environment import apply_defaults
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 KEY_TAG = "charengine.key"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens on training runs, not on chat traces
@@ -173,9 +172,7 @@ class MLflowTracker(Pages):
         self._parent = parent
         self._known_params = dict(run.data.params)
         self._known_tags = dict(run.data.tags)
-        self._known_metrics = frozenset(
-            run.data.metrics
-        )  # of earlier processes; the history of others need not be asked
+        self._known_metrics = frozenset(run.data.metrics)  # of earlier processes: only their history is asked
         self._delivered: dict[str, int] = {}
         self._last: dict[str, int] = {}
         self._name = run.info.run_name or key
