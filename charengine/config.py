@@ -36,6 +36,10 @@ class Settings(BaseModel):
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def params(self, section: str) -> dict[str, object]:
+        """As MLflow's parameters `section.key`, those that say something."""
+        return {f"{section}.{k}": v for k, v in self.model_dump(mode="json").items() if v not in ("", [], None)}
+
 
 class Character(Settings):
     """Who is to be made."""

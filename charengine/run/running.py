@@ -107,7 +107,7 @@ def _made_stoppably(given: Given, key: str, workspace: Workspace, inputs: tuple[
     """Long work: in an MLflow run of its own, with the fastest threads, stopped at its next step when asked to."""
     stage = given.stage
     tags = {KIND_TAG: stage.name}
-    tracker = workspace.tracker.child(stage.name, key=key, params=_params(stage, given.settings), tags=tags)
+    tracker = workspace.tracker.child(stage.name, key=key, params=given.settings.params(stage.settings), tags=tags)
     with ExitStack() as stack:
         stack.enter_context(closing(tracker))
         stack.enter_context(fastest_threads(workspace.models.diffusion, workspace.home))
@@ -148,15 +148,6 @@ def _difference(settings: Settings, smaller: Settings) -> str:
     """The settings that changed, as name=value."""
     before, after = settings.model_dump(), smaller.model_dump()
     return ", ".join(f"{name}={value}" for name, value in after.items() if value != before[name])
-
-
-def _params(stage: Stage[Any], settings: Settings) -> dict[str, object]:
-    """Under the names that they have in the character's own run, so that MLflow shows each in one column."""
-    return {
-        f"{stage.settings}.{key}": value
-        for key, value in settings.model_dump(mode="json").items()
-        if value not in ("", [], None)
-    }
 
 
 def peak_rss_gib() -> float | None:

@@ -38,7 +38,8 @@ class Studio:
         from flows.character import character
 
         given = {"prompt": PROMPT, "name": "Aya", "sheet": str(self.sheet), "out": str(self.folder / "aya")}
-        return character(**{**given, **parameters}, overrides=[*self.settings, *more_settings])
+        made = character(**{**given, **parameters}, overrides=[*self.settings, *more_settings])
+        return made.model_dump(mode="json")
 
     def mlflow(self) -> Any:
         from mlflow import MlflowClient
@@ -83,6 +84,7 @@ def test_the_result_is_what_the_command_line_promises(first: dict[str, Any]) -> 
     assert set(first) == {
         "name",
         "trigger",
+        "recommended_prompt",
         "sheet",
         "views",
         "captions",
@@ -94,6 +96,7 @@ def test_the_result_is_what_the_command_line_promises(first: dict[str, Any]) -> 
         "mlflow_run_id",
         "prefect_flow_run_id",
         "cached_stages",
+        "warnings",
         "seconds",
     }
     assert first["cached_stages"] == []
@@ -248,7 +251,7 @@ def test_refresh_runs_one_stage_again_and_makes_the_same_bytes(studio: Studio, f
 def test_a_character_with_the_same_data_has_a_training_run_of_its_own(studio: Studio, first: dict[str, Any]) -> None:
     other = studio.make(name="Bea", trigger=first["trigger"], out=str(studio.folder / "bea"))
     assert other["cached_stages"] == ["sheet", "crop", "caption"]
-    [parent] = studio.runs(character="Bea")
+    [parent] = studio.runs(character="Bea", **{"charengine.kind": "character"})
     assert "Bea train" in {child.info.run_name for child in studio.runs(**{"mlflow.parentRunId": parent.info.run_id})}
 
 

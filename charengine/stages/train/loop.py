@@ -171,6 +171,7 @@ class _Training:
 
     def _begin(self) -> None:
         if self.last_logged < 0:
+            self.tracker.log_params(self.settings.params("train"))
             self.tracker.log_params({f"plan.{key}": value for key, value in self.setup.plan.facts().items()})
         if self.history.base is None:
             self.history.base = self.setup.base or self._measure(0)  # a fresh adapter is the base model
