@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,10 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from charengine.wording import name_problem, noun_problem, trigger_problem
+from charengine.wording import CONTROL, name_problem, noun_problem, trigger_problem
 
 MAX_PROMPT = 2000  # characters; Qwen-Image-Edit reads 512 tokens, so more would be cut silently
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what a terminal obeys, and bytes that were no UTF-8
 
 
 class Settings(BaseModel):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what a terminal obeys, and bytes that were no UTF-8
+
 LONGEST_NOUN = 64
 LONGEST_PHRASE = 80
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}", re.ASCII)
