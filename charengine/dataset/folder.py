@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from charengine import files
-from charengine.config import CONTROL
 from charengine.dataset.digest import dataset_digest
 from charengine.errors import BadInput
 from charengine.records import CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord
 from charengine.store import Store, write_atomically
-from charengine.wording import file_stem, holds_word
+from charengine.wording import CONTROL, file_stem, holds_word
 
 REPEATS = 10  # kohya reads it from the folder's name; our own training counts steps instead
 MASKS = "masks"
