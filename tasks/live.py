@@ -94,7 +94,7 @@ class LiveTraining:
             return
         self._sent = progress
         line = told(progress)
-        log.info("%s: training, %s", self._name, line)
+        log.info("%s: training, %s", self._name, line, extra={"progress": True})
         try:
             self._also(line)
             share = 100 * progress.step / max(1, progress.steps)

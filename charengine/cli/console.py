@@ -20,6 +20,8 @@ def listen(quiet: bool = False) -> None:
     quieten_console()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    # a line every two seconds is for Prefect's page; a terminal has the bar
+    handler.addFilter(lambda record: not getattr(record, "progress", False))
     engine = logging.getLogger("charengine")
     engine.handlers = [handler]
     engine.setLevel(logging.WARNING if quiet else logging.INFO)
