@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -53,6 +53,7 @@ class RandomSDXL:
     """
 
     fingerprint = sampling_fingerprint = "random"
+    base_names: ClassVar[dict[str, str]] = {}
     prediction, usage = Prediction(), Usage()
 
     def __init__(self, config: dict[str, Any], device: str, dtype: torch.dtype, weights: str = "") -> None:

@@ -110,7 +110,7 @@ class Up:
         self.home.services_file.unlink(missing_ok=True)
         if any(child.name.startswith("worker") for child in self.children.running):
             self._cancel_runs()
-        family = _descendants()
+        family = _descendants([child.popen.pid for child in self.children.running])
         self.children.end()
         for straggler in family:
             with suppress(ProcessLookupError):
@@ -241,7 +241,12 @@ def _worker(pool: str, name: str, limit: int) -> list[object]:
     return ["prefect", "worker", "start", "--pool", pool, "--name", name, "--limit", limit]
 
 
-def _descendants() -> list[int]:
+def _descendants(pids: list[int]) -> list[int]:
+    """Processes that these have started, and theirs; of this process's other children, none."""
     import psutil
 
-    return [child.pid for child in psutil.Process().children(recursive=True)]
+    found = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            found += [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return found
