@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from charengine.machine.environment import quieten_console, quieten_libraries
 
@@ -15,10 +15,21 @@ if TYPE_CHECKING:
     from charengine.stage import Progress
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at that moment: a progress bar or a notebook puts its own in place, and takes it away."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def listen(quiet: bool = False) -> None:
     """Engine messages to stderr; Prefect's and MLflow's own chatter is kept off the terminal."""
     quieten_console()
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     # a line every two seconds is for Prefect's page; a terminal has the bar
     handler.addFilter(lambda record: not getattr(record, "progress", False))
