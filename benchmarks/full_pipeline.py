@@ -39,7 +39,7 @@ from charengine.errors import Interrupted  # noqa: E402
 from charengine.figures.template import template  # noqa: E402
 from charengine.models.captioners import QUESTION, QwenCaptioner  # noqa: E402
 from charengine.models.embedders import ClipEmbedder, DinoEmbedder, PairEmbedder  # noqa: E402
-from charengine.models.memory import GIB, Part, Plan, TakingTurns, cap_memory, place, transformer_workspace  # noqa: E402
+from charengine.models.memory import GIB, MemoryPlan, Part, TakingTurns, cap_memory, place, transformer_workspace  # noqa: E402
 from charengine.models.qwen_edit import QwenEdit  # noqa: E402
 from charengine.models.qwen_parts import load_text_encoder  # noqa: E402
 from charengine.models.sdxl import SDXL  # noqa: E402
@@ -143,7 +143,7 @@ class Run:
             self.bench.stage(f"{name}, {many} steps, CFG", partial(self._draw, width, height, steps, 4.0, many))
         self.loaded.forget("transformer", "vae")
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> MemoryPlan:
         """The planner's own arithmetic, over the sizes of what will be made up."""
         config = self.folder / "configs" / "qwen"
         sizes = {
@@ -156,7 +156,7 @@ class Run:
             place(Part(name, part.blocks, part.block, part.rest, work[name]), self.budget)
             for name, part in sizes.items()
         )
-        plan = Plan(self.budget, encoder, transformer, tile_vae=False)
+        plan = MemoryPlan(self.budget, encoder, transformer, tile_vae=False)
         self.bench.results["plan"] = plan.describe()
         return plan
 

@@ -20,7 +20,7 @@ from torch import nn
 from charengine.embedded.making import family
 from charengine.models.classes import on_meta, packaged_config, read_config
 from charengine.models.file_parts import QwenFiles, SDXLFiles, tiled_when_out_of_memory
-from charengine.models.memory import Part, Plan
+from charengine.models.memory import MemoryPlan, Part
 from charengine.models.quantised import Packed, State, pack_fp8
 
 SPECIALS = (
@@ -90,7 +90,9 @@ def _change(file: Path, values: dict[str, Any]) -> None:
 class RandomQwen(QwenFiles):
     """`QwenFiles` whose files are made up: fp8 in the blocks, as ComfyUI's files are; answers are `answer` tokens long."""
 
-    def __init__(self, config: Path, device: torch.device, dtype: torch.dtype, plan: Plan, *, answer: int) -> None:
+    def __init__(
+        self, config: Path, device: torch.device, dtype: torch.dtype, plan: MemoryPlan, *, answer: int
+    ) -> None:
         nowhere = Path("random weights")
         tokenizer = config / "tokenizer"
         super().__init__(nowhere, nowhere, nowhere, config, tokenizer, device, dtype, plan, zero_cond_t=True)  # as 2511

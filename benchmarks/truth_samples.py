@@ -33,7 +33,7 @@ from charengine.run.workspace import complete
 from charengine.stages.caption import caption_views
 from charengine.stages.crop import crop_views
 from charengine.stages.sheet.draw import draw_sheet
-from charengine.stages.sweep.sample import draw, place_order
+from charengine.stages.sweep.sample import draw, encode_cell_inputs
 from charengine.stages.sweep.sweep import spread
 from charengine.stages.train.loop import train_adapter
 from charengine.store import Store, write_atomically
@@ -225,7 +225,7 @@ class _Drawing:
         self.wanted, self.read = wanted, read
         self.seeds = tuple(range(42 + index, 42 + index + seeds))
         texts = [prompt.to_draw(training.trigger, training.class_noun) for prompt in PROMPTS]
-        self.order = place_order(models.diffusion, texts, self.seeds)
+        self.inputs = encode_cell_inputs(models.diffusion, texts, self.seeds)
 
     def cells(self, store: Store) -> list[dict[str, Any]]:
         """Strength 0, then every checkpoint at every strength."""
@@ -239,7 +239,7 @@ class _Drawing:
         return found
 
     def _cell(self, step: int, strength: float) -> dict[str, Any]:
-        images = draw(self.models.diffusion, self.order, self.profile.sweep)
+        images = draw(self.models.diffusion, self.inputs, self.profile.sweep)
         flat = [image for row in images for image in row]
         shape = (len(PROMPTS), len(self.seeds))
         scores = score_cell(images, PROMPTS, self.training.class_noun, self.references)

@@ -15,7 +15,7 @@ from charengine.wording import CONTROL, file_stem, holds_word
 
 REPEATS = 10  # kohya reads it from the folder's name; our own training counts steps instead
 MASKS = "masks"
-HELD_OUT = "held_out"  # no number before it: kohya's trainers pass it by
+HELD_OUT_FOLDER = "held_out"  # no number before it: kohya's trainers pass it by
 EXPANSION = "expansion.json"  # which pictures are more views, and what became of each
 LONGEST_CAPTION = 2000
 
@@ -34,7 +34,7 @@ def export_dataset(dataset: DatasetRecord, folder: Path, store: Store) -> list[P
     paths = []
     pictures: list[ViewRecord | ExtraView] = [*dataset.views.views, *dataset.extras]
     for view in pictures:
-        place = folder / (HELD_OUT if view.view in held_out else subset_name(dataset))
+        place = folder / (HELD_OUT_FOLDER if view.view in held_out else subset_name(dataset))
         paths.append(store.export(view.image, place / f"{view.view}.png"))
         sidecar = place / f"{view.view}.txt"
         write_atomically(sidecar, (texts[view.view] + "\n").encode())
@@ -79,7 +79,7 @@ def with_edits(dataset: DatasetRecord, folder: Path) -> DatasetRecord:
         BadInput: a sidecar is empty, too long or not text.
     """
     own = folder / subset_name(dataset)  # an earlier trigger's subset may lie beside it
-    places = {extra.view: folder / HELD_OUT for extra in dataset.held_out} if files.is_dir(own) else {}
+    places = {extra.view: folder / HELD_OUT_FOLDER for extra in dataset.held_out} if files.is_dir(own) else {}
     within = own if files.is_dir(own) else folder
     captions = tuple(_edited(caption, places.get(caption.view, within)) for caption in dataset.captions)
     if captions == dataset.captions:

@@ -49,7 +49,7 @@ class Completion:
     made_up: tuple[str, ...]
 
 
-def complete(prompt: str, seed: int) -> Completion:
+def complete_prompt(prompt: str, seed: int) -> Completion:
     """The prompt as it is when it names everything a figure must have, else the whole character described anew.
 
     Args:

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from charengine.config import CropSettings
 from charengine.figures.backdrop import Backdrop, Mask, separate
-from charengine.figures.find import Figure, Found, edges_touched, find_figures
+from charengine.figures.find import Figure, FoundFigures, edges_touched, find_figures
 from charengine.pictures import Box
 from charengine.records import VIEWS, ViewName
 
@@ -30,7 +30,7 @@ class View:
     facts: dict[str, float]
 
 
-def examine(image: Image.Image, threshold: int) -> tuple[Backdrop, Found]:
+def examine_sheet(image: Image.Image, threshold: int) -> tuple[Backdrop, FoundFigures]:
     """A sheet's background and figures; `image` is RGB, or RGBA with its colours already on the background."""
     alpha = np.asarray(image.getchannel("A")) if image.mode == "RGBA" else None
     backdrop = separate(np.asarray(image.convert("RGB")), threshold, alpha)

@@ -57,7 +57,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFigures:
     """What was found on a sheet.
 
     Args:
@@ -75,16 +75,16 @@ class Found:
     pieces: int = 0
 
 
-def find_figures(backdrop: Backdrop) -> Found:
+def find_figures(backdrop: Backdrop) -> FoundFigures:
     """Group the figure pixels into figures and check that they are a front, a side and a back view."""
     mask = backdrop.figure
     height, width = mask.shape
     if backdrop.plainness < PLAIN_ENOUGH:
         share = round(100 * backdrop.plainness)
-        return Found((), NO_BACKGROUND.format(f"only {share} % of its border is one colour"))
+        return FoundFigures((), NO_BACKGROUND.format(f"only {share} % of its border is one colour"))
     pieces = _pieces(mask)
     if not pieces:
-        return Found((), "the sheet is empty: no figure stands out from the background")
+        return FoundFigures((), "the sheet is empty: no figure stands out from the background")
     groups, strays = _group(pieces, width)
     warnings = []
     if len(groups) < len(VIEWS):
@@ -97,11 +97,11 @@ def find_figures(backdrop: Backdrop) -> Found:
     if small or sum(np.count_nonzero(stray) for stray in strays) > STRAY_SHARE * mask.size:
         warnings.append("something that is no full figure was ignored (lettering, an inset or a loose object)")
     if len(figures) < len(VIEWS) and any(_fills(figure, width) for figure in figures):
-        return Found(figures, NO_BACKGROUND.format("what stands out from it reaches from edge to edge"))
+        return FoundFigures(figures, NO_BACKGROUND.format("what stands out from it reaches from edge to edge"))
     problem, blamed = _what_is_wrong(figures, width, height)
     if not problem:
         warnings += _edge_warnings(figures, backdrop)
-    return Found(figures, problem, blamed, tuple(warnings), len(pieces))
+    return FoundFigures(figures, problem, blamed, tuple(warnings), len(pieces))
 
 
 # --- grouping ---------------------------------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ from PIL import Image
 from scipy import ndimage
 
 from charengine.figures.backdrop import Backdrop
-from charengine.figures.find import Figure, Found, edges_touched
+from charengine.figures.find import Figure, FoundFigures, edges_touched
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def measure(backdrop: Backdrop, found: Found) -> dict[str, float]:
+def measure_sheet(backdrop: Backdrop, found: FoundFigures) -> dict[str, float]:
     """Quality numbers of a whole sheet; shares are 0-1, pixels are the sheet's own."""
     figures = found.figures
     front, side, back = figures

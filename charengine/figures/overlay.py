@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from charengine.figures.find import Found
+from charengine.figures.find import FoundFigures
 from charengine.pictures import png
 from charengine.records import VIEWS
 from charengine.store import Store, write_atomically
@@ -19,7 +19,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def draw_overlay(image: Image.Image, found: Found) -> Image.Image:
+def draw_overlay(image: Image.Image, found: FoundFigures) -> Image.Image:
     """The sheet with the found boxes and view names on it, and the problem, if there is one, written at the top."""
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)

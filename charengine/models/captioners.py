@@ -23,7 +23,7 @@ MAX_PIXELS = 1024 * 28 * 28  # of a picture shown to Qwen2.5-VL: 1,024 vision to
 MAX_ROWS = 8  # pictures answered about at once
 TEXT_TOKENS = 320  # of the longest question about a picture, its template included
 JSON_TOKENS, TAG_TOKENS = 400, 120  # of the longest answers
-VIEW_TAGS = {"front": "front view", "side": "side view", "back": "back view", "three-quarter": "three-quarter view"}
+VIEW_PHRASES = {"front": "front view", "side": "side view", "back": "back view", "three-quarter": "three-quarter view"}
 
 QUESTION = """Describe the{noun} in this picture. Answer with one JSON object and nothing else:
 {{"view": "front" | "side" | "back" | "three-quarter",
@@ -49,7 +49,7 @@ CHAT = (
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-class SideItem(BaseModel):
+class AsymmetricItem(BaseModel):
     """Something on one side only; `side` is the character's own."""
 
     item: str
@@ -66,7 +66,7 @@ class Sighting(BaseModel):
     hair: str = ""
     clothing: tuple[str, ...] = ()
     background: str = ""
-    asymmetric_items: tuple[SideItem, ...] = ()
+    asymmetric_items: tuple[AsymmetricItem, ...] = ()
 
     @field_validator("view", mode="before")
     @classmethod
@@ -77,7 +77,7 @@ class Sighting(BaseModel):
         """Tags in caption order, and the facts by name."""
         single = {name: getattr(self, name) for name in ("framing", "pose", "expression", "hair", "background")}
         facts = {name: clean for name, value in single.items() if (clean := _clean(value))}
-        order = [VIEW_TAGS[self.view], facts.get("framing"), facts.get("pose"), facts.get("expression")]
+        order = [VIEW_PHRASES[self.view], facts.get("framing"), facts.get("pose"), facts.get("expression")]
         order += [facts.get("hair"), *map(_clean, self.clothing)]
         order += [_clean(f"{found.side} {found.item}") for found in self.asymmetric_items]
         order.append(facts.get("background"))

@@ -194,7 +194,7 @@ class DinoEmbedder:
         self._loaded.free()
 
 
-class Identity(Protocol):
+class IdentityEmbedder(Protocol):
     """Half an `Embedder`: knows who is in a picture."""
 
     fingerprint: str
@@ -211,7 +211,7 @@ class Identity(Protocol):
 class PairEmbedder:
     """`Embedder` of two models: one for identity (DINOv2), one for prompt adherence (CLIP)."""
 
-    def __init__(self, identity: Identity, adherence: ClipEmbedder) -> None:
+    def __init__(self, identity: IdentityEmbedder, adherence: ClipEmbedder) -> None:
         self.identity, self.adherence = identity, adherence
         self.fingerprint = f"{identity.fingerprint}+{adherence.fingerprint}"
 

@@ -21,7 +21,7 @@ from charengine.models.streaming import BlockStream, shrink_when_out_of_memory
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    from charengine.models.memory import Plan
+    from charengine.models.memory import MemoryPlan
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class QwenFiles:
         tokenizer: Path,
         device: torch.device,
         dtype: torch.dtype,
-        plan: Plan,
+        plan: MemoryPlan,
         *,
         zero_cond_t: bool = False,
         roomy_host: bool = True,

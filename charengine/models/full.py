@@ -21,7 +21,7 @@ from charengine.models.lightning import fused_steps
 from charengine.models.llama_names import files_of_text_encoder
 from charengine.models.loading import resolve_device
 from charengine.models.locate import Inventory, configurations
-from charengine.models.memory import Plan, TakingTurns, cap_memory
+from charengine.models.memory import MemoryPlan, TakingTurns, cap_memory
 from charengine.models.prediction import Prediction
 from charengine.models.prediction_probe import measured_prediction
 from charengine.models.qwen_edit import LIGHTNING_STEPS, QwenEdit
@@ -116,7 +116,7 @@ def _qwen(profile: Profile, found: Survey, device: torch.device, dtype: torch.dt
     return editor, QwenCaptioner(parts, device, _fingerprint(*encoder), loaded=loaded, room=_room(placement, device))
 
 
-def _room(placement: Plan, device: torch.device) -> int | None:
+def _room(placement: MemoryPlan, device: torch.device) -> int | None:
     return placement.encoder_room if device.type == "cuda" else None
 
 

@@ -30,7 +30,7 @@ WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a hub repository:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundModel:
     """A model file or folder, what it is, and how it was come by ("set in the profile", "Hugging Face cache", a folder)."""
 
     need: Need
@@ -72,7 +72,7 @@ class Missing:
 class Inventory:
     """Everything found and everything missing, by the setting's name; and what was passed over."""
 
-    found: dict[str, Found]
+    found: dict[str, FoundModel]
     missing: dict[str, Missing]
     rejected: tuple[Rejected, ...] = ()
 
@@ -82,7 +82,7 @@ class Inventory:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Preferences:
     """What decides between several files that would all do.
 
     Args:
@@ -94,18 +94,18 @@ class Wishes:
     draft_steps: int = 8
 
 
-def take_stock(settings: ModelSettings, wishes: Wishes = Wishes()) -> Inventory:
+def take_stock(settings: ModelSettings, preferences: Preferences = Preferences()) -> Inventory:
     """Look for all the full-size family needs; every file is checked by its header before it is taken.
 
     Raises:
         BadInput: a file named in the profile is the wrong thing, damaged or unsafe; several mistakes together.
     """
-    found: dict[str, Found] = {}
+    found: dict[str, FoundModel] = {}
     missing: dict[str, Missing] = {}
     rejected: list[Rejected] = []
     problems: list[str] = []
     for need in NEEDS:
-        search = _Search(need, settings, found, wishes)
+        search = _Search(need, settings, found, preferences)
         try:
             result = search.run()
         except BadInput as error:
@@ -115,7 +115,7 @@ def take_stock(settings: ModelSettings, wishes: Wishes = Wishes()) -> Inventory:
             result = Missing(need, str(error))
         except MissingDependency as error:
             result = Missing(need, str(error))
-        if isinstance(result, Found):
+        if isinstance(result, FoundModel):
             found[need.field] = result
             rejected += search.rejected
         else:
@@ -130,12 +130,14 @@ def take_stock(settings: ModelSettings, wishes: Wishes = Wishes()) -> Inventory:
 class _Search:
     """The search for one need, with what was found for those before it."""
 
-    def __init__(self, need: Need, settings: ModelSettings, found: dict[str, Found], wishes: Wishes) -> None:
-        self.need, self.settings, self.found, self.wishes = need, settings, found, wishes
+    def __init__(
+        self, need: Need, settings: ModelSettings, found: dict[str, FoundModel], preferences: Preferences
+    ) -> None:
+        self.need, self.settings, self.found, self.preferences = need, settings, found, preferences
         self.rejected: list[Rejected] = []
         self.configurations = configurations(settings, found)
 
-    def run(self) -> Found | Missing:
+    def run(self) -> FoundModel | Missing:
         """The file or folder to use."""
         need, settings = self.need, self.settings
         given = getattr(settings, need.field)
@@ -145,7 +147,7 @@ class _Search:
             inside = _inside_edit_folder(need, settings, self.found)
             if inside is not None:
                 return self._checked(inside)
-        candidates = sorted(self._candidates(), key=lambda one: _preference(one, self.wishes), reverse=True)
+        candidates = sorted(self._candidates(), key=lambda one: _preference(one, self.preferences), reverse=True)
         if need is SDXL and len(candidates) > 1:
             candidates = _one_sdxl(candidates)
         for candidate in candidates:
@@ -157,23 +159,23 @@ class _Search:
             return self._checked(_download(need, need.hubs[0], settings))
         return Missing(need)
 
-    def _checked(self, found: Found) -> Found:
+    def _checked(self, found: FoundModel) -> FoundModel:
         check_fit(found.path, found.identity, self.configurations)
         return found
 
-    def _candidates(self) -> Iterator[Found]:
+    def _candidates(self) -> Iterator[FoundModel]:
         need, settings = self.need, self.settings
         for hub in need.hubs:
             folder = cached_snapshot(hub, settings)
             if folder is not None and (identity := self._is(folder)):
-                yield Found(need, folder, identity, "Hugging Face cache")
+                yield FoundModel(need, folder, identity, "Hugging Face cache")
         for root, file in model_files(settings):
             if self._named(file) and (identity := self._is(file)):
-                yield Found(need, file, identity, str(root))
+                yield FoundModel(need, file, identity, str(root))
         for root in roots(settings):
             for folder in model_folders(root):
                 if self._named(folder) and (identity := self._is(folder)):
-                    yield Found(need, folder, identity, str(root))
+                    yield FoundModel(need, folder, identity, str(root))
 
     def _named(self, path: Path) -> bool:
         return all(word in path.name.lower() for word in self.need.words)
@@ -210,7 +212,7 @@ class _Search:
             self.rejected.append(Rejected(self.need, path, reason))
 
 
-def configurations(settings: ModelSettings, found: dict[str, Found]) -> Configurations:
+def configurations(settings: ModelSettings, found: dict[str, FoundModel]) -> Configurations:
     """The folders whose configurations describe single files: the profile's, the edit folder's own, or the packaged ones."""
     edit, given = found.get("edit"), settings.edit_config
     own = edit.path if edit is not None and edit.identity.kind == "qwen-image-edit" else None
@@ -219,10 +221,10 @@ def configurations(settings: ModelSettings, found: dict[str, Found]) -> Configur
     return Configurations(qwen, sdxl)
 
 
-def _given(need: Need, text: str, settings: ModelSettings) -> Found:
+def _given(need: Need, text: str, settings: ModelSettings) -> FoundModel:
     path = Path(text).expanduser()
     if path.exists():
-        return Found(need, path, expect(path, need.kinds, f"models.{need.field}"), "set in the profile")
+        return FoundModel(need, path, expect(path, need.kinds, f"models.{need.field}"), "set in the profile")
     if path.suffix.lower() in UNSAFE_SUFFIXES:
         refuse_unsafe(path)
     if HUB_ID.match(text) and path.suffix.lower() not in SUFFIXES:
@@ -234,7 +236,7 @@ def _given(need: Need, text: str, settings: ModelSettings) -> Found:
     )
 
 
-def _inside_edit_folder(need: Need, settings: ModelSettings, found: dict[str, Found]) -> Found | None:
+def _inside_edit_folder(need: Need, settings: ModelSettings, found: dict[str, FoundModel]) -> FoundModel | None:
     """The edit model's own encoder or VAE, when it came as a whole diffusers folder (or `edit_config` is one)."""
     folders = [found["edit"].path] if "edit" in found and found["edit"].identity.kind == "qwen-image-edit" else []
     if settings.edit_config:
@@ -242,11 +244,11 @@ def _inside_edit_folder(need: Need, settings: ModelSettings, found: dict[str, Fo
     for folder in folders:
         inner = folder / ("text_encoder" if need is VL else "vae")
         if any(inner.glob("*.safetensors")):
-            return Found(need, inner, expect(inner, need.kinds, f"models.{need.field}"), f"in {folder.name}")
+            return FoundModel(need, inner, expect(inner, need.kinds, f"models.{need.field}"), f"in {folder.name}")
     return None
 
 
-def name_of(found: Found) -> str:
+def name_of(found: FoundModel) -> str:
     """Everything that may name a version: the file's or folder's name and what its header and configuration say."""
     path = found.path
     hub = (
@@ -255,12 +257,12 @@ def name_of(found: Found) -> str:
     return f"{hub} {path.name} {found.identity.note}"
 
 
-def _preference(candidate: Found, wishes: Wishes) -> tuple[int, int, int]:
+def _preference(candidate: FoundModel, preferences: Preferences) -> tuple[int, int, int]:
     """Newer first, then the precision that suits the budget, then what the profile's folders hold before the cache."""
     name, identity, need = str(candidate.path).lower(), candidate.identity, candidate.need
     local = int(candidate.origin != "Hugging Face cache")
     if need is LIGHTNING:
-        return -abs(steps_of(candidate.path.name) - wishes.draft_steps), 0, local
+        return -abs(steps_of(candidate.path.name) - preferences.draft_steps), 0, local
     if need is EDIT:
         newest = (
             3 if "2511" in name or "2511" in identity.note else 2 if "2509" in name or "Plus" in identity.note else 1
@@ -268,7 +270,7 @@ def _preference(candidate: Found, wishes: Wishes) -> tuple[int, int, int]:
     else:
         newest = -next((i for i, hub in enumerate(need.hubs) if hub.split("/")[1] in str(candidate.path)), 0)
     packed = candidate.path.is_file() and _is_packed(candidate.path)
-    return newest, int(packed != wishes.roomy) + int(packed and "fp8" in name), local
+    return newest, int(packed != preferences.roomy) + int(packed and "fp8" in name), local
 
 
 def _is_packed(path: Path) -> bool:
@@ -276,7 +278,7 @@ def _is_packed(path: Path) -> bool:
     return header.format == "gguf" or not header.dtypes().keys().isdisjoint(("F8_E4M3", "F8_E5M2", "I8"))
 
 
-def _one_sdxl(candidates: list[Found]) -> list[Found]:
+def _one_sdxl(candidates: list[FoundModel]) -> list[FoundModel]:
     """SDXL base if it is there; several fine-tunes are the user's choice, not ours."""
     base = [c for c in candidates if "sd_xl_base_1.0" in c.path.name or "stable-diffusion-xl-base-1.0" in str(c.path)]
     if base:
@@ -285,11 +287,11 @@ def _one_sdxl(candidates: list[Found]) -> list[Found]:
     raise MissingDependency(f"{len(candidates)} SDXL checkpoints were found; set models.sdxl to one of: {names}")
 
 
-def _download(need: Need, hub: str, settings: ModelSettings) -> Found:
+def _download(need: Need, hub: str, settings: ModelSettings) -> FoundModel:
     field = f"models.{need.field}"
     cached = cached_snapshot(hub, settings)
     if cached is not None:
-        return Found(need, cached, expect(cached, need.kinds, field), "Hugging Face cache")
+        return FoundModel(need, cached, expect(cached, need.kinds, field), "Hugging Face cache")
     if not settings.allow_downloads:
         raise MissingDependency(
             f"{field}: {hub} is not in the Hugging Face cache, and downloads are off; {need.size}, {need.licence}. "
@@ -306,4 +308,4 @@ def _download(need: Need, hub: str, settings: ModelSettings) -> Found:
             f"{field}: {hub} could not be downloaded ({type(error).__name__}: {str(error).splitlines()[0][:160]}). "
             "Is this machine online? A gated model needs its licence accepted on its page and `hf auth login`"
         ) from error
-    return Found(need, folder, expect(folder, need.kinds, field), "downloaded")
+    return FoundModel(need, folder, expect(folder, need.kinds, field), "downloaded")

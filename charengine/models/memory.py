@@ -86,7 +86,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """How the sheet's models share the budget, one after another."""
 
     budget_gib: float
@@ -130,7 +130,7 @@ def usable(budget_gib: float) -> int:
     return int(budget_gib * GIB - CONTEXT)
 
 
-def measure(header: Header, name: str, *, workspace: int, fp8: bool) -> Part:
+def measure_part(header: Header, name: str, *, workspace: int, fp8: bool) -> Part:
     """A part's sizes from its file's header.
 
     Args:
@@ -202,7 +202,7 @@ def plan(
     sheet: tuple[int, int],
     adapter_bytes: int = 0,
     compute_bytes: int = 1,
-) -> Plan:
+) -> MemoryPlan:
     """Where each of the sheet's models goes.
 
     Args:
@@ -217,7 +217,7 @@ def plan(
         OutOfBudget: some stage does not fit however it is placed.
     """
     work = transformer_workspace(*sheet) + adapter_bytes
-    result = Plan(
+    result = MemoryPlan(
         budget_gib,
         _best(encoder, "Qwen2.5-VL", int(ENCODER_WORKSPACE), budget_gib, compute_bytes),
         _best(transformer, "Qwen-Image-Edit transformer", work, budget_gib, compute_bytes),
@@ -230,10 +230,10 @@ def plan(
 
 def _best(header: Header, name: str, workspace: int, budget_gib: float, compute_bytes: int) -> Placement:
     """As the file has it if that fits whole; else rounded to fp8 (a no-op on packed files), streamed if need be."""
-    whole = measure(header, name, workspace=workspace, fp8=False)
+    whole = measure_part(header, name, workspace=workspace, fp8=False)
     if compute_bytes > 1 or whole.blocks * whole.block + whole.rest + workspace <= usable(budget_gib):
         return place(whole, budget_gib)
-    rounded = measure(header, name, workspace=workspace, fp8=True)
+    rounded = measure_part(header, name, workspace=workspace, fp8=True)
     return place(rounded, budget_gib, fp8=rounded.block < whole.block)
 
 

@@ -98,7 +98,7 @@ def page_unlock(buffer: torch.Tensor) -> None:
     torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
 
 
-def spread(blocks: int, streamed: int) -> list[int]:
+def streamed_blocks(blocks: int, streamed: int) -> list[int]:
     """Which of `blocks` are streamed: `streamed` of them, evenly spaced, the first and last resident if possible."""
     return [i for i in range(blocks) if (i + 1) * streamed // blocks > i * streamed // blocks]
 
@@ -140,7 +140,7 @@ class BlockStream:
     def _arrange(self, resident: int) -> None:
         """Choose the streamed blocks, and lock their memory."""
         count = len(self.blocks)
-        self.streamed = spread(count, max(0, count - resident))
+        self.streamed = streamed_blocks(count, max(0, count - resident))
         self._order = {index: j for j, index in enumerate(self.streamed)}
         for index in range(count) if self.streamed and self.lock_resident else self.streamed:
             if index not in self.hosts:

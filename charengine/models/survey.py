@@ -21,8 +21,8 @@ from charengine.models.fit import check_fit
 from charengine.models.identify import expect
 from charengine.models.lightning import base_of, fused_steps
 from charengine.models.llama_names import renamed_header
-from charengine.models.locate import Found, Inventory, Wishes, configurations, name_of, take_stock
-from charengine.models.memory import Plan, plan
+from charengine.models.locate import FoundModel, Inventory, Preferences, configurations, name_of, take_stock
+from charengine.models.memory import MemoryPlan, plan
 from charengine.models.prediction import Prediction, prediction_of
 from charengine.models.qwen_edit import Variant
 from charengine.models.usage import Usage, usage_of
@@ -55,7 +55,7 @@ class Survey:
     tokenizers: Tokenizers
     missing: tuple[str, ...]
     problems: tuple[EngineError, ...]
-    plan: Plan | None = None
+    plan: MemoryPlan | None = None
     loras: EditLoras = NO_LORAS
     prediction: Prediction | None = None
     usage: Usage = AS_SDXL
@@ -75,8 +75,8 @@ def survey(profile: Profile) -> Survey:
         BadInput: a file that the profile names is the wrong thing, damaged, unsafe, or does not fit; several together.
     """
     settings = profile.models
-    wishes = Wishes(profile.budget_gib >= ROOMY_GIB, profile.sheet.draft_steps or profile.sheet.steps)
-    stock = take_stock(settings, wishes)
+    preferences = Preferences(profile.budget_gib >= ROOMY_GIB, profile.sheet.draft_steps or profile.sheet.steps)
+    stock = take_stock(settings, preferences)
     tokenizers = find_tokenizers(settings, *(stock.path(name) for name in ("edit", "vl", "sdxl", "clip")))
     findings = _Findings()
     loras = NO_LORAS
@@ -167,7 +167,7 @@ def replacement_vae(profile: Profile) -> Path | None:
     return Path(profile.models.sdxl_vae).expanduser() if profile.models.sdxl_vae else None
 
 
-def _notes_on_edit(edit: Found, loras: EditLoras) -> list[str]:
+def _notes_on_edit(edit: FoundModel, loras: EditLoras) -> list[str]:
     fused = fused_steps(edit.path.name)
     if fused:
         return [f"{edit.path.name} has a Lightning LoRA fused in: sheets are drawn in {fused} steps without guidance"]
@@ -200,7 +200,7 @@ def header_of(path: Path, prefix: str = "") -> Header:
     return header
 
 
-def plan_for(profile: Profile, stock: Inventory, loras: EditLoras = NO_LORAS) -> Plan:
+def plan_for(profile: Profile, stock: Inventory, loras: EditLoras = NO_LORAS) -> MemoryPlan:
     """The memory plan of a profile over the files that were found.
 
     Raises:
@@ -218,7 +218,7 @@ def plan_for(profile: Profile, stock: Inventory, loras: EditLoras = NO_LORAS) ->
     return placement
 
 
-def roomy_host(placement: Plan) -> bool:
+def roomy_host(placement: MemoryPlan) -> bool:
     """Whether host memory holds whole models page-locked, or only what is streamed.
 
     Raises:
@@ -233,7 +233,7 @@ def roomy_host(placement: Plan) -> bool:
     return free > placement.host_gib + SPARE_HOST_GIB
 
 
-def edit_variant(found: Found) -> Variant:
+def edit_variant(found: FoundModel) -> Variant:
     """Which pipeline a transformer belongs to; its keys do not tell, so a single file's name must."""
     text = name_of(found).lower()
     return "edit_plus" if any(word in text for word in ("plus", "2509", "2511", "rapid")) else "edit"

@@ -15,7 +15,7 @@ from typing import Any
 from charengine import files
 from charengine.dataset.folder import (
     EXPANSION,
-    HELD_OUT,
+    HELD_OUT_FOLDER,
     export_dataset,
     forget_extras,
     refused_name,
@@ -69,7 +69,7 @@ def write_expansion(expansion: ExpansionRecord, folder: Path, store: Store) -> l
         if extra.fate == "refused":
             store.export(extra.image, folder / "refused" / refused_name(extra))
             continue
-        place = folder / HELD_OUT if extra.fate == "held out" else folder
+        place = folder / HELD_OUT_FOLDER if extra.fate == "held out" else folder
         store.export(extra.alpha, place / f"{extra.view}.alpha.png")
         paths.append(store.export(extra.image, place / f"{extra.view}.png"))
     write_atomically(folder / EXPANSION, expansion.model_dump_json(indent=2).encode())

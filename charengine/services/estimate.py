@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from charengine.config import Profile
 
 if TYPE_CHECKING:
-    from charengine.models.memory import Plan
+    from charengine.models.memory import MemoryPlan
     from charengine.models.survey import Survey
 
 SHARE = 0.6  # of the published rate that large bf16 products reach
@@ -139,7 +139,7 @@ def _sheet(profile: Profile, look: Survey, card: Card) -> StageTime:
     return StageTime("sheet", final + draft, parts + more)
 
 
-def _forward(tokens: int, card: Card, plan: Plan | None, *, with_lora: bool) -> float:
+def _forward(tokens: int, card: Card, plan: MemoryPlan | None, *, with_lora: bool) -> float:
     """One pass of the edit transformer; streamed weights are copied meanwhile, so the slower of the two counts."""
     work = _time(card, tokens * TOKEN_TFLOP, tokens * TOKEN_SECONDS) * (1 + LORA_SHARE * with_lora)
     streamed = 0.0 if plan is None else plan.transformer.streamed * plan.transformer.part.block / 1e9

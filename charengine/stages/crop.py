@@ -8,8 +8,8 @@ from PIL import Image
 
 from charengine.config import CropSettings
 from charengine.errors import SheetRejected
-from charengine.figures.cut import View, cut_views, examine
-from charengine.figures.measure import measure
+from charengine.figures.cut import View, cut_views, examine_sheet
+from charengine.figures.measure import measure_sheet
 from charengine.figures.overlay import draw_overlay, keep_picture
 from charengine.pictures import png
 from charengine.records import Ref, SheetRecord, ViewRecord, ViewsRecord
@@ -24,7 +24,7 @@ def crop_views(sheet: SheetRecord, settings: CropSettings, store: Store) -> View
         SheetRejected: a figure is missing, doubled or merged; carries an annotated picture and the box to blame.
     """
     image = Image.open(io.BytesIO(store.get(sheet.image)))
-    backdrop, found = examine(image, settings.threshold)
+    backdrop, found = examine_sheet(image, settings.threshold)
     overlay = draw_overlay(image, found)
     if found.problem:
         given = sheet.source == "given"
@@ -34,7 +34,7 @@ def crop_views(sheet: SheetRecord, settings: CropSettings, store: Store) -> View
         views=tuple(_stored(view, store) for view in views),
         background=backdrop.colour,
         overlay=store.put(png(overlay), "views.png"),
-        facts=measure(backdrop, found),
+        facts=measure_sheet(backdrop, found),
         warnings=found.warnings + _upscale_warning(views, settings),
     )
 

@@ -15,20 +15,20 @@ from charengine.tracking.spool import Point
 log = logging.getLogger(__name__)
 
 
-def catch_up(journal: Path, session: Any, open_run: Callable[..., Any]) -> None:
+def catch_up(journal: Path, connection: Any, open_run: Callable[..., Any]) -> None:
     """Send what was written down; a failure is logged, and the journal kept."""
     try:
-        if sent := deliver(journal, _Receiver(session, open_run), is_running):
+        if sent := deliver(journal, _Receiver(connection, open_run), is_running):
             log.info("MLflow was told of %d runs that it had missed", sent)
     except Exception as error:  # whatever MLflow or a damaged journal raises must not stop this run
         log.warning("MLflow could not be told of earlier runs (%s)", (str(error).splitlines() or [""])[0][:300])
 
 
 class _Receiver:
-    """A session, as a journal is played to it."""
+    """A connection, as a journal is played to it."""
 
-    def __init__(self, session: Any, open_run: Callable[..., Any]) -> None:
-        self._session, self._open_run = session, open_run
+    def __init__(self, connection: Any, open_run: Callable[..., Any]) -> None:
+        self._connection, self._open_run = connection, open_run
 
     def begin(self, name: str, key: str, parent: Any, params: Mapping[str, object], tags: Mapping[str, str]) -> Any:
         return self._open_run(name, key, parent, params, tags)
@@ -36,11 +36,11 @@ class _Receiver:
     def metrics(self, run: Any, values: Mapping[str, float], step: int, when: int) -> None:
         points = [Point(key, value, step, when) for key, value in values.items() if step > run.delivered_step(key)]
         if points:
-            self._session.send(run.run_id, points)
+            self._connection.send(run.run_id, points)
 
     def close(self, run: Any, status: Status) -> None:
-        self._session.spool.drain(run.run_id)
-        self._session.client.set_terminated(run.run_id, status)
+        self._connection.spool.drain(run.run_id)
+        self._connection.client.set_terminated(run.run_id, status)
 
     def is_away(self) -> bool:
-        return bool(self._session.is_away)
+        return bool(self._connection.is_away)

@@ -51,12 +51,12 @@ def open_run(
     Raises:
         MlflowException: MLflow cannot be reached.
     """
-    session = Session(home, project)
+    connection = Connection(home, project)
     try:
-        catch_up(session.journal, session, partial(_open, session))
-        return _open(session, name, key, parent=None, params=params, tags=tags)
+        catch_up(connection.journal, connection, partial(_open, connection))
+        return _open(connection, name, key, parent=None, params=params, tags=tags)
     except BaseException:
-        session.spool.close()
+        connection.spool.close()
         raise
 
 
@@ -88,7 +88,7 @@ def _upgrade(uri: str) -> None:
     subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", uri], check=True, capture_output=True)
 
 
-class Session(Attempts):
+class Connection(Attempts):
     """One connection to MLflow: client, experiment and the background writer, shared by a run and its children."""
 
     def __init__(self, home: Home, project: str) -> None:
@@ -133,31 +133,31 @@ class Session(Attempts):
 
 
 def _open(
-    session: Session,
+    connection: Connection,
     name: str,
     key: str,
     parent: MLflowTracker | None,
     params: Mapping[str, object],
     tags: Mapping[str, str],
 ) -> MLflowTracker:
-    run = _find(session, key)
+    run = _find(connection, key)
     if run is None:
         parentage = {"mlflow.parentRunId": parent.run_id} if parent else {}
-        run = session.client.create_run(
-            session.experiment_id, run_name=name, tags={KEY_TAG: key, **parentage, **_cut(tags)}
+        run = connection.client.create_run(
+            connection.experiment_id, run_name=name, tags={KEY_TAG: key, **parentage, **_cut(tags)}
         )
     elif run.info.status != "RUNNING":
-        session.client.update_run(run.info.run_id, status="RUNNING")
-    tracker = MLflowTracker(session, run, key, parent)
+        connection.client.update_run(run.info.run_id, status="RUNNING")
+    tracker = MLflowTracker(connection, run, key, parent)
     tracker.log_params(params)
     tracker.set_tags(tags)
-    session.spool.recover(tracker.run_id, tracker.delivered_step)
+    connection.spool.recover(tracker.run_id, tracker.delivered_step)
     return tracker
 
 
-def _find(session: Session, key: str) -> Run | None:
-    runs = session.client.search_runs(
-        [session.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", order_by=["attributes.start_time ASC"], max_results=1
+def _find(connection: Connection, key: str) -> Run | None:
+    runs = connection.client.search_runs(
+        [connection.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", order_by=["attributes.start_time ASC"], max_results=1
     )
     return runs[0] if runs else None
 
@@ -165,9 +165,9 @@ def _find(session: Session, key: str) -> Run | None:
 class MLflowTracker(Pages):
     """One open MLflow run."""
 
-    def __init__(self, session: Session, run: Run, key: str, parent: MLflowTracker | None) -> None:
-        super().__init__(session.uri, session.experiment_id)
-        self._session = session
+    def __init__(self, connection: Connection, run: Run, key: str, parent: MLflowTracker | None) -> None:
+        super().__init__(connection.uri, connection.experiment_id)
+        self._connection = connection
         self._key = key
         self._parent = parent
         self._known_params = dict(run.data.params)
@@ -196,10 +196,10 @@ class MLflowTracker(Pages):
         name = f"{self._name} {name}"
         told = inherited(self._known_tags) | dict(tags or {})
         try:
-            tracker = _open(self._session, name, full, self, params or {}, told)
+            tracker = _open(self._connection, name, full, self, params or {}, told)
         except Exception as error:  # MLflow went away meanwhile: written down, and sent by the next run that reaches it
             log.warning("MLflow: %s cannot be opened (%s)", name, (str(error).splitlines() or [""])[0][:300])
-            journal = Journal(self._session.journal)
+            journal = Journal(self._connection.journal)
             return JournalTracker(journal, name, full, (self._name, self._key), params or {}, told)
         if told.get(KIND_TAG) == "train":
             tracker.watch_machine()
@@ -208,7 +208,7 @@ class MLflowTracker(Pages):
     def last_step(self, metric: str = "train/loss") -> int:
         """Highest step already logged for a metric, sent or spooled; -1 when there is none."""
         if metric not in self._last:
-            spooled = self._session.spool.written_step(self.run_id, metric)
+            spooled = self._connection.spool.written_step(self.run_id, metric)
             self._last[metric] = max(spooled, self.delivered_step(metric))
         return self._last[metric]
 
@@ -217,8 +217,8 @@ class MLflowTracker(Pages):
         if metric not in self._known_metrics:
             return -1
         if metric not in self._delivered:
-            history = self._session.attempt(
-                f"history of {metric}", lambda: self._session.client.get_metric_history(self.run_id, metric)
+            history = self._connection.attempt(
+                f"history of {metric}", lambda: self._connection.client.get_metric_history(self.run_id, metric)
             )
             self._delivered[metric] = max((point.step for point in history or []), default=-1)
         return self._delivered[metric]
@@ -231,7 +231,7 @@ class MLflowTracker(Pages):
         batch = [Param(key, value) for key, value in fresh.items()]
         for start in range(0, len(batch), PARAMS_PER_CALL):
             part = batch[start : start + PARAMS_PER_CALL]
-            self._session.attempt("params", partial(self._client.log_batch, self.run_id, params=part))
+            self._connection.attempt("params", partial(self._client.log_batch, self.run_id, params=part))
         self._known_params |= fresh
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -241,14 +241,14 @@ class MLflowTracker(Pages):
         changed = {key: value for key, value in _cut(tags).items() if self._known_tags.get(key) != value}
         if changed:
             batch = [RunTag(key, value) for key, value in changed.items()]
-            self._session.attempt("tags", lambda: self._client.log_batch(self.run_id, tags=batch))
+            self._connection.attempt("tags", lambda: self._client.log_batch(self.run_id, tags=batch))
             self._known_tags |= changed
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Buffered and sent in the background; steps that the run already holds are skipped."""
         fresh = {key: value for key, value in metrics.items() if step > self.last_step(key)}
         if fresh:
-            self._session.spool.add(self.run_id, fresh, step)
+            self._connection.spool.add(self.run_id, fresh, step)
             self._last |= dict.fromkeys(fresh, step)
 
     def log_image(self, image: Image, name: str, step: int | None = None) -> None:
@@ -261,7 +261,7 @@ class MLflowTracker(Pages):
             else:
                 self._client.log_image(self.run_id, picture, key=name, step=step, synchronous=True)
 
-        self._session.spool.submit(f"picture {name}", deliver)
+        self._connection.spool.submit(f"picture {name}", deliver)
 
     def log_bytes(self, data: bytes, name: str) -> None:
         """A file artifact; folders in `name` are kept."""
@@ -273,7 +273,7 @@ class MLflowTracker(Pages):
                 parent = str(Path(name).parent)
                 self._client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
 
-        self._session.spool.submit(f"file {name}", deliver)
+        self._connection.spool.submit(f"file {name}", deliver)
 
     def log_dataset(self, name: str, digest: str, tags: Mapping[str, str]) -> None:
         """The dataset as an input of the run."""
@@ -288,7 +288,7 @@ class MLflowTracker(Pages):
             given = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
             self._client.log_inputs(self.run_id, datasets=[given])
 
-        self._session.spool.submit("dataset", deliver)
+        self._connection.spool.submit("dataset", deliver)
         self.set_tags({"charengine.dataset_digest": digest, "charengine.dataset_name": name})
 
     def log_checkpoint(self, adapter: bytes, step: int, metrics: Mapping[str, float]) -> str | None:
@@ -296,7 +296,7 @@ class MLflowTracker(Pages):
         tag = f"charengine.checkpoint.{step}"
         if tag not in self._known_tags:
             name, facts = f"{self._name}-step-{step}", {"checkpoint_step": str(step)}
-            model = self._session.attempt(
+            model = self._connection.attempt(
                 f"checkpoint {step}", lambda: self._log_model(adapter, name, step, metrics, facts)
             )
             if model:
@@ -319,7 +319,7 @@ class MLflowTracker(Pages):
             return
         told = {**facts, **pick_facts(step, strength, rescaled)}
         numbers = {**metrics, "strength": strength}
-        version = self._session.attempt(
+        version = self._connection.attempt(
             "registering the pick", lambda: self._register(name, adapter, step, told, numbers)
         )
         if version:
@@ -330,7 +330,7 @@ class MLflowTracker(Pages):
         from mlflow.system_metrics import system_metrics_monitor
 
         made: Any = system_metrics_monitor.SystemMetricsMonitor  # MLflow gives it no types
-        monitor = self._session.attempt(
+        monitor = self._connection.attempt(
             "system metrics", lambda: made(self.run_id, resume_logging=True, tracking_uri=self._uri)
         )
         if monitor:
@@ -341,14 +341,14 @@ class MLflowTracker(Pages):
         """Deliver what is queued and close the run; the character's own run also ends the background writer."""
         if self._monitor:
             self._monitor.finish()  # raises nothing
-        self._session.spool.drain(self.run_id)
-        self._session.attempt("closing", lambda: self._client.set_terminated(self.run_id, status), always=True)
+        self._connection.spool.drain(self.run_id)
+        self._connection.attempt("closing", lambda: self._client.set_terminated(self.run_id, status), always=True)
         if self._parent is None:
-            self._session.spool.close()
+            self._connection.spool.close()
 
     @property
     def _client(self) -> MlflowClient:
-        return self._session.client
+        return self._connection.client
 
     def _log_model(
         self, data: bytes, name: str, step: int, metrics: Mapping[str, float], facts: Mapping[str, str]
@@ -363,7 +363,7 @@ class MLflowTracker(Pages):
         )
         tags = _cut({**told, "mlflow.note.content": model_card(told)})
         model = self._client.create_logged_model(
-            self._session.experiment_id, name, self.run_id, tags, {"step": str(step)}, model_type="adapter"
+            self._connection.experiment_id, name, self.run_id, tags, {"step": str(step)}, model_type="adapter"
         )
         with tempfile.TemporaryDirectory() as folder:
             self._client.log_model_artifacts(

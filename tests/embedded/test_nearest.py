@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from charengine.embedded.completion import complete
+from charengine.embedded.completion import complete_prompt
 from charengine.embedded.grammar import VOCABULARY, in_known_words, parse_prompt, unknown_words
 from charengine.embedded.nearest import _NEAREST
 
@@ -52,7 +52,7 @@ def test_what_is_not_there_is_not_drawn(prompt: str, traits: dict[str, str | Non
     found = parse_prompt(prompt)
     assert {name: found.get(name) for name in traits} == traits
     for seed in range(5):  # nor when the rest is made up
-        made = parse_prompt(complete(prompt, seed).text)
+        made = parse_prompt(complete_prompt(prompt, seed).text)
         assert {name: made.get(name) for name in traits if name not in ("top", "headgear_colour")} == {
             name: value for name, value in traits.items() if name not in ("top", "headgear_colour")
         }

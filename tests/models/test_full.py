@@ -18,7 +18,7 @@ from charengine.config import SheetSettings
 from charengine.errors import BadInput, ConfigError, MissingDependency, OutOfBudget, UnsafeFile
 from charengine.models import load, locate, qwen_edit, survey
 from charengine.models.file_parts import QwenFiles, SDXLFiles
-from charengine.models.memory import Part, Placement, Plan
+from charengine.models.memory import MemoryPlan, Part, Placement
 from charengine.models.qwen_edit import QwenEdit
 from charengine.models.qwen_parts import QwenEditFolder
 from charengine.models.sdxl import SDXL, SDXLFolder
@@ -94,7 +94,7 @@ def test_every_layout_draws_what_its_weights_say_streamed_or_not(
     expected = writer(tmp_path / "qwen_image_edit_2509", load_file(qwen_folder / "transformer" / WEIGHTS))
     file = next(path for path in tmp_path.iterdir() if path.is_file())
     part = Part("x", 2, 0, 0, 0)
-    plan = Plan(12, Placement(part, resident), Placement(part, resident), tile_vae=False)
+    plan = MemoryPlan(12, Placement(part, resident), Placement(part, resident), tile_vae=False)
     parts = QwenFiles(
         file,
         qwen_folder / "text_encoder",
@@ -237,7 +237,7 @@ def test_a_budget_too_small_is_refused_with_the_smallest_that_would_do(comfyui: 
 
 def test_too_little_host_memory_for_what_is_streamed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     part = Part("transformer", 60, 340_000_000, 0, 0)
-    plan = Plan(12, Placement(Part("x", 0, 0, 0, 0), 0), Placement(part, 25), tile_vae=False)
+    plan = MemoryPlan(12, Placement(Part("x", 0, 0, 0, 0), 0), Placement(part, 25), tile_vae=False)
     free = types.SimpleNamespace(available=16 * 2**30)
     monkeypatch.setattr(survey.psutil, "virtual_memory", lambda: free)
     assert survey.roomy_host(plan) is False

@@ -8,9 +8,9 @@ import torch
 from charengine.embedded.making.family import TINY, build_transformer
 from charengine.errors import OutOfBudget
 from charengine.models.files import Header, TensorInfo
-from charengine.models.memory import GIB, TakingTurns, measure, place, plan, usable
+from charengine.models.memory import GIB, TakingTurns, measure_part, place, plan, usable
 from charengine.models.quantised import fill
-from charengine.models.streaming import BlockStream, shrink_when_out_of_memory, spread
+from charengine.models.streaming import BlockStream, shrink_when_out_of_memory, streamed_blocks
 
 CPU = torch.device("cpu")
 
@@ -68,15 +68,15 @@ def test_a_budget_too_small_names_the_smallest_that_fits_and_that_one_does() -> 
         plan(3, encoder, transformer, sheet=(1024, 1024))
     smallest = caught.value.smallest_gib
     assert smallest is not None and 3 < smallest < 8
-    part = measure(encoder, "encoder", workspace=int(1.4 * GIB), fp8=False)
+    part = measure_part(encoder, "encoder", workspace=int(1.4 * GIB), fp8=False)
     assert place(part, smallest).resident >= 0
 
 
 def test_streamed_blocks_are_spread_between_resident_ones() -> None:
-    assert spread(6, 3) == [1, 3, 5]
-    assert spread(5, 5) == [0, 1, 2, 3, 4]
-    assert spread(5, 0) == []
-    assert len(spread(60, 37)) == 37
+    assert streamed_blocks(6, 3) == [1, 3, 5]
+    assert streamed_blocks(5, 5) == [0, 1, 2, 3, 4]
+    assert streamed_blocks(5, 0) == []
+    assert len(streamed_blocks(60, 37)) == 37
 
 
 @pytest.mark.parametrize("resident", [0, 1, 2, 3, 5])
@@ -195,5 +195,5 @@ def test_the_scales_of_packed_rows_do_not_make_a_packed_file_one_that_is_to_be_r
         f"{name}.weight_scale": TensorInfo("F32", (64, 1), 256),
     }
     packed = Header(Path("x"), "safetensors", tensors)
-    sizes = {fp8: measure(packed, "x", workspace=0, fp8=fp8).block for fp8 in (False, True)}
+    sizes = {fp8: measure_part(packed, "x", workspace=0, fp8=fp8).block for fp8 in (False, True)}
     assert sizes[False] == sizes[True]

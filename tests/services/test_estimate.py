@@ -10,7 +10,7 @@ import pytest
 from charengine.likeness import prompts
 from charengine.models.edit_loras import EditLoras
 from charengine.models.locate import Inventory
-from charengine.models.memory import Part, Placement, Plan
+from charengine.models.memory import MemoryPlan, Part, Placement
 from charengine.models.survey import Survey
 from charengine.models.vocabularies import Tokenizers
 from charengine.profiles.loading import load_profile
@@ -23,7 +23,7 @@ STREAMED = Placement(Part("transformer", 60, 340_000_000, 0, 0), 25)
 
 def survey(lightning: bool = True) -> Survey:
     loras = EditLoras(lightning=Path("Lightning-8steps.safetensors"), lightning_steps=8) if lightning else EditLoras()
-    plan = Plan(12, WHOLE, STREAMED, tile_vae=False)
+    plan = MemoryPlan(12, WHOLE, STREAMED, tile_vae=False)
     return Survey(Inventory({}, {}), Tokenizers(None, None), (), (), plan, loras)
 
 

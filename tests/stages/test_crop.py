@@ -7,7 +7,7 @@ from sheet_samples import COAT, THREE, Look, Sheet, Spot, paint, photo, record_o
 
 from charengine.config import CropSettings
 from charengine.errors import SheetRejected
-from charengine.figures.cut import choose_bucket, examine
+from charengine.figures.cut import choose_bucket, examine_sheet
 from charengine.stages import crop as crop_stage
 from charengine.stages.crop import crop_views
 from charengine.store import Store
@@ -276,13 +276,13 @@ def test_without_enlarging_the_bucket_is_the_smallest_that_holds_the_figures_and
 
 def test_every_setting_reaches_the_crop(store, monkeypatch):
     thresholds = []
-    whole = examine
+    whole = examine_sheet
 
     def noting(image, threshold):
         thresholds.append(threshold)
         return whole(image, threshold)
 
-    monkeypatch.setattr(crop_stage, "examine", noting)
+    monkeypatch.setattr(crop_stage, "examine_sheet", noting)
     sheet = Sheet(TOY)
     tight, loose = crop(sheet, store, margin=0.0, threshold=30), crop(sheet, store, margin=0.3, bucket_step=96)
     assert thresholds == [30, 24]

@@ -18,7 +18,7 @@ from charengine.models import Captioner, Questioner, SheetEditor
 from charengine.pictures import png
 from charengine.records import SheetRecord
 from charengine.stage import Given, Stage
-from charengine.stages.sheet.gate import Verdict, judge
+from charengine.stages.sheet.judge import Verdict, judge_sheet
 from charengine.stages.sheet.prompt import full_prompt, reads_plain_words
 from charengine.store import Store
 
@@ -153,7 +153,7 @@ class _SheetDrawing:
 
     def _judged(self, drawn: _Drawn, ask: bool) -> _Candidate:
         captioner = self.captioner if ask else None
-        verdict = judge(drawn.image, captioner=captioner, class_noun=self.class_noun, items=self.items)
+        verdict = judge_sheet(drawn.image, captioner=captioner, class_noun=self.class_noun, items=self.items)
         log.info("sheet candidate, seed %d: score %.2f %s", drawn.seed, verdict.score, "; ".join(verdict.reasons))
         return _Candidate(drawn.seed, drawn.steps, drawn.image, verdict)
 
@@ -199,14 +199,14 @@ def _in_known_words(character: Character, complete_it: bool) -> tuple[str, list[
     What is left out is made up when that is asked for, or when there is nothing but a kind of being: the family is too small to
     choose everything itself.
     """
-    from charengine.embedded.completion import complete
+    from charengine.embedded.completion import complete_prompt
     from charengine.embedded.grammar import in_known_words, parse_prompt
 
     known = in_known_words(character.prompt)
     notes = [f"drawn as the nearest the model knows: {', '.join(known.changed)}"] if known.changed else []
     if not complete_it and parse_prompt(known.text).keys() - {"species", "view", "pose", "background"}:
         return known.text, notes
-    found = complete(character.prompt, character.seed)
+    found = complete_prompt(character.prompt, character.seed)
     if not found.made_up:
         return known.text, notes
     made_up = ", ".join(found.made_up)

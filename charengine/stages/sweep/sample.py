@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Order:
+class CellInputs:
     """What every cell draws: text conditioning with one row per prompt, the base's negative prompt, paired seeds."""
 
     prompts: TextConditioning
@@ -22,32 +22,32 @@ class Order:
     seeds: tuple[int, ...]
 
 
-def place_order(diffusion: Diffusion, texts: Sequence[str], seeds: Sequence[int]) -> Order:
+def encode_cell_inputs(diffusion: Diffusion, texts: Sequence[str], seeds: Sequence[int]) -> CellInputs:
     """Encode the prompts, as the base model's family is prompted, once for all cells and free the text encoders."""
     usage = diffusion.usage
     prompts = diffusion.encode_prompts([usage.prompt(text) for text in texts])
-    order = Order(prompts, diffusion.encode_prompts([usage.negative_prompt]), tuple(seeds))
+    inputs = CellInputs(prompts, diffusion.encode_prompts([usage.negative_prompt]), tuple(seeds))
     diffusion.unload("text_encoders")
-    return order
+    return inputs
 
 
 def draw(
-    diffusion: Diffusion, order: Order, settings: SweepSettings, columns: Sequence[int] | None = None
+    diffusion: Diffusion, inputs: CellInputs, settings: SweepSettings, columns: Sequence[int] | None = None
 ) -> list[list[Image]]:
     """Images of a cell with the U-Net as it stands: one row per prompt, one image per seed.
 
     Args:
         diffusion: the base model, an adapter on it or not.
-        order: prompts and seeds.
+        inputs: prompts and seeds.
         settings: size, steps, guidance.
         columns: indices of the seeds to draw; None: all of them.
     """
-    seeds = order.seeds if columns is None else [order.seeds[column] for column in columns]
-    count = len(order.prompts.embeds)
+    seeds = inputs.seeds if columns is None else [inputs.seeds[column] for column in columns]
+    count = len(inputs.prompts.embeds)
     rows = [prompt for prompt in range(count) for _ in seeds]
     images = diffusion.sample(
-        TextConditioning(order.prompts.embeds[rows], order.prompts.pooled[rows]),
-        TextConditioning(order.negative.embeds[[0] * len(rows)], order.negative.pooled[[0] * len(rows)]),
+        TextConditioning(inputs.prompts.embeds[rows], inputs.prompts.pooled[rows]),
+        TextConditioning(inputs.negative.embeds[[0] * len(rows)], inputs.negative.pooled[[0] * len(rows)]),
         seeds=list(seeds) * count,
         size=(settings.width, settings.height),
         steps=settings.steps,

@@ -38,10 +38,10 @@ from charengine.records import (
 )
 from charengine.stages.sweep.adapters import recommended
 from charengine.stages.sweep.estimate import BASE, Estimate, estimate
-from charengine.stages.sweep.finishing import Finished, Finisher, Pictures
 from charengine.stages.sweep.pick import choose
 from charengine.stages.sweep.race import Unit, base_seeds, plan_round
-from charengine.stages.sweep.sample import Order, draw, place_order
+from charengine.stages.sweep.sample import CellInputs, draw, encode_cell_inputs
+from charengine.stages.sweep.scoring_aside import BackgroundScorer, Pictures, ScoredCell
 from charengine.stages.sweep.summary import overbaked, scale_warnings, summarise, with_certainty
 from charengine.stages.sweep.verdict import judge_training
 from charengine.store import Store
@@ -95,7 +95,7 @@ class Session:
     store: Store
     tracker: Tracker
     prompts: tuple[SweepPrompt, ...]
-    order: Order
+    inputs: CellInputs
     key: str
     grid: list[tuple[int, float]]
     checkpoints: dict[int, CheckpointRecord]
@@ -114,7 +114,7 @@ class Session:
     def estimate(self) -> Estimate:
         """What the pictures so far say; the same pictures say the same."""
         scored = {index: cell.scores for index, cell in sorted(self.cells.items())}
-        generator = torch.Generator().manual_seed(self.order.seeds[0])
+        generator = torch.Generator().manual_seed(self.inputs.seeds[0])
         return estimate(self.grid, scored, self.scale, self.settings, generator)
 
 
@@ -188,7 +188,7 @@ def _open(
         store=store,
         tracker=tracker,
         prompts=prompts,
-        order=place_order(diffusion, texts, seeds),
+        inputs=encode_cell_inputs(diffusion, texts, seeds),
         key=_sweep_key(training, dataset, settings, diffusion.sampling_fingerprint, embedder.fingerprint, seed),
         grid=[(0, 0.0), *((checkpoint.step, strength) for checkpoint in checkpoints for strength in strengths)],
         checkpoints={checkpoint.step: checkpoint for checkpoint in checkpoints},
@@ -235,10 +235,10 @@ def _run(session: Session, should_stop: Callable[[], bool]) -> bool:
         return score_cell(images, session.prompts, session.training.class_noun, session.references)
 
     aside = torch.device(session.diffusion.device).type != "cpu"
-    with Finisher(score, session.store, aside=aside) as finisher:
+    with BackgroundScorer(score, session.store, aside=aside) as scorer:
         while units := session.next_units():
             done = 0
-            with closing(_finish(session, finisher, _by_checkpoint(session, units), should_stop)) as finished:
+            with closing(_finish(session, scorer, _by_checkpoint(session, units), should_stop)) as finished:
                 for unit, found in finished:
                     _keep(session, unit, found)
                     done += 1
@@ -256,13 +256,13 @@ def _by_checkpoint(session: Session, units: Sequence[Unit]) -> list[Unit]:
 
 
 def _finish(
-    session: Session, finisher: Finisher, units: Sequence[Unit], should_stop: Callable[[], bool]
-) -> Generator[tuple[Unit, Finished], None, None]:
+    session: Session, scorer: BackgroundScorer, units: Sequence[Unit], should_stop: Callable[[], bool]
+) -> Generator[tuple[Unit, ScoredCell], None, None]:
     """Units with their scores, in order; the next unit is drawn while one is finished."""
     waiting = None
     with closing(_draw_units(session, units, should_stop)) as drawn:
         for unit, images in drawn:
-            pending = finisher.start(images, _names(session, unit))
+            pending = scorer.start(images, _names(session, unit))
             if waiting:
                 yield waiting[0], waiting[1].result()
             waiting = unit, pending
@@ -277,7 +277,7 @@ def _draw_units(
     for step, own in groupby(units, key=lambda unit: session.grid[unit.cell][0]):
         if not step:
             for unit in own:
-                yield unit, draw(session.diffusion, session.order, session.settings, unit.seeds)
+                yield unit, draw(session.diffusion, session.inputs, session.settings, unit.seeds)
             continue
         applied = apply_adapter(session.diffusion.unet(), session.store.get(session.checkpoints[step].adapter))
         try:
@@ -285,7 +285,7 @@ def _draw_units(
                 if should_stop():
                     return
                 applied.set_strength(session.grid[unit.cell][1])
-                yield unit, draw(session.diffusion, session.order, session.settings, unit.seeds)
+                yield unit, draw(session.diffusion, session.inputs, session.settings, unit.seeds)
         finally:
             applied.remove()
 
@@ -293,11 +293,11 @@ def _draw_units(
 def _names(session: Session, unit: Unit) -> list[list[str]]:
     """Names of a unit's pictures: a row per prompt, one per seed."""
     step, strength = session.grid[unit.cell]
-    seeds = [session.order.seeds[column] for column in unit.seeds]
+    seeds = [session.inputs.seeds[column] for column in unit.seeds]
     return [[picture_name(step, strength, row, seed) for seed in seeds] for row in range(len(session.prompts))]
 
 
-def _keep(session: Session, unit: Unit, found: Finished) -> None:
+def _keep(session: Session, unit: Unit, found: ScoredCell) -> None:
     """Add a finished unit to its cell; a cell that gets no more pictures is logged at once."""
     cell = session.cells.setdefault(unit.cell, Cell())
     cell.parts.append(found.scores)
@@ -362,7 +362,7 @@ def _conclude(session: Session, recipe: dict[str, Any] | None, told: tuple[str, 
     return SweepRecord(
         cells=tuple(cells),
         prompts=tuple(prompt.template for prompt in session.prompts),
-        seeds=session.order.seeds[:seeds],
+        seeds=session.inputs.seeds[:seeds],
         contact_sheet=store.put(png(sheet), "contact-sheet.png"),
         plot=store.put(png(canvas.image), "trade-off.png"),
         images={name: ref for cell in drawn.values() for name, ref in cell.images.items()},

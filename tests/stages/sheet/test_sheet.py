@@ -12,14 +12,14 @@ from sheet_samples import THREE, Look, Sheet, Spot, paint, stored_image
 from charengine.config import Character, SheetSettings
 from charengine.embedded.grammar import parse_prompt
 from charengine.errors import BadInput, SheetRejected
-from charengine.figures.cut import examine
+from charengine.figures.cut import examine_sheet
 from charengine.figures.template import boxes
 from charengine.language.sides import side_bound_items
 from charengine.models import Description
 from charengine.stages.sheet import draw
 from charengine.stages.sheet.draw import candidate_seed, draw_sheet
-from charengine.stages.sheet.gate import Verdict
 from charengine.stages.sheet.given import take_sheet
+from charengine.stages.sheet.judge import Verdict
 from charengine.stages.sheet.prompt import full_prompt, write_sheet_prompt
 from charengine.store import Store
 
@@ -314,7 +314,7 @@ def test_other_colour_modes_become_rgb_and_keep_three_figures(mode, tmp_path, st
     image = paint(Sheet((640, 480))).convert(mode)
     path = tmp_path / ("sheet.jpg" if mode == "CMYK" else "sheet.png")
     taken = stored_image(take_sheet(save(image, path), store).image, store)
-    assert taken.mode == "RGB" and len(examine(taken, 24)[1].figures) == 3
+    assert taken.mode == "RGB" and len(examine_sheet(taken, 24)[1].figures) == 3
 
 
 def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path, store):

@@ -17,7 +17,7 @@ from charengine.config import Profile, SweepSettings, TrainSettings
 from charengine.embedded.making.family import build_random_family
 from charengine.models import Models, load
 from charengine.records import AdapterRecord, CheckpointRecord, SweepRecord
-from charengine.stages.sweep.sample import draw, place_order
+from charengine.stages.sweep.sample import draw, encode_cell_inputs
 from charengine.stages.sweep.sweep import sweep_adapter
 from charengine.store import Store
 
@@ -96,10 +96,10 @@ def test_the_recommended_file_at_strength_one_draws_what_the_pick_drew(
 
 
 def test_after_the_sweep_the_base_model_draws_what_it_drew_before(found: SweepRecord, models: Models) -> None:
-    order = place_order(models.diffusion, ["zorgax orc, running"], (5,))
-    ((before,),) = draw(models.diffusion, order, SETTINGS)
+    inputs = encode_cell_inputs(models.diffusion, ["zorgax orc, running"], (5,))
+    ((before,),) = draw(models.diffusion, inputs, SETTINGS)
     fresh = load(Profile.model_validate({"name": "again", "models": _folders(models)}))
-    ((after,),) = draw(fresh.diffusion, place_order(fresh.diffusion, ["zorgax orc, running"], (5,)), SETTINGS)
+    ((after,),) = draw(fresh.diffusion, encode_cell_inputs(fresh.diffusion, ["zorgax orc, running"], (5,)), SETTINGS)
     assert before.tobytes() == after.tobytes()
 
 

@@ -8,7 +8,7 @@ from sheet_samples import THREE, Look, Sheet, Spot, paint
 from charengine.language.sides import SideItem
 from charengine.models import Description
 from charengine.records import VIEWS
-from charengine.stages.sheet.gate import _by_numbers, judge
+from charengine.stages.sheet.judge import _by_numbers, judge_sheet
 
 SIZE = (768, 512)
 
@@ -33,7 +33,7 @@ def view(name, *tags):
 
 
 def test_a_proper_sheet_is_accepted_and_its_numbers_come_along():
-    verdict = judge(paint(Sheet(SIZE, rules="exact")))
+    verdict = judge_sheet(paint(Sheet(SIZE, rules="exact")))
     assert verdict.accepted and verdict.score > 0.8 and verdict.box is None
     assert verdict.facts["rules_erased"] == 6
     assert verdict.summary()["reasons"] == []
@@ -48,17 +48,17 @@ def test_a_proper_sheet_is_accepted_and_its_numbers_come_along():
     ],
 )
 def test_a_faulty_sheet_is_not_accepted_and_ranks_below_a_good_one(spots, reason, box):
-    verdict = judge(paint(Sheet(SIZE, spots)))
+    verdict = judge_sheet(paint(Sheet(SIZE, spots)))
     assert not verdict.accepted
     assert reason in "; ".join(verdict.reasons)
     assert verdict.box == box
-    assert verdict.score < 0.6 * judge(paint(Sheet(SIZE))).score
+    assert verdict.score < 0.6 * judge_sheet(paint(Sheet(SIZE))).score
 
 
 def test_figures_that_reach_far_over_their_neighbour_are_not_accepted():
     image = paint(Sheet(SIZE, tuple(Spot(spot.view, spot.x, 0.7, 0.2) for spot in THREE)))
     ImageDraw.Draw(image).line((128, 200, 200, 60, 440, 60), fill=(90, 60, 30), width=14)  # a pole over the side view
-    verdict = judge(image)
+    verdict = judge_sheet(image)
     assert any("overlap by" in reason for reason in verdict.reasons)
 
 
@@ -68,7 +68,7 @@ def test_views_in_different_colours_are_not_accepted():
     recoloured = np.asarray(other).copy()
     recoloured = np.roll(recoloured, 2, axis=2)  # hair, skin and boots change too
     image.paste(Image.fromarray(recoloured).crop((512, 0, 768, 512)), (512, 0))
-    verdict = judge(image)
+    verdict = judge_sheet(image)
     assert any("do not share their colours" in reason for reason in verdict.reasons)
 
 
@@ -76,21 +76,21 @@ def test_a_back_that_is_the_front_mirrored_is_not_accepted():
     image = paint(Sheet(SIZE, look=Look(lantern=True)))
     front = image.crop((0, 0, 256, 512))
     image.paste(front.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (512, 0))
-    verdict = judge(image)
+    verdict = judge_sheet(image)
     assert verdict.reasons == ("the back view is the front view mirrored",)
     assert verdict.box == 2
 
 
 def test_the_captioner_can_veto_a_box():
     witness = Witness(view("front"), view("front"), view("back"))
-    verdict = judge(paint(Sheet(SIZE)), captioner=witness)
+    verdict = judge_sheet(paint(Sheet(SIZE)), captioner=witness)
     assert verdict.reasons == ("the side box shows a front view, says the captioner",)
     assert verdict.box == 1
     assert verdict.answers == {"front": "front", "side": "front", "back": "back"}
 
 
 def test_a_captioner_that_names_no_view_vetoes_nothing():
-    verdict = judge(paint(Sheet(SIZE)), captioner=Witness(*[Description(("blue coat",))] * 3))
+    verdict = judge_sheet(paint(Sheet(SIZE)), captioner=Witness(*[Description(("blue coat",))] * 3))
     assert verdict.accepted and verdict.answers == {}
 
 
@@ -99,7 +99,7 @@ HOOK = (SideItem("right", "rusty hook", "hand"),)
 
 def test_an_item_tagged_on_the_wrong_side_lowers_the_score_and_warns():
     right, wrong = (
-        judge(
+        judge_sheet(
             paint(Sheet(SIZE)), captioner=Witness(view("front", f"{side} hook"), view("side"), view("back")), items=HOOK
         )
         for side in ("right", "left")
@@ -131,14 +131,14 @@ class Examined(Witness):
     ],
 )
 def test_a_captioner_that_answers_questions_is_asked_for_halves_of_the_picture(answer, warning):
-    verdict = judge(paint(Sheet(SIZE)), captioner=Examined(answer), items=HOOK)
+    verdict = judge_sheet(paint(Sheet(SIZE)), captioner=Examined(answer), items=HOOK)
     assert len(verdict.warnings) == (warning is not None)
     assert warning is None or warning in verdict.warnings[0]
 
 
 def test_the_picture_shows_where_the_views_are():
     image = paint(Sheet(SIZE))
-    verdict = judge(image)
+    verdict = judge_sheet(image)
     assert verdict.picture.size == image.size
     changed = np.abs(np.asarray(verdict.picture).astype(int) - np.asarray(image)).max(axis=2) > 60
     for k in range(len(VIEWS)):

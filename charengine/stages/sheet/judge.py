@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from charengine.config import CropSettings
-from charengine.figures.cut import cut_views, examine
-from charengine.figures.measure import measure
+from charengine.figures.cut import cut_views, examine_sheet
+from charengine.figures.measure import measure_sheet
 from charengine.figures.overlay import draw_overlay
 from charengine.language.sides import SideItem
 from charengine.models import Captioner, Description, Questioner, describe_all
@@ -45,7 +45,7 @@ class Verdict:
         score: 0 to 1, for choosing among candidates.
         reasons: why it is not accepted; empty when it is.
         box: the one box to blame (0 front, 1 side, 2 back), if redrawing it alone could help.
-        facts: the numbers of `crop.measure`.
+        facts: the numbers of `figures.measure`.
         answers: view to what the captioner saw there, when it was asked.
         warnings: from the crop.
         picture: the sheet with what was found drawn on it.
@@ -75,7 +75,7 @@ class Verdict:
         }
 
 
-def judge(
+def judge_sheet(
     image: Image.Image,
     *,
     captioner: Captioner | None = None,
@@ -92,12 +92,12 @@ def judge(
     """
     # the captioner sees the views at the size they have on the sheet, whatever bucket they will train in
     settings = CropSettings(bucket_area=max(64 * 64, image.width * image.height // 3))
-    backdrop, found = examine(image, settings.threshold)
+    backdrop, found = examine_sheet(image, settings.threshold)
     if found.problem:
         picture = draw_overlay(image, found)
         score = 0.1 * min(len(found.figures), 3) / 3
         return Verdict(score, (found.problem,), found.blamed, {}, {}, found.warnings, picture)
-    facts = measure(backdrop, found)
+    facts = measure_sheet(backdrop, found)
     reasons, boxes, score = _by_numbers(facts, image.width)
     answers: dict[str, str] = {}
     warnings = found.warnings

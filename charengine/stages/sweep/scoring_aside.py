@@ -27,7 +27,7 @@ ENCODERS = 4  # threads; they need to be faster than the model draws, no more
 
 
 @dataclass(frozen=True)
-class Finished:
+class ScoredCell:
     """Scores, stored images by name, and small copies by (prompt, seed) for the contact sheet."""
 
     scores: CellScores
@@ -36,23 +36,23 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingCell:
     """A cell that is being finished."""
 
     scores: Future[CellScores]
     stored: dict[tuple[int, int], tuple[str, Future[tuple[Ref, Image]]]]
 
-    def result(self) -> Finished:
+    def result(self) -> ScoredCell:
         """Wait for all of it; what failed on a thread is raised here."""
         done = {place: (name, *future.result()) for place, (name, future) in self.stored.items()}
-        return Finished(
+        return ScoredCell(
             scores=self.scores.result(),
             images={name: ref for name, ref, _ in done.values()},
             thumbs={place: thumb for place, (_, _, thumb) in done.items()},
         )
 
 
-class Finisher:
+class BackgroundScorer:
     """Threads that score, encode and store; a context manager, which drops on leaving what has not begun.
 
     Args:
@@ -66,21 +66,21 @@ class Finisher:
         self._scorer = ThreadPoolExecutor(1, thread_name_prefix="score")  # starts no thread before it has work
         self._encoders = ThreadPoolExecutor(min(ENCODERS, os.cpu_count() or 1), thread_name_prefix="encode")
 
-    def __enter__(self) -> Finisher:
+    def __enter__(self) -> BackgroundScorer:
         return self
 
     def __exit__(self, *_: object) -> None:
         for pool in (self._scorer, self._encoders):
             pool.shutdown(cancel_futures=True)
 
-    def start(self, images: Pictures, names: Sequence[Sequence[str]]) -> Pending:
+    def start(self, images: Pictures, names: Sequence[Sequence[str]]) -> PendingCell:
         """Begin with a cell; `names` are the pictures' ("step/strength/prompt/seed")."""
         stored = {
             (row, column): (names[row][column], self._encoders.submit(self._keep, image, names[row][column]))
             for row, line in enumerate(images)
             for column, image in enumerate(line)
         }
-        return Pending(self._scorer.submit(self._score, images) if self._aside else self._now(images), stored)
+        return PendingCell(self._scorer.submit(self._score, images) if self._aside else self._now(images), stored)
 
     def _now(self, images: Pictures) -> Future[CellScores]:
         scores: Future[CellScores] = Future()
