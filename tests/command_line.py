@@ -1,10 +1,11 @@
-"""The command line run in processes of its own, as tests call it."""
+"""The command line, and Python, run in processes of their own, as tests call them."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,9 @@ def child_environment(home: Home, prefect_api: str = "") -> dict[str, str]:
 def last_line(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """What `--json` said."""
     return dict(json.loads(process.stdout.strip().splitlines()[-1]))
+
+
+def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter as a user starts one: it searches the folder first, as notebooks and `python -c` do."""
+    given = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder), **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=given)

@@ -1,5 +1,11 @@
 """Settings with which a whole run takes seconds."""
 
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
 # the whole pipeline in seconds: nothing it draws means anything, everything it does is real
 QUICK = (
     "train.steps=6",
@@ -14,3 +20,13 @@ QUICK = (
     "sweep.height=128",
     "sweep.steps=1",
 )
+
+
+def by_section(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """`section.key=value` as the dicts that Python takes."""
+    found: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        place, _, value = setting.partition("=")
+        section, _, key = place.partition(".")
+        found.setdefault(section, {})[key] = yaml.safe_load(value)
+    return found

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from command_line import ROOT
+from quick_settings import by_section
 
 from charengine.machine.home import Home
 
@@ -23,12 +24,11 @@ def test_the_notebook_runs_from_top_to_bottom_and_shows_what_was_made(
 ) -> None:
     import nbformat
     from nbclient import NotebookClient
-    from test_studio import sections
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     [parameters] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     here_first = "import sys; sys.path.insert(0, '')"  # as Python has it; IPython's kernel searches PYTHONPATH before
-    parameters.source = f"{here_first}\nsettings = {sections(tiny_settings)!r}\nsheet = {str(drawn_sheet)!r}"
+    parameters.source = f"{here_first}\nsettings = {by_section(tiny_settings)!r}\nsheet = {str(drawn_sheet)!r}"
     # the whole run besides, where a kernel has an event loop of its own; and the user's files afterwards
     notebook.cells += [
         nbformat.v4.new_code_cell("whole = who.run()\nwhole.cached_stages, whole.adapter == result.adapter"),

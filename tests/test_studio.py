@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import ROOT, child_environment, last_line
+from command_line import child_environment, last_line, python
+from quick_settings import by_section
 
 import charengine as ce
 from charengine.errors import BadInput, ConfigError
@@ -22,24 +23,6 @@ from charengine.stages.report.notebook import Shown, page_of
 from charengine.store import Store
 
 PROMPT = "an orc woman with red hair and a blue coat"
-
-
-def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter, as a user starts one in a folder."""
-    given = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder), **environment}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=given)
-
-
-def sections(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """`section.key=value` as the dicts that Python takes."""
-    import yaml
-
-    found: dict[str, dict[str, Any]] = {}
-    for text in settings:
-        place, _, value = text.partition("=")
-        section, _, key = place.partition(".")
-        found.setdefault(section, {})[key] = yaml.safe_load(value)
-    return found
 
 
 def test_importing_the_package_imports_nothing_else_of_it(tmp_path: Path) -> None:
@@ -170,7 +153,7 @@ def made(
         patch.setenv("CHARENGINE_HOME", str(ours.root))
         patch.setenv("PREFECT_API_URL", prefect_api)
         patch.setenv("OMP_NUM_THREADS", "1")  # as the command below
-        who = ce.Studio(**sections(tiny_settings)).character(
+        who = ce.Studio(**by_section(tiny_settings)).character(
             PROMPT, "Aya", sheet=drawn_sheet, out=folder / "python-out"
         )
         import torch

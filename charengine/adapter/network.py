@@ -1,4 +1,4 @@
-"""Adapters on an SDXL U-Net through LyCORIS: inject, strength, merge, save, load, rescale, apply.
+"""Adapters on an SDXL U-Net through LyCORIS: inject, strength, save, load, rescale, apply.
 
 LoCon and LoRA run through `adapter_forward` (low-rank, LyCORIS' "bypass" mathematics); the other algorithms run LyCORIS'
 own forward. Files are kohya's: `lora_unet_<original SDXL name>.lora_down.weight / .lora_up.weight / .alpha`.
@@ -183,16 +183,6 @@ class Adapter:
         for name, parts in found.items():
             start_layer(name, self.modules[name], parts, self.algorithm)
 
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Add the adapter, at its strength, to the U-Net's own weights and remove the hooks; there is no way back."""
-        for name, module in self.modules.items():
-            layer = self.unet.get_submodule(name)
-            weight: Tensor = layer.weight
-            merged = _merged_weight(module, weight, self.strength)
-            weight.copy_(merged.view(weight.shape))
-        self.remove()
-
     def remove(self) -> None:
         """Take the hooks off; the U-Net computes what it did before."""
         for name, module in self.modules.items():
@@ -351,18 +341,3 @@ def _tlora_as_lora(module: Any, parts: Mapping[str, Tensor]) -> dict[str, Tensor
     down = torch.cat([parts["q_layer.weight"].float(), module.base_q.float()])
     up = torch.cat([now, -start.to(now.device)], dim=1)
     return {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(2.0 * module.lora_dim * module.scale)}
-
-
-def _merged_weight(module: Any, weight: Tensor, strength: float) -> Tensor:
-    """base + strength · difference, computed in float32 (DoRA: rescaled to its learnt norms)."""
-    if isinstance(module, AppliedLayer):
-        return module.float().merged(weight.float(), strength)
-    if hasattr(module, "get_weight"):  # LoHa, LoKr: their get_diff_weight applies alpha / rank twice
-        found: Tensor = module.get_weight(weight.shape)
-    else:
-        found = module.get_diff_weight(1.0, weight.shape)[0]
-    difference = found.float().to(weight.device)
-    if getattr(module, "wd", False) and strength:
-        merged: Tensor = module.apply_weight_decompose(weight.float() + difference, strength)
-        return merged
-    return weight.float() + strength * difference

@@ -35,11 +35,6 @@ QUESTION = """Describe the{noun} in this picture. Answer with one JSON object an
 "left" and "right" are the character's own sides. Use two to five plain words a value; say only what you see."""
 REMINDER = "\nYour last answer could not be read. Write the JSON object only, with exactly these keys."
 TAG_QUESTION = "List what you see of the{noun} as short comma-separated tags, and nothing else."
-REWRITE = (
-    "Rewrite this description of a character for an image model: one sentence of at most 60 words that adds what is "
-    "plainly implied about build, face, hair, clothes, colours and materials. Contradict nothing, keep every item and "
-    "the side it is on, add no pose, background or story. Answer with the sentence only. Description: {prompt}"
-)
 
 CHAT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -150,16 +145,12 @@ class QwenCaptioner:
         model = load_text_encoder(self._loaded, self.parts)
         tokens = self.max_pixels // 28**2 + TEXT_TOKENS
         rows = rows_that_fit(model, tokens, max_tokens, self.room)
-        return in_batches(shown, rows, lambda few: self._answer(PICTURE + question, few, max_tokens))
+        return in_batches(shown, rows, lambda few: self._answer(question, few, max_tokens))
 
-    def rewrite(self, prompt: str) -> str:
-        """The prompt with more of what can be seen, nothing contradicted."""
-        return self._answer(REWRITE.format(prompt=prompt), None, max_tokens=160)[0]
-
-    def _answer(self, question: str, images: list[Image.Image] | None, max_tokens: int) -> list[str]:
-        """One answer a picture, or one if there is none."""
+    def _answer(self, question: str, images: list[Image.Image], max_tokens: int) -> list[str]:
+        """One answer a picture."""
         processor = self._loaded.get("processor", self.parts.processor)
-        text = [CHAT.format(question=question)] * len(images or [None])
+        text = [CHAT.format(question=PICTURE + question)] * len(images)
         inputs = dict(processor(text=text, images=images, padding=True, padding_side="left", return_tensors="pt"))
         model = load_text_encoder(self._loaded, self.parts)
         return generate(model, processor, inputs, self.device, max_tokens)

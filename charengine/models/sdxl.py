@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Sampler = Literal["euler", "dpm++2m"]
 PARTS = ("text_encoders", "vae", "unet")
 PIXELS_PER_PASS = 4 * 1024 * 1024  # images of one U-Net pass, without the guidance copy
 VAE_PIXELS_PER_PASS = 1024 * 1024  # a float32 decode of this many takes about 4 GiB
@@ -118,7 +117,6 @@ class SDXL:
         fingerprint: digest of the weights, for cache keys.
         prediction: what the U-Net predicts, over which schedule.
         usage: how the checkpoint is prompted and sampled.
-        sampler: Euler, or DPM-Solver++ 2M (better below about 20 steps).
         pixels_per_pass: memory hint; larger requests are cut into several U-Net passes.
         base_names: how sd-scripts names the checkpoint (`base_metadata`).
     """
@@ -133,7 +131,6 @@ class SDXL:
         *,
         prediction: Prediction | None = None,
         usage: Usage = Usage(),
-        sampler: Sampler = "euler",
         pixels_per_pass: int = PIXELS_PER_PASS,
         base_names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
@@ -144,7 +141,7 @@ class SDXL:
         self.fingerprint = fingerprint if self.prediction == Prediction() else f"{fingerprint}|{self._reading()}"
         # what is drawn depends on the family's prefix, negative prompt and steps too
         self.sampling_fingerprint = self.fingerprint + ("" if usage == Usage() else f"|{usage.digest()}")
-        self.sampler, self.pixels_per_pass, self.base_names = sampler, pixels_per_pass, base_names
+        self.pixels_per_pass, self.base_names = pixels_per_pass, base_names
         self._loaded = Loaded()
 
     def _reading(self) -> str:
@@ -339,7 +336,7 @@ class SDXL:
 
     def _sampling_scheduler(self) -> Any:
         """A fresh scheduler: its state belongs to one denoising run."""
-        from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+        from diffusers import EulerDiscreteScheduler
 
         config = dict(self._base_scheduler().config) | {
             "prediction_type": self.prediction.kind,
@@ -347,9 +344,7 @@ class SDXL:
         }
         if self.prediction.zero_terminal_snr or self.usage.distilled:  # sampling must begin at the last step trained
             config["timestep_spacing"] = "trailing"
-        if self.sampler == "euler":
-            return EulerDiscreteScheduler.from_config(config)
-        return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", use_karras_sigmas=True)
+        return EulerDiscreteScheduler.from_config(config)
 
     def unload(self, *parts: str) -> None:
         """Free "text_encoders", "vae" and/or "unet"; all of them when none is named."""

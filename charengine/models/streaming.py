@@ -154,11 +154,6 @@ class BlockStream:
         self._arrange(max(0, len(self.blocks) - len(self.streamed) - blocks))
         self.place()
 
-    @property
-    def host_bytes(self) -> int:
-        """Bytes of page-locked host memory held; the host copy of what is not locked is its mapped file."""
-        return sum(host.nbytes for host in self.hosts.values())
-
     def place(self) -> None:
         """Put the resident blocks and everything outside the blocks on the device, and start the first copies."""
         if self.placed:

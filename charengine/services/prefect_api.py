@@ -98,12 +98,6 @@ def crash_left_runs(url: str) -> int:
     return len(runs)
 
 
-def online_workers(url: str, pool: str) -> int:
-    """How many workers of a pool have reported lately."""
-    workers = PrefectApi(url).post(f"work_pools/{pool}/workers/filter", {})
-    return sum(worker["status"] == "ONLINE" for worker in workers)
-
-
 def _active(api: PrefectApi) -> list[dict[str, Any]]:
     wanted = {"flow_runs": {"state": {"type": {"any_": list(ACTIVE)}}, "deployment_id": {"is_null_": False}}}
     found: list[dict[str, Any]] = api.post("flow_runs/filter", wanted)

@@ -7,12 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from command_line import child_environment
 from manual import QUICK, ROOT, Block, blocks, pages
+from quick_settings import by_section
 
 from charengine.machine.home import Home
 
@@ -80,7 +79,7 @@ def _shell(text: str, block: Block, home: Home, commands: Path) -> None:
 def _python(page: list[Block], home: Home) -> None:
     """The Python blocks of a page as one program, in a process of its own: a studio wants to come before torch."""
     program = "\n".join(
-        [SMALL_STUDIO.format(small=_by_section(QUICK)) if page[0].quick else "", *(b.text for b in page)]
+        [SMALL_STUDIO.format(small=by_section(QUICK)) if page[0].quick else "", *(b.text for b in page)]
     )
     Path("page.py").write_text(program)
     done = subprocess.run([sys.executable, "page.py"], env=child_environment(home), capture_output=True, text=True)
@@ -99,12 +98,3 @@ def _small_studio(profile="embedded", **settings):
 
 charengine.Studio = _small_studio
 """
-
-
-def _by_section(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        place, _, value = setting.partition("=")
-        section, _, key = place.partition(".")
-        found.setdefault(section, {})[key] = yaml.safe_load(value)
-    return found

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import ROOT
+from command_line import ROOT, python
 
 from charengine.machine.home import Home
 
@@ -26,12 +25,6 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     return tmp_path
-
-
-def python(code: str, folder: Path, *, path: str = str(ROOT)) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter that searches the folder first, as notebooks and `python -c` do."""
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "PYTHONPATH": path}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=environment)
 
 
 def test_a_users_program_keeps_its_own_modules_before_and_after(folder: Path) -> None:

@@ -122,15 +122,6 @@ def test_two_unreadable_answers_fall_back_to_plain_tags_with_a_warning(
     assert "plain tags" in caplog.text
 
 
-def test_a_prompt_is_rewritten_without_a_picture(qwen_folder: Path):
-    parts = ScriptedParts(qwen_folder, [" An orc woman in a worn blue coat. "])
-    assert QwenCaptioner(parts, CPU, "x").rewrite("orc, blue coat") == "An orc woman in a worn blue coat."
-    question, grid = parts.model.asked[0]
-    assert "Description: orc, blue coat" in question
-    assert "vision_start" not in question
-    assert grid is None
-
-
 @pytest.mark.parametrize("broken", ["", "{", '{"view": 3}', '["front"]', '{"framing": "full body"}'])
 def test_broken_answers_are_not_read(broken: str):
     assert read_sighting(broken) is None

@@ -23,7 +23,7 @@ from charengine.errors import BadInput
 from charengine.machine.addresses import running_services
 from charengine.machine.home import Home
 from charengine.machine.processes import choose_port
-from charengine.services.prefect_api import PrefectApi, online_workers
+from charengine.services.prefect_api import PrefectApi
 
 START_SECONDS = 240.0
 
@@ -34,6 +34,10 @@ def post(url: str, body: dict[str, Any] | None = None) -> Any:
         return PrefectApi(f"{api}/api").post(path, body)
     with urllib.request.urlopen(url, timeout=20) as response:
         return json.loads(response.read())
+
+
+def has_a_worker(api: str, pool: str) -> bool:
+    return any(worker["status"] == "ONLINE" for worker in post(f"{api}/work_pools/{pool}/workers/filter", {}))
 
 
 def free_port() -> int:
@@ -111,7 +115,7 @@ def test_everything_comes_up_and_a_character_made_from_the_form_is_there_in_both
     assert [item["name"] for item in post(f"{api}/automations/filter", {})] == ["crash-dead-runs"]
 
     deadline = time.monotonic() + 60
-    while not (online_workers(api, "characters") and online_workers(api, "orchestrate")):
+    while not all(has_a_worker(api, pool) for pool in ("characters", "orchestrate")):
         assert time.monotonic() < deadline
         time.sleep(1)
 
