@@ -93,6 +93,7 @@ class Given:
         store: where results go.
         tracker: its own MLflow run when it is `long`, else one that records nothing.
         recipe: how everything was asked for, for the files it writes; never read by the work itself.
+        key: of its result; results of parts of the work that are kept lie below it, and go when the whole is kept.
         state: folder for resumable state, of a `long` stage.
         should_stop: asked between two steps, by a `long` stage.
         on_step: told about progress, if anybody listens.
@@ -105,6 +106,7 @@ class Given:
     store: Store
     tracker: Tracker
     recipe: dict[str, Any]
+    key: str = ""
     state: Path | None = None
     should_stop: Callable[[], bool] = lambda: False
     on_step: Callable[[Progress], None] | None = None

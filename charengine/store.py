@@ -83,7 +83,7 @@ class Store:
             self.fs.rm_file(self._where(ref.sha256))
 
     def put_result(self, key: str, record: Record) -> None:
-        """Keep what a stage made under its key: a few hundred bytes that refer to blobs."""
+        """Keep what a stage made under its key, or part of it below that ("KEY/PART"): a few hundred bytes that refer to blobs."""
         self._write(self._result(key), record.model_dump_json().encode())
 
     def result(self, key: str, kind: type[R]) -> R | None:
@@ -95,6 +95,12 @@ class Store:
         except ValueError as error:  # written by another version, or damaged: made again
             log.warning("%s: the kept result cannot be read (%s)", key, str(error).splitlines()[0])
             return None
+
+    def drop_parts(self, key: str) -> None:
+        """Forget the results below a key ("KEY/PART"): those of parts of a work whose whole is kept, or begun anew."""
+        folder = f"{self.root}/results/{key}"
+        if self.fs.isdir(folder):
+            self.fs.rm(folder, recursive=True)
 
     def export(self, ref: Ref, path: Path) -> Path:
         """Write the blob to `path` atomically and return the absolute path."""

@@ -10,8 +10,10 @@ import logging
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from charengine.config import Settings
@@ -48,6 +50,7 @@ def run(stage: Stage[R], workspace: Workspace, *inputs: Input) -> R:
     with single_flight(workspace.home.locks / f"{key}.lock", waiting_for):
         found = None if stage.name in workspace.refresh else _kept(stage, key, workspace)
         result = _made(stage, key, workspace, inputs) if found is None else found
+        _forget_progress(key, workspace)
     seconds = time.monotonic() - started
     workspace.note(
         StageFact(stage=stage.name, key=key, cached=found is not None, seconds=seconds, peak_rss_gib=peak_rss_gib())
@@ -73,11 +76,10 @@ def _kept(stage: Stage[R], key: str, workspace: Workspace) -> R | None:
 
 
 def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, ...]) -> R:
-    """The work done, its result kept."""
+    """The work done, its result kept the moment it is there: what comes after (closing, freeing, a stop) cannot lose it."""
     settings = getattr(workspace.profile, stage.settings) if stage.settings else None
-    state = workspace.home.state / key
     if stage.name in workspace.refresh:
-        shutil.rmtree(state, ignore_errors=True)
+        _forget_progress(key, workspace)
     given = Given(
         stage=stage,
         character=only_character(workspace.character, stage),
@@ -86,33 +88,48 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
         store=workspace.store,
         tracker=NullTracker(),
         recipe=workspace.recipe(),
+        key=key,
         on_step=workspace.on_step,
     )
     models = [getattr(workspace.models, name) for name in stage.models_for(settings)]
+
+    def kept(result: R) -> R:
+        workspace.store.put_result(key, result)
+        return result
+
     try:
         with gpu_slot(workspace.home.locks, workspace.models.diffusion.device if stage.gpu else None):
             if stage.long:
-                result: R = _made_stoppably(replace(given, state=state), key, workspace, inputs)
-            else:
-                result = stage.work(given, *inputs)
+                return _made_stoppably(replace(given, state=_state(key, workspace)), workspace, inputs, kept)
+            return kept(stage.work(given, *inputs))
     finally:
         for model in models:
             model.unload()
-    workspace.store.put_result(key, result)
-    shutil.rmtree(state, ignore_errors=True)
-    return result
 
 
-def _made_stoppably(given: Given, key: str, workspace: Workspace, inputs: tuple[Input, ...]) -> Any:
+def _made_stoppably(given: Given, workspace: Workspace, inputs: tuple[Input, ...], kept: Callable[[Any], R]) -> R:
     """Long work: in an MLflow run of its own, with the fastest threads, stopped at its next step when asked to."""
     stage = given.stage
     tags = {KIND_TAG: stage.name}
-    tracker = workspace.tracker.child(stage.name, key=key, params=given.settings.params(stage.settings), tags=tags)
+    tracker = workspace.tracker.child(
+        stage.name, key=given.key, params=given.settings.params(stage.settings), tags=tags
+    )
     with ExitStack() as stack:
         stack.enter_context(closing(tracker))
         stack.enter_context(fastest_threads(workspace.models.diffusion, workspace.home))
         tracked = replace(given, tracker=tracker)
-        return run_stoppable(lambda stop: _within_memory(replace(tracked, should_stop=stop), inputs))
+        return run_stoppable(lambda stop: kept(_within_memory(replace(tracked, should_stop=stop), inputs)))
+
+
+def _state(key: str, workspace: Workspace) -> Path:
+    """Where long work under a key keeps its state."""
+    return workspace.home.state / key
+
+
+def _forget_progress(key: str, workspace: Workspace) -> None:
+    """Drop what unfinished work under a key has kept: it is finished, or begun anew."""
+    shutil.rmtree(_state(key, workspace), ignore_errors=True)
+    workspace.store.drop_parts(key)
 
 
 def _within_memory(given: Given, inputs: tuple[Input, ...]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -244,3 +246,82 @@ def test_peak_memory_is_what_the_system_says() -> None:
     now = psutil.Process().memory_info().rss / 2**30
     peak = peak_rss_gib()
     assert peak is not None and now * 0.9 <= peak < now + 64
+
+
+def long_stage(work: Any) -> Stage[ReportRecord]:
+    return Stage(name="train", version=1, makes=ReportRecord, work=work, settings="train", long=True)
+
+
+def page(given: Given) -> ReportRecord:
+    return ReportRecord(html=given.store.put(b"page", "page.html"))
+
+
+def test_a_stage_stopped_after_its_last_step_is_not_made_again(workspace: Workspace) -> None:
+    calls: list[str] = []
+
+    def work(given: Given) -> ReportRecord:
+        calls.append(given.key)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            while not given.should_stop():
+                time.sleep(0.01)
+        return page(given)  # it was the last step: nothing is left to stop
+
+    with pytest.raises(KeyboardInterrupt):
+        run(long_stage(work), workspace)
+    assert run(long_stage(work), workspace).html.name == "page.html"
+    assert calls == [key_of(long_stage(work), workspace)]
+
+
+@pytest.mark.parametrize("what", ["closing its MLflow run", "freeing its models"])
+def test_what_fails_after_the_work_does_not_lose_its_result(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if what == "freeing its models":
+        stage, calls = counted(models=("editor",))
+        monkeypatch.setattr(workspace.models.editor, "unload", fails)
+    else:
+        calls = []
+        stage = long_stage(lambda given: (calls.append(given), page(given))[1])
+        monkeypatch.setattr("charengine.tracking.protocol.NullTracker.finish", fails)
+    with pytest.raises(OSError, match="No space"):
+        run(stage, workspace)
+    monkeypatch.undo()
+    run(stage, workspace)
+    assert len(calls) == 1
+    assert workspace.facts[-1].cached
+
+
+def test_parts_of_unfinished_work_are_there_the_next_time_and_go_with_its_result(workspace: Workspace) -> None:
+    seen: list[bool] = []
+
+    def work(given: Given) -> ReportRecord:
+        assert given.state is not None
+        given.state.mkdir(exist_ok=True)
+        seen.append(given.store.result(f"{given.key}/part", ReportRecord) is not None)
+        given.store.put_result(f"{given.key}/part", page(given))
+        if len(seen) == 1:
+            raise BadInput("killed")
+        return page(given)
+
+    key = key_of(long_stage(work), workspace)
+    with pytest.raises(BadInput):
+        run(long_stage(work), workspace)
+    run(long_stage(work), workspace)
+    assert seen == [False, True]
+    assert workspace.store.result(f"{key}/part", ReportRecord) is None
+
+    # killed between keeping the result and forgetting its parts: the next run forgets them
+    workspace.store.put_result(f"{key}/part", workspace.store.result(key, ReportRecord) or pytest.fail("no result"))
+    (workspace.home.state / key).mkdir()
+    run(long_stage(work), workspace)
+    assert workspace.store.result(f"{key}/part", ReportRecord) is None
+    assert list(workspace.home.state.iterdir()) == []
+
+    workspace.store.put_result(f"{key}/part", workspace.store.result(key, ReportRecord) or pytest.fail("no result"))
+    workspace.refresh = frozenset({"train"})
+    run(long_stage(work), workspace)
+    assert seen == [False, True, False]  # asked for anew: nothing of before is taken

@@ -20,6 +20,7 @@ def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> Swee
         tracker=given.tracker,
         recipe={**given.recipe, "dataset_digest": dataset.digest},
         should_stop=given.should_stop,
+        key=given.key,
     )
 
 

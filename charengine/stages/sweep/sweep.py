@@ -21,7 +21,6 @@ from charengine.charts.canvas import PilCanvas
 from charengine.charts.plots import contact_sheet, trade_off
 from charengine.config import SweepSettings
 from charengine.errors import BadInput, Interrupted
-from charengine.likeness import metrics
 from charengine.likeness.metrics import CellScores, Scale
 from charengine.likeness.prompts import SweepPrompt, sweep_prompts
 from charengine.likeness.scoring import References, score_cell
@@ -32,16 +31,16 @@ from charengine.records import (
     CheckpointRecord,
     DatasetRecord,
     PickRecord,
-    Ref,
     SweepRecord,
     picture_name,
 )
 from charengine.stages.sweep.adapters import recommended
+from charengine.stages.sweep.cells import Cell, KeptUnits
 from charengine.stages.sweep.estimate import BASE, Estimate, estimate
 from charengine.stages.sweep.pick import choose
 from charengine.stages.sweep.race import Unit, base_seeds, plan_round
 from charengine.stages.sweep.sample import CellInputs, draw, encode_cell_inputs
-from charengine.stages.sweep.scoring_aside import BackgroundScorer, Pictures, ScoredCell
+from charengine.stages.sweep.scoring_aside import BackgroundScorer, PendingCell, Pictures, ScoredCell
 from charengine.stages.sweep.summary import overbaked, scale_warnings, summarise, with_certainty
 from charengine.stages.sweep.verdict import judge_training
 from charengine.store import Store
@@ -50,32 +49,10 @@ from charengine.tracking.views import KIND_TAG
 from charengine.wording import file_stem
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from charengine.models import Diffusion, Embedder
 
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Cell:
-    """What was drawn of a cell so far: scores seed by seed, stored pictures, small copies for the contact sheet."""
-
-    parts: list[CellScores] = field(default_factory=list)
-    images: dict[str, Ref] = field(default_factory=dict)
-    thumbs: dict[tuple[int, int], Image] = field(default_factory=dict)
-    mlflow_run_id: str | None = None
-
-    @property
-    def scores(self) -> CellScores:
-        """Of all its seeds."""
-        return metrics.joined(self.parts)
-
-    @property
-    def seeds(self) -> int:
-        """How many were drawn."""
-        return sum(part.identity.shape[1] for part in self.parts)
 
 
 @dataclass
@@ -85,6 +62,7 @@ class Session:
     Attributes:
         grid: every cell as (step, strength), strength 0 first.
         checkpoints: those of the grid, by step.
+        kept: units finished by this sweep before it was killed.
         cells: what was drawn, by index into the grid.
     """
 
@@ -99,6 +77,7 @@ class Session:
     key: str
     grid: list[tuple[int, float]]
     checkpoints: dict[int, CheckpointRecord]
+    kept: KeptUnits
     cells: dict[int, Cell] = field(default_factory=dict)
 
     @property
@@ -131,6 +110,7 @@ def sweep_adapter(
     recipe: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     keep_cut: bool = False,
+    key: str = "",
 ) -> SweepRecord:
     """Draw and score cells, pick one, export the adapter as trained and as recommended.
 
@@ -146,12 +126,13 @@ def sweep_adapter(
         recipe: written into the exported adapter's metadata.
         should_stop: asked between cells.
         keep_cut: conclude from the cells that are finished when told to stop; a warning in the record says so.
+        key: what finished cells are kept under, so that the same call after a kill draws only the rest; empty: not kept.
 
     Raises:
         Interrupted: `should_stop` said so, and `keep_cut` is off or no cell was finished.
         BadInput: `sweep.pictures` is not enough for strength 0 and one cell.
     """
-    session = _open(training, dataset, settings, diffusion, embedder, store, seed, tracker)
+    session = _open(training, dataset, settings, diffusion, embedder, store, seed, tracker, KeptUnits(store, key))
     left_out = _examine(session)
     cut: tuple[str, ...] = ()
     if not _run(session, should_stop):
@@ -172,6 +153,7 @@ def _open(
     store: Store,
     seed: int,
     tracker: Tracker,
+    kept: KeptUnits,
 ) -> Session:
     """The grid, and what its cells share."""
     prompts = sweep_prompts(settings)
@@ -192,6 +174,7 @@ def _open(
         key=_sweep_key(training, dataset, settings, diffusion.sampling_fingerprint, embedder.fingerprint, seed),
         grid=[(0, 0.0), *((checkpoint.step, strength) for checkpoint in checkpoints for strength in strengths)],
         checkpoints={checkpoint.step: checkpoint for checkpoint in checkpoints},
+        kept=kept,
     )
 
 
@@ -238,7 +221,7 @@ def _run(session: Session, should_stop: Callable[[], bool]) -> bool:
     with BackgroundScorer(score, session.store, aside=aside) as scorer:
         while units := session.next_units():
             done = 0
-            with closing(_finish(session, scorer, _by_checkpoint(session, units), should_stop)) as finished:
+            with closing(_finish(session, scorer, units, should_stop)) as finished:
                 for unit, found in finished:
                     _keep(session, unit, found)
                     done += 1
@@ -250,24 +233,39 @@ def _run(session: Session, should_stop: Callable[[], bool]) -> bool:
     return True
 
 
-def _by_checkpoint(session: Session, units: Sequence[Unit]) -> list[Unit]:
-    """Strength 0 first, then one checkpoint after the other: putting an adapter on takes time."""
-    return sorted(units, key=lambda unit: session.grid[unit.cell][0])
-
-
 def _finish(
     session: Session, scorer: BackgroundScorer, units: Sequence[Unit], should_stop: Callable[[], bool]
 ) -> Generator[tuple[Unit, ScoredCell], None, None]:
-    """Units with their scores, in order; the next unit is drawn while one is finished."""
+    """Units with their scores: strength 0 first, which all others are compared with, then what a killed sweep left, then
+    one checkpoint after the other, since putting an adapter on takes time; the next unit is drawn while one is finished."""
+    kept = {unit: found for unit in units if (found := session.kept.find(*_place(session, unit)))}
+    missing = sorted((unit for unit in units if unit not in kept), key=lambda unit: session.grid[unit.cell][0])
+    with closing(_finish_drawn(session, scorer, missing, should_stop)) as drawn:
+        if missing and missing[0].cell == BASE:
+            yield next(drawn)
+        yield from kept.items()
+        yield from drawn
+
+
+def _finish_drawn(
+    session: Session, scorer: BackgroundScorer, units: Sequence[Unit], should_stop: Callable[[], bool]
+) -> Generator[tuple[Unit, ScoredCell], None, None]:
+    """Units drawn now, each written down when it is whole."""
+
+    def whole(unit: Unit, pending: PendingCell) -> tuple[Unit, ScoredCell]:
+        found = pending.result()
+        session.kept.keep(*_place(session, unit), found)
+        return unit, found
+
     waiting = None
     with closing(_draw_units(session, units, should_stop)) as drawn:
         for unit, images in drawn:
             pending = scorer.start(images, _names(session, unit))
             if waiting:
-                yield waiting[0], waiting[1].result()
+                yield whole(*waiting)
             waiting = unit, pending
         if waiting:
-            yield waiting[0], waiting[1].result()
+            yield whole(*waiting)
 
 
 def _draw_units(
@@ -292,9 +290,13 @@ def _draw_units(
 
 def _names(session: Session, unit: Unit) -> list[list[str]]:
     """Names of a unit's pictures: a row per prompt, one per seed."""
-    step, strength = session.grid[unit.cell]
-    seeds = [session.inputs.seeds[column] for column in unit.seeds]
+    step, strength, seeds = _place(session, unit)
     return [[picture_name(step, strength, row, seed) for seed in seeds] for row in range(len(session.prompts))]
+
+
+def _place(session: Session, unit: Unit) -> tuple[int, float, list[int]]:
+    """A unit's checkpoint step, strength and seeds."""
+    return (*session.grid[unit.cell], [session.inputs.seeds[column] for column in unit.seeds])
 
 
 def _keep(session: Session, unit: Unit, found: ScoredCell) -> None:
