@@ -41,6 +41,17 @@ ALGORITHMS = (
     "LoKr Tucker",
 )
 
+LEFT_OUT = {
+    "bundle_emb.griqul.clip_g": ("embeddings", (2, 64)),
+    "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": ("text-encoder", (4, 4)),
+    "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": ("text-encoder", (4, 4)),
+    "lora_unet_out_0.w_norm": ("trained norms", (16,)),
+    "lora_unet_out_0.b_norm": ("trained norms", (16,)),
+    "lora_unet_input_blocks_1_0_in_layers_0.diff": ("trained norms", (16,)),
+    "iteration": ("belong to no layer", (1,)),
+    "__index_timestep_zero__": ("belong to no layer", (0,)),
+}
+
 
 def tiny_unet(device: str = "cpu"):
     from diffusers import UNet2DConditionModel

@@ -13,6 +13,7 @@ from adapter_samples import (
     ALGORITHMS,
     CONV,
     LAYERS,
+    LEFT_OUT,
     LINEAR,
     SPELLINGS,
     WIDE,
@@ -28,7 +29,6 @@ from adapter_samples import (
 from charengine.adapter.files import by_module, load_adapter
 from charengine.adapter.header import read_header
 from charengine.adapter.keys import file_names
-from charengine.adapter.loaders import loads_in
 from charengine.adapter.metadata import told_by
 from charengine.adapter.network import apply_adapter, examine_adapter, inject
 from charengine.adapter.rescaling import rescale
@@ -399,17 +399,6 @@ def test_a_finished_sweep_is_not_lost_when_its_pick_cannot_be_rescaled(unet, mon
 
 # --- what is left out, what is refused --------------------------------------------------------------------------------
 
-LEFT_OUT = {
-    "bundle_emb.griqul.clip_g": ("embeddings", (2, 64)),
-    "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": ("text-encoder", (4, 4)),
-    "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": ("text-encoder", (4, 4)),
-    "lora_unet_out_0.w_norm": ("trained norms", (16,)),
-    "lora_unet_out_0.b_norm": ("trained norms", (16,)),
-    "lora_unet_input_blocks_1_0_in_layers_0.diff": ("trained norms", (16,)),
-    "iteration": ("belong to no layer", (1,)),
-    "__index_timestep_zero__": ("belong to no layer", (0,)),
-}
-
 
 @pytest.mark.parametrize("key", LEFT_OUT)
 def test_what_is_no_layer_is_left_out_with_a_warning_that_names_it(unet, caplog, key: str) -> None:
@@ -453,105 +442,6 @@ def test_a_layer_adapted_in_a_way_that_is_not_supported_is_refused_and_the_way_n
 def test_every_spelling_of_a_lora_is_read(skeleton, spelling: str) -> None:
     tensors = spelt(skeleton, tensors_of(skeleton), spelling)
     assert set(by_module(tensors, skeleton)) == set(LAYERS)
-
-
-# --- where it loads ---------------------------------------------------------------------------------------------------
-
-
-def _entries(tensors: dict[str, torch.Tensor], tmp_path: Path):
-    path = tmp_path / "adapter.safetensors"
-    path.write_bytes(file_of(tensors))
-    return read_header(path).tensors
-
-
-def _diffusers_layers(tensors: dict[str, torch.Tensor]) -> set[str] | None:
-    """The layers that diffusers' own loader adapts; None where it raises or says that it leaves parts out."""
-    from diffusers import StableDiffusionXLPipeline
-
-    if any("dora_scale" in key for key in tensors):
-        return None  # lora_state_dict drops them with a warning
-    unet = tiny_unet()
-    try:
-        state, alphas, metadata = StableDiffusionXLPipeline.lora_state_dict(
-            dict(tensors), unet_config=unet.config, return_lora_metadata=True
-        )
-        if not all("lora" in key for key in state):
-            return None  # what load_lora_weights raises a ValueError for
-        StableDiffusionXLPipeline.load_lora_into_unet(state, network_alphas=alphas, unet=unet, metadata=metadata)
-    except (ValueError, KeyError, RuntimeError):
-        return None
-    return {name.split(".lora_A")[0] for name, _ in unet.named_modules() if name.endswith(".lora_A")}
-
-
-@pytest.mark.parametrize("algorithm", ["LoRA", "LoHa", "LoKr", "DoRA LoRA", "LoRA Tucker"])
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_diffusers_is_named_exactly_where_its_own_loader_takes_the_whole_file(
-    tmp_path: Path, skeleton, spelling: str, algorithm: str
-) -> None:
-    tensors = spelt(skeleton, tensors_of(tiny_unet(), algorithm), spelling)
-    said = "diffusers (load_lora_weights)" in loads_in(_entries(tensors, tmp_path))
-    assert said == (_diffusers_layers(tensors) == set(LAYERS))
-
-
-@pytest.mark.parametrize("key", [key for key in LEFT_OUT if "text_model" not in key])
-def test_diffusers_is_not_named_for_a_file_with_keys_that_stop_it(tmp_path: Path, skeleton, key: str) -> None:
-    tensors = tensors_of(tiny_unet()) | {key: torch.ones(LEFT_OUT[key][1])}
-    assert _diffusers_layers(tensors) is None
-    assert "diffusers (load_lora_weights)" not in loads_in(_entries(tensors, tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("spelling", "algorithm", "wanted"),
-    [
-        ("kohya", "LoRA", {"ComfyUI": "all", "Forge": "all", "AUTOMATIC1111": "all", "kohya's scripts": "all"}),
-        (
-            "kohya",
-            "LoHa",
-            {"ComfyUI": "all", "Forge": "all", "AUTOMATIC1111": "all", "kohya's scripts": "with LyCORIS"},
-        ),
-        (
-            "kohya",
-            "DoRA LoRA",
-            {"ComfyUI": "all", "Forge": "all", "AUTOMATIC1111": "all", "kohya's scripts": "with LyCORIS"},
-        ),
-        ("kohya-diffusers", "LoKr", {"ComfyUI": "all", "Forge": "all", "AUTOMATIC1111": "all"}),
-        ("lycoris", "LoKr", {"ComfyUI": "all"}),
-        ("unet.", "LoRA", {"ComfyUI": "not the attention layers", "Forge": "not the attention layers"}),
-        ("bare", "LoRA", {"ComfyUI": "not the attention layers", "Forge": "not the attention layers"}),
-        ("base_model.model.", "LoRA", {}),
-    ],
-)
-def test_other_loaders_are_named_by_the_keys_they_read(
-    tmp_path: Path, skeleton, spelling: str, algorithm: str, wanted: dict[str, str]
-) -> None:
-    told = loads_in(_entries(spelt(skeleton, tensors_of(tiny_unet(), algorithm), spelling), tmp_path))
-    told.pop("diffusers (load_lora_weights)", None)
-    assert told == wanted
-
-
-def test_old_diffusers_attention_keys_load_in_comfyui_whole(tmp_path: Path) -> None:
-    parts = parts_of("LoRA", (32, 32), alpha=None)
-    tensors = {
-        f"{BASE}.processor.to_k_lora.down.weight": parts["lora_down.weight"],
-        f"{BASE}.processor.to_k_lora.up.weight": parts["lora_up.weight"],
-    }
-    assert loads_in(_entries(tensors, tmp_path))["ComfyUI"] == "all"
-
-
-def test_inspect_tells_a_file_for_another_stable_diffusion(tmp_path: Path) -> None:
-    stem = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
-    for width, base in ((768, "Stable Diffusion 1.x"), (2048, "SDXL"), (24, "")):
-        path = tmp_path / "adapter.safetensors"
-        path.write_bytes(file_of({f"{stem}.{part}": value for part, value in parts_of("LoRA", (8, width)).items()}))
-        assert adapter_facts(path)["base"] == base
-
-
-def test_an_incomplete_file_loads_nowhere_and_inspect_says_what_is_missing(tmp_path: Path, unet, capsys) -> None:
-    path = tmp_path / "adapter.safetensors"
-    path.write_bytes(file_of({key: value for key, value in tensors_of(unet, "LoKr").items() if "lokr_w2" not in key}))
-    inspect_file(path)
-    told = capsys.readouterr().out
-    assert "lacks lokr_w2" in told and "the file is incomplete" in told and "ComfyUI" not in told
 
 
 # --- going on from a file ---------------------------------------------------------------------------------------------
