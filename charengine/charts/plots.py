@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from charengine.charts.canvas import COLOURS, Canvas, Point, font, series_colour
+from charengine.charts.labels import SIZE, Labels
 from charengine.records import CellMetrics
 
 if TYPE_CHECKING:
@@ -131,17 +132,21 @@ def trade_off(canvas: Canvas, cells: Sequence[CellMetrics], picked: CellMetrics,
         _above(frame.at((frame.x.high, adherence_floor))), f"floor {adherence_floor:.0%}", anchor="end", size=11
     )
     steps = sorted({cell.checkpoint_step for cell in cells if cell.strength > 0})
-    lines = []
+    labels = Labels(canvas.width - RIGHT, canvas.height - BOTTOM)
+    labels.avoid_dot(frame.at(_place(picked)), 10)
+    lines, told = [], [((0.0, 1.0), "strength 0", "ink")]
     for index, step in enumerate(steps):
         own = sorted((c for c in cells if c.strength > 0 and c.checkpoint_step == step), key=lambda c: c.strength)
         lines.append(Series(f"step {step}", [(0.0, 1.0), *(_place(cell) for cell in own)], series_colour(index)))
-        canvas.line([frame.at(point) for point in lines[-1].points], lines[-1].colour, 1.6)
-        for cell in own:
-            x, y = frame.at(_place(cell))
-            canvas.dot((x, y), 4, lines[-1].colour)
-            canvas.text((x + 7, y - 6), f"{cell.strength:g}", lines[-1].colour, 11)
-    canvas.dot(frame.at((0.0, 1.0)), 4, "ink")
-    canvas.text(_above(frame.at((0.0, 1.0))), "strength 0", "ink", 11)
+        pixels = [frame.at(point) for point in lines[-1].points]
+        canvas.line(pixels, lines[-1].colour, 1.6)
+        labels.avoid_line(pixels)
+        told += [(_place(cell), f"{cell.strength:g}", lines[-1].colour) for cell in own]
+    for point, _, colour in told:
+        canvas.dot(frame.at(point), 4, colour)
+        labels.avoid_dot(frame.at(point), 4)
+    for point, words, colour in told:
+        canvas.text(labels.place(frame.at(point), words), words, colour, SIZE)
     canvas.dot(frame.at(_place(picked)), 9, "accent", hollow=True)
     _draw_legend(canvas, lines, start=100)
 

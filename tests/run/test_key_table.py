@@ -198,7 +198,7 @@ def test_the_sample_runs_keys_are_these() -> None:
         "caption": "caption-f0797ae3e408d12aa7197e565467d2e835b2bca4",
         "train": "train-70d4bafb6bff89dd1a89f2d0d3e7eb5b025abb3f",
         "sweep": "sweep-49dfdbdc79164282aedbc4e84c7ec8d4c5d30937",
-        "report": "report-338929ba86bd17940a71242257a5b3bcb2d5fbd3",
+        "report": "report-d78372992878ba0adccdec027b7039415337534a",
     }
 
 

@@ -9,7 +9,7 @@ from charengine.charts.canvas import SvgCanvas, series_colour
 from charengine.charts.plots import Series, line_chart
 from charengine.errors import BadInput
 from charengine.records import CellMetrics, RunRecord
-from charengine.stages.report.parts import CHART_SIZE, Pictures, duration, loss_text, read_curve, section, text
+from charengine.stages.report.parts import CHART_SIZE, Pictures, duration, loss_text, read_curve, section, text, wide
 from charengine.stages.report.style import CSS
 from charengine.store import Store
 
@@ -181,7 +181,7 @@ def _table(names: list[str], rows: list[Row]) -> str:
         f"<tr><td>{text(label)}</td>{''.join(f'<td>{text(value)}</td>' for value in values)}</tr>"
         for label, values in rows
     )
-    return f'<div class="wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
+    return wide("the runs' numbers", f"<table><tr><td></td>{head}</tr>{body}</table>")
 
 
 def _drawings(runs: Sequence[RunRecord], names: list[str], pictures: Pictures) -> str:

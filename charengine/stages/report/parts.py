@@ -32,11 +32,14 @@ class Pictures:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def image(self, ref: Ref, alt: str, *, width: int = 900, quality: int = 82, natural: bool = False) -> str:
-        """An <img>; `width` bounds the encoded pixels, `natural` also shows it at that width."""
+    def image(
+        self, ref: Ref, alt: str, *, width: int = 900, quality: int = 82, natural: bool = False, about: str = ""
+    ) -> str:
+        """An <img>; `width` bounds the encoded pixels, `natural` also shows it at that width; with `about` a click enlarges it."""
         data, (shown, high) = self._encode(ref, width, quality)
         size = f' width="{shown}" height="{high}"' if natural else ""
-        return f'<img alt="{text(alt, quote=True)}"{size} src="{data}">'
+        told = f' data-about="{text(about, quote=True)}"' if about else ""
+        return f'<img alt="{text(alt, quote=True)}"{told}{size} src="{data}">'
 
     def _encode(self, ref: Ref, width: int, quality: int) -> tuple[str, tuple[int, int]]:
         from PIL import Image as pil
@@ -52,6 +55,11 @@ class Pictures:
 def figure(picture: str, caption: str = "") -> str:
     """A picture with a line below."""
     return f"<figure>{picture}{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
+
+
+def wide(label: str, inside: str) -> str:
+    """Something that is scrolled sideways where it does not fit, by the keyboard too."""
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{text(label)}">{inside}</div>'
 
 
 def section(title: str, lead: str, *parts: str) -> str:

@@ -8,8 +8,8 @@ import yaml
 
 from charengine.charts.canvas import SvgCanvas
 from charengine.charts.plots import trade_off
-from charengine.likeness.prompts import SweepPrompt
 from charengine.records import CellMetrics, ExtraView, RunRecord, SweepRecord, ViewRecord
+from charengine.stages.report.cells import about, drawn_prompt, every_cell, first_drawn, sliders
 from charengine.stages.report.parts import (
     Pictures,
     code,
@@ -23,7 +23,9 @@ from charengine.stages.report.parts import (
     section,
     text,
     validation_charts,
+    wide,
 )
+from charengine.stages.report.take import copied_block
 from charengine.store import Store
 
 CONTACT_WIDTH = 2400  # pixels of the sweep grid in the page
@@ -63,8 +65,16 @@ def pick(run: RunRecord, pictures: Pictures) -> str:
     if known.diversity_kept is not None:
         numbers.append(number(f"{known.diversity_kept:.0%}", "variety between seeds kept", known.diversity_kept))
     verdict = f"<p>{text(run.sweep.verdict.line)}</p>" if run.sweep.verdict else ""
-    shown = [ref for prompt in range(len(run.sweep.prompts)) if (ref := run.sweep.picture(cell, prompt))][:4]
-    mosaic = "".join(pictures.image(ref, "drawn with the recommended adapter", width=420) for ref in shown)
+    found = [(prompt, first_drawn(run, cell, prompt)) for prompt in range(len(run.sweep.prompts))]
+    shown = [(prompt, *drawn) for prompt, drawn in found if drawn][:4]
+    mosaic = "".join(
+        pictures.image(
+            ref,
+            f"drawn at the pick: {drawn_prompt(run, run.sweep.prompts[prompt])}",
+            about=about(run, cell, prompt, seed),
+        )
+        for prompt, ref, seed in shown
+    )
     return (
         f'<div class="card pick"><div><h2>Use strength {chosen.strength:g} of step {chosen.checkpoint_step}</h2>'
         f"{verdict}{items(chosen.reasons, '')}<div class='numbers'>{''.join(numbers)}</div></div>"
@@ -98,7 +108,10 @@ def usage(run: RunRecord) -> str:
     webui = f"models/Lora/{name}\n\n<lora:{stem}:1> {prompt}"
     diffusers = f'pipe.load_lora_weights(\n  "{name}")\n\npipe("{prompt}")'
     uses = [("ComfyUI", comfy), ("AUTOMATIC1111, Forge", webui), ("diffusers", diffusers)]
-    blocks = "".join(f"<div><h3>{title}</h3>{code(words)}</div>" for title, words in uses)
+    blocks = "".join(
+        f"<div><h3>{title}</h3>{copied_block(f'use-{index}', text(words))}</div>"
+        for index, (title, words) in enumerate(uses)
+    )
     return section("Using it", lead, f'<div class="uses">{blocks}</div>')
 
 
@@ -196,15 +209,19 @@ def sweep(run: RunRecord, pictures: Pictures) -> str:
     chart = SvgCanvas(760, 440, "identity against adherence")
     floor = run.config["profile"]["sweep"]["adherence_floor"]
     trade_off(chart, record.cells, record.pick.metrics, floor)
-    grid = pictures.image(record.contact_sheet, "all cells, the pick outlined", width=CONTACT_WIDTH, natural=True)
+    grid = pictures.image(
+        record.contact_sheet, "all cells and seeds, the pick outlined", width=CONTACT_WIDTH, natural=True
+    )
     return section(
         "Finding the strength",
         lead,
         f'<div class="card" style="margin-top:18px">{chart.to_svg()}</div>',
         f"<p style='margin-top:18px'>{text(towards_full_strength(record))}</p>",
         _side_by_side(run, pictures),
-        f'<h3>Every cell</h3><div class="wide">{grid}</div>',
-        fold("All numbers", f'<div class="wide">{cell_table(record)}</div>{_what_the_numbers_mean()}'),
+        sliders(run),
+        f"<h3>Every cell</h3>{every_cell(run, pictures)}",
+        fold("All seeds", wide("every cell and seed", grid)),
+        fold("All numbers", f"{wide('the numbers of every cell', cell_table(record))}{_what_the_numbers_mean()}"),
     )
 
 
@@ -276,14 +293,16 @@ def _side_by_side(run: RunRecord, pictures: Pictures) -> str:
     heads = "".join(f"<th style='text-align:left'>{text(words)}</th>" for words, _ in columns)
     rows = []
     for index, template in enumerate(record.prompts):
-        prompt = SweepPrompt(template, "scene").to_draw(run.trigger, run.class_noun)
+        prompt, seed = drawn_prompt(run, template), record.seeds[0]
         found = [record.picture(cell, index) for _, cell in columns]
         cells = "".join(
-            f"<td style='text-align:left;width:24%'>{pictures.image(ref, words, width=320) if ref else ''}</td>"
-            for ref, (words, _) in zip(found, columns, strict=True)
+            "<td>"
+            + (pictures.image(ref, f"{words}: {prompt}", width=640, about=about(run, cell, index, seed)) if ref else "")
+            + "</td>"
+            for ref, (words, cell) in zip(found, columns, strict=True)
         )
-        rows.append(f"<tr><td style='white-space:normal;width:28%;vertical-align:top'>{text(prompt)}</td>{cells}</tr>")
-    return f"<h3>Same prompt, same noise</h3><table><tr><th></th>{heads}</tr>{''.join(rows)}</table>"
+        rows.append(f"<tr><td>{text(prompt)}</td>{cells}</tr>")
+    return f"<h3>Same prompt, same noise</h3><table class='side'><tr><td></td>{heads}</tr>{''.join(rows)}</table>"
 
 
 def _row(cell: CellMetrics, record: SweepRecord) -> str:

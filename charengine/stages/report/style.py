@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
-CSS = """
-:root{color-scheme:light dark;--paper:#faf9f7;--card:#ffffff;--ink:#23262b;--muted:#686d76;--grid:#e3e1dc;--faint:#b9bdc6;--accent:#b3361f;--soft:#f2efe9;
---good:#3b7d4f;--warn:#9a6700;--s0:#0072b2;--s1:#d55e00;--s2:#009e73;--s3:#b8548c;--s4:#9a7b00;--s5:#3f9bd1}
-@media (prefers-color-scheme:dark){:root{--paper:#16181b;--card:#1e2125;--ink:#e6e4df;--muted:#9a9fa8;--grid:#34383e;--faint:#565c66;
---accent:#ff8a70;--soft:#262a2f;--good:#7fc796;--warn:#e3b341;--s0:#58a6e8;--s1:#f28e52;--s2:#4cc9a0;--s3:#e08bbd;
---s4:#d6b84a;--s5:#8ccbf2}}
+# every colour that words are written in has a contrast of 4.5 with paper, card and soft (tests/stages/report/test_style.py)
+LIGHT = {
+    "paper": "#faf9f7",
+    "card": "#ffffff",
+    "ink": "#23262b",
+    "muted": "#5f646c",
+    "grid": "#e3e1dc",
+    "faint": "#8b909a",
+    "accent": "#b3361f",
+    "soft": "#f2efe9",
+    "good": "#2f6d42",
+    "warn": "#8a5d00",
+    "s0": "#0069a4",
+    "s1": "#b04d00",
+    "s2": "#00704f",
+    "s3": "#a03f78",
+    "s4": "#7a6000",
+    "s5": "#35618e",
+}
+DARK = {
+    "paper": "#16181b",
+    "card": "#1e2125",
+    "ink": "#e6e4df",
+    "muted": "#a2a7b0",
+    "grid": "#34383e",
+    "faint": "#6d737d",
+    "accent": "#ff8a70",
+    "soft": "#262a2f",
+    "good": "#7fc796",
+    "warn": "#e3b341",
+    "s0": "#58a6e8",
+    "s1": "#f28e52",
+    "s2": "#4cc9a0",
+    "s3": "#e08bbd",
+    "s4": "#d6b84a",
+    "s5": "#8ccbf2",
+}
+PAPER = {"paper": "#fff", "card": "#fff", "soft": "#f5f5f5", "ink": "#111", "muted": "#555", "grid": "#ddd"}
+
+
+def _root(colours: dict[str, str]) -> str:
+    return ":root{" + ";".join(f"--{name}:{colour}" for name, colour in colours.items()) + "}"
+
+
+CSS = (
+    f"""
+:root{{color-scheme:light dark}}{_root(LIGHT)}
+@media (prefers-color-scheme:dark){{{_root(DARK)}}}
+@media print{{{_root(PAPER)}}}
+"""
+    + """
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif;-webkit-font-smoothing:antialiased}
 main{max-width:1080px;margin:0 auto;padding:56px 28px 96px}
-h1{font:600 44px/1.1 ui-serif,Georgia,"Times New Roman",serif;letter-spacing:-.01em;margin:0 0 12px}
+h1{font:600 44px/1.1 ui-serif,Georgia,"Times New Roman",serif;letter-spacing:-.01em;margin:0 0 12px;overflow-wrap:anywhere}
 h2{font:600 25px/1.25 ui-serif,Georgia,"Times New Roman",serif;margin:0 0 6px}
 h3{font-size:15px;margin:26px 0 8px}
 p{margin:0 0 14px;max-width:70ch}
@@ -68,9 +113,49 @@ pre code{padding:0;background:none}
 details{margin-top:16px}
 summary{cursor:pointer;color:var(--muted)}
 footer{margin-top:72px;color:var(--muted);font-size:13px;border-top:1px solid var(--grid);padding-top:18px}
-@media (max-width:760px){.pick,.pair,.views,.charts,.uses{grid-template-columns:minmax(0,1fr)}h1{font-size:34px}
-main{padding:32px 18px 64px}}
-@media print{:root{--paper:#fff;--card:#fff;--soft:#f5f5f5;--ink:#111;--muted:#555;--grid:#ddd}main{max-width:none;
-padding:0}section{margin-top:32px}figure,.card,tr{break-inside:avoid}.wide{overflow:visible}.wide img{max-width:100%}
-body{font-size:12px}}
+a,button,input,summary,dialog,.wide{outline-color:var(--accent)}
+.take{display:flex;flex-wrap:wrap;gap:12px 28px;align-items:center;margin-top:22px}
+.take p,.copied p{margin:0}
+a.button,button.button{display:inline-block;min-height:40px;padding:8px 18px;border:0;border-radius:20px;cursor:pointer;font:600 15px/24px
+system-ui,sans-serif;background:var(--accent);color:var(--card);text-decoration:none}
+.copied{display:flex;flex-wrap:wrap;gap:4px 10px;align-items:center}
+.copy{min-width:64px;min-height:28px;border:1px solid var(--muted);border-radius:14px;padding:2px 12px;background:var(--card);
+color:var(--ink);font:13px/22px system-ui,sans-serif;cursor:pointer}
+.block{position:relative}
+.block .copy{position:absolute;top:8px;right:8px}
+.block pre{padding-right:88px}
+.zoom{display:block;width:100%;padding:0;border:0;background:none;cursor:zoom-in;border-radius:6px}
+.natural .zoom{width:auto}
+.view-words{font-size:13px;color:var(--muted);margin-top:8px}
+dialog{border:0;border-radius:12px;padding:16px;background:var(--card);color:var(--ink);max-width:min(94vw,1100px);max-height:94vh}
+dialog::backdrop{background:#000c}
+dialog img{width:min(86vw,68vh,900px);height:auto;margin:0 auto 12px}
+dialog p{margin:0 0 12px}
+.cells{border-collapse:separate;border-spacing:4px;width:auto}
+.cells th,.cells td{padding:0;border:0;text-align:center;min-width:112px}
+.cells thead th{padding:4px 2px;color:var(--ink)}
+.cells .words{text-align:left;font-size:13px;padding-top:10px;color:var(--muted);white-space:normal}
+.cells .words span{position:sticky;left:0;display:inline-block;max-width:min(76vw,60ch)}
+.cells img{width:112px;max-width:none}
+.cells .pinned{position:sticky;left:0;right:0;z-index:1;background:var(--card);outline:3px solid var(--accent);outline-offset:-2px;border-radius:6px}
+.cells .none{color:var(--muted);font-size:12px}
+.choose{display:grid;grid-template-columns:1fr 1fr;gap:6px 28px;margin:18px 0 4px}
+.choose label{display:block;font-size:14px}
+.choose input{width:100%;accent-color:var(--accent);min-height:28px}
+.chosen{min-height:1.6em}
+#slid{grid-template-columns:repeat(auto-fill,minmax(min(100%,220px),1fr))}
+.side td{width:24%;text-align:left}
+.side img{width:100%}
+.side td:first-child{white-space:normal;width:28%;vertical-align:top}
+.script-only{display:none}
+.js .script-only{display:revert}
+.hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
+@media (max-width:760px){.pick,.pair,.views,.charts,.uses,.choose{grid-template-columns:minmax(0,1fr)}h1{font-size:34px}
+main{padding:32px 18px 64px}.card{padding:18px}.views img{height:300px}
+.side tr{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:6px;padding:8px 0}
+.side td,.side th{border:0;padding:0;width:auto}.side td:first-child{grid-column:1/-1;width:auto}.side tr:first-child td{display:none}
+.strip,#slid{grid-template-columns:repeat(auto-fill,minmax(104px,1fr))}}
+@media print{main{max-width:none;padding:0}section{margin-top:32px}figure,.card,tr{break-inside:avoid}.wide{overflow:visible}
+.wide img{max-width:100%}.js .script-only,.script-only,.take{display:none}body{font-size:12px}}
 """
+)
