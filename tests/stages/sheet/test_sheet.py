@@ -164,7 +164,7 @@ def test_an_accepted_sheet_that_scores_low_is_only_kept_when_no_other_scores_hig
     scores, drawn, kept, store, monkeypatch
 ):
     verdicts = [Verdict(score, (), None, {}, {}, (), Image.new("RGB", (8, 8))) for score in scores]
-    monkeypatch.setattr(draw, "judge", lambda *_, **__: verdicts.pop(0))
+    monkeypatch.setattr(draw, "judge_sheet", lambda *_, **__: verdicts.pop(0))
     painter = Painter(Sheet((384, 384)))
     record = draw_sheet(HERO, SheetSettings(candidates=2), painter, store)
     assert len(painter.calls) == record.candidates == drawn
