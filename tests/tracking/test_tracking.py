@@ -203,11 +203,11 @@ def broken_server() -> Iterator[str]:
 
 def test_a_server_that_dies_on_the_way_costs_training_nothing_and_loses_nothing(home: Home, broken_server: str) -> None:
     run: Any = opened(home)
-    working = run._session.client
+    working = run._connection.client
 
     from mlflow import MlflowClient
 
-    run._session.client = MlflowClient(tracking_uri=broken_server)
+    run._connection.client = MlflowClient(tracking_uri=broken_server)
     started = time.monotonic()
     for step in range(1, 1001):
         run.log_metrics({LOSS: 1 / step}, step)
@@ -215,7 +215,7 @@ def test_a_server_that_dies_on_the_way_costs_training_nothing_and_loses_nothing(
     run.finish()
     assert (home.mlflow / "spool" / f"{run.run_id}.jsonl").exists()
 
-    run._session.client = working
+    run._connection.client = working
     again = opened(home)
     again.finish()
     assert steps(home, again.run_id) == list(range(1, 1001))
