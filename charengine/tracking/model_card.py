@@ -79,6 +79,10 @@ def _plain(text: str) -> str:
 
 
 def is_better(champion: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether the registered champion beats another pick of the same character; one of another prompt or trigger never does."""
-    same = all(champion.get(name) == other.get(name) for name in ("prompt", "trigger"))
+    """Whether the registered champion beats another pick of the same character.
+
+    The same character is the same trigger learnt from the same data set: a later sweep of an earlier run says another prompt. Scores of
+    different data sets are measured against different views, so the newer pick is taken there.
+    """
+    same = all(champion.get(name) == other.get(name) for name in ("trigger", "dataset"))
     return same and "score" in champion and "score" in other and float(champion["score"]) > float(other["score"])

@@ -150,15 +150,27 @@ def test_the_registered_pick_says_what_it_is_and_is_loaded_by_mlflow(home: Home,
     assert (Path(loaded.adapter_path) / loaded.weight_name).read_bytes() == weights
 
 
+OTHER_VIEWS = {"dataset": "ohwaya " + "e" * 64}
+
+
 @pytest.mark.parametrize(
-    ("score", "prompt", "champion"), [(0.4, "an orc woman", 1), (0.6, "an orc woman", 2), (0.4, "a robot", 2)]
+    ("score", "said", "champion"),
+    [
+        (0.4, {}, 1),
+        (0.6, {}, 2),
+        (0.4, {"prompt": "orc woman, from aya"}, 1),  # a later sweep of the same run
+        (0.6, {"prompt": "orc woman, from aya"}, 2),
+        (0.4, {"prompt": "a robot", **OTHER_VIEWS}, 2),
+        (0.4, OTHER_VIEWS, 2),
+        (0.4, {"trigger": "ohwbot"}, 2),
+    ],
 )
 def test_the_champion_is_the_best_pick_of_the_same_character(
-    home: Home, score: float, prompt: str, champion: int
+    home: Home, score: float, said: dict[str, str], champion: int
 ) -> None:
-    for key, own, said in (("run-1", 0.5, "an orc woman"), ("run-2", score, prompt)):
+    for key, own, more in (("run-1", 0.5, {}), ("run-2", score, said)):
         run = whole_run(home, key)
-        run.register_pick("character-aya", b"adapter", 300, 0.8, {"score": own}, facts={**FACTS, "prompt": said})
+        run.register_pick("character-aya", b"adapter", 300, 0.8, {"score": own}, facts={**FACTS, **more})
         run.finish()
     version = client(home).get_model_version_by_alias("character-aya", "champion").version
     assert int(version) == champion
