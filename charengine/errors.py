@@ -23,6 +23,12 @@ from pathlib import Path
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device: Apple's says so only in its words."""
+    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    return named or (isinstance(error, RuntimeError) and "backend out of memory" in str(error))
+
+
 class EngineError(Exception):
     """Base of all errors raised on purpose; `exit_status` is what the command line returns."""
 

@@ -35,14 +35,21 @@ def single_flight(path: Path, waiting_for: str) -> Iterator[bool]:
 @contextmanager
 def gpu_slot(locks: Path, device: Any) -> Iterator[None]:
     """Hold the GPU that a torch device names; the CPU needs no slot."""
-    if getattr(device, "type", "cpu") != "cuda":
+    kind = getattr(device, "type", "cpu")
+    if kind == "cpu":
         yield
         return
+    name = _gpu_name(device) if kind == "cuda" else kind  # a Mac has one GPU
+    with single_flight(locks / f"gpu-{name}.lock", f"GPU {name} is busy with another run"):
+        yield
+
+
+def _gpu_name(device: Any) -> str:
+    """What tells one GPU from another in every process; ROCm before 6.3 has no uuid, so that its number must do."""
     import torch
 
-    name = f"gpu-{torch.cuda.get_device_properties(device).uuid}.lock"
-    with single_flight(locks / name, f"GPU {name[4:-5]} is busy with another run"):
-        yield
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return str(uuid or (torch.cuda.current_device() if device.index is None else device.index))
 
 
 def _try_lock(handle: int) -> bool:

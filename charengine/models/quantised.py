@@ -71,7 +71,17 @@ def unpack(data: torch.Tensor, packing: str, dtype: torch.dtype) -> torch.Tensor
     """Unpack bytes to (out, in) in `dtype`, without a weight's scale and still rotated."""
     if packing == INT8:
         return data.view(torch.int8).to(dtype)
-    return data.view(FP8[packing]).to(dtype) if packing in FP8 else _gguf_function(packing)(data).to(dtype)
+    if packing not in FP8:
+        return _gguf_function(packing)(data).to(dtype)
+    if data.device.type == "mps":  # has no float8, though it can look values up
+        return float8_values(packing).to(data.device, dtype)[data.int()]
+    return data.view(FP8[packing]).to(dtype)
+
+
+@lru_cache
+def float8_values(packing: str) -> torch.Tensor:
+    """The numbers that the 256 bytes of a float8 format stand for, float32 on the CPU."""
+    return torch.arange(256, dtype=torch.uint8).view(FP8[packing]).float()
 
 
 def rotate(weight: torch.Tensor, size: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from charengine.config import Settings
-from charengine.errors import OutOfBudget
+from charengine.errors import OutOfBudget, ran_out_of_memory
 from charengine.machine.interrupts import run_stoppable
 from charengine.machine.locks import gpu_slot, single_flight
 from charengine.machine.threads import fastest_threads
@@ -156,9 +156,7 @@ def _within_memory(given: Given, inputs: tuple[Input, ...]) -> Any:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return ran_out_of_memory(error)
 
 
 def _difference(settings: Settings, smaller: Settings) -> str:

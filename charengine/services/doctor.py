@@ -124,6 +124,8 @@ def render(report: Examination) -> str:
     machine = report.machine
     gpu = (
         f"{machine.gpu}, {machine.gpu_gib:.1f} GiB ({machine.gpu_free_gib:.1f} free), driver {machine.driver}"
+        if machine.gpu_gib
+        else f"{machine.gpu}, shares the machine's memory"
         if machine.gpu
         else "none"
     )
@@ -192,6 +194,12 @@ def _gpu() -> tuple[str, float, float]:
 
 
 def _driver() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "of the system"  # Apple's
+    if torch.version.hip:
+        return f"ROCm {torch.version.hip}"
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)

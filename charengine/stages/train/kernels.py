@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+log = logging.getLogger(__name__)
 
 BLOCK = 1024
 
@@ -42,13 +45,26 @@ def geglu_backward(grad: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([grad * activated, grad * left * slope], dim=-1), left * activated
 
 
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def _use_triton(tensor: Tensor) -> bool:
-    return tensor.is_cuda and tensor.dtype != torch.float64 and tensor.is_contiguous() and _has_triton()
+    return tensor.is_cuda and tensor.dtype != torch.float64 and tensor.is_contiguous() and _triton_works(tensor.device)
+
+
+@functools.cache
+def _triton_works(device: torch.device) -> bool:
+    """Whether Triton is there and can compile: its launchers need a C compiler and Python's headers, which containers often lack."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    tried = torch.zeros(1, 2, device=device)
+    try:
+        _kernels()[0][(1,)](tried, tried.new_empty(1, 1), 1, 1, BLOCK=BLOCK)
+    except (
+        Exception
+    ) as error:  # whatever its compiler, its driver or its cache folder raises: plain torch does the same work
+        log.warning(
+            "Triton does not work here (%s): a slower way is taken", (str(error).splitlines() or ["?"])[0][:200]
+        )
+        return False
+    return True
 
 
 @functools.cache

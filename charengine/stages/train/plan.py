@@ -86,12 +86,12 @@ def candidates(settings: TrainSettings, data: TrainingData, largest_group: int, 
     Raises:
         ConfigError: settings that exclude each other.
     """
-    _check(settings)
+    _check(settings, device)
     cuda = device.type == "cuda"
     base = Plan(
         precision=precision_of(settings, device),
         fp8_base=settings.fp8_base,
-        graph=cuda and settings.cuda_graph == "auto",
+        graph=cuda and settings.cuda_graph == "auto" and torch.version.hip is None,  # never tried on ROCm
         compile=settings.compile,
         budget_gib=settings.budget_gib,
     )
@@ -120,11 +120,13 @@ def precision_of(settings: TrainSettings, device: torch.device) -> str:
     return "fp32"
 
 
-def _check(settings: TrainSettings) -> None:
+def _check(settings: TrainSettings, device: torch.device) -> None:
     low_rank = settings.algorithm in ("locon", "lora")
     problems = []
     if settings.fp8_base and not low_rank:
         problems.append(f"train.fp8_base=true works with locon and lora, not {settings.algorithm}; set it to false")
+    if settings.fp8_base and device.type == "mps":
+        problems.append("train.fp8_base=true needs CUDA or a CPU: Apple's GPUs have no float8; set it to false")
     if settings.dropout and not low_rank:
         problems.append(f"train.dropout works with locon and lora, not {settings.algorithm}; set it to 0")
     if problems:

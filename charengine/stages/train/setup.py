@@ -19,7 +19,7 @@ from torch import Tensor
 from charengine.adapter.files import load_adapter, read_adapter
 from charengine.adapter.network import Adapter, inject
 from charengine.config import TrainSettings
-from charengine.errors import OutOfBudget
+from charengine.errors import OutOfBudget, ran_out_of_memory
 from charengine.models import Diffusion
 from charengine.records import LossPoint
 from charengine.stages.train.data import TrainingData
@@ -263,7 +263,7 @@ class Setup:
 def _is_out_of_memory(error: BaseException | None) -> bool:
     """Whether memory ran out, possibly hidden behind the error of the capture it ended."""
     while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
+        if ran_out_of_memory(error):
             return True
         error = error.__cause__ or error.__context__
     return False

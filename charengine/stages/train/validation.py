@@ -77,7 +77,7 @@ class Validation:
     @torch.no_grad()
     def measure(self, step: int) -> LossPoint:
         """Mean loss, by view and by third of the timesteps (low = little noise)."""
-        losses = {batch.view: torch.cat(self._errors(batch)).double().cpu() for batch in self.batches}
+        losses = {batch.view: torch.cat(self._errors(batch)).cpu().double() for batch in self.batches}
         table = torch.stack(list(losses.values()))
         thirds = table.reshape(len(table), len(THIRDS), PER_THIRD).mean((0, 2)).tolist()
         return LossPoint(

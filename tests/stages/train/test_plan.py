@@ -36,6 +36,11 @@ def test_small_views_are_batched_before_they_are_taken_one_by_one(store):
     assert all(plan.graph for plan in plans)
 
 
+def test_no_graph_is_captured_on_rocm(store, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4.4")
+    assert not any(plan.graph for plan in candidates(TrainSettings(precision="bf16"), data_of(store), 3, CUDA))
+
+
 def test_large_views_are_taken_one_by_one_before_everything_is_computed_again(store, monkeypatch):
     data = data_of(store)
     bucket = data.buckets[0]
