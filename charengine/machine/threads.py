@@ -1,65 +1,53 @@
-"""How many threads torch works with on a CPU: tried once a machine and remembered.
+"""How many threads torch works with on a CPU: decided by a rule, since it decides the last bits of every sum.
 
-A second core is not always a help: on a virtual machine a training step took 323 ms with two threads and 230 with one
-(lab notes). The number changes the last bits of a sum, so it is not tried anew at every start: what it was the
-first time is kept in the home folder for as long as processor and cores stay the same.
+torch splits a sum over its threads and adds the parts, so another number of threads gives other bytes, and no setting of torch
+makes them equal. A trial of which number is fastest gave two homes of one machine adapters that differed; now the same number is
+taken wherever there are as many cores (docs/decisions/0050-threads-and-bytes.md).
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
-import logging
 import os
 import platform
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from charengine.machine.home import Home
-from charengine.store import write_atomically
-
-if TYPE_CHECKING:
-    from charengine.models import Diffusion
-
-log = logging.getLogger(__name__)
 
 SOFT_PAUSE = 1  # omp_pause_soft: what the program set is kept
-ROUNDS, PATIENCE = 20, 2.0  # rounds of the trial, and the seconds after which no more are begun
-WORTH_IT = 0.9  # fewer threads are taken when they need at most this share of the time
+SMALL_FAMILY = 2  # threads for the embedded family, whose sums are too small for more
 USER_CHOICE = "OMP_NUM_THREADS"
 
 
-@contextmanager
-def fastest_threads(diffusion: Diffusion, home: Home) -> Iterator[None]:
-    """Work with the fastest number of threads meanwhile, unless a GPU does the work or the user chose.
-
-    Training and the sweep are worth it; by then, the servers that a run starts have settled, which would spoil a trial.
+def usual_threads(family: str) -> int:
+    """Threads to start work with: the user's choice, else two for the embedded family and for another all that torch would take.
 
     Args:
-        diffusion: its U-Net is loaded and tried the first time.
-        home: where the number is kept.
+        family: of the models (`models.family`).
     """
     import torch
 
-    cores = torch.get_num_threads()
-    if torch.device(diffusion.device).type != "cpu" or USER_CHOICE in os.environ or cores == 1:
-        yield
-        return
-    machine = {"processor": processor(), "cores": cores}
-    known = _recall(home, machine)
-    if known is None:
-        known = fastest(cores, training_round(diffusion))
-        write_atomically(_file(home), json.dumps({**machine, "threads": known}).encode())
-        log.info("%d of %d threads are fastest here; remembered in %s", known, cores, _file(home))
-    torch.set_num_threads(known)
+    own = torch.get_num_threads()
+    return own if family != "embedded" or USER_CHOICE in os.environ else min(own, SMALL_FAMILY)
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def working_threads(count: int) -> Iterator[None]:
+    """Let torch work with so many threads meanwhile, in this thread and in those that it starts."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(cores)
+        torch.set_num_threads(before)
 
 
 def release_team() -> None:
@@ -75,26 +63,6 @@ def release_team() -> None:
         pause(SOFT_PAUSE)
 
 
-def fastest(cores: int, seconds: Callable[[int], float]) -> int:
-    """All cores, or half of them or one where that is clearly faster.
-
-    Args:
-        cores: threads torch would use.
-        seconds: time of one round of work with a number of threads.
-    """
-    counts = sorted({cores, max(1, cores // 2), 1}, reverse=True)
-    times: dict[int, list[float]] = {count: [] for count in counts}
-    started = time.perf_counter()
-    for turn in range(ROUNDS):  # in turn, so that what else the machine does meets all alike
-        if turn > 2 and time.perf_counter() - started > PATIENCE:
-            break
-        for count in counts:
-            times[count].append(seconds(count))
-    quickest = {count: min(found) for count, found in times.items()}  # the rounds that nothing else disturbed
-    best = min(counts, key=lambda count: quickest[count])
-    return best if quickest[best] <= WORTH_IT * quickest[cores] else cores
-
-
 def processor() -> str:
     """The processor's name."""
     try:
@@ -103,38 +71,3 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def training_round(diffusion: Diffusion) -> Callable[[int], float]:
-    """Forward and backward of three views through the U-Net: a convolution alone does not tell (lab notes)."""
-    import torch
-
-    unet = diffusion.unet()
-    config = unet.config
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    generator = torch.Generator().manual_seed(0)  # nobody else's random numbers move on
-    noisy = torch.randn(3, config.in_channels, 48, 16, generator=generator).requires_grad_(True)
-    text = torch.randn(3, 77, config.cross_attention_dim, generator=generator)
-    added = {"text_embeds": torch.randn(3, pooled, generator=generator), "time_ids": torch.zeros(3, 6)}
-
-    def seconds(threads: int) -> float:
-        torch.set_num_threads(threads)
-        started = time.perf_counter()
-        unet(noisy, torch.tensor([10, 500, 900]), text, added_cond_kwargs=added).sample.square().mean().backward()
-        return time.perf_counter() - started
-
-    return seconds
-
-
-def _file(home: Home) -> Path:
-    return home.root / "threads.json"
-
-
-def _recall(home: Home, machine: dict[str, object]) -> int | None:
-    """The number found on this machine; None when there is none, or it was another machine."""
-    try:
-        found = json.loads(_file(home).read_text(encoding="utf-8"))
-        threads = int(found.pop("threads"))
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-    return threads if found == machine and threads >= 1 else None

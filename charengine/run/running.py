@@ -20,7 +20,7 @@ from charengine.config import Settings
 from charengine.errors import OutOfBudget, ran_out_of_memory
 from charengine.machine.interrupts import run_stoppable
 from charengine.machine.locks import gpu_slot, single_flight
-from charengine.machine.threads import fastest_threads
+from charengine.machine.threads import usual_threads, working_threads
 from charengine.records import Record, StageFact
 from charengine.run.keys import Input, stage_key
 from charengine.run.workspace import Workspace
@@ -98,7 +98,11 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
         return result
 
     try:
-        with gpu_slot(workspace.home.locks, workspace.models.diffusion.device if stage.gpu else None):
+        with ExitStack() as stack:
+            stack.enter_context(
+                gpu_slot(workspace.home.locks, workspace.models.diffusion.device if stage.gpu else None)
+            )
+            stack.enter_context(working_threads(usual_threads(workspace.profile.models.family)))
             if stage.long:
                 return _made_stoppably(replace(given, state=_state(key, workspace)), workspace, inputs, kept)
             return kept(stage.work(given, *inputs))
@@ -108,16 +112,14 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
 
 
 def _made_stoppably(given: Given, workspace: Workspace, inputs: tuple[Input, ...], kept: Callable[[Any], R]) -> R:
-    """Long work: in an MLflow run of its own, with the fastest threads, stopped at its next step when asked to."""
+    """Long work: in an MLflow run of its own, stopped at its next step when asked to."""
     stage = given.stage
     tags = {KIND_TAG: stage.name}
     tracker = workspace.tracker.child(
         stage.name, key=given.key, params=given.settings.params(stage.settings), tags=tags
     )
-    with ExitStack() as stack:
-        stack.enter_context(closing(tracker))
-        stack.enter_context(fastest_threads(workspace.models.diffusion, workspace.home))
-        tracked = replace(given, tracker=tracker)
+    tracked = replace(given, tracker=tracker)
+    with closing(tracker):
         return run_stoppable(lambda stop: kept(_within_memory(replace(tracked, should_stop=stop), inputs)))
 
 
@@ -128,8 +130,14 @@ def _state(key: str, workspace: Workspace) -> Path:
 
 def _forget_progress(key: str, workspace: Workspace) -> None:
     """Drop what unfinished work under a key has kept: it is finished, or begun anew."""
-    shutil.rmtree(_state(key, workspace), ignore_errors=True)
+    for state in (_state(key, workspace), _smaller(_state(key, workspace))):
+        shutil.rmtree(state, ignore_errors=True)
     workspace.store.drop_parts(key)
+
+
+def _smaller(state: Path) -> Path:
+    """Where the same work keeps its state with a smaller plan."""
+    return state.with_name(f"{state.name}-smaller")
 
 
 def _within_memory(given: Given, inputs: tuple[Input, ...]) -> Any:
@@ -149,9 +157,7 @@ def _within_memory(given: Given, inputs: tuple[Input, ...]) -> Any:
     log.warning(told)
     given.tracker.set_tags({"charengine.fallback": told})
     assert given.state is not None
-    aside = given.state.with_name(f"{given.state.name}-smaller")
-    result = stage.work(replace(given, settings=smaller, state=aside), *inputs)
-    shutil.rmtree(aside, ignore_errors=True)
+    result = stage.work(replace(given, settings=smaller, state=_smaller(given.state)), *inputs)
     return result.model_copy(update={"warnings": (*result.warnings, told)})
 
 

@@ -1,103 +1,45 @@
-"""torch works with the number of threads that is fastest on this machine, the same at every start."""
+"""torch works with a number of threads that follows from the machine, never from a timing."""
 
 from __future__ import annotations
 
-import json
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from charengine.embedded.making.family import TINY, build_unet
-from charengine.machine import threads
-from charengine.machine.home import Home
-from charengine.machine.threads import fastest, fastest_threads, release_team, training_round
-
-
-class Model:
-    """A diffusion model that says where it is, and has a U-Net of the embedded family's kind."""
-
-    def __init__(self, device="cpu"):
-        self.device = torch.device(device)
-
-    def unet(self):
-        return build_unet(TINY)
+from charengine.machine.threads import release_team, usual_threads, working_threads
 
 
 @pytest.fixture
-def two_threads(monkeypatch):
+def eight_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(8)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    ("times", "wanted"),
-    [
-        ({8: 1.0, 4: 1.2, 1: 3.0}, 8),
-        ({8: 1.0, 4: 0.95, 1: 3.0}, 8),  # no clear gain: all cores
-        ({8: 1.0, 4: 0.8, 1: 3.0}, 4),
-        ({2: 1.8, 1: 1.1}, 1),  # the machine of the lab notes
-    ],
-)
-def test_fewer_threads_are_taken_only_where_they_are_clearly_faster(times, wanted):
-    assert fastest(max(times), times.__getitem__) == wanted
+def test_the_embedded_family_has_two_threads_wherever_there_are_two_cores(eight_threads: None) -> None:
+    assert usual_threads("embedded") == 2
+    torch.set_num_threads(1)
+    assert usual_threads("embedded") == 1
 
 
-def test_the_trial_moves_nobodys_random_numbers(two_threads):
-    model = Model()
-    work = training_round(model)
-    tried = []
-
-    def timed(count):
-        assert work(count) > 0
-        assert torch.get_num_threads() == count
-        tried.append(count)
-        return {2: 1.8, 1: 1.1}[count]
-
-    torch.manual_seed(3)
-    expected = torch.rand(4)
-    torch.manual_seed(3)
-    assert fastest(2, timed) == 1
-    assert tried[:4] == [2, 1, 2, 1] and len(tried) >= 6
-    assert torch.equal(torch.rand(4), expected)
+def test_another_family_has_all_that_torch_would_take(eight_threads: None) -> None:
+    assert usual_threads("sdxl") == 8
 
 
-def chosen(home, model=None):
-    """The threads another thread works with meanwhile, and those of this one afterwards."""
+def test_who_names_a_number_of_threads_gets_it(eight_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert usual_threads("embedded") == 8
+
+
+def test_threads_started_meanwhile_work_with_the_number_and_it_is_given_up_afterwards(eight_threads: None) -> None:
     seen = []
-    with fastest_threads(model or Model(), Home(home)):
+    with working_threads(2):
         release_team()
         worker = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
         worker.start()
         worker.join()
-    return seen[0], torch.get_num_threads()
-
-
-def test_the_number_is_found_once_and_kept_for_later_starts_and_given_up_afterwards(two_threads, tmp_path, monkeypatch):
-    tried = []
-    monkeypatch.setattr(threads, "fastest", lambda cores, _: tried.append(cores) or 1)
-    assert chosen(tmp_path) == (1, 2)
-    assert chosen(tmp_path) == (1, 2)
-    assert tried == [2]
-
-
-def test_another_processor_or_a_broken_file_is_tried_again(two_threads, tmp_path, monkeypatch):
-    tried, file = [], tmp_path / "threads.json"
-    monkeypatch.setattr(threads, "fastest", lambda cores, _: tried.append(cores) or 1)
-    chosen(tmp_path)
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"processor": "another"}))
-    chosen(tmp_path)
-    file.write_text("not JSON")
-    chosen(tmp_path)
-    assert tried == [2, 2, 2]
-
-
-def test_who_names_a_number_of_threads_or_has_a_gpu_gets_no_trial(two_threads, tmp_path, monkeypatch):
-    monkeypatch.setattr(threads, "fastest", lambda cores, _: pytest.fail("tried"))
-    assert chosen(tmp_path, Model("cuda")) == (2, 2)
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert chosen(tmp_path) == (2, 2)
-    assert not list(tmp_path.iterdir())
+    assert (seen, torch.get_num_threads()) == ([2], 8)

@@ -63,5 +63,7 @@ def recommended(data: bytes, picked: CellMetrics, recipe: dict[str, Any] | None)
     tensors, metadata = load_adapter(data)
     metadata["charengine.pick"] = picked.model_dump_json(exclude={"mlflow_run_id"})
     if recipe is not None:
-        metadata["charengine.recipe"] = json.dumps(recipe, sort_keys=True)
+        trained_on = told_by(metadata).recipe.get("machines")
+        machines = {"machines": trained_on} if trained_on else {}
+        metadata["charengine.recipe"] = json.dumps({**recipe, **machines}, sort_keys=True)
     return save_adapter(tensors, metadata), doubts

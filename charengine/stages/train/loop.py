@@ -25,11 +25,12 @@ from charengine.pictures import png
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint, Ref
 from charengine.stage import Progress
 from charengine.stages.train.data import TrainingData, encode_dataset
+from charengine.stages.train.machines import moved, threads_of, with_this
 from charengine.stages.train.plan import RESERVE_GIB, Plan, memory_cap
 from charengine.stages.train.sampler import groups_of_step
 from charengine.stages.train.schedule import learning_rate
 from charengine.stages.train.setup import Setup, describe
-from charengine.stages.train.state import History, StateWriter, load_state
+from charengine.stages.train.state import History, StateWriter, load_state, saved_machines
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
 from charengine.wording import file_stem
@@ -84,9 +85,11 @@ def train_adapter(
         TrainingStopped: `should_stop` said so; the state is saved.
         TrainingDiverged: the loss became NaN.
     """
-    with deterministic_kernels(settings.deterministic):
+    device = torch.device(diffusion.device)
+    before = saved_machines(state_dir, state_key(dataset, settings, diffusion, seed))
+    with deterministic_kernels(settings.deterministic), threads_of(before, device):
         data = encode_dataset(dataset, settings, diffusion, store)
-        with memory_cap(settings.budget_gib, torch.device(diffusion.device)):
+        with memory_cap(settings.budget_gib, device):
             training = _Training(dataset, settings, diffusion, store, data, seed, state_dir, tracker, recipe)
             try:
                 return training.run(should_stop, on_step)
@@ -121,6 +124,7 @@ class _Training:
             self.setup.restore(tensors)
             log.info("continuing from step %d of %d", self.history.step, settings.steps)
         self.history.plan = self.setup.plan.facts()
+        self.history.machines = with_this(self.history.machines, self.setup.device, self.history.step)
         self.cuda = self.setup.device.type == "cuda"
         self.writer = StateWriter(state_dir, self.key)
         self.last_logged = tracker.last_step("train/loss")
@@ -298,7 +302,11 @@ class _Training:
             seed=self.seed,
             velocity=self.diffusion.prediction.velocity,
             zero_terminal_snr=self.diffusion.prediction.zero_terminal_snr,
-            recipe={**(self.recipe or {}), "dataset_digest": self.dataset.digest},
+            recipe={
+                **(self.recipe or {}),
+                "dataset_digest": self.dataset.digest,
+                "machines": self.history.machines,
+            },
             base=self.diffusion.base_names,
         )
         kind = torch.float32 if self.setup.plan.precision == "fp32" else torch.float16
@@ -335,6 +343,7 @@ class _Training:
             facts={name: float(value) for name, value in facts.items()},
             plan=setup.plan.facts(),
             mlflow_run_id=self.tracker.run_id,
+            warnings=moved(history.machines),
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from charengine.records import CheckpointRecord, LossPoint
+from charengine.stages.train.machines import Machine
 from charengine.store import write_atomically
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class History:
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
     seconds: float = 0.0
     plan: dict[str, Any] = field(default_factory=dict)
+    machines: list[Machine] = field(default_factory=list)
 
 
 class StateWriter:
@@ -63,6 +65,7 @@ class StateWriter:
             "step": history.step,
             "seconds": history.seconds,
             "plan": history.plan,
+            "machines": history.machines,
             "base": history.base.model_dump(mode="json") if history.base else None,
             "validation": [point.model_dump(mode="json") for point in history.validation],
             "checkpoints": [record.model_dump(mode="json") for record in history.checkpoints],
@@ -119,5 +122,21 @@ def load_state(folder: Path, key: str) -> tuple[History, dict[str, Tensor]] | No
         checkpoints=[CheckpointRecord.model_validate(record) for record in facts["checkpoints"]],
         seconds=facts["seconds"],
         plan=facts["plan"],
+        machines=facts.get("machines", []),
     )
     return history, tensors
+
+
+def saved_machines(folder: Path, key: str) -> list[Machine]:
+    """Where the saved training of this key ran so far; empty when there is none. No tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    if not (folder / FILE).is_file():
+        return []
+    try:
+        with safe_open(folder / FILE, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+    except (SafetensorError, OSError, ValueError):  # `load_state` says so
+        return []
+    same = facts.get("format") == FORMAT and facts.get("key") == key
+    return list(facts.get("machines", [])) if same else []
