@@ -174,9 +174,7 @@ class CheckpointRecord(Record):
 
     step: int
     adapter: Ref
-    loss: float | None = Field(
-        default=None, description="smoothed training loss at this step; None for an adapter trained elsewhere"
-    )
+    loss: float | None = Field(default=None, description="smoothed training loss; None when trained elsewhere")
     validation_loss: float | None = None
     samples: tuple[Ref, ...] = ()
     logged_model_id: str | None = None
@@ -292,6 +290,20 @@ class Verdict(Record):
     )
 
 
+class Words(Record):
+    """What the trigger alone brings of the character at the pick, and how to say the rest."""
+
+    shares: dict[str, float] = Field(description="trait in words -> share of the pictures it is shown in, 0..1")
+    pictures: int = Field(description="how many were read, drawn with trigger and class noun alone")
+    said: tuple[str, ...] = Field(description="traits that are not shown often enough and so are said")
+    recommended_prompt: str = Field(description="how a prompt begins that shows the character")
+    scenes: tuple[str, ...] = Field(description="prompts of the pictures that are shown, with {subject}")
+    drawn: tuple[Ref, ...] = Field(description="a picture a scene: the pick, told the recommended prompt")
+    base: tuple[Ref, ...] = Field(description="the base model told the same words, on the same noise")
+    shown: float | None = Field(description="share of the traits that can be told in `drawn` which it shows")
+    base_shown: float | None
+
+
 class SweepRecord(Record):
     """All cells of a sweep, its pictures, and the pick."""
 
@@ -307,6 +319,7 @@ class SweepRecord(Record):
     mlflow_run_id: str | None = None
     warnings: tuple[str, ...] = ()
     verdict: Verdict | None = Field(default=None, description="None in earlier records")
+    words: Words | None = Field(default=None, description="None in earlier records")
 
     provenance = frozenset({"mlflow_run_id", "warnings"})
 
@@ -366,7 +379,7 @@ class RunRecord(Record):
     @property
     def recommended_prompt(self) -> str:
         """How a prompt begins that shows the character."""
-        return f"{self.trigger} {self.class_noun}"
+        return self.sweep.words.recommended_prompt if self.sweep.words else f"{self.trigger} {self.class_noun}"
 
     @model_validator(mode="before")
     @classmethod
@@ -385,6 +398,7 @@ class RunResult(Record):
     name: str
     trigger: str
     recommended_prompt: str = Field(description="how a prompt begins that shows the character")
+    traits: dict[str, float] = Field(default={}, description="share of pictures that show it by the trigger alone")
     sheet: Path
     views: tuple[Path, ...]
     captions: tuple[Path, ...]

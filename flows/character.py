@@ -182,6 +182,7 @@ def _log_outcome(workspace: Workspace, run: RunRecord, out: Path) -> None:
     workspace.tracker.set_tags(
         {
             "dataset_digest": run.dataset.digest,
+            "recommended_prompt": run.recommended_prompt,
             "cached_stages": ", ".join(fact.stage for fact in run.stages if fact.cached),
             "charengine.train_run_id": run.training.mlflow_run_id or "",
             "charengine.sweep_run_id": run.sweep.mlflow_run_id or "",

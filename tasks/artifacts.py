@@ -6,7 +6,7 @@ import io
 
 from prefect.artifacts import create_table_artifact
 
-from charengine.records import AdapterRecord, DatasetRecord, ExpansionRecord, Ref, RunRecord, SweepRecord
+from charengine.records import AdapterRecord, DatasetRecord, ExpansionRecord, Ref, RunRecord, SweepRecord, Words
 from charengine.run.workspace import Workspace
 from charengine.stages.report.cast import as_text
 from tasks.page import current_page
@@ -98,6 +98,8 @@ def summary(run: RunRecord) -> str:
         f"# {as_text(run.name)}",
         f"> {as_text(run.prompt)}",
         "",
+        f"Begin a prompt with **{as_text(run.recommended_prompt)}**.",
+        "",
         f"Trigger **{run.trigger}** ({as_text(run.class_noun)}). Use step **{pick.checkpoint_step}** at strength **{pick.strength:g}**.",
         "",
         *(f"- {as_text(reason)}" for reason in pick.reasons),
@@ -114,6 +116,15 @@ def summary(run: RunRecord) -> str:
             )
         ),
         "",
+        *_traits(run.sweep.words),
         *(f"- Warning: {as_text(warning)}" for warning in run.warnings),
     ]
     return "\n".join(lines)
+
+
+def _traits(words: Words | None) -> list[str]:
+    """How often the trigger alone shows each trait, as a table; nothing when there are none."""
+    if words is None or not words.shares:
+        return []
+    rows = [f"| {as_text(trait)} | {share:.0%} |" for trait, share in words.shares.items()]
+    return [f"| trait | shown in {words.pictures} pictures by the trigger alone |", "| --- | --- |", *rows, ""]

@@ -71,6 +71,9 @@ class Painter:
         rows = torch.tensor(place, dtype=torch.float32)
         return TextConditioning(rows[:, None, None], rows[:, None])
 
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
     def unet(self) -> Unet:
         return self.model
 

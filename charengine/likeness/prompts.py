@@ -39,6 +39,14 @@ FULL = (
     "{class}, walking, full body, meadow",
 )
 
+# What is shown of a finished adapter: everyday scenes, the face towards the viewer.
+SHOWN = (
+    "{subject}, facing the viewer, standing, full body, meadow",
+    "{subject}, facing the viewer, walking, full body, desert in daylight",
+    "{subject}, facing the viewer, waving, full body, beach at sunset",
+    "{subject}, facing the viewer, hands on hips, full body, castle hall",
+)
+
 
 @dataclass(frozen=True)
 class SweepPrompt:

@@ -1,4 +1,4 @@
-"""The four model protocols every stage sees, and `load(profile)`."""
+"""The model protocols every stage sees, and `load(profile)`."""
 
 from charengine.models.load import load
 from charengine.models.protocols import (
@@ -12,6 +12,7 @@ from charengine.models.protocols import (
     Questioner,
     SheetEditor,
     TextConditioning,
+    TraitReader,
     describe_all,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "Questioner",
     "SheetEditor",
     "TextConditioning",
+    "TraitReader",
     "describe_all",
     "load",
 ]

@@ -20,6 +20,7 @@ from charengine.models.loading import Loaded, resolve_device
 from charengine.models.prediction import prediction_of
 from charengine.models.qwen_edit import PARTS, QwenEdit
 from charengine.models.qwen_parts import QwenEditFolder
+from charengine.models.readers import ProbeReader
 from charengine.models.sdxl import SDXL, SDXLFolder
 from charengine.models.tagger import WD14Captioner
 from charengine.models.usage import Usage
@@ -81,6 +82,7 @@ def load(profile: Profile) -> Models:
             usage=Usage(prompt_prefix=settings.prompt_prefix or "", negative_prompt=settings.negative_prompt or ""),
         ),
         embedder=ClipEmbedder(clip, device, DTYPE, fingerprint(clip), letterbox=True),
+        reader=ProbeReader(device),
     )
 
 

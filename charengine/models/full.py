@@ -11,7 +11,7 @@ import torch
 from charengine.config import Profile
 from charengine.errors import BadInput, ConfigError, EngineError, MissingDependency
 from charengine.machine.home import find_home
-from charengine.models import Captioner, Embedder, Models
+from charengine.models import Embedder, Models
 from charengine.models.base_names import base_metadata
 from charengine.models.captioners import QwenCaptioner
 from charengine.models.embedders import ClipEmbedder, DinoEmbedder, PairEmbedder
@@ -25,6 +25,7 @@ from charengine.models.memory import MemoryPlan, TakingTurns, cap_memory
 from charengine.models.prediction import Prediction
 from charengine.models.prediction_probe import measured_prediction
 from charengine.models.qwen_edit import LIGHTNING_STEPS, QwenEdit
+from charengine.models.readers import AskingReader
 from charengine.models.sdxl import SDXL
 from charengine.models.survey import Survey, edit_variant, replacement_vae, roomy_host, survey
 from charengine.models.tagger import WD14Captioner
@@ -61,6 +62,7 @@ def load(profile: Profile) -> Models:
         captioner=_tagger(profile) if profile.caption.captioner == "wd14" else captioner,
         diffusion=_sdxl(profile, found, device, dtype),
         embedder=_embedder(found.stock, device, dtype),
+        reader=AskingReader(captioner),
     )
 
 
@@ -80,7 +82,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _qwen(profile: Profile, found: Survey, device: torch.device, dtype: torch.dtype) -> tuple[QwenEdit, Captioner]:
+def _qwen(profile: Profile, found: Survey, device: torch.device, dtype: torch.dtype) -> tuple[QwenEdit, QwenCaptioner]:
     stock, loras = found.stock, found.loras
     edit, vl, vae = (stock.found[name] for name in ("edit", "vl", "vae"))
     placement, tokenizer = found.plan, found.tokenizers.qwen

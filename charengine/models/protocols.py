@@ -1,4 +1,4 @@
-"""The four model protocols every stage sees, and `load(profile)`, the one place that knows which family is in use.
+"""The model protocols every stage sees, and `load(profile)`, the one place that knows which family is in use.
 
 Images are PIL RGB unless said otherwise. Every implementation loads its weights on first use and frees them with
 `unload()`, so that a stage holds only what it needs (docs/design.md, "Models and profiles").
@@ -116,6 +116,26 @@ class Questioner(Protocol):
         ...
 
 
+class TraitReader(Protocol):
+    """Says which of a character's traits a picture shows (yes/no questions to Qwen2.5-VL; the embedded family's probe)."""
+
+    fingerprint: str
+
+    def shown(self, images: Sequence[Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
+        """A row per picture, in it for each trait whether the picture shows it; None where that cannot be told.
+
+        Args:
+            images: of one character each, any size.
+            traits: short phrases, "long red hair"; left and right are the character's own.
+            class_noun: whom to look at.
+        """
+        ...
+
+    def unload(self) -> None:
+        """Free all memory the weights take."""
+        ...
+
+
 class Diffusion(Protocol):
     """A latent text-to-image model with an SDXL U-Net that can be adapted."""
 
@@ -190,9 +210,10 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True)
 class Models:
-    """The four models of a profile, not yet loaded."""
+    """The models of a profile, not yet loaded; `reader` may be the captioner's weights once more."""
 
     editor: SheetEditor
     captioner: Captioner
     diffusion: Diffusion
     embedder: Embedder
+    reader: TraitReader

@@ -1,6 +1,6 @@
 """The run's folder: what a user looks at and takes away, written from records, each file whole or not at all.
 
-sheet.png  views/  extra_views/ (if asked for)  dataset/ (kohya layout, captions editable)  adapters/  contact_sheet.png  trade_off.png  report.html  run.json
+sheet.png  views/  extra_views/ (if asked for)  dataset/ (kohya layout, captions editable)  adapters/ (with model card and sidecars)  contact_sheet.png  trade_off.png  report.html  run.json
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from charengine.records import (
     SweepRecord,
     ViewsRecord,
 )
+from charengine.run.beside import write_beside
 from charengine.store import Store, write_atomically
 from charengine.wording import file_stem
 
@@ -184,7 +185,8 @@ def write_sweep(sweep: SweepRecord, out: Path) -> Path:
 
 
 def write_report(report: ReportRecord, run: RunRecord, out: Path, store: Store) -> Path:
-    """`report.html` and `run.json`, from which it can be rebuilt."""
+    """`report.html`, `run.json`, from which it can be rebuilt, and what lies beside the adapters."""
+    write_beside(run, out / "adapters", store)
     write_atomically(out / "run.json", run.model_dump_json(indent=2).encode())
     return store.export(report.html, out / "report.html")
 

@@ -78,6 +78,7 @@ def run_result(run: RunRecord, written: Written) -> RunResult:
         name=run.name,
         trigger=run.trigger,
         recommended_prompt=run.recommended_prompt,
+        traits=run.sweep.words.shares if run.sweep.words else {},
         sheet=written.sheet,
         views=tuple(written.views),
         captions=tuple(written.captions),

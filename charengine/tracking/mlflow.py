@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from charengine.adapter.card import model_card, pick_facts
 from charengine.machine.addresses import database_uri, running_services, tracking_uri
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import Home
@@ -25,7 +26,7 @@ from charengine.machine.locks import single_flight
 from charengine.tracking.attempts import Attempts
 from charengine.tracking.catching_up import catch_up
 from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
-from charengine.tracking.model_card import WEIGHTS, is_better, model_card, pick_facts, write_model
+from charengine.tracking.model_card import WEIGHTS, is_better, write_model
 from charengine.tracking.pages import PICK_TAG, Pages
 from charengine.tracking.protocol import Status
 from charengine.tracking.spool import MetricSpool, Point

@@ -7,41 +7,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from charengine.adapter.card import model_card
+
 log = logging.getLogger(__name__)
 
 WEIGHTS = "adapter_weights"  # the folder of a logged model that its file lies in
-
-LABELS = {
-    "character": "Character",
-    "prompt": "Made from",
-    "trigger": "Trigger",
-    "recommended_prompt": "Say in a prompt",
-    "checkpoint_step": "Checkpoint, steps",
-    "recommended_strength": "Strength to load this file at",
-    "picked_strength": "Strength that was picked for the adapter as trained",
-    "dataset": "Data set",
-    "base_model": "Base model",
-}
-
-
-def model_card(facts: Mapping[str, str]) -> str:
-    """The facts as a list in Markdown; what is not known is left out.
-
-    A checkpoint has no recommended strength: that is the sweep's to find.
-    """
-    lines = [f"- {label}: {_plain(facts[name])}" for name, label in LABELS.items() if facts.get(name)]
-    if "recommended_strength" not in facts:
-        lines.append("- Strength: the sweep tries several; the registered pick says the one to use")
-    return "\n".join(lines)
-
-
-def pick_facts(step: int, strength: float, rescaled: bool) -> dict[str, str]:
-    """What is said of a pick; a rescaled file is loaded at 1, whatever strength was picked."""
-    return {
-        "checkpoint_step": str(step),
-        "picked_strength": str(strength),
-        "recommended_strength": str(1.0 if rescaled else strength),
-    }
 
 
 def write_model(
@@ -72,10 +42,6 @@ def write_model(
             log.warning("%s is kept as a plain file: %s", name, (str(error).splitlines() or [""])[0][:300])
             shutil.rmtree(whole, ignore_errors=True)
     return folder
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
 
 
 def is_better(champion: Mapping[str, str], other: Mapping[str, str]) -> bool:

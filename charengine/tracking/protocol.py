@@ -112,7 +112,7 @@ class Tracker(Protocol):
             strength: it was picked at.
             metrics: of the pick.
             rescaled: the file has the picked strength as its 1.0 already (not so for DoRA).
-            facts: what its description says (`model_card.LABELS`); with `base_model` MLflow can load it.
+            facts: what its description says (`charengine.adapter.card.LABELS`); with `base_model` MLflow can load it.
         """
         ...
 

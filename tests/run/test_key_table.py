@@ -93,7 +93,7 @@ PROFILE = Profile(name="sample")
 MODELS: Any = SimpleNamespace(
     **{
         name: SimpleNamespace(fingerprint=f"{name}-1", sampling_fingerprint=f"{name}-1")
-        for name in ("editor", "captioner", "diffusion", "embedder")
+        for name in ("editor", "captioner", "diffusion", "embedder", "reader")
     }
 )
 SHEET_RECORD = SheetRecord(image=ref("a"), width=300, height=192, prompt="three views", source="drawn", seed=42)
@@ -197,8 +197,8 @@ def test_the_sample_runs_keys_are_these() -> None:
         "expand": "expand-5115a01b81c4cce00415d8b574f11c435735dc85",
         "caption": "caption-f0797ae3e408d12aa7197e565467d2e835b2bca4",
         "train": "train-70d4bafb6bff89dd1a89f2d0d3e7eb5b025abb3f",
-        "sweep": "sweep-49dfdbdc79164282aedbc4e84c7ec8d4c5d30937",
-        "report": "report-d78372992878ba0adccdec027b7039415337534a",
+        "sweep": "sweep-23685a045fda23ed5fcec785bb894a762a6867b3",
+        "report": "report-932f87e1c407d589cd8c88db02dc984a9e10d7d2",
     }
 
 
@@ -219,7 +219,7 @@ def test_a_given_sheet_counts_by_its_pixels_alone(tmp_path: Path) -> None:
 
 CHARACTER: dict[str, tuple[Any, set[str]]] = {
     "name": ("Bea", {"train", "sweep"}),  # an MLflow run of its own
-    "prompt": ("an orc man", {"sheet", "expand", "caption"}),
+    "prompt": ("an orc man", {"sheet", "expand", "caption", "sweep"}),  # its traits are looked for in the pictures
     "class_noun": ("orc", {"sheet", "expand", "caption"}),
     "trigger": ("beaxi", {"caption"}),
     "seed": (43, {"sheet", "expand", "train", "sweep"}),
@@ -229,6 +229,7 @@ USED_BY = {
     "captioner": {"caption"},
     "diffusion": {"train", "sweep"},
     "embedder": {"expand", "sweep"},
+    "reader": {"sweep"},
 }
 
 

@@ -15,14 +15,16 @@ from charengine.stages.expand import expand
 from charengine.stages.report import page
 from charengine.stages.sheet import draw, given
 from charengine.stages.sweep import stage as sweep_stage
-from charengine.stages.sweep import sweep
+from charengine.stages.sweep import sweep, words
 from charengine.stages.train import loop
 from charengine.stages.train import stage as train_stage
 from charengine.tracking.protocol import NullTracker
 
 GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman", trigger="griqul", seed=7)
 PROFILE = Profile(name="sample")
-MODELS: Any = SimpleNamespace(editor="editor", captioner="captioner", diffusion="diffusion", embedder="embedder")
+MODELS: Any = SimpleNamespace(
+    editor="editor", captioner="captioner", diffusion="diffusion", embedder="embedder", reader="reader"
+)
 DATASET: Any = SimpleNamespace(digest="d" * 64, trigger="griqul", class_noun="orc woman")
 
 
@@ -120,12 +122,16 @@ def test_training_has_the_seed_the_state_and_the_recipe_and_its_run_the_data_set
 def test_the_sweep_has_the_seed_and_writes_the_data_set_into_its_recipe(
     calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (sweep, sweep_stage):
-        monkeypatch.setattr(module, "sweep_adapter", calls, raising=False)
+    found = Calls()
+    monkeypatch.setattr(sweep, "sweep_adapter", calls)
+    monkeypatch.setattr(words, "find_words", found)
     sweep_stage.SWEEP.work(handed(sweep_stage.SWEEP), "training", DATASET)
     assert calls.positional == ("training", DATASET, PROFILE.sweep, "diffusion", "embedder", "store")
     assert calls.named["seed"] == 7 and calls.named["should_stop"]()
     assert calls.named["recipe"] == {"engine_version": "0.1.0", "dataset_digest": "d" * 64}
+    pick = words.Pick("training", "made", PROFILE.sweep, "diffusion", "store", 7)  # type: ignore[arg-type]
+    assert found.positional == (pick, "an orc woman", "reader")
+    assert found.named["should_stop"]()
 
 
 def test_the_report_is_made_of_the_record_alone(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from charengine.records import (
     SweepRecord,
     ViewRecord,
     ViewsRecord,
+    Words,
 )
 
 if TYPE_CHECKING:
@@ -156,9 +157,13 @@ def _(training: AdapterRecord) -> Page:
 def _(sweep: SweepRecord) -> Page:
     pick = sweep.pick
     facts: Row = {"pick": f"step {pick.checkpoint_step} at strength {pick.strength:g}", "why": "; ".join(pick.reasons)}
+    if sweep.words:
+        facts |= _words(sweep.words)
     pictures = [Picture(sweep.contact_sheet, "every checkpoint at every strength", CELLS)]
     if sweep.plot and sweep.plot.media_type != "image/svg+xml":
         pictures.append(Picture(sweep.plot, "identity and adherence", SHEET))
+    if sweep.words:
+        pictures += [Picture(ref, "the recommended prompt") for ref in sweep.words.drawn]
     return Page(facts | _warnings(sweep.warnings), tuple(map(_cell, sweep.cells)), tuple(pictures))
 
 
@@ -170,6 +175,11 @@ def _(report: ReportRecord) -> Page:
 def _cell(cell: CellMetrics) -> Row:
     scores = {name: _number(getattr(cell, name)) for name in ("identity", "adherence", "diversity", "copying", "score")}
     return {"step": cell.checkpoint_step, "strength": f"{cell.strength:g}", **scores}
+
+
+def _words(words: Words) -> Row:
+    shares = ", ".join(f"{trait} {share:.0%}" for trait, share in words.shares.items())
+    return {"say": words.recommended_prompt, **({"shown by the trigger alone": shares} if shares else {})}
 
 
 def _views(views: Iterable[ViewRecord]) -> Iterator[Picture]:

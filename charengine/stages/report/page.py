@@ -7,6 +7,7 @@ from charengine.records import ReportRecord, RunRecord
 from charengine.stage import Given, Stage
 from charengine.stages.report import cells, take
 from charengine.stages.report import sections as report_sections
+from charengine.stages.report import words
 from charengine.stages.report.parts import Pictures, text
 from charengine.stages.report.script import POLICY, SCRIPT
 from charengine.stages.report.style import CSS
@@ -39,6 +40,7 @@ def render(run: RunRecord, store: Store) -> str:
         report_sections.heading(run),
         take.take(run),
         report_sections.warnings(run),
+        words.scenes(run, pictures),
         report_sections.pick(run, pictures),
         report_sections.usage(run),
         report_sections.sheet_and_views(run, pictures),

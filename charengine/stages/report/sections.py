@@ -93,7 +93,7 @@ def usage(run: RunRecord) -> str:
     """How to use the recommended file."""
     name = run.sweep.recommended_adapter.name
     stem = name.removesuffix(".safetensors")
-    prompt = f"{run.trigger} {run.class_noun}, walking through a forest"
+    prompt = f"{run.recommended_prompt}, walking through a forest"
     lead = (
         f"<code>{text(name)}</code> is rescaled: its strength 1.0 is strength {run.sweep.pick.strength:g} of step "
         f"{run.sweep.pick.checkpoint_step}. <code>{text(run.sweep.adapter.name)}</code> is the last checkpoint as trained. "

@@ -1,4 +1,4 @@
-"""Stage 6, sweep: checkpoints × strengths are drawn and scored, and one is picked."""
+"""Stage 6, sweep: checkpoints × strengths are drawn and scored, one is picked, and what its trigger brings is read off its pictures."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from charengine.stage import Given, Stage
 
 def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> SweepRecord:
     from charengine.stages.sweep.sweep import sweep_adapter
+    from charengine.stages.sweep.words import Pick, find_words
 
-    return sweep_adapter(
+    models = given.models
+    swept = sweep_adapter(
         training,
         dataset,
         given.settings,
-        given.models.diffusion,
-        given.models.embedder,
+        models.diffusion,
+        models.embedder,
         given.store,
         seed=given.seed,
         tracker=given.tracker,
@@ -22,16 +24,21 @@ def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> Swee
         should_stop=given.should_stop,
         key=given.key,
     )
+    pick = Pick(training, swept, given.settings, models.diffusion, given.store, given.seed)
+    return find_words(pick, given.character.prompt, models.reader, tracker=given.tracker, should_stop=given.should_stop)
 
 
 SWEEP = Stage(
     name="sweep",
-    version=4,
+    version=5,
     makes=SweepRecord,
     work=_work,
     settings="sweep",
-    character=("name",),  # not read: another character with an equal adapter has a sweep, and an MLflow run, of its own
-    models=("diffusion", "embedder"),
+    character=(
+        "name",  # not read: another character with an equal adapter has a sweep, and an MLflow run, of its own
+        "prompt",
+    ),
+    models=("diffusion", "embedder", "reader"),
     seeded=True,
     gpu=True,
     draws=True,

@@ -1,0 +1,91 @@
+"""A description taken apart into traits: short phrases in its own words, each of which could be said alone in a prompt."""
+
+from __future__ import annotations
+
+import re
+
+from charengine.language.traits import content_words, trait_kinds
+from charengine.language.words import COLOURS, SCENE
+
+_SIDE = r"(?:(?:the|a|an|his|her|its|their|my) )?(?:left|right)\b"
+_ENDS = re.compile(r"[,.;:()]| but | while ")
+# Between two traits. "with" and "in" before a side belong to what is held: "a sword with the left hand".
+_BETWEEN = re.compile(
+    rf"(\b(?:and|plus)\b|\bwith (?!{_SIDE})|\bin (?!{_SIDE})|\b(?:who |that )?(?:has|have|having|wears|wearing)\b|"
+    r"\b(?:dressed|clad) in\b|\b(?:who|that) (?:is|carries|holds)\b|\b(?=(?:carrying|holding|wielding|gripping)\b))"
+)
+_OPENING = re.compile(r"^(?:(?:a|an|the|his|her|its|their|some|a pair of|wearing|dressed in|is|in|with) )+")
+_OWN_SIDE = re.compile(r"^(?:his|her|its|their|in|on) .*\b(?:left|right)\b")
+_COMPOUND = re.compile(r"\w+-?(?:skinned|haired|eyed|headed|eared|legged|armed|bearded|clad|sized)$|^(?:skin|skinned)$")
+_SIDED = re.compile(r"\b(?:left|right)\b")
+_ALSO = re.compile(r"\b(?:bare (?:feet|foot|chest|arms)|top ?knot)\b")  # of two words, or no captioner's
+_SHADES = frozenset({"deep", "dark", "light", "pale", "bright"})
+
+
+def trait_phrases(prompt: str, class_noun: str) -> tuple[str, ...]:
+    """The traits that a description names, in its order and words, without the class noun, which every prompt says.
+
+    >>> trait_phrases("a stocky orc woman with red hair, in a blue coat and boots, a hook for a right hand", "orc woman")
+    ('stocky', 'red hair', 'blue coat', 'boots', 'hook for a right hand')
+    """
+    text = " ".join(prompt.lower().replace("’", "'").split())
+    found: list[str] = []
+    head_seen = False
+    for clause in _ENDS.split(text):
+        pieces = _BETWEEN.split(clause)
+        last = ""  # the phrase that a remark without a trait of its own ("with stripes") belongs to
+        for link, piece in zip(["", *pieces[1::2]], pieces[::2], strict=True):
+            words = _plain(piece)
+            if not words:
+                continue
+            if not head_seen and _ends_with(words, class_noun):
+                head_seen = True
+                found += _adjectives(words.removesuffix(class_noun).split(), class_noun)
+            elif _is_trait(words):
+                found.append(words)
+                last = words
+            elif last and link.strip() in ("with", "in") and not SCENE.search(words):
+                found[-1] = last = f"{last} {link.strip()} {words}"
+    return tuple(dict.fromkeys(found))
+
+
+def _plain(piece: str) -> str:
+    """Without what opens it; a part that is named by its owner ("her right hand is a hook") keeps that."""
+    words = " ".join(piece.split())
+    return words if _OWN_SIDE.search(words) else _OPENING.sub("", f"{words} ").strip()
+
+
+def _ends_with(words: str, class_noun: str) -> bool:
+    return words == class_noun or words.endswith(f" {class_noun}")
+
+
+def _is_trait(words: str) -> bool:
+    """Whether it says how somebody looks; a pose or a place does not, a thing on one side does."""
+    named = _SIDED.search(words) or _ALSO.search(words)
+    return bool(named) or (bool(trait_kinds(words)) and not _only_scene(words))
+
+
+def _only_scene(words: str) -> bool:
+    return bool(SCENE.search(words)) and not trait_kinds(SCENE.sub(" ", words))
+
+
+def _adjectives(words: list[str], class_noun: str) -> list[str]:
+    """What stands before the class noun, one phrase each: "green skinned" stays together, a lone colour keeps its noun."""
+    phrases: list[str] = []
+    waiting: list[str] = []
+    for word in words:
+        if _COMPOUND.search(word):
+            phrases.append(" ".join([*waiting, word]))
+            waiting = []
+            continue
+        if not (waiting and waiting[-1] in _SHADES):
+            phrases += _alone(waiting, class_noun)
+            waiting = []
+        waiting.append(word)
+    return phrases + _alone(waiting, class_noun)
+
+
+def _alone(words: list[str], class_noun: str) -> list[str]:
+    if words and words[-1] in COLOURS:
+        return [" ".join([*words, class_noun])]
+    return [word for word in words if content_words(word)]

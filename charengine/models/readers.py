@@ -1,0 +1,120 @@
+"""`TraitReader`: which of a character's traits a picture shows, by yes/no questions to Qwen2.5-VL or by the embedded family's probe."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from charengine.embedded import probe
+from charengine.embedded.grammar import parse_prompt
+from charengine.embedded.traits import COLUMN, TRAITS, visible_mask
+from charengine.models.loading import Loaded
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from charengine.models.captioners import QwenCaptioner
+
+MOST_TRAITS = 24  # in one question
+ANSWER_TOKENS = 6  # of one line of the answer: number, stop, word, line break, and one to spare
+QUESTION = (
+    "Look at the {noun} in this picture. Say of each line whether the picture shows it:\n{lines}\n"
+    "Answer with one line each: the number and one word, yes, no, or hidden when that part of the body is not in the picture "
+    "or turned away. Left and right are the character's own. Write nothing else."
+)
+_ANSWER = re.compile(r"^\W*(\d+)\W+(yes|no|hidden)\b", re.IGNORECASE | re.MULTILINE)
+_MEANING = {"yes": True, "no": False, "hidden": None}
+
+
+class AskingReader:
+    """`TraitReader` that asks Qwen2.5-VL about all traits of a picture in one question.
+
+    Args:
+        model: the captioner, whose weights these are.
+    """
+
+    def __init__(self, model: QwenCaptioner) -> None:
+        self._model = model
+        self.fingerprint = hashlib.sha256(f"{model.fingerprint}|{QUESTION}".encode()).hexdigest()
+
+    def shown(self, images: Sequence[Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
+        """Answers by picture and trait; None also where the model gave no answer that can be read."""
+        rows: list[list[bool | None]] = [[] for _ in images]
+        for start in range(0, len(traits), MOST_TRAITS):
+            part = traits[start : start + MOST_TRAITS]
+            lines = "\n".join(f"{number}. {words}" for number, words in enumerate(part, 1))
+            question = QUESTION.format(noun=class_noun or "character", lines=lines)
+            answers = self._model.ask_all(images, question, max_tokens=ANSWER_TOKENS * len(part) + ANSWER_TOKENS)
+            for row, answer in zip(rows, answers, strict=True):
+                row += read_answers(answer, len(part))
+        return rows
+
+    def unload(self) -> None:
+        """Free all memory the weights take."""
+        self._model.unload()
+
+
+def read_answers(answer: str, count: int) -> list[bool | None]:
+    """What the model said of lines 1 to `count`; None for a line that it left out."""
+    said = {int(number): _MEANING[word.lower()] for number, word in _ANSWER.findall(answer)}
+    return [said.get(number) for number in range(1, count + 1)]
+
+
+class ProbeReader:
+    """`TraitReader` of the embedded family: its probe, which was trained on renders alone.
+
+    Args:
+        device: where it works.
+        weights: its file.
+    """
+
+    def __init__(self, device: torch.device, weights: Path = probe.PROBE) -> None:
+        self._device, self._weights, self._loaded = device, weights, Loaded()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights."""
+        return _file_digest(self._weights, self._weights.stat().st_mtime_ns)
+
+    def shown(self, images: Sequence[Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
+        """By picture and trait; None for words it was never taught, and for what cannot be seen from the side that it reads."""
+        model = self._loaded.get("probe", lambda: probe.load_judge(self._weights, self._device))
+        stated = [_values(words, class_noun) for words in traits]
+        rows = []
+        for image in images:
+            reading = probe.score_images(model, probe.to_tensor([image]))
+            rows.append([_read(values, reading) for values in stated])
+        return rows
+
+    def unload(self) -> None:
+        """Free all memory the weights take."""
+        self._loaded.free()
+
+
+def _values(words: str, class_noun: str) -> dict[int, int]:
+    """Columns and values of the embedded vocabulary that a phrase states; the kind of being only where it says nothing else."""
+    stated = {name: value for name, value in parse_prompt(words).items() if value in TRAITS.get(name, ())}
+    if len(stated) > 1 or words.endswith(class_noun):
+        stated.pop("species", None)
+    return {COLUMN[name]: TRAITS[name].index(value) for name, value in stated.items()}
+
+
+def _read(values: dict[int, int], reading: probe.Reading) -> bool | None:
+    """Whether a picture (a reading of one row) shows all of these, as far as they can be seen."""
+    wanted = reading.traits.clone()
+    for column, value in values.items():
+        wanted[0, column] = value
+    seen = visible_mask(wanted, reading.views)[0]
+    judged = [bool(wanted[0, column] == reading.traits[0, column]) for column in values if seen[column]]
+    return all(judged) if judged else None
+
+
+@lru_cache(maxsize=4)
+def _file_digest(path: Path, _stamp: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

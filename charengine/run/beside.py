@@ -1,0 +1,135 @@
+"""What lies beside a run's adapters: model card, preview pictures, and the sidecars of other programs; one set of facts for all.
+
+adapters/README.md  adapters/scene-1.webp…  adapters/NAME.preview.png  NAME.civitai.info  NAME.json
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from charengine.adapter.card import LICENCES, Shown, civitai_info, pick_facts, readme, webui_json
+from charengine.adapter.files import STRENGTH
+from charengine.adapter.header import header_of
+from charengine.config import ModelSettings
+from charengine.errors import UnsafeFile
+from charengine.models.embedded import base_folder
+from charengine.models.usage import FAMILY_NAMES
+from charengine.pictures import open_image, png
+from charengine.records import DatasetRecord, Ref, RunRecord, SweepRecord
+from charengine.store import Store, write_atomically
+from charengine.wording import file_stem
+
+SDXL_BASE = re.compile(r"(?:^|[/\\])(?:sd_xl_base_1\.0|stable-diffusion-xl-base-1\.0)", re.IGNORECASE)
+HUB_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+def facts_of(
+    name: str, prompt: str, dataset: DatasetRecord, sweep: SweepRecord, models: ModelSettings, store: Store
+) -> dict[str, str]:
+    """What is said of a pick wherever it is kept: MLflow, the model card, the sidecars.
+
+    Args:
+        name: the character's.
+        prompt: what it was made from.
+        dataset: trained on.
+        sweep: with the pick.
+        models: which base model it was made for.
+        store: where the recommended adapter is.
+    """
+    pick, subject = sweep.pick, f"{dataset.trigger} {dataset.class_noun}"
+    shares = sweep.words.shares if sweep.words else {}
+    return {
+        "character": name,
+        "prompt": prompt,
+        "trigger": dataset.trigger,
+        "class_noun": dataset.class_noun,
+        "recommended_prompt": sweep.words.recommended_prompt if sweep.words else subject,
+        **({"traits": ", ".join(f"{words} {share:.0%}" for words, share in shares.items())} if shares else {}),
+        **pick_facts(pick.checkpoint_step, pick.strength, is_rescaled(sweep, store)),
+        "dataset": f"{dataset.trigger} {dataset.digest}",
+        **base_facts(models),
+    }
+
+
+def is_rescaled(sweep: SweepRecord, store: Store) -> bool:
+    """Whether the recommended file says that its own strength 1.0 is the pick's; DoRA cannot be."""
+    try:
+        metadata = header_of(store.get(sweep.recommended_adapter)).metadata
+    except UnsafeFile:
+        return False
+    return metadata.get(STRENGTH) == str(sweep.pick.strength)
+
+
+def base_facts(models: ModelSettings) -> dict[str, str]:
+    """The base model: where it is, what its adapters fit, and its licence where that is known for sure."""
+    if models.family == "embedded":
+        return {
+            "base_model": str(base_folder(models)),
+            "base_family": "the embedded toy family alone",
+            "base_licence": LICENCES["apache-2.0"],
+            "licence": "apache-2.0",
+        }
+    family = next((name for name, pattern in FAMILY_NAMES.items() if pattern.search(models.sdxl)), "")
+    facts = {
+        "base_model": models.sdxl,
+        "base_family": f"SDXL checkpoints of the {family} family" if family else "SDXL checkpoints",
+        "civitai_base": family if family in ("Illustrious", "NoobAI", "Pony") else "SDXL 1.0",
+    }
+    if SDXL_BASE.search(models.sdxl):
+        facts |= {"hub_base": HUB_BASE, "licence": "openrail++", "base_licence": LICENCES["openrail++"]}
+    return facts
+
+
+def write_beside(run: RunRecord, folder: Path, store: Store) -> list[Path]:
+    """Model card, preview and sidecars of both adapters; the paths written.
+
+    Args:
+        run: the finished run.
+        folder: where its adapters are.
+        store: where its pictures are.
+    """
+    models = ModelSettings.model_validate(run.config["profile"].get("models", {}))
+    facts = facts_of(run.name, run.prompt, run.dataset, run.sweep, models, store)
+    if models.family == "embedded":
+        facts["base_model"] = "embedded"  # a folder of this machine says nothing to whoever gets the files
+    pictures = _scenes(run.sweep, folder, store)
+    recommended = f"{file_stem(run.trigger)}_recommended.safetensors"
+    written = [folder / shown.path for shown in pictures]
+    written.append(_write(folder / "README.md", readme(recommended, facts, pictures).encode()))
+    as_trained = {**facts, "recommended_strength": f"{run.sweep.pick.strength:g}"}
+    for name, ref, own in (
+        (recommended, run.sweep.recommended_adapter, facts),
+        (f"{file_stem(run.trigger)}.safetensors", run.sweep.adapter, as_trained),
+    ):
+        stem = name.removesuffix(".safetensors")
+        preview = f"{stem}.preview.png"
+        if picture := _preview(run.sweep):
+            written.append(_write(folder / preview, png(open_image(store.get(picture)))))
+        info = civitai_info(name, ref.sha256, ref.size, own, preview)
+        written.append(_write(folder / f"{stem}.civitai.info", info.encode()))
+        written.append(_write(folder / f"{stem}.json", webui_json(own).encode()))
+    return written
+
+
+def _scenes(sweep: SweepRecord, folder: Path, store: Store) -> list[Shown]:
+    """The four scenes as files, with their whole prompts; none for a sweep of an earlier version."""
+    if sweep.words is None:
+        return []
+    shown = []
+    for template, ref in zip(sweep.words.scenes, sweep.words.drawn, strict=True):
+        store.export(ref, folder / ref.name)
+        shown.append(Shown(ref.name, template.replace("{subject}", sweep.words.recommended_prompt)))
+    return shown
+
+
+def _preview(sweep: SweepRecord) -> Ref | None:
+    """The picture on an adapter's card."""
+    if sweep.words:
+        return sweep.words.drawn[0]
+    return next((ref for row in range(len(sweep.prompts)) if (ref := sweep.picture(sweep.pick.metrics, row))), None)
+
+
+def _write(path: Path, data: bytes) -> Path:
+    write_atomically(path, data)
+    return path

@@ -1,0 +1,203 @@
+"""What the trigger alone brings of a character at the pick, trait by trait, and the prompt that says the rest.
+
+The traits are those that the description names. They are read off the pictures that the pick was judged on, with a few more of
+the same prompts where these are few; then four scenes are drawn twice, by the pick and by the base model told the same words.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from charengine.adapter.files import load_adapter, save_adapter
+from charengine.adapter.network import apply_adapter
+from charengine.config import SweepSettings
+from charengine.errors import Interrupted
+from charengine.language.phrases import trait_phrases
+from charengine.likeness.prompts import SHOWN, classify
+from charengine.models import Diffusion, TraitReader
+from charengine.pictures import open_image, webp
+from charengine.records import AdapterRecord, Ref, SweepRecord, Words, picture_name
+from charengine.stages.sweep.sample import draw, place_order
+from charengine.store import Store
+from charengine.tracking.protocol import NullTracker, Tracker
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+
+ENOUGH = 12  # pictures with the trigger alone
+SAID_BELOW = 0.7  # share of the pictures: a trait shown in fewer is said
+MOST_TOKENS = 45  # of CLIP's 75: the rest is for the scene
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The picked adapter, and how to draw with it.
+
+    Attributes:
+        training: with the picked checkpoint.
+        swept: with the pick.
+        settings: of the sweep's pictures.
+        seed: of the four scenes; the first of the sweep's.
+    """
+
+    training: AdapterRecord
+    swept: SweepRecord
+    settings: SweepSettings
+    diffusion: Diffusion
+    store: Store
+    seed: int
+
+    @property
+    def subject(self) -> str:
+        """Trigger and class noun."""
+        return f"{self.training.trigger} {self.training.class_noun}"
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The base model with the pick on it until left."""
+        step = self.swept.pick.checkpoint_step
+        chosen = next(one for one in self.training.checkpoints if one.step == step)
+        adapter = apply_adapter(self.diffusion.unet(), self.store.get(chosen.adapter))
+        adapter.set_strength(self.swept.pick.strength)
+        try:
+            yield
+        finally:
+            adapter.remove()
+
+    def draw(self, subject: str, templates: Sequence[str], seed: int) -> list[Image]:
+        """A picture a template, by the model as it stands."""
+        texts = [template.replace("{subject}", subject) for template in templates]
+        return [row[0] for row in draw(self.diffusion, place_order(self.diffusion, texts, (seed,)), self.settings)]
+
+
+def find_words(
+    pick: Pick,
+    prompt: str,
+    reader: TraitReader,
+    *,
+    tracker: Tracker = NullTracker(),
+    should_stop: Callable[[], bool] = lambda: False,
+) -> SweepRecord:
+    """The sweep's record with what the trigger brings and what must be said; the recommended adapter says it too.
+
+    Args:
+        pick: whose pictures are read.
+        prompt: the character's description.
+        reader: reads traits off pictures; the diffusion model is unloaded before it works.
+        tracker: gets the shares and the prompt.
+        should_stop: asked before anything is drawn.
+
+    Raises:
+        Interrupted: `should_stop` said so.
+    """
+    traits = [words for words in trait_phrases(prompt, pick.training.class_noun) if pick.training.trigger not in words]
+    shares, pictures = _shares(pick, traits, reader, should_stop)
+    said = _said(pick, shares)
+    text = ", ".join([pick.subject, *said])
+    _go_on(should_stop)
+    told = ", ".join([pick.training.class_noun, *said])
+    base = pick.draw(told, SHOWN, pick.seed)
+    with pick.applied():
+        drawn = pick.draw(text, SHOWN, pick.seed)
+    pick.diffusion.unload()
+    read = reader.shown([*drawn, *base], traits, pick.training.class_noun) if traits else []
+    reader.unload()
+    words = Words(
+        shares=shares,
+        pictures=pictures,
+        said=said,
+        recommended_prompt=text,
+        scenes=SHOWN,
+        drawn=_kept(drawn, "scene", pick.store),
+        base=_kept(base, "scene-base", pick.store),
+        shown=_mean(read[: len(drawn)]),
+        base_shown=_mean(read[len(drawn) :]),
+    )
+    log.info("recommended prompt: %s", text)
+    _tell(tracker, words, pick.swept.pick.checkpoint_step)
+    adapter = pick.store.put(
+        with_words(pick.store.get(pick.swept.recommended_adapter), words), pick.swept.recommended_adapter.name
+    )
+    return pick.swept.model_copy(update={"words": words, "recommended_adapter": adapter})
+
+
+def with_words(data: bytes, words: Words) -> bytes:
+    """An adapter file whose metadata says the recommended prompt and the traits that the trigger brings."""
+    tensors, metadata = load_adapter(data)
+    metadata["charengine.recommended_prompt"] = words.recommended_prompt
+    metadata["charengine.traits"] = json.dumps(words.shares)
+    metadata["modelspec.usage_hint"] = f"begin the prompt with {words.recommended_prompt!r}"
+    return save_adapter(tensors, metadata)
+
+
+def _shares(
+    pick: Pick, traits: Sequence[str], reader: TraitReader, should_stop: Callable[[], bool]
+) -> tuple[dict[str, float], int]:
+    """Of each trait that can be told, the share of pictures with the trigger alone that show it; and how many were read."""
+    images = [open_image(pick.store.get(ref)) for ref in _judged(pick.swept)]
+    if not traits:
+        return {}, len(images)
+    templates = [one for one in pick.swept.prompts if classify(one).kind != "class"]
+    seed = max(pick.swept.seeds) + 1
+    if len(images) < ENOUGH:
+        _go_on(should_stop)
+        with pick.applied():
+            while len(images) < ENOUGH:
+                some = templates[: ENOUGH - len(images)]
+                images += pick.draw(pick.subject, some, seed)
+                seed += 1
+    pick.diffusion.unload()
+    read = reader.shown(images, traits, pick.training.class_noun)
+    reader.unload()
+    shares = {words: _mean([[row[i]] for row in read]) for i, words in enumerate(traits)}
+    return {words: share for words, share in shares.items() if share is not None}, len(images)
+
+
+def _judged(swept: SweepRecord) -> list[Ref]:
+    """The pick's own pictures that say its trigger."""
+    rows = [row for row, template in enumerate(swept.prompts) if classify(template).kind != "class"]
+    names = [
+        picture_name(swept.pick.checkpoint_step, swept.pick.strength, row, seed) for seed in swept.seeds for row in rows
+    ]
+    return [swept.images[name] for name in names if name in swept.images]
+
+
+def _said(pick: Pick, shares: Mapping[str, float]) -> tuple[str, ...]:
+    """The traits to say, in the description's order; where CLIP has no room for all, those that are shown least."""
+    missing = [words for words, share in shares.items() if share < SAID_BELOW]
+    chosen: list[str] = []
+    for words in sorted(missing, key=lambda one: shares[one]):
+        if pick.diffusion.count_tokens(", ".join([pick.subject, *chosen, words])) <= MOST_TOKENS:
+            chosen.append(words)
+    return tuple(words for words in missing if words in chosen)
+
+
+def _kept(images: Sequence[Image], name: str, store: Store) -> tuple[Ref, ...]:
+    return tuple(store.put(webp(image), f"{name}-{number}.webp") for number, image in enumerate(images, 1))
+
+
+def _mean(rows: Sequence[Sequence[bool | None]]) -> float | None:
+    """Share of yes among what could be told; None when nothing could."""
+    known = [answer for row in rows for answer in row if answer is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _tell(tracker: Tracker, words: Words, step: int) -> None:
+    """Shares as metrics of the sweep's run, the prompt as its tag."""
+    shares = {f"trait/{re.sub(r'[^a-z0-9 -]', '', name)}": share for name, share in words.shares.items()}
+    scenes = {"scenes/traits": words.shown, "scenes/traits_base": words.base_shown}
+    tracker.log_metrics({**shares, **{name: value for name, value in scenes.items() if value is not None}}, step=step)
+    tracker.set_tags({"recommended_prompt": words.recommended_prompt})
+
+
+def _go_on(should_stop: Callable[[], bool]) -> None:
+    if should_stop():
+        raise Interrupted("sweep stopped before the recommended prompt was found")

@@ -1,0 +1,49 @@
+"""A description is taken apart into its traits: none lost, none made up."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from charengine.embedded import grammar
+from charengine.embedded.traits import from_indices, sample_indices
+from charengine.language.naming import derive_class_noun
+from charengine.language.phrases import trait_phrases
+
+DESCRIPTIONS = {
+    "a green skinned orc woman with long red hair, a blue coat, black trousers, brown boots and a hook for a right hand": (
+        "green skinned", "long red hair", "blue coat", "black trousers", "brown boots", "hook for a right hand",
+    ),
+    "an old wizard in a purple robe with silver stars, a long white beard, holding a glowing staff, standing in a forest": (
+        "old", "purple robe with silver stars", "long white beard", "holding a glowing staff",
+    ),
+    "a young woman with freckles and green eyes, wearing a leather jacket over a white shirt, her left arm is mechanical": (
+        "young", "freckles", "green eyes", "leather jacket over a white shirt", "her left arm is mechanical",
+    ),
+    "tall deep blue robot, carrying a sword with the left hand, bare feet": (
+        "tall", "deep blue robot", "carrying a sword with the left hand", "bare feet",
+    ),
+    "a red goblin": ("red goblin",),
+    "a robot": (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("description", DESCRIPTIONS)
+def test_a_description_is_taken_apart_in_its_own_words_without_pose_place_and_class_noun(description: str) -> None:
+    assert trait_phrases(description, derive_class_noun(description)) == DESCRIPTIONS[description]
+
+
+def test_what_descriptions_state_is_stated_by_their_phrases() -> None:
+    stated, kept = 0, 0
+    for index, traits in enumerate(from_indices(sample_indices(200, torch.Generator().manual_seed(5), "train"))):
+        text = grammar.describe(traits, rng=random.Random(index), style="prompt")
+        noun = derive_class_noun(text)
+        found: dict[str, str] = {}
+        for words in (*trait_phrases(text, noun), noun):
+            found = grammar.parse_prompt(words) | found
+        whole = grammar.parse_prompt(text)
+        stated += len(whole)
+        kept += sum(found.get(name) == value for name, value in whole.items())
+    assert kept / stated >= 0.99

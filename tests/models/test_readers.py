@@ -1,0 +1,97 @@
+"""Traits are read off pictures: by the embedded family's probe, and by questions to Qwen2.5-VL."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from charengine.embedded.probe import to_images
+from charengine.embedded.traits import VIEWS, Traits, as_indices
+from charengine.embedded.world import render, view_yaw
+from charengine.models.readers import MOST_TRAITS, AskingReader, ProbeReader, read_answers
+
+ORC = Traits(
+    "orc", "stocky", "green", "long", "red", "coat", "blue", "plain", "trousers", "black", "boots", "brown", "none", "none",
+    "hook", "lantern", "none",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reader() -> ProbeReader:
+    return ProbeReader(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Any]:
+    """The orc from the front, the side and behind."""
+    views = torch.arange(len(VIEWS))
+    images = render(
+        as_indices([ORC] * 3), yaw=view_yaw(views), pose=torch.zeros(3, dtype=torch.long), size=(128, 384),
+        background=torch.zeros(3, dtype=torch.long), framing=torch.full((3,), 0.95), generator=torch.Generator().manual_seed(1),
+    ).image  # fmt: skip
+    return to_images(images)
+
+
+def test_what_a_picture_shows_is_told_from_what_it_does_not(reader: ProbeReader, pictures: list[Any]) -> None:
+    traits = ("long red hair", "blue coat", "brown boots", "hook for a right hand", "striped yellow dress", "crown")
+    [front, *_] = reader.shown(pictures, traits, "orc woman")
+    assert front == [True, True, True, True, False, False]
+
+
+def test_what_a_view_hides_and_what_was_never_taught_cannot_be_told(reader: ProbeReader, pictures: list[Any]) -> None:
+    rows = reader.shown(pictures, ("a lantern in the left hand", "smells of fish"), "orc woman")
+    assert [row[0] for row in rows] == [True, None, True]  # the far side of the profile
+    assert [row[1] for row in rows] == [None] * 3
+
+
+def test_the_same_trait_with_another_value_is_another_trait(reader: ProbeReader, pictures: list[Any]) -> None:
+    rows = reader.shown(pictures, ("red coat", "blue coat", "sword in the right hand"), "orc woman")
+    assert [row[0] for row in rows] == [False] * 3
+    assert [row[1] for row in rows] == [True] * 3
+    assert rows[0][2] is False
+
+
+class Scripted:
+    """Answers as told; remembers what it was asked."""
+
+    fingerprint = "vl"
+
+    def __init__(self, *answers: str) -> None:
+        self.answers, self.asked, self.tokens = list(answers), [], []
+
+    def ask_all(self, images: list[Any], question: str, *, max_tokens: int) -> list[str]:
+        self.asked.append(question)
+        self.tokens.append(max_tokens)
+        return [self.answers.pop(0) for _ in images]
+
+
+def test_each_picture_is_asked_once_about_all_traits_and_its_answers_are_its_own() -> None:
+    model = Scripted("1. yes\n2. No\n3: hidden", "3. yes\n1. no")
+    shown = AskingReader(model).shown(["one", "two"], ("red hair", "blue coat", "hook"), "orc woman")  # type: ignore
+    assert shown == [[True, False, None], [False, None, True]]
+    assert len(model.asked) == 1 and "orc woman" in model.asked[0] and "2. blue coat" in model.asked[0]
+
+
+def test_many_traits_are_asked_about_in_several_questions() -> None:
+    count = MOST_TRAITS + 2
+    every = "\n".join(f"{number}. yes" for number in range(1, MOST_TRAITS + 1))
+    model = Scripted(every, "1. no\n2. yes")
+    shown = AskingReader(model).shown(["one"], [f"trait {i}" for i in range(count)], "orc")  # type: ignore
+    assert shown == [[True] * MOST_TRAITS + [False, True]]
+
+
+@pytest.mark.parametrize("answer", ["", "I cannot say.", "yes, all of them", "1. maybe\n2. perhaps", "{'1': true}"])
+def test_an_answer_of_another_form_tells_nothing(answer: str) -> None:
+    assert read_answers(answer, 2) == [None, None]
+
+
+def test_another_question_or_another_model_is_another_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    from charengine.models import readers
+
+    before = AskingReader(Scripted()).fingerprint  # type: ignore[arg-type]
+    assert AskingReader(SimpleNamespace(fingerprint="other")).fingerprint != before  # type: ignore[arg-type]
+    monkeypatch.setattr(readers, "QUESTION", "Is it there?\n{noun}{lines}")
+    assert AskingReader(Scripted()).fingerprint != before  # type: ignore[arg-type]

@@ -1,0 +1,172 @@
+"""What the trigger alone brings is read off the pick's pictures; what it does not is said, wherever the adapter is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from PIL import Image
+from sweep_samples import OWN_COAT, PROMPTS, SETTINGS, Notebook, Painter, Unet, run_sweep, trained
+
+from charengine.adapter.files import load_adapter
+from charengine.errors import Interrupted
+from charengine.likeness.prompts import SHOWN
+from charengine.pictures import open_image
+from charengine.records import DatasetRecord, SweepRecord
+from charengine.stages.sweep import sweep, words
+from charengine.store import Store
+
+PROMPT = "a green orc in a blue coat, black boots, with a hook for a right hand"
+
+
+@dataclass
+class Reader:
+    """Sees a blue coat where the doll's is blue, the hook in every third picture, boots never, and cannot tell the skin."""
+
+    painter: Painter
+    fingerprint: str = "reader"
+    seen: list[int] = field(default_factory=list)
+    freed: bool = False
+
+    def shown(self, images: Sequence[Image.Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
+        assert self.painter.freed[-1] == (), "the diffusion model must have made room"
+        assert class_noun == "orc"
+        self.seen.append(len(images))
+        return [[self._sees(words, number, image) for words in traits] for number, image in enumerate(images)]
+
+    def _sees(self, words: str, number: int, image: Image.Image) -> bool | None:
+        if words == "blue coat":
+            red, _, blue = image.getpixel((image.width // 2, int(image.height * 0.4)))  # type: ignore[misc]
+            return bool(blue > red)
+        return {"hook for a right hand": number % 3 == 0, "black boots": False}.get(words)
+
+    def unload(self) -> None:
+        self.freed = True
+
+
+@pytest.fixture(autouse=True)
+def _applied(known_adapter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "apply_adapter", sweep.apply_adapter)
+
+
+@pytest.fixture
+def painter() -> Painter:
+    return Painter()
+
+
+@pytest.fixture
+def reader(painter: Painter) -> Reader:
+    return Reader(painter)
+
+
+def found(store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader, **more: Any) -> SweepRecord:
+    swept = run_sweep(store, dataset, painter, 100, 200)
+    painter.drawn.clear()
+    pick = words.Pick(trained(store, 100, 200), swept, SETTINGS, painter, store, 7)  # type: ignore[arg-type]
+    return words.find_words(pick, PROMPT, reader, **more)
+
+
+@pytest.fixture
+def swept(store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader) -> SweepRecord:
+    return found(store, dataset, painter, reader)
+
+
+def test_a_trait_that_too_few_pictures_show_is_said_and_one_that_all_show_is_not(swept: SweepRecord) -> None:
+    assert swept.words is not None
+    assert swept.words.shares == {
+        "blue coat": 1.0,
+        "black boots": 0.0,
+        "hook for a right hand": pytest.approx(1 / 3, abs=0.02),
+    }
+    assert swept.words.said == ("black boots", "hook for a right hand")
+    assert swept.words.recommended_prompt == "zorgax orc, black boots, hook for a right hand"
+
+
+def test_the_picks_own_pictures_are_read_and_only_as_many_more_drawn_as_are_missing(
+    swept: SweepRecord, painter: Painter, reader: Reader
+) -> None:
+    assert swept.words is not None
+    judged = len(PROMPTS) * SETTINGS.seeds
+    assert reader.seen == [words.ENOUGH, 2 * len(SHOWN)] and swept.words.pictures == words.ENOUGH
+    more = [seed for step, _, seeds in painter.drawn[:-2] for seed in seeds]
+    assert len(more) == words.ENOUGH - judged
+    assert not set(more) & set(swept.seeds), "the same noise would be the same picture"
+    assert {(step, strength) for step, strength, _ in painter.drawn[:-2]} == {
+        (swept.pick.checkpoint_step, swept.pick.strength)
+    }
+
+
+def test_the_base_model_is_told_the_same_words_on_the_same_noise(
+    swept: SweepRecord, painter: Painter, store: Store
+) -> None:
+    assert swept.words is not None and swept.words.scenes == SHOWN
+    base, own = painter.drawn[-2:]
+    assert base == (0, 0.0, (7,) * len(SHOWN))
+    assert own == (swept.pick.checkpoint_step, swept.pick.strength, (7,) * len(SHOWN))
+    asked = painter.asked[-2 * len(SHOWN) - 2 :]
+    assert asked[0].startswith("orc, black boots, hook for a right hand, facing the viewer")
+    assert asked[len(SHOWN) + 1].startswith("zorgax orc, black boots, hook for a right hand, facing the viewer")
+    assert not any("zorgax" in text for text in asked[: len(SHOWN)])
+    assert len(swept.words.drawn) == len(swept.words.base) == len(SHOWN)
+    with_adapter = open_image(store.get(swept.words.drawn[0])).getpixel((32, 25))
+    assert all(abs(a - b) < 40 for a, b in zip(with_adapter, OWN_COAT, strict=True))  # type: ignore[arg-type]
+    assert swept.words.shown > swept.words.base_shown  # type: ignore[operator]
+    assert painter.model == Unet(0, 0.0)
+
+
+def test_the_recommended_file_says_it_too(swept: SweepRecord, store: Store) -> None:
+    assert swept.words is not None
+    metadata = load_adapter(store.get(swept.recommended_adapter))[1]
+    assert metadata["charengine.recommended_prompt"] == swept.words.recommended_prompt
+    assert json.loads(metadata["charengine.traits"]) == swept.words.shares
+    assert swept.words.recommended_prompt in metadata["modelspec.usage_hint"]
+    assert metadata["modelspec.trigger_phrase"] == "zorgax"  # what other programs take for the trigger
+    assert "charengine.pick" in metadata
+    assert "charengine.recommended_prompt" not in load_adapter(store.get(swept.adapter))[1]
+
+
+def test_mlflow_has_the_shares_and_the_prompt(
+    store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader
+) -> None:
+    class Tagged(Notebook):
+        tags: dict[str, str] = {}  # noqa: RUF012
+
+        def set_tags(self, tags):
+            self.tags |= tags
+
+    notebook = Tagged()
+    swept = found(store, dataset, painter, reader, tracker=notebook)
+    assert swept.words is not None
+    assert notebook.tags == {"recommended_prompt": swept.words.recommended_prompt}
+    assert notebook.metrics["trait/blue coat"] == 1.0 and notebook.metrics["trait/black boots"] == 0.0
+    assert notebook.metrics["scenes/traits"] == swept.words.shown
+
+
+def test_words_that_clip_has_no_room_for_are_left_out_beginning_with_those_shown_most(
+    store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Painter, "count_tokens", lambda self, text: 20 * text.count(","), raising=False)
+    monkeypatch.setattr(words, "MOST_TOKENS", 20)
+    swept = found(store, dataset, painter, reader)
+    assert swept.words is not None and swept.words.said == ("black boots",)
+
+
+def test_a_description_without_traits_recommends_the_trigger_and_asks_nobody(
+    store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader
+) -> None:
+    swept = run_sweep(store, dataset, painter, 100)
+    pick = words.Pick(trained(store, 100), swept, SETTINGS, painter, store, 7)  # type: ignore[arg-type]
+    told = words.find_words(pick, "zorgax orc", reader).words
+    assert told is not None and (told.shares, told.said, told.shown) == ({}, (), None)
+    assert told.recommended_prompt == "zorgax orc" and reader.seen == []
+
+
+def test_a_sweep_that_is_told_to_stop_draws_no_more(
+    store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader
+) -> None:
+    with pytest.raises(Interrupted):
+        found(store, dataset, painter, reader, should_stop=lambda: True)
+    assert painter.drawn == []
