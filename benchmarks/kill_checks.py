@@ -1,0 +1,132 @@
+"""What must be true when a night of kills has ended: each check gives what is wrong, in words; nothing when all is well."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from kill_targets import Site, lock_holders
+
+from charengine.records import AdapterRecord, DatasetRecord, Record, SheetRecord, SweepRecord, ViewsRecord
+from charengine.run.keys import content_digest
+from charengine.store import Store, refs_in
+
+FINAL = ("COMPLETED", "CRASHED", "FAILED", "CANCELLED")
+RECORDS: dict[str, type[Record]] = {
+    "sheet": SheetRecord,
+    "crop": ViewsRecord,
+    "caption": DatasetRecord,
+    "train": AdapterRecord,
+    "sweep": SweepRecord,
+}
+STAGES = (*RECORDS, "report")
+TEMPORARY = ("*.tmp", "*.partial", ".charengine-run.json.*")
+
+
+def contents(site: Site) -> dict[str, Any]:
+    """What a night made, as far as it must be the same each time: results by key, files by path.
+
+    A report shows when and in which run its character was made; it and the records beside it are left out.
+    """
+    store = Store(site.home.store)
+    results: dict[str, str] = {}
+    for path in sorted((site.home.store / "results").glob("*.json")):
+        kind = RECORDS.get(path.name.split("-")[0])
+        record = store.result(path.stem, kind) if kind else None
+        if kind is None:
+            continue
+        whole = record is not None and all(store.has(ref) for ref in refs_in(record))
+        results[path.stem] = content_digest(record) if record is not None and whole else "lost or damaged"
+    pictures = ("*.png", "*.safetensors", "*.txt")
+    files = [path for pattern in pictures for path in sorted((site.work / "runs").rglob(pattern))]
+    digests = {
+        path.relative_to(site.work).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if "trade_off" not in path.name
+    }
+    return {"results": results, "files": digests}
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any], names: list[str]) -> list[str]:
+    """Where this night's content is not that of the undisturbed one, for the characters it made."""
+    wrong = []
+    folders = tuple(f"runs/{name.lower().replace(' ', '-')}/" for name in names)
+    wanted = {path: digest for path, digest in expected["files"].items() if path.startswith(folders)}
+    for path in sorted(wanted.keys() | found["files"].keys()):
+        if wanted.get(path) != found["files"].get(path):
+            how = "missing" if path not in found["files"] else "one too many" if path not in wanted else "differs"
+            wrong.append(f"bytes: {path} {how}")
+    for key, digest in found["results"].items():
+        if expected["results"].get(key) != digest:
+            wrong.append(f"result {key}: {'differs' if key in expected['results'] else 'made under a key of no other night'}")
+    made = Counter(key.split("-")[0] for key in found["results"])
+    wrong += [f"results: {made[stage]} of {stage}, not {len(names)}" for stage in RECORDS if made[stage] != len(names)]
+    return wrong
+
+
+def wrong_in_prefect(site: Site, names: list[str], last_batch: str) -> list[str]:
+    """Runs that are not finished, characters not made exactly once by the last batch, slots and leases still held."""
+    runs = site.runs()
+    wrong = [f"Prefect: run {run['name']} is {run['state_name']}" for run in runs if run["state_type"] not in FINAL]
+    begun = site.api("task_runs/filter", {"task_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}})
+    ended = {run["id"] for run in runs if run["state_type"] == "COMPLETED"}
+    wrong += [f"Prefect: task {task['name']} of a completed run is {task['state_name']}" for task in begun if task["flow_run_id"] in ended]
+    done = Counter(run["name"] for run in runs if run["state_type"] == "COMPLETED" and run["parameters"].get("prompt"))
+    batches = sum(run["state_type"] == "COMPLETED" and run["name"].startswith("batch") for run in runs)
+    wrong += [f"Prefect: {name} was completed {done[name]} times" for name in names if not 1 <= done[name] <= max(1, batches)]
+    limits = site.api("v2/concurrency_limits/filter", {})
+    wrong += [f"Prefect: {limit['name']} holds {limit['active_slots']} slots" for limit in limits if limit["active_slots"]]
+    folder = site.home.prefect / "concurrency_leases"
+    wrong += [f"Prefect: lease {path.name} is held" for path in sorted(folder.glob("*.json")) if path.name != "expirations.json"]
+    return wrong
+
+
+def wrong_in_mlflow(site: Site, names: list[str], steps: int) -> list[str]:
+    """Runs that still run, or stand there twice; metrics lost or sent twice; a pick registered twice."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{site.home.mlflow / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("charengine")
+    if experiment is None:
+        return ["MLflow: no experiment"]
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    wrong = [f"MLflow: run {run.info.run_name} is {run.info.status}" for run in runs if run.info.status != "FINISHED"]
+    keys = Counter(run.data.tags.get("charengine.key", "no key") for run in runs)
+    wrong += [f"MLflow: {count} runs with the key {key}" for key, count in keys.items() if count > 1]
+    kinds = Counter(run.data.tags.get("charengine.kind", "") for run in runs)
+    wrong += [f"MLflow: {kinds[kind]} runs of kind {kind}, not {len(names)}" for kind in ("character", "train", "sweep") if kinds[kind] != len(names)]
+    for run in runs:
+        if run.data.tags.get("charengine.kind") == "train":
+            found = sorted(point.step for point in client.get_metric_history(run.info.run_id, "train/loss"))
+            if found != list(range(1, steps + 1)):
+                wrong.append(f"MLflow: losses of {run.info.run_name} at steps {found}, not 1 to {steps}")
+    versions = Counter(version.name for version in client.search_model_versions())
+    wrong += [f"MLflow: {versions[name]} versions of a pick of {name}" for name in versions if versions[name] != 1]
+    if len(versions) != len(names):
+        wrong.append(f"MLflow: picks of {len(versions)} characters, not {len(names)}")
+    return wrong
+
+
+def left_behind(site: Site) -> list[str]:
+    """Processes, locks and files that must not be there once `up` has ended."""
+    wrong = [
+        f"process: {kind} {process.pid} still runs" for kind, found in site.processes().items() for process in found if kind not in site.also
+    ]
+    held = lock_holders()
+    locks = [path for path in sorted(site.home.locks.glob("*")) if path.stat().st_ino in held]
+    wrong += [f"lock: {path.name} is held" for path in locks]
+    for place in (site.home.root, site.work):
+        wrong += [f"temp file: {path.relative_to(site.folder)}" for pattern in TEMPORARY for path in sorted(place.rglob(pattern))]
+    wrong += [f"temp file: {path.relative_to(site.folder)}" for path in sorted(site.tmp.iterdir())]
+    for folder in ("spool", "journal"):
+        wrong += [f"not delivered: {path.name} in {folder}" for path in sorted((site.home.mlflow / folder).glob("*"))]
+    wrong += [f"state left: {path.name}" for path in sorted(site.home.state.glob("*"))]
+    return wrong
+
+
+def read_contents(path: Path) -> dict[str, Any]:
+    """What `contents` gave for the undisturbed night."""
+    return dict(json.loads(path.read_text()))

@@ -1,0 +1,323 @@
+"""Real kills: a night's work of `charengine up` while its processes are killed at random, and what must be true in the end.
+
+    python benchmarks/kills.py --batches 5 --kills 10       # the next five batches, about two minutes each on two free cores
+    python benchmarks/kills.py --table                      # the counts and the recovery table of all batches so far
+
+Each batch is a seed: a fresh home, `charengine up`, a cast asked for as the nightly schedule does, then `kill -9` of a
+worker, a flow, Prefect's server, MLflow's or `up` itself (which is started again, as a service manager would) at moments
+drawn from the seed. A cast whose parent was killed is asked for again, as a user would. When all characters are there the
+checks of kill_checks.py are made, `up` is ended with Ctrl-C and the rest of them made. Each batch is added to a JSON file
+whose counts add up; what is killed besides (a database, a store) is named with --also.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+import psutil  # noqa: E402
+from kill_checks import contents, differences, left_behind, read_contents, wrong_in_mlflow, wrong_in_prefect  # noqa: E402
+from kill_targets import FLOW_RUN, Site, seconds_until, whole_again  # noqa: E402
+
+STEPS = 6
+SETTINGS = (
+    f"train.steps={STEPS}",
+    "train.checkpoints=2",
+    "train.save_state_every=2",
+    "train.validate_every=0",
+    "sweep.seeds=1",
+    "sweep.checkpoints=1",
+    "sweep.strengths=[0.5, 1.0]",
+    "sweep.prompts=['{subject} on a beach']",
+    "sweep.width=128",
+    "sweep.height=128",
+    "sweep.steps=1",
+    "sheet.candidates=1",
+    "sheet.steps=6",
+)
+CAST: list[dict[str, Any]] = [
+    {"name": name, "prompt": prompt, "seed": seed, "overrides": list(SETTINGS)}
+    for name, prompt, seed in (
+        ("Grisha", "an orc woman with red hair and a blue coat", 42),
+        ("Tin Tom", "a robot with a yellow jacket, black trousers and a lantern in the left hand", 7),
+        ("Vex", "a tall woman with short white hair, a black dress and an eye patch over the left eye", 3),
+    )
+]
+WEIGHTS = {"flow": 8, "worker": 4, "batch worker": 2, "Prefect": 3, "MLflow": 3, "up": 3}
+PAUSE = (1.0, 12.0)  # seconds between the end of one recovery and the next kill
+IMPATIENT = 0.25  # share of kills after which the next one does not wait for the recovery
+SETTLE_SECONDS = 1500.0
+MOST_ASKED = 8  # times that a cast is asked for
+
+
+def main() -> int:
+    """Make batches, or say what all of them showed; 1 when a check failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=10, help="at most, a batch")
+    parser.add_argument("--seed", type=int, help="of the first batch; default: the one after the last in the results")
+    parser.add_argument("--until", default="", help="no batch is begun after this time of day, HH:MM")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "charengine-kills")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kills-one-machine.json"))
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=TEXT", help="kill this too")
+    parser.add_argument("--environment", action="append", default=[], metavar="NAME=VALUE", help="for every process")
+    parser.add_argument("--table", action="store_true", help="print the tables and do nothing")
+    arguments = parser.parse_args()
+    batches = json.loads(arguments.out.read_text())["batches"] if arguments.out.exists() else []
+    if not arguments.table:
+        os.nice(max(0, 10 - os.nice(0)))
+        also = {name: (text,) for name, _, text in (one.partition("=") for one in arguments.also)}
+        environment = dict(one.split("=", 1) for one in arguments.environment)
+        template = Template(arguments.folder, environment)
+        template.make()
+        first = arguments.seed if arguments.seed is not None else max([one["seed"] for one in batches], default=0) + 1
+        for seed in range(first, first + arguments.batches):
+            if arguments.until and time.strftime("%H:%M") >= arguments.until:
+                break
+            batches.append(Batch(seed, arguments.kills, template, environment, also).run())
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps({"machine": machine(), "batches": batches}, indent=1) + "\n")
+    print("\n".join(tables(batches)))
+    return int(any(one["wrong"] for one in batches))
+
+
+class Template:
+    """A home whose databases are made, and the content of an undisturbed night; both made once a folder.
+
+    Args:
+        folder: where.
+        environment: for all processes.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder, self._environment = folder, environment
+        self.expected: dict[str, Any] = {}
+
+    def make(self) -> None:
+        """Make what is missing."""
+        content = self.folder / "undisturbed.json"
+        if not content.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            site = Site(self.folder / "template", self._environment)
+            site.start()
+            site.stop()
+            quiet = self.copy("undisturbed")
+            quiet.start()
+            run_id = quiet.ask(CAST, "undisturbed")
+            wait_for_end(quiet, run_id, None)
+            wrong = wrong_in_prefect(quiet, [one["name"] for one in CAST], run_id)
+            quiet.stop()
+            wrong += wrong_in_mlflow(quiet, [one["name"] for one in CAST], STEPS) + left_behind(quiet)
+            print(f"the undisturbed night: {wrong or 'all is well'}", flush=True)
+            content.write_text(json.dumps(contents(quiet), indent=1))
+            shutil.rmtree(quiet.folder)
+        self.expected = read_contents(content)
+
+    def copy(self, name: str) -> Site:
+        """A site with a fresh home."""
+        site = Site(self.folder / name, self._environment)
+        shutil.rmtree(site.folder, ignore_errors=True)
+        shutil.copytree(self.folder / "template" / "home", site.home.root)
+        return site
+
+
+def wait_for_end(site: Site, run_id: str, revive: Any) -> str:
+    """Wait until a batch's run has ended; its state."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while time.monotonic() < deadline:
+        if revive:
+            revive()
+        (run,) = site.api("flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+        if run["state_type"] in ("COMPLETED", "CRASHED", "FAILED", "CANCELLED"):
+            return str(run["state_type"])
+        time.sleep(1.0)
+    return "never ended"
+
+
+class Batch:
+    """One night with kills.
+
+    Args:
+        seed: decides the order of the cast, what is killed and the pauses.
+        most: kills at most; fewer when the cast is made before.
+        template: where fresh homes come from.
+        environment: for all processes.
+        also: further things to kill.
+    """
+
+    def __init__(
+        self, seed: int, most: int, template: Template, environment: dict[str, str], also: dict[str, tuple[str, ...]]
+    ) -> None:
+        self.seed, self.most, self.template, self.also = seed, most, template, also
+        self.dice = random.Random(seed)
+        self.cast = self.dice.sample(CAST, len(CAST))
+        self.kills: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.asked = 0
+        self.batch_run = ""
+        self.site = template.copy(f"seed-{seed}")
+        self.site.also = also
+
+    def run(self) -> dict[str, Any]:
+        """Kill, wait, check; what came of it."""
+        started = time.monotonic()
+        wrong: list[str] = []
+        names = [one["name"] for one in self.cast]
+        try:
+            self.site.start()
+            self._ask()
+            self._kill_and_recover()
+            wrong += self._wait_until_made()
+            wrong += wrong_in_prefect(self.site, names, self.batch_run)
+            stopped = self.site.stop()
+            wrong += wrong_in_mlflow(self.site, names, STEPS) + left_behind(self.site)
+            wrong += differences(contents(self.site), self.template.expected, names)
+        except Exception as error:  # the batch is kept as failed, and the next one begins
+            stopped = 0.0
+            wrong.append(f"{type(error).__name__}: {error}")
+        finally:
+            self._end_all()
+        told = {"seed": self.seed, "kills": self.kills, "asked": self.asked, "notes": self.notes, "wrong": wrong}
+        told |= {"seconds": round(time.monotonic() - started), "stop_seconds": round(stopped, 1)}
+        print(f"seed {self.seed}: {len(self.kills)} kills, asked {self.asked} times, {told['seconds']} s", flush=True)
+        for line in (*self.notes, *wrong):
+            print("   ", line, flush=True)
+        if not wrong:
+            shutil.rmtree(self.site.folder, ignore_errors=True)
+        return told
+
+    # --- killing ---
+
+    def _kill_and_recover(self) -> None:
+        """Kills until there were enough or the cast is made."""
+        while len(self.kills) < self.most:
+            time.sleep(self.dice.uniform(*PAUSE))
+            self._revive()
+            if self._state() == "COMPLETED":
+                return
+            kind = self.dice.choices(list(WEIGHTS | dict.fromkeys(self.also, 3)), [*WEIGHTS.values(), *[3] * len(self.also)])[0]
+            found = self.site.processes()[kind]
+            wait = self.dice.random() >= IMPATIENT
+            if not found:
+                continue
+            self._kill(kind, self.dice.choice(sorted(found, key=lambda process: process.pid)), wait)
+
+    def _kill(self, kind: str, process: psutil.Process, wait: bool) -> None:
+        run_id, what = "", ""
+        with suppress(psutil.Error):
+            run_id = process.environ().get(FLOW_RUN, "") if kind == "flow" else ""
+            what = " ".join(process.cmdline()[-2:])[:80]
+        flows = self.site.processes()["flow"]
+        stage = next((stage for flow in flows if (stage := self.site.stage_of(flow.pid))), "between stages")
+        since = time.time()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+        told: dict[str, Any] = {"what": kind, "stage": stage, "seconds": None, "process": what, "waited": wait}
+        self.kills.append(told)
+        if kind == "up":
+            self._revive()
+            told["seconds"] = round(time.time() - since, 1)
+        elif wait:
+            told["seconds"] = seconds_until(whole_again(self.site, kind, process, run_id, since), since)
+            if told["seconds"] is None:
+                self.notes.append(f"kill {len(self.kills)} ({kind}, {what}) was not recovered from in time")
+
+    def _revive(self) -> None:
+        """Start `up` again when it is gone."""
+        if self.site.has_ended():
+            if self.site.popen and self.site.popen.returncode >= 0:
+                self.notes.append(f"up gave up with status {self.site.popen.returncode}: {self.site.last_words()[-400:]}")
+            self.site.start()
+
+    # --- the cast ---
+
+    def _ask(self) -> None:
+        self.asked += 1
+        self.batch_run = self.site.ask(self.cast, f"seed-{self.seed}-{self.asked}")
+
+    def _state(self) -> str:
+        """Of the batch; one that was killed or could not make all is asked for again."""
+        (run,) = self.site.api("flow_runs/filter", {"flow_runs": {"id": {"any_": [self.batch_run]}}})
+        state = str(run["state_type"])
+        if state in ("CRASHED", "FAILED", "CANCELLED"):
+            message = (run.get("state") or {}).get("message") or ""
+            self.notes.append(f"the batch ended as {state} ({message[:300]}); asked for again")
+            if self.asked < MOST_ASKED:
+                self._ask()
+        return state
+
+    def _wait_until_made(self) -> list[str]:
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            self._revive()
+            if self._state() == "COMPLETED":
+                others = [run for run in self.site.runs() if run["state_type"] in ("RUNNING", "PENDING", "CANCELLING")]
+                if not others:
+                    return []
+            time.sleep(1.0)
+        left = {run["name"]: run["state_name"] for run in self.site.runs() if run["state_type"] != "COMPLETED"}
+        return [f"not all was made within {SETTLE_SECONDS:.0f} s: {left}"]
+
+    def _end_all(self) -> None:
+        """Whatever is left of this batch's own processes."""
+        for kind, found in self.site.processes().items():
+            for process in found if kind not in self.also else []:
+                with suppress(psutil.Error):
+                    process.kill()
+
+
+# --- what all batches showed ---
+
+
+def tables(batches: list[dict[str, Any]]) -> list[str]:
+    """Counts by what was killed and in which stage, recovery, and what was wrong."""
+    kills = [kill for batch in batches for kill in batch["kills"]]
+    stages = ["sheet", "crop", "caption", "train", "sweep", "report", "between stages"]
+    counts = Counter((kill["what"], kill["stage"]) for kill in kills)
+    kinds = sorted({kill["what"] for kill in kills})
+    lines = ["| killed | " + " | ".join(stages) + " | all |", "| --- |" + " ---: |" * (len(stages) + 1)]
+    for kind in kinds:
+        row = [counts[kind, stage] for stage in stages]
+        lines.append(f"| {kind} | " + " | ".join(str(count) for count in (*row, sum(row))) + " |")
+    row = [sum(counts[kind, stage] for kind in kinds) for stage in stages]
+    lines.append("| all | " + " | ".join(str(count) for count in (*row, sum(row))) + " |")
+    lines += ["", "| killed | measured | median s | most s | not within 200 s |", "| --- | ---: | ---: | ---: | ---: |"]
+    for kind in kinds:
+        waited = [kill for kill in kills if kill["what"] == kind and (kill["waited"] or kind == "up")]
+        found = [kill["seconds"] for kill in waited if kill["seconds"] is not None]
+        if found:
+            row = [len(found), f"{statistics.median(found):.1f}", f"{max(found):.1f}", len(waited) - len(found)]
+            lines.append(f"| {kind} | " + " | ".join(str(value) for value in row) + " |")
+    failed = [batch for batch in batches if batch["wrong"]]
+    lines += ["", f"{len(kills)} kills in {len(batches)} batches; in {len(failed)} of them something was wrong"]
+    return lines + [f"seed {batch['seed']}: {line}" for batch in failed for line in batch["wrong"]]
+
+
+def machine() -> dict[str, Any]:
+    """Where this was measured, and on which versions."""
+    from importlib.metadata import version
+
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("prefect", "mlflow", "torch")},
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

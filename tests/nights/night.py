@@ -1,0 +1,555 @@
+"""One night: a cast on workers over a disk, a Prefect and an MLflow that fail, and what must be true in the morning.
+
+    python -m nights.night 4711        # in tests/: the night of this seed again, with everything that happened
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import httpx
+from mlflow.exceptions import MlflowException
+from prefect.exceptions import PrefectHTTPStatusError
+
+from charengine.errors import EngineError
+from charengine.run.keys import content_digest
+from charengine.store import Store, refs_in
+from charengine.tracking.open_tracker import open_tracker
+from flows import pool
+from nights import character
+from nights.character import HOME, LOSS, NAMES, RUNS, STEPS, Drawn, Picked, Trained
+from nights.disk import ROOT, Calls, Disk, simulated_calls
+from nights.schedule import Clock, Process, Schedule, Stuck, Threading
+from nights.servers import Mlflow, MlflowClient, Prefect, State
+from tasks.stage import should_retry
+
+TYPICAL_STEPS = 1200  # of an undisturbed night
+WORKERS = 2
+RECORDS = {"sheet": Drawn, "train": Trained, "sweep": Picked}
+WRITES = ("write", "create", "rename", "fsync", "mkdir", "link")
+
+
+class Broken(AssertionError):
+    """Something is not true in the morning."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes wrong in a night, drawn from its seed.
+
+    Args:
+        kills: (step, what is killed).
+        away: (server, from, to) in simulated seconds.
+        full: (from, to) in which nothing can be written.
+        requests: share of requests that fail; half of them have taken effect.
+        disk: share of writes, renames, syncs that fail.
+        clock: (step, seconds) by which the wall clock is set.
+    """
+
+    kills: tuple[tuple[int, str], ...] = ()
+    away: tuple[tuple[str, float, float], ...] = ()
+    full: tuple[float, float] = (0.0, 0.0)
+    requests: float = 0.0
+    disk: float = 0.0
+    clock: tuple[tuple[int, float], ...] = ()
+
+
+def drawn_plan(dice: random.Random) -> Plan:
+    """A night's faults."""
+    kinds = ("flow", "flow", "worker", "parent", "up", "power", "power")
+    kills = tuple(sorted((dice.randrange(TYPICAL_STEPS), dice.choice(kinds)) for _ in range(dice.choice((0, 1, 2, 3, 5)))))
+    away = tuple(
+        (server, start, start + dice.choice((0.5, 5.0, 60.0, 400.0)))
+        for server in ("prefect", "mlflow", "mlflow")
+        if dice.random() < 0.4
+        for start in (dice.uniform(0, 80),)
+    )
+    start = dice.uniform(0, 60)
+    full = (start, start + dice.choice((1.0, 10.0, 60.0))) if dice.random() < 0.15 else (0.0, 0.0)
+    clock = tuple((dice.randrange(TYPICAL_STEPS), dice.choice((-7200.0, -1.0, 3600.0))) for _ in range(dice.choice((0, 0, 1))))
+    return Plan(kills, away, full, dice.choice((0.0, 0.0, 0.01, 0.05)), dice.choice((0.0, 0.0, 0.002, 0.01)), clock)
+
+
+@dataclass
+class Night:
+    """The world of one seed.
+
+    Args:
+        seed: decides everything.
+        plan: what goes wrong; drawn when left out.
+    """
+
+    seed: int
+    plan: Plan | None = None
+    told: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.dice = random.Random(self.seed)
+        self.faults = self.plan if self.plan is not None else drawn_plan(random.Random(f"plan {self.seed}"))
+        self.schedule = Schedule(random.Random(f"turns {self.seed}"))
+        self.disk = Disk(self.schedule, random.Random(f"disk {self.seed}"), self._disk_fault)
+        self.mlflow = Mlflow()
+        self.client = MlflowClient(self.mlflow, lambda name: self._request("mlflow", name))
+        self.prefect = Prefect(lambda name: self._request("prefect", name))
+        self.flows: dict[str, Process] = {}
+        self.working: dict[str, Process] = {}
+        self.workers: list[Process] = []
+        self.parent: Process | None = None
+        self.asked = 0
+        self.outcomes: dict[str, str] = {}
+        self.quiet = False
+        self.is_morning = False
+        events = [(step, lambda what=what: self._kill(what)) for step, what in self.faults.kills]
+        events += [(step, lambda by=by: self._set_clock(by)) for step, by in self.faults.clock]
+        self.schedule.events = sorted(events, key=lambda event: -event[0])
+
+    # --- the night ---
+
+    def run(self) -> None:
+        """Until all characters are made and the morning's first run has come by.
+
+        Raises:
+            Stuck: it does not end.
+        """
+        self.disk.folders |= {"/night/home", "/night/work"}
+        self.schedule.spawn("up", self._up)
+        self.schedule.run(lambda: self.is_morning)
+
+    def say(self, text: str) -> None:
+        """For the log of a night that is run again."""
+        self.told.append(f"{self.schedule.steps:6d} {self.schedule.now:8.1f} s  {text}")
+
+    def _up(self) -> None:
+        """Not killed itself: starts what has ended, asks for the cast until it is there, and looks at the morning."""
+        while True:
+            self._restart()
+            if self.parent is None or not self.parent.alive:
+                if self._all_made():
+                    break
+                self._ask()
+            self.schedule.wait(1.0)
+        self.quiet = True
+        while any(process.alive for process in self.flows.values()):
+            self.schedule.wait(1.0)
+        for worker in self.workers:
+            self._end(worker)
+        self.workers = []
+        self.schedule.spawn("morning", self._morning, lambda error: self._morning_ended(error))
+        self.schedule.wait(None, lambda: self.is_morning)
+
+    def _restart(self) -> None:
+        self.workers = [worker for worker in self.workers if worker.alive]
+        while len(self.workers) < WORKERS:
+            self.workers.append(self.schedule.spawn("worker", self._worker))
+        for run in self.prefect.active():  # no heartbeat: deployments/automations/crash-dead-runs.yaml
+            flow = self.flows.get(run.id)
+            if not self.schedule.is_running(run.worker) and (flow is None or not flow.alive or self.dice.random() < 0.01):
+                self.say(f"{run.name}: no heartbeat")
+                run.state = State("CRASHED")
+
+    def _all_made(self) -> bool:
+        return set(self.outcomes) == set(NAMES) and not any(self.outcomes.values())
+
+    def _ask(self) -> None:
+        self.asked += 1
+        self.quiet = self.quiet or self.asked > 4
+        cast = [character.entry(name) for name in NAMES]
+        self.outcomes = {}
+        self.say(f"the cast is asked for, {self.asked}")
+        batch_id = f"night-{self.asked}"
+        self.parent = self.schedule.spawn("parent", lambda: self._batch(cast, batch_id))
+
+    def _batch(self, cast: list[dict[str, Any]], batch_id: str) -> None:
+        for ended in pool.made_on_pool(cast, batch_id):
+            state: Any = ended.run.state if ended.run else None
+            self.outcomes[cast[ended.index]["name"]] = "" if state and state.is_completed() else ended.error or state.message or state.type
+
+    def _worker(self) -> None:
+        """Takes runs, one at a time, as Prefect's process worker does."""
+        me = self.schedule.current()
+        assert me
+        while True:
+            try:
+                run = self.prefect.next_scheduled(me.pid)
+            except (httpx.HTTPError, PrefectHTTPStatusError):
+                run = None
+            if run is not None:
+                flow = self.schedule.spawn(f"flow {run.name}", lambda run=run: self._flow(run.id, run.name))  # type: ignore[misc]
+                self.flows[run.id] = flow
+                self.schedule.wait(None, lambda flow=flow: not flow.alive)  # type: ignore[misc]
+                self._persist(lambda run=run: self.prefect.set_flow_run_state(run.id, State("CRASHED")))  # type: ignore[misc]
+            self.schedule.step()
+            self.schedule.wait(2.0)
+
+    def _flow(self, run_id: str, name: str) -> None:
+        """A flow's process: its state is told to Prefect at both ends."""
+        if not self._persist(lambda: self.prefect.set_flow_run_state(run_id, State("RUNNING")), tries=4):
+            return
+        try:
+            character.make(name, self._attempts)
+            state = State("COMPLETED")
+        except Exception as error:
+            self.say(f"{name} failed: {type(error).__name__}: {error}")
+            if not isinstance(error, EngineError | OSError | MlflowException):
+                raise Broken(f"{name}: {type(error).__name__}: {error}") from error
+            state = State("FAILED", f"{type(error).__name__}: {error}")
+        self._persist(lambda: self.prefect.set_flow_run_state(run_id, state), tries=4)
+
+    def _attempts(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """As Prefect runs a task: again where that can help."""
+        for attempt in range(3):
+            try:
+                return call(*arguments)
+            except Exception as error:
+                state: Any = SimpleNamespace(result=lambda raise_on_failure, error=error: error)
+                if attempt == 2 or not should_retry(None, None, state):  # type: ignore[arg-type]
+                    raise
+            self.schedule.wait(2.0**attempt)
+
+    def _persist(self, call: Callable[[], Any], tries: int = 1000) -> Any:
+        """As Prefect's client: again while the server is away."""
+        for _ in range(tries):
+            try:
+                return call()
+            except (httpx.HTTPError, PrefectHTTPStatusError):
+                self.schedule.wait(3.0)
+        return None
+
+    def _morning(self) -> None:
+        """The first run of the next day: what was written down reaches MLflow."""
+        tracker = open_tracker(HOME, project="charengine", name="morning", key="run-morning", params={}, tags={})
+        tracker.finish()
+
+    def _morning_ended(self, error: BaseException | None) -> None:
+        if error is not None:
+            raise Broken(f"the morning's run failed: {error!r}") from error
+        self.is_morning = True
+
+    # --- what goes wrong ---
+
+    def _kill(self, what: str) -> None:
+        if self.quiet:
+            return
+        flows = [flow for flow in self.flows.values() if flow.alive]
+        chosen = {
+            "flow": flows,
+            "worker": self.workers,
+            "parent": [self.parent] if self.parent else [],
+            "up": [*flows, *self.workers, self.parent],
+            "power": [*flows, *self.workers, self.parent],
+        }[what]
+        alive = [process for process in chosen if process and process.alive]
+        if what in ("flow", "worker", "parent"):
+            alive = [self.dice.choice(alive)] if alive else []
+        self.say(f"killed: {what} ({', '.join(process.name for process in alive)})")
+        for process in alive:
+            self._end(process)
+        if what == "power":
+            self.disk.lose_power()
+        if what in ("up", "power"):  # services.prefect_api.crash_left_runs
+            for run in self.prefect.active():
+                run.state = State("CRASHED")
+
+    def _end(self, process: Process) -> None:
+        self.schedule.kill(process)
+        self.disk.close_of(process)
+
+    def _set_clock(self, by: float) -> None:
+        self.say(f"the clock is set by {by:g} s")
+        self.schedule.drift += by
+
+    def _disk_fault(self, name: str, path: str) -> int:
+        if self.quiet or self.schedule.current() is None or name not in WRITES + ("unlink", "rmdir"):
+            return 0
+        start, end = self.faults.full
+        if start <= self.schedule.now < end and name in ("write", "create", "mkdir"):
+            return errno.ENOSPC
+        if self.faults.disk and self.dice.random() < self.faults.disk:
+            self.say(f"fails: {name} {path}")
+            return self.dice.choice((errno.EIO, errno.ENOSPC) if name in WRITES else (errno.EIO,))
+        return 0
+
+    def _request(self, server: str, name: str) -> bool:
+        """Whether the answer is lost."""
+        self.schedule.step()
+        if self.quiet:
+            return False
+        away = any(one == server and start <= self.schedule.now < end for one, start, end in self.faults.away)
+        if away:
+            self.schedule.wait(0.1)
+        if away or self.dice.random() < self.faults.requests / 2:
+            self.say(f"{server} refuses {name}")
+            raise self._refusal(server, name)
+        if self.faults.requests and self.dice.random() < self.faults.requests / 2:
+            self.say(f"{server} loses the answer to {name}")
+            return True
+        return False
+
+    def _refusal(self, server: str, name: str) -> Exception:
+        if server == "mlflow":
+            return MlflowException(f"{name}: API request failed, connection refused")
+        if self.dice.random() < 0.5:
+            return httpx.ConnectError(f"{name}: connection refused")
+        response = httpx.Response(503, request=httpx.Request("POST", "http://prefect.night/api"))
+        return PrefectHTTPStatusError(f"{name}: 503", request=response.request, response=response)
+
+    # --- what the night sees of the work ---
+
+    def begins(self, work: str) -> Callable[[], None]:
+        """Nobody else may be at it."""
+        me = self.schedule.current()
+        assert me
+        other = self.working.get(work)
+        if other is not None and other is not me and other.alive:
+            raise Broken(f"{work} is made twice at once")
+        self.working[work] = me
+        return lambda: self.working.pop(work, None) and None
+
+
+# --- the product over the simulated world ---
+
+
+class _InPlace:
+    """Stands for the thread that writes a training's states."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        from concurrent.futures import Future
+
+        done: Future[None] = Future()
+        try:
+            call(*arguments)
+            done.set_result(None)
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    def shutdown(self, wait: bool = True) -> None:
+        """Nothing waits."""
+
+
+class _SafeOpen:
+    """`safetensors.safe_open` on bytes: the library itself opens files without Python."""
+
+    def __init__(self, path: Any, framework: str) -> None:
+        import safetensors
+        import safetensors.torch
+
+        with open(path, "rb") as file:
+            data = file.read()
+        if len(data) < 8 or 8 + int.from_bytes(data[:8], "little") > len(data):
+            raise safetensors.SafetensorError("HeaderTooLarge")
+        header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+        self._facts = json.loads(header).get("__metadata__")
+        self._tensors = safetensors.torch.load(data)
+
+    def __enter__(self) -> _SafeOpen:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def metadata(self) -> Any:
+        return self._facts
+
+    def keys(self) -> list[str]:
+        return list(self._tensors)
+
+    def get_tensor(self, name: str) -> Any:
+        return self._tensors[name]
+
+
+@contextmanager
+def simulated() -> Iterator[Callable[[Night], None]]:
+    """The product's modules over whatever night is set."""
+    import mlflow
+    import prefect.client.orchestration
+    import safetensors
+
+    from charengine.run import claim, running
+    from charengine.stages.train import state
+    from charengine.tracking import attempts, catching_up, journal, spool
+    from charengine.tracking import mlflow as tracking
+
+    places: dict[str, Any] = {}
+
+    def use(night: Night) -> None:
+        clock, threads = Clock(night.schedule), Threading(night.schedule)
+        for module in (spool, journal, attempts, pool, tracking, running):
+            module.time = clock
+        spool.threading = threads
+        places["calls"].disk = night.disk
+        places["night"] = night
+        character.watch = character.Watch(night.begins, lambda seconds: (night.schedule.step(), night.schedule.wait(seconds))[0])
+
+    def current() -> Night:
+        night: Night = places["night"]
+        return night
+
+    def pid() -> int:
+        process = current().schedule.current() if "night" in places else None
+        return process.pid if process else os.getpid()
+
+    os_here = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)})
+    with ExitStack() as stack:
+        for module in (spool, journal, attempts, pool, tracking, running):
+            stack.callback(setattr, module, "time", module.time)
+        stack.callback(setattr, spool, "threading", spool.threading)
+        calls = places["calls"] = stack.enter_context(simulated_calls())
+        for name in dir(os):
+            setattr(os_here, name, getattr(os, name))
+        os_here.getpid = pid
+        client = lambda **_: current().client  # noqa: E731
+        patches: list[tuple[Any, str, Any]] = [
+            (mlflow, "MlflowClient", client),
+            (prefect.client.orchestration, "get_client", lambda **_: current().prefect),
+            (pool, "run_deployment", lambda *a, **k: current().prefect.run_deployment(*a, **k)),
+            (running, "run_stoppable", lambda work: work(lambda: False)),
+            (running, "fastest_threads", _nothing),
+            (state, "ThreadPoolExecutor", _InPlace),
+            (safetensors, "safe_open", _SafeOpen),
+            (tracking.MLflowTracker, "watch_machine", lambda self: None),
+            (catching_up, "is_running", lambda process: current().schedule.is_running(process)),
+            (journal, "os", os_here),
+            (claim, "os", os_here),
+        ]
+        for place, name, value in patches:
+            stack.enter_context(patch.object(place, name, value))
+        stack.enter_context(patch.dict(os.environ, {"MLFLOW_TRACKING_URI": "http://mlflow.night", "CHARENGINE_HOME": str(HOME.root)}))
+        yield use
+    del calls
+
+
+@contextmanager
+def _nothing(*_: Any) -> Iterator[None]:
+    yield
+
+
+# --- the morning ---
+
+
+def contents(night: Night) -> dict[str, str]:
+    """Every file that a night makes, by path; records without where they came from."""
+    night.schedule.tasks.clear()
+    found = {}
+    store = Store(HOME.store)
+    for path in sorted(night.disk.files):
+        data = night.disk.files[path].data
+        if path.endswith(".tmp"):
+            continue
+        if path.startswith(f"{HOME.store}/results/"):
+            key = os.path.basename(path).removesuffix(".json")
+            record = store.result(key, RECORDS[key.split("-")[0]])
+            whole = record is not None and all(store.has(ref) for ref in refs_in(record))
+            found[path] = content_digest(record) if record is not None and whole else "lost or damaged"
+        elif path.startswith((str(HOME.store), str(RUNS))):
+            found[path] = data.hex()[:64]
+    return found
+
+
+def check(night: Night, expected: dict[str, str]) -> None:
+    """What must be true in the morning.
+
+    Args:
+        night: that has been run.
+        expected: contents of an undisturbed one.
+
+    Raises:
+        Broken: it is not.
+    """
+    found = contents(night)
+    wrong = [f"{path}: {_difference(found.get(path), expected.get(path))}" for path in sorted(found.keys() | expected.keys()) if found.get(path) != expected.get(path)]
+    files = night.disk.files
+    wrong += [f"{path}: a temporary file is left" for path in files if path.endswith(".tmp") or ".charengine-run.json." in path]
+    wrong += [f"{path} is still locked" for path, node in files.items() if node.lock is not None]
+    kept = (str(HOME.state), f"{HOME.mlflow}/journal", f"{HOME.mlflow}/spool")
+    wrong += [f"{path} waits for ever" for path in files if path.startswith(kept)]
+    wrong += [f"state folder {path} is left" for path in night.disk.folders if path.startswith(f"{HOME.state}/")]
+    wrong += [f"Prefect: {run.name} is {run.state.type}" for run in night.prefect.runs.values() if not run.state.is_final()]
+    wrong += _wrong_completions(night) + _wrong_in_mlflow(night)
+    if wrong:
+        raise Broken("\n".join(wrong[:12]))
+
+
+def _difference(found: str | None, expected: str | None) -> str:
+    return "is missing" if found is None else "nobody else made it" if expected is None else "differs"
+
+
+def _wrong_completions(night: Night) -> list[str]:
+    """Within one batch, every character is completed once."""
+    batches = {number: key.split(":")[0] for key, number in night.prefect.keys.items()}
+    done = Counter((batches[run.id], run.name) for run in night.prefect.runs.values() if run.state.is_completed())
+    wrong = [f"{name} was completed {count} times in {batch}" for (batch, name), count in done.items() if count > 1]
+    made = {name for _, name in done}
+    return wrong + [f"{name} was never completed" for name in NAMES if name not in made]
+
+
+def _wrong_in_mlflow(night: Night) -> list[str]:
+    runs = list(night.mlflow.runs.values())
+    keys = Counter(run.tags["charengine.key"] for run in runs)
+    wrong = [f"MLflow: {count} runs with the key {key}" for key, count in keys.items() if count > 1]
+    wrong += [f"MLflow: {run.name} is {run.status}" for run in runs if run.status != "FINISHED"]
+    by_name = {run.name: run for run in runs}
+    for name in NAMES:
+        for child, metric, steps in ((" train", LOSS, [*range(1, STEPS + 1)]), (" sweep", "best", [0]), ("", "outcome", [0])):
+            run = by_name.get(name + child)
+            found = [step for step, _, _ in run.metrics.get(metric, [])] if run else None
+            if found is None or sorted(found) != steps:
+                wrong.append(f"MLflow: {metric} of {name}{child} at steps {found}, not {steps}")
+        versions = night.mlflow.versions.get(name, [])
+        if len(versions) != 1 or night.mlflow.aliases.get(name) != {"champion": "1"}:
+            wrong.append(f"MLflow: {len(versions)} versions of {name}, aliases {night.mlflow.aliases.get(name)}")
+    return wrong
+
+
+def undisturbed(use: Callable[[Night], None]) -> dict[str, str]:
+    """The contents of a night without faults."""
+    night = Night(0, Plan())
+    use(night)
+    night.run()
+    found = contents(night)
+    check(night, found)
+    return found
+
+
+def nights(seeds: range, expected: dict[str, str], use: Callable[[Night], None]) -> Iterator[tuple[Night, BaseException | None]]:
+    """Each night with the reason why it failed, None when all was true."""
+    for seed in seeds:
+        night = Night(seed)
+        use(night)
+        try:
+            night.run()
+            check(night, expected)
+        except (Broken, Stuck) as error:
+            yield night, error
+        else:
+            yield night, None
+
+
+def main() -> int:
+    """Run nights again: all seeds on the command line."""
+    with simulated() as use:
+        expected = undisturbed(use)
+        for seed in sys.argv[1:]:
+            for night, error in nights(range(int(seed), int(seed) + 1), expected, use):
+                print("\n".join([f"seed {seed}: {night.faults}", *night.told, f"seed {seed}: {error or 'all is well'}"]))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
+
+__all__ = ["ROOT", "Calls"]
