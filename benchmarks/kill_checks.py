@@ -67,8 +67,8 @@ def differences(found: dict[str, Any], expected: dict[str, Any], names: list[str
     return wrong
 
 
-def wrong_in_prefect(site: Site, names: list[str], last_batch: str) -> list[str]:
-    """Runs that are not finished, characters not made exactly once by the last batch, slots and leases still held."""
+def wrong_in_prefect(site: Site, names: list[str]) -> list[str]:
+    """Runs that are not finished, characters not made exactly once a batch, slots and leases still held."""
     runs = site.runs()
     wrong = [f"Prefect: run {run['name']} is {run['state_name']}" for run in runs if run["state_type"] not in FINAL]
     begun = site.api("task_runs/filter", {"task_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}})
@@ -110,8 +110,13 @@ def wrong_in_mlflow(site: Site, names: list[str], steps: int) -> list[str]:
     return wrong
 
 
-def left_behind(site: Site) -> list[str]:
-    """Processes, locks and files that must not be there once `up` has ended."""
+def left_behind(site: Site, caches: list[str]) -> list[str]:
+    """Processes, locks and files that must not be there once `up` has ended.
+
+    Args:
+        site: whose.
+        caches: what lies in the temporary folder after an undisturbed night too.
+    """
     wrong = [
         f"process: {kind} {process.pid} still runs" for kind, found in site.processes().items() for process in found if kind not in site.also
     ]
@@ -120,7 +125,7 @@ def left_behind(site: Site) -> list[str]:
     wrong += [f"lock: {path.name} is held" for path in locks]
     for place in (site.home.root, site.work):
         wrong += [f"temp file: {path.relative_to(site.folder)}" for pattern in TEMPORARY for path in sorted(place.rglob(pattern))]
-    wrong += [f"temp file: {path.relative_to(site.folder)}" for path in sorted(site.tmp.iterdir())]
+    wrong += [f"temp file: {path.relative_to(site.folder)}" for path in sorted(site.tmp.iterdir()) if path.name not in caches]
     for folder in ("spool", "journal"):
         wrong += [f"not delivered: {path.name} in {folder}" for path in sorted((site.home.mlflow / folder).glob("*"))]
     wrong += [f"state left: {path.name}" for path in sorted(site.home.state.glob("*"))]

@@ -30,7 +30,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 import psutil  # noqa: E402
-from kill_checks import contents, differences, left_behind, read_contents, wrong_in_mlflow, wrong_in_prefect  # noqa: E402
+from kill_checks import FINAL, contents, differences, left_behind, read_contents, wrong_in_mlflow, wrong_in_prefect  # noqa: E402
 from kill_targets import FLOW_RUN, Site, seconds_until, whole_again  # noqa: E402
 
 STEPS = 6
@@ -117,13 +117,16 @@ class Template:
             site.stop()
             quiet = self.copy("undisturbed")
             quiet.start()
-            run_id = quiet.ask(CAST, "undisturbed")
-            wait_for_end(quiet, run_id, None)
-            wrong = wrong_in_prefect(quiet, [one["name"] for one in CAST], run_id)
+            names = [one["name"] for one in CAST]
+            quiet.ask(CAST, "undisturbed")
+            wrong = wait_until_made(quiet, names)
+            wrong += wrong_in_prefect(quiet, names)
             quiet.stop()
-            wrong += wrong_in_mlflow(quiet, [one["name"] for one in CAST], STEPS) + left_behind(quiet)
-            print(f"the undisturbed night: {wrong or 'all is well'}", flush=True)
-            content.write_text(json.dumps(contents(quiet), indent=1))
+            caches = sorted(path.name for path in quiet.tmp.iterdir())
+            wrong += wrong_in_mlflow(quiet, names, STEPS) + left_behind(quiet, caches)
+            if wrong:
+                raise SystemExit("not all is well without a kill:\n" + "\n".join(wrong))
+            content.write_text(json.dumps(contents(quiet) | {"caches": caches}, indent=1))
             shutil.rmtree(quiet.folder)
         self.expected = read_contents(content)
 
@@ -135,17 +138,17 @@ class Template:
         return site
 
 
-def wait_for_end(site: Site, run_id: str, revive: Any) -> str:
-    """Wait until a batch's run has ended; its state."""
+def wait_until_made(site: Site, names: list[str]) -> list[str]:
+    """Wait until each character was completed and nothing runs; what is missing when that takes too long."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while time.monotonic() < deadline:
-        if revive:
-            revive()
-        (run,) = site.api("flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
-        if run["state_type"] in ("COMPLETED", "CRASHED", "FAILED", "CANCELLED"):
-            return str(run["state_type"])
+        runs = site.runs()
+        done = {run["name"] for run in runs if run["state_type"] == "COMPLETED"}
+        if done >= set(names) and all(run["state_type"] in FINAL for run in runs):
+            return []
         time.sleep(1.0)
-    return "never ended"
+    left = [f"{run['name']} is {run['state_name']}: {(run['state'] or {}).get('message')}" for run in site.runs()]
+    return [f"not all was made within {SETTLE_SECONDS:.0f} s: {left}"]
 
 
 class Batch:
@@ -182,9 +185,9 @@ class Batch:
             self._ask()
             self._kill_and_recover()
             wrong += self._wait_until_made()
-            wrong += wrong_in_prefect(self.site, names, self.batch_run)
+            wrong += wrong_in_prefect(self.site, names)
             stopped = self.site.stop()
-            wrong += wrong_in_mlflow(self.site, names, STEPS) + left_behind(self.site)
+            wrong += wrong_in_mlflow(self.site, names, STEPS) + left_behind(self.site, self.template.expected["caches"])
             wrong += differences(contents(self.site), self.template.expected, names)
         except Exception as error:  # the batch is kept as failed, and the next one begins
             stopped = 0.0
