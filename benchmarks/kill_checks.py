@@ -61,7 +61,9 @@ def differences(found: dict[str, Any], expected: dict[str, Any], names: list[str
             wrong.append(f"bytes: {path} {how}")
     for key, digest in found["results"].items():
         if expected["results"].get(key) != digest:
-            wrong.append(f"result {key}: {'differs' if key in expected['results'] else 'made under a key of no other night'}")
+            wrong.append(
+                f"result {key}: {'differs' if key in expected['results'] else 'made under a key of no other night'}"
+            )
     made = Counter(key.split("-")[0] for key in found["results"])
     wrong += [f"results: {made[stage]} of {stage}, not {len(names)}" for stage in RECORDS if made[stage] != len(names)]
     return wrong
@@ -73,14 +75,26 @@ def wrong_in_prefect(site: Site, names: list[str]) -> list[str]:
     wrong = [f"Prefect: run {run['name']} is {run['state_name']}" for run in runs if run["state_type"] not in FINAL]
     begun = site.api("task_runs/filter", {"task_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}})
     ended = {run["id"] for run in runs if run["state_type"] == "COMPLETED"}
-    wrong += [f"Prefect: task {task['name']} of a completed run is {task['state_name']}" for task in begun if task["flow_run_id"] in ended]
+    wrong += [
+        f"Prefect: task {task['name']} of a completed run is {task['state_name']}"
+        for task in begun
+        if task["flow_run_id"] in ended
+    ]
     done = Counter(run["name"] for run in runs if run["state_type"] == "COMPLETED" and run["parameters"].get("prompt"))
     batches = sum(run["state_type"] == "COMPLETED" and run["name"].startswith("batch") for run in runs)
-    wrong += [f"Prefect: {name} was completed {done[name]} times" for name in names if not 1 <= done[name] <= max(1, batches)]
+    wrong += [
+        f"Prefect: {name} was completed {done[name]} times" for name in names if not 1 <= done[name] <= max(1, batches)
+    ]
     limits = site.api("v2/concurrency_limits/filter", {})
-    wrong += [f"Prefect: {limit['name']} holds {limit['active_slots']} slots" for limit in limits if limit["active_slots"]]
+    wrong += [
+        f"Prefect: {limit['name']} holds {limit['active_slots']} slots" for limit in limits if limit["active_slots"]
+    ]
     folder = site.home.prefect / "concurrency_leases"
-    wrong += [f"Prefect: lease {path.name} is held" for path in sorted(folder.glob("*.json")) if path.name != "expirations.json"]
+    wrong += [
+        f"Prefect: lease {path.name} is held"
+        for path in sorted(folder.glob("*.json"))
+        if path.name != "expirations.json"
+    ]
     return wrong
 
 
@@ -97,7 +111,11 @@ def wrong_in_mlflow(site: Site, names: list[str], steps: int) -> list[str]:
     keys = Counter(run.data.tags.get("charengine.key", "no key") for run in runs)
     wrong += [f"MLflow: {count} runs with the key {key}" for key, count in keys.items() if count > 1]
     kinds = Counter(run.data.tags.get("charengine.kind", "") for run in runs)
-    wrong += [f"MLflow: {kinds[kind]} runs of kind {kind}, not {len(names)}" for kind in ("character", "train", "sweep") if kinds[kind] != len(names)]
+    wrong += [
+        f"MLflow: {kinds[kind]} runs of kind {kind}, not {len(names)}"
+        for kind in ("character", "train", "sweep")
+        if kinds[kind] != len(names)
+    ]
     for run in runs:
         if run.data.tags.get("charengine.kind") == "train":
             found = sorted(point.step for point in client.get_metric_history(run.info.run_id, "train/loss"))
@@ -118,14 +136,23 @@ def left_behind(site: Site, caches: list[str]) -> list[str]:
         caches: what lies in the temporary folder after an undisturbed night too.
     """
     wrong = [
-        f"process: {kind} {process.pid} still runs" for kind, found in site.processes().items() for process in found if kind not in site.also
+        f"process: {kind} {process.pid} still runs"
+        for kind, found in site.processes().items()
+        for process in found
+        if kind not in site.also
     ]
     held = lock_holders()
     locks = [path for path in sorted(site.home.locks.glob("*")) if path.stat().st_ino in held]
     wrong += [f"lock: {path.name} is held" for path in locks]
     for place in (site.home.root, site.work):
-        wrong += [f"temp file: {path.relative_to(site.folder)}" for pattern in TEMPORARY for path in sorted(place.rglob(pattern))]
-    wrong += [f"temp file: {path.relative_to(site.folder)}" for path in sorted(site.tmp.iterdir()) if path.name not in caches]
+        wrong += [
+            f"temp file: {path.relative_to(site.folder)}"
+            for pattern in TEMPORARY
+            for path in sorted(place.rglob(pattern))
+        ]
+    wrong += [
+        f"temp file: {path.relative_to(site.folder)}" for path in sorted(site.tmp.iterdir()) if path.name not in caches
+    ]
     for folder in ("spool", "journal"):
         wrong += [f"not delivered: {path.name} in {folder}" for path in sorted((site.home.mlflow / folder).glob("*"))]
     wrong += [f"state left: {path.name}" for path in sorted(site.home.state.glob("*"))]

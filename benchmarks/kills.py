@@ -212,7 +212,9 @@ class Batch:
             self._revive()
             if self._state() == "COMPLETED":
                 return
-            kind = self.dice.choices(list(WEIGHTS | dict.fromkeys(self.also, 3)), [*WEIGHTS.values(), *[3] * len(self.also)])[0]
+            kind = self.dice.choices(
+                list(WEIGHTS | dict.fromkeys(self.also, 3)), [*WEIGHTS.values(), *[3] * len(self.also)]
+            )[0]
             found = self.site.processes()[kind]
             wait = self.dice.random() >= IMPATIENT
             if not found:
@@ -243,7 +245,9 @@ class Batch:
         """Start `up` again when it is gone."""
         if self.site.has_ended():
             if self.site.popen and self.site.popen.returncode >= 0:
-                self.notes.append(f"up gave up with status {self.site.popen.returncode}: {self.site.last_words()[-400:]}")
+                self.notes.append(
+                    f"up gave up with status {self.site.popen.returncode}: {self.site.last_words()[-400:]}"
+                )
             self.site.start()
 
     # --- the cast ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -63,6 +64,17 @@ def is_running(pid: int) -> bool:
     except PermissionError:  # another user's
         return True
     return True
+
+
+def this_process() -> str:
+    """This process, among all machines' that share a tracking server: host and process id."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def has_ended(process: str) -> bool:
+    """Whether a process (`this_process`) of this machine runs no more; of other machines' nobody here knows."""
+    host, _, pid = process.rpartition(":")
+    return host == platform.node() and pid.isdigit() and not is_running(int(pid))
 
 
 def spawn(command: list[object], output: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -18,19 +18,33 @@ class Attempts:
 
     def __init__(self) -> None:
         self._rest_until = 0.0
+        self.failures = 0
 
     @property
     def is_away(self) -> bool:
         """Whether a call has failed a short while ago."""
         return time.monotonic() < self._rest_until
 
-    def attempt(self, what: str, call: Callable[[], T], always: bool = False) -> T | None:
-        """Call MLflow; a failure is logged and gives None, and for a while only `always` calls are tried."""
+    def attempt(
+        self, what: str, call: Callable[[], T], always: bool = False, otherwise: Callable[[], object] = lambda: None
+    ) -> T | None:
+        """Call MLflow; a failure is logged and gives None, and for a while only `always` calls are tried.
+
+        Args:
+            what: for the log.
+            call: of MLflow.
+            always: it is tried even a short while after another has failed.
+            otherwise: called when it was not tried or failed.
+        """
         if self.is_away and not always:
+            self.failures += 1
+            otherwise()
             return None
         try:
             return call()
         except Exception as error:  # whatever MLflow raises
             log.warning("MLflow: %s failed: %s", what, (str(error).splitlines() or [""])[0][:300])
             self._rest_until = time.monotonic() + REST_AFTER_FAILURE
+            self.failures += 1
+            otherwise()
             return None

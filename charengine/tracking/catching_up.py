@@ -1,13 +1,13 @@
-"""What was written down while MLflow was away is sent before a run begins."""
+"""What was written down while MLflow was away is sent before a run begins, and runs whose process has died are closed."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from charengine.machine.processes import is_running
+from charengine.machine.locks import single_flight
+from charengine.machine.processes import has_ended, is_running, this_process
 from charengine.tracking.journal import deliver
 from charengine.tracking.protocol import Status
 from charengine.tracking.spool import Point
@@ -15,11 +15,24 @@ from charengine.tracking.spool import Point
 log = logging.getLogger(__name__)
 
 
-def catch_up(journal: Path, connection: Any, open_run: Callable[..., Any]) -> None:
-    """Send what was written down; a failure is logged, and the journal kept."""
+class StillAway(Exception):
+    """MLflow took some of it, not all."""
+
+
+def catch_up(connection: Any, open_run: Callable[..., Any], known: Callable[[str], Any]) -> None:
+    """Send what was written down and close what was left open; a failure is logged, and what was written down is kept.
+
+    Args:
+        connection: to MLflow.
+        open_run: opens a run by its key, or makes it.
+        known: the run with a key as it is; None when there is none.
+    """
+    receiver = _Receiver(connection, open_run, known)
     try:
-        if sent := deliver(journal, _Receiver(connection, open_run), is_running):
-            log.info("MLflow was told of %d runs that it had missed", sent)
+        with single_flight(connection.locks / "mlflow-journal.lock", "another run tells MLflow what it had missed"):
+            if sent := deliver(connection.journal, receiver, is_running):
+                log.info("MLflow was told of %d runs that it had missed", sent)
+            receiver.close_left_runs()
     except Exception as error:  # whatever MLflow or a damaged journal raises must not stop this run
         log.warning("MLflow could not be told of earlier runs (%s)", (str(error).splitlines() or [""])[0][:300])
 
@@ -27,11 +40,15 @@ def catch_up(journal: Path, connection: Any, open_run: Callable[..., Any]) -> No
 class _Receiver:
     """A connection, as a journal is played to it."""
 
-    def __init__(self, connection: Any, open_run: Callable[..., Any]) -> None:
-        self._connection, self._open_run = connection, open_run
+    def __init__(self, connection: Any, open_run: Callable[..., Any], known: Callable[[str], Any]) -> None:
+        self._connection, self._open_run, self._known = connection, open_run, known
+        self._failures = connection.failures
 
     def begin(self, name: str, key: str, parent: Any, params: Mapping[str, object], tags: Mapping[str, str]) -> Any:
-        return self._open_run(name, key, parent, params, tags)
+        return self._open_run(name, key, parent, params, tags, delivers=True)
+
+    def known(self, key: str) -> Any:
+        return self._known(key)
 
     def metrics(self, run: Any, values: Mapping[str, float], step: int, when: int) -> None:
         points = [Point(key, value, step, when) for key, value in values.items() if step > run.delivered_step(key)]
@@ -39,8 +56,24 @@ class _Receiver:
             self._connection.send(run.run_id, points)
 
     def close(self, run: Any, status: Status) -> None:
-        self._connection.spool.drain(run.run_id)
-        self._connection.client.set_terminated(run.run_id, status)
+        """End the run, unless a process is at work in it; one that was finished stays so."""
+        if not self._connection.spool.drain(run.run_id):
+            raise StillAway(f"the metrics of run {run.run_id} wait on")
+        at_work = run.status_before == "RUNNING" and run.process_before and not has_ended(run.process_before)
+        if at_work and run.process_before != this_process():
+            return
+        ends = "FINISHED" if run.status_before == "FINISHED" else status
+        self._connection.client.set_terminated(run.run_id, ends)
 
     def is_away(self) -> bool:
-        return bool(self._connection.is_away)
+        return bool(self._connection.failures != self._failures)
+
+    def close_left_runs(self) -> None:
+        """End runs whose process has died: finished where the stage's result is kept, else killed."""
+        for key in self._connection.open_keys():
+            run = self._known(key)
+            if run is None or not has_ended(run.process_before):
+                continue
+            self._connection.spool.recover(run.run_id, run.delivered_step)
+            kept = (self._connection.results / f"{key}.json").exists()
+            self.close(run, "FINISHED" if kept else "KILLED")

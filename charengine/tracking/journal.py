@@ -18,6 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from charengine.errors import EngineError
+from charengine.store import write_atomically
 from charengine.tracking.protocol import Status, Tracker
 from charengine.tracking.views import inherited
 
@@ -162,12 +164,14 @@ class Journal:
                 beside = self._path.with_suffix("")
                 beside.mkdir(parents=True, exist_ok=True)
                 line["file"] = uuid.uuid4().hex
-                (beside / line["file"]).write_bytes(data)
+                write_atomically(beside / line["file"], data)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            log.warning("what MLflow is to be told cannot be written to %s: %s", self._path, error.strerror)
+                file.flush()
+                os.fsync(file.fileno())  # a result that is kept is never made again, nor told again
+        except (OSError, EngineError) as error:
+            log.warning("what MLflow is to be told cannot be written to %s: %s", self._path, error)
 
 
 class Receiver(Protocol):
@@ -177,6 +181,10 @@ class Receiver(Protocol):
         self, name: str, key: str, parent: Tracker | None, params: Mapping[str, object], tags: Mapping[str, str]
     ) -> Tracker:
         """The run with this key, reopened or started."""
+        ...
+
+    def known(self, key: str) -> Tracker | None:
+        """The run with this key as it is; None when there is none."""
         ...
 
     def metrics(self, run: Tracker, values: Mapping[str, float], step: int, when: int) -> None:
@@ -212,6 +220,9 @@ def deliver(folder: Path, receiver: Receiver, alive: Callable[[int], bool]) -> i
         path.unlink(missing_ok=True)
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         done += 1
+    for beside in [path for path in folder.glob("*") if path.suffix != ".jsonl"]:  # of a journal that went a moment ago
+        if not beside.with_suffix(".jsonl").exists() and not alive(int(beside.name.partition("-")[0])):
+            shutil.rmtree(beside, ignore_errors=True)
     return done
 
 
@@ -230,21 +241,32 @@ def _play(lines: list[dict[str, Any]], beside: Path, receiver: Receiver) -> None
     for line in lines:
         key = line["run"]
         if line["what"] == "open":
-            parent = line["parent"]
-            if parent and parent[1] not in runs:
-                runs[parent[1]] = receiver.begin(parent[0], parent[1], None, {}, {})
-            runs[key] = receiver.begin(
-                line["name"], key, runs[parent[1]] if parent else None, line["params"], line["tags"]
-            )
+            above = _parent(line["parent"], runs, receiver)
+            runs[key] = receiver.begin(line["name"], key, above, line["params"], line["tags"])
+        elif key not in runs:
+            log.warning("a journal of MLflow is damaged: nothing opens run %s", key)
         elif line["what"] == "metrics":
             receiver.metrics(runs[key], line["values"], line["step"], line["when"])
         elif line["what"] == "finish":
             receiver.close(runs[key], line["status"])
             runs.pop(key)
-        else:
+        elif "file" not in line or (beside / line["file"]).exists():
             _tell(runs[key], line, (beside / line["file"]).read_bytes() if "file" in line else b"")
     for run in runs.values():  # their process was killed
         receiver.close(run, "KILLED")
+
+
+def _parent(above: list[str] | None, runs: dict[str, Tracker], receiver: Receiver) -> Tracker | None:
+    """The run that another belongs to, (name, key): opened by this journal, there already, or made."""
+    if above is None:
+        return None
+    name, key = above
+    if key not in runs:
+        there = receiver.known(key)
+        if there is not None:
+            return there
+        runs[key] = receiver.begin(name, key, None, {}, {})
+    return runs[key]
 
 
 def _tell(run: Tracker, line: dict[str, Any], data: bytes) -> None:

@@ -10,38 +10,39 @@ import contextlib
 import json
 import logging
 import tempfile
-import time
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from charengine.adapter.card import model_card, pick_facts
+from charengine.adapter.card import pick_facts
 from charengine.machine.addresses import database_uri, running_services, tracking_uri
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
+from charengine.machine.processes import this_process
 from charengine.tracking.attempts import Attempts
 from charengine.tracking.catching_up import catch_up
 from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
-from charengine.tracking.model_card import WEIGHTS, is_better, write_model
 from charengine.tracking.pages import PICK_TAG, Pages
 from charengine.tracking.protocol import Status
+from charengine.tracking.registry import DIGEST_LIMIT, RunModels, cut, pick_file
 from charengine.tracking.spool import MetricSpool, Point
 from charengine.tracking.views import KIND_TAG, inherited, view_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities import Run
     from PIL.Image import Image
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 KEY_TAG = "charengine.key"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens on training runs, not on chat traces
-PARAM_LIMIT, TAG_LIMIT, PARAMS_PER_CALL, DIGEST_LIMIT = 6000, 5000, 100, 36  # MLflow's own
+PROCESS_TAG = "charengine.process"  # who has the run open
+PARAM_LIMIT, PARAMS_PER_CALL = 6000, 100  # MLflow's own
 
 
 def open_run(
@@ -54,7 +55,7 @@ def open_run(
     """
     connection = Connection(home, project)
     try:
-        catch_up(connection.journal, connection, partial(_open, connection))
+        catch_up(connection, partial(_open, connection), partial(_known, connection))
         return _open(connection, name, key, parent=None, params=params, tags=tags)
     except BaseException:
         connection.spool.close()
@@ -105,6 +106,8 @@ class Connection(Attempts):
         self.attempt("seeding the views", self._seed_views)
         self.spool = MetricSpool(home.mlflow / "spool", self.send)
         self.journal = home.mlflow / JOURNAL
+        self.locks = home.locks
+        self.results = home.store / "results"
 
     def _experiment(self, home: Home, project: str) -> str:
         found = self.client.get_experiment_by_name(project)
@@ -125,6 +128,11 @@ class Connection(Attempts):
             if name not in there:
                 self.client.set_experiment_tag(self.experiment_id, name, value)
 
+    def open_keys(self) -> list[str]:
+        """Keys of the runs that MLflow believes to run."""
+        found = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'")
+        return [run.data.tags[KEY_TAG] for run in found if KEY_TAG in run.data.tags]
+
     def send(self, run_id: str, points: list[Point]) -> None:
         """Metrics of one run, at once."""
         from mlflow.entities import Metric
@@ -140,20 +148,32 @@ def _open(
     parent: MLflowTracker | None,
     params: Mapping[str, object],
     tags: Mapping[str, str],
+    delivers: bool = False,
 ) -> MLflowTracker:
-    run = _find(connection, key)
-    if run is None:
-        parentage = {"mlflow.parentRunId": parent.run_id} if parent else {}
-        run = connection.client.create_run(
-            connection.experiment_id, run_name=name, tags={KEY_TAG: key, **parentage, **_cut(tags)}
-        )
-    elif run.info.status != "RUNNING":
-        connection.client.update_run(run.info.run_id, status="RUNNING")
-    tracker = MLflowTracker(connection, run, key, parent)
+    """The run with this key, begun or begun again; while a journal is delivered a run that is there keeps status and owner."""
+    owner = {} if delivers else {PROCESS_TAG: this_process()}
+    with single_flight(connection.locks / "mlflow-runs.lock", "another process opens a run of MLflow"):
+        run = _find(connection, key)
+        if run is None:
+            parentage = {"mlflow.parentRunId": parent.run_id} if parent else {}
+            own = {KEY_TAG: key, **owner, **parentage, **cut(tags)}
+            run = connection.client.create_run(connection.experiment_id, run_name=name, tags=own)
+            before = ""
+        else:
+            before = run.info.status
+            if before != "RUNNING" and not delivers:
+                connection.client.update_run(run.info.run_id, status="RUNNING")
+    tracker = MLflowTracker(connection, run, key, parent, before, delivers)
     tracker.log_params(params)
-    tracker.set_tags(tags)
+    tracker.set_tags({**tags, **owner})
     connection.spool.recover(tracker.run_id, tracker.delivered_step)
     return tracker
+
+
+def _known(connection: Connection, key: str) -> MLflowTracker | None:
+    """The run with this key as it is, neither opened nor made."""
+    run = _find(connection, key)
+    return MLflowTracker(connection, run, key, None, run.info.status) if run else None
 
 
 def _find(connection: Connection, key: str) -> Run | None:
@@ -166,11 +186,23 @@ def _find(connection: Connection, key: str) -> Run | None:
 class MLflowTracker(Pages):
     """One open MLflow run."""
 
-    def __init__(self, connection: Connection, run: Run, key: str, parent: MLflowTracker | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        run: Run,
+        key: str,
+        parent: MLflowTracker | None,
+        before: str = "",
+        delivers: bool = False,
+    ) -> None:
         super().__init__(connection.uri, connection.experiment_id)
         self._connection = connection
         self._key = key
         self._parent = parent
+        self.status_before = before  # of the run, when it was opened again
+        self.process_before = run.data.tags.get(PROCESS_TAG, "")
+        self._delivers = delivers  # a journal: nothing is postponed again
+        self._postponed: JournalTracker | None = None  # what MLflow did not take, and all that came after it
         self._known_params = dict(run.data.params)
         self._known_tags = dict(run.data.tags)
         self._known_metrics = frozenset(run.data.metrics)  # of earlier processes: only their history is asked
@@ -232,17 +264,24 @@ class MLflowTracker(Pages):
         batch = [Param(key, value) for key, value in fresh.items()]
         for start in range(0, len(batch), PARAMS_PER_CALL):
             part = batch[start : start + PARAMS_PER_CALL]
-            self._connection.attempt("params", partial(self._client.log_batch, self.run_id, params=part))
+            told = {param.key: param.value for param in part}
+            self._tell(
+                "params",
+                partial(self._client.log_batch, self.run_id, params=part),
+                lambda j, told=told: j.log_params(told),
+            )
         self._known_params |= fresh
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tags; may change."""
         from mlflow.entities import RunTag
 
-        changed = {key: value for key, value in _cut(tags).items() if self._known_tags.get(key) != value}
+        changed = {key: value for key, value in cut(tags).items() if self._known_tags.get(key) != value}
         if changed:
             batch = [RunTag(key, value) for key, value in changed.items()]
-            self._connection.attempt("tags", lambda: self._client.log_batch(self.run_id, tags=batch))
+            self._tell(
+                "tags", lambda: self._client.log_batch(self.run_id, tags=batch), lambda later: later.set_tags(changed)
+            )
             self._known_tags |= changed
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -262,7 +301,7 @@ class MLflowTracker(Pages):
             else:
                 self._client.log_image(self.run_id, picture, key=name, step=step, synchronous=True)
 
-        self._connection.spool.submit(f"picture {name}", deliver)
+        self._send(f"picture {name}", deliver, lambda later: later.log_image(picture, name, step))
 
     def log_bytes(self, data: bytes, name: str) -> None:
         """A file artifact; folders in `name` are kept."""
@@ -274,7 +313,7 @@ class MLflowTracker(Pages):
                 parent = str(Path(name).parent)
                 self._client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
 
-        self._connection.spool.submit(f"file {name}", deliver)
+        self._send(f"file {name}", deliver, lambda later: later.log_bytes(data, name))
 
     def log_dataset(self, name: str, digest: str, tags: Mapping[str, str]) -> None:
         """The dataset as an input of the run."""
@@ -289,7 +328,7 @@ class MLflowTracker(Pages):
             given = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
             self._client.log_inputs(self.run_id, datasets=[given])
 
-        self._connection.spool.submit("dataset", deliver)
+        self._send("dataset", deliver, lambda later: later.log_dataset(name, digest, tags))
         self.set_tags({"charengine.dataset_digest": digest, "charengine.dataset_name": name})
 
     def log_checkpoint(self, adapter: bytes, step: int, metrics: Mapping[str, float]) -> str | None:
@@ -297,8 +336,10 @@ class MLflowTracker(Pages):
         tag = f"charengine.checkpoint.{step}"
         if tag not in self._known_tags:
             name, facts = f"{self._name}-step-{step}", {"checkpoint_step": str(step)}
-            model = self._connection.attempt(
-                f"checkpoint {step}", lambda: self._log_model(adapter, name, step, metrics, facts)
+            model = self._tell(
+                f"checkpoint {step}",
+                lambda: self._models.log(adapter, name, step, metrics, facts),
+                lambda later: later.log_checkpoint(adapter, step, metrics),
             )
             if model:
                 self.set_tags({tag: model.model_id})
@@ -320,11 +361,15 @@ class MLflowTracker(Pages):
             return
         told = {**facts, **pick_facts(step, strength, rescaled)}
         numbers = {**metrics, "strength": strength}
-        version = self._connection.attempt(
-            "registering the pick", lambda: self._register(name, adapter, step, told, numbers)
+        version = self._tell(
+            "registering the pick",
+            lambda: self._models.register(name, adapter, step, told, numbers),
+            lambda later: later.register_pick(name, adapter, step, strength, metrics, rescaled, facts),
         )
         if version:
-            self.set_tags({"charengine.registered": f"models:/{name}/{version}"})
+            self.set_tags(
+                {PICK_TAG: pick_file(name, version), "charengine.registered": f"models:/{name}/{version.version}"}
+            )
 
     def watch_machine(self) -> None:
         """Log memory, processor, disk and GPU every ten seconds, on a thread of MLflow's, until the run is finished."""
@@ -342,79 +387,43 @@ class MLflowTracker(Pages):
         """Deliver what is queued and close the run; the character's own run also ends the background writer."""
         if self._monitor:
             self._monitor.finish()  # raises nothing
-        self._connection.spool.drain(self.run_id)
-        self._connection.attempt("closing", lambda: self._client.set_terminated(self.run_id, status), always=True)
+        if not self._connection.spool.drain(self.run_id):
+            self._later()  # whoever delivers that opens the run, and so its metrics
+        close = partial(self._client.set_terminated, self.run_id, status)
+        self._connection.attempt("closing", close, always=True, otherwise=self._later)
+        if self._postponed:
+            self._postponed.finish(status)
         if self._parent is None:
             self._connection.spool.close()
+
+    def _tell(self, what: str, call: Callable[[], T], instead: Callable[[JournalTracker], object]) -> T | None:
+        """Tell MLflow; what it does not take, and from then on everything, is written down and delivered by a later run."""
+        if self._postponed:
+            instead(self._postponed)
+            return None
+        if self._delivers:
+            return self._connection.attempt(what, call)
+        return self._connection.attempt(what, call, otherwise=lambda: instead(self._later()))
+
+    def _send(self, what: str, job: Callable[[], object], instead: Callable[[JournalTracker], object]) -> None:
+        """The same, in the background."""
+        if self._postponed or self._delivers:
+            self._tell(what, job, instead)
+        else:
+            self._connection.spool.submit(what, job, lambda: instead(self._later()))
+
+    def _later(self) -> JournalTracker:
+        """What MLflow is told later."""
+        if self._postponed is None:
+            journal, parent = Journal(self._connection.journal), self._parent
+            above = (parent._name, parent._key) if parent else None
+            self._postponed = JournalTracker(journal, self._name, self._key, above, {}, {})
+        return self._postponed
+
+    @property
+    def _models(self) -> RunModels:
+        return RunModels(self._client, self._connection.experiment_id, self.run_id, self._known_tags)
 
     @property
     def _client(self) -> MlflowClient:
         return self._connection.client
-
-    def _log_model(
-        self, data: bytes, name: str, step: int, metrics: Mapping[str, float], facts: Mapping[str, str]
-    ) -> LoggedModel:
-        from mlflow.entities import LoggedModelOutput, Metric
-
-        dataset, digest = (self._known_tags.get(f"charengine.dataset_{part}") for part in ("name", "digest"))
-        told = (
-            inherited(self._known_tags)
-            | ({"dataset": f"{dataset} {digest}"} if dataset and digest else {})
-            | dict(facts)
-        )
-        tags = _cut({**told, "mlflow.note.content": model_card(told)})
-        model = self._client.create_logged_model(
-            self._connection.experiment_id, name, self.run_id, tags, {"step": str(step)}, model_type="adapter"
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            self._client.log_model_artifacts(
-                model.model_id, str(write_model(Path(folder), name, data, told, _save_for_diffusers))
-            )
-        self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
-        now, of = int(time.time() * 1000), {"model_id": model.model_id}
-        if dataset and digest:
-            of |= {"dataset_name": dataset, "dataset_digest": digest[:DIGEST_LIMIT]}
-        points = [Metric(key, value, now, step, **of) for key, value in metrics.items()]
-        self._client.log_batch(self.run_id, metrics=points, synchronous=True)
-        return model
-
-    def _register(
-        self, name: str, data: bytes, step: int, facts: Mapping[str, str], metrics: Mapping[str, float]
-    ) -> str:
-        from mlflow.exceptions import MlflowException
-
-        model = self._log_model(data, f"{name}-recommended", step, metrics, facts)
-        self.set_tags({PICK_TAG: f"{model.model_id}/{WEIGHTS}/{name}-recommended.safetensors"})
-        with contextlib.suppress(MlflowException):  # it exists: this is a later version of the same character
-            self._client.create_registered_model(name)
-        tags = {**facts, **({"score": str(metrics["score"])} if "score" in metrics else {})}
-        version = self._client.create_model_version(
-            name,
-            source=model.artifact_location,  # `models:/<id>` is looked up at the process's default address instead
-            run_id=self.run_id,
-            model_id=model.model_id,
-            tags=_cut(tags),
-            description=model_card(facts),
-        )
-        champion = self._client.get_registered_model(name).aliases.get("champion")
-        if champion is None or not is_better(self._client.get_model_version(name, champion).tags, tags):
-            self._client.set_registered_model_alias(name, "champion", version.version)
-        return str(version.version)
-
-
-def _save_for_diffusers(weights: Path, whole: Path, base: str, facts: dict[str, str]) -> None:
-    """The folder of an adapter as a model that `mlflow.diffusers` and `mlflow.pyfunc` load."""
-    with warnings.catch_warnings(action="ignore"):  # MLflow's own, about type hints of its own
-        import mlflow.diffusers
-        from mlflow.models import Model
-
-        # a folder stands for the base model until it is written: MLflow asks the hub about a name that is no path
-        mlflow.diffusers.save_model(str(weights), str(whole), str(weights), metadata=facts)
-        saved = Model.load(str(whole))
-        saved.flavors["diffusers"]["base_model"] = base
-        saved.save(str(whole / "MLmodel"))
-
-
-def _cut(tags: Mapping[str, Any]) -> dict[str, str]:
-    return {key: str(value)[:TAG_LIMIT] for key, value in tags.items()}

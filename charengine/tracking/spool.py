@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -32,6 +33,14 @@ class Point(NamedTuple):
     when: int
 
 
+class Job(NamedTuple):
+    """A slower delivery, and what is done when it fails."""
+
+    what: str
+    deliver: Callable[[], object]
+    otherwise: Callable[[], object]
+
+
 class MetricSpool:
     """One writer for all runs of a process.
 
@@ -44,7 +53,7 @@ class MetricSpool:
         self._folder = folder
         self._send = send
         self._queue: deque[tuple[str, Point]] = deque()
-        self._jobs: deque[tuple[str, Callable[[], None]]] = deque()
+        self._jobs: deque[Job] = deque()
         self._files: dict[str, TextIO] = {}
         self._incomplete: set[str] = set()
         self._changed = threading.Condition()
@@ -68,10 +77,10 @@ class MetricSpool:
             if len(self._queue) >= BATCH:
                 self._changed.notify_all()
 
-    def submit(self, what: str, job: Callable[[], None]) -> None:
-        """Run a slower delivery (a picture, a file) in the same background thread; a failure is logged."""
+    def submit(self, what: str, deliver: Callable[[], object], otherwise: Callable[[], object] = lambda: None) -> None:
+        """Run a slower delivery (a picture, a file) in the same background thread; one that fails is done otherwise."""
         with self._changed:
-            self._jobs.append((what, job))
+            self._jobs.append(Job(what, deliver, otherwise))
             self._changed.notify_all()
 
     def recover(self, run_id: str, last_step: Callable[[str], int]) -> int:
@@ -95,9 +104,13 @@ class MetricSpool:
             while self._pending(run_id) and time.monotonic() < deadline and not self._pause:
                 self._changed.wait(0.2)
             done = not self._pending(run_id) and run_id not in self._incomplete
+            undone = [] if done else [self._jobs.popleft() for _ in range(len(self._jobs))]
+        for job in undone:
+            job.otherwise()
         self._close_file(run_id)
         if done:
-            self._path(run_id).unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path(run_id).unlink(missing_ok=True)
         else:
             log.warning("MLflow does not answer; metrics of run %s wait in %s", run_id, self._path(run_id))
         return done
@@ -124,12 +137,12 @@ class MetricSpool:
                 if self._closed:
                     return
                 run_id, points = self._take()
-                what, job = self._jobs.popleft() if self._jobs else ("", None)
+                job = self._jobs.popleft() if self._jobs else None
                 self._busy = bool(points or job)
             if points:
                 self._deliver(run_id, points)
             if job:
-                self._run(what, job)
+                self._run(job)
 
     def _take(self) -> tuple[str, list[Point]]:
         """The next points of the oldest queued run, in order."""
@@ -151,18 +164,21 @@ class MetricSpool:
             self._send(run_id, points)
         except Exception as error:  # any failure of a server: the points are safe in the file, training goes on
             pause = min(LONGEST_PAUSE, max(2.0, self._pause * 2))
-            log.warning("MLflow took no metrics (%s); trying again in %.0f s", str(error).splitlines()[0][:200], pause)
+            log.warning(
+                "MLflow took no metrics (%s); trying again in %.0f s", (str(error).splitlines() or [""])[0][:200], pause
+            )
             with self._changed:
                 self._queue.extendleft((run_id, point) for point in reversed(points))
                 self._pause = pause
             return
         self._pause = 0.0
 
-    def _run(self, what: str, job: Callable[[], None]) -> None:
+    def _run(self, job: Job) -> None:
         try:
-            job()
-        except Exception as error:  # a lost picture is worth a warning, not a lost run
-            log.warning("MLflow did not take %s: %s", what, str(error).splitlines()[0][:200])
+            job.deliver()
+        except Exception as error:  # a late picture is worth a warning, not a lost run
+            log.warning("MLflow did not take %s: %s", job.what, (str(error).splitlines() or [""])[0][:200])
+            job.otherwise()
 
     def _path(self, run_id: str) -> Path:
         return self._folder / f"{run_id}.jsonl"
@@ -191,4 +207,7 @@ class MetricSpool:
     def _close_file(self, run_id: str) -> None:
         file = self._files.pop(run_id, None)
         if file is not None:
-            file.close()
+            try:
+                file.close()
+            except OSError as error:  # the disk is full: nothing that is worth a run
+                log.warning("metrics cannot be spooled to %s: %s", self._folder, error.strerror)

@@ -82,7 +82,9 @@ def _draw(given: Given) -> Drawn:
     ended = watch.begins(f"sheet {given.character.name}")
     image = _bytes(given.character.prompt, given.seed)
     watch.works(3.0)
-    made = Drawn(image=given.store.put(image, "sheet.png"), mask=given.store.put(_bytes("mask", given.seed), "mask.png"))
+    made = Drawn(
+        image=given.store.put(image, "sheet.png"), mask=given.store.put(_bytes("mask", given.seed), "mask.png")
+    )
     ended()
     return made
 
@@ -97,12 +99,20 @@ def _train(given: Given, drawn: Drawn) -> Trained:
     found = load_state(given.state, key)
     history, tensors = found or (History(), {"weights": torch.tensor([seed], dtype=torch.int64)})
     weights, last_logged = int(tensors["weights"][0]), given.tracker.last_step(LOSS)
-    checkpoints = [given.store.put(_bytes(weights_at, step), "step.safetensors") for step, weights_at in history.plan.get("kept", [])]
+    checkpoints = [
+        given.store.put(_bytes(weights_at, step), "step.safetensors")
+        for step, weights_at in history.plan.get("kept", [])
+    ]
     for step in range(history.step + 1, STEPS + 1):
         watch.works(1.0)
         weights = (weights * 6_364_136_223_846_793_005 + step) % 2**62
         loss = weights % 1000 / 1000
-        history.step, history.losses, history.smoothed, history.rates = step, [*history.losses, loss], [*history.smoothed, loss], [*history.rates, 0.1]
+        history.step, history.losses, history.smoothed, history.rates = (
+            step,
+            [*history.losses, loss],
+            [*history.smoothed, loss],
+            [*history.rates, 0.1],
+        )
         if step > last_logged:
             given.tracker.log_metrics({LOSS: loss}, step)
         if step % SAVE_EVERY == 0:
@@ -128,9 +138,30 @@ def _pick(given: Given, trained: Trained) -> Picked:
     return made
 
 
-SHEET = Stage(name="sheet", version=1, makes=Drawn, work=_draw, settings="sheet", character=("name", "prompt"), seeded=True)
-TRAIN = Stage(name="train", version=1, makes=Trained, work=_train, settings="train", character=("name",), models=("diffusion",), seeded=True, long=True)
-SWEEP = Stage(name="sweep", version=1, makes=Picked, work=_pick, settings="sweep", character=("name",), models=("diffusion",), long=True)
+SHEET = Stage(
+    name="sheet", version=1, makes=Drawn, work=_draw, settings="sheet", character=("name", "prompt"), seeded=True
+)
+TRAIN = Stage(
+    name="train",
+    version=1,
+    makes=Trained,
+    work=_train,
+    settings="train",
+    character=("name",),
+    models=("diffusion",),
+    seeded=True,
+    long=True,
+)
+SWEEP = Stage(
+    name="sweep",
+    version=1,
+    makes=Picked,
+    work=_pick,
+    settings="sweep",
+    character=("name",),
+    models=("diffusion",),
+    long=True,
+)
 
 
 def entry(name: str) -> dict[str, Any]:

@@ -200,7 +200,9 @@ class Calls:
         self.disk: Disk | None = None
         self.real: dict[str, Any] = {}
 
-    def open(self, file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, *rest: Any, **more: Any) -> Any:
+    def open(
+        self, file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, *rest: Any, **more: Any
+    ) -> Any:
         path = ours(file)
         if path is None:
             return self.real["open"](file, mode, buffering, encoding, *rest, **more)
@@ -421,7 +423,11 @@ class Calls:
         disk.call("read", place)
         if place not in disk.folders:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
-        names = {os.path.basename(other): other in disk.folders for other in (*disk.files, *disk.folders) if os.path.dirname(other) == place}
+        names = {
+            os.path.basename(other): other in disk.folders
+            for other in (*disk.files, *disk.folders)
+            if os.path.dirname(other) == place
+        }
         return Entries([Entry(place, name, names[name]) for name in sorted(names)])
 
     @property
@@ -484,7 +490,10 @@ def simulated_calls() -> Iterator[Calls]:
         (io, "open", "open"),
         (fcntl, "flock", "flock"),
         (shutil, "rmtree", "rmtree"),
-        *((os, name, f"os_{name}") for name in ("open", "close", "fstat", "write", "fsync", "replace", "link", "unlink", "mkdir")),
+        *(
+            (os, name, f"os_{name}")
+            for name in ("open", "close", "fstat", "write", "fsync", "replace", "link", "unlink", "mkdir")
+        ),
         *((os, name, f"os_{name}") for name in ("rmdir", "stat", "lstat", "access", "listdir", "scandir")),
         (os, "rename", "os_replace"),
         (os, "remove", "os_unlink"),

@@ -1,6 +1,6 @@
 """One night: a cast on workers over a disk, a Prefect and an MLflow that fail, and what must be true in the morning.
 
-    python -m nights.night 4711        # in tests/: the night of this seed again, with everything that happened
+python -m nights.night 4711        # in tests/: the night of this seed again, with everything that happened
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Plan:
 def drawn_plan(dice: random.Random) -> Plan:
     """A night's faults."""
     kinds = ("flow", "flow", "worker", "parent", "up", "power", "power")
-    kills = tuple(sorted((dice.randrange(TYPICAL_STEPS), dice.choice(kinds)) for _ in range(dice.choice((0, 1, 2, 3, 5)))))
+    kills = tuple(
+        sorted((dice.randrange(TYPICAL_STEPS), dice.choice(kinds)) for _ in range(dice.choice((0, 1, 2, 3, 5))))
+    )
     away = tuple(
         (server, start, start + dice.choice((0.5, 5.0, 60.0, 400.0)))
         for server in ("prefect", "mlflow", "mlflow")
@@ -77,7 +79,9 @@ def drawn_plan(dice: random.Random) -> Plan:
     )
     start = dice.uniform(0, 60)
     full = (start, start + dice.choice((1.0, 10.0, 60.0))) if dice.random() < 0.15 else (0.0, 0.0)
-    clock = tuple((dice.randrange(TYPICAL_STEPS), dice.choice((-7200.0, -1.0, 3600.0))) for _ in range(dice.choice((0, 0, 1))))
+    clock = tuple(
+        (dice.randrange(TYPICAL_STEPS), dice.choice((-7200.0, -1.0, 3600.0))) for _ in range(dice.choice((0, 0, 1)))
+    )
     return Plan(kills, away, full, dice.choice((0.0, 0.0, 0.01, 0.05)), dice.choice((0.0, 0.0, 0.002, 0.01)), clock)
 
 
@@ -154,7 +158,9 @@ class Night:
             self.workers.append(self.schedule.spawn("worker", self._worker))
         for run in self.prefect.active():  # no heartbeat: deployments/automations/crash-dead-runs.yaml
             flow = self.flows.get(run.id)
-            if not self.schedule.is_running(run.worker) and (flow is None or not flow.alive or self.dice.random() < 0.01):
+            if not self.schedule.is_running(run.worker) and (
+                flow is None or not flow.alive or self.dice.random() < 0.01
+            ):
                 self.say(f"{run.name}: no heartbeat")
                 run.state = State("CRASHED")
 
@@ -173,7 +179,9 @@ class Night:
     def _batch(self, cast: list[dict[str, Any]], batch_id: str) -> None:
         for ended in pool.made_on_pool(cast, batch_id):
             state: Any = ended.run.state if ended.run else None
-            self.outcomes[cast[ended.index]["name"]] = "" if state and state.is_completed() else ended.error or state.message or state.type
+            self.outcomes[cast[ended.index]["name"]] = (
+                "" if state and state.is_completed() else ended.error or state.message or state.type
+            )
 
     def _worker(self) -> None:
         """Takes runs, one at a time, as Prefect's process worker does."""
@@ -379,21 +387,24 @@ def simulated() -> Iterator[Callable[[Night], None]]:
     import prefect.client.orchestration
     import safetensors
 
+    from charengine.machine import processes
     from charengine.run import claim, running
     from charengine.stages.train import state
-    from charengine.tracking import attempts, catching_up, journal, spool
+    from charengine.tracking import attempts, catching_up, journal, registry, spool
     from charengine.tracking import mlflow as tracking
 
     places: dict[str, Any] = {}
 
     def use(night: Night) -> None:
         clock, threads = Clock(night.schedule), Threading(night.schedule)
-        for module in (spool, journal, attempts, pool, tracking, running):
+        for module in (spool, journal, attempts, pool, registry, running):
             module.time = clock
         spool.threading = threads
         places["calls"].disk = night.disk
         places["night"] = night
-        character.watch = character.Watch(night.begins, lambda seconds: (night.schedule.step(), night.schedule.wait(seconds))[0])
+        character.watch = character.Watch(
+            night.begins, lambda seconds: (night.schedule.step(), night.schedule.wait(seconds))[0]
+        )
 
     def current() -> Night:
         night: Night = places["night"]
@@ -405,7 +416,7 @@ def simulated() -> Iterator[Callable[[Night], None]]:
 
     os_here = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)})
     with ExitStack() as stack:
-        for module in (spool, journal, attempts, pool, tracking, running):
+        for module in (spool, journal, attempts, pool, registry, running):
             stack.callback(setattr, module, "time", module.time)
         stack.callback(setattr, spool, "threading", spool.threading)
         calls = places["calls"] = stack.enter_context(simulated_calls())
@@ -422,13 +433,17 @@ def simulated() -> Iterator[Callable[[Night], None]]:
             (state, "ThreadPoolExecutor", _InPlace),
             (safetensors, "safe_open", _SafeOpen),
             (tracking.MLflowTracker, "watch_machine", lambda self: None),
+            (processes, "is_running", lambda process: current().schedule.is_running(process)),
             (catching_up, "is_running", lambda process: current().schedule.is_running(process)),
+            (processes, "os", os_here),
             (journal, "os", os_here),
             (claim, "os", os_here),
         ]
         for place, name, value in patches:
             stack.enter_context(patch.object(place, name, value))
-        stack.enter_context(patch.dict(os.environ, {"MLFLOW_TRACKING_URI": "http://mlflow.night", "CHARENGINE_HOME": str(HOME.root)}))
+        stack.enter_context(
+            patch.dict(os.environ, {"MLFLOW_TRACKING_URI": "http://mlflow.night", "CHARENGINE_HOME": str(HOME.root)})
+        )
         yield use
     del calls
 
@@ -471,14 +486,24 @@ def check(night: Night, expected: dict[str, str]) -> None:
         Broken: it is not.
     """
     found = contents(night)
-    wrong = [f"{path}: {_difference(found.get(path), expected.get(path))}" for path in sorted(found.keys() | expected.keys()) if found.get(path) != expected.get(path)]
+    wrong = [
+        f"{path}: {_difference(found.get(path), expected.get(path))}"
+        for path in sorted(found.keys() | expected.keys())
+        if found.get(path) != expected.get(path)
+    ]
     files = night.disk.files
-    wrong += [f"{path}: a temporary file is left" for path in files if path.endswith(".tmp") or ".charengine-run.json." in path]
+    wrong += [
+        f"{path}: a temporary file is left"
+        for path in files
+        if path.endswith(".tmp") or ".charengine-run.json." in path
+    ]
     wrong += [f"{path} is still locked" for path, node in files.items() if node.lock is not None]
     kept = (str(HOME.state), f"{HOME.mlflow}/journal", f"{HOME.mlflow}/spool")
     wrong += [f"{path} waits for ever" for path in files if path.startswith(kept)]
     wrong += [f"state folder {path} is left" for path in night.disk.folders if path.startswith(f"{HOME.state}/")]
-    wrong += [f"Prefect: {run.name} is {run.state.type}" for run in night.prefect.runs.values() if not run.state.is_final()]
+    wrong += [
+        f"Prefect: {run.name} is {run.state.type}" for run in night.prefect.runs.values() if not run.state.is_final()
+    ]
     wrong += _wrong_completions(night) + _wrong_in_mlflow(night)
     if wrong:
         raise Broken("\n".join(wrong[:12]))
@@ -504,7 +529,11 @@ def _wrong_in_mlflow(night: Night) -> list[str]:
     wrong += [f"MLflow: {run.name} is {run.status}" for run in runs if run.status != "FINISHED"]
     by_name = {run.name: run for run in runs}
     for name in NAMES:
-        for child, metric, steps in ((" train", LOSS, [*range(1, STEPS + 1)]), (" sweep", "best", [0]), ("", "outcome", [0])):
+        for child, metric, steps in (
+            (" train", LOSS, [*range(1, STEPS + 1)]),
+            (" sweep", "best", [0]),
+            ("", "outcome", [0]),
+        ):
             run = by_name.get(name + child)
             found = [step for step, _, _ in run.metrics.get(metric, [])] if run else None
             if found is None or sorted(found) != steps:
@@ -525,7 +554,9 @@ def undisturbed(use: Callable[[Night], None]) -> dict[str, str]:
     return found
 
 
-def nights(seeds: range, expected: dict[str, str], use: Callable[[Night], None]) -> Iterator[tuple[Night, BaseException | None]]:
+def nights(
+    seeds: range, expected: dict[str, str], use: Callable[[Night], None]
+) -> Iterator[tuple[Night, BaseException | None]]:
     """Each night with the reason why it failed, None when all was true."""
     for seed in seeds:
         night = Night(seed)
@@ -545,7 +576,9 @@ def main() -> int:
         expected = undisturbed(use)
         for seed in sys.argv[1:]:
             for night, error in nights(range(int(seed), int(seed) + 1), expected, use):
-                print("\n".join([f"seed {seed}: {night.faults}", *night.told, f"seed {seed}: {error or 'all is well'}"]))
+                print(
+                    "\n".join([f"seed {seed}: {night.faults}", *night.told, f"seed {seed}: {error or 'all is well'}"])
+                )
     return 0
 
 

@@ -35,7 +35,9 @@ class _Run:
     def shown(self) -> Any:
         info = SimpleNamespace(run_id=self.run_id, run_name=self.name, status=self.status)
         latest = {key: max(points)[1] for key, points in self.metrics.items()}
-        return SimpleNamespace(info=info, data=SimpleNamespace(params=dict(self.params), tags=dict(self.tags), metrics=latest))
+        return SimpleNamespace(
+            info=info, data=SimpleNamespace(params=dict(self.params), tags=dict(self.tags), metrics=latest)
+        )
 
 
 class Mlflow:
@@ -92,7 +94,9 @@ class MlflowClient:
     def set_experiment_tag(self, experiment_id: str, key: str, value: str) -> None:
         self._answer("set_experiment_tag", lambda: self._server.experiments[experiment_id].tags.update({key: value}))
 
-    def search_runs(self, experiment_ids: list[str], filter_string: str = "", order_by: Any = None, max_results: int = 1000) -> list[Any]:
+    def search_runs(
+        self, experiment_ids: list[str], filter_string: str = "", order_by: Any = None, max_results: int = 1000
+    ) -> list[Any]:
         def call() -> list[Any]:
             key = filter_string.split("'")[1] if KEY_TAG in filter_string else None
             status = filter_string.split("'")[-2] if "status" in filter_string else None
@@ -122,7 +126,9 @@ class MlflowClient:
     def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
         self._answer("set_terminated", lambda: setattr(self._run(run_id), "status", status))
 
-    def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = (), synchronous: bool = True) -> None:
+    def log_batch(
+        self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = (), synchronous: bool = True
+    ) -> None:
         def call() -> None:
             run = self._run(run_id)
             for param in params:
@@ -145,7 +151,9 @@ class MlflowClient:
 
         return list(self._answer("get_metric_history", call))
 
-    def create_logged_model(self, experiment_id: str, name: str, source_run_id: str, tags: Any, params: Any, model_type: str) -> Any:
+    def create_logged_model(
+        self, experiment_id: str, name: str, source_run_id: str, tags: Any, params: Any, model_type: str
+    ) -> Any:
         def call() -> Any:
             number = self._server.next_id("model")
             model = SimpleNamespace(model_id=number, name=name, artifact_location=f"models:/{number}", status="PENDING")
@@ -171,10 +179,14 @@ class MlflowClient:
 
         self._answer("create_registered_model", call)
 
-    def create_model_version(self, name: str, source: str, run_id: str, model_id: str = "", tags: Any = None, description: str = "") -> Any:
+    def create_model_version(
+        self, name: str, source: str, run_id: str, model_id: str = "", tags: Any = None, description: str = ""
+    ) -> Any:
         def call() -> Any:
             made = self._server.versions[name]
-            version = SimpleNamespace(name=name, version=str(len(made) + 1), tags=dict(tags or {}), run_id=run_id, source=source)
+            version = SimpleNamespace(
+                name=name, version=str(len(made) + 1), tags=dict(tags or {}), run_id=run_id, model_id=model_id, source=source
+            )
             made.append(version)
             return version
 
@@ -255,7 +267,9 @@ class Prefect:
             raise httpx.ReadError(f"{name}: the connection was reset")
         return answer
 
-    def run_deployment(self, name: str, parameters: dict[str, Any], idempotency_key: str, flow_run_name: str = "", **_: Any) -> FlowRun:
+    def run_deployment(
+        self, name: str, parameters: dict[str, Any], idempotency_key: str, flow_run_name: str = "", **_: Any
+    ) -> FlowRun:
         """A run of the deployment; with a key that was used before, that run."""
 
         def call() -> FlowRun:
