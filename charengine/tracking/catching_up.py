@@ -51,7 +51,7 @@ class _Receiver:
         return self._known(key)
 
     def metrics(self, run: Any, values: Mapping[str, float], step: int, when: int) -> None:
-        points = [Point(key, value, step, when) for key, value in values.items() if step > run.delivered_step(key)]
+        points = [Point(key, value, step, when) for key, value in values.items() if step not in run.delivered_steps(key)]
         if points:
             self._connection.send(run.run_id, points)
 
@@ -74,6 +74,6 @@ class _Receiver:
             run = self._known(key)
             if run is None or not has_ended(run.process_before):
                 continue
-            self._connection.spool.recover(run.run_id, run.delivered_step)
+            self._connection.spool.recover(run.run_id, run.delivered_steps)
             kept = (self._connection.results / f"{key}.json").exists()
             self.close(run, "FINISHED" if kept else "KILLED")

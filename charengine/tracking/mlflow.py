@@ -166,7 +166,7 @@ def _open(
     tracker = MLflowTracker(connection, run, key, parent, before, delivers)
     tracker.log_params(params)
     tracker.set_tags({**tags, **owner})
-    connection.spool.recover(tracker.run_id, tracker.delivered_step)
+    connection.spool.recover(tracker.run_id, tracker.delivered_steps)
     return tracker
 
 
@@ -206,7 +206,7 @@ class MLflowTracker(Pages):
         self._known_params = dict(run.data.params)
         self._known_tags = dict(run.data.tags)
         self._known_metrics = frozenset(run.data.metrics)  # of earlier processes: only their history is asked
-        self._delivered: dict[str, int] = {}
+        self._delivered: dict[str, frozenset[int]] = {}
         self._last: dict[str, int] = {}
         self._name = run.info.run_name or key
         self.run_id = run.info.run_id
@@ -247,13 +247,17 @@ class MLflowTracker(Pages):
 
     def delivered_step(self, metric: str) -> int:
         """Highest step of a metric that MLflow holds; -1 when there is none."""
+        return max(self.delivered_steps(metric), default=-1)
+
+    def delivered_steps(self, metric: str) -> frozenset[int]:
+        """The steps of a metric that MLflow held when this run was opened."""
         if metric not in self._known_metrics:
-            return -1
+            return frozenset()
         if metric not in self._delivered:
             history = self._connection.attempt(
-                f"history of {metric}", lambda: self._connection.client.get_metric_history(self.run_id, metric)
+                f"history of {metric}", lambda: self._client.get_metric_history(self.run_id, metric)
             )
-            self._delivered[metric] = max((point.step for point in history or []), default=-1)
+            self._delivered[metric] = frozenset(point.step for point in history or [])
         return self._delivered[metric]
 
     def log_params(self, params: Mapping[str, object]) -> None:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -83,9 +83,14 @@ class MetricSpool:
             self._jobs.append(Job(what, deliver, otherwise))
             self._changed.notify_all()
 
-    def recover(self, run_id: str, last_step: Callable[[str], int]) -> int:
-        """Queue what an earlier process wrote down but did not deliver; how many points that was."""
-        points = [point for point in self._read(run_id) if point.step > last_step(point.key)]
+    def recover(self, run_id: str, delivered: Callable[[str], Collection[int]]) -> int:
+        """Queue what an earlier process wrote down but did not deliver; how many points that was.
+
+        Args:
+            run_id: of the run.
+            delivered: the steps of a metric that the server holds.
+        """
+        points = [point for point in self._read(run_id) if point.step not in delivered(point.key)]
         with self._changed:
             self._queue.extend((run_id, point) for point in points)
             self._changed.notify_all()
