@@ -36,7 +36,8 @@ from charengine.stages.sheet.draw import draw_sheet
 from charengine.stages.sweep.sample import draw, encode_cell_inputs
 from charengine.stages.sweep.sweep import spread
 from charengine.stages.train.loop import train_adapter
-from charengine.store import Store, write_atomically
+from charengine.store import Store
+from charengine.writing import write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,17 +1,16 @@
-"""Content-addressed store over fsspec: blobs under their SHA-256, written temp → rename, verified on read."""
+"""Content-addressed store over fsspec: blobs under their SHA-256, written whole, verified on read."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import mimetypes
-import os
-import uuid
 from pathlib import Path
 from typing import Any, TypeVar
 
 from charengine.errors import BadInput, StoreCorrupt
 from charengine.records import Record, Ref
+from charengine.writing import remove_leftovers, write_atomically
 
 R = TypeVar("R", bound=Record)
 log = logging.getLogger(__name__)
@@ -47,6 +46,8 @@ class Store:
         target = self._where(digest)
         if not self._holds(target, len(data)):
             self._write(target, data)
+        elif self.local:
+            remove_leftovers(Path(target))
         return Ref(sha256=digest, size=len(data), media_type=media_type or guess_media_type(name), name=name)
 
     def put_file(self, path: Path, name: str | None = None) -> Ref:
@@ -121,23 +122,6 @@ class Store:
             write_atomically(Path(target), data)
         else:  # object stores put whole objects atomically
             self.fs.pipe_file(target, data)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write through a temporary sibling, fsync and rename, so that a reader sees all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BadInput(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
 
 
 def refs_in(value: Any) -> list[Ref]:

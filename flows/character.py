@@ -100,9 +100,10 @@ def character(
     )
     try:
         run, workspace = _prepared.get() or _prepare(request)
-        track(workspace)
-        with closing(workspace.tracker), claimed(run) as own, showing(workspace, own.out):
-            return make_character(workspace, own.out)
+        with workspace.alone():
+            track(workspace)
+            with closing(workspace.tracker), claimed(run) as own, showing(workspace, own.out):
+                return make_character(workspace, own.out)
     except EngineError as error:  # one sentence on the page; raised, Prefect would put two tracebacks around it
         return Failed(message=in_form_words(str(error)), data=error)
 

@@ -29,7 +29,7 @@ machine adapter charts profiles
 store
 stage
 pictures documents
-files
+files writing
 config
 wording
 records

@@ -137,7 +137,8 @@ def compare(
     from charengine.machine.home import find_home
     from charengine.run.folder import read_run
     from charengine.stages.report.compare import compare_html, compare_text, comparison
-    from charengine.store import Store, write_atomically
+    from charengine.store import Store
+    from charengine.writing import write_atomically
 
     check_file(out, "--out")
     records = [read_run(place) for place in runs]

@@ -124,7 +124,7 @@ def caption(
     from charengine.dataset.reading import picture_of, read_extras, read_views
     from charengine.run.running import run
     from charengine.stages.caption import CAPTION
-    from charengine.store import write_atomically
+    from charengine.writing import write_atomically
 
     store = workspace.store
     dataset = run(CAPTION, workspace, read_views(folder, store), *read_extras(folder, store))

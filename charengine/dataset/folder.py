@@ -10,8 +10,9 @@ from charengine import files
 from charengine.dataset.digest import dataset_digest
 from charengine.errors import BadInput
 from charengine.records import CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord
-from charengine.store import Store, write_atomically
+from charengine.store import Store
 from charengine.wording import CONTROL, file_stem, holds_word
+from charengine.writing import write_atomically
 
 REPEATS = 10  # kohya reads it from the folder's name; our own training counts steps instead
 MASKS = "masks"

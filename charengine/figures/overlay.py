@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from charengine.figures.find import FoundFigures
 from charengine.pictures import png
 from charengine.records import VIEWS
-from charengine.store import Store, write_atomically
+from charengine.store import Store
+from charengine.writing import write_atomically
 
 COLOURS = ("#d62828", "#1d70b8", "#2a9d3a", "#b8860b", "#7b2cbf")
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import IO
 
 from charengine.errors import BadInput
+from charengine.writing import is_running
 
 HOST = "127.0.0.1"
 STOP_SECONDS = 15.0
@@ -52,17 +53,6 @@ def _is_free(port: int) -> bool:
             probe.bind((HOST, port))
         except OSError:
             return False
-    return True
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process with this id runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
     return True
 
 

@@ -17,8 +17,9 @@ from charengine.models.embedded import base_folder
 from charengine.models.usage import FAMILY_NAMES
 from charengine.pictures import open_image, png
 from charengine.records import DatasetRecord, Ref, RunRecord, SweepRecord
-from charengine.store import Store, write_atomically
+from charengine.store import Store
 from charengine.wording import file_stem
+from charengine.writing import write_atomically
 
 SDXL_BASE = re.compile(r"(?:^|[/\\])(?:sd_xl_base_1\.0|stable-diffusion-xl-base-1\.0)", re.IGNORECASE)
 HUB_BASE = "stabilityai/stable-diffusion-xl-base-1.0"

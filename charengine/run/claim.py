@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from charengine import files
 from charengine.errors import BadInput, EngineError
-from charengine.store import write_atomically
+from charengine.writing import create_atomically, remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
     from charengine.config import Character
@@ -100,25 +99,15 @@ def _taken(out: Path, character: Character) -> bool:
     mine = _identity(character.name, character.prompt)
     owner = _owner(out)
     if owner is None:
-        _write(out, {"name": character.name, "prompt": character.prompt})
+        record = json.dumps({"name": character.name, "prompt": character.prompt}).encode()
+        create_atomically(out / CLAIM, record)
+        if _owner(out) is None:  # cut off by a kill, where a file system has no hard links
+            write_atomically(out / CLAIM, record)
         owner = _owner(out)
+    if owner == mine:
+        with suppress(OSError):
+            remove_leftovers(out / CLAIM)
     return owner == mine
-
-
-def _write(out: Path, record: dict[str, str]) -> None:
-    """Make the claim unless another process has; all of it is there at once."""
-    place = out / CLAIM
-    mine = out / f"{CLAIM}.{os.getpid()}"
-    write_atomically(mine, json.dumps(record).encode())
-    try:
-        os.link(mine, place)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        with suppress(FileExistsError), open(place, "x", encoding="utf-8") as file:
-            file.write(json.dumps(record))
-    finally:
-        mine.unlink(missing_ok=True)
 
 
 def _owner(out: Path) -> tuple[str, str] | None:

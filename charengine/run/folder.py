@@ -35,8 +35,9 @@ from charengine.records import (
     ViewsRecord,
 )
 from charengine.run.beside import write_beside
-from charengine.store import Store, write_atomically
+from charengine.store import Store
 from charengine.wording import file_stem
+from charengine.writing import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from charengine import __version__
 from charengine.config import Character, Profile
 from charengine.language.naming import derive_class_noun, derive_trigger
 from charengine.machine.home import Home
+from charengine.machine.locks import single_flight
 from charengine.models import Models, load
 from charengine.records import StageFact
 from charengine.run.keys import digest, path_digest
@@ -72,6 +74,12 @@ class Workspace:
     def tracker(self) -> Tracker:
         """The run's MLflow run once `track` has opened it; until then one that records nothing."""
         return self._tracker
+
+    def alone(self) -> AbstractContextManager[bool]:
+        """Hold this run: an equal one elsewhere waits until it has ended, and then finds everything made and told."""
+        return single_flight(
+            self.home.locks / f"{self.key}.lock", f"the same run of {self.character.name} is made there"
+        )
 
     def track(self, tags: dict[str, str] | None = None) -> Tracker:
         """Open the run's MLflow run: the one with its key, or a new one.

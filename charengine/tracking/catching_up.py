@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from charengine.machine.locks import single_flight
-from charengine.machine.processes import has_ended, is_running, this_process
+from charengine.machine.processes import has_ended, this_process
 from charengine.tracking.journal import deliver
 from charengine.tracking.protocol import Status
 from charengine.tracking.spool import Point
+from charengine.writing import is_running
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,9 @@ class _Receiver:
         return self._known(key)
 
     def metrics(self, run: Any, values: Mapping[str, float], step: int, when: int) -> None:
-        points = [Point(key, value, step, when) for key, value in values.items() if step not in run.delivered_steps(key)]
+        points = [
+            Point(key, value, step, when) for key, value in values.items() if step not in run.delivered_steps(key)
+        ]
         if points:
             self._connection.send(run.run_id, points)
 

@@ -19,9 +19,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from charengine.errors import EngineError
-from charengine.store import write_atomically
 from charengine.tracking.protocol import Status, Tracker
 from charengine.tracking.views import inherited
+from charengine.writing import write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image

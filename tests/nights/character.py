@@ -28,8 +28,8 @@ from charengine.run.running import run
 from charengine.run.workspace import Workspace
 from charengine.stage import Given, Stage
 from charengine.stages.train.state import History, StateWriter, load_state
-from charengine.store import write_atomically
 from charengine.tracking.protocol import closing
+from charengine.writing import write_atomically
 
 STEPS, SAVE_EVERY = 6, 2
 LOSS = "train/loss"
@@ -175,6 +175,12 @@ def make(name: str, attempts: Callable[..., Any]) -> None:
     workspace = Workspace(character, profile, HOME.create())
     workspace.__dict__["models"] = _MODELS
     checked = CheckedRun(character, profile, None, RUNS / name.lower(), "embedded")
+    with workspace.alone():
+        _made(workspace, checked, attempts)
+
+
+def _made(workspace: Workspace, checked: CheckedRun, attempts: Callable[..., Any]) -> None:
+    name = workspace.character.name
     workspace.track()
     with closing(workspace.tracker), claimed(checked) as own:
         out, store = own.out, workspace.store

@@ -36,6 +36,7 @@ from tasks.stage import should_retry
 
 TYPICAL_STEPS = 1200  # of an undisturbed night
 WORKERS = 2
+NO_HEARTBEAT, NOT_STARTED = 120.0, 600.0  # seconds after which the automations mark a run as crashed
 RECORDS = {"sheet": Drawn, "train": Trained, "sweep": Picked}
 WRITES = ("write", "create", "rename", "fsync", "mkdir", "link")
 
@@ -55,6 +56,7 @@ class Plan:
         requests: share of requests that fail; half of them have taken effect.
         disk: share of writes, renames, syncs that fail.
         clock: (step, seconds) by which the wall clock is set.
+        links: the file system has hard links.
     """
 
     kills: tuple[tuple[int, str], ...] = ()
@@ -63,6 +65,7 @@ class Plan:
     requests: float = 0.0
     disk: float = 0.0
     clock: tuple[tuple[int, float], ...] = ()
+    links: bool = True
 
 
 def drawn_plan(dice: random.Random) -> Plan:
@@ -82,7 +85,15 @@ def drawn_plan(dice: random.Random) -> Plan:
     clock = tuple(
         (dice.randrange(TYPICAL_STEPS), dice.choice((-7200.0, -1.0, 3600.0))) for _ in range(dice.choice((0, 0, 1)))
     )
-    return Plan(kills, away, full, dice.choice((0.0, 0.0, 0.01, 0.05)), dice.choice((0.0, 0.0, 0.002, 0.01)), clock)
+    return Plan(
+        kills,
+        away,
+        full,
+        dice.choice((0.0, 0.0, 0.01, 0.05)),
+        dice.choice((0.0, 0.0, 0.002, 0.01)),
+        clock,
+        dice.random() < 0.9,
+    )
 
 
 @dataclass
@@ -112,6 +123,7 @@ class Night:
         self.parent: Process | None = None
         self.asked = 0
         self.outcomes: dict[str, str] = {}
+        self.silent: dict[str, float] = {}  # run → when something was last heard of it
         self.quiet = False
         self.is_morning = False
         events = [(step, lambda what=what: self._kill(what)) for step, what in self.faults.kills]
@@ -144,7 +156,10 @@ class Night:
                 self._ask()
             self.schedule.wait(1.0)
         self.quiet = True
-        while any(process.alive for process in self.flows.values()):
+        while any(not run.state.is_final() for run in self.prefect.runs.values()) or any(
+            process.alive for process in self.flows.values()
+        ):
+            self._restart()
             self.schedule.wait(1.0)
         for worker in self.workers:
             self._end(worker)
@@ -156,12 +171,13 @@ class Night:
         self.workers = [worker for worker in self.workers if worker.alive]
         while len(self.workers) < WORKERS:
             self.workers.append(self.schedule.spawn("worker", self._worker))
-        for run in self.prefect.active():  # no heartbeat: deployments/automations/crash-dead-runs.yaml
+        for run in self.prefect.active():
             flow = self.flows.get(run.id)
-            if not self.schedule.is_running(run.worker) and (
-                flow is None or not flow.alive or self.dice.random() < 0.01
-            ):
-                self.say(f"{run.name}: no heartbeat")
+            seconds = self.schedule.now - self.silent.setdefault(run.id, self.schedule.now)
+            if flow is not None and flow.alive and self.schedule.is_running(run.worker):
+                self.silent[run.id] = self.schedule.now
+            elif seconds > (NOT_STARTED if run.state.type == "PENDING" else NO_HEARTBEAT):  # deployments/automations
+                self.say(f"{run.name}: nothing is heard of it, {run.state.type}")
                 run.state = State("CRASHED")
 
     def _all_made(self) -> bool:
@@ -280,6 +296,8 @@ class Night:
     def _disk_fault(self, name: str, path: str) -> int:
         if self.quiet or self.schedule.current() is None or name not in WRITES + ("unlink", "rmdir"):
             return 0
+        if name == "link" and not self.faults.links:
+            return errno.EPERM
         start, end = self.faults.full
         if start <= self.schedule.now < end and name in ("write", "create", "mkdir"):
             return errno.ENOSPC
@@ -387,8 +405,9 @@ def simulated() -> Iterator[Callable[[Night], None]]:
     import prefect.client.orchestration
     import safetensors
 
+    from charengine import writing
     from charengine.machine import processes
-    from charengine.run import claim, running
+    from charengine.run import running
     from charengine.stages.train import state
     from charengine.tracking import attempts, catching_up, journal, registry, spool
     from charengine.tracking import mlflow as tracking
@@ -435,9 +454,10 @@ def simulated() -> Iterator[Callable[[Night], None]]:
             (tracking.MLflowTracker, "watch_machine", lambda self: None),
             (processes, "is_running", lambda process: current().schedule.is_running(process)),
             (catching_up, "is_running", lambda process: current().schedule.is_running(process)),
+            (writing, "is_running", lambda process: current().schedule.is_running(process)),
             (processes, "os", os_here),
+            (writing, "os", os_here),
             (journal, "os", os_here),
-            (claim, "os", os_here),
         ]
         for place, name, value in patches:
             stack.enter_context(patch.object(place, name, value))

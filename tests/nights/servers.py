@@ -185,7 +185,12 @@ class MlflowClient:
         def call() -> Any:
             made = self._server.versions[name]
             version = SimpleNamespace(
-                name=name, version=str(len(made) + 1), tags=dict(tags or {}), run_id=run_id, model_id=model_id, source=source
+                name=name,
+                version=str(len(made) + 1),
+                tags=dict(tags or {}),
+                run_id=run_id,
+                model_id=model_id,
+                source=source,
             )
             made.append(version)
             return version

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from charengine.store import write_atomically
+from charengine.writing import write_atomically
 
 MARKUP = re.compile(r"([\\`*\[\]<>|!])")
 THUMB = 320  # pixels, longer side

@@ -5,9 +5,8 @@ from __future__ import annotations
 from charengine import __version__
 from charengine.records import ReportRecord, RunRecord
 from charengine.stage import Given, Stage
-from charengine.stages.report import cells, take
+from charengine.stages.report import cells, take, words
 from charengine.stages.report import sections as report_sections
-from charengine.stages.report import words
 from charengine.stages.report.parts import Pictures, text
 from charengine.stages.report.script import POLICY, SCRIPT
 from charengine.stages.report.style import CSS

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from charengine.records import CheckpointRecord, LossPoint
 from charengine.stages.train.machines import Machine
-from charengine.store import write_atomically
+from charengine.writing import write_atomically
 
 log = logging.getLogger(__name__)
 
