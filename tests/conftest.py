@@ -69,7 +69,7 @@ def _no_network() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow folder whose database is made: making one takes ten seconds."""
-    from charengine.tracking.mlflow import initialise_database
+    from charengine.tracking.database import initialise_database
 
     home = Home(tmp_path_factory.mktemp("mlflow-template")).create()
     initialise_database(home)

@@ -162,9 +162,11 @@ def test_tasks_do_not_import_flows() -> None:
     assert importers("flows", "tasks") == []
 
 
-def test_one_module_imports_mlflow_and_only_inside_functions() -> None:
-    assert importers("mlflow", "charengine", "tasks", "flows", "deployments") == ["charengine/tracking/mlflow.py"]
-    assert not any(name.startswith("mlflow") for name in imports(ROOT / "charengine/tracking/mlflow.py", True))
+def test_three_modules_of_tracking_import_mlflow_and_only_inside_functions() -> None:
+    found = importers("mlflow", "charengine", "tasks", "flows", "deployments")
+    assert found == [f"charengine/tracking/{name}.py" for name in ("database", "mlflow", "registry")]
+    for path in found:
+        assert not any(name.startswith("mlflow") for name in imports(ROOT / path, True)), path
 
 
 @pytest.mark.parametrize("library", ["diffusers", "transformers"])

@@ -119,7 +119,10 @@ class Questioner(Protocol):
 class TraitReader(Protocol):
     """Says which of a character's traits a picture shows (yes/no questions to Qwen2.5-VL; the embedded family's probe)."""
 
-    fingerprint: str
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights, for cache keys."""
+        ...
 
     def shown(self, images: Sequence[Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
         """A row per picture, in it for each trait whether the picture shows it; None where that cannot be told.

@@ -77,7 +77,7 @@ class Up:
         Raises:
             StageFailed: something did not come up; its last log lines are in the message.
         """
-        from charengine.tracking.mlflow import initialise_database
+        from charengine.tracking.database import initialise_database
 
         initialise_database(self.home)
         self._run("prefect-server", ["deployments.server", "--port", self.addresses.prefect_port])

@@ -6,7 +6,6 @@ again by its tag `charengine.key`; whatever MLflow does, training goes on.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import tempfile
@@ -24,6 +23,7 @@ from charengine.machine.locks import single_flight
 from charengine.machine.processes import this_process
 from charengine.tracking.attempts import Attempts
 from charengine.tracking.catching_up import catch_up
+from charengine.tracking.database import initialise_database
 from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
 from charengine.tracking.pages import PICK_TAG, Pages
 from charengine.tracking.protocol import Status
@@ -60,34 +60,6 @@ def open_run(
     except BaseException:
         connection.spool.close()
         raise
-
-
-def initialise_database(home: Home) -> None:
-    """Create MLflow's tables once, under a lock, in WAL mode: several first processes at once break the database."""
-    import sqlite3
-
-    import mlflow
-
-    database = home.mlflow / "mlflow.db"
-    marker = home.mlflow / f"schema-{mlflow.__version__}"
-    if marker.exists():
-        return
-    with single_flight(home.locks / "mlflow-database.lock", "MLflow's database is being made"):
-        if marker.exists():
-            return
-        if database.exists():
-            _upgrade(database_uri(home))
-        mlflow.MlflowClient(tracking_uri=database_uri(home)).search_experiments(max_results=1)
-        with contextlib.closing(sqlite3.connect(database)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-        marker.touch()
-
-
-def _upgrade(uri: str) -> None:
-    import subprocess
-    import sys
-
-    subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", uri], check=True, capture_output=True)
 
 
 class Connection(Attempts):
@@ -268,12 +240,8 @@ class MLflowTracker(Pages):
         batch = [Param(key, value) for key, value in fresh.items()]
         for start in range(0, len(batch), PARAMS_PER_CALL):
             part = batch[start : start + PARAMS_PER_CALL]
-            told = {param.key: param.value for param in part}
-            self._tell(
-                "params",
-                partial(self._client.log_batch, self.run_id, params=part),
-                lambda j, told=told: j.log_params(told),
-            )
+            later = partial(JournalTracker.log_params, params={param.key: param.value for param in part})
+            self._tell("params", partial(self._client.log_batch, self.run_id, params=part), later)
         self._known_params |= fresh
 
     def set_tags(self, tags: Mapping[str, str]) -> None:

@@ -27,7 +27,8 @@ def key(*overrides: str, character: Character = GRISHA, models: Any = MODELS, in
 def test_how_a_base_is_prompted_counts_for_what_is_drawn_with_it_and_not_for_what_is_trained_on_it() -> None:
     def models(usage: str) -> Any:
         base = SimpleNamespace(fingerprint="sdxl-1", sampling_fingerprint=f"sdxl-1|{usage}")
-        return SimpleNamespace(diffusion=base, embedder=SimpleNamespace(fingerprint="clip-1"))
+        embedder, reader = SimpleNamespace(fingerprint="clip-1"), SimpleNamespace(fingerprint="probe-1")
+        return SimpleNamespace(diffusion=base, embedder=embedder, reader=reader)
 
     def sweep_key(usage: str) -> str:
         return stage_key(SWEEP, GRISHA, load_profile("embedded"), models(usage), ())

@@ -236,7 +236,7 @@ def test_a_spool_that_is_never_emptied_holds_a_bounded_queue(tmp_path: Path, mon
 
     got: list[Point] = []
     spool = MetricSpool(tmp_path, lambda run_id, points: got.extend(points))
-    assert spool.recover("run", lambda key: -1) == 1000
+    assert spool.recover("run", lambda key: frozenset()) == 1000
     assert spool.drain("run") is True
     spool.close()
     assert [point.step for point in got] == list(range(1000))
@@ -246,7 +246,7 @@ def test_a_line_cut_by_a_crash_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "run.jsonl").write_text('["train/loss", 0.5, 1, 1700000000000]\n["train/lo')
     got: list[Point] = []
     spool = MetricSpool(tmp_path, lambda run_id, points: got.extend(points))
-    spool.recover("run", lambda key: -1)
+    spool.recover("run", lambda key: frozenset())
     spool.drain("run")
     spool.close()
     assert [(point.key, point.step) for point in got] == [(LOSS, 1)]

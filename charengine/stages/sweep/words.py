@@ -23,7 +23,7 @@ from charengine.likeness.prompts import SHOWN, classify
 from charengine.models import Diffusion, TraitReader
 from charengine.pictures import open_image, webp
 from charengine.records import AdapterRecord, Ref, SweepRecord, Words, picture_name
-from charengine.stages.sweep.sample import draw, place_order
+from charengine.stages.sweep.sample import draw, encode_cell_inputs
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
 
@@ -75,7 +75,9 @@ class Pick:
     def draw(self, subject: str, templates: Sequence[str], seed: int) -> list[Image]:
         """A picture a template, by the model as it stands."""
         texts = [template.replace("{subject}", subject) for template in templates]
-        return [row[0] for row in draw(self.diffusion, place_order(self.diffusion, texts, (seed,)), self.settings)]
+        return [
+            row[0] for row in draw(self.diffusion, encode_cell_inputs(self.diffusion, texts, (seed,)), self.settings)
+        ]
 
 
 def find_words(
