@@ -44,6 +44,7 @@ class _Receiver:
     def __init__(self, connection: Any, open_run: Callable[..., Any], known: Callable[[str], Any]) -> None:
         self._connection, self._open_run, self._known = connection, open_run, known
         self._failures = connection.failures
+        self._sent: set[tuple[str, str, int]] = set()
 
     def begin(self, name: str, key: str, parent: Any, params: Mapping[str, object], tags: Mapping[str, str]) -> Any:
         return self._open_run(name, key, parent, params, tags, delivers=True)
@@ -53,10 +54,13 @@ class _Receiver:
 
     def metrics(self, run: Any, values: Mapping[str, float], step: int, when: int) -> None:
         points = [
-            Point(key, value, step, when) for key, value in values.items() if step not in run.delivered_steps(key)
+            Point(key, value, step, when)
+            for key, value in values.items()
+            if step not in run.delivered_steps(key) and (run.run_id, key, step) not in self._sent
         ]
         if points:
             self._connection.send(run.run_id, points)
+            self._sent |= {(run.run_id, point.key, point.step) for point in points}
 
     def close(self, run: Any, status: Status) -> None:
         """End the run, unless a process is at work in it; one that was finished stays so."""

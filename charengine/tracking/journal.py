@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+END_PAUSES = (1.0, 5.0, 15.0)  # seconds that the end of a run waits for the disk
 JOURNAL = "journal"  # in MLflow's folder of the home
 
 
@@ -156,22 +157,35 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
+        self._waiting: list[tuple[dict[str, Any], bytes | None]] = []
 
     def write(self, line: dict[str, Any], data: bytes | None = None) -> None:
-        """One line, and the file that it names."""
-        try:
-            if data is not None:
-                beside = self._path.with_suffix("")
-                beside.mkdir(parents=True, exist_ok=True)
-                line["file"] = uuid.uuid4().hex
-                write_atomically(beside / line["file"], data)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())  # a result that is kept is never made again, nor told again
-        except (OSError, EngineError) as error:
-            log.warning("what MLflow is to be told cannot be written to %s: %s", self._path, error)
+        """One line, and the file that it names; what the disk does not take is tried again with the next, and at a run's end."""
+        self._waiting.append((line, data))
+        pauses = END_PAUSES if line["what"] == "finish" else ()
+        for pause in (*pauses, None):
+            try:
+                self._write()
+                return
+            except (OSError, EngineError) as error:
+                log.warning("what MLflow is to be told cannot be written to %s: %s", self._path, error)
+            if pause is not None:
+                time.sleep(pause)
+
+    def _write(self) -> None:
+        while self._waiting:
+            self._write_one(*self._waiting[0])
+            self._waiting.pop(0)
+
+    def _write_one(self, line: dict[str, Any], data: bytes | None) -> None:
+        if data is not None:
+            line["file"] = line.get("file") or uuid.uuid4().hex
+            write_atomically(self._path.with_suffix("") / line["file"], data)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps(line) + "\n")  # the line before may have been cut off
+            file.flush()
+            os.fsync(file.fileno())  # a result that is kept is never made again, nor told again
 
 
 class Receiver(Protocol):

@@ -28,7 +28,7 @@ from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
 from charengine.tracking.pages import PICK_TAG, Pages
 from charengine.tracking.protocol import Status
 from charengine.tracking.registry import DIGEST_LIMIT, RunModels, cut, pick_file
-from charengine.tracking.spool import MetricSpool, Point
+from charengine.tracking.spool import MetricSpool, NotTold, Point
 from charengine.tracking.views import KIND_TAG, inherited, view_tags
 
 if TYPE_CHECKING:
@@ -211,25 +211,33 @@ class MLflowTracker(Pages):
         return tracker
 
     def last_step(self, metric: str = "train/loss") -> int:
-        """Highest step already logged for a metric, sent or spooled; -1 when there is none."""
+        """Highest step already logged for a metric, sent or spooled; -1 when there is none, or MLflow does not say."""
+        try:
+            return self._last_step(metric)
+        except NotTold:
+            return -1
+
+    def _last_step(self, metric: str) -> int:
         if metric not in self._last:
-            spooled = self._connection.spool.written_step(self.run_id, metric)
-            self._last[metric] = max(spooled, self.delivered_step(metric))
+            delivered = max(self.delivered_steps(metric), default=-1)
+            self._last[metric] = max(delivered, self._connection.spool.written_step(self.run_id, metric))
         return self._last[metric]
 
-    def delivered_step(self, metric: str) -> int:
-        """Highest step of a metric that MLflow holds; -1 when there is none."""
-        return max(self.delivered_steps(metric), default=-1)
-
     def delivered_steps(self, metric: str) -> frozenset[int]:
-        """The steps of a metric that MLflow held when this run was opened."""
+        """The steps of a metric that MLflow held when this run was opened.
+
+        Raises:
+            NotTold: MLflow does not say.
+        """
         if metric not in self._known_metrics:
             return frozenset()
         if metric not in self._delivered:
             history = self._connection.attempt(
                 f"history of {metric}", lambda: self._client.get_metric_history(self.run_id, metric)
             )
-            self._delivered[metric] = frozenset(point.step for point in history or [])
+            if history is None:
+                raise NotTold(f"MLflow does not say which steps of {metric} it holds")
+            self._delivered[metric] = frozenset(point.step for point in history)
         return self._delivered[metric]
 
     def log_params(self, params: Mapping[str, object]) -> None:
@@ -258,7 +266,11 @@ class MLflowTracker(Pages):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Buffered and sent in the background; steps that the run already holds are skipped."""
-        fresh = {key: value for key, value in metrics.items() if step > self.last_step(key)}
+        try:
+            fresh = {key: value for key, value in metrics.items() if step > self._last_step(key)}
+        except NotTold:  # whoever delivers the journal asks again
+            self._later().log_metrics(metrics, step)
+            return
         if fresh:
             self._connection.spool.add(self.run_id, fresh, step)
             self._last |= dict.fromkeys(fresh, step)

@@ -33,6 +33,10 @@ class Point(NamedTuple):
     when: int
 
 
+class NotTold(Exception):
+    """The server does not say what it holds: nothing may be sent that it might hold already."""
+
+
 class Job(NamedTuple):
     """A slower delivery, and what is done when it fails."""
 
@@ -90,7 +94,12 @@ class MetricSpool:
             run_id: of the run.
             delivered: the steps of a metric that the server holds.
         """
-        points = [point for point in self._read(run_id) if point.step not in delivered(point.key)]
+        try:
+            points = [point for point in self._read(run_id) if point.step not in delivered(point.key)]
+        except NotTold as error:
+            log.warning("%s; what waits in %s waits on", error, self._path(run_id))
+            self._incomplete.add(run_id)
+            return 0
         with self._changed:
             self._queue.extend((run_id, point) for point in points)
             self._changed.notify_all()

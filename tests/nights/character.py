@@ -103,6 +103,8 @@ def _train(given: Given, drawn: Drawn) -> Trained:
         given.store.put(_bytes(weights_at, step), "step.safetensors")
         for step, weights_at in history.plan.get("kept", [])
     ]
+    for step in range(max(last_logged, 0) + 1, history.step + 1):
+        given.tracker.log_metrics({LOSS: history.losses[step - 1]}, step)
     for step in range(history.step + 1, STEPS + 1):
         watch.works(1.0)
         weights = (weights * 6_364_136_223_846_793_005 + step) % 2**62

@@ -160,6 +160,7 @@ class Writer:
         if not self._pending:
             return
         data, self._pending = self._pending, b""
+        self._disk.schedule.step()
         half = len(data) // 2
         if half and self._disk.dice.random() < 0.5:
             self._disk.call("write", self.name)

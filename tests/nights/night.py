@@ -10,6 +10,7 @@ import json
 import os
 import random
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -294,7 +295,7 @@ class Night:
         self.schedule.drift += by
 
     def _disk_fault(self, name: str, path: str) -> int:
-        if self.quiet or self.schedule.current() is None or name not in WRITES + ("unlink", "rmdir"):
+        if self.quiet or self.schedule.current() is None or name not in WRITES:
             return 0
         if name == "link" and not self.faults.links:
             return errno.EPERM
@@ -303,7 +304,7 @@ class Night:
             return errno.ENOSPC
         if self.faults.disk and self.dice.random() < self.faults.disk:
             self.say(f"fails: {name} {path}")
-            return self.dice.choice((errno.EIO, errno.ENOSPC) if name in WRITES else (errno.EIO,))
+            return self.dice.choice((errno.EIO, errno.ENOSPC))
         return 0
 
     def _request(self, server: str, name: str) -> bool:
@@ -420,7 +421,7 @@ def simulated() -> Iterator[Callable[[Night], None]]:
             module.time = clock
         spool.threading = threads
         places["calls"].disk = night.disk
-        places["night"] = night
+        places["night"], places["uuids"] = night, random.Random(f"uuid {night.seed}")
         character.watch = character.Watch(
             night.begins, lambda seconds: (night.schedule.step(), night.schedule.wait(seconds))[0]
         )
@@ -451,6 +452,7 @@ def simulated() -> Iterator[Callable[[Night], None]]:
             (running, "fastest_threads", _nothing),
             (state, "ThreadPoolExecutor", _InPlace),
             (safetensors, "safe_open", _SafeOpen),
+            (uuid, "uuid4", lambda: uuid.UUID(int=places["uuids"].getrandbits(128), version=4)),
             (tracking.MLflowTracker, "watch_machine", lambda self: None),
             (processes, "is_running", lambda process: current().schedule.is_running(process)),
             (catching_up, "is_running", lambda process: current().schedule.is_running(process)),

@@ -177,6 +177,10 @@ class _Training:
         if self.last_logged < 0:
             self.tracker.log_params(self.settings.params("train"))
             self.tracker.log_params({f"plan.{key}": value for key, value in self.setup.plan.facts().items()})
+        for step in range(
+            max(self.last_logged, 0) + 1, self.history.step + 1
+        ):  # lost with the machine, after the state
+            self._log_step(step)
         if self.history.base is None:
             self.history.base = self.setup.base or self._measure(0)  # a fresh adapter is the base model
             self._log_validation(self.history.base, "base")
@@ -213,9 +217,13 @@ class _Training:
             history.smoothed.append(weight * old + (1 - weight) * loss)
             history.rates.append(learning_rate(self.settings, step))
             if step + 1 > self.last_logged:
-                metrics = {"train/loss": loss, "train/smoothed_loss": history.smoothed[-1]}
-                self.tracker.log_metrics(metrics | {"train/learning_rate": history.rates[-1]}, step + 1)
+                self._log_step(step + 1)
         history.step = last
+
+    def _log_step(self, step: int) -> None:
+        """The losses after a step."""
+        curves = {"train/loss": "losses", "train/smoothed_loss": "smoothed", "train/learning_rate": "rates"}
+        self.tracker.log_metrics({name: getattr(self.history, curve)[step - 1] for name, curve in curves.items()}, step)
 
     def _progress(self, clock: _Clock) -> Progress:
         history, each = self.history, clock.per_step(self.history.step)
