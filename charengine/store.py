@@ -108,6 +108,10 @@ class Store:
         write_atomically(path, self.get(ref))
         return path.resolve()
 
+    def path(self, ref: Ref) -> Path | None:
+        """Where the blob lies as a file of this machine; None in a store elsewhere."""
+        return Path(self._where(ref.sha256)) if self.local else None
+
     def _result(self, key: str) -> str:
         return f"{self.root}/results/{key}.json"
 

@@ -8,72 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
-from urllib.parse import urlsplit
 
-from charengine.machine.addresses import LOOPBACK_NAMES, own_origins
+from charengine.machine.addresses import own_origins
 from charengine.machine.environment import CORS_ORIGINS, apply_defaults
 from charengine.machine.home import find_home
 from charengine.machine.processes import HOST
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-FORBIDDEN = 403
-POLICY_VIOLATION = 1008  # WebSocket close code, RFC 6455
-
-
-class LocalOnly:
-    """Refuses requests that call the server by a foreign name, or that a foreign page makes.
-
-    The first is DNS rebinding: a page's own name is pointed at 127.0.0.1, so that the browser takes both for one site. The
-    second covers WebSockets too, which browsers open for every page whatever the CORS headers say.
-
-    Args:
-        app: Prefect's own.
-        origins: pages that may call, `scheme://host:port`; their hosts are names of this server as well.
-    """
-
-    def __init__(self, app: App, origins: Iterable[str]) -> None:
-        self._app = app
-        self._origins = frozenset(origins)
-        self._names = frozenset(LOOPBACK_NAMES) | {urlsplit(origin).hostname for origin in self._origins}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request or connection, as ASGI has it."""
-        problem = "" if scope["type"] == "lifespan" else self._problem(dict(scope["headers"]))
-        if not problem:
-            await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": problem[:120]})
-        else:
-            headers = [(b"content-type", b"text/plain; charset=utf-8")]
-            await send({"type": "http.response.start", "status": FORBIDDEN, "headers": headers})
-            await send({"type": "http.response.body", "body": problem.encode()})
-
-    def _problem(self, headers: dict[bytes, bytes]) -> str:
-        """Why a request is refused; empty when it is not."""
-        host = headers.get(b"host", b"").decode("latin-1")
-        if _hostname(host) not in self._names:
-            return (
-                f"this server does not answer to the name {host!r}; "
-                f"to allow it, add its origin (http://{host or 'name'}) to {CORS_ORIGINS}"
-            )
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        if origin and origin not in self._origins and urlsplit(origin).netloc != host:
-            return f"pages of {origin!r} may not call this server; to allow them, add that origin to {CORS_ORIGINS}"
-        return ""
-
-
-def _hostname(host: str) -> str | None:
-    """Of a Host header, without the port; None for what is none."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+from charengine.services.local_only import LocalOnly
 
 
 def allowed_origins(port: int) -> tuple[str, ...]:
@@ -94,7 +34,7 @@ def serve(port: int) -> None:
     settings = get_current_settings().server
     app = create_app(final=True)
     uvicorn.run(
-        app if "*" in origins else LocalOnly(app, origins),
+        app if "*" in origins else LocalOnly(app, origins, CORS_ORIGINS),
         host=HOST,
         port=port,
         timeout_keep_alive=settings.api.keepalive_timeout,

@@ -62,14 +62,14 @@ def claim(run: CheckedRun) -> CheckedRun:
 
 def free_folder(out: Path, name: str, prompt: str) -> Path:
     """The folder, or the first of `out-2`, `out-3`… that is no other character's; nothing is written."""
-    mine = _identity(name, prompt)
-    return next((place for place in numbered(out) if _owner(place) in (None, mine)), out)
+    mine = identity_of(name, prompt)
+    return next((place for place in numbered(out) if owner_of(place) in (None, mine)), out)
 
 
 def others_run(out: Path, character: Character) -> str:
     """Why a run may not write into a folder: another character's, or another prompt's, is there; empty when it may."""
-    owner = _owner(out)
-    if owner in (None, _identity(character.name, character.prompt)):
+    owner = owner_of(out)
+    if owner in (None, identity_of(character.name, character.prompt)):
         return ""
     assert owner
     return f"--out {out}: holds the run of {owner[0]!r}, {owner[1][:80]!r}; give another folder, or leave --out away to get one"
@@ -87,7 +87,7 @@ def _moved(run: CheckedRun, out: Path) -> CheckedRun:
     return replace(run, out=out)
 
 
-def _identity(name: str, prompt: str) -> tuple[str, str]:
+def identity_of(name: str, prompt: str) -> tuple[str, str]:
     """Spelling that makes no other folder makes no other character."""
     from charengine.run.request import slug
 
@@ -96,26 +96,26 @@ def _identity(name: str, prompt: str) -> tuple[str, str]:
 
 def _taken(out: Path, character: Character) -> bool:
     """Whether the folder is this character's, claimed now or before."""
-    mine = _identity(character.name, character.prompt)
-    owner = _owner(out)
+    mine = identity_of(character.name, character.prompt)
+    owner = owner_of(out)
     if owner is None:
         record = json.dumps({"name": character.name, "prompt": character.prompt}).encode()
         create_atomically(out / CLAIM, record)
-        if _owner(out) is None:  # cut off by a kill, where a file system has no hard links
+        if owner_of(out) is None:  # cut off by a kill, where a file system has no hard links
             write_atomically(out / CLAIM, record)
-        owner = _owner(out)
+        owner = owner_of(out)
     if owner == mine:
         with suppress(OSError):
             remove_leftovers(out / CLAIM)
     return owner == mine
 
 
-def _owner(out: Path) -> tuple[str, str] | None:
+def owner_of(out: Path) -> tuple[str, str] | None:
     """Name and prompt of whose run a folder holds; None when it holds none that can be read."""
     for name in RECORDS:
         found: Any = None
         with suppress(EngineError, ValueError):
             found = json.loads(files.read_text(out / name, most=LARGEST_RECORD))
         if isinstance(found, dict) and isinstance(found.get("prompt"), str):
-            return _identity(str(found.get("name", "")), found["prompt"])
+            return identity_of(str(found.get("name", "")), found["prompt"])
     return None

@@ -1,4 +1,4 @@
-"""The few calls to Prefect's API that `charengine up` needs, without importing Prefect."""
+"""The few calls to Prefect's API that `charengine up` and the gallery need, without importing Prefect."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ class PrefectApi:
         """
         headers = {"Content-Type": "application/json", **self._csrf_headers()}
         return self._call(urllib.request.Request(f"{self._url}/{path}", json.dumps(body).encode(), headers))
+
+    def get(self, path: str) -> Any:
+        """The answer to a GET.
+
+        Raises:
+            OSError: the server does not answer, or refuses.
+        """
+        return self._call(urllib.request.Request(f"{self._url}/{path}"))
 
     def _csrf_headers(self) -> dict[str, str]:
         if self._csrf is None:

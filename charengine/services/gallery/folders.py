@@ -1,0 +1,162 @@
+"""Run folders on this machine: whose they are, their record, and the files that a page may show or hand out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from charengine import files
+from charengine.errors import BadInput
+from charengine.machine.home import Home, work_folder
+from charengine.records import RunRecord, SweepRecord
+from charengine.run.claim import owner_of
+from charengine.run.folder import read_run
+
+RUNS = "runs"  # where runs go that name no folder
+SWEEPS = "sweeps"  # in a run's folder: pictures drawn later at other strengths, checkpoints or prompts
+RECORD, REPORT = "run.json", "report.html"
+MOST_FOLDERS = 5000  # that are looked into in one place
+LARGEST_SWEEP = 50_000_000  # bytes of a sweep.json
+ADAPTERS = "adapters"
+TAKEN_AWAY = (".safetensors", ".png", ".json", ".civitai.info", ".md")  # endings of what belongs to an adapter
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder as it is now.
+
+    Args:
+        path: absolute.
+        identity: name and prompt of whose it is, as spelled for comparison.
+        run: what was made; None while nothing is complete.
+        written: when the record was, in seconds since 1970; 0 without one.
+        problem: why the record cannot be read.
+    """
+
+    path: Path
+    identity: tuple[str, str]
+    run: RunRecord | None
+    written: float = 0.0
+    problem: str = ""
+
+    @property
+    def report(self) -> Path | None:
+        """The report, when there is one."""
+        return plain_file(self.path / REPORT)
+
+    @property
+    def sheet(self) -> Path | None:
+        """The sheet, from the moment that it is written."""
+        found = (plain_file(self.path / f"sheet{ending}") for ending in (".png", ".jpg", ".webp"))
+        return next((path for path in found if path), None)
+
+    @property
+    def views(self) -> list[Path]:
+        """Front, side and back, from the moment that they are written."""
+        found = (plain_file(self.path / "views" / f"{view}.png") for view in ("front", "side", "back"))
+        return [path for path in found if path]
+
+    @property
+    def downloads(self) -> list[Path]:
+        """The adapters and what lies beside them: card, previews, sidecars."""
+        folder = self.path / ADAPTERS
+        try:
+            found = files.entries(folder) if files.is_dir(folder) and not files.is_link(folder) else []
+        except BadInput:
+            return []
+        return [path for path in found if path.name.lower().endswith(TAKEN_AWAY) and plain_file(path)]
+
+    @property
+    def sweeps(self) -> list[SweepRecord]:
+        """Pictures that were drawn later, the oldest first."""
+        folder = self.path / SWEEPS
+        try:
+            found = files.entries(folder) if files.is_dir(folder) else []
+            return [record for path in found if (record := _sweep(path / "sweep.json"))]
+        except BadInput:
+            return []
+
+
+def plain_file(path: Path) -> Path | None:
+    """The path, when a file of its own is there: a link could lead anywhere."""
+    try:
+        return path if files.is_file(path) and not files.is_link(path) else None
+    except BadInput:
+        return None
+
+
+def _sweep(path: Path) -> SweepRecord | None:
+    try:
+        return SweepRecord.model_validate_json(files.read_text(path, most=LARGEST_SWEEP))
+    except (BadInput, ValueError):  # it is not there yet, or another version's
+        return None
+
+
+@dataclass
+class Folders:
+    """All run folders that can be found; a record is read again only when it changed.
+
+    Args:
+        home: its `runs` hold what workers without a work folder made.
+    """
+
+    home: Home
+    _kept: dict[Path, tuple[tuple[int, ...], RunFolder]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def places(self) -> list[Path]:
+        """Folders of run folders."""
+        return list(dict.fromkeys([work_folder() / RUNS, self.home.root / RUNS]))
+
+    def find(self, besides: Iterable[Path] = ()) -> list[RunFolder]:
+        """Every run folder in the usual places, and those of the paths besides that are one."""
+        paths = [path for place in self.places for path in _inside(place)]
+        found = (self.read(path) for path in dict.fromkeys([*paths, *besides]))
+        return [folder for folder in found if folder]
+
+    def read(self, path: Path) -> RunFolder | None:
+        """A run's folder; None when it is none, or cannot be read from here."""
+        mark = (_changed(path), _changed(path / RECORD))
+        with self._lock:
+            kept = self._kept.get(path)
+        if kept and kept[0] == mark:
+            return kept[1]
+        try:
+            identity = owner_of(path)
+        except BadInput:
+            identity = None
+        if identity is None:
+            return None
+        folder = _read(path, identity, mark[1])
+        with self._lock:
+            self._kept[path] = (mark, folder)
+        return folder
+
+
+def _read(path: Path, identity: tuple[str, str], written: int) -> RunFolder:
+    if not written:
+        return RunFolder(path, identity, None)
+    try:
+        return RunFolder(path, identity, read_run(path), written / 1e9)
+    except BadInput as error:
+        return RunFolder(path, identity, None, written / 1e9, str(error))
+
+
+def _changed(path: Path) -> int:
+    """When it was changed, in nanoseconds; 0 when it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except (OSError, ValueError):
+        return 0
+
+
+def _inside(place: Path) -> list[Path]:
+    try:
+        return (
+            [path for path in files.entries(place)[:MOST_FOLDERS] if files.is_dir(path)] if files.is_dir(place) else []
+        )
+    except BadInput:
+        return []

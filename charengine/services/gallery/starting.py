@@ -1,0 +1,203 @@
+"""The start form: what was filled in, checked as a run will check it, each mistake beside its field; then started."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from charengine.errors import BadInput, ConfigError
+from charengine.machine.home import Home
+from charengine.profiles.loading import load_profile, setting_names
+from charengine.records import Ref
+from charengine.run.claim import free_folder, identity_of, numbered
+from charengine.run.paths import absolute_profile
+from charengine.run.request import CheckedRun, RunRequest, check, slug
+from charengine.services.gallery.characters import Character
+from charengine.services.gallery.settings_form import SHOWN, overrides_from, setting_fields
+from charengine.services.gallery.uploads import Upload, take_sheet_upload
+from charengine.store import Store
+
+TEXTS = ("prompt", "name", "class_noun", "trigger", "seed", "profile", "profile_file", "more_settings")
+WHOLE_FORM = ""  # the field of what belongs to none
+FIELD_WORDS = {"--sheet": "picture", "--set": "setting", "--profile": "profile", "--out": "folder", "--name": "name"}
+WHOLE_NUMBER = re.compile(r"[-+]?[0-9]{1,12}")
+
+Problems = dict[str, list[str]]
+
+
+@dataclass
+class StartForm:
+    """What was filled in; texts as they were sent."""
+
+    values: Mapping[str, str]
+    picture: Upload | None = None
+    kept_picture: str = ""  # digest of a picture that was sent before, so that it need not be sent again
+
+    def text(self, name: str) -> str:
+        """A field's text."""
+        return self.values.get(name, "").strip()
+
+    @property
+    def profile(self) -> str:
+        """The profile's name, or the file that is written beside the list."""
+        return self.text("profile_file") or self.text("profile") or "embedded"
+
+    @property
+    def overrides(self) -> list[str]:
+        """The settings shown, then those written out, one a line."""
+        lines = [line.strip() for line in self.text("more_settings").splitlines()]
+        return [*overrides_from(self.values, setting_fields()), *(line for line in lines if line)]
+
+
+@dataclass
+class Checked:
+    """A form that was looked at: what can start, or problems by field; `shown` is a picture of what is wrong with the upload."""
+
+    run: CheckedRun | None = None
+    problems: Problems = field(default_factory=dict)
+    shown: Ref | None = None
+    kept_picture: str = ""
+
+    def add(self, name: str, problem: str) -> None:
+        """One more problem of a field."""
+        self.problems.setdefault(name, []).append(in_page_words(problem))
+
+
+def check_start(form: StartForm, home: Home, store: Store, characters: Iterable[Character]) -> Checked:
+    """Everything that is wrong with a form, by field; or the run that it asks for.
+
+    Args:
+        form: as it was sent.
+        home: of the runs.
+        store: where an uploaded picture goes.
+        characters: all there are; one that is being made is not started again, and its folder is left alone.
+    """
+    checked = Checked()
+    sheet = _sheet(form, store, checked)
+    request = RunRequest(
+        prompt=form.text("prompt"),
+        name=form.text("name"),
+        class_noun=form.text("class_noun"),
+        trigger=form.text("trigger"),
+        seed=_seed(form.text("seed"), checked),
+        profile=form.profile,
+        overrides=tuple(form.overrides),
+        sheet=sheet,
+    )
+    run = check_request(request, home, characters, checked)
+    if not checked.problems:
+        checked.run = run
+    return checked
+
+
+def check_request(
+    request: RunRequest, home: Home, characters: Iterable[Character], checked: Checked
+) -> CheckedRun | None:
+    """A request as its run will check it, in a folder that no active character writes to; problems go into `checked`."""
+    try:
+        run = check(request, home)
+    except ConfigError as error:
+        for problem in error.problems:
+            checked.add(field_of(problem), problem)
+        return None
+    active = [character for character in characters if character.active]
+    mine = identity_of(run.character.name, run.character.prompt)
+    for character in active:
+        if identity_of(character.name, character.prompt) == mine:
+            checked.add(
+                "name", f"{character.name} with this prompt is being made already: follow it, or give another name"
+            )
+            return None
+    return (
+        run
+        if request.out
+        else replace(run, out=_free(run, {character.path for character in active}), out_is_given=True)
+    )
+
+
+def field_of(problem: str) -> str:
+    """The field that a problem is about, by how our own checks begin their sentences."""
+    head = re.split(r"[:\s]", problem, maxsplit=1)[0]
+    if head in ("prompt", "name", "class_noun", "trigger", "seed") or head in SHOWN:
+        return head
+    if head in ("--sheet", "picture"):
+        return "picture"
+    if head == "--set" or head in setting_names() or head.split(".")[0] in _sections():
+        return "more_settings"
+    return "profile" if "profile" in problem[:40] else WHOLE_FORM
+
+
+def in_page_words(problem: str) -> str:
+    """A problem without options of the command line, and without the name of the field that it stands beside."""
+    text = problem
+    for option, words in FIELD_WORDS.items():
+        text = re.sub(rf"{option}\b", words, text)
+    head, colon, rest = text.partition(": ")
+    return rest if colon and (head in TEXTS or head in SHOWN) else text
+
+
+def free_of(out: Path, name: str, prompt: str, taken: set[Path]) -> Path:
+    """The folder, or the next that is neither another character's nor about to be."""
+    return next(
+        (place for place in numbered(out) if place not in taken and free_folder(place, name, prompt) == place), out
+    )
+
+
+def resume_parameters(character: Character) -> dict[str, Any]:
+    """The flow's parameters with which a run that ended early goes on: as before, in the same folder.
+
+    Raises:
+        BadInput: Prefect does not know the run.
+    """
+    if not character.flow_run:
+        raise BadInput(f"{character.name}: Prefect does not know its run any more; start it again with the same prompt")
+    parameters = dict(character.flow_run.get("parameters") or {})
+    return {**parameters, "out": str(character.path), "refresh": []}
+
+
+def _free(run: CheckedRun, taken: set[Path]) -> Path:
+    character = run.character
+    usual = run.out.with_name(slug(character.name))
+    return free_of(usual, character.name, character.prompt, taken)
+
+
+def _sheet(form: StartForm, store: Store, checked: Checked) -> str:
+    """The path of the picture that was sent, now or before; empty without one."""
+    if form.picture:
+        try:
+            crop = load_profile(absolute_profile(form.profile), form.overrides).crop
+        except ConfigError:
+            crop = None
+        found = take_sheet_upload(form.picture, store, crop)
+        for problem in found.problems:
+            checked.add("picture", problem)
+        checked.shown = found.shown
+        checked.kept_picture = found.path.name if found.path else ""
+        return str(found.path or "")
+    if not form.kept_picture:
+        return ""
+    try:
+        path = store.path(Ref(sha256=form.kept_picture, size=0, media_type="", name=""))
+    except ValueError:
+        path = None
+    if path is None or not path.is_file():
+        checked.add("picture", "the picture that was sent before is gone: choose it again")
+        return ""
+    checked.kept_picture = form.kept_picture
+    return str(path)
+
+
+def _seed(text: str, checked: Checked) -> int:
+    if not text:
+        return 42
+    if not WHOLE_NUMBER.fullmatch(text):
+        checked.add("seed", f"must be a whole number; got {text[:80]!r}")
+        return 42
+    return int(text)
+
+
+def _sections() -> set[str]:
+    return {name.split(".")[0] for name in setting_names()}

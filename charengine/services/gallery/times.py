@@ -1,0 +1,78 @@
+"""How long a character will take, by how long earlier ones with the same profile took on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+from charengine.config import Profile, SweepSettings
+from charengine.records import RunRecord
+
+NEWEST = 30  # runs that are asked
+BUILT_IN_PROMPTS = {"quick": 4, "full": 10}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds by stage, and from how many runs."""
+
+    stages: dict[str, float]
+    runs: int
+
+    @property
+    def seconds(self) -> float:
+        """Of one whole character."""
+        return sum(self.stages.values())
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        longest = sorted(self.stages.items(), key=lambda item: -item[1])[:3]
+        parts = ", ".join(f"{stage} {in_words(seconds)}" for stage, seconds in longest if seconds >= 1)
+        came = "one earlier run" if self.runs == 1 else f"{self.runs} earlier runs"
+        return f"about {in_words(self.seconds)} ({parts}; measured on {came} with this profile)"
+
+
+def expected(profile: Profile, runs: Iterable[RunRecord]) -> Estimate | None:
+    """What this profile with these settings will take; None when nothing like it was ever made here.
+
+    The training is reckoned by its steps, the sweep by its pictures, every other stage as it was.
+    """
+    alike = [run for run in runs if run.profile == profile.name][:NEWEST]
+    found: dict[str, list[float]] = {}
+    for run in alike:
+        for fact in run.stages:
+            if not fact.cached:
+                found.setdefault(fact.stage, []).append(fact.seconds / _units_of(fact.stage, run))
+    stages = {stage: median(times) * _units(stage, profile) for stage, times in found.items()}
+    if not profile.expand.count:
+        stages.pop("expand", None)
+    return Estimate(stages, len(alike)) if "train" in stages else None
+
+
+def sweep_pictures(sweep: SweepSettings, checkpoints: int) -> int:
+    """How many pictures a sweep draws at most."""
+    prompts = len(sweep.prompts) or BUILT_IN_PROMPTS[sweep.prompt_set]
+    cells = 1 + sum(strength > 0 for strength in sweep.strengths) * min(sweep.checkpoints, checkpoints)
+    whole = cells * prompts * sweep.seeds
+    return min(whole, sweep.pictures) if sweep.design == "race" else whole
+
+
+def in_words(seconds: float) -> str:
+    """Seconds, minutes or hours, as exact as it is useful."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _units_of(stage: str, run: RunRecord) -> float:
+    if stage == "train":
+        return max(1, run.training.steps)
+    return max(1, sum(cell.images for cell in run.sweep.cells)) if stage == "sweep" else 1.0
+
+
+def _units(stage: str, profile: Profile) -> float:
+    if stage == "train":
+        return profile.train.steps
+    return sweep_pictures(profile.sweep, profile.train.checkpoints) if stage == "sweep" else 1.0

@@ -1,0 +1,37 @@
+"""MLflow's own database, in the home."""
+
+from __future__ import annotations
+
+import contextlib
+
+from charengine.machine.addresses import database_uri
+from charengine.machine.home import Home
+from charengine.machine.locks import single_flight
+
+
+def initialise_database(home: Home) -> None:
+    """Create MLflow's tables once, under a lock, in WAL mode: several first processes at once break the database."""
+    import sqlite3
+
+    import mlflow
+
+    database = home.mlflow / "mlflow.db"
+    marker = home.mlflow / f"schema-{mlflow.__version__}"
+    if marker.exists():
+        return
+    with single_flight(home.locks / "mlflow-database.lock", "MLflow's database is being made"):
+        if marker.exists():
+            return
+        if database.exists():
+            _upgrade(database_uri(home))
+        mlflow.MlflowClient(tracking_uri=database_uri(home)).search_experiments(max_results=1)
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        marker.touch()
+
+
+def _upgrade(uri: str) -> None:
+    import subprocess
+    import sys
+
+    subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", uri], check=True, capture_output=True)
