@@ -1,4 +1,4 @@
-"""`up`: both servers, their pages and the workers, until Ctrl-C."""
+"""`up`: the gallery, both servers, their pages and the workers, until Ctrl-C; `gallery`: the gallery alone."""
 
 from __future__ import annotations
 
@@ -13,24 +13,41 @@ from charengine.machine.home import find_home
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(up)
+    app.command()(gallery)
 
 
 def up(
     prefect_port: Annotated[int | None, typer.Option(help="Default: 4200, or the next free one.")] = None,
     mlflow_port: Annotated[int | None, typer.Option(help="Default: 5000, or the next free one.")] = None,
+    gallery_port: Annotated[int | None, typer.Option(help="Default: 4300, or the next free one.")] = None,
 ) -> None:
-    """Start Prefect, MLflow and a worker per GPU; print the addresses; Ctrl-C stops all."""
+    """Start the gallery, Prefect, MLflow and a worker per GPU; print the addresses; Ctrl-C stops all."""
     listen()
     home = find_home()
     from charengine.machine.interrupts import stop_signals
     from charengine.services.up import services
 
     say("starting (the first time takes a minute)…")
-    with stop_signals() as stop, services(home, stop, prefect_port, mlflow_port) as running:
-        say(f"Prefect  {running.addresses.prefect}   start a character: Deployments → character → Run")
+    with stop_signals() as stop, services(home, stop, prefect_port, mlflow_port, gallery_port) as running:
+        say(f"gallery  {running.addresses.gallery}   all characters: start, follow, download")
+        say(f"Prefect  {running.addresses.prefect}")
         say(f"MLflow   {running.addresses.mlflow}")
         say(f"workers  {max(running.gpus, 1)} ({'one a GPU' if running.gpus else 'on the CPU'}); logs in {home.logs}")
         say("ready; Ctrl-C stops all")
         running.watch()
         say("stopping…")
     say("stopped")
+
+
+def gallery(
+    port: Annotated[int | None, typer.Option(help="Default: 4300, or the next free one.")] = None,
+) -> None:
+    """Start the gallery alone, for the Prefect and MLflow that PREFECT_API_URL and MLFLOW_TRACKING_URI name."""
+    listen()
+    from charengine.machine.processes import HOST, choose_port
+    from charengine.services.gallery.server import serve
+    from charengine.services.up import PORTS
+
+    chosen = choose_port(port, PORTS["gallery"])
+    say(f"gallery  http://{HOST}:{chosen}   Ctrl-C stops it")
+    serve(chosen)

@@ -1,4 +1,4 @@
-"""`charengine up`: Prefect and MLflow with their pages, and the workers, on this machine; all of it ends together."""
+"""`charengine up`: the gallery, Prefect and MLflow with their pages, and the workers, on this machine; all of it ends together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from charengine.services.prefect_api import cancel_active_runs, crash_left_runs
 
 log = logging.getLogger(__name__)
 
-PORTS = {"prefect": 4200, "mlflow": 5000}
+PORTS = {"gallery": 4300, "prefect": 4200, "mlflow": 5000}
 START_SECONDS = 180.0  # the first start makes both databases
 CANCEL_SECONDS = 40.0  # a training saves its state well within this
 ORCHESTRATE_LIMIT = 4  # batch parents only wait, so several share one worker
@@ -34,6 +34,12 @@ class Addresses:
 
     prefect_port: int
     mlflow_port: int
+    gallery_port: int = PORTS["gallery"]
+
+    @property
+    def gallery(self) -> str:
+        """The page of all characters."""
+        return f"http://{HOST}:{self.gallery_port}"
 
     @property
     def prefect(self) -> str:
@@ -57,7 +63,7 @@ class Up:
 
     Args:
         home: databases, logs and the state file.
-        addresses: of the two servers.
+        addresses: of the servers.
         gpus: how many; each gets a worker, none means one worker on the CPU.
         asked_to_stop: asked twice a second.
     """
@@ -82,8 +88,10 @@ class Up:
         initialise_database(self.home)
         self._run("prefect-server", ["deployments.server", "--port", self.addresses.prefect_port])
         self._run("mlflow-server", self._mlflow_command())
+        self._run("gallery", ["charengine.services.gallery", "--port", self.addresses.gallery_port])
         self._wait_for("Prefect", lambda: answers(f"{self.addresses.api}/health"))
         self._wait_for("MLflow", lambda: answers(f"{self.addresses.mlflow}/health"))
+        self._wait_for("the gallery", lambda: answers(f"{self.addresses.gallery}/health"))
         if left := crash_left_runs(self.addresses.api):
             log.warning("%d runs of the last time have no process any more; they are marked as crashed", left)
         self._set_up()
@@ -179,9 +187,11 @@ class Up:
             "prefect_api": self.addresses.api,
             "prefect_ui": self.addresses.prefect,
             "mlflow": self.addresses.mlflow,
+            "gallery": self.addresses.gallery,
         }
         self.home.services_file.write_text(json.dumps(state, indent=2), encoding="utf-8")
-        ports = {"prefect": self.addresses.prefect_port, "mlflow": self.addresses.mlflow_port}
+        used = self.addresses
+        ports = {"prefect": used.prefect_port, "mlflow": used.mlflow_port, "gallery": used.gallery_port}
         self.home.ports_file.write_text(json.dumps(ports), encoding="utf-8")
 
 
@@ -191,6 +201,7 @@ def services(
     asked_to_stop: Callable[[], bool],
     prefect_port: int | None = None,
     mlflow_port: int | None = None,
+    gallery_port: int | None = None,
 ) -> Iterator[Up]:
     """The running set; everything is stopped on the way out, however that is.
 
@@ -203,7 +214,8 @@ def services(
         raise BadInput(f"charengine up already runs here (process {found.pid}): {found.prefect_api}, {found.mlflow}")
     apply_defaults(home.create())
     ports = remembered_ports(home)
-    addresses = Addresses(choose_port(prefect_port, ports["prefect"]), choose_port(mlflow_port, ports["mlflow"]))
+    asked = {"prefect": prefect_port, "mlflow": mlflow_port, "gallery": gallery_port}
+    addresses = Addresses(**{f"{name}_port": choose_port(port, ports[name]) for name, port in asked.items()})
     running = Up(home, addresses, count_gpus(), asked_to_stop)
     try:
         running.start()
@@ -213,11 +225,11 @@ def services(
 
 
 def remembered_ports(home: Home) -> dict[str, int]:
-    """The ports of the last time, so that links and pictures in the pages go on working; else Prefect's and MLflow's own."""
+    """The ports of the last time, so that links and pictures in the pages go on working; else the usual ones."""
     try:
         kept = json.loads(home.ports_file.read_text(encoding="utf-8"))
-        return {name: int(kept[name]) for name in PORTS}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {name: int(kept.get(name, usual)) for name, usual in PORTS.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
         return dict(PORTS)
 
 

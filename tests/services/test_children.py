@@ -73,8 +73,8 @@ def test_a_child_that_ends_again_and_again_is_given_up_with_its_last_words(
 
 def test_ports_of_the_last_time_are_taken_again(tmp_path: Path) -> None:
     home = Home(tmp_path / "home").create()
-    assert remembered_ports(home) == {"prefect": 4200, "mlflow": 5000}
+    assert remembered_ports(home) == {"gallery": 4300, "prefect": 4200, "mlflow": 5000}
     home.ports_file.write_text('{"prefect": 4711, "mlflow": 5001}', encoding="utf-8")
-    assert remembered_ports(home) == {"prefect": 4711, "mlflow": 5001}
+    assert remembered_ports(home) == {"gallery": 4300, "prefect": 4711, "mlflow": 5001}
     home.ports_file.write_text("damaged", encoding="utf-8")
-    assert remembered_ports(home) == {"prefect": 4200, "mlflow": 5000}
+    assert remembered_ports(home) == {"gallery": 4300, "prefect": 4200, "mlflow": 5000}

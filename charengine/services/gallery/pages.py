@@ -59,6 +59,7 @@ def routes(gallery: Gallery) -> list[Route]:
         "/part/character/{id}": character_part,
         "/character/{id}/adapter.zip": adapter_zip,
         "/character/{id}/report": report,
+        "/character/{id}/adapters/{file}": adapter_file,
         "/character/{id}/file/{what}": run_file,
         "/picture/{digest}": picture,
         "/tracked/{run}/{path:path}": tracked_picture,
@@ -244,6 +245,15 @@ def adapter_zip(gallery: Gallery, request: Request) -> Response:
     name = slug(character.name)
     headers = {"Content-Disposition": f'attachment; filename="{name}.zip"', "Cache-Control": "no-store"}
     return StreamingResponse(zipped(character.folder, name), media_type="application/zip", headers=headers)
+
+
+def adapter_file(gallery: Gallery, request: Request) -> Response:
+    """One file of those beside the adapter: the report links to them."""
+    folder, wanted = gallery.character(request).folder, request.path_params["file"]
+    path = next((one for one in (folder.downloads if folder else []) if one.name == wanted), None)
+    if not path:
+        raise HTTPException(NOT_FOUND, "There is no such file beside the adapter of this character.")
+    return FileResponse(path, filename=path.name, headers={"Cache-Control": "no-cache"})
 
 
 def report(gallery: Gallery, request: Request) -> Response:

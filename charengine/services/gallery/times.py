@@ -44,10 +44,10 @@ def expected(profile: Profile, runs: Iterable[RunRecord]) -> Estimate | None:
     for run in alike:
         for fact in run.stages:
             if not fact.cached:
-                found.setdefault(fact.stage, []).append(fact.seconds / _units_of(fact.stage, run))
-    stages = {stage: median(times) * _units(stage, profile) for stage, times in found.items()}
+                found.setdefault(fact.stage, []).append(_again(fact.stage, fact.seconds, run, profile))
     if not profile.expand.count:
-        stages.pop("expand", None)
+        found.pop("expand", None)
+    stages = {stage: median(times) for stage, times in found.items()}
     return Estimate(stages, len(alike)) if "train" in stages else None
 
 
@@ -66,13 +66,13 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _units_of(stage: str, run: RunRecord) -> float:
+def _again(stage: str, seconds: float, run: RunRecord, profile: Profile) -> float:
+    """What a stage that took so long will take now."""
     if stage == "train":
-        return max(1, run.training.steps)
-    return max(1, sum(cell.images for cell in run.sweep.cells)) if stage == "sweep" else 1.0
-
-
-def _units(stage: str, profile: Profile) -> float:
-    if stage == "train":
-        return profile.train.steps
-    return sweep_pictures(profile.sweep, profile.train.checkpoints) if stage == "sweep" else 1.0
+        a_step = run.training.facts.get("step_ms", 1000 * seconds / max(1, run.training.steps)) / 1000
+        around = max(0.0, seconds - a_step * run.training.steps)  # loading, checkpoints, samples
+        return around + a_step * profile.train.steps
+    if stage == "sweep":
+        pictures = max(1, sum(cell.images for cell in run.sweep.cells))
+        return seconds / pictures * sweep_pictures(profile.sweep, profile.train.checkpoints)
+    return seconds
