@@ -32,7 +32,8 @@ def up(
         say(f"gallery  {running.addresses.gallery}   all characters: start, follow, download")
         say(f"Prefect  {running.addresses.prefect}")
         say(f"MLflow   {running.addresses.mlflow}")
-        say(f"workers  {max(running.gpus, 1)} ({'one a GPU' if running.gpus else 'on the CPU'}); logs in {home.logs}")
+        gpus = running.gpus or 0
+        say(f"workers  {max(gpus, 1)} ({'one a GPU' if gpus else 'on the CPU'}); logs in {home.logs}")
         say("ready; Ctrl-C stops all")
         running.watch()
         say("stopping…")

@@ -64,13 +64,13 @@ class Up:
     Args:
         home: databases, logs and the state file.
         addresses: of the servers.
-        gpus: how many; each gets a worker, none means one worker on the CPU.
+        gpus: how many; each gets a worker, none means one worker on the CPU. None: counted while the servers come up.
         asked_to_stop: asked twice a second.
     """
 
     home: Home
     addresses: Addresses
-    gpus: int
+    gpus: int | None
     asked_to_stop: Callable[[], bool]
     children: Children = field(init=False)
 
@@ -83,20 +83,21 @@ class Up:
         Raises:
             StageFailed: something did not come up; its last log lines are in the message.
         """
-        from charengine.tracking.database import initialise_database
+        self._run("prefect-server", ["deployments.server", "--port", self.addresses.prefect_port])
+        self._run("gallery", ["charengine.services.gallery", "--port", self.addresses.gallery_port])
+        from charengine.tracking.database import initialise_database  # takes a second, in which the two above begin
 
         initialise_database(self.home)
-        self._run("prefect-server", ["deployments.server", "--port", self.addresses.prefect_port])
         self._run("mlflow-server", self._mlflow_command())
-        self._run("gallery", ["charengine.services.gallery", "--port", self.addresses.gallery_port])
+        gpus = self.gpus = count_gpus() if self.gpus is None else self.gpus
         self._wait_for("Prefect", lambda: answers(f"{self.addresses.api}/health"))
         self._wait_for("MLflow", lambda: answers(f"{self.addresses.mlflow}/health"))
         self._wait_for("the gallery", lambda: answers(f"{self.addresses.gallery}/health"))
         if left := crash_left_runs(self.addresses.api):
             log.warning("%d runs of the last time have no process any more; they are marked as crashed", left)
         self._set_up()
-        for index in range(max(self.gpus, 1)):
-            device = {"CUDA_VISIBLE_DEVICES": str(index)} if self.gpus else {}
+        for index in range(max(gpus, 1)):
+            device = {"CUDA_VISIBLE_DEVICES": str(index)} if gpus else {}
             self._run(f"worker-{index}", _worker("characters", f"characters-{index}", 1), **device)
         self._run(
             "worker-orchestrate", _worker("orchestrate", "orchestrate", ORCHESTRATE_LIMIT), CUDA_VISIBLE_DEVICES=""
@@ -216,7 +217,7 @@ def services(
     ports = remembered_ports(home)
     asked = {"prefect": prefect_port, "mlflow": mlflow_port, "gallery": gallery_port}
     addresses = Addresses(**{f"{name}_port": choose_port(port, ports[name]) for name, port in asked.items()})
-    running = Up(home, addresses, count_gpus(), asked_to_stop)
+    running = Up(home, addresses, None, asked_to_stop)
     try:
         running.start()
         yield running

@@ -90,6 +90,7 @@ def check_start(form: StartForm, home: Home, store: Store, characters: Iterable[
     run = check_request(request, home, characters, checked)
     if not checked.problems:
         checked.run = run
+    checked.problems = {name: checked.problems[name] for name in sorted(checked.problems, key=_place)}
     return checked
 
 
@@ -121,8 +122,11 @@ def check_request(
 def field_of(problem: str) -> str:
     """The field that a problem is about, by how our own checks begin their sentences."""
     head = re.split(r"[:\s]", problem, maxsplit=1)[0]
-    if head in ("prompt", "name", "class_noun", "trigger", "seed") or head in SHOWN:
+    if head in ("prompt", "name", "class_noun", "trigger", "seed"):
         return head
+    shown = ".".join(head.split(".")[:2])  # an item of a list has its place behind the setting
+    if shown in SHOWN:
+        return shown
     if head in ("--sheet", "picture"):
         return "picture"
     if head == "--set" or head in setting_names() or head.split(".")[0] in _sections():
@@ -188,6 +192,23 @@ def _sheet(form: StartForm, store: Store, checked: Checked) -> str:
         return ""
     checked.kept_picture = form.kept_picture
     return str(path)
+
+
+def _place(name: str) -> int:
+    """Where a field stands on the page."""
+    order = (
+        WHOLE_FORM,
+        "prompt",
+        "picture",
+        "name",
+        "profile",
+        *SHOWN,
+        "class_noun",
+        "trigger",
+        "seed",
+        "more_settings",
+    )
+    return order.index(name)
 
 
 def _seed(text: str, checked: Checked) -> int:
