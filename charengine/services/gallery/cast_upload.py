@@ -14,6 +14,7 @@ from charengine.records import Ref
 from charengine.run.cast import read_cast
 from charengine.run.request import CheckedRun, RunRequest
 from charengine.services.gallery.characters import Character
+from charengine.services.gallery.settings_form import SHOWN
 from charengine.services.gallery.starting import Checked, check_request, free_of
 from charengine.services.gallery.uploads import Upload
 from charengine.store import Store
@@ -120,5 +121,7 @@ def _row(request: RunRequest, home: Home, characters: list[Character], taken: se
         request = RunRequest(**{**request.__dict__, "out": str(out)})
     checked = Checked()
     run = check_request(request, home, characters, checked)
-    problems = tuple(f"{name}: {text}" if name else text for name, found in checked.problems.items() for text in found)
-    return Row(request, run, problems)
+    problems = (
+        f"{name}: {text}" if name in SHOWN else text for name, found in checked.problems.items() for text in found
+    )
+    return Row(request, run, tuple(problems))

@@ -198,15 +198,12 @@ def _tried(
 
 
 def _by_field(problems: list[str]) -> dict[str, list[str]]:
-    """`strengths: …` and `sweep.strengths: …` both belong to the field `strengths`."""
+    """`strengths: …` and `sweep.strengths.0: …` both belong to the field `strengths`."""
     found: dict[str, list[str]] = {}
     for problem in problems:
         head, _, rest = problem.partition(": ")
-        name = (
-            head.removeprefix("sweep.").split(".")[0].removesuffix("s")
-            if head.startswith("sweep.prompt")
-            else head.removeprefix("sweep.").split(".")[0]
-        )
+        name = head.removeprefix("sweep.").split(".")[0]
+        name = "prompt" if name == "prompts" else name
         known = name in ("strengths", "checkpoints", "prompt", "seeds")
         found.setdefault(name if known else "", []).append(rest if known else problem)
     return found

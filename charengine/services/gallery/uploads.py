@@ -57,7 +57,8 @@ class BodyLimit:
             message = await receive()
             read += len(message.get("body", b""))
             if read > self._most:
-                await _drain(receive)
+                if message.get("more_body"):
+                    await _drain(receive)
                 raise HTTPException(TOO_LARGE, self._words)
             return message
 

@@ -1,0 +1,236 @@
+"""What the pages show: every character in its state, with what belongs to it and nothing else."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+from gallery_samples import Visit, claimed, made, running
+
+from charengine.records import RunRecord
+
+Sample = tuple[RunRecord, Path]
+
+
+def cards(page: str) -> dict[str, str]:
+    """Name to card."""
+    found = re.findall(r'<li class="card[^"]*" data-piece="[^"]*">.*?</p>\s*</div>\s*</li>', page, re.DOTALL)
+    return {re.findall(r">([^<]+)</a> <span class=\"badge", card)[0]: card for card in found}
+
+
+def test_an_empty_gallery_says_how_to_begin(visit: Visit) -> None:
+    page = visit.get("/")
+    assert "No character yet" in page and 'href="/start"' in page
+
+
+def test_a_finished_character_shows_sheet_drawings_at_the_pick_words_to_copy_and_what_to_take_away(
+    visit: Visit, sample: Sample
+) -> None:
+    run = sample[0]
+    made(visit, run)
+    card = cards(visit.get("/"))["Zorga"]
+    address = visit.address("Zorga")
+    assert "made" in card and f"{address}/file/sheet" in card
+    for prompt in range(3):
+        drawn = run.sweep.picture(run.sweep.pick.metrics, prompt)
+        assert drawn and f"/picture/{drawn.sha256}?w=160" in card
+    assert 'data-copy="zorgax"' in card and 'data-copy="zorgax orc"' in card
+    assert f"{address}/adapter.zip" in card and f"{address}/report" in card
+    assert "http://127.0.0.1:5000/#/experiments/7/runs/" not in card  # the sample's id is none of MLflow's
+    assert visit.client.get(f"{address}/file/sheet?w=160").headers["content-type"] == "image/webp"
+    assert visit.client.get(f"/picture/{drawn.sha256}").content.startswith(b"\x89PNG")
+
+
+def test_the_run_in_prefect_and_in_mlflow_are_one_click_away(visit: Visit, sample: Sample) -> None:
+    made(visit, sample[0].model_copy(update={"mlflow_run_id": "cd" * 16, "prefect_flow_run_id": "an-id"}))
+    card = cards(visit.get("/"))["Zorga"]
+    assert f'href="http://127.0.0.1:5000/#/experiments/7/runs/{"cd" * 16}"' in card
+    assert 'href="http://127.0.0.1:4200/runs/flow-run/an-id"' in card
+    assert "viewStateShareKey=charengine-strength" in visit.get("/")  # overfit runs against strength sweeps: one link
+
+
+def test_what_waits_and_what_is_made_stands_before_what_is_there_each_in_its_state(
+    visit: Visit, sample: Sample
+) -> None:
+    made(visit, sample[0])
+    visit.prefect.runs = [
+        running("Wait", "SCHEDULED"),
+        running("Now"),
+        running("Broken", "FAILED", message="the sheet is empty", out=str(visit.work / "runs" / "broken")),
+        running("Gone", "CANCELLED"),
+    ]
+    page = visit.get("/")
+    found = cards(page)
+    assert list(found)[:2] == ["Now", "Wait"]
+    states = {name: re.findall(r'class="badge [^"]*">([^<]+)<', card)[0] for name, card in found.items()}
+    assert states == {"Now": "being made", "Wait": "waiting", "Broken": "failed", "Gone": "stopped", "Zorga": "made"}
+    assert "the sheet is empty" in found["Broken"]
+    assert "5 characters, 1 being made, 1 waiting, 1 failed" in page
+
+
+def test_a_character_is_followed_stage_step_loss_time_left_and_latest_sample(visit: Visit) -> None:
+    visit.prefect.runs = [running("Now")]
+    visit.prefect.tasks["run-of-now"] = [
+        {"name": "sheet-now", "state_type": "COMPLETED", "state_name": "Cached", "total_run_time": 0.1},
+        {"name": "crop-now", "state_type": "COMPLETED", "state_name": "Completed", "total_run_time": 3.2},
+        {"name": "train-now", "state_type": "RUNNING", "state_name": "Running"},
+    ]
+    line = "step 30 of 100, loss 0.1234, 2 min 3 s left"
+    visit.prefect.artifacts["run-of-now"] = {"key": "now-training", "data": 30.0, "description": line}
+    visit.tracked.sample = (25, f"{'ef' * 16}/images/samples+step+25+x.png")
+    part = visit.get(f"/part{visit.address('Now')}")
+    assert line in part and 'value="30.0"' in part
+    assert "unchanged, taken from an earlier run" in part and "done in 3 s" in part
+    assert '<li class="now" aria-current="step"><b>train</b>' in part
+    assert f"/tracked/{'ef' * 16}/images/samples" in part and "sample at step 25" in part
+    assert line in cards(visit.get("/"))["Now"]
+
+
+def test_progress_of_a_stage_that_has_ended_is_not_shown_for_the_next(visit: Visit) -> None:
+    visit.prefect.runs = [running("Now")]
+    visit.prefect.tasks["run-of-now"] = [{"name": "sweep-now", "state_type": "RUNNING", "state_name": "Running"}]
+    visit.prefect.artifacts["run-of-now"] = {"key": "now-training", "data": 100.0, "description": "step 9 of 9"}
+    assert "step 9 of 9" not in visit.get(f"/part{visit.address('Now')}")
+
+
+@pytest.mark.parametrize(
+    ("state", "buttons"),
+    [("RUNNING", "cancel"), ("SCHEDULED", "cancel"), ("FAILED", "resume"), ("CRASHED", "resume"), ("CANCELLING", "")],
+)
+def test_only_what_goes_on_can_be_cancelled_and_only_what_ended_early_can_be_resumed(
+    visit: Visit, state: str, buttons: str
+) -> None:
+    visit.prefect.runs = [running("Ann", state)]
+    page = visit.get(visit.address("Ann"))
+    assert re.findall(r'action="/character/[^/"]+/(cancel|resume)"', page) == ([buttons] if buttons else [])
+
+
+def test_search_finds_names_prompts_and_triggers(visit: Visit, sample: Sample) -> None:
+    made(visit, sample[0])
+    made(visit, sample[0].model_copy(update={"trigger": "vexivo"}), "Lady Vex", "a tall woman in black")
+    for words, found in {
+        "ZORGA": {"Zorga"},
+        "tall black": {"Lady Vex"},
+        "vexivo": {"Lady Vex"},
+        "nobody": set(),
+        "": {"Zorga", "Lady Vex"},
+    }.items():
+        assert set(cards(visit.get(f"/?q={words}"))) == found, words
+        assert set(cards(visit.get(f"/part/characters?q={words}"))) == found
+
+
+def test_without_prefect_what_was_made_is_shown_and_it_says_why_the_rest_is_not(visit: Visit, sample: Sample) -> None:
+    made(visit, sample[0])
+    visit.prefect.away = "Prefect at http://127.0.0.1:9/api does not answer (refused)"
+    page = visit.get("/")
+    assert "Zorga" in cards(page) and "does not answer (refused). What is being made now is not shown." in page
+    visit.get(visit.address("Zorga"))
+
+
+def test_a_character_made_on_another_machine_is_shown_with_mlflows_picture(visit: Visit) -> None:
+    visit.prefect.runs = [running("Far", "COMPLETED", out="/somewhere/else/runs/far")]
+    card = cards(visit.get("/"))["Far"]
+    assert "made elsewhere" in card and f"/tracked/{'ab' * 16}/images/sheet.png" in card
+    assert visit.client.get(f"/tracked/{'ab' * 16}/images/sheet.png?w=320").headers["content-type"] == "image/webp"
+    visit.get(f"/tracked/{'ab' * 16}/images/page.png", 404)  # what MLflow answers there is no picture
+
+
+def test_a_folder_that_was_begun_and_never_finished_is_shown_as_such(visit: Visit) -> None:
+    claimed(visit.work / "runs" / "ann", "Ann", "a knight")
+    assert "not finished" in cards(visit.get("/"))["ann"]
+
+
+def test_what_people_wrote_is_text_on_every_page(visit: Visit, sample: Sample) -> None:
+    made(visit, sample[0], "Zorga", "<script>alert('x')</script>")
+    visit.prefect.runs = [running("<img src=x onerror=alert(1)>", "FAILED", message="<b>bold</b>")]
+    for path in ("/", "/?q=<script>", *(f"/character/{one.id}" for one in visit.gallery.characters()[0])):
+        page = visit.get(path)
+        assert "<script>alert" not in page and "<img src=x" not in page and "<b>bold" not in page, path
+
+
+def test_pages_load_nothing_from_elsewhere_and_tell_the_browser_so(visit: Visit, sample: Sample) -> None:
+    made(visit, sample[0])
+    for path in ("/", "/start", "/cast", visit.address("Zorga"), "/nowhere"):
+        answer = visit.client.get(path)
+        assert re.findall(r'(?:src|srcset|action)="(?!/)[^"]*"', answer.text) == [], path
+        assert re.findall(r'<link[^>]*href="(?!/)', answer.text) == []
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_zip_holds_the_adapters_and_what_lies_beside_them_and_nothing_else(visit: Visit, sample: Sample) -> None:
+    folder = made(visit, sample[0]) / "adapters"
+    (folder / "README.md").write_text("the card")
+    (folder / "zorgax.png").write_bytes(b"\x89PNG preview")
+    (folder / "zorgax.civitai.info").write_text("{}")
+    (folder / "zorgax.json").write_text("{}")
+    (folder / "notes.txt").write_text("mine")
+    (folder.parent / "secret.json").write_text("{}")
+    os.symlink(folder.parent / "secret.json", folder / "linked.json")
+    answer = visit.client.get(f"{visit.address('Zorga')}/adapter.zip")
+    assert answer.headers["content-disposition"] == 'attachment; filename="zorga.zip"'
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        assert sorted(archive.namelist()) == [
+            "zorga/README.md",
+            "zorga/zorgax.civitai.info",
+            "zorga/zorgax.json",
+            "zorga/zorgax.png",
+            "zorga/zorgax.safetensors",
+            "zorga/zorgax_recommended.safetensors",
+        ]
+        assert archive.read("zorga/zorgax.safetensors") == b"zorgax.safetensors" * 100
+    assert "linked.json" not in visit.get(visit.address("Zorga"))
+    visit.get(f"{visit.address('Zorga')}/adapters/notes.txt", 404)
+    assert visit.get(f"{visit.address('Zorga')}/adapters/README.md") == "the card"
+
+
+def test_the_report_is_shown_where_it_can_do_nothing_to_the_gallery(visit: Visit, sample: Sample) -> None:
+    made(visit, sample[0])
+    answer = visit.client.get(f"{visit.address('Zorga')}/report")
+    assert answer.text.startswith("<h1>the report")
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("sandbox ") and "allow-same-origin" not in policy and "default-src 'none'" in policy
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/character/../../etc/passwd",
+        "/character/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/character/nobody-12345678",
+        "{address}/file/run.json",
+        "{address}/file/..%2frun.json",
+        "{address}/adapters/..%2frun.json",
+        "{address}/adapters/%2fetc%2fpasswd",
+        "/picture/../run.json",
+        "/picture/" + "0" * 64,
+        "/picture/" + "0" * 63,
+        "/tracked/..%2f..%2f/images/sheet.png",
+        "/tracked/" + "ab" * 16 + "/images/..%2f..%2fsheet.png",
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+    ],
+)
+def test_no_path_leads_out_of_what_the_gallery_shows(visit: Visit, sample: Sample, path: str) -> None:
+    made(visit, sample[0])
+    visit.get(path.format(address=visit.address("Zorga")), 404)
+
+
+def test_the_store_hands_out_pictures_alone(visit: Visit, sample: Sample) -> None:
+    visit.get(f"/picture/{sample[0].sweep.adapter.sha256}", 404)
+    visit.get(f"/picture/{sample[0].sweep.contact_sheet.sha256}")
+
+
+def test_a_link_in_a_runs_folder_is_not_followed(visit: Visit, sample: Sample) -> None:
+    folder = made(visit, sample[0])
+    (folder / "report.html").unlink()
+    os.symlink("/etc/hostname", folder / "report.html")
+    (folder / "sheet.png").unlink()
+    os.symlink("/etc/hostname", folder / "sheet.png")
+    visit.get(f"{visit.address('Zorga')}/report", 404)
+    visit.get(f"{visit.address('Zorga')}/file/sheet", 404)
