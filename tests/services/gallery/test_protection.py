@@ -10,7 +10,9 @@ from gallery_samples import ADDRESS, Visit, running
 CHANGES = ["/start", "/cast", "/cast/start", "{address}/cancel", "{address}/resume", "{address}/sweep"]
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:4300", "192.168.0.7:4300", "", "127.0.0.1.evil.example"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:4300", "192.168.0.7:4300", "", "127.0.0.1.evil.example"]
+)
 def test_a_foreign_name_gets_nothing(visit: Visit, host: str) -> None:
     for path in ("/", "/health", "/static/gallery.css"):
         assert visit.client.get(path, headers={"Host": host}).status_code == 403
@@ -74,7 +76,10 @@ def test_too_much_is_refused_whether_its_length_is_said_or_not(visit: Visit) -> 
 def test_what_is_no_form_is_refused(visit: Visit, body: bytes) -> None:
     answer = visit.client.post("/start", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
     assert answer.status_code in (400, 403)
-    assert visit.client.post("/start", content=body, headers={"Content-Type": "multipart/form-data"}).status_code in (400, 403)
+    assert visit.client.post("/start", content=body, headers={"Content-Type": "multipart/form-data"}).status_code in (
+        400,
+        403,
+    )
 
 
 def test_a_defect_of_ours_says_so_and_shows_no_inside(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,208 @@
+"""The start form: a mistake is said beside its field before anything starts; what is right starts once."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from gallery_samples import Visit, claimed, running
+from PIL import Image
+from run_samples import doll, png
+from sheet_samples import Sheet, paint
+
+from charengine.config import Profile
+from charengine.profiles.loading import profile_names
+
+GOOD = {"prompt": "a knight in red armour", "name": "Ann"}
+
+
+def picture(image: Image.Image, name: str = "mine.png") -> dict[str, Any]:
+    return {"picture": (name, png(image), "image/png")}
+
+
+def problem_of(page: str, field: str) -> str:
+    """What stands beside a field."""
+    found = re.search(rf'<ul class="errors" id="{field}-problem">(.*?)</ul>', page, re.DOTALL)
+    return re.sub(r"<[^>]+>", " ", found[1]).strip() if found else ""
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("prompt", "", "prompt is empty"),
+        ("prompt", "x" * 2001, "at most 2000"),
+        ("prompt", "a \x07 bell", "control character"),
+        ("name", "../../etc", "is not allowed"),
+        ("name", "a/b", "is not allowed"),
+        ("name", "x" * 65, "is not allowed"),
+        ("trigger", "UPPER", "is not allowed"),
+        ("class_noun", "<b>", "is not allowed"),
+        ("seed", "-1", "greater than or equal to 0"),
+        ("seed", "seven", "must be a whole number"),
+        ("seed", "99999999999", "less than"),
+        ("train.steps", "0", "greater than or equal to 1"),
+        ("train.steps", "many", "valid integer"),
+        ("train.rank", "1000", "less than or equal to 128"),
+        ("sweep.strengths", "0.5, 3", "less than or equal to 2"),
+        ("sweep.strengths", "0", "none above 0"),
+        ("sheet.candidates", "99", "less than or equal to 16"),
+        ("profile", "embeded", "did you mean embedded"),
+        ("profile_file", "nowhere.yaml", "does not exist"),
+        ("more_settings", "train.stps=3", "did you mean train.steps"),
+        ("more_settings", "nonsense", "write section.key=value"),
+        ("more_settings", "models.device=toaster", "models.device"),
+    ],
+)
+def test_a_mistake_is_said_beside_its_field_and_nothing_starts(visit: Visit, field: str, value: str, said: str) -> None:
+    page = visit.post("/start", {**GOOD, field: value}, status=422).text
+    beside = "profile" if field == "profile_file" else field
+    assert said in problem_of(page, beside.replace(".", "-")), page
+    assert "--set" not in page and "One thing has to be mended; nothing was started" in page
+    assert visit.prefect.started == []
+
+
+def test_several_mistakes_are_said_together_and_what_was_filled_in_is_still_there(visit: Visit) -> None:
+    page = visit.post("/start", {**GOOD, "name": "a/b", "train.steps": "0", "seed": "x"}, status=422).text
+    assert "3 things have to be mended" in page
+    assert "a knight in red armour</textarea>" in page and 'value="a/b"' in page and 'value="0"' in page
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"MZ not a picture", "is not a PNG, JPEG or WebP picture"),
+        (png(doll())[:200], "damaged"),
+        (b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR\x00\x01\x00\x00\x00\x01\x00\x00\x08\x02\x00\x00\x00", "PNG"),
+        (png(Image.new("RGB", (20, 20))), "both sides must be at least 96"),
+        (png(Image.new("RGB", (400, 400), "white")), "no figure"),
+        (png(doll((300, 300))), "no sheet with three figures"),
+    ],
+)
+def test_a_picture_that_is_no_sheet_is_said_beside_it_and_never_kept_as_one(
+    visit: Visit, data: bytes, said: str
+) -> None:
+    answer = visit.post("/start", GOOD, {"picture": ("../../my <b>.png", data)}, status=422)
+    beside = problem_of(answer.text, "picture")
+    assert said in beside and "/tmp" not in beside and "kept" not in answer.text
+    assert visit.prefect.started == []
+
+
+def test_what_was_found_on_a_refused_picture_is_shown(visit: Visit) -> None:
+    page = visit.post("/start", GOOD, picture(doll((300, 300))), status=422).text
+    shown = re.findall(r'<figure class="found"><img src="(/picture/[0-9a-f]{64})', page)
+    assert visit.client.get(shown[0]).headers["content-type"] == "image/png"
+
+
+def test_a_sheet_goes_into_the_store_and_the_run_is_asked_for_with_it(visit: Visit) -> None:
+    sent = paint(Sheet())
+    visit.post("/start", GOOD, picture(sent, r"C:\pictures\..\me.png"))
+    path = visit.prefect.started[0]["parameters"]["sheet"]
+    assert path.startswith(str(visit.gallery.home.store))
+    assert Image.open(io.BytesIO(open(path, "rb").read())).size == sent.size
+
+
+def test_a_sheet_need_not_be_sent_again_when_something_else_was_wrong(visit: Visit) -> None:
+    page = visit.post("/start", {**GOOD, "name": "a/b"}, picture(paint(Sheet())), status=422).text
+    kept = re.findall(r'name="kept_picture" value="([0-9a-f]{64})"', page)
+    visit.post("/start", {**GOOD, "kept_picture": kept[0]})
+    assert kept[0] in visit.prefect.started[0]["parameters"]["sheet"]
+
+
+@pytest.mark.parametrize("digest", ["0" * 64, "../../etc/passwd", "/etc/passwd", "x"])
+def test_a_kept_picture_is_one_of_the_stores_or_none(visit: Visit, digest: str) -> None:
+    page = visit.post("/start", {**GOOD, "kept_picture": digest}, status=422).text
+    assert "choose it again" in problem_of(page, "picture")
+
+
+def test_what_was_filled_in_is_what_the_run_is_asked_for(visit: Visit) -> None:
+    fields = {
+        "prompt": "a knight in red armour",
+        "name": "Sir Red",
+        "class_noun": "knight",
+        "trigger": "sirred",
+        "seed": "7",
+        "train.steps": "10",
+        "sweep.strengths": "0.4, 0.8",
+        "more_settings": "train.batch=2\n\ntrain.checkpoints=1\n",
+    }
+    answer = visit.post("/start", fields)
+    started = visit.prefect.started[0]
+    assert started["flow"] == "character" and started["name"] == "Sir Red" and started["queue"] == ""
+    assert started["parameters"] == {
+        "prompt": "a knight in red armour",
+        "name": "Sir Red",
+        "class_noun": "knight",
+        "trigger": "sirred",
+        "seed": 7,
+        "profile": "embedded",
+        "overrides": ["train.steps=10", "sweep.strengths=[0.4, 0.8]", "train.batch=2", "train.checkpoints=1"],
+        "sheet": "",
+        "out": str(visit.work / "runs" / "sir-red"),
+        "refresh": [],
+    }
+    visit.prefect.runs = [running("Sir Red", "SCHEDULED", out=started["parameters"]["out"])]
+    assert "Sir Red" in visit.get(answer.headers["location"])  # the page it leads to is the character's, from now on
+
+
+def test_the_same_form_sent_twice_starts_once(visit: Visit) -> None:
+    for _ in range(2):
+        visit.post("/start", {**GOOD, "once": "abc"})
+    assert len(visit.prefect.started) == 1
+    visit.post("/start", {**GOOD, "once": "not hex!"}, status=422)
+
+
+def test_a_character_that_is_being_made_is_not_started_again(visit: Visit) -> None:
+    visit.prefect.runs = [running("Ann", prompt=GOOD["prompt"])]
+    page = visit.post("/start", GOOD, status=422).text
+    assert "is being made already" in problem_of(page, "name")
+
+
+def test_a_folder_that_another_character_has_or_will_have_is_left_alone(visit: Visit) -> None:
+    claimed(visit.work / "runs" / "ann", "Ann", "another sentence")
+    visit.prefect.runs = [running("Ann", "SCHEDULED", prompt="a third", out=str(visit.work / "runs" / "ann-2"))]
+    visit.post("/start", GOOD)
+    assert visit.prefect.started[0]["parameters"]["out"] == str(visit.work / "runs" / "ann-3")
+
+
+def test_when_prefect_takes_nothing_the_form_is_kept_and_says_why(visit: Visit) -> None:
+    visit.prefect.most = 0
+    page = visit.post("/start", GOOD, status=422).text
+    assert "database is locked" in page and "a knight in red armour</textarea>" in page
+
+
+def test_settings_are_shown_with_description_limits_and_each_profiles_values(visit: Visit) -> None:
+    page = visit.get("/start")
+    field = Profile.model_fields["train"].annotation.model_fields["steps"]  # type: ignore[union-attr]
+    assert f"{field.description}; 1 to 100000" in page
+    assert "0 to 2" in page  # a strength's, inside a list
+    for name in profile_names():
+        assert f'<option value="{name}"' in page
+    assert "&#34;train.steps&#34;: &#34;400&#34;" in page  # sdxl-12gb's
+
+
+def test_a_profile_of_ones_own_stands_in_the_list_and_can_be_chosen(visit: Visit) -> None:
+    (visit.work / "mine.yaml").write_text("extends: embedded\nname: mine\ntrain: {steps: 12}\n")
+    (visit.work / "cast.yaml").write_text("- prompt: a knight\n")  # no profile
+    page = visit.get("/start")
+    path = str(visit.work / "mine.yaml")
+    assert f'<option value="{path}"' in page and "cast.yaml" not in page
+    visit.post("/start", {**GOOD, "profile": path})
+    visit.post("/start", {**GOOD, "name": "Ben", "profile_file": "mine.yaml"})
+    assert [one["parameters"]["profile"] for one in visit.prefect.started] == [path, path]
+
+
+def test_a_run_that_ended_early_goes_on_in_its_folder_with_what_it_was_asked_for(visit: Visit) -> None:
+    visit.prefect.runs = [running("Ann", "CANCELLED", overrides=["train.steps=99"], refresh=["train"])]
+    visit.post(f"{visit.address('Ann')}/resume")
+    parameters = visit.prefect.started[0]["parameters"]
+    assert parameters["overrides"] == ["train.steps=99"] and parameters["prompt"] == "a sentence about Ann"
+    assert parameters["out"] == str(visit.work / "runs" / "ann") and parameters["refresh"] == []
+
+
+def test_cancel_reaches_the_run_and_only_one_that_goes_on(visit: Visit) -> None:
+    visit.prefect.runs = [running("Ann"), running("Ben", "FAILED")]
+    visit.post(f"{visit.address('Ann')}/cancel")
+    visit.post(f"{visit.address('Ben')}/cancel")
+    assert visit.prefect.cancelled == ["run-of-ann"]

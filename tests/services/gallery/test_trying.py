@@ -1,0 +1,127 @@
+"""Other strengths, checkpoints and prompts: among pictures that exist, and new ones with the settings that the run had."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+
+import pytest
+from gallery_samples import Visit, made, running
+
+from charengine.profiles.loading import load_profile
+from charengine.records import RunRecord
+from charengine.services.gallery.trying import pictures_of, settings_of
+
+Sample = tuple[RunRecord, Path]
+
+
+def test_the_picture_that_the_address_asks_for_is_shown_with_its_own_numbers(visit: Visit, sample: Sample) -> None:
+    run = sample[0]
+    made(visit, run)
+    for step, strength, prompt, seed in ((100, 0.4, 1, 42), (300, 1.0, 2, 43)):
+        cell = next(one for one in run.sweep.cells if (one.checkpoint_step, one.strength) == (step, strength))
+        page = visit.get(f"{visit.address('Zorga')}?step={step}&strength={strength}&prompt={prompt}&seed={seed}")
+        shown = re.findall(r'data-shown src="/picture/([0-9a-f]+)"', page)[0]
+        base = re.findall(r'data-base src="/picture/([0-9a-f]+)"', page)[0]
+        assert shown == run.sweep.images[f"{step}/{strength:g}/{prompt}/{seed}"].sha256
+        assert base == run.sweep.images[f"0/0/{prompt}/{seed}"].sha256
+        assert f"identity {cell.identity:.3f}, adherence {cell.adherence:.3f}" in page
+        assert f"step {step} at strength {strength:g}<" in page
+
+
+def test_every_picture_of_the_sweep_is_there_for_the_slider(visit: Visit, sample: Sample) -> None:
+    run = sample[0]
+    made(visit, run)
+    data = re.findall(r'data-pictures="([^"]*)"', visit.get(visit.address("Zorga")))[0]
+    rows = json.loads(html.unescape(data))
+    assert {row[4] for row in rows} == {ref.sha256 for ref in run.sweep.images.values()}
+    assert len(rows) == len(run.sweep.images)
+
+
+@pytest.mark.parametrize("asked", ["strength=x", "step=9e99", "prompt=77", "seed=-1", "strength=nan", "step=inf"])
+def test_nonsense_in_the_address_shows_some_picture(visit: Visit, sample: Sample, asked: str) -> None:
+    made(visit, sample[0])
+    assert "data-shown" in visit.get(f"{visit.address('Zorga')}?{asked}")
+
+
+def test_pictures_drawn_later_join_those_of_the_run(visit: Visit, sample: Sample) -> None:
+    run = sample[0]
+    folder = made(visit, run)
+    later = run.sweep.model_copy(
+        update={"prompts": ("{subject}, asleep",), "images": {"300/0.7/0/42": run.sweep.contact_sheet}}
+    )
+    (folder / "sweeps" / "20261129-120000").mkdir(parents=True)
+    (folder / "sweeps" / "20261129-120000" / "sweep.json").write_text(later.model_dump_json())
+    (folder / "sweeps" / "begun").mkdir()  # nothing in it yet
+    pictures = pictures_of(run, visit.gallery.characters()[0][0].folder.sweeps)  # type: ignore[union-attr]
+    assert 0.7 in pictures.strengths and "{subject}, asleep" in pictures.prompts
+    page = visit.get(f"{visit.address('Zorga')}?strength=0.7&prompt=3&step=300")
+    assert re.findall(r'data-shown src="/picture/([0-9a-f]+)"', page)[0] == run.sweep.contact_sheet.sha256
+
+
+def test_new_pictures_are_asked_for_with_the_models_and_settings_that_the_run_had(visit: Visit, sample: Sample) -> None:
+    had = load_profile("embedded", ["sweep.width=128", "train.steps=300"]).model_copy(update={"name": "mine"})
+    run = sample[0].model_copy(update={"profile": "mine", "config": {"profile": had.model_dump(mode="json")}})
+    folder = made(visit, run)
+    form = {"strengths": "0.7, 0.5;0.9", "checkpoints": "2", "seeds": "1", "prompt": "asleep, in a tent"}
+    answer = visit.post(f"{visit.address('Zorga')}/sweep", form)
+    assert answer.headers["location"].endswith("#try")
+    started = visit.prefect.started[0]
+    parameters = started["parameters"]
+    assert started["flow"] == "sweep" and parameters["source"] == str(folder) and parameters["seed"] == run.seed
+    assert Path(parameters["out"]).parent == folder / "sweeps"
+    profile = load_profile(parameters["profile"], parameters["overrides"])
+    assert profile.sweep.width == 128 and profile.sweep.design == "grid"
+    assert profile.sweep.strengths == (0.5, 0.7, 0.9) and profile.sweep.prompts == ("{subject}, asleep, in a tent",)
+    assert (profile.sweep.checkpoints, profile.sweep.seeds) == (2, 1)
+
+
+def test_the_settings_of_a_run_made_again_are_the_settings_it_had() -> None:
+    for name in ("embedded", "sdxl-12gb", "origin"):
+        had = load_profile(name, ["sweep.steps=7", "crop.margin=0.1", "sweep.prompts=['{subject} in a \"tent\"']"])
+        run = RunRecord.model_construct(profile=name, config={"profile": had.model_dump(mode="json")})
+        again = load_profile(*settings_of(run))
+        assert (again.models, again.crop, again.sweep) == (had.models, had.crop, had.sweep), name
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("strengths", "", "write at least one"),
+        ("strengths", "a lot", "write numbers"),
+        ("strengths", "0.5, 3", "only 0 to 2"),
+        ("strengths", "nan", "only 0 to 2"),
+        ("strengths", "0", "the base model"),
+        ("strengths", ",".join(str(i / 10) for i in range(1, 15)), "at most 12"),
+        ("checkpoints", "9", "from 1 to 3"),
+        ("checkpoints", "٣", "from 1 to 3"),
+        ("seeds", "0", "from 1 to 8"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_beside_its_field(
+    visit: Visit, sample: Sample, field: str, value: str, said: str
+) -> None:
+    made(visit, sample[0])
+    page = visit.post(f"{visit.address('Zorga')}/sweep", {"strengths": "0.5", field: value}, status=422).text
+    beside = re.search(rf'id="{field}-problem">(.*?)</ul>', page, re.DOTALL)
+    assert beside and said in beside[1] and visit.prefect.started == []
+
+
+def test_what_is_not_made_yet_cannot_be_drawn_again(visit: Visit) -> None:
+    visit.prefect.runs = [running("Ann")]
+    visit.post(f"{visit.address('Ann')}/sweep", {"strengths": "0.5"}, status=422)
+    assert visit.prefect.started == []
+
+
+def test_pictures_that_are_being_drawn_or_failed_are_told(visit: Visit, sample: Sample) -> None:
+    folder = made(visit, sample[0])
+    visit.prefect.sweeps = [
+        running("again", "RUNNING", source=str(folder)),
+        running("again", "FAILED", source=str(folder), message="no room on the disk"),
+        running("again", "COMPLETED", source=str(folder)),
+        running("other", "RUNNING", source="/another"),
+    ]
+    part = visit.get(f"/part{visit.address('Zorga')}")
+    assert part.count("New pictures") == 2 and "are being drawn" in part and "no room on the disk" in part
