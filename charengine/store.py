@@ -8,7 +8,10 @@ import mimetypes
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from charengine.errors import BadInput, StoreCorrupt
+from charengine.mistakes import explain
 from charengine.records import Record, Ref
 from charengine.writing import remove_leftovers, write_atomically
 
@@ -94,7 +97,8 @@ class Store:
         except FileNotFoundError:
             return None
         except ValueError as error:  # written by another version, or damaged: made again
-            log.warning("%s: the kept result cannot be read (%s)", key, str(error).splitlines()[0])
+            why = explain(error, kind)[0] if isinstance(error, ValidationError) else error
+            log.warning("%s: the kept result cannot be read (%s)", key, why)
             return None
 
     def drop_parts(self, key: str) -> None:

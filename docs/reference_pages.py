@@ -12,10 +12,9 @@ import re
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import typer
-from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
@@ -23,9 +22,9 @@ from sphinx.errors import ExtensionError
 
 from charengine.cli.main import app as command_line
 from charengine.config import Character, Profile, Settings
+from charengine.mistakes import KINDS, allowed_words
 from charengine.profiles.loading import load_profile, profile_names
 
-TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 GENERATED = ["reference/settings", "reference/commands"]
 COMMAND_ORDER = ("demo", "run", "batch", "compare", "up", "doctor", "inspect", "profiles")
 STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
@@ -116,48 +115,9 @@ def _other_values(section: str, name: str, profiles: dict[str, Profile]) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    words = _words(field.annotation)
-    limits = _limits(field.metadata)
-    return f"{words}, {limits}" if limits else words
-
-
-def _words(kind: Any) -> str:
-    """A Python type as a reader would say it."""
-    if kind in TYPES:
-        return TYPES[kind]
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return " or ".join(_code(value) for value in inner)
-    if origin is tuple:
-        limits = _limits(getattr(inner[0], "__metadata__", ())) or _limits(_field_limits(inner[0]))
-        base = _words(inner[0].__origin__ if hasattr(inner[0], "__metadata__") else inner[0])
-        return f"list: {base}" + (f", {limits}" if limits else "")
-    if origin in (Union, types.UnionType):
-        words = " or ".join(_words(part) for part in inner if part is not type(None))
-        return f"{words}, or empty" if type(None) in inner else words
-    if isinstance(kind, type) and issubclass(kind, Settings):
-        return f"<code>{{{', '.join(kind.model_fields)}}}</code>"
-    raise ExtensionError(f"no words for the type {kind!r}; add them to {__file__}")
-
-
-def _field_limits(kind: Any) -> list[Any]:
-    return [limit for item in getattr(kind, "__metadata__", ()) for limit in getattr(item, "metadata", ())]
-
-
-def _limits(metadata: Any) -> str:
-    """`1 to 200`, `above 0`, `a multiple of 16`."""
-    flat = [limit for item in metadata for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
-    said = [f"at least {i.ge:,}" for i in flat if isinstance(i, Ge)] + [
-        f"above {i.gt:,}" for i in flat if isinstance(i, Gt)
-    ]
-    said += [f"at most {i.le:,}" for i in flat if isinstance(i, Le)] + [
-        f"below {i.lt:,}" for i in flat if isinstance(i, Lt)
-    ]
-    if len(said) == 2 and said[0].startswith("at least ") and said[1].startswith("at most "):
-        said = [f"{said[0].removeprefix('at least ')} to {said[1].removeprefix('at most ')}"]
-    said += [f"a multiple of {i.multiple_of}" for i in flat if isinstance(i, MultipleOf)]
-    said += ["not empty" for i in flat if isinstance(i, MinLen) and i.min_length == 1]
-    return ", ".join(said)
+    if words := allowed_words(field, _code):
+        return words
+    raise ExtensionError(f"no words for the type {field.annotation!r}; add them to charengine/mistakes.py")
 
 
 # --- commands
@@ -221,7 +181,7 @@ def _words_of_option(kind: Any) -> str:
         return f"{_words_of_option(get_args(kind)[0])}, repeatable"
     if get_origin(kind) in (Union, types.UnionType):
         return _words_of_option(next(part for part in get_args(kind) if part is not type(None)))
-    return {**TYPES, Path: "path"}[kind]
+    return {**KINDS, Path: "path"}[kind]
 
 
 def _default_of(parameter: Any) -> str:

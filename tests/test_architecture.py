@@ -32,7 +32,7 @@ pictures documents
 files writing
 config
 wording
-records
+mistakes records
 errors
 """.strip().splitlines()
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}

@@ -118,7 +118,7 @@ def test_what_is_none_is_left_out_and_what_is_no_text_is_refused_in_words(home: 
     who = studio.character("an orc", name="Grisha", sheet=None, out=None, refresh="train")
     assert who._checked.out.parts[-2:] == ("runs", "grisha")
     assert who._checked.sheet is None and sorted(who._checked.refresh) == ["train"]
-    with pytest.raises(ConfigError, match="prompt: Input should be a valid string"):
+    with pytest.raises(ConfigError, match="prompt: got 5; give text"):
         studio.character(5)  # type: ignore[arg-type]
 
 

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from charengine import files
 from charengine.config import Profile, Settings
 from charengine.documents import read_yaml
 from charengine.errors import BadInput, ConfigError
+from charengine.mistakes import explain
 
 LARGEST = 200_000  # bytes of a profile
 LONGEST_CHAIN = 20  # profiles that extend one another
-PLAIN = {  # what is wrong, by pydantic's type of error, where its own words are a programmer's
-    "missing": "is missing; a profile without it needs the line `extends: NAME`, with one of the shipped profiles",
-    "model_type": "a section with settings is needed, e.g. train: {steps: 800}",
-    "tuple_type": "a list in brackets is needed, e.g. [a, b]",
-}
-NUMBER = re.compile(r"[-+]?[\d._]+(e[-+]?\d+)?", re.IGNORECASE)
+EXTENDS = "; a profile without it needs the line `extends: NAME`, with one of the shipped profiles"
 
 
 def profile_names() -> list[str]:
@@ -56,28 +49,11 @@ def load_profile(name: str = "embedded", overrides: list[str] | tuple[str, ...] 
     try:
         profile = Profile.model_validate(data)
     except ValidationError as error:
-        problems += explain(error)
+        found = explain(error, Profile, unknown=_did_you_mean)
+        problems += [f"{line}{EXTENDS}" if line.endswith(" is missing") else line for line in found]
     if problems:
         raise ConfigError(problems)
     return profile
-
-
-def explain(error: ValidationError, prefix: str = "") -> list[str]:
-    """One line per mistake: field, what is wrong, the value received."""
-    return [_explain_one(item, prefix) for item in error.errors(include_url=False)]
-
-
-def _explain_one(item: Any, prefix: str) -> str:
-    place = prefix + ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"{place}: no such setting{_did_you_mean(place)}"
-    if item["type"] == "value_error":
-        return f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"])
-    if item["type"] == "missing":
-        return f"{place} {PLAIN['missing']}"
-    given = item["input"]
-    value = given if isinstance(given, str) and NUMBER.fullmatch(given) else repr(given)
-    return f"{place}: {PLAIN.get(item['type'], item['msg'])}; got {value if len(value) < 100 else value[:97] + '...'}"
 
 
 def setting_names() -> list[str]:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from charengine import files
 from charengine.dataset.folder import (
     EXPANSION,
@@ -23,6 +25,7 @@ from charengine.dataset.folder import (
     with_edits,
 )
 from charengine.errors import BadInput
+from charengine.mistakes import explain
 from charengine.records import (
     DatasetRecord,
     ExpansionRecord,
@@ -213,8 +216,9 @@ def read_run(place: Path) -> RunRecord:
         return RunRecord.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; give a run's folder or its run.json") from error
-    except ValueError as error:
-        raise BadInput(f"{path} is not the record of a run: {str(error).splitlines()[0]}") from error
+    except ValidationError as error:
+        first = explain(error, RunRecord)[0]
+        raise BadInput(f"{path} is not the record of a run: {first}; give a run's folder or its run.json") from error
 
 
 def _read_marker(folder: Path) -> dict[str, Any]:

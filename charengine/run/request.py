@@ -20,8 +20,9 @@ from charengine import files
 from charengine.config import Character, Profile
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home, in_work_folder
+from charengine.mistakes import explain
 from charengine.pictures import picture_problems
-from charengine.profiles.loading import explain, load_profile
+from charengine.profiles.loading import load_profile
 from charengine.run.claim import free_folder, others_run
 from charengine.run.paths import absolute_file, absolute_override, absolute_profile, with_absolute_files
 from charengine.run.starting_files import starting_problems
@@ -176,7 +177,7 @@ def _character(request: RunRequest, problems: list[str]) -> Character | None:
     try:
         return Character.model_validate(fields)
     except ValidationError as error:
-        problems += explain(error)
+        problems += explain(error, Character)
         return None
 
 

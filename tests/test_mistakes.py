@@ -1,0 +1,88 @@
+"""What is wrong with a setting is said in words: the value, what is allowed, an example; never in pydantic's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from charengine.config import Character, Profile, Settings
+from charengine.errors import BadInput, ConfigError
+from charengine.machine.home import Home
+from charengine.profiles.loading import load_profile, setting_names
+from charengine.run.folder import read_run
+from charengine.run.request import RunRequest, check
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("train.rank=0", "train.rank: got 0; give a whole number, 1 to 128, e.g. 16"),
+        ("train.rank=many", "train.rank: got 'many'; give a whole number, 1 to 128, e.g. 16"),
+        ("train.learning_rate=.nan", "give a number, above 0, at most 10, e.g. 0.001"),
+        ("train.algorithm=foo", "train.algorithm: got 'foo'; give locon or lora or loha or lokr or dora or tlora"),
+        ("sheet.gate=perhaps", "sheet.gate: got 'perhaps'; give true or false"),
+        ("sweep.strengths=[0.5, 9]", "sweep.strengths: got 9 (item 2); give a list in brackets: number, 0 to 2, e.g. [0.4,"),
+        ("models.folders=here", "models.folders: got 'here'; give a list in brackets: text"),
+        ("models.edit_loras=[{file: a, strength: 9}]", "models.edit_loras.strength: got 9 (item 1); give a number, -4 to 4"),
+        ("sheet.width=100", "give a whole number, 96 to 2,048, a multiple of 16, e.g. 384"),
+        ("models.edit=[a]", "models.edit: got ['a']; give text"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_answered_with_what_is_allowed_and_an_example(setting: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_profile("embedded", [setting])
+    assert told in str(caught.value)
+
+
+def test_no_setting_has_a_mistake_that_is_said_in_pydantics_words() -> None:
+    for name in setting_names():
+        with pytest.raises(ConfigError) as caught:
+            load_profile("embedded", [f"{name}={{a: {{b: [c]}}}}"])
+        told = caught.value.problems
+        assert all(f"{name}:" in line or "train.budget_gib" in line for line in told), told
+        assert all(": got " in line and "; give " in line for line in told), told
+        assert "Input should" not in str(caught.value) and " valid " not in str(caught.value)
+
+
+def test_a_section_that_is_none_and_a_profile_without_a_name_are_told_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("train: 5\n")
+    with pytest.raises(ConfigError) as caught:
+        load_profile(str(tmp_path / "own.yaml"))
+    assert caught.value.problems == [
+        "name is missing; a profile without it needs the line `extends: NAME`, with one of the shipped profiles",
+        "train: got 5; give a section with settings, e.g. train: {steps: 800}",
+    ]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, "many"])
+def test_a_characters_mistakes_say_what_is_allowed_too(home: Home, seed: object) -> None:
+    with pytest.raises(ConfigError, match=r"seed: got .*; give a whole number, at least 0, below 2,147,483,648"):
+        check(RunRequest("an orc", seed=seed), home)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{}", "name is missing"),
+        ("[1", "it is no JSON, or is cut short"),
+        ('{"name": 5}', "name: got 5; give text"),
+    ],
+)
+def test_a_run_record_that_is_none_is_told_in_words(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(BadInput) as caught:
+        read_run(tmp_path)
+    assert told in str(caught.value) and "give a run's folder or its run.json" in str(caught.value)
+    assert "validation error" not in str(caught.value)
+
+
+def test_every_field_that_a_user_sets_has_words_for_what_it_may_hold() -> None:
+    from charengine.mistakes import allowed_words
+
+    for model in (Profile, Character):
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            is_section = isinstance(inner, type) and issubclass(inner, Settings)
+            fields = inner.model_fields if is_section else {name: field}  # type: ignore[union-attr]
+            assert all(allowed_words(one) for one in fields.values()), name
