@@ -6,16 +6,18 @@
     who = studio.character("an orc woman with red hair and a blue coat", name="Grisha")
     who.sweep().pick
 
-Importing the package imports nothing else; `Studio` is looked up when it is first asked for.
+Importing the package imports nothing else; `Studio`, and `EngineError`, which everything here raises, are looked up when they are
+first asked for.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from charengine.errors import EngineError
     from charengine.studio import Studio
 
 __version__ = "0.1.0"
-__all__ = ["Studio", "__version__"]
+__all__ = ["EngineError", "Studio", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from charengine.studio import Studio
 
         return Studio
+    if name == "EngineError":
+        from charengine.errors import EngineError
+
+        return EngineError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -57,7 +57,18 @@ def phrase_problem(text: str) -> str:
 def file_stem(text: str, otherwise: str = "adapter") -> str:
     """The text as a file name without its ending: letters, digits, '-' and '_' of ASCII alone, at most 64; never a path."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-")[:64]
-    return f"{stem}_" if _DEVICES.fullmatch(stem) else stem or otherwise
+    return f"{stem}_" if is_device(stem) else stem or otherwise
+
+
+def slug(name: str) -> str:
+    """Lower-case letters, digits and dashes only, as Prefect's artifact keys and MLflow's model names want it, and every folder takes it."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "character"
+    return f"{plain}-1" if is_device(plain) else plain
+
+
+def is_device(stem: str) -> bool:
+    """Whether Windows has a device of this name, so that no file or folder may be called so."""
+    return _DEVICES.fullmatch(stem) is not None
 
 
 def holds_word(text: str, word: str) -> bool:

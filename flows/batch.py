@@ -14,10 +14,10 @@ from prefect.settings import PREFECT_UI_URL
 from prefect.states import Failed
 
 from charengine.errors import EngineError, StageFailed
-from charengine.machine.home import in_work_folder
+from charengine.machine.home import find_home, in_work_folder
 from charengine.records import RunResult
 from charengine.run import folder
-from charengine.run.cast import check_cast, read_cast
+from charengine.run.cast import check_cast, check_each, read_cast
 from charengine.stages.report.cast import as_text, gallery_page, table
 from flows.character import character
 from flows.pool import made_on_pool
@@ -53,7 +53,7 @@ def _batch(
     workers: bool = False,
     batch_id: str = "",
 ) -> Any:
-    """Make every character of a cast, and a summary with their pictures.
+    """Make every character of a cast, all checked before the first is made, and a summary with their pictures.
 
     Args:
         characters: Entries with the fields of the character form. Empty: taken from the file.
@@ -62,6 +62,7 @@ def _batch(
         batch_id: With the same id nothing is started twice. Empty: the time this was scheduled for.
     """
     requests = check_cast(characters) if characters else read_cast(in_work_folder(file))
+    check_each(requests, "cast" if characters else Path(file).name, find_home())
     cast = [request.as_parameters() for request in requests]
     started = time.monotonic()
     told = _Told(cast)

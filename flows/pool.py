@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 
-from charengine.run.request import slug
+from charengine.wording import slug
 
 DEPLOYMENT = "character/character"
 WINDOW = 24  # runs that are submitted and not finished: Prefect's page and database stay quick with thousands to come

@@ -10,10 +10,11 @@ from charengine.machine.home import find_home, in_work_folder
 from charengine.profiles.loading import load_profile
 from charengine.run import folder
 from charengine.run.earlier_runs import character_name, sweep_inputs
-from charengine.run.request import RunRequest, check, slug
+from charengine.run.request import RunRequest, check
 from charengine.run.workspace import Workspace
 from charengine.store import Store
 from charengine.tracking.protocol import closing
+from charengine.wording import slug
 from flows.character import ProfileName, Seed
 from tasks.sweep import sweep_adapter
 from tasks.workspace import track

@@ -10,7 +10,8 @@ import io
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -27,18 +28,20 @@ WIDTHS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor as the header has it: element type by the format's own name ("BF16"), shape as torch has it."""
+    """One tensor as the header has it: element type by the format's own name ("BF16"), shape as torch has it, bytes after the header."""
 
     dtype: str
     shape: tuple[int, ...]
+    place: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Header:
-    """Tensors by key, and the metadata: strings alone."""
+    """Tensors by key, the metadata (strings alone), and how many bytes of the file the header itself takes."""
 
     tensors: Mapping[str, Entry]
     metadata: Mapping[str, str]
+    length: int
 
 
 def read_header(path: Path) -> Header:
@@ -48,12 +51,27 @@ def read_header(path: Path) -> Header:
         UnsafeFile: it is not a safetensors file.
         BadInput: there is no such file, it cannot be read, or it is cut short.
     """
+    with _opened(path) as (file, size):
+        return _read(file, size, str(path))
+
+
+def read_tensors(path: Path, header: Header) -> Iterator[tuple[str, bytes]]:
+    """Every tensor's key and bytes, one at a time; raises as `read_header` does."""
+    with _opened(path) as (file, _):
+        for key, entry in header.tensors.items():
+            file.seek(header.length + entry.place[0])
+            yield key, file.read(entry.place[1] - entry.place[0])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """A file that a user named, and its size."""
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise BadInput(f"adapter {str(path)!r} is not a file; give the path of a .safetensors file")
-            return _read(file, status.st_size, str(path))
+            yield file, status.st_size
     except FileNotFoundError as error:
         raise BadInput(f"adapter file {str(path)!r} does not exist; give the path of a .safetensors file") from error
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte in it
@@ -97,7 +115,7 @@ def _read(file: IO[bytes], size: int, what: str) -> Header:
             f"{what} is {'cut short' if 8 + length + end > size else 'damaged'}: its header speaks of "
             f"{8 + length + end:,} bytes, the file has {size:,}; get it again"
         )
-    return Header(tensors, metadata)
+    return Header(tensors, metadata, 8 + length)
 
 
 def _metadata(value: Any, what: str) -> dict[str, str]:
@@ -117,7 +135,7 @@ def _entry(key: str, field: Any, what: str) -> tuple[Entry, int]:
     width = WIDTHS.get(dtype)
     if place[1] < place[0] or (width is not None and place[1] - place[0] != width * prod(shape)):
         raise BadInput(f"{what} is damaged: {key[:100]!r} has not as many bytes as its shape needs; get it again")
-    return Entry(dtype, tuple(shape)), place[1]
+    return Entry(dtype, tuple(shape), (place[0], place[1])), place[1]
 
 
 def _counts(value: Any) -> TypeGuard[list[int]]:

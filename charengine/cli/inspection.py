@@ -67,7 +67,7 @@ def inspect_file(
 
 
 def adapter_facts(file: Path) -> dict[str, Any]:
-    """Header facts of an adapter file; no tensor is read.
+    """Facts of an adapter file's header, and what is wrong with its values.
 
     Raises:
         BadInput: no such file, or it is cut short.
@@ -76,14 +76,18 @@ def adapter_facts(file: Path) -> dict[str, Any]:
     from charengine.adapter.header import read_header
     from charengine.adapter.loaders import base_of, layers_of, loads_in
     from charengine.adapter.metadata import told_by
+    from charengine.adapter.values import value_problems
 
     header = read_header(file)
     told = told_by(header.metadata)
     layers, loaders = layers_of(header.tensors), loads_in(header.tensors)
     places = "; ".join(name if part == "all" else f"{name}: {part}" for name, part in loaders.items()) or NOWHERE
-    problems = [f"{layer.stem} lacks {', '.join(layer.missing)}" for layer in layers if layer.missing]
-    if problems:
+    incomplete = [f"{layer.stem} lacks {', '.join(layer.missing)}" for layer in layers if layer.missing]
+    doubtful = value_problems(file, header)
+    if incomplete:
         places = "nowhere as it is meant: the file is incomplete"
+    elif doubtful:
+        places = "nowhere as it is meant: it has values that it should not have"
     elif told.family == "embedded":
         places = f"the embedded family it was trained on; a full-size one with these keys: {places}"
     return {
@@ -95,7 +99,7 @@ def adapter_facts(file: Path) -> dict[str, Any]:
         "dtype": ", ".join(sorted({entry.dtype for entry in header.tensors.values()})),
         "loads_in": places,
         "loaders": loaders,
-        "problems": problems[:MOST_PROBLEMS],
+        "problems": [*doubtful, *incomplete][:MOST_PROBLEMS],
         "metadata": {key: value for key, value in header.metadata.items() if key != "charengine.recipe"},
         "recipe": told.recipe,
         "damaged": list(told.damaged),

@@ -67,6 +67,22 @@ def derive_trigger(name: str, count_tokens: Callable[[str], int] | None = None) 
     return min(fit, key=lambda word: counts[word])  # min keeps the first of equals
 
 
+def known_word_warnings(trigger: str, count_tokens: Callable[[str], int]) -> tuple[str, ...]:
+    """A warning where the base model's tokenizer has every word of the trigger whole, as it has those that it met often.
+
+    Args:
+        trigger: one word, or another program's phrase ("ohwx woman").
+        count_tokens: CLIP tokens of a text.
+    """
+    if any(count_tokens(word) > 1 for word in trigger.split()):
+        return ()
+    rare = derive_trigger(trigger, count_tokens)
+    return (
+        f"the trigger {trigger!r} is a word that the base model knows: what it means mixes with the character. A rare word does not, "
+        f"e.g. --trigger {rare}",
+    )
+
+
 def _endings(stem: str, turn: int) -> list[str]:
     """Rare endings that can be said after the stem, in an order of the name's own."""
     endings = _AFTER_VOWEL if stem[-1] in "aeiouy" else _AFTER_CONSONANT

@@ -13,7 +13,8 @@ from charengine.documents import read_csv, read_yaml
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home, in_work_folder
 from charengine.run.claim import free_folder
-from charengine.run.request import RunRequest, check, name_from_prompt, slug
+from charengine.run.request import RunRequest, check, name_from_prompt
+from charengine.wording import slug
 
 log = logging.getLogger(__name__)
 

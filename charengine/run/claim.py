@@ -89,7 +89,7 @@ def _moved(run: CheckedRun, out: Path) -> CheckedRun:
 
 def identity_of(name: str, prompt: str) -> tuple[str, str]:
     """Spelling that makes no other folder makes no other character."""
-    from charengine.run.request import slug
+    from charengine.wording import slug
 
     return slug(name), " ".join(prompt.split())
 

@@ -37,13 +37,22 @@ def sweep_inputs(
     Raises:
         BadInput: neither a run nor an adapter; or no pictures to compare with.
     """
+    given = {"--views": views, "--sheet": sheet, "--trigger": trigger, "--class-noun": class_noun}
+    named = [name for name, value in given.items() if value]
     if files.is_dir(source) or source.suffix == ".json":
         from charengine.run.folder import read_run
 
         run = read_run(source)
+        if named:
+            raise BadInput(
+                f"{', '.join(named)} given for the run {source}, which has views, trigger and class noun of its own: leave "
+                "them out, or sweep one of its adapter files instead"
+            )
         return run.training, run.dataset
     if not files.is_file(source):
         raise BadInput(f"{source}: no such adapter file or run folder")
+    if views and sheet:
+        raise BadInput(f"--views {views} and --sheet {sheet}: pictures are compared with one of them; leave one out")
     if not views and not sheet:
         raise BadInput("an adapter file has no pictures to compare with: give --views FOLDER or --sheet FILE")
     from charengine.stages.sweep.adapters import training_from_file

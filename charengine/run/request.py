@@ -26,6 +26,7 @@ from charengine.profiles.loading import load_profile
 from charengine.run.claim import free_folder, others_run
 from charengine.run.paths import absolute_file, absolute_override, absolute_profile, with_absolute_files
 from charengine.run.starting_files import starting_problems
+from charengine.wording import slug
 
 STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
 MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
@@ -159,11 +160,6 @@ def name_from_prompt(prompt: str) -> str:
     if any(mark.isalnum() and not mark.isascii() for mark in plain):
         return f"{name}-{hashlib.sha256(' '.join(prompt.split()).encode(errors='replace')).hexdigest()[:6]}"
     return name
-
-
-def slug(name: str) -> str:
-    """Lower-case letters, digits and dashes only, as Prefect's artifact keys and MLflow's model names want it."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "character"
 
 
 def _character(request: RunRequest, problems: list[str]) -> Character | None:

@@ -17,13 +17,14 @@ from charengine.machine.locks import single_flight
 from charengine.models import Models, load
 from charengine.records import StageFact
 from charengine.run.keys import digest, path_digest
-from charengine.run.request import CheckedRun, slug
+from charengine.run.request import CheckedRun
 from charengine.run.watching import current_watcher
 from charengine.stage import Progress
 from charengine.store import Store
 from charengine.tracking.open_tracker import open_tracker
 from charengine.tracking.protocol import NullTracker, Tracker
 from charengine.tracking.views import KIND_TAG
+from charengine.wording import slug
 
 PROJECT = "charengine"  # the MLflow experiment
 

@@ -17,6 +17,11 @@ from charengine.wording import noun_problem, phrase_problem
 
 log = logging.getLogger(__name__)
 
+GIVE = {  # what a file does not say: how it is said on the command line, and the field in Prefect's page
+    "trigger": "--trigger (the field trigger), e.g. --trigger griqul",
+    "class noun": "--class-noun (the field class_noun), e.g. --class-noun woman",
+}
+
 
 def training_from_file(path: Path, store: Store, *, trigger: str = "", class_noun: str = "") -> AdapterRecord:
     """A sweepable record of an adapter file from an earlier run or another trainer; its step and trigger come from its metadata.
@@ -29,10 +34,12 @@ def training_from_file(path: Path, store: Store, *, trigger: str = "", class_nou
     trigger, class_noun = trigger or told.trigger, class_noun or told.class_noun
     missing = [word for word, value in (("trigger", trigger), ("class noun", class_noun)) if not value]
     if missing:
-        raise BadInput(f"{path} does not say its {' and '.join(missing)}: give {' and '.join(missing)} yourself")
-    problems = [problem for problem in (phrase_problem(trigger), noun_problem(class_noun)) if problem]
+        give = " and ".join(GIVE[word] for word in missing)
+        raise BadInput(f"{path} does not say its {' and '.join(missing)}: give {give}")
+    wrong = {"trigger": phrase_problem(trigger), "class noun": noun_problem(class_noun)}
+    problems = [f"{path}: {problem}; give {GIVE[word]}" for word, problem in wrong.items() if problem]
     if problems:
-        raise ConfigError([f"{path}: {problem}; give it yourself" for problem in problems])
+        raise ConfigError(problems)
     data = path.read_bytes()
     try:
         check_values(load_adapter(data)[0])

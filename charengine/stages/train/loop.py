@@ -20,6 +20,7 @@ from charengine.adapter.metadata import adapter_metadata
 from charengine.adapter.network import save_adapter
 from charengine.config import TrainSettings
 from charengine.errors import StageFailed
+from charengine.language.naming import known_word_warnings
 from charengine.models import Diffusion, TextConditioning
 from charengine.pictures import png
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint, Ref
@@ -85,6 +86,9 @@ def train_adapter(
         TrainingStopped: `should_stop` said so; the state is saved.
         TrainingDiverged: the loss became NaN.
     """
+    told = known_word_warnings(dataset.trigger, diffusion.count_tokens)
+    for warning in told:
+        log.warning(warning)
     device = torch.device(diffusion.device)
     before = saved_machines(state_dir, state_key(dataset, settings, diffusion, seed))
     with deterministic_kernels(settings.deterministic), threads_of(before, device):
@@ -92,7 +96,7 @@ def train_adapter(
         with memory_cap(settings.budget_gib, device):
             training = _Training(dataset, settings, diffusion, store, data, seed, state_dir, tracker, recipe)
             try:
-                return training.run(should_stop, on_step)
+                return training.run(should_stop, on_step).model_copy(update={"warnings": told})
             finally:
                 training.close()
 
