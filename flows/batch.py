@@ -22,6 +22,7 @@ from charengine.stages.report.cast import as_text, gallery_page, table
 from flows.character import character
 from flows.pool import made_on_pool
 from tasks.live import LiveText
+from tasks.page import failure
 
 log = logging.getLogger("charengine.flows")
 
@@ -61,8 +62,11 @@ def _batch(
         workers: Hand the characters to the work pool instead of making them here.
         batch_id: With the same id nothing is started twice. Empty: the time this was scheduled for.
     """
-    requests = check_cast(characters) if characters else read_cast(in_work_folder(file))
-    check_each(requests, "cast" if characters else Path(file).name, find_home())
+    try:
+        requests = check_cast(characters) if characters else read_cast(in_work_folder(file))
+        check_each(requests, "cast" if characters else Path(file).name, find_home())
+    except EngineError as error:  # one sentence on the page; raised, Prefect would put two tracebacks around it
+        return Failed(message=failure(error, "batch"), data=error)
     cast = [request.as_parameters() for request in requests]
     started = time.monotonic()
     told = _Told(cast)

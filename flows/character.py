@@ -27,7 +27,7 @@ from tasks.artifacts import show_run
 from tasks.caption import caption_views
 from tasks.crop import crop_views
 from tasks.expand import expand_views
-from tasks.page import in_form_words, showing
+from tasks.page import failure, showing
 from tasks.report import write_report
 from tasks.sheet import make_sheet
 from tasks.sweep import sweep_adapter
@@ -98,14 +98,17 @@ def character(
     request = RunRequest(
         prompt, name, class_noun, trigger, seed, profile, tuple(overrides), sheet, out, refresh=tuple(refresh)
     )
+    name = name or name_from_prompt(prompt)
     try:
-        run, workspace = _prepared.get() or _prepare(request)
-        with workspace.alone():
-            track(workspace)
-            with closing(workspace.tracker), claimed(run) as own, showing(workspace, own.out):
-                return make_character(workspace, own.out)
+        with showing(name, prompt) as page:
+            run, workspace = _prepared.get() or _prepare(request)
+            with workspace.alone(), claimed(run) as own:
+                page.begin(workspace, own.out)
+                track(workspace)
+                with closing(workspace.tracker):
+                    return make_character(workspace, own.out)
     except EngineError as error:  # one sentence on the page; raised, Prefect would put two tracebacks around it
-        return Failed(message=in_form_words(str(error)), data=error)
+        return Failed(message=failure(error, name), data=error)
 
 
 def _prepare(request: RunRequest) -> tuple[CheckedRun, Workspace]:

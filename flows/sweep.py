@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
+from prefect.states import Failed
 
+from charengine.errors import EngineError
 from charengine.machine.home import find_home, in_work_folder
 from charengine.profiles.loading import load_profile
 from charengine.run import folder
@@ -16,6 +18,7 @@ from charengine.store import Store
 from charengine.tracking.protocol import closing
 from charengine.wording import slug
 from flows.character import ProfileName, Seed
+from tasks.page import failure
 from tasks.sweep import sweep_adapter
 from tasks.workspace import track
 
@@ -31,7 +34,7 @@ def sweep(
     profile: ProfileName = "embedded",
     overrides: list[str] = [],  # noqa: B006 - never changed, and Prefect's form shows it
     out: str = "",
-) -> dict[str, Any]:
+) -> Any:
     """Try checkpoints at several strengths and pick one.
 
     Args:
@@ -45,6 +48,23 @@ def sweep(
         overrides: Settings to change, one an item: sweep.strengths=[0.5, 0.7]
         out: Folder for the results. Empty: runs/sweep-TRIGGER.
     """
+    try:
+        return _swept(source, views, sheet, trigger, class_noun, seed, profile, overrides, out)
+    except EngineError as error:  # one sentence on the page; raised, Prefect would put two tracebacks around it
+        return Failed(message=failure(error, f"sweep {source}"), data=error)
+
+
+def _swept(
+    source: str,
+    views: str,
+    sheet: str,
+    trigger: str,
+    class_noun: str,
+    seed: int,
+    profile: str,
+    overrides: list[str],
+    out: str,
+) -> dict[str, Any]:
     home = find_home().create()
     place = in_work_folder(source)
     training, dataset = sweep_inputs(

@@ -18,6 +18,7 @@ from charengine.stage import Progress
 log = logging.getLogger("charengine.flows")
 
 EVERY = 2.0  # seconds between two updates while an adapter trains
+LAST_SECONDS = 10.0  # that the end of a run waits for its page
 
 
 class LiveText:
@@ -48,6 +49,42 @@ class LiveText:
             self._text = text
         except Exception as error:  # a page is worth a warning, not a run
             self._warned = _warn_once(self._warned, error)
+
+
+class Aside:
+    """A live text that is sent by a thread of its own: neither a stage nor its end waits for Prefect, however slow or away it is.
+
+    Args:
+        live: the text.
+    """
+
+    def __init__(self, live: LiveText) -> None:
+        self._live = live
+        self._text = ""
+        self._changed = threading.Event()
+        self._closed = False
+        context = copy_context()  # Prefect files artifacts under the run of the context
+        self._thread = threading.Thread(target=lambda: context.run(self._send), name="page", daemon=True)
+        self._thread.start()
+
+    def show(self, text: str) -> None:
+        """Show this text as soon as may be; one that was not sent yet is passed over."""
+        self._text = text
+        self._changed.set()
+
+    def close(self, seconds: float = LAST_SECONDS) -> None:
+        """Send the last text, and wait for that, at most so long."""
+        self._closed = True
+        self._changed.set()
+        self._thread.join(seconds)
+
+    def _send(self) -> None:
+        closed = False
+        while not closed:
+            self._changed.wait()
+            self._changed.clear()
+            closed = self._closed  # read first: a text that is set before closing is sent
+            self._live.show(self._text)
 
 
 class LiveTraining:

@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from charengine.errors import EngineError
+from charengine.machine.error_log import keep_traceback
+from charengine.machine.home import find_home
 from charengine.records import RunRecord
-from charengine.run.request import STAGES
+from charengine.run.request import STAGES, slug
 from charengine.run.workspace import Workspace
 from charengine.stages.report.cast import as_text
-from tasks.live import LiveText
+from charengine.tracking.protocol import Tracker
+from tasks.live import Aside, LiveText
 
 _page: ContextVar[CharacterPage | None] = ContextVar("page", default=None)
 
@@ -21,17 +25,31 @@ class CharacterPage:
     """Progress, pictures, links, the pick and warnings of one run, as one Markdown artifact under the character's name.
 
     Args:
-        workspace: of the run; its MLflow run is open.
-        out: folder of the results.
+        name: of the character.
+        prompt: of the character.
     """
 
-    def __init__(self, workspace: Workspace, out: Path) -> None:
-        self._workspace, self._out = workspace, out
-        self._stages = {stage: "" for stage in STAGES if stage != "expand" or workspace.profile.expand.count}
+    def __init__(self, name: str, prompt: str) -> None:
+        self._name, self._prompt = name, prompt
+        self._workspace: Workspace | None = None
+        self._out = Path()
+        self._stages: dict[str, str] = {}
         self._pictures: dict[str, str] = {}
         self._run: RunRecord | None = None
-        self._ended = ""
-        self._live = LiveText(workspace.slug, workspace.character.name)
+        self._ended: tuple[str, ...] = ()
+        self._live = Aside(LiveText(slug(name), name))
+        self.show()
+
+    def begin(self, workspace: Workspace, out: Path) -> None:
+        """What is asked for is checked, and the stages follow.
+
+        Args:
+            workspace: of the run.
+            out: folder of the results.
+        """
+        self._workspace, self._out = workspace, out
+        self._name, self._prompt = workspace.character.name, workspace.character.prompt
+        self._stages = {stage: "" for stage in STAGES if stage != "expand" or workspace.profile.expand.count}
         self.show()
 
     def stage(self, name: str, said: str) -> None:
@@ -48,10 +66,14 @@ class CharacterPage:
         self._run = run
         self.show()
 
-    def ended(self, said: str) -> None:
-        """Why the run ended before it was done."""
-        self._ended = said
+    def ended(self, said: str, log_file: Path | None = None) -> None:
+        """Why the run ended before it was done, and the file with the whole traceback."""
+        self._ended = (f"**{as_text(said)}**", *([f"The whole traceback: `{log_file}`"] if log_file else []))
         self.show()
+
+    def close(self) -> None:
+        """Wait until it is shown."""
+        self._live.close()
 
     def show(self) -> None:
         """Write the page again."""
@@ -61,16 +83,15 @@ class CharacterPage:
         """The page as it is now."""
         from tasks.artifacts import summary
 
-        character = self._workspace.character
-        head = [summary(self._run)] if self._run else [f"# {as_text(character.name)}", f"> {as_text(character.prompt)}"]
-        ended = [f"**{as_text(self._ended)}**"] if self._ended else []
+        head = [summary(self._run)] if self._run else [f"# {as_text(self._name)}", f"> {as_text(self._prompt)}"]
+        if self._workspace is None:
+            return "\n\n".join([*head, *(self._ended or ("Models and settings are being looked at.",))])
         rows = [f"| {stage} | {said or 'waits'} |" for stage, said in self._stages.items()]
         progress = "\n".join(["| stage | |", "| --- | --- |", *rows])
         pictures = [f"![{name}]({url})" for name, url in self._pictures.items()]
-        return "\n\n".join([*head, *ended, *self._links(), progress, *pictures])
+        return "\n\n".join([*head, *self._ended, *self._links(self._workspace.tracker), progress, *pictures])
 
-    def _links(self) -> list[str]:
-        tracker = self._workspace.tracker
+    def _links(self, tracker: Tracker) -> list[str]:
         served = {
             "Download the adapter": tracker.adapter_url,
             "Report": tracker.picture_url("report/report.html") if self._run else "",
@@ -83,20 +104,32 @@ class CharacterPage:
 
 
 @contextmanager
-def showing(workspace: Workspace, out: Path) -> Iterator[None]:
-    """Until left, stages write on the character's page; an error is said there in one sentence."""
-    page = CharacterPage(workspace, out)
+def showing(name: str, prompt: str) -> Iterator[CharacterPage]:
+    """The character's page, there at once; until left, stages write on it, and an error is said there in one sentence."""
+    page = CharacterPage(name, prompt)
     token = _page.set(page)
     try:
-        yield
+        yield page
     except Exception as error:
-        page.ended(f"Failed: {in_form_words(str(error))}")
+        page.ended(f"Failed: {in_form_words(str(error))}", keep_traceback(error, find_home(), slug(name)))
         raise
     except BaseException:
         page.ended("Stopped; the same run continues from where it was")
         raise
     finally:
         _page.reset(token)
+        page.close()
+
+
+def failure(error: EngineError, about: str) -> str:
+    """What a page says of an error: its sentence in the form's words, and the file with the whole traceback.
+
+    Args:
+        error: that ended a run.
+        about: whose run it was.
+    """
+    log_file = keep_traceback(error, find_home(), slug(about))
+    return in_form_words(str(error)) + (f" (the whole traceback: {log_file})" if log_file else "")
 
 
 def current_page() -> CharacterPage | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
-import traceback
 from typing import Annotated, NoReturn
 
 import typer
@@ -14,6 +12,7 @@ from charengine import __version__
 from charengine.cli import inspection, serving, stages
 from charengine.cli import run as pipeline
 from charengine.errors import BadInput, EngineError
+from charengine.machine.error_log import keep_traceback
 from charengine.machine.home import find_home
 from charengine.machine.own_packages import take_own_packages
 
@@ -63,9 +62,7 @@ def main() -> NoReturn:
         _complain(f"{error.filename or 'a file'}: cannot be read or written ({error.strerror or error})")
         sys.exit(BadInput.exit_status)
     except Exception as error:  # a defect of ours: the traceback goes to a file, one line to the user
-        _complain(
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}{_keep_traceback()}"
-        )
+        _complain(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}{_kept(error)}")
         sys.exit(UNEXPECTED)
 
 
@@ -76,13 +73,10 @@ def _complain(message: str) -> None:
         print(f"  - {line}", file=sys.stderr)
 
 
-def _keep_traceback() -> str:
-    path = find_home().logs / f"error-{time.strftime('%Y%m%d-%H%M%S')}.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
-    except OSError:
-        logging.getLogger(__name__).exception("unexpected error")
+def _kept(error: Exception) -> str:
+    path = keep_traceback(error, find_home())
+    if path is None:
+        logging.getLogger(__name__).error("unexpected error", exc_info=error)
         return ""
     return f"\n  this is a defect of Character Engine; the traceback is in {path}"
 

@@ -75,3 +75,13 @@ def test_the_page_of_a_batch_says_who_is_being_made_while_the_others_wait(
     module.batch(characters=CAST)
     assert "| Aya | is being made |" in seen[0] and "| Nix | waits |" in seen[0]
     assert "made |" in seen[1] and "| Nix | is being made |" in seen[1]
+
+
+def test_a_cast_that_cannot_be_read_is_one_sentence_and_its_traceback_a_file(prefect: str, tmp_path: Path) -> None:
+    file = tmp_path / "none.yaml"
+    state = module.batch(file=str(file), return_state=True)
+    assert state.is_failed() and str(file) in state.message
+    kept = Path(state.message.rpartition("(the whole traceback: ")[2].rstrip(")"))
+    assert kept.read_text(encoding="utf-8").startswith("Traceback")
+    with pytest.raises(BadInput):
+        module.batch(file=str(file))

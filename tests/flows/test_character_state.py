@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from charengine.errors import ConfigError
@@ -15,6 +18,9 @@ def test_a_mistake_in_the_form_is_one_sentence_on_the_page_and_an_error_for_the_
     state = character(**asked, return_state=True)
     assert state.is_failed()
     assert state.message.startswith("overrides 'train.rank': write section.key=value")
+    [file] = re.findall(r"\(the whole traceback: (.*)\)$", state.message)
+    kept = Path(file).read_text(encoding="utf-8")
+    assert kept.startswith("Traceback (most recent call last)") and "ConfigError: --set 'train.rank'" in kept
     assert "Traceback" not in caplog.text and not [record for record in caplog.records if record.exc_info]
     with pytest.raises(ConfigError, match="--set 'train.rank'"):
         character(**asked)

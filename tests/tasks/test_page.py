@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,18 +38,18 @@ def workspace() -> Any:
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     texts: list[str] = []
-    monkeypatch.setattr(live.LiveText, "show", lambda self, text: texts.append(text))
+    monkeypatch.setattr(live.Aside, "show", lambda self, text: texts.append(text))
     return texts
 
 
 def test_the_page_is_there_from_the_start_and_every_stage_writes_on_it(
     workspace: Any, shown: list[str], tmp_path: Path
 ) -> None:
-    with showing(workspace, tmp_path):
-        assert "# Zorga" in shown[0] and "[The run in MLflow](http://mlflow/run)" in shown[0]
-        assert "| train | waits |" in shown[0]
-        page = current_page()
-        assert page
+    with showing("Zorga", "an orc") as page:
+        assert "# Zorga" in shown[0] and "> an orc" in shown[0]  # before models are looked for
+        page.begin(workspace, tmp_path)
+        assert "[The run in MLflow](http://mlflow/run)" in shown[1] and "| train | waits |" in shown[1]
+        assert current_page() is page
         page.picture("sheet", "http://mlflow/images/sheet.png")
         page.stage("sheet", "done in 3 s")
         assert "| sheet | done in 3 s |" in shown[-1] and "![sheet](http://mlflow/images/sheet.png)" in shown[-1]
@@ -58,10 +59,46 @@ def test_the_page_is_there_from_the_start_and_every_stage_writes_on_it(
     assert current_page() is None
 
 
-def test_a_run_that_fails_says_so_on_its_page(workspace: Any, shown: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError), showing(workspace, tmp_path):
+def test_a_run_that_fails_says_so_on_its_page_and_where_the_traceback_stands(
+    workspace: Any, shown: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / "home"))
+    with pytest.raises(ValueError), showing("Zorga", "an orc") as page:
+        page.begin(workspace, tmp_path)
         raise ValueError("no figure was found")
     assert "**Failed: no figure was found**" in shown[-1]
+    [file] = (tmp_path / "home" / "logs").iterdir()
+    assert f"`{file}`" in shown[-1] and "ValueError: no figure was found" in file.read_text()
+
+
+def test_a_mistake_found_before_anything_starts_is_said_on_the_page_too(
+    shown: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / "home"))
+    with pytest.raises(ValueError), showing("Zorga", "an orc"):
+        raise ValueError("--sheet a.png: not found")
+    assert "**Failed: sheet a.png: not found**" in shown[-1] and "being looked at" not in shown[-1]
+
+
+def test_a_page_is_sent_aside_the_latest_text_wins_and_the_last_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    go_on = threading.Event()
+
+    def slow(self: Any, text: str) -> None:
+        go_on.wait(10)
+        sent.append(text)
+
+    monkeypatch.setattr(live.LiveText, "show", slow)
+    page = live.Aside(live.LiveText("zorga", "Zorga"))
+    page.show("first")
+    time.sleep(0.2)  # it is being sent
+    before = time.monotonic()
+    for text in ("second", "third", "last"):
+        page.show(text)
+    assert time.monotonic() - before < 0.1 and sent == []
+    go_on.set()
+    page.close()
+    assert sent == ["first", "last"]
 
 
 STEPS = [Progress(step, 10, 0.5, 0.4, 1e-3, 100.0, 65.0, 0.0) for step in (1, 2, 3)]
