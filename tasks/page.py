@@ -12,10 +12,11 @@ from charengine.errors import EngineError
 from charengine.machine.error_log import keep_traceback
 from charengine.machine.home import find_home
 from charengine.records import RunRecord
-from charengine.run.request import STAGES, slug
+from charengine.run.request import STAGES
 from charengine.run.workspace import Workspace
 from charengine.stages.report.cast import as_text
 from charengine.tracking.protocol import Tracker
+from charengine.wording import slug
 from tasks.live import Aside, LiveText
 
 _page: ContextVar[CharacterPage | None] = ContextVar("page", default=None)

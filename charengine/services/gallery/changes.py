@@ -14,7 +14,6 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from charengine.errors import BadInput, ConfigError, StageFailed
-from charengine.run.request import slug
 from charengine.services.gallery.app import TOKEN, Gallery
 from charengine.services.gallery.cast_upload import check_cast_upload, kept_cast
 from charengine.services.gallery.characters import Character
@@ -23,6 +22,7 @@ from charengine.services.gallery.prefect import PrefectAway
 from charengine.services.gallery.starting import StartForm, check_start, resume_parameters
 from charengine.services.gallery.trying import sweep_parameters
 from charengine.services.gallery.uploads import Upload
+from charengine.wording import slug
 
 WRONG = 422  # the form is shown again with what is wrong
 SEE_OTHER = 303

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from charengine.errors import BadInput
 from charengine.machine.home import in_work_folder
 from charengine.run.claim import free_folder, identity_of
-from charengine.run.request import name_from_prompt, slug
+from charengine.run.request import name_from_prompt
 from charengine.services.gallery.folders import RunFolder
+from charengine.wording import slug
 
 Json = dict[str, Any]
 State = Literal["being made", "stopping", "waits", "made", "failed", "stopped", "unfinished", "elsewhere"]

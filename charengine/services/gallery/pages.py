@@ -18,7 +18,6 @@ from charengine.errors import BadInput, ConfigError, EngineError
 from charengine.profiles.loading import load_profile
 from charengine.records import Ref, RunRecord
 from charengine.run.paths import absolute_profile
-from charengine.run.request import slug
 from charengine.services.gallery.app import NOT_FOUND, Gallery
 from charengine.services.gallery.characters import LONGEST_SEARCH, Character
 from charengine.services.gallery.download import zipped
@@ -29,6 +28,7 @@ from charengine.services.gallery.settings_form import profile_choices, setting_f
 from charengine.services.gallery.starting import StartForm
 from charengine.services.gallery.times import expected, in_words
 from charengine.services.gallery.trying import pictures_of
+from charengine.wording import slug
 
 FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}  # a digest's content never changes
 FOREIGN = "sandbox allow-scripts allow-downloads allow-popups; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; font-src data:"

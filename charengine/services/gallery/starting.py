@@ -14,11 +14,12 @@ from charengine.profiles.loading import load_profile, setting_names
 from charengine.records import Ref
 from charengine.run.claim import free_folder, identity_of, numbered
 from charengine.run.paths import absolute_profile
-from charengine.run.request import CheckedRun, RunRequest, check, slug
+from charengine.run.request import CheckedRun, RunRequest, check
 from charengine.services.gallery.characters import Character
 from charengine.services.gallery.settings_form import SHOWN, overrides_from, setting_fields
 from charengine.services.gallery.uploads import Upload, take_sheet_upload
 from charengine.store import Store
+from charengine.wording import slug
 
 TEXTS = ("prompt", "name", "class_noun", "trigger", "seed", "profile", "profile_file", "more_settings")
 WHOLE_FORM = ""  # the field of what belongs to none
