@@ -28,6 +28,7 @@ from charengine.records import (
     SweepRecord,
     ViewRecord,
     ViewsRecord,
+    Words,
     picture_name,
 )
 from charengine.store import Store
@@ -109,6 +110,25 @@ def sample_cell(step: int, strength: float) -> CellMetrics:
         diversity_kept=variety,
         **(extra if strength else {"ceiling": 0.8, "margin": 0.15}),
     )
+
+
+def with_words(run: RunRecord, store: Store) -> RunRecord:
+    """The run with what its trigger brings: the coat always, boots never, the hook in a third of twelve pictures."""
+    scenes = ("{subject}, facing the viewer, meadow", "{subject}, facing the viewer, desert")
+    drawn = tuple(store.put(png(doll((64, 64), coat=(10 * n, 90, 180))), f"scene-{n}.png") for n in (1, 2))
+    base = tuple(store.put(png(doll((64, 64), coat=(200, 10 * n, 40))), f"scene-base-{n}.png") for n in (1, 2))
+    words = Words(
+        shares={"blue coat": 1.0, "black boots": 0.0, "hook for a right hand": 0.33},
+        pictures=12,
+        said=("black boots", "hook for a right hand"),
+        recommended_prompt="zorgax orc, black boots, hook for a right hand",
+        scenes=scenes,
+        drawn=drawn,
+        base=base,
+        shown=0.83,
+        base_shown=0.5,
+    )
+    return run.model_copy(update={"sweep": run.sweep.model_copy(update={"words": words})})
 
 
 def sample_run(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from run_samples import sample_run, told_apart
+from run_samples import sample_run, told_apart, with_words
 
 from charengine.records import ExpansionRecord, ExtraView, RunRecord
 from charengine.store import Store
@@ -47,6 +47,14 @@ def test_the_summary_has_the_base_model_the_pick_and_full_strength_each_with_its
     ]
     assert "- it keeps both" in lines
     assert "- Warning: the word 'cutlass' is unknown to the embedded family" in lines
+
+
+def test_the_summary_says_how_to_prompt_and_how_often_the_trigger_alone_shows_each_trait(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    lines = artifacts.summary(with_words(sample_run(store), store)).splitlines()
+    assert "Begin a prompt with **zorgax orc, black boots, hook for a right hand**." in lines
+    table = lines[lines.index("| trait | shown in 12 pictures by the trigger alone |") + 2 :][:3]
+    assert table == ["| blue coat | 100% |", "| black boots | 0% |", "| hook for a right hand | 33% |"]
 
 
 def test_the_sweeps_table_has_every_cell_with_its_own_numbers(run: RunRecord, shown: dict, workspace: Any) -> None:
