@@ -1,7 +1,7 @@
 """What is said about an adapter beside its file: the model card, and the sidecars that A1111, ComfyUI and their add-ons read.
 
 All of them are made from the same facts, MLflow's description of a logged model too. Facts are texts by name; what is not known
-is left out. The sidecars' fields are those that programs were seen to read (docs/reference/adapter-files.md names them).
+is left out. The sidecars' fields are those that programs were seen to read (docs/howto/comfyui.md names them).
 """
 
 from __future__ import annotations

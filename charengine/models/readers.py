@@ -14,6 +14,7 @@ import torch
 from charengine.embedded import probe
 from charengine.embedded.grammar import parse_prompt
 from charengine.embedded.traits import COLUMN, TRAITS, visible_mask
+from charengine.errors import MissingDependency
 from charengine.models.loading import Loaded
 
 if TYPE_CHECKING:
@@ -72,15 +73,16 @@ class ProbeReader:
     Args:
         device: where it works.
         weights: its file.
+
+    Raises:
+        MissingDependency: it is not there.
     """
 
     def __init__(self, device: torch.device, weights: Path = probe.PROBE) -> None:
+        if not weights.is_file():
+            raise MissingDependency(f"no probe weights at {weights}: reinstall the package")
+        self.fingerprint = _file_digest(weights, weights.stat().st_mtime_ns)
         self._device, self._weights, self._loaded = device, weights, Loaded()
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the weights."""
-        return _file_digest(self._weights, self._weights.stat().st_mtime_ns)
 
     def shown(self, images: Sequence[Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
         """By picture and trait; None for words it was never taught, and for what cannot be seen from the side that it reads."""

@@ -143,7 +143,7 @@ def with_words(data: bytes, words: Words) -> bytes:
 def _shares(
     pick: Pick, traits: Sequence[str], reader: TraitReader, should_stop: Callable[[], bool]
 ) -> tuple[dict[str, float], int]:
-    """Of each trait that can be told, the share of pictures with the trigger alone that show it; and how many were read."""
+    """Of each trait that more than half of the pictures can tell, the share of these that show it; and how many were read."""
     images = [open_image(pick.store.get(ref)) for ref in _judged(pick.swept)]
     if not traits:
         return {}, len(images)
@@ -159,8 +159,13 @@ def _shares(
     pick.diffusion.unload()
     read = reader.shown(images, traits, pick.training.class_noun)
     reader.unload()
-    shares = {words: _mean([[row[i]] for row in read]) for i, words in enumerate(traits)}
-    return {words: share for words, share in shares.items() if share is not None}, len(images)
+    shares = {}
+    for i, words in enumerate(traits):
+        told = [row[i] for row in read if row[i] is not None]
+        # hair under a hood: said, the model takes the hood off (lab notes, 2026-11-29)
+        if 2 * len(told) > len(images):
+            shares[words] = sum(map(bool, told)) / len(told)
+    return shares, len(images)
 
 
 def _judged(swept: SweepRecord) -> list[Ref]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,20 @@ from charengine.records import DatasetRecord, SweepRecord
 from charengine.stages.sweep import sweep, words
 from charengine.store import Store
 
-PROMPT = "a green orc in a blue coat, black boots, with a hook for a right hand"
+PROMPT = "a green orc with red hair and a purple hood, in a blue coat, black boots, with a hook for a right hand"
+
+SEEN: dict[str, Callable[[int], bool | None]] = {
+    "green orc": lambda number: None,
+    "red hair": lambda number: False if number % 2 else None,  # half of the pictures hide it
+    "purple hood": lambda number: None if number % 4 == 3 else True,
+    "hook for a right hand": lambda number: number % 3 == 0,
+    "black boots": lambda number: False,
+}
 
 
 @dataclass
 class Reader:
-    """Sees a blue coat where the doll's is blue, the hook in every third picture, boots never, and cannot tell the skin."""
+    """What it sees of each trait: the coat where the doll's is blue; of the others, what `SEEN` says, by number of picture."""
 
     painter: Painter
     fingerprint: str = "reader"
@@ -41,7 +49,7 @@ class Reader:
         if words == "blue coat":
             red, _, blue = image.getpixel((image.width // 2, int(image.height * 0.4)))  # type: ignore[misc]
             return bool(blue > red)
-        return {"hook for a right hand": number % 3 == 0, "black boots": False}.get(words)
+        return SEEN[words](number)
 
     def unload(self) -> None:
         self.freed = True
@@ -77,6 +85,7 @@ def swept(store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader
 def test_a_trait_that_too_few_pictures_show_is_said_and_one_that_all_show_is_not(swept: SweepRecord) -> None:
     assert swept.words is not None
     assert swept.words.shares == {
+        "purple hood": 1.0,
         "blue coat": 1.0,
         "black boots": 0.0,
         "hook for a right hand": pytest.approx(1 / 3, abs=0.02),
