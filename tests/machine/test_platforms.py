@@ -28,7 +28,7 @@ def forget_trials():
 def test_without_a_c_compiler_the_trainer_goes_on_without_triton(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **more: object) -> None:
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
 
     launcher = type("Launcher", (), {"__getitem__": lambda self, grid: fails})()
