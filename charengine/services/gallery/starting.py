@@ -128,6 +128,9 @@ def field_of(problem: str) -> str:
     shown = ".".join(head.split(".")[:2])  # an item of a list has its place behind the setting
     if shown in SHOWN:
         return shown
+    of_section = re.match(r"(\w+): (\w+)", problem)  # "train: learning_rate=…", where two settings do not fit together
+    if of_section and ".".join(of_section.groups()) in SHOWN:
+        return ".".join(of_section.groups())
     if head in ("--sheet", "picture"):
         return "picture"
     if head == "--set" or head in setting_names() or head.split(".")[0] in _sections():

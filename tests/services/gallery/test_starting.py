@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_a_sheet_goes_into_the_store_and_the_run_is_asked_for_with_it(visit: Vis
     visit.post("/start", GOOD, picture(sent, r"C:\pictures\..\me.png"))
     path = visit.prefect.started[0]["parameters"]["sheet"]
     assert path.startswith(str(visit.gallery.home.store))
-    assert Image.open(io.BytesIO(open(path, "rb").read())).size == sent.size
+    assert Image.open(io.BytesIO(Path(path).read_bytes())).size == sent.size
 
 
 def test_a_sheet_need_not_be_sent_again_when_something_else_was_wrong(visit: Visit) -> None:
