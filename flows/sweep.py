@@ -11,7 +11,7 @@ from charengine.errors import EngineError
 from charengine.machine.home import find_home, in_work_folder
 from charengine.profiles.loading import load_profile
 from charengine.run import folder
-from charengine.run.earlier_runs import character_name, sweep_inputs
+from charengine.run.earlier_runs import character_name, description, sweep_inputs
 from charengine.run.request import RunRequest, check
 from charengine.run.workspace import Workspace
 from charengine.store import Store
@@ -77,7 +77,7 @@ def _swept(
         class_noun=class_noun,
     )
     request = RunRequest(
-        prompt=f"{dataset.class_noun}, from {place.name}",
+        prompt=description(place) or f"{dataset.trigger} {dataset.class_noun}",
         name=character_name(place) or dataset.trigger,  # one character is one entry of the registry
         class_noun=dataset.class_noun,
         trigger=dataset.trigger,
@@ -98,6 +98,7 @@ def _swept(
         "recommended_adapter": str(recommended),
         "checkpoint_step": record.pick.checkpoint_step,
         "strength": record.pick.strength,
+        "recommended_prompt": record.words.recommended_prompt if record.words else "",
         "sweep": str(folder.write_sweep(record, run.out)),
         "mlflow_run_id": workspace.tracker.run_id,
     }

@@ -183,7 +183,7 @@ def sweep(
     """Try checkpoints at several strengths and pick one."""
     _must_exist(adapter)
     chosen, store = _opened(profile, settings, out)
-    from charengine.run.earlier_runs import sweep_inputs
+    from charengine.run.earlier_runs import description, sweep_inputs
     from charengine.run.folder import write_adapters, write_pictures, write_sweep
     from charengine.run.running import run
     from charengine.stages.sweep.stage import SWEEP
@@ -192,7 +192,7 @@ def sweep(
     training, dataset = sweep_inputs(
         adapter, store, chosen, views=views, sheet=sheet, trigger=trigger, class_noun=class_noun
     )
-    workspace = _workspace(_character_of(dataset, seed), chosen)
+    workspace = _workspace(_character_of(dataset, seed, description(adapter)), chosen)
     with closing(workspace.track()):
         record = run(SWEEP, workspace, training, dataset)
     write_sweep(record, out)
@@ -200,6 +200,8 @@ def sweep(
         say(str(path))
     pick = record.pick
     say(f"pick: step {pick.checkpoint_step} at strength {pick.strength:g}: {'; '.join(pick.reasons)}")
+    if record.words:
+        say(f"say {record.words.recommended_prompt!r} in a prompt")
     if record.verdict:
         say(record.verdict.line)
     _warn(record.warnings)
@@ -247,13 +249,16 @@ def _workspace(character: Character, profile: Profile) -> Workspace:
     return Workspace(character, profile, home)
 
 
-def _character_of(dataset: DatasetRecord, seed: int) -> Character:
-    """Whom a folder of captioned views shows: named by the trigger, which may be a phrase ("ohwx woman") that another trainer used."""
+def _character_of(dataset: DatasetRecord, seed: int, prompt: str = "") -> Character:
+    """Whom a folder of captioned views shows: named by the trigger, which may be a phrase ("ohwx woman") that another trainer used.
+
+    `prompt` is what the character looks like, where that is known.
+    """
     from charengine.config import Character
 
     character = Character(
         name=file_stem(dataset.trigger),
-        prompt=f"{dataset.trigger} {dataset.class_noun}",
+        prompt=prompt or f"{dataset.trigger} {dataset.class_noun}",
         class_noun=dataset.class_noun,
         seed=seed,
     )

@@ -28,7 +28,7 @@ def trait_phrases(prompt: str, class_noun: str) -> tuple[str, ...]:
     >>> trait_phrases("a stocky orc woman with red hair, in a blue coat and boots, a hook for a right hand", "orc woman")
     ('stocky', 'red hair', 'blue coat', 'boots', 'hook for a right hand')
     """
-    text = " ".join(prompt.lower().replace("’", "'").split())
+    text, class_noun = " ".join(prompt.lower().replace("’", "'").split()), class_noun.lower()
     found: list[str] = []
     head_seen = False
     for clause in _ENDS.split(text):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from charengine import files
-from charengine.config import Profile
+from charengine.config import Character, Profile
 from charengine.dataset.reading import read_views
 from charengine.errors import BadInput
 from charengine.records import AdapterRecord, CaptionRecord, DatasetRecord, ViewsRecord
@@ -72,6 +72,23 @@ def character_name(source: Path) -> str:
 
     recipe = json.loads(read_metadata(source).get("charengine.recipe", "{}"))
     return str(recipe.get("character", {}).get("name", ""))
+
+
+def description(source: Path) -> str:
+    """What the character of a run, or of an adapter file, looks like; empty when a file does not say it, or not as a prompt can be."""
+    if files.is_dir(source) or source.suffix == ".json":
+        from charengine.run.folder import read_run
+
+        return read_run(source).prompt
+    from charengine.adapter.files import read_metadata
+    from charengine.adapter.metadata import told_by
+
+    character = told_by(read_metadata(source)).recipe.get("character")
+    said = character.get("prompt") if isinstance(character, dict) else None
+    try:
+        return Character(name="somebody", prompt=said).prompt if isinstance(said, str) else ""
+    except ValueError:  # another program's, or damaged: a sweep works without
+        return ""
 
 
 def _cut(sheet: Path | None, profile: Profile, store: Store) -> ViewsRecord:

@@ -85,6 +85,7 @@ def test_the_result_is_what_the_command_line_promises(first: dict[str, Any]) -> 
         "name",
         "trigger",
         "recommended_prompt",
+        "traits",
         "sheet",
         "views",
         "captions",

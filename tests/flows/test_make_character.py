@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from run_samples import sample_run, told_apart
+from run_samples import sample_run, told_apart, with_words
 
 from charengine.records import ReportRecord, RunRecord, RunResult, StageFact
 from charengine.store import Store
@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def run(store: Store) -> RunRecord:
-    made = told_apart(sample_run(store))
+    made = with_words(told_apart(sample_run(store)), store)
     sheet = made.sheet.model_copy(update={"warnings": ("pale", "shared")})
     training = made.training.model_copy(update={"warnings": ("shared", "slow")})
     return made.model_copy(update={"sheet": sheet, "training": training})
@@ -109,7 +109,8 @@ def test_the_result_names_each_file_and_number_by_its_own_name(
     assert result.model_dump() == {
         "name": "Zorga",
         "trigger": "zorgax",
-        "recommended_prompt": "zorgax orc",
+        "recommended_prompt": "zorgax orc, black boots, hook for a right hand",
+        "traits": {"blue coat": 1.0, "black boots": 0.0, "hook for a right hand": 0.33},
         "sheet": out / "sheet.png",
         "views": (out / "views/front.png", out / "views/side.png", out / "views/back.png"),
         "captions": (subset / "front.txt", subset / "side.txt", subset / "back.txt"),

@@ -100,7 +100,7 @@ def find_words(
     Raises:
         Interrupted: `should_stop` said so.
     """
-    traits = [words for words in trait_phrases(prompt, pick.training.class_noun) if pick.training.trigger not in words]
+    traits = trait_phrases(prompt.replace(pick.training.trigger, " "), pick.training.class_noun)
     shares, pictures = _shares(pick, traits, reader, should_stop)
     said = _said(pick, shares)
     text = ", ".join([pick.subject, *said])

@@ -168,7 +168,7 @@ def test_a_description_without_traits_recommends_the_trigger_and_asks_nobody(
 ) -> None:
     swept = run_sweep(store, dataset, painter, 100)
     pick = words.Pick(trained(store, 100), swept, SETTINGS, painter, store, 7)  # type: ignore[arg-type]
-    told = words.find_words(pick, "zorgax orc", reader).words
+    told = words.find_words(pick, "zorgax Orc", reader).words
     assert told is not None and (told.shares, told.said, told.shown) == ({}, (), None)
     assert told.recommended_prompt == "zorgax orc" and reader.seen == []
 
