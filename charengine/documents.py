@@ -56,7 +56,10 @@ def _first_words(error: yaml.YAMLError) -> str:
     """What is wrong and where, in one line."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else str(problem)
+    told = f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else str(problem)
+    if "escape" in str(problem) or "hexdecimal" in str(problem):
+        told += "; between double quotes a backslash begins an escape: put a Windows path in single quotes, or write it with /"
+    return told
 
 
 class _Builder:

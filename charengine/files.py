@@ -71,13 +71,24 @@ def entries(folder: Path) -> list[Path]:
     return asked(folder, lambda: sorted(Path(entry.path) for entry in os.scandir(folder)))
 
 
+def shown(folder: Path) -> list[Path]:
+    """What stands in a folder, by name, without what is hidden.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    return [path for path in entries(folder) if not path.name.startswith(".") and path.name != "__MACOSX"]
+
+
 def below(folder: Path) -> Iterator[Path]:
-    """Every file in a folder and the folders inside it, by name; links to folders are not followed.
+    """Every file in a folder and the folders inside it, by name; links to folders are not followed, nor what is hidden.
+
+    Hidden are names with a dot in front, among them the `._front.png` that macOS leaves beside `front.png` on foreign disks.
 
     Raises:
         BadInput: a folder cannot be read.
     """
-    for path in entries(folder):
+    for path in shown(folder):
         if is_dir(path):
             if not is_link(path):
                 yield from below(path)

@@ -60,7 +60,8 @@ def file_names(unet: UNet2DConditionModel) -> dict[str, str]:
 def known_stems(unet: UNet2DConditionModel) -> dict[str, str]:
     """Every spelling of a module in the files this engine reads → its diffusers name.
 
-    Spellings: kohya with original or diffusers names, LyCORIS (`lycoris_…`), diffusers and PEFT (dotted).
+    Spellings: kohya with original or diffusers names, LyCORIS (`lycoris_…`), diffusers and PEFT (dotted), OneTrainer's own (`unet.` before
+    original names, which no other program loads).
     """
     stems = {}
     for name, sgm in sgm_names(unet).items():
@@ -74,7 +75,7 @@ def known_stems(unet: UNet2DConditionModel) -> dict[str, str]:
             stems[stem] = name
         for prefix in ("unet.", "", "base_model.model.", "base_model.model.unet."):
             stems[prefix + name] = name
-        for stem in ("diffusion_model." + sgm, "unet_" + flat):
+        for stem in ("diffusion_model." + sgm, "unet." + sgm, "unet_" + flat):
             stems[stem] = name
     return stems
 

@@ -15,6 +15,7 @@ from charengine.wording import CONTROL, file_stem, holds_word
 from charengine.writing import write_atomically
 
 REPEATS = 10  # kohya reads it from the folder's name; our own training counts steps instead
+CAPTIONS = (".txt", ".caption")  # endings of caption files; the second is what kohya's scripts look for unless told
 MASKS = "masks"
 HELD_OUT_FOLDER = "held_out"  # no number before it: kohya's trainers pass it by
 EXPANSION = "expansion.json"  # which pictures are more views, and what became of each
@@ -108,12 +109,12 @@ def silent_captions(trigger: str, captions: Sequence[CaptionRecord], which: str 
 
 
 def _edited(caption: CaptionRecord, folder: Path) -> CaptionRecord:
-    named = f"{caption.view}.txt"
-    found = [path for path in files.below(folder) if path.name == named] if files.is_dir(folder) else []
+    beside = list(files.below(folder)) if files.is_dir(folder) else []
+    found = next((paths for kind in CAPTIONS if (paths := [p for p in beside if p.name == caption.view + kind])), [])
     if not found:
         return caption
     if len(found) > 1:
-        raise BadInput(f"{folder} holds {len(found)} captions named {caption.view}.txt: leave one")
+        raise BadInput(f"{folder} holds {len(found)} captions named {found[0].name}: leave one")
     text = read_caption(found[0])
     return caption if text == caption.text else caption.model_copy(update={"text": text, "edited": True})
 

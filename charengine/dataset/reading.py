@@ -9,7 +9,7 @@ from PIL import Image
 
 from charengine import files
 from charengine.dataset.digest import dataset_digest
-from charengine.dataset.folder import MASKS, read_caption, read_expansion, silent_captions, with_edits
+from charengine.dataset.folder import CAPTIONS, MASKS, read_caption, read_expansion, silent_captions, with_edits
 from charengine.errors import BadInput, ConfigError
 from charengine.language.traits import is_side_bound
 from charengine.pictures import cuts_out, picture_problems, png, read_mask, read_picture
@@ -186,13 +186,14 @@ def class_pictures(folder: Path) -> list[tuple[Path, str]]:
         raise BadInput(
             f"train.regularisation={str(folder)[:200]!r} cannot be read (it is no folder); give a folder of class images"
         )
-    found = [path for path in files.entries(folder) if path.suffix.lower() in SUFFIXES]
+    found = [path for path in files.shown(folder) if path.suffix.lower() in SUFFIXES]
     if not found:
         raise BadInput(
             f"train.regularisation={str(folder)!r} holds no PNG, JPEG or WebP image; give a folder of class images"
         )
-    texts = [path.with_suffix(".txt") for path in found]
-    return [(path, read_caption(text) if files.exists(text) else "") for path, text in zip(found, texts, strict=True)]
+    texts = [[path.with_suffix(suffix) for suffix in CAPTIONS] for path in found]
+    given = [next((text for text in both if files.exists(text)), None) for both in texts]
+    return [(path, read_caption(text) if text else "") for path, text in zip(found, given, strict=True)]
 
 
 def class_picture_problems(folder: Path) -> list[str]:

@@ -165,9 +165,9 @@ def _apply(data: dict[str, Any], text: str) -> str | None:
     place, found, value = text.partition("=")
     place = place.strip()
     if not found:
-        return f"--set {text!r}: write section.key=value, e.g. train.steps=800"
+        return f"--set {text[:80]!r}: write section.key=value, e.g. train.steps=800"
     if place not in setting_names():
-        return f"{place}: no such setting{_did_you_mean(place)}"
+        return f"{place[:80]}: no such setting{_did_you_mean(place)}"
     try:
         parsed = read_yaml(value, f"--set {place}")
     except ConfigError as error:
