@@ -51,7 +51,7 @@ def _explain_one(item: Any, model: type[BaseModel] | None, unknown: Callable[[st
     place = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
     number = "".join(f" (item {part + 1})" for part in item["loc"] if isinstance(part, int))
     if item["type"] == "extra_forbidden":
-        return f"{place}: no such setting{unknown(place)}"
+        return f"{place[:80]}: no such setting{unknown(place)}"
     if item["type"] == "value_error":
         return f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"])
     if item["type"] == "missing":

@@ -96,7 +96,8 @@ class Given:
         key: of its result; results of parts of the work that are kept lie below it, and go when the whole is kept.
         state: folder for resumable state, of a `long` stage.
         should_stop: asked between two steps, by a `long` stage.
-        on_step: told about progress, if anybody listens.
+        on_step: told about training, if anybody listens.
+        on_drawn: told how many pictures of a sweep are drawn, and how many there may be at most, if anybody listens.
     """
 
     stage: Stage[Any]
@@ -110,6 +111,7 @@ class Given:
     state: Path | None = None
     should_stop: Callable[[], bool] = lambda: False
     on_step: Callable[[Progress], None] | None = None
+    on_drawn: Callable[[int, int], None] | None = None
 
     @property
     def seed(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -87,30 +88,38 @@ class Aside:
             self._live.show(self._text)
 
 
-class LiveTraining:
-    """Progress of a training: an artifact and log lines, sent by a thread of its own at most every `EVERY` seconds.
+class LiveProgress:
+    """How far long work is: an artifact and log lines, sent by a thread of its own at most every `EVERY` seconds.
 
     Args:
         key: of the artifact.
         name: of the character.
+        doing: what is being done.
         also: told each time as well, on that thread.
     """
 
-    def __init__(self, key: str, name: str, also: Callable[[str], None] = lambda line: None) -> None:
-        self._key, self._name, self._also = key, name, also
-        self._latest: Progress | None = None
-        self._sent: Progress | None = None
+    def __init__(self, key: str, name: str, doing: str, also: Callable[[str], None] = lambda line: None) -> None:
+        self._key, self._name, self._doing, self._also = key, name, doing, also
+        self._latest: tuple[float, str] | None = None
+        self._sent: tuple[float, str] | None = None
         self._id: UUID | None = None
         self._ended = threading.Event()
         self._warned = False
+        self._began = time.monotonic()
 
     def on_step(self, progress: Progress) -> None:
-        """Remember how far it is; costs the training nothing."""
-        self._latest = progress
+        """Remember how far training is; costs it nothing."""
+        self._latest = 100 * progress.step / max(1, progress.steps), told(progress)
+
+    def on_drawn(self, drawn: int, most: int) -> None:
+        """Remember how many pictures are drawn; a race may end before the most there may be."""
+        left = (time.monotonic() - self._began) * (most - drawn) / max(1, drawn)
+        self._latest = 100 * drawn / max(1, most), f"{drawn} pictures of at most {most}, at most {_duration(left)} left"
 
     @contextmanager
     def following(self) -> Iterator[None]:
         """Send until left, and once more then."""
+        self._began = time.monotonic()
         context = copy_context()  # Prefect files log lines and artifacts under the run of the context
         thread = threading.Thread(target=lambda: context.run(self._follow), name="progress", daemon=True)
         thread.start()
@@ -122,34 +131,39 @@ class LiveTraining:
 
     def _follow(self) -> None:
         while not self._ended.wait(EVERY):
+            if self._latest is None:
+                self._also(f"is being prepared, {time.monotonic() - self._began:.0f} s so far")
             self._send()
         self._send()
 
     def _send(self) -> None:
-        progress = self._latest
-        if progress is None or progress is self._sent:
+        latest = self._latest
+        if latest is None or latest == self._sent:
             return
-        self._sent = progress
-        line = told(progress)
-        log.info("%s: training, %s", self._name, line, extra={"progress": True})
+        self._sent = latest
+        share, line = latest
+        log.info("%s: %s, %s", self._name, self._doing, line, extra={"progress": True})
         try:
             self._also(line)
-            share = 100 * progress.step / max(1, progress.steps)
             if self._id is None:
                 made = create_progress_artifact(progress=share, key=self._key, description=line)
                 self._id = made if isinstance(made, UUID) else None
             else:
                 with get_client(sync_client=True) as client:
                     client.update_artifact(self._id, ArtifactUpdate(data=share, description=line))
-        except Exception as error:  # training goes on, whatever becomes of its page
+        except Exception as error:  # the work goes on, whatever becomes of its page
             self._warned = _warn_once(self._warned, error)
 
 
 def told(progress: Progress) -> str:
     """Step, loss and time left in one line."""
-    minutes, seconds = divmod(round(progress.seconds_left), 60)
-    left = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    left = _duration(progress.seconds_left)
     return f"step {progress.step} of {progress.steps}, loss {progress.smoothed:.4f}, {left} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _warn_once(warned: bool, error: Exception) -> bool:

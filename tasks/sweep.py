@@ -7,6 +7,8 @@ from charengine.run.beside import facts_of, is_rescaled
 from charengine.run.workspace import Workspace
 from charengine.stages.sweep.stage import SWEEP
 from tasks.artifacts import show_sweep
+from tasks.live import LiveProgress
+from tasks.page import current_page
 from tasks.stage import stage_task
 
 sweep = stage_task(SWEEP)
@@ -14,7 +16,21 @@ sweep = stage_task(SWEEP)
 
 def sweep_adapter(workspace: Workspace, training: AdapterRecord, dataset: DatasetRecord) -> SweepRecord:
     """Cells, pictures and the pick; the pick is registered."""
-    swept = sweep(workspace, training, dataset)
+    page = current_page()
+
+    def on_page(line: str) -> None:
+        if page:
+            page.stage("sweep", line)
+
+    live = LiveProgress(f"{workspace.slug}-sweeping", workspace.character.name, "sweeping", on_page)
+    workspace.on_drawn = live.on_drawn
+    try:
+        with live.following():
+            swept = sweep(workspace, training, dataset)
+    finally:
+        workspace.on_drawn = None
+    if page:
+        page.stage("sweep", "done")
     register_pick(workspace, swept, dataset)
     show_sweep(workspace, swept)
     return swept

@@ -7,7 +7,7 @@ from charengine.run.workspace import Workspace
 from charengine.stage import Progress
 from charengine.stages.train.stage import TRAIN
 from tasks.artifacts import show_training
-from tasks.live import LiveTraining
+from tasks.live import LiveProgress
 from tasks.page import current_page
 from tasks.stage import stage_task
 
@@ -22,7 +22,7 @@ def train_adapter(workspace: Workspace, dataset: DatasetRecord) -> AdapterRecord
         if page:
             page.stage("train", line)
 
-    live = LiveTraining(f"{workspace.slug}-training", workspace.character.name, on_page)
+    live = LiveProgress(f"{workspace.slug}-training", workspace.character.name, "training", on_page)
     before = workspace.on_step
 
     def on_step(progress: Progress) -> None:

@@ -90,6 +90,7 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
         recipe=workspace.recipe(),
         key=key,
         on_step=workspace.on_step,
+        on_drawn=workspace.on_drawn,
     )
     models = [getattr(workspace.models, name) for name in stage.models_for(settings)]
 

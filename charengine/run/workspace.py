@@ -63,6 +63,7 @@ class Workspace:
         self.home = home.create()
         self.store = Store(home.store)
         self.on_step = on_step or current_watcher()
+        self.on_drawn: Callable[[int, int], None] | None = None
         self.facts: list[StageFact] = []
         self._tracker: Tracker = NullTracker()
 

@@ -108,7 +108,7 @@ def followed(monkeypatch: pytest.MonkeyPatch, send: Callable[..., Any]) -> list[
     monkeypatch.setattr(live, "EVERY", 0.05)
     monkeypatch.setattr(live, "create_progress_artifact", send)
     lines: list[str] = []
-    training = live.LiveTraining("zorga-training", "Zorga", lines.append)
+    training = live.LiveProgress("zorga-training", "Zorga", "training", lines.append)
     with training.following():
         for step in STEPS:
             training.on_step(step)
@@ -121,6 +121,21 @@ def test_the_latest_step_is_told_once_with_its_loss_and_time_left(monkeypatch: p
     lines = followed(monkeypatch, lambda **values: sent.append(values))
     assert lines[-1] == "step 3 of 10, loss 0.4000, 1 min 5 s left"
     assert len(lines) <= 2 and sent[-1]["progress"] == 30.0
+
+
+def test_a_sweep_tells_its_pictures_and_the_longest_it_may_still_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "EVERY", 0.05)
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(live, "create_progress_artifact", lambda **values: sent.append(values))
+    lines: list[str] = []
+    sweep = live.LiveProgress("zorga-sweeping", "Zorga", "sweeping", lines.append)
+    with sweep.following():
+        time.sleep(0.1)
+        sweep._began -= 30  # seconds ago
+        sweep.on_drawn(14, 56)
+    assert lines[0] == "is being prepared, 0 s so far"
+    assert lines[-1] == "14 pictures of at most 56, at most 1 min 30 s left"
+    assert sent[-1]["progress"] == 25.0
 
 
 def test_a_prefect_that_is_away_costs_a_training_one_warning(

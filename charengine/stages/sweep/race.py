@@ -62,6 +62,12 @@ def whole_grid(grid: Grid, settings: SweepSettings) -> list[Unit]:
     return [Unit(cell, tuple(range(settings.seeds))) for cell in range(1, len(grid))]
 
 
+def most_pictures(grid: Grid, settings: SweepSettings, prompts: int) -> int:
+    """How many a sweep may draw: every cell with every seed, of a race no more than its budget."""
+    every = (base_seeds(settings) + (len(grid) - 1) * settings.seeds) * prompts
+    return every if settings.design == "grid" else min(every, settings.pictures)
+
+
 def units_left(settings: SweepSettings, prompts: int, drawn: Mapping[int, int]) -> int:
     """Units of one seed that the budget still allows; `drawn` counts the seeds of each cell, strength 0 included."""
     return (settings.pictures - prompts * sum(drawn.values())) // prompts

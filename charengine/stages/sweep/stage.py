@@ -23,6 +23,7 @@ def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> Swee
         recipe={**given.recipe, "dataset_digest": dataset.digest},
         should_stop=given.should_stop,
         key=given.key,
+        on_drawn=given.on_drawn,
     )
     pick = Pick(training, swept, given.settings, models.diffusion, given.store, given.seed)
     return find_words(pick, given.character.prompt, models.reader, tracker=given.tracker, should_stop=given.should_stop)

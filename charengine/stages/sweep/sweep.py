@@ -38,7 +38,7 @@ from charengine.stages.sweep.adapters import recommended
 from charengine.stages.sweep.cells import Cell, KeptUnits
 from charengine.stages.sweep.estimate import BASE, Estimate, estimate
 from charengine.stages.sweep.pick import choose
-from charengine.stages.sweep.race import Unit, base_seeds, plan_round
+from charengine.stages.sweep.race import Unit, base_seeds, most_pictures, plan_round
 from charengine.stages.sweep.sample import CellInputs, draw, encode_cell_inputs
 from charengine.stages.sweep.scoring_aside import BackgroundScorer, PendingCell, Pictures, ScoredCell
 from charengine.stages.sweep.summary import overbaked, scale_warnings, summarise, with_certainty
@@ -85,6 +85,11 @@ class Session:
         """Strength 0 and the sheet's own views."""
         return Scale(base=self.cells[BASE].scores, ceiling=self.references.ceiling())
 
+    @property
+    def drawn(self) -> int:
+        """Pictures drawn so far."""
+        return len(self.prompts) * sum(cell.seeds for cell in self.cells.values())
+
     def next_units(self) -> list[Unit]:
         """What to draw next; nothing when the sweep is complete."""
         drawn = {index: cell.seeds for index, cell in self.cells.items()}
@@ -111,6 +116,7 @@ def sweep_adapter(
     should_stop: Callable[[], bool] = lambda: False,
     keep_cut: bool = False,
     key: str = "",
+    on_drawn: Callable[[int, int], None] | None = None,
 ) -> SweepRecord:
     """Draw and score cells, pick one, export the adapter as trained and as recommended.
 
@@ -127,6 +133,7 @@ def sweep_adapter(
         should_stop: asked between cells.
         keep_cut: conclude from the cells that are finished when told to stop; a warning in the record says so.
         key: what finished cells are kept under, so that the same call after a kill draws only the rest; empty: not kept.
+        on_drawn: told after each cell how many pictures are drawn, and how many there may be at most.
 
     Raises:
         Interrupted: `should_stop` said so, and `keep_cut` is off or no cell was finished.
@@ -135,7 +142,7 @@ def sweep_adapter(
     session = _open(training, dataset, settings, diffusion, embedder, store, seed, tracker, KeptUnits(store, key))
     left_out = _examine(session)
     cut: tuple[str, ...] = ()
-    if not _run(session, should_stop):
+    if not _run(session, should_stop, on_drawn):
         drawn = len(session.cells) - (BASE in session.cells)
         if not (keep_cut and drawn):
             raise Interrupted(f"sweep stopped after {drawn} cells")
@@ -207,7 +214,7 @@ def _examine(session: Session) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sentence for sentences in told for sentence in sentences))
 
 
-def _run(session: Session, should_stop: Callable[[], bool]) -> bool:
+def _run(session: Session, should_stop: Callable[[], bool], on_drawn: Callable[[int, int], None] | None) -> bool:
     """Strength 0, then round after round; False when told to stop before the last.
 
     Pictures are stored, and scored where a GPU draws, while the next ones are drawn: those of two units are in memory,
@@ -225,6 +232,8 @@ def _run(session: Session, should_stop: Callable[[], bool]) -> bool:
                 for unit, found in finished:
                     _keep(session, unit, found)
                     done += 1
+                    if on_drawn:
+                        on_drawn(session.drawn, most_pictures(session.grid, session.settings, len(session.prompts)))
             if done < len(units):
                 return False
     for index, cell in sorted(session.cells.items()):

@@ -33,6 +33,17 @@ def test_a_race_picks_what_the_whole_grid_picks_with_fewer_pictures(store, datas
     assert painter.model == Unet()
 
 
+@pytest.mark.parametrize("settings", [RACE, SETTINGS], ids=["race", "grid"])
+def test_who_follows_a_sweep_hears_after_each_cell_how_many_pictures_are_drawn_of_how_many(
+    store, dataset, settings
+) -> None:
+    told: list[tuple[int, int]] = []
+    found = race(store, dataset, Painter(), 50, 200, settings=settings, on_drawn=lambda *numbers: told.append(numbers))
+    assert [drawn for drawn, _ in told] == sorted({drawn for drawn, _ in told}) and len(told) >= len(found.cells)
+    most = RACE.pictures if settings is RACE else len(found.images)
+    assert told[-1] == (len(found.images), most)
+
+
 def test_every_cell_of_a_race_starts_with_the_same_seeds_and_none_is_drawn_twice(store, dataset) -> None:
     painter = Painter()
     race(store, dataset, painter, 50, 100, 200)
