@@ -75,7 +75,7 @@ def show_sweep(workspace: Workspace, sweep: SweepRecord) -> None:
             "strength": cell.strength,
             "identity": round(cell.identity, 3),
             "adherence": round(cell.adherence, 3),
-            "diversity": round(cell.diversity, 3),
+            "diversity": round(cell.diversity, 3) if cell.diversity else None,  # None: a single seed
             "copying": round(cell.copying, 3),
             "score": round(cell.score, 3),
         }

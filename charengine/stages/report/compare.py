@@ -9,7 +9,17 @@ from charengine.charts.canvas import SvgCanvas, series_colour
 from charengine.charts.plots import Series, line_chart
 from charengine.errors import BadInput
 from charengine.records import CellMetrics, RunRecord
-from charengine.stages.report.parts import CHART_SIZE, Pictures, duration, loss_text, read_curve, section, text, wide
+from charengine.stages.report.parts import (
+    CHART_SIZE,
+    Pictures,
+    duration,
+    loss_text,
+    read_curve,
+    section,
+    text,
+    variety_text,
+    wide,
+)
 from charengine.stages.report.style import CSS
 from charengine.store import Store
 
@@ -23,7 +33,7 @@ RESULTS: tuple[tuple[str, Callable[[RunRecord], str]], ...] = (
     ("identity gained", lambda run: f"{run.sweep.pick.metrics.gain:.2f}"),
     ("adherence of the pick", lambda run: f"{run.sweep.pick.metrics.adherence:.3f}"),
     ("adherence kept", lambda run: f"{run.sweep.pick.metrics.kept:.0%}"),
-    ("variety kept", lambda run: f"{run.sweep.pick.metrics.diversity_kept:.0%}"),
+    ("variety kept", lambda run: variety_text(run.sweep.pick.metrics)),
     ("score", lambda run: f"{run.sweep.pick.metrics.score:.3f}"),
     ("adherence kept, last checkpoint at full strength", lambda run: f"{run.sweep.pick.overbaked.kept:.0%}"),
     ("training loss, smoothed", lambda run: loss_text(run.training.final_loss)),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from charengine.charts.canvas import SvgCanvas, series_colour
 from charengine.charts.plots import Band, Series, line_chart
-from charengine.records import HELD_OUT, VIEWS, AdapterRecord, LossPoint, Ref
+from charengine.records import HELD_OUT, VIEWS, AdapterRecord, CellMetrics, LossPoint, Ref
 from charengine.store import Store
 
 # The origin's README (EazyEzar/ComfyUI-Qwen-SDXL-Character-Engine), measured as a running average with min-SNR 5.
@@ -102,6 +102,11 @@ def read_curve(ref: Ref | None, store: Store) -> dict[str, list[tuple[float, flo
     rows = rows[:: max(1, len(rows) // MAX_CURVE_POINTS)]
     names = ("loss", "smoothed", "learning_rate")
     return {name: [(float(row["step"]), float(row[name])) for row in rows if row.get(name)] for name in names}
+
+
+def variety_text(cell: CellMetrics) -> str:
+    """Variety between seeds as a share of strength 0's; a diversity of 0 is that of a single seed, so of none."""
+    return f"{cell.diversity_kept:.0%}" if cell.diversity else "not measured"
 
 
 def loss_text(loss: float | None) -> str:

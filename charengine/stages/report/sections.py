@@ -23,6 +23,7 @@ from charengine.stages.report.parts import (
     section,
     text,
     validation_charts,
+    variety_text,
     wide,
 )
 from charengine.stages.report.take import copied_block
@@ -235,8 +236,8 @@ def towards_full_strength(record: SweepRecord) -> str:
         f"({pick.identity - base.identity:+.3f}) while adherence goes from {base.adherence:.3f} to {pick.adherence:.3f}. "
         f"At strength {full.strength:g} of the last checkpoint (step {full.checkpoint_step}) identity is "
         f"{full.identity:.3f} and adherence {verb} {'at' if verb == 'stays' else 'to'} {full.kept:.0%} of the "
-        f"base model's (pick: {pick.kept:.0%}); variety between seeds is {full.diversity_kept:.0%} "
-        f"(pick: {pick.diversity_kept:.0%})."
+        f"base model's (pick: {pick.kept:.0%}); variety between seeds is {variety_text(full)} "
+        f"(pick: {variety_text(pick)})."
     )
 
 
@@ -315,7 +316,7 @@ def _row(cell: CellMetrics, record: SweepRecord) -> str:
         f"{cell.gain:.2f}",
         f"{cell.adherence:.3f}",
         f"{cell.kept:.0%}",
-        f"{cell.diversity_kept:.0%}",
+        variety_text(cell),
         f"{cell.copying:.2f}",
         "" if cell.background_leak is None else f"{cell.background_leak:+.2f}",
         f"{cell.score:.2f}",

@@ -411,6 +411,7 @@ def _losses(checkpoint: CheckpointRecord | None) -> dict[str, float]:
 def _logged(cell: CellMetrics) -> dict[str, float]:
     """Every number of a cell that was measured."""
     left_out = {"checkpoint_step", "strength", "images", "smoothed", "mlflow_run_id"}
+    left_out |= set() if cell.diversity else {"diversity", "diversity_kept"}  # of a single seed
     numbers = cell.model_dump(exclude=left_out, exclude_none=True)
     if cell.smoothed:
         numbers |= {f"smoothed_{name}": value for name, value in cell.smoothed.model_dump(exclude_none=True).items()}

@@ -94,6 +94,16 @@ def test_the_way_to_full_strength_is_told_with_the_numbers_of_base_pick_and_full
     )
 
 
+def test_variety_that_was_not_measured_is_nowhere_a_hundred_percent(run: RunRecord) -> None:
+    one_seed = run.sweep.pick.metrics.model_copy(update={"diversity": 0.0, "diversity_kept": 1.0})
+    pick = run.sweep.pick.model_copy(update={"metrics": one_seed})
+    sweep = run.sweep.model_copy(update={"cells": (run.sweep.cells[0], one_seed), "pick": pick})
+    assert "(pick: not measured)" in sections.towards_full_strength(sweep)
+    assert "<td>not measured</td>" in sections.cell_table(sweep).split("<tr")[3]
+    shown = {label: values[0] for label, values in compare.results([run.model_copy(update={"sweep": sweep})])}
+    assert shown["variety kept"] == "not measured"
+
+
 def test_base_pick_and_full_strength_stand_side_by_side_each_with_its_own_pictures(run: RunRecord) -> None:
     table = sections._side_by_side(named(run), PICTURES)
     heads = re.findall(r"<th style[^>]*>(.*?)</th>", table)

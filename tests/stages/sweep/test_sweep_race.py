@@ -68,6 +68,16 @@ def test_variety_is_measured_between_seeds_that_were_drawn_in_different_rounds(s
     assert found.pick.metrics.diversity > 0 and found.pick.metrics.smoothed.diversity_kept is not None
 
 
+def test_variety_of_one_seed_is_logged_by_no_cell(store, dataset) -> None:
+    notebook = Notebook()
+    found = race(store, dataset, Painter(), 50, 200, tracker=notebook)
+    single = [cell for cell in found.cells if cell.images == len(SETTINGS.prompts)]
+    assert single
+    for cell, child in zip(found.cells, notebook.children.values(), strict=True):
+        assert child.params["strength"] == cell.strength
+        assert ("diversity" in child.metrics) == ("diversity_kept" in child.metrics) == (cell not in single)
+
+
 def test_an_adapter_that_is_best_beyond_strength_one_is_picked_and_exported_there(store, dataset) -> None:
     found = race(store, dataset, Painter(), 40, 80)
     assert found.pick.strength == 1.25 and found.pick.checkpoint_step == 80
