@@ -120,8 +120,14 @@ def _made_stoppably(given: Given, workspace: Workspace, inputs: tuple[Input, ...
         stage.name, key=given.key, params=given.settings.params(stage.settings), tags=tags
     )
     tracked = replace(given, tracker=tracker)
+
+    def made(stop: Callable[[], bool]) -> R:
+        result = _within_memory(replace(tracked, should_stop=stop), inputs)
+        tracker.sync()  # a result that is kept is never made again, nor told again
+        return kept(result)
+
     with closing(tracker):
-        return run_stoppable(lambda stop: kept(_within_memory(replace(tracked, should_stop=stop), inputs)))
+        return run_stoppable(made)
 
 
 def _state(key: str, workspace: Workspace) -> Path:

@@ -47,7 +47,14 @@ class _Receiver:
         self._sent: set[tuple[str, str, int]] = set()
 
     def begin(self, name: str, key: str, parent: Any, params: Mapping[str, object], tags: Mapping[str, str]) -> Any:
-        return self._open_run(name, key, parent, params, tags, delivers=True)
+        """The run, with what its spool held sent before: so what it lacks is known."""
+        run = self._open_run(name, key, parent, params, tags, delivers=True)
+        if self._is_at_work(run):
+            return run
+        self._drain(run)
+        there = self._known(key)
+        there.status_before = run.status_before  # empty for one that was made now
+        return there
 
     def known(self, key: str) -> Any:
         return self._known(key)
@@ -64,22 +71,32 @@ class _Receiver:
 
     def close(self, run: Any, status: Status) -> None:
         """End the run, unless a process is at work in it; one that was finished stays so."""
-        if not self._connection.spool.drain(run.run_id):
-            raise StillAway(f"the metrics of run {run.run_id} wait on")
-        at_work = run.status_before == "RUNNING" and run.process_before and not has_ended(run.process_before)
-        if at_work and run.process_before != this_process():
+        if self._is_at_work(run):
             return
+        self._drain(run)
         ends = "FINISHED" if run.status_before == "FINISHED" else status
         self._connection.client.set_terminated(run.run_id, ends)
+
+    def _drain(self, run: Any) -> None:
+        if not self._connection.spool.drain(run.run_id):
+            raise StillAway(f"the metrics of run {run.run_id} wait on")
+
+    def _is_at_work(self, run: Any) -> bool:
+        """Whether another process has the run open, or one of a machine that nobody here knows about."""
+        return (
+            run.status_before == "RUNNING"
+            and run.process_before not in ("", this_process())
+            and not has_ended(run.process_before)
+        )
 
     def is_away(self) -> bool:
         return bool(self._connection.failures != self._failures)
 
     def close_left_runs(self) -> None:
-        """End runs whose process has died: finished where the stage's result is kept, else killed."""
-        for key in self._connection.open_keys():
+        """Send what waits in the spool and end runs whose process has died: finished where the stage's result is kept."""
+        for key in self._connection.unfinished_keys():
             run = self._known(key)
-            if run is None or not has_ended(run.process_before):
+            if run is None or (run.status_before == "RUNNING" and not has_ended(run.process_before)):
                 continue
             self._connection.spool.recover(run.run_id, run.delivered_steps)
             kept = (self._connection.results / f"{key}.json").exists()

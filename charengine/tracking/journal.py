@@ -140,6 +140,9 @@ class JournalTracker:
         pick = {"name": name, "step": step, "strength": strength, "metrics": dict(metrics), "rescaled": rescaled}
         self._write("pick", adapter, **pick, facts=dict(facts))
 
+    def sync(self) -> None:
+        """Each line is on the disk when it is written."""
+
     def finish(self, status: Status = "FINISHED") -> None:
         """The end."""
         self._write("finish", status=status)

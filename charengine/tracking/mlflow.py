@@ -100,10 +100,11 @@ class Connection(Attempts):
             if name not in there:
                 self.client.set_experiment_tag(self.experiment_id, name, value)
 
-    def open_keys(self) -> list[str]:
-        """Keys of the runs that MLflow believes to run."""
-        found = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'")
-        return [run.data.tags[KEY_TAG] for run in found if KEY_TAG in run.data.tags]
+    def unfinished_keys(self) -> list[str]:
+        """Keys of the runs that MLflow believes to run, and of those whose metrics wait in the spool."""
+        found = [*self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'")]
+        found += [self.client.get_run(run_id) for run_id in self.spool.waiting()]
+        return [*dict.fromkeys(run.data.tags[KEY_TAG] for run in found if KEY_TAG in run.data.tags)]
 
     def send(self, run_id: str, points: list[Point]) -> None:
         """Metrics of one run, at once."""
@@ -145,7 +146,7 @@ def _open(
 def _known(connection: Connection, key: str) -> MLflowTracker | None:
     """The run with this key as it is, neither opened nor made."""
     run = _find(connection, key)
-    return MLflowTracker(connection, run, key, None, run.info.status) if run else None
+    return MLflowTracker(connection, run, key, None, run.info.status, delivers=True) if run else None
 
 
 def _find(connection: Connection, key: str) -> Run | None:
@@ -366,6 +367,10 @@ class MLflowTracker(Pages):
         if monitor:
             monitor.start()
             self._monitor = monitor
+
+    def sync(self) -> None:
+        """The spool is on the disk."""
+        self._connection.spool.sync(self.run_id)
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Deliver what is queued and close the run; the character's own run also ends the background writer."""

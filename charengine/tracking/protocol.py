@@ -116,6 +116,10 @@ class Tracker(Protocol):
         """
         ...
 
+    def sync(self) -> None:
+        """What was logged survives a power cut from now on, whether MLflow has it yet or not."""
+        ...
+
     def finish(self, status: Status = "FINISHED") -> None:
         """Flush and close the run."""
         ...
@@ -181,6 +185,9 @@ class NullTracker:
         rescaled: bool = True,
         facts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
         """Nothing."""
 
     def finish(self, status: Status = "FINISHED") -> None:

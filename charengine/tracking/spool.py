@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -109,6 +110,19 @@ class MetricSpool:
         """Highest step of a metric in the run's file; -1 when there is none."""
         return max((point.step for point in self._read(run_id) if point.key == key), default=-1)
 
+    def sync(self, run_id: str) -> None:
+        """What was added to a run survives a power cut from now on."""
+        file = self._files.get(run_id)
+        if file is not None:
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                log.warning("metrics cannot be spooled to %s: %s", self._folder, error.strerror)
+
+    def waiting(self) -> list[str]:
+        """Ids of the runs that have a file, this process's own left out."""
+        return sorted(path.stem for path in self._folder.glob("*.jsonl") if path.stem not in self._files)
+
     def drain(self, run_id: str, seconds: float = 30.0) -> bool:
         """Wait until everything of a run is delivered, at most so long; the run's file goes when it is."""
         deadline = time.monotonic() + seconds
@@ -121,6 +135,8 @@ class MetricSpool:
             undone = [] if done else [self._jobs.popleft() for _ in range(len(self._jobs))]
         for job in undone:
             job.otherwise()
+        if not done:
+            self.sync(run_id)
         self._close_file(run_id)
         if done:
             with suppress(OSError):

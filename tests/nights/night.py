@@ -548,7 +548,10 @@ def _wrong_in_mlflow(night: Night) -> list[str]:
     runs = list(night.mlflow.runs.values())
     keys = Counter(run.tags["charengine.key"] for run in runs)
     wrong = [f"MLflow: {count} runs with the key {key}" for key, count in keys.items() if count > 1]
-    wrong += [f"MLflow: {run.name} is {run.status}" for run in runs if run.status != "FINISHED"]
+    ends = (
+        ("FINISHED", "FAILED") if night.faults.disk else ("FINISHED",)
+    )  # what failed when its result was kept already
+    wrong += [f"MLflow: {run.name} is {run.status}" for run in runs if run.status not in ends]
     by_name = {run.name: run for run in runs}
     for name in NAMES:
         for child, metric, steps in (
