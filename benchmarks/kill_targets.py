@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from charengine.machine.home import Home
 from charengine.services.prefect_api import PrefectApi
 
 ROOT = Path(__file__).resolve().parent.parent
-START_SECONDS = 400.0
+START_SECONDS = 900.0
 NOTICED_SECONDS = 200.0  # more than any promise of the recovery table
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 
@@ -132,7 +133,7 @@ class Site:
         while True:
             try:
                 return call()
-            except (OSError, ValueError):
+            except (OSError, ValueError, http.client.HTTPException):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1.0)
@@ -224,7 +225,7 @@ def whole_again(site: Site, kind: str, killed: psutil.Process, run_id: str, sinc
 def seconds_until(question: Callable[[], bool], since: float, limit: float = NOTICED_SECONDS) -> float | None:
     """Seconds from a kill until the answer is yes; None when it stays no."""
     while time.time() - since < limit:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, http.client.HTTPException):
             if question():
                 return round(time.time() - since, 1)
         time.sleep(0.25)

@@ -27,38 +27,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import psutil  # noqa: E402
 from kill_checks import FINAL, contents, differences, left_behind, read_contents, wrong_in_mlflow, wrong_in_prefect  # noqa: E402
 from kill_targets import FLOW_RUN, Site, seconds_until, whole_again  # noqa: E402
+from quick_settings import QUICK  # noqa: E402
 
-STEPS = 6
-SETTINGS = (
-    f"train.steps={STEPS}",
-    "train.checkpoints=2",
-    "train.save_state_every=2",
-    "train.validate_every=0",
-    "sweep.seeds=1",
-    "sweep.checkpoints=1",
-    "sweep.strengths=[0.5, 1.0]",
-    "sweep.prompts=['{subject} on a beach']",
-    "sweep.width=128",
-    "sweep.height=128",
-    "sweep.steps=1",
-    "sheet.candidates=1",
-    "sheet.steps=6",
-)
-CAST: list[dict[str, Any]] = [
-    {"name": name, "prompt": prompt, "seed": seed, "overrides": list(SETTINGS)}
-    for name, prompt, seed in (
-        ("Grisha", "an orc woman with red hair and a blue coat", 42),
-        ("Tin Tom", "a robot with a yellow jacket, black trousers and a lantern in the left hand", 7),
-        ("Vex", "a tall woman with short white hair, a black dress and an eye patch over the left eye", 3),
-    )
-]
-WEIGHTS = {"flow": 8, "worker": 4, "batch worker": 2, "Prefect": 3, "MLflow": 3, "up": 3}
-PAUSE = (1.0, 12.0)  # seconds between the end of one recovery and the next kill
+STEPS = 6  # of QUICK's training
+NAMES = ("Aya", "Bo")
+PARTS = {"edit": "qwen", "sdxl": "sdxl", "clip": "clip"}
+WEIGHTS = {"flow": 8, "worker": 4, "batch worker": 2, "Prefect": 3, "MLflow": 4, "up": 2}
+PAUSE = (1.0, 10.0)  # seconds between the end of one recovery and the next kill
 IMPATIENT = 0.25  # share of kills after which the next one does not wait for the recovery
 SETTLE_SECONDS = 1500.0
 MOST_ASKED = 8  # times that a cast is asked for
@@ -106,19 +87,29 @@ class Template:
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder, self._environment = folder, environment
         self.expected: dict[str, Any] = {}
+        self.cast: list[dict[str, Any]] = []
 
     def make(self) -> None:
         """Make what is missing."""
         content = self.folder / "undisturbed.json"
+        family, sheet = self.folder / "family", self.folder / "sheet.png"
+        settings = [f"models.{part}={family / name}" for part, name in PARTS.items()]
+        overrides = [*settings, *QUICK]
+        prompts = [f"an orc woman with a coat, called {name}" for name in NAMES]
+        self.cast = [
+            {"name": name, "prompt": prompt, "sheet": str(sheet), "overrides": overrides}
+            for name, prompt in zip(NAMES, prompts, strict=True)
+        ]
         if not content.exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
-            site = Site(self.folder / "template", self._environment)
-            site.start()
-            site.stop()
+            if not (self.folder / "template").exists():
+                self._models(family, sheet)
+                site = Site(self.folder / "template", self._environment)
+                site.start()
+                site.stop()
             quiet = self.copy("undisturbed")
             quiet.start()
-            names = [one["name"] for one in CAST]
-            quiet.ask(CAST, "undisturbed")
+            names = list(NAMES)
+            quiet.ask(self.cast, "undisturbed")
             wrong = wait_until_made(quiet, names)
             wrong += wrong_in_prefect(quiet, names)
             quiet.stop()
@@ -129,6 +120,17 @@ class Template:
             content.write_text(json.dumps(contents(quiet) | {"caches": caches}, indent=1))
             shutil.rmtree(quiet.folder)
         self.expected = read_contents(content)
+
+    def _models(self, family: Path, sheet: Path) -> None:
+        """The embedded family's classes with random weights, and the sheet that such models cannot draw."""
+        from sheet_samples import Sheet, paint
+
+        from charengine.embedded.making.family import build_random_family
+
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        build_random_family(family, tiny=True)
+        paint(Sheet()).save(sheet)
 
     def copy(self, name: str) -> Site:
         """A site with a fresh home."""
@@ -167,7 +169,7 @@ class Batch:
     ) -> None:
         self.seed, self.most, self.template, self.also = seed, most, template, also
         self.dice = random.Random(seed)
-        self.cast = self.dice.sample(CAST, len(CAST))
+        self.cast = self.dice.sample(template.cast, len(template.cast))
         self.kills: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.asked = 0
