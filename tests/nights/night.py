@@ -37,7 +37,7 @@ from tasks.stage import should_retry
 
 TYPICAL_STEPS = 1200  # of an undisturbed night
 WORKERS = 2
-NO_HEARTBEAT, NOT_STARTED = 120.0, 600.0  # seconds after which the automations mark a run as crashed
+NO_HEARTBEAT, NOT_STARTED = 120.0, 3600.0  # seconds after which the automations mark a run as crashed
 RECORDS = {"sheet": Drawn, "train": Trained, "sweep": Picked}
 WRITES = ("write", "create", "rename", "fsync", "mkdir", "link")
 

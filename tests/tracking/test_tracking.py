@@ -203,11 +203,11 @@ def broken_server() -> Iterator[str]:
 
 def test_a_server_that_dies_on_the_way_costs_training_nothing_and_loses_nothing(home: Home, broken_server: str) -> None:
     run: Any = opened(home)
-    working = run._connection.client
+    working = run._session.client
 
     from mlflow import MlflowClient
 
-    run._connection.client = MlflowClient(tracking_uri=broken_server)
+    run._session.client = MlflowClient(tracking_uri=broken_server)
     started = time.monotonic()
     for step in range(1, 1001):
         run.log_metrics({LOSS: 1 / step}, step)
@@ -215,7 +215,7 @@ def test_a_server_that_dies_on_the_way_costs_training_nothing_and_loses_nothing(
     run.finish()
     assert (home.mlflow / "spool" / f"{run.run_id}.jsonl").exists()
 
-    run._connection.client = working
+    run._session.client = working
     again = opened(home)
     again.finish()
     assert steps(home, again.run_id) == list(range(1, 1001))
@@ -236,7 +236,7 @@ def test_a_spool_that_is_never_emptied_holds_a_bounded_queue(tmp_path: Path, mon
 
     got: list[Point] = []
     spool = MetricSpool(tmp_path, lambda run_id, points: got.extend(points))
-    assert spool.recover("run", lambda key: frozenset()) == 1000
+    assert spool.recover("run", lambda key: ()) == 1000
     assert spool.drain("run") is True
     spool.close()
     assert [point.step for point in got] == list(range(1000))
@@ -246,7 +246,7 @@ def test_a_line_cut_by_a_crash_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "run.jsonl").write_text('["train/loss", 0.5, 1, 1700000000000]\n["train/lo')
     got: list[Point] = []
     spool = MetricSpool(tmp_path, lambda run_id, points: got.extend(points))
-    spool.recover("run", lambda key: frozenset())
+    spool.recover("run", lambda key: ())
     spool.drain("run")
     spool.close()
     assert [(point.key, point.step) for point in got] == [(LOSS, 1)]
