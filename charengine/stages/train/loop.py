@@ -181,9 +181,10 @@ class _Training:
         if self.last_logged < 0:
             self.tracker.log_params(self.settings.params("train"))
             self.tracker.log_params({f"plan.{key}": value for key, value in self.setup.plan.facts().items()})
+        first = max(self.last_logged, 0) + 1
         for step in range(
-            max(self.last_logged, 0) + 1, self.history.step + 1
-        ):  # lost with the machine, after the state
+            first, self.history.step + 1
+        ):  # saved in the state, and lost with the machine before MLflow had it
             self._log_step(step)
         if self.history.base is None:
             self.history.base = self.setup.base or self._measure(0)  # a fresh adapter is the base model
@@ -226,8 +227,9 @@ class _Training:
 
     def _log_step(self, step: int) -> None:
         """The losses after a step."""
-        curves = {"train/loss": "losses", "train/smoothed_loss": "smoothed", "train/learning_rate": "rates"}
-        self.tracker.log_metrics({name: getattr(self.history, curve)[step - 1] for name, curve in curves.items()}, step)
+        history, index = self.history, step - 1
+        metrics = {"train/loss": history.losses[index], "train/smoothed_loss": history.smoothed[index]}
+        self.tracker.log_metrics(metrics | {"train/learning_rate": history.rates[index]}, step)
 
     def _progress(self, clock: _Clock) -> Progress:
         history, each = self.history, clock.per_step(self.history.step)

@@ -185,6 +185,19 @@ def test_killed_at_random_steps_it_continues_to_the_same_bytes(tmp_path):
     assert lines[-1] == whole
 
 
+def test_losses_that_were_lost_with_the_machine_are_told_again_from_the_state(store, tmp_path):
+    """A power cut takes what was spooled and not sent; the state that was saved has it."""
+    tracker = Recorder()
+    with pytest.raises(TrainingStopped):
+        train(store, tmp_path, tracker=tracker, should_stop=stop_after(6))
+    told = tracker.rows[:]
+    tracker.rows = [row for row in told if row[1] <= 2]
+    train(store, tmp_path, tracker=tracker)
+    assert tracker.steps("train/loss") == tracker.steps("train/learning_rate") == list(range(1, 13))
+    again = {step: metrics for metrics, step in tracker.rows if "train/loss" in metrics}
+    assert all(again[step] == metrics for metrics, step in told if "train/loss" in metrics)
+
+
 def test_no_step_is_logged_twice_however_often_it_is_resumed(store, tmp_path):
     tracker = Recorder()
     for stop in (5, 4):

@@ -1,0 +1,41 @@
+"""A run's folder stays its character's, also when its claim was cut off by a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from charengine.config import Character
+from charengine.profiles.loading import load_profile
+from charengine.run.claim import CLAIM, claim
+from charengine.run.request import CheckedRun
+from charengine.writing import _host
+
+
+def asked(out: Path, prompt: str = "a robot") -> CheckedRun:
+    character = Character(name="Aya", prompt=prompt, class_noun="robot", trigger="ayazz", seed=1)
+    return CheckedRun(character, load_profile("embedded"), None, out, "embedded")
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"name": "Aya", "pro', b"\0" * 40])
+def test_a_claim_that_was_cut_off_is_made_again_in_the_same_folder(tmp_path: Path, torn: bytes) -> None:
+    out = tmp_path / "aya"
+    out.mkdir()
+    (out / CLAIM).write_bytes(torn)
+    assert claim(asked(out)).out == out
+    assert json.loads((out / CLAIM).read_bytes()) == {"name": "Aya", "prompt": "a robot"}
+
+
+def test_what_a_process_left_that_was_killed_while_it_claimed_goes(tmp_path: Path) -> None:
+    out = tmp_path / "aya"
+    claim(asked(out))
+    (out / f".{CLAIM}.{_host()}-7777777-0123abcd.tmp").write_bytes(b"{")
+    assert claim(asked(out)).out == out
+    assert [path.name for path in out.iterdir()] == [CLAIM]
+
+
+def test_another_prompts_run_goes_beside_it(tmp_path: Path) -> None:
+    claim(asked(tmp_path / "aya"))
+    assert claim(asked(tmp_path / "aya", "an orc")).out == tmp_path / "aya-2"
