@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from charengine.config import SweepSettings
+from charengine.errors import BadInput
 from charengine.stages.sweep.estimate import BASE, Estimate, Grid
 
 DECIDED = 0.002  # score: another cell is not expected to be better by more than this
@@ -32,6 +33,16 @@ class Unit:
 def base_seeds(settings: SweepSettings) -> int:
     """Seeds of strength 0: its pictures are the zero of every axis, and what variety is compared with."""
     return settings.seeds if settings.design == "grid" else min(settings.seeds, SEEDS_TO_PICK)
+
+
+def check_budget(settings: SweepSettings, prompts: int) -> None:
+    """Refuse a race that cannot draw a single cell."""
+    least = prompts * (base_seeds(settings) + 1)
+    if settings.design == "race" and settings.pictures < least:
+        raise BadInput(
+            f"sweep.pictures is {settings.pictures}, but strength 0 and one cell take {least} with {prompts} prompts: "
+            f"set it to {least} or more (56 and 4 prompts is the default)"
+        )
 
 
 def plan_round(

@@ -20,7 +20,7 @@ from charengine.adapter.network import apply_adapter, examine_adapter
 from charengine.charts.canvas import PilCanvas
 from charengine.charts.plots import contact_sheet, trade_off
 from charengine.config import SweepSettings
-from charengine.errors import BadInput, Interrupted
+from charengine.errors import Interrupted
 from charengine.likeness.metrics import CellScores, Scale
 from charengine.likeness.prompts import SweepPrompt, sweep_prompts
 from charengine.likeness.scoring import References, score_cell
@@ -38,7 +38,7 @@ from charengine.stages.sweep.adapters import recommended
 from charengine.stages.sweep.cells import Cell, KeptUnits
 from charengine.stages.sweep.estimate import BASE, Estimate, estimate
 from charengine.stages.sweep.pick import choose
-from charengine.stages.sweep.race import Unit, base_seeds, most_pictures, plan_round
+from charengine.stages.sweep.race import Unit, check_budget, most_pictures, plan_round
 from charengine.stages.sweep.sample import CellInputs, draw, encode_cell_inputs
 from charengine.stages.sweep.scoring_aside import BackgroundScorer, PendingCell, Pictures, ScoredCell
 from charengine.stages.sweep.summary import overbaked, scale_warnings, summarise, with_certainty
@@ -183,16 +183,6 @@ def _open(
         checkpoints={checkpoint.step: checkpoint for checkpoint in checkpoints},
         kept=kept,
     )
-
-
-def check_budget(settings: SweepSettings, prompts: int) -> None:
-    """Refuse a race that cannot draw a single cell."""
-    least = prompts * (base_seeds(settings) + 1)
-    if settings.design == "race" and settings.pictures < least:
-        raise BadInput(
-            f"sweep.pictures is {settings.pictures}, but strength 0 and one cell take {least} with {prompts} prompts: "
-            f"set it to {least} or more (56 and 4 prompts is the default)"
-        )
 
 
 def spread(checkpoints: Sequence[CheckpointRecord], count: int) -> list[CheckpointRecord]:

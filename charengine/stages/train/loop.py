@@ -96,7 +96,8 @@ def train_adapter(
         with memory_cap(settings.budget_gib, device):
             training = _Training(dataset, settings, diffusion, store, data, seed, state_dir, tracker, recipe)
             try:
-                return training.run(should_stop, on_step).model_copy(update={"warnings": told})
+                made = training.run(should_stop, on_step)
+                return made.model_copy(update={"warnings": (*told, *made.warnings)})
             finally:
                 training.close()
 
@@ -181,11 +182,8 @@ class _Training:
         if self.last_logged < 0:
             self.tracker.log_params(self.settings.params("train"))
             self.tracker.log_params({f"plan.{key}": value for key, value in self.setup.plan.facts().items()})
-        first = max(self.last_logged, 0) + 1
-        for step in range(
-            first, self.history.step + 1
-        ):  # saved in the state, and lost with the machine before MLflow had it
-            self._log_step(step)
+        for step in range(max(self.last_logged, 0) + 1, self.history.step + 1):
+            self._log_step(step)  # saved in the state, and lost with the machine before MLflow had it
         if self.history.base is None:
             self.history.base = self.setup.base or self._measure(0)  # a fresh adapter is the base model
             self._log_validation(self.history.base, "base")

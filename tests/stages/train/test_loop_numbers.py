@@ -129,7 +129,9 @@ def test_each_file_says_its_own_step_and_what_it_was_made_with(made: Made) -> No
         assert metadata["ss_steps"] == str(point.step)
         assert (metadata["ss_seed"], metadata["ss_max_train_steps"]) == ("3", "6")
         assert metadata["ss_resolution"] == "(64, 128)"
-        assert json.loads(metadata["charengine.recipe"]) == {"profile": "test", "dataset_digest": "d" * 64}
+        recipe = json.loads(metadata["charengine.recipe"])
+        assert [one["from_step"] for one in recipe.pop("machines")] == [0]
+        assert recipe == {"profile": "test", "dataset_digest": "d" * 64}
         assert point.adapter.name == f"zorgal-step{point.step:06d}.safetensors"
         with Image.open(io.BytesIO(made.store.get(point.samples[0]))) as sample:
             assert sample.size == (64, 128) and sample.getpixel((0, 0)) == (3, 0, 0)  # drawn with the seed
