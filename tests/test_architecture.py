@@ -18,6 +18,7 @@ ROWS = """
 cli studio
 flows
 tasks
+gallery
 run
 stages
 dataset
@@ -73,6 +74,8 @@ def room(module: str) -> str | None:
         return parts[0]
     if parts[0] != "charengine" or len(parts) == 1 or module.startswith(MAKING) or parts[1].startswith("__"):
         return None
+    if parts[1:3] == ["services", "gallery"]:
+        return "gallery"  # it stands on runs; the other services stand below them
     return ".".join(parts[1:3]) if parts[1] == "stages" and len(parts) > 2 else parts[1]
 
 

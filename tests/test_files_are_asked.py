@@ -36,7 +36,7 @@ def is_text_without_encoding(call: ast.Call) -> bool:
         return len(call.args) < 2
     if name != "open" or (
         isinstance(call.func, ast.Attribute)
-        and _module(call.func) in ("Image", "pil", "os", "tarfile", "webbrowser", "urlopen")
+        and _module(call.func) in ("Image", "pil", "os", "tarfile", "archive", "webbrowser", "urlopen")
     ):
         return False
     given = call.args[0 if isinstance(call.func, ast.Attribute) else 1 :][:1]

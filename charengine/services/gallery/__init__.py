@@ -1,5 +1,5 @@
 """The gallery: the page of all characters, where they are looked at, started, followed and taken away.
 
 A client of Prefect and MLflow like any other. It keeps nothing of its own: characters are run folders and Prefect's runs, uploads go
-into the store (docs/decisions/0050-gallery.md).
+into the store (docs/decisions/0035-gallery.md).
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from charengine.errors import BadInput, EngineError
 from charengine.machine.home import Home
 from charengine.services.gallery.characters import Character, join
 from charengine.services.gallery.folders import Folders
-from charengine.services.gallery.prefect import Prefect, PrefectAway
+from charengine.services.gallery.prefect import AGE, Prefect, PrefectAway
 from charengine.services.gallery.reduced import Reduced
 from charengine.services.gallery.tracked import Tracked
 from charengine.services.gallery.uploads import BodyLimit
@@ -72,6 +73,7 @@ class Gallery:
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     store: Store = field(init=False)
     folders: Folders = field(init=False)
+    _kept: tuple[float, tuple[list[Character], str]] = field(default=(-1e9, ([], "")), repr=False)
     reduced: Reduced = field(default_factory=Reduced)
 
     def __post_init__(self) -> None:
@@ -85,8 +87,15 @@ class Gallery:
             lstrip_blocks=True,
         )
 
-    def characters(self) -> tuple[list[Character], str]:
-        """All of them; and, when Prefect does not answer, why those that are being made are missing."""
+    def characters(self, fresh: bool = True) -> tuple[list[Character], str]:
+        """All of them; and, when Prefect does not answer, why those that are being made are missing.
+
+        Args:
+            fresh: False takes what was found a moment ago: one page asks for many pictures.
+        """
+        when, kept = self._kept
+        if not fresh and time.monotonic() - when < AGE:
+            return kept
         notice = ""
         try:
             runs = self.prefect.character_runs()
@@ -94,7 +103,9 @@ class Gallery:
             runs, notice = [], f"{error}. What is being made now is not shown."
         outs = [Path(str(out)) for run in runs if (out := (run.get("parameters") or {}).get("out"))]
         places = self.folders.places
-        return join(self.folders.find(path for path in outs if path.is_absolute()), runs, places), notice
+        found = join(self.folders.find(path for path in outs if path.is_absolute()), runs, places), notice
+        self._kept = (time.monotonic(), found)
+        return found
 
     def character(self, request: Request) -> Character:
         """The one that the address names.
@@ -103,7 +114,7 @@ class Gallery:
             HTTPException: there is none.
         """
         wanted = request.path_params["id"]
-        found = next((one for one in self.characters()[0] if one.id == wanted), None)
+        found = next((one for fresh in (False, True) for one in self.characters(fresh)[0] if one.id == wanted), None)
         if found is None:
             raise HTTPException(NOT_FOUND, "There is no such character here (any more).")
         return found

@@ -47,7 +47,7 @@ class Card:
     progress: Progress | None
     prefect: str
     mlflow: str
-    tracked_sheet: str = ""
+    sheet: str = ""  # address of its picture
 
 
 def routes(gallery: Gallery) -> list[Route]:
@@ -147,9 +147,8 @@ def one_character(gallery: Gallery, character: Character, request: Request, **mo
 
 def card_of(gallery: Gallery, character: Character) -> Card:
     """What the card needs from the two servers."""
-    folder, run = character.folder, character.folder.run if character.folder else None
+    run = character.folder.run if character.folder else None
     mlflow_id = run.mlflow_run_id or "" if run else ""
-    here = bool(folder and folder.sheet)
     if (
         not mlflow_id
         and character.run_id
@@ -162,8 +161,19 @@ def card_of(gallery: Gallery, character: Character) -> Card:
         _progress(gallery, character),
         f"{gallery.prefect_page}/runs/flow-run/{character.run_id}" if gallery.prefect_page and character.run_id else "",
         gallery.tracked.run_page(mlflow_id) if mlflow_id else "",
-        f"/tracked/{mlflow_id}/images/sheet.png" if mlflow_id and not here else "",
+        _sheet(gallery, character, mlflow_id),
     )
+
+
+def _sheet(gallery: Gallery, character: Character, mlflow_id: str) -> str:
+    """The address of the sheet's picture: in the store, which browsers keep; else in the folder; else in MLflow."""
+    folder, run = character.folder, character.folder.run if character.folder else None
+    stored = gallery.store.path(run.sheet.image) if run and not character.active else None
+    if run and stored and stored.is_file():
+        return f"/picture/{run.sheet.image.sha256}"
+    if folder and folder.sheet:
+        return f"/character/{character.id}/file/sheet"
+    return f"/tracked/{mlflow_id}/images/sheet.png" if mlflow_id else ""
 
 
 def _pick_pictures(run: RunRecord) -> tuple[Ref, ...]:

@@ -34,7 +34,7 @@ def test_a_finished_character_shows_sheet_drawings_at_the_pick_words_to_copy_and
     made(visit, run)
     card = cards(visit.get("/"))["Zorga"]
     address = visit.address("Zorga")
-    assert "made" in card and f"{address}/file/sheet" in card
+    assert "made" in card and f"/picture/{run.sheet.image.sha256}?w=640" in card
     for prompt in range(3):
         drawn = run.sweep.picture(run.sweep.pick.metrics, prompt)
         assert drawn and f"/picture/{drawn.sha256}?w=160" in card
