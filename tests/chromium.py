@@ -99,6 +99,38 @@ class Page:
             raise RuntimeError(str(answer["exceptionDetails"].get("exception", {}).get("description")))
         return answer["result"].get("value")
 
+    def until(self, script: str, seconds: float = SECONDS) -> Any:
+        """Wait until an expression is true; its value. A page that is being replaced is asked again."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if value := self.run(script):
+                    return value
+            except RuntimeError:
+                pass
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{script}\n{self.run('document.body.innerText')}")
+            time.sleep(0.1)
+
+    def fill(self, selector: str, value: str) -> None:
+        """Write into a field, and say so as typing does."""
+        self.run(
+            f"(() => {{ const one = document.querySelector({json.dumps(selector)}); one.value = {json.dumps(value)};"
+            "one.dispatchEvent(new Event('input', {bubbles: true})); one.dispatchEvent(new Event('change', {bubbles: true})) })()"
+        )
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """As the dialog of a file field does."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def click(self, selector: str) -> None:
+        """Click something that leads to another page, and wait for that."""
+        self.run("window.stays = true")
+        self.run(f"document.querySelector({json.dumps(selector)}).click()")
+        self.until("window.stays === undefined && document.readyState === 'complete'")
+
     def press(self, key: str, code: int) -> None:
         """One key, as a keyboard does."""
         text = {"text": "\r"} if key == "Enter" else {}
