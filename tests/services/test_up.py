@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,10 +13,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from command_line import ROOT, child_environment
@@ -139,6 +143,30 @@ def test_everything_comes_up_and_a_character_made_from_the_form_is_there_in_both
     picture = page.partition("![sheet](")[2].partition(")")[0]
     with urllib.request.urlopen(picture, timeout=20) as response:
         assert response.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.slow
+def test_the_gallery_shows_it_hands_out_its_adapter_and_starts_another_in_the_same_words(
+    running: tuple[Home, subprocess.Popen[str]], tiny_settings: tuple[str, ...], drawn_sheet: Path
+) -> None:
+    home, _ = running
+    address = json.loads(home.services_file.read_text())["gallery"]
+    with httpx.Client(base_url=address, timeout=60) as client:
+        page = client.get("/").text
+        assert "Aya" in page and 'class="badge made"' in page
+        place = re.findall(r'href="(/character/aya-[0-9a-f]{8})/adapter.zip"', page)[0]
+        with zipfile.ZipFile(io.BytesIO(client.get(f"{place}/adapter.zip").content)) as archive:
+            assert sum(name.endswith(".safetensors") for name in archive.namelist()) == 2
+        form = client.get("/start").text
+        fields = {name: re.findall(rf'name="{name}" value="([^"]+)"', form)[0] for name in ("token", "once")}
+        fields |= {"prompt": "an orc woman", "name": "Bea", "more_settings": "\n".join(tiny_settings)}
+        sent = client.post("/start", data=fields, files={"picture": ("sheet.png", drawn_sheet.read_bytes())})
+        assert sent.status_code == 303, sent.text
+        deadline = time.monotonic() + 240
+        while 'class="badge made"' not in (page := client.get(f"/part{sent.headers['location']}").text):
+            assert time.monotonic() < deadline and "failed" not in page, page
+            time.sleep(1)
+    assert (home.root.parent / "runs" / "bea" / "result.json").exists()
 
 
 @pytest.mark.slow
