@@ -57,12 +57,9 @@ def _triton_works(device: torch.device) -> bool:
     tried = torch.zeros(1, 2, device=device)
     try:
         _kernels()[0][(1,)](tried, tried.new_empty(1, 1), 1, 1, BLOCK=BLOCK)
-    except (
-        Exception
-    ) as error:  # whatever its compiler, its driver or its cache folder raises: plain torch does the same work
-        log.warning(
-            "Triton does not work here (%s): a slower way is taken", (str(error).splitlines() or ["?"])[0][:200]
-        )
+    except Exception as error:  # whatever its compiler, its driver or its cache raises: plain torch does the same work
+        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        log.warning("Triton does not work here (%s): a slower way is taken", told)
         return False
     return True
 
