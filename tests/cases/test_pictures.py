@@ -31,7 +31,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 def raw_png(width: int, height: int, rows: int, depth: int = 8, colour: int = 2, interlace: int = 0) -> bytes:
     """A PNG that says it is of one size and holds some rows of it, neatly packed."""
-    row = b"\0" + b"\x80" * (width * 3 * depth // 8)
+    row = b"\0" + b"\x80" * (width * 3 * depth // 8) if rows else b""  # not of a size that only the header has
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
     packed = zlib.compress(row * rows)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
