@@ -54,9 +54,9 @@ def _triton_works(device: torch.device) -> bool:
     """Whether Triton is there and can compile: its launchers need a C compiler and Python's headers, which containers often lack."""
     if importlib.util.find_spec("triton") is None:
         return False
-    tried = torch.zeros(1, 2, device=device)
+    tried = torch.zeros(2, 32, device=device)
     try:
-        _kernels()[0][(1,)](tried, tried.new_empty(1, 1), 1, 1, BLOCK=BLOCK)
+        _kernels()[0][(1,)](tried, tried.new_empty(2, 16), 32, 16, BLOCK=BLOCK)
     except Exception as error:  # whatever its compiler, its driver or its cache raises: plain torch does the same work
         told = (str(error).splitlines() or [type(error).__name__])[0][:200]
         log.warning("Triton does not work here (%s): a slower way is taken", told)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+
 import pytest
 import torch
 from test_loop import stop_after, train
 from tiny_sdxl import FakeDiffusion
 
 from charengine.errors import OutOfBudget
-from charengine.stages.train.kernels import geglu, geglu_backward
+from charengine.stages.train.kernels import _triton_works, geglu, geglu_backward
 from charengine.stages.train.loop import TrainingStopped
 from charengine.stages.train.optimizers import PACKAGES
 
@@ -17,6 +20,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 def cuda():
     return FakeDiffusion(torch.bfloat16, "cuda")
+
+
+def test_triton_is_used_where_it_is_installed_and_can_compile():
+    installed = importlib.util.find_spec("triton") is not None and shutil.which("cc") is not None
+    assert _triton_works(torch.device("cuda", torch.cuda.current_device())) == installed
 
 
 def test_the_fused_geglu_is_torchs():
