@@ -156,7 +156,7 @@ def chromium() -> Iterator[Page]:
             port = _port(Path(folder) / "DevToolsActivePort")
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=SECONDS) as answer:
                 [tab] = [tab for tab in json.loads(answer.read()) if tab["type"] == "page"]
-            with connect(tab["webSocketDebuggerUrl"], max_size=None, proxy=None) as socket:
+            with connect(tab["webSocketDebuggerUrl"], max_size=None, proxy=None, ping_interval=None) as socket:
                 yield Page(socket)
         finally:
             process.terminate()

@@ -123,6 +123,7 @@ class Notebook(NullTracker):
         self.metrics: dict[str, float] = {}
         self.children: dict[str, Notebook] = {}
         self.pictures: list[str] = []
+        self.steps: list[int | None] = []
         self.finished = False
 
     def child(self, name, *, key, params=None, tags=None):
@@ -133,6 +134,7 @@ class Notebook(NullTracker):
 
     def log_image(self, image, name, step=None):
         self.pictures.append(name)
+        self.steps.append(step)
 
     def finish(self, status="FINISHED"):
         self.finished = True

@@ -60,7 +60,7 @@ def losses_view() -> dict[str, Any]:
     names = ("train/smoothed_loss", "train/loss", "validation/loss", "train/learning_rate")
     charts = [
         *(_line(f"charengine-{name.replace('/', '-')}", section, name) for name in names),
-        _chart("charengine-samples", "IMAGE", section, imageKeys=["samples"], step=0, showRunParams=True),
+        _chart("charengine-samples", "IMAGE", section, imageKeys=["samples"], step=0, showRunParams=False),
     ]
     return _state("train", "metrics.`train/smoothed_loss`", section, "Training", charts)
 
@@ -72,6 +72,7 @@ def _state(kind: str, order: str, section: str, title: str, charts: list[dict[st
         "orderByAsc": True,
         "runsHiddenMode": "SHOW_ALL",
         "hideEmptyCharts": False,
+        "isAccordionReordered": True,  # else MLflow sorts its own sections, one a kind of metric, before this one
         "compareRunCharts": charts,
         "compareRunSections": [
             {

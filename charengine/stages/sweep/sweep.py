@@ -330,8 +330,8 @@ def _log_cell(session: Session, index: int, cell: Cell) -> None:
         tags={KIND_TAG: "cell"},
     )
     child.log_metrics(_logged(measured) | {"strength": strength, "checkpoint": step}, step=step)
-    rows = len(session.prompts)
-    child.log_image(contact_sheet([(_heading(measured), cell.thumbs)], [""] * rows, cell.seeds, None), "cell", step)
+    sheet = contact_sheet([(_heading(measured), cell.thumbs)], [""] * len(session.prompts), cell.seeds, None)
+    child.log_image(sheet, "cell", 0)  # all at one step: MLflow shows them side by side
     child.finish()
     cell.mlflow_run_id = child.run_id
 

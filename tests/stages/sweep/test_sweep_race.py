@@ -68,6 +68,12 @@ def test_variety_is_measured_between_seeds_that_were_drawn_in_different_rounds(s
     assert found.pick.metrics.diversity > 0 and found.pick.metrics.smoothed.diversity_kept is not None
 
 
+def test_the_pictures_of_all_cells_are_at_one_step_so_that_mlflow_shows_them_side_by_side(store, dataset) -> None:
+    notebook = Notebook()
+    race(store, dataset, Painter(), 50, 200, tracker=notebook)
+    assert {(tuple(run.pictures), tuple(run.steps)) for run in notebook.children.values()} == {(("cell",), (0,))}
+
+
 def test_variety_of_one_seed_is_logged_by_no_cell(store, dataset) -> None:
     notebook = Notebook()
     found = race(store, dataset, Painter(), 50, 200, tracker=notebook)
