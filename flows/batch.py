@@ -86,9 +86,15 @@ def _batch(
     return Failed(message=said[:LONGEST_MESSAGE], data=CastFailed(result))
 
 
-batch = BatchFlow(
-    _batch, name="batch", flow_run_name="batch-{batch_id}", validate_parameters=True, persist_result=False
-)
+def run_name() -> str:
+    """The cast's file, or how many characters it has; and the batch's id, if it was given one."""
+    given = runtime.flow_run.parameters
+    count = len(given.get("characters") or [])
+    what = f"{count} character{'s' * (count != 1)}" if count else Path(str(given.get("file") or "")).stem
+    return " ".join(filter(None, ("batch:", what, str(given.get("batch_id") or ""))))
+
+
+batch = BatchFlow(_batch, name="batch", flow_run_name=run_name, validate_parameters=True, persist_result=False)
 
 
 class _Told:

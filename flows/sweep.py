@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, runtime
 from prefect.states import Failed
 
 from charengine.errors import EngineError
@@ -23,7 +24,13 @@ from tasks.sweep import sweep_adapter
 from tasks.workspace import track
 
 
-@flow(name="sweep", flow_run_name="sweep-{source}", validate_parameters=True, persist_result=False)
+def run_name() -> str:
+    """The earlier run's folder, or the adapter file, without the folders above."""
+    place = Path(str(runtime.flow_run.parameters.get("source") or ""))
+    return f"sweep: {place.parent.name if place.name == 'run.json' else place.stem}"
+
+
+@flow(name="sweep", flow_run_name=run_name, validate_parameters=True, persist_result=False)
 def sweep(
     source: str,
     views: str = "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +36,33 @@ def fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
     monkeypatch.setattr(module, "character", character)
     monkeypatch.setattr(module, "gallery_page", lambda outcomes, path: tmp_path / "batch.html")
     return failing
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        ({"file": "casts/night.yaml"}, "batch: night"),
+        ({"characters": CAST, "file": ""}, "batch: 2 characters"),
+        ({"file": "night.csv", "batch_id": "20261129"}, "batch: night 20261129"),
+    ],
+)
+def test_a_batch_is_named_after_its_cast(
+    monkeypatch: pytest.MonkeyPatch, parameters: dict[str, Any], name: str
+) -> None:
+    monkeypatch.setattr(module, "runtime", SimpleNamespace(flow_run=SimpleNamespace(parameters=parameters)))
+    assert module.run_name() == name
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("runs/aya", "sweep: aya"), ("/a/aya/run.json", "sweep: aya"), ("x/ohwaya.safetensors", "sweep: ohwaya")],
+)
+def test_a_sweep_is_named_after_what_it_sweeps(monkeypatch: pytest.MonkeyPatch, source: str, name: str) -> None:
+    from flows import sweep
+
+    given = SimpleNamespace(flow_run=SimpleNamespace(parameters={"source": source}))
+    monkeypatch.setattr(sweep, "runtime", given)
+    assert sweep.run_name() == name
 
 
 def newest_page(key: str) -> str:
