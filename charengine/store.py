@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import mimetypes
+import os
+import time
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,8 @@ from charengine.writing import remove_leftovers, write_atomically
 
 R = TypeVar("R", bound=Record)
 log = logging.getLogger(__name__)
+
+LOOK_AGAIN = 0.02  # seconds after which a missing file is looked for once more
 
 
 class Store:
@@ -47,7 +51,7 @@ class Store:
         """Store `data`, returning its ref; storing the same bytes again is free."""
         digest = hashlib.sha256(data).hexdigest()
         target = self._where(digest)
-        if not self._holds(target, len(data)):
+        if not (self._holds(target, len(data)) and self._use(target)):
             self._write(target, data)
         elif self.local:
             remove_leftovers(Path(target))
@@ -64,7 +68,7 @@ class Store:
             StoreCorrupt: it is gone, or its bytes do not hash to its name.
         """
         try:
-            data: bytes = self.fs.cat_file(self._where(ref.sha256))
+            data = self._read(self._where(ref.sha256))
         except FileNotFoundError as error:
             raise StoreCorrupt(
                 f"{ref.name} ({ref.sha256[:12]}) is no longer in {self.url}; run its stage again"
@@ -101,6 +105,11 @@ class Store:
             log.warning("%s: the kept result cannot be read (%s)", key, why)
             return None
 
+    def use(self, *keys: str) -> None:
+        """Say that the results under these keys are in use now: `charengine prune` counts from here."""
+        for key in keys:
+            self._use(self._result(key))
+
     def drop_parts(self, key: str) -> None:
         """Forget the results below a key ("KEY/PART"): those of parts of a work whose whole is kept, or begun anew."""
         folder = f"{self.root}/results/{key}"
@@ -124,6 +133,25 @@ class Store:
 
     def _holds(self, target: str, size: int) -> bool:
         return bool(self.fs.exists(target)) and self.fs.size(target) == size
+
+    def _use(self, target: str) -> bool:
+        """Mark a file as wanted now, so that `prune` leaves it; False when it has gone meanwhile."""
+        if self.local:
+            try:
+                os.utime(target)
+            except FileNotFoundError:
+                return False
+            except OSError:  # another user's: whose it is may prune it
+                pass
+        return True
+
+    def _read(self, target: str) -> bytes:
+        """A file's bytes; one that is missing is looked for once more, since `prune` puts back what it finds in use."""
+        try:
+            return bytes(self.fs.cat_file(target))
+        except FileNotFoundError:
+            time.sleep(LOOK_AGAIN)
+            return bytes(self.fs.cat_file(target))
 
     def _write(self, target: str, data: bytes) -> None:
         if self.local:

@@ -29,6 +29,7 @@ from charengine.errors import BadInput, ConfigError
 from charengine.machine.addresses import use_services
 from charengine.machine.environment import apply_defaults, lost_defaults, quieten_console, quieten_libraries
 from charengine.machine.home import Home, find_home
+from charengine.machine.known_runs import note_run
 from charengine.machine.own_packages import own_packages
 from charengine.profiles.loading import load_profile
 from charengine.run.paths import absolute_override, absolute_profile
@@ -222,6 +223,7 @@ class CharacterRun:
         )
         result = run_result(run, written)
         folder.write_result(result, out)
+        note_run(self._home, out, [fact.key for fact in run.stages])
         return result
 
     def run(self) -> RunResult:

@@ -14,6 +14,7 @@ from pydantic import Field
 from charengine.config import MAX_PROMPT
 from charengine.errors import EngineError
 from charengine.machine.home import find_home
+from charengine.machine.known_runs import note_run
 from charengine.profiles.loading import profile_names
 from charengine.records import RunRecord, RunResult
 from charengine.run import folder
@@ -155,6 +156,7 @@ def make_character(workspace: Workspace, out: Path) -> RunResult:
     report = write_report(workspace, run)
     run = run.model_copy(update={"stages": tuple(workspace.facts)})
     report_path = folder.write_report(report, run, out, store)
+    note_run(workspace.home, out, [fact.key for fact in workspace.facts])
     show_run(workspace, run)
     _log_outcome(workspace, run, out)
 

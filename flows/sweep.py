@@ -10,7 +10,9 @@ from prefect.states import Failed
 
 from charengine.errors import EngineError
 from charengine.machine.home import find_home, in_work_folder
+from charengine.machine.known_runs import note_run
 from charengine.profiles.loading import load_profile
+from charengine.records import SweepRecord
 from charengine.run import folder
 from charengine.run.earlier_runs import character_name, description, sweep_inputs
 from charengine.run.request import RunRequest, check
@@ -98,14 +100,20 @@ def _swept(
     track(workspace)
     with closing(workspace.tracker):
         record = sweep_adapter(workspace, training, dataset)
-    adapter, recommended = folder.write_adapters(record, dataset.trigger, run.out, workspace.store)
-    folder.write_pictures(record, run.out, workspace.store)
+    note_run(home, run.out, [fact.key for fact in workspace.facts])
+    return _written(record, dataset.trigger, run.out, workspace)
+
+
+def _written(record: SweepRecord, trigger: str, out: Path, workspace: Workspace) -> dict[str, Any]:
+    """The sweep's files in its folder; what the flow says about them."""
+    adapter, recommended = folder.write_adapters(record, trigger, out, workspace.store)
+    folder.write_pictures(record, out, workspace.store)
     return {
         "adapter": str(adapter),
         "recommended_adapter": str(recommended),
         "checkpoint_step": record.pick.checkpoint_step,
         "strength": record.pick.strength,
         "recommended_prompt": record.words.recommended_prompt if record.words else "",
-        "sweep": str(folder.write_sweep(record, run.out)),
+        "sweep": str(folder.write_sweep(record, out)),
         "mlflow_run_id": workspace.tracker.run_id,
     }

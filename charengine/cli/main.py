@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from charengine import __version__
-from charengine.cli import inspection, serving, stages
+from charengine.cli import housekeeping, inspection, serving, stages
 from charengine.cli import run as pipeline
 from charengine.errors import BadInput, EngineError
 from charengine.machine.error_log import keep_traceback
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (pipeline, stages, inspection, serving):
+for module in (pipeline, stages, inspection, housekeeping, serving):
     module.register(app)
 
 

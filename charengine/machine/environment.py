@@ -39,6 +39,9 @@ DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # leases in memory are lost with the server, and their slots leak
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # the server's database does not grow for ever: events go after 7 days (Prefect's own), runs with their logs and pages after 90
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": "7776000",
     # a dead server must not hold a GPU: MLflow's default retries take four minutes a call
     "PREFECT_CLIENT_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",

@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 from charengine.machine.home import Home
+from charengine.machine.logs import forget_old_tracebacks
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def keep_traceback(error: BaseException, home: Home, about: str = "") -> Path | 
         path.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(traceback.format_exception(error))
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        forget_old_tracebacks(path.parent)
     except OSError as problem:
         log.warning("the traceback cannot be written to %s (%s)", path, problem.strerror)
         return None

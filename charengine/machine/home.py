@@ -40,6 +40,11 @@ class Home:
         return self.root / "locks"
 
     @property
+    def known_runs(self) -> Path:
+        """Notes of the folders that hold runs."""
+        return self.root / "known-runs"
+
+    @property
     def mlflow(self) -> Path:
         """MLflow's database, artifacts and spool."""
         return self.root / "mlflow"

@@ -21,15 +21,42 @@ log = logging.getLogger(__name__)
 def single_flight(path: Path, waiting_for: str) -> Iterator[bool]:
     """Hold the lock file; says whether another process had to be waited for."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    waited = False
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _try_lock(handle):
+                if not waited:
+                    log.info("waiting for another process: %s", waiting_for)
+                waited = True
+                _wait_lock(handle)
+            if _is_at(path, handle):
+                yield waited
+                return
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock file if nobody does; says whether it is held now. A file that is not there is not made: nobody holds it."""
     try:
-        waited = not _try_lock(handle)
-        if waited:
-            log.info("waiting for another process: %s", waiting_for)
-            _wait_lock(handle)
-        yield waited
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        yield _try_lock(handle)
     finally:
         os.close(handle)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    """Whether a lock file is still the one at its path: `prune` removes old ones, and a lock on a removed file locks nothing."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

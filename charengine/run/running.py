@@ -46,9 +46,11 @@ def run(stage: Stage[R], workspace: Workspace, *inputs: Input) -> R:
     """
     key = key_of(stage, workspace, *inputs)
     started = time.monotonic()
+    workspace.store.use(*(fact.key for fact in workspace.facts))  # `prune` leaves what this run has made or taken
     waiting_for = f"{stage.name} of {workspace.character.name} is being made there"
     with single_flight(workspace.home.locks / f"{key}.lock", waiting_for):
         found = None if stage.name in workspace.refresh else _kept(stage, key, workspace)
+        workspace.store.use(key)
         result = _made(stage, key, workspace, inputs) if found is None else found
         _forget_progress(key, workspace)
     seconds = time.monotonic() - started

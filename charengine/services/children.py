@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from charengine.errors import StageFailed
+from charengine.machine.logs import rotate
 from charengine.machine.processes import end, spawn
 
 log = logging.getLogger(__name__)
@@ -67,13 +68,14 @@ class Children:
                 raise StageFailed(f"{child.name} ended with status {child.popen.returncode}:\n{child.last_words()}")
 
     def restart_ended(self) -> None:
-        """Start again what has ended by itself, after a pause that grows; the others go on meanwhile.
+        """Start again what has ended by itself, after a pause that grows; the others go on meanwhile. Large logs begin anew.
 
         Raises:
             StageFailed: one ends again and again; its last log lines are in the message.
         """
         now = time.monotonic()
         for child in self.running:
+            rotate(child.log_file)
             if child.start_at is not None:
                 if now >= child.start_at:
                     child.popen = _spawn(child.command, child.log_file, child.environment)

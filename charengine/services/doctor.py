@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from charengine.config import Profile
 from charengine.errors import BadInput, EngineError, MissingDependency
 from charengine.machine.home import find_home
+from charengine.services import sizes
 
 if TYPE_CHECKING:
     from charengine.models.survey import Survey
@@ -67,6 +68,7 @@ class Examination:
         missing: what the profile cannot do without, each with size, licence and how to get it.
         optional: the same for what it could use.
         plan: what this machine will do: how the models fit the memory budget, and what was decided about them.
+        room: what the home and each run take.
         times: an estimate of minutes a stage; empty where no GPU is seen or a file is missing.
         problems: what else stands in the way.
     """
@@ -79,6 +81,7 @@ class Examination:
     plan: tuple[str, ...]
     problems: tuple[str, ...]
     times: tuple[str, ...] = ()
+    room: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -116,6 +119,7 @@ def examine(profile: Profile) -> Examination:
         tuple(findings.plan),
         tuple(findings.problems),
         tuple(times),
+        tuple(sizes.describe(find_home())),
     )
 
 
@@ -145,6 +149,7 @@ def render(report: Examination) -> str:
     lines += _section("problems", report.problems)
     lines += _section("what this machine will do", report.plan)
     lines += _section("how long it will take", report.times)
+    lines += _section("room taken (charengine prune says what can go)", report.room)
     lines += [
         "",
         f"profile {report.profile} is ready" if report.ready else f"profile {report.profile} is not ready: see above",

@@ -50,3 +50,14 @@ def test_a_console_level_that_the_user_set_is_for_children_too(console_level: py
     console_level.setenv(CONSOLE_LEVEL, "CRITICAL")
     listen()
     assert for_children()[CONSOLE_LEVEL] == "CRITICAL"
+
+
+def test_prefect_s_database_forgets_old_runs_by_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings.models.server.services import ServerServicesDBVacuumSettings
+
+    for name, value in environment.DEFAULTS.items():
+        if "DB_VACUUM" in name:
+            monkeypatch.setenv(name, value)
+    found = ServerServicesDBVacuumSettings()
+    assert found.enabled == {"events", "flow_runs"}
+    assert found.retention_period.days == 90

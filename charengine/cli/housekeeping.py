@@ -1,0 +1,71 @@
+"""`prune` and `export`: the home kept small, and a character handed over."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from charengine.cli.console import listen, say, say_json
+from charengine.cli.run import JsonOption
+from charengine.machine.home import find_home, in_work_folder
+
+MIB = 2**20
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(prune)
+    app.command()(export)
+
+
+def prune(
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, nothing is changed.")] = False,
+    older_than: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Days. Also results, checkpoints and training states that nobody used for so long and no run's folder names.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What the home no longer needs: shown, and removed with --delete. Safe while runs go on."""
+    listen()
+    from charengine.services import prune as pruning
+
+    home = find_home()
+    found = pruning.remove(home, older_than) if delete else pruning.leftovers(home, older_than)
+    if as_json:
+        say_json(pruning.as_dict(found, removed=delete))
+        return
+    counts, sizes = Counter[str](), Counter[str]()
+    for item in found:
+        counts[item.kind] += 1
+        sizes[item.kind] += item.bytes
+    for kind, count in counts.items():
+        say(f"{kind:28} {count:8} {sizes[kind] / MIB:12.1f} MiB")
+    total = f"{sum(sizes.values()) / MIB:.1f} MiB"
+    if not found:
+        say(f"nothing can go from {home.root}")
+    else:
+        say(f"{total} removed" if delete else f"{total} can go: charengine prune --delete removes it")
+
+
+def export(
+    name: Annotated[str, typer.Argument(help="A character's name, or the folder of its run.")],
+    to: Annotated[Path | None, typer.Option(help="A folder, or a .zip. Default: NAME.zip")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hand a character over: adapters, card, preview, sidecars, report and recipe, as a folder or a zip."""
+    listen()
+    from charengine.run.export import export as write
+    from charengine.run.export import find_run
+    from charengine.store import Store
+
+    home = find_home()
+    folder = find_run(home, name)
+    place = write(folder, in_work_folder(str(to or f"{folder.name}.zip")), Store(home.store))
+    say_json({"export": str(place), "run": str(folder)}) if as_json else say(str(place))

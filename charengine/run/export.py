@@ -1,0 +1,126 @@
+"""A character handed over: its adapters with card, preview and sidecars, the report and the recipe, as a folder or a zip."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+import zipfile
+from pathlib import Path
+
+from charengine import files
+from charengine.adapter.files import read_metadata
+from charengine.errors import BadInput, StoreCorrupt
+from charengine.machine.home import Home
+from charengine.machine.known_runs import known_runs
+from charengine.records import RunRecord
+from charengine.run.beside import write_beside
+from charengine.run.folder import read_run
+from charengine.run.request import slug
+from charengine.store import Store
+from charengine.wording import file_stem
+
+log = logging.getLogger(__name__)
+
+PAGES = ("report.html", "sheet.png", "sheet.jpg", "sheet.webp", "contact_sheet.png")
+WHEN = (1980, 1, 1, 0, 0, 0)  # of every file in a zip, so that equal content is an equal zip
+
+
+def find_run(home: Home, name: str) -> Path:
+    """The folder of a run, by its path or by the character's name; of several of one name, the newest.
+
+    Raises:
+        BadInput: there is none.
+    """
+    place = files.expanded(name)
+    if files.is_file(place / "run.json"):
+        return place.absolute()
+    named = {run.folder: _name(run.folder) for run in known_runs(home) if files.is_file(run.folder / "run.json")}
+    found = [folder for folder, own in named.items() if own and slug(own) == slug(name)]
+    if not found:
+        known = ", ".join(sorted({own for own in named.values() if own})[:20]) or "none yet"
+        raise BadInput(f"{name!r} is neither a run's folder nor the name of a finished character; known here: {known}")
+    return max(found, key=lambda folder: os.stat(folder / "run.json").st_mtime)
+
+
+def export(run_folder: Path, target: Path, store: Store) -> Path:
+    """Write a character to a folder, or to a zip when `target` ends in `.zip`; all of it or nothing.
+
+    Args:
+        run_folder: of a finished run.
+        target: must not exist yet.
+        store: for the preview.
+
+    Raises:
+        BadInput: the run has no adapters, or `target` exists or cannot be written.
+    """
+    if files.exists(target):
+        raise BadInput(f"{target} exists already: name another place with --to, or remove it")
+    content = contents(run_folder, store)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix.lower() == ".zip":
+            _write_zip(aside, target.stem, content)
+        else:
+            aside.mkdir()
+            for name, data in content.items():
+                (aside / name).write_bytes(data)
+        os.replace(aside, target)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.unlink(missing_ok=True)
+        raise BadInput(f"cannot write {target}: {error.strerror or error}; name another place with --to") from error
+    return target.absolute()
+
+
+def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
+    """What is handed over, by file name: what lies beside the adapters, and what is missing there.
+
+    Raises:
+        BadInput: the run has no adapters.
+    """
+    run = read_run(run_folder)
+    stem = file_stem(run.trigger)
+    place = run_folder / "adapters"
+    beside = [path for path in files.entries(place) if files.is_file(path)] if files.is_dir(place) else []
+    content = {path.name: files.asked(path, path.read_bytes) for path in beside}
+    trained, recommended = f"{stem}.safetensors", f"{stem}_recommended.safetensors"
+    if missing := {trained, recommended} - content.keys():
+        raise BadInput(
+            f"{place} lacks {' and '.join(sorted(missing))}: run the character again, it is taken from the store"
+        )
+    if "README.md" not in content:  # a run of an earlier version
+        content = {**_beside(run, store), **content}
+    pages = [run_folder / name for name in PAGES]
+    content |= {path.name: path.read_bytes() for path in pages if files.is_file(path)}
+    recipe = json.loads(read_metadata(place / recommended).get("charengine.recipe", "{}"))
+    content["recipe.json"] = json.dumps(recipe, indent=2, sort_keys=True, ensure_ascii=False).encode()
+    return dict(sorted(content.items()))
+
+
+def _write_zip(place: Path, folder: str, content: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(place, "w", zipfile.ZIP_STORED) as archive:  # adapters do not get smaller by packing
+        for name, data in content.items():
+            archive.writestr(zipfile.ZipInfo(f"{folder}/{name}", WHEN), data)
+
+
+def _name(folder: Path) -> str:
+    try:
+        return read_run(folder).name
+    except BadInput:
+        return ""
+
+
+def _beside(run: RunRecord, store: Store) -> dict[str, bytes]:
+    """Card, preview and sidecars, made now; none when the store has lost their pictures."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            written = write_beside(run, Path(place), store)
+        except StoreCorrupt as error:
+            log.warning("no card and no preview: %s", error)
+            return {}
+        return {path.name: path.read_bytes() for path in written}

@@ -1,0 +1,120 @@
+"""A character handed over: everything in one folder or zip, or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+from run_samples import sample_run
+from sweep_samples import adapter_file
+
+from charengine.errors import BadInput
+from charengine.machine.home import Home
+from charengine.machine.known_runs import note_run
+from charengine.run.export import contents, export, find_run
+from charengine.store import Store
+
+NAMES = {
+    "README.md",
+    "recipe.json",
+    "report.html",
+    "zorgax.civitai.info",
+    "zorgax.json",
+    "zorgax.preview.png",
+    "zorgax.safetensors",
+    "zorgax_recommended.civitai.info",
+    "zorgax_recommended.json",
+    "zorgax_recommended.preview.png",
+    "zorgax_recommended.safetensors",
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.chdir(tmp_path)
+    return Home(tmp_path / "home").create()
+
+
+@pytest.fixture
+def store(home: Home) -> Store:
+    return Store(home.store)
+
+
+def finished(home: Home, store: Store, folder: Path, name: str = "Zorga") -> Path:
+    run = sample_run(store, name)
+    (folder / "adapters").mkdir(parents=True)
+    for stem in (run.trigger, f"{run.trigger}_recommended"):
+        (folder / "adapters" / f"{stem}.safetensors").write_bytes(adapter_file(200))
+    (folder / "run.json").write_text(run.model_dump_json())
+    (folder / "report.html").write_text("<html>")
+    note_run(home, folder)
+    return folder
+
+
+def test_a_folder_and_a_zip_hold_the_same_and_an_equal_zip_is_equal_to_the_byte(home, store, tmp_path) -> None:
+    folder = finished(home, store, tmp_path / "far" / "zorga")
+    assert contents(folder, store).keys() == NAMES
+    place = export(folder, tmp_path / "given", store)
+    assert {path.name for path in place.iterdir()} == NAMES
+    first, second = (export(folder, tmp_path / name / "zorga.zip", store) for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    with zipfile.ZipFile(first) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            f"zorga/{path.name}": path.read_bytes() for path in place.iterdir()
+        }
+
+
+def test_a_run_of_an_earlier_version_gets_its_sidecars_with_the_strength_of_their_own_file(
+    home, store, tmp_path
+) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    run = sample_run(store)
+    found = contents(folder, store)
+    trained, recommended = (json.loads(found[f"zorgax{end}.json"]) for end in ("", "_recommended"))
+    assert (trained["preferred weight"], recommended["preferred weight"]) == (run.sweep.pick.strength, 1.0)
+    assert json.loads(found["recipe.json"]) == {"class_noun": "orc"}
+    card = found["README.md"].decode()
+    assert run.recommended_prompt in card and "zorgax_recommended.safetensors" in card
+
+
+def test_what_lies_beside_the_adapters_already_is_handed_over_as_it_is(home, store, tmp_path) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    (folder / "adapters" / "README.md").write_text("my own card")
+    (folder / "adapters" / "zorgax.json").write_text("{}")
+    found = contents(folder, store)
+    assert found["README.md"] == b"my own card" and found["zorgax.json"] == b"{}"
+
+
+def test_a_run_is_found_by_its_name_the_newest_of_several_or_by_its_folder(home, store, tmp_path) -> None:
+    old, new = (finished(home, store, tmp_path / name) for name in ("old", "new"))
+    os.utime(old / "run.json", (1, 1))
+    assert find_run(home, "zorga") == new
+    assert find_run(home, str(old)) == old
+    with pytest.raises(BadInput, match="known here: Zorga"):
+        find_run(home, "Grisha")
+
+
+def test_nothing_is_overwritten_and_nothing_half_written_is_left(home, store, tmp_path, monkeypatch) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(BadInput, match="exists already"):
+        export(folder, tmp_path / "mine", store)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    for name in ("x.zip", "x"):
+        with pytest.raises(BadInput, match="No space"):
+            export(folder, tmp_path / "out" / name, store)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_run_without_its_adapters_says_which(home, store, tmp_path) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    (folder / "adapters" / "zorgax.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"lacks zorgax\.safetensors"):
+        contents(folder, store)
