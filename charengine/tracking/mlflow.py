@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from charengine.adapter.card import pick_facts
 from charengine.machine.addresses import database_uri, running_services, tracking_uri
@@ -26,6 +26,7 @@ from charengine.tracking.catching_up import catch_up
 from charengine.tracking.database import initialise_database
 from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
 from charengine.tracking.pages import PICK_TAG, Pages
+from charengine.tracking.postponed import Postponing
 from charengine.tracking.protocol import Status
 from charengine.tracking.registry import DIGEST_LIMIT, RunModels, cut, pick_file
 from charengine.tracking.spool import MetricSpool, NotTold, Point
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from PIL.Image import Image
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 KEY_TAG = "charengine.key"
@@ -156,7 +156,7 @@ def _find(connection: Connection, key: str) -> Run | None:
     return runs[0] if runs else None
 
 
-class MLflowTracker(Pages):
+class MLflowTracker(Pages, Postponing):
     """One open MLflow run."""
 
     def __init__(
@@ -384,30 +384,6 @@ class MLflowTracker(Pages):
             self._postponed.finish(status)
         if self._parent is None:
             self._connection.spool.close()
-
-    def _tell(self, what: str, call: Callable[[], T], instead: Callable[[JournalTracker], object]) -> T | None:
-        """Tell MLflow; what it does not take, and from then on everything, is written down and delivered by a later run."""
-        if self._postponed:
-            instead(self._postponed)
-            return None
-        if self._delivers:
-            return self._connection.attempt(what, call)
-        return self._connection.attempt(what, call, otherwise=lambda: instead(self._later()))
-
-    def _send(self, what: str, job: Callable[[], object], instead: Callable[[JournalTracker], object]) -> None:
-        """The same, in the background."""
-        if self._postponed or self._delivers:
-            self._tell(what, job, instead)
-        else:
-            self._connection.spool.submit(what, job, lambda: instead(self._later()))
-
-    def _later(self) -> JournalTracker:
-        """What MLflow is told later."""
-        if self._postponed is None:
-            journal, parent = Journal(self._connection.journal), self._parent
-            above = (parent._name, parent._key) if parent else None
-            self._postponed = JournalTracker(journal, self._name, self._key, above, {}, {})
-        return self._postponed
 
     @property
     def _models(self) -> RunModels:
