@@ -23,6 +23,7 @@ from charengine.services.prefect_api import PrefectApi
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 900.0
+STARTS = 3
 NOTICED_SECONDS = 200.0  # more than any promise of the recovery table
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "up": ("-m charengine.cli up",),
     "Prefect": ("-m deployments.server ",),
     "MLflow": ("-m mlflow server ", "mlflow.server.fastapi_app"),
+    "gallery": ("-m charengine.services.gallery ",),
     "worker": ("worker start --pool characters",),
     "batch worker": ("worker start --pool orchestrate",),
     "flow": ("-m prefect.engine", "-m prefect flow-run execute"),
@@ -68,9 +70,18 @@ class Site:
         return self.folder / "tmp"
 
     def start(self) -> None:
-        """Start `up` and wait until it says that it is ready."""
+        """Start `up` and wait until it says that it is ready; again when a busy machine was too slow for it."""
         for folder in (self.work, self.tmp):
             folder.mkdir(parents=True, exist_ok=True)
+        for left in range(STARTS - 1, -1, -1):
+            try:
+                self._start()
+                return
+            except RuntimeError:
+                if not left:
+                    raise
+
+    def _start(self) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
         own = {"CHARENGINE_HOME": str(self.home.root), "TMPDIR": str(self.tmp), "PYTHONPATH": str(ROOT)}
         with (self.folder / "up.log").open("ab") as output:
@@ -217,6 +228,8 @@ def whole_again(site: Site, kind: str, killed: psutil.Process, run_id: str, sinc
         return lambda: replaced() and answers(f"{site.services.prefect_api}/health")
     if kind == "MLflow":
         return lambda: replaced() and answers(f"{site.services.mlflow}/health")
+    if kind == "gallery":
+        return replaced
     if kind in ("worker", "batch worker"):
         return lambda: replaced() and heard()
     return noticed

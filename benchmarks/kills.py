@@ -38,7 +38,7 @@ from quick_settings import QUICK  # noqa: E402
 STEPS = 6  # of QUICK's training
 NAMES = ("Aya", "Bo")
 PARTS = {"edit": "qwen", "sdxl": "sdxl", "clip": "clip"}
-WEIGHTS = {"flow": 8, "worker": 4, "batch worker": 2, "Prefect": 3, "MLflow": 4, "up": 2}
+WEIGHTS = {"flow": 8, "worker": 4, "batch worker": 2, "Prefect": 3, "MLflow": 4, "gallery": 1, "up": 2}
 PAUSE = (1.0, 10.0)  # seconds between the end of one recovery and the next kill
 IMPATIENT = 0.25  # share of kills after which the next one does not wait for the recovery
 SETTLE_SECONDS = 1500.0
