@@ -449,7 +449,6 @@ def simulated() -> Iterator[Callable[[Night], None]]:
             (prefect.client.orchestration, "get_client", lambda **_: current().prefect),
             (pool, "run_deployment", lambda *a, **k: current().prefect.run_deployment(*a, **k)),
             (running, "run_stoppable", lambda work: work(lambda: False)),
-            (running, "fastest_threads", _nothing),
             (state, "ThreadPoolExecutor", _InPlace),
             (safetensors, "safe_open", _SafeOpen),
             (uuid, "uuid4", lambda: uuid.UUID(int=places["uuids"].getrandbits(128), version=4)),
@@ -468,11 +467,6 @@ def simulated() -> Iterator[Callable[[Night], None]]:
         )
         yield use
     del calls
-
-
-@contextmanager
-def _nothing(*_: Any) -> Iterator[None]:
-    yield
 
 
 # --- the morning ---
