@@ -38,6 +38,19 @@ def test_importing_the_package_imports_nothing_else_of_it(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
 
 
+def test_every_error_is_caught_by_the_name_that_the_package_gives(tmp_path: Path) -> None:
+    code = (
+        "import sys, charengine as ce\n"
+        "assert 'EngineError' in dir(ce)\n"
+        "try: ce.Studio('no-such-profile')\n"
+        "except ce.EngineError as error: assert error.exit_status == 2 and 'no-such-profile' in str(error)\n"
+        "else: raise AssertionError\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_studio_sets_the_defaults_before_torch_reads_them_and_writes_nothing(tmp_path: Path) -> None:
     code = (
         "import os, sys, charengine as ce\n"

@@ -26,19 +26,23 @@ def value_problems(path: Path, header: Header) -> list[str]:
     Raises:
         BadInput: the file cannot be read.
     """
-    broken, silent = [], []
+    broken, silent, whole = [], [], []
     for key, data in read_tensors(path, header):
-        kind = header.tensors[key].dtype
+        kind, (_, part, way) = header.tensors[key].dtype, split_key(key)
         if kind in EXPONENTS and not _all_finite(data, kind):
             broken.append(key)
-        elif split_key(key)[1] == "alpha" and _is_zero(data, kind):
+        elif part == "alpha" and _is_zero(data, kind):
             silent.append(key)
+        elif way == "read" and part != "alpha" and kind not in EXPONENTS:
+            whole.append(key)
     problems = []
     if broken:
         problems.append(
             f"{_count(broken)} values that are not finite (NaN or Inf), e.g. {shown(broken)}: the file is damaged, "
             "get it again or take an earlier checkpoint"
         )
+    if whole:
+        problems.append(f"{_count(whole)} no floats, e.g. {shown(whole)}: the file is damaged, get it again")
     if silent:
         problems.append(
             f"{_count(silent)} an alpha of 0, e.g. {shown(silent)}: ComfyUI reads it as no effect, kohya's scripts as the rank; "

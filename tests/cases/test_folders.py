@@ -218,3 +218,12 @@ def test_a_checked_run_says_whether_its_folder_was_named(work: Path) -> None:
     run = checked(COAT)
     assert not run.out_is_given and checked(COAT, out="x").out_is_given
     assert replace(run, out=work / "y").parameters()["out"] == str(work / "y")
+
+
+@pytest.mark.parametrize("name", ["con", "PRN", "Aux", "nul", "com1", "LPT9"])
+def test_a_character_named_like_a_device_of_windows_has_a_folder_that_windows_can_have(home: Home, name: str) -> None:
+    run = check(RunRequest("an orc", name=name), home)
+    assert run.character.name == name and run.out.name == f"{name.lower()}-1"
+    assert check(RunRequest("an orc", name="Conan"), home).out.name == "conan"
+    [request] = check_cast([{"name": name, "prompt": "an orc"}])
+    assert Path(request.out).name == f"{name.lower()}-1"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sheet_samples import photo
 
 from charengine.errors import BadInput, ConfigError
 from charengine.run.cast import check_cast, read_cast
@@ -89,18 +90,25 @@ def test_one_failure_never_stops_the_others(
     from flows.batch import batch
 
     common: dict[str, Any] = {"sheet": str(drawn_sheet), "overrides": list(tiny_settings)}
+    photo().save(tmp_path / "photo.png")  # a picture like any other, until the crop looks for figures
     cast = [
         {"name": "Aya", "prompt": "an orc woman", "out": str(tmp_path / "aya"), **common},
-        {"name": "Nix", "prompt": "an orc", "out": str(tmp_path / "nix"), **common, "overrides": ["train.rank=0"]},
+        {
+            **common,
+            "name": "Nix",
+            "prompt": "an orc",
+            "out": str(tmp_path / "nix"),
+            "sheet": str(tmp_path / "photo.png"),
+        },
         {"name": "Tom", "prompt": "a robot", "out": str(tmp_path / "tom"), **common},
     ]
     result = batch(characters=cast)
     assert result["failed"] == ["Nix"]
     assert [outcome["name"] for outcome in result["characters"]] == ["Aya", "Nix", "Tom"]
-    assert "train.rank" in result["characters"][1]["error"]
+    assert "store/rejected" in result["characters"][1]["error"]
     assert (tmp_path / "tom" / "report.html").exists() and not (tmp_path / "nix").exists()
 
     page = Path(result["summary"]).read_text()
     assert page.count("data:image/jpeg;base64,") == 2
-    assert 'href="aya/report.html"' in page and "train.rank" in page
+    assert 'href="aya/report.html"' in page and "store/rejected" in page
     assert "| Nix |" in result["table"]

@@ -10,7 +10,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Completed, Failed
 
-from charengine.errors import BadInput
+from charengine.errors import BadInput, ConfigError
+from charengine.machine.home import Home
 from charengine.records import RunResult
 from flows import batch as module
 
@@ -80,6 +81,25 @@ def test_a_batch_with_a_failure_ends_failed_with_the_table_and_its_caller_has_th
     assert state.message.startswith("1 of 2 characters could not be made") and "| Nix |" in state.message
     outcomes = module.batch(characters=CAST)
     assert outcomes["failed"] == ["Nix"] and outcomes["characters"][0]["result"]["trigger"] == "ohw"
+
+
+@pytest.mark.parametrize("workers", [False, True])
+def test_a_mistake_of_one_character_is_told_before_the_first_is_made(
+    prefect: str, home: Home, fails: set[str], monkeypatch: pytest.MonkeyPatch, workers: bool
+) -> None:
+    """As the command does: a batch that a page or a schedule starts reads the same cast."""
+    begun: list[str] = []
+    monkeypatch.setattr(module, "character", lambda **entry: begun.append(entry["name"]))
+    monkeypatch.setattr(module, "made_on_pool", lambda cast, _: begun.extend(entry["name"] for entry in cast))
+    wrong = {"name": "Zoe", "prompt": "a knight", "overrides": ["train.rank=0"], "sheet": "nowhere.png"}
+    state = module.batch(characters=[*CAST, wrong], workers=workers, return_state=True)
+    assert state.is_failed() and begun == []
+    with pytest.raises(ConfigError) as caught:
+        state.result()
+    assert [line.split(": ")[1:3] for line in caught.value.problems] == [
+        ["Zoe", "train.rank"],
+        ["Zoe", "--sheet nowhere.png"],
+    ]
 
 
 def test_a_batch_without_a_failure_is_green_and_its_page_says_how_each_is(prefect: str, fails: set[str]) -> None:

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from charengine.config import CaptionSettings, Character
-from charengine.language.naming import derive_class_noun, derive_trigger
+from charengine.language.naming import derive_class_noun, derive_trigger, known_word_warnings
 from charengine.language.traits import background_tags, colour_name, is_side_bound, trait_kinds
 from charengine.models import Description
 from charengine.pictures import png
@@ -219,6 +219,19 @@ def test_of_several_triggers_the_one_with_fewest_tokens_is_taken():
 
     assert derive_trigger("Miralda", count) == tried[7]
     assert len(tried) > 10
+
+
+@pytest.mark.parametrize(
+    ("trigger", "warned"),
+    [("woman", True), ("knight", True), ("orc woman", True), ("griqul", False), ("ohwx woman", False)],
+)
+def test_a_trigger_that_the_base_model_knows_as_a_word_is_warned_of_with_a_rare_one(trigger: str, warned: bool) -> None:
+    known = {"woman", "knight", "orc"}
+    told = known_word_warnings(trigger, lambda text: 1 if text in known else 2)
+    assert bool(told) == warned
+    if told:
+        rare = told[0].split("--trigger ")[1]
+        assert repr(trigger) in told[0] and TRIGGER_PATTERN.fullmatch(rare) and rare not in known
 
 
 def test_trait_words_are_told_apart():

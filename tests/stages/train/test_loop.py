@@ -101,6 +101,19 @@ def test_training_learns_the_views_and_says_how_far_it_is(store, tmp_path):
     assert record.facts["samples"] == 120
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_trigger_that_the_base_model_knows_is_warned_of_before_and_after(store, tmp_path, caplog, known):
+    diffusion, seen = FakeDiffusion(), []
+    diffusion.count_tokens = lambda text: 1 if known and text == "zorgal" else 2
+    with caplog.at_level("WARNING", logger="charengine"):
+        record = train(
+            store, tmp_path, diffusion=diffusion, steps=1, checkpoints=1, on_step=lambda _: seen.append(caplog.text)
+        )
+    told = "the trigger 'zorgal' is a word that the base model knows"
+    assert (told in seen[0]) == known
+    assert any(told in warning for warning in record.warnings) == known
+
+
 def test_the_last_checkpoint_is_a_file_that_does_what_training_measured(store, tmp_path):
     diffusion = FakeDiffusion()
     record = train(store, tmp_path, diffusion=diffusion)

@@ -1,0 +1,63 @@
+"""`charengine inspect` says of an adapter's values what a sweep or another program would stumble over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from adapter_samples import file_of, tensors_of, tiny_unet
+
+from charengine.cli.inspection import adapter_facts, inspect_file
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn)
+
+
+def written(tmp_path: Path, kind: torch.dtype, key_ending: str, value: float, place: int = -1) -> Path:
+    """An adapter of a float type, one value of one tensor changed."""
+    tensors = {key: tensor.to(kind) for key, tensor in tensors_of(tiny_unet()).items()}
+    key = next(key for key in tensors if key.endswith(key_ending))
+    changed = tensors[key].float().clone().reshape(-1)
+    changed[place] = value
+    tensors[key] = changed.reshape(tensors[key].shape).to(kind)
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(file_of(tensors))
+    return path
+
+
+@pytest.mark.parametrize("kind", FLOATS, ids=str)
+def test_an_adapter_of_ordinary_values_has_no_problem(tmp_path: Path, kind: torch.dtype) -> None:
+    largest = 400.0  # E4M3 ends at 448
+    for value in (0.0, -0.0, largest, -largest):
+        facts = adapter_facts(written(tmp_path, kind, "lora_up.weight", value))
+        assert facts["problems"] == [] and "ComfyUI" in facts["loads_in"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", FLOATS, ids=str)
+def test_values_that_are_not_finite_are_told_with_their_tensor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: torch.dtype, value: float
+) -> None:
+    path = written(tmp_path, kind, "lora_up.weight", value)
+    facts = adapter_facts(path)
+    [problem] = facts["problems"]
+    assert problem.startswith("1 tensor holds values that are not finite (NaN or Inf), e.g. ")
+    assert "lora_up.weight'" in problem and facts["loads_in"].startswith("nowhere as it is meant")
+    inspect_file(path)
+    assert f"problem: {problem}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+@pytest.mark.parametrize("kind", FLOATS, ids=str)
+def test_an_alpha_of_0_is_told_with_how_programs_read_it(tmp_path: Path, kind: torch.dtype, zero: float) -> None:
+    [problem] = adapter_facts(written(tmp_path, kind, ".alpha", zero))["problems"]
+    assert problem.startswith("1 tensor holds an alpha of 0, e.g. ") and "ComfyUI" in problem and "rank" in problem
+
+
+def test_matrices_of_whole_numbers_are_told(tmp_path: Path) -> None:
+    tensors = {key: value.to(torch.int32) for key, value in tensors_of(tiny_unet()).items()}
+    tensors |= {key: torch.tensor(4) for key in tensors if key.endswith(".alpha")}  # whole alphas are what some write
+    (tmp_path / "adapter.safetensors").write_bytes(file_of(tensors))
+    [problem] = adapter_facts(tmp_path / "adapter.safetensors")["problems"]
+    matrices = sum(not key.endswith(".alpha") for key in tensors)
+    assert problem.startswith(f"{matrices} tensors hold no floats, e.g. ")
