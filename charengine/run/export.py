@@ -19,9 +19,8 @@ from charengine.machine.known_runs import known_runs
 from charengine.records import RunRecord
 from charengine.run.beside import write_beside
 from charengine.run.folder import read_run
-from charengine.run.request import slug
 from charengine.store import Store
-from charengine.wording import file_stem
+from charengine.wording import file_stem, slug
 
 log = logging.getLogger(__name__)
 

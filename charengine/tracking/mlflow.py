@@ -159,6 +159,8 @@ def _find(connection: Connection, key: str) -> Run | None:
 class MLflowTracker(Pages, Postponing):
     """One open MLflow run."""
 
+    _connection: Connection
+
     def __init__(
         self,
         connection: Connection,

@@ -25,9 +25,13 @@ class Postponing:
         if self._postponed:
             instead(self._postponed)
             return None
-        if self._delivers:
-            return self._connection.attempt(what, call)
-        return self._connection.attempt(what, call, otherwise=lambda: instead(self._later()))
+
+        def later() -> None:
+            if not self._delivers:
+                instead(self._later())
+
+        answer: T | None = self._connection.attempt(what, call, otherwise=later)
+        return answer
 
     def _send(self, what: str, job: Callable[[], object], instead: Callable[[JournalTracker], object]) -> None:
         """The same, in the background."""
