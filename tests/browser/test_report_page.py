@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from chromium import Page, chromium, program
-from run_samples import sample_run
+from run_samples import sample_run, with_words
 
 from charengine.stages.report.page import render
 from charengine.store import Store
@@ -21,7 +21,7 @@ LOOKS = [(1400, False), (1400, True), (390, False), (390, True)]
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("runs")
     store = Store(folder / "store")
-    run = sample_run(store)
+    run = with_words(sample_run(store), store)
     points = tuple(point.model_copy(update={"samples": (run.sheet.image,)}) for point in run.training.checkpoints)
     run = run.model_copy(update={"training": run.training.model_copy(update={"checkpoints": points})})
     path: Path = folder / "it's here" / "report.html"
@@ -55,7 +55,9 @@ def test_it_fits_asks_nobody_and_keeps_the_picked_column_in_view(
             "return [p.left - w.left, p.right - w.left, w.width] })()"
         )
         assert -1 <= left < right <= of + 1
-    narrowest = page.run("Math.min(...[...document.querySelectorAll('.side img, .cells img')].map(i => i.clientWidth))")
+    narrowest = page.run(
+        "Math.min(...[...document.querySelectorAll('.side img, .cells img, .scenes img')].map(i => i.clientWidth))"
+    )
     assert narrowest >= 100
 
 

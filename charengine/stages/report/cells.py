@@ -70,15 +70,20 @@ def drawn_prompt(run: RunRecord, template: str) -> str:
 
 def about(run: RunRecord, cell: CellMetrics, prompt: int, seed: int) -> str:
     """How a picture of the sweep was drawn: prompt, seed and settings."""
+    return how_drawn(run, drawn_prompt(run, run.sweep.prompts[prompt]), cell, seed)
+
+
+def how_drawn(run: RunRecord, words: str, cell: CellMetrics, seed: int) -> str:
+    """The same of a picture that was told these words."""
     settings = run.config["profile"].get("sweep", {})
     names = {"steps": "denoising steps", "guidance": "guidance"}
-    told = [f"{words} {settings[name]:g}" for name, words in names.items() if name in settings]
+    told = [f"{label} {settings[name]:g}" for name, label in names.items() if name in settings]
     at = (
         "base model, strength 0"
         if cell.strength == 0
         else f"checkpoint step {cell.checkpoint_step}, strength {cell.strength:g}"
     )
-    return f"{drawn_prompt(run, run.sweep.prompts[prompt])}. {', '.join([f'Seed {seed}', at, *told])}."
+    return f"{words}. {', '.join([f'Seed {seed}', at, *told])}."
 
 
 def first_drawn(run: RunRecord, cell: CellMetrics, prompt: int) -> tuple[Ref, int] | None:

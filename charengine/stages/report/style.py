@@ -82,6 +82,8 @@ section{margin-top:56px}
 img{max-width:100%;height:auto;border-radius:6px;display:block}
 figure{margin:0}
 figcaption{font-size:13.5px;color:var(--muted);margin-top:8px}
+.scenes{display:grid;grid-template-columns:repeat(4,1fr);gap:8px;margin-top:18px}
+.scenes img{width:100%;border:1px solid var(--grid)}
 .mosaic{display:grid;grid-template-columns:repeat(2,1fr);gap:8px}
 .strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:8px}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:24px;margin-top:18px}
@@ -154,7 +156,7 @@ dialog p{margin:0 0 12px}
 main{padding:32px 18px 64px}.card{padding:18px}.views img{height:300px}
 .side tr{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:6px;padding:8px 0}
 .side td,.side th{border:0;padding:0;width:auto}.side td:first-child{grid-column:1/-1;width:auto}.side tr:first-child td{display:none}
-.strip,#slid{grid-template-columns:repeat(auto-fill,minmax(104px,1fr))}}
+.scenes{grid-template-columns:1fr 1fr}.strip,#slid{grid-template-columns:repeat(auto-fill,minmax(104px,1fr))}}
 @media print{main{max-width:none;padding:0}section{margin-top:32px}figure,.card,tr{break-inside:avoid}.wide{overflow:visible}
 .wide img{max-width:100%}.js .script-only,.script-only,.take{display:none}body{font-size:12px}}
 """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from charengine.records import Ref, RunRecord, Words
+from charengine.records import CellMetrics, Ref, RunRecord, Words
+from charengine.stages.report.cells import how_drawn
 from charengine.stages.report.parts import Pictures, figure, number, section, text
 
 SCENE_WIDTH = 420  # pixels of a scene in the page
@@ -19,22 +20,27 @@ def scenes(run: RunRecord, pictures: Pictures) -> str:
         f"Begin a prompt with <code>{text(words.recommended_prompt)}</code>. Above, what the recommended adapter draws of it; "
         "below, the same words, scenes and noise without an adapter."
     )
-    rows = _row(words, words.drawn, "with the adapter", pictures) + _row(words, words.base, "without", pictures)
+    pick, without_trigger = run.sweep.pick, ", ".join((run.class_noun, *words.said))
+    rows = _row(run, words.drawn, "with the adapter", words.recommended_prompt, pick.metrics, pictures)
+    rows += _row(run, words.base, "without", without_trigger, pick.baseline, pictures)
     return section(
         "What it draws",
         lead,
-        f'<div class="mosaic" style="grid-template-columns:repeat(4,1fr)">{rows}</div>',
+        f'<div class="scenes">{rows}</div>',
         _numbers(words),
         _table(words, subject),
     )
 
 
-def _row(words: Words, refs: tuple[Ref, ...], how: str, pictures: Pictures) -> str:
-    scene = [template.replace("{subject}, ", "") for template in words.scenes]
-    return "".join(
-        figure(pictures.image(ref, f"{how}: {told}", width=SCENE_WIDTH), f"{how}: {text(told)}")
-        for ref, told in zip(refs, scene, strict=True)
-    )
+def _row(run: RunRecord, refs: tuple[Ref, ...], how: str, subject: str, cell: CellMetrics, pictures: Pictures) -> str:
+    shown = []
+    for ref, template in zip(refs, run.sweep.words.scenes if run.sweep.words else (), strict=True):
+        scene = template.replace("{subject}, ", "")
+        told = how_drawn(run, template.replace("{subject}", subject), cell, run.sweep.seeds[0])
+        shown.append(
+            figure(pictures.image(ref, f"{how}: {scene}", width=SCENE_WIDTH, about=told), f"{how}: {text(scene)}")
+        )
+    return "".join(shown)
 
 
 def _numbers(words: Words) -> str:
@@ -58,4 +64,4 @@ def _table(words: Words, subject: str) -> str:
         f"What <code>{text(subject)}</code> alone brings: the share of {words.pictures} pictures at the pick that show a trait, "
         "of those in which it can be seen. What is shown too rarely is part of the recommended prompt."
     )
-    return f"<h3>Trait by trait</h3><p>{lead}</p><table><tr><th>trait</th><th>shown</th><th></th></tr>{rows}</table>"
+    return f"<h3>Trait by trait</h3><p>{lead}</p><table><tr><th>trait</th><th>shown</th><td></td></tr>{rows}</table>"

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from run_samples import sample_run
+from run_samples import sample_run, with_words
 
 from charengine.errors import StoreCorrupt
 from charengine.profiles.loading import load_profile
 from charengine.records import Ref, RunRecord, picture_name
 from charengine.stages.report import cells, take
+from charengine.stages.report import words as trigger_words
 from charengine.stages.report.page import render, write_report
 from charengine.stages.report.parts import Pictures
 from charengine.stages.report.sections import towards_full_strength
@@ -124,6 +125,18 @@ def test_a_picture_says_with_which_prompt_seed_and_settings_it_was_drawn(run: Ru
     assert about == (
         "zorgax orc, running, desert. Seed 42, checkpoint step 100, strength 0.4, denoising steps 12, guidance 4."
     )
+
+
+def test_a_scene_says_what_it_was_told_the_base_model_without_the_trigger(run: RunRecord, store: Store) -> None:
+    told = with_words(run, store)
+    said = told.sweep.words.said if told.sweep.words else ()
+    top = trigger_words.scenes(told, Pictures(store))
+    found = re.findall(r'<img alt="(with the adapter|without): [^"]*" data-about="([^"]*)"', top)
+    with_it, without = ([about for how, about in found if how == one] for one in ("with the adapter", "without"))
+    assert len(with_it) == len(without) > 0
+    assert all(html.unescape(about).startswith(told.recommended_prompt) for about in with_it)
+    assert all(html.unescape(about).startswith(", ".join(("orc", *said))) for about in without)
+    assert all("strength 0." in about for about in without) and not any("strength 0." in about for about in with_it)
 
 
 def test_the_table_shows_each_cells_own_picture_and_says_where_none_was_drawn(run: RunRecord) -> None:
