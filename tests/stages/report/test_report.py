@@ -136,7 +136,8 @@ def test_a_scene_says_what_it_was_told_the_base_model_without_the_trigger(run: R
     assert len(with_it) == len(without) > 0
     assert all(html.unescape(about).startswith(told.recommended_prompt) for about in with_it)
     assert all(html.unescape(about).startswith(", ".join(("orc", *said))) for about in without)
-    assert all("strength 0." in about for about in without) and not any("strength 0." in about for about in with_it)
+    assert all("base model, strength 0" in about for about in without)
+    assert all("checkpoint step 300, strength 0.6" in about for about in with_it)
 
 
 def test_the_table_shows_each_cells_own_picture_and_says_where_none_was_drawn(run: RunRecord) -> None:
