@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -51,4 +52,6 @@ def gallery(
 
     chosen = choose_port(port, PORTS["gallery"])
     say(f"gallery  http://{HOST}:{chosen}   Ctrl-C stops it")
-    serve(chosen)
+    with suppress(KeyboardInterrupt):
+        serve(chosen)
+    say("stopped")

@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(program() is None, reason="needs Chromium"),
 ]
 
-PATIENCE = 240.0
+PATIENCE = 480.0
 TEXT = "document.body.innerText"
 BADGE = "document.querySelector('.live .badge')?.textContent"
 
@@ -52,7 +52,7 @@ def up(home: Home, *ports: object) -> Iterator[str]:
         process.wait(PATIENCE)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_from_an_empty_gallery_to_an_adapter_and_new_pictures_of_it(
     tmp_path: Path, tiny_settings: tuple[str, ...], drawn_sheet: Path
 ) -> None:
@@ -83,7 +83,7 @@ def _start(page: Page, settings: tuple[str, ...], sheet: Path) -> None:
     page.fill("#name", "a/b")
     page.choose_file("#picture", sheet)
     page.fill("#more_settings", "\n".join(setting for setting in settings if not setting.startswith("train.steps")))
-    page.fill("[name='train.steps']", "400")
+    page.fill("[name='train.steps']", "300")
     page.click("form#start button.first")
     assert "One thing has to be mended; nothing was started" in page.run(TEXT)
     assert page.run("document.activeElement.id") == "problems"
@@ -94,7 +94,7 @@ def _start(page: Page, settings: tuple[str, ...], sheet: Path) -> None:
 
 
 def _stop_and_continue(page: Page) -> None:
-    page.until("/step \\d+ of 400, loss [0-9.]+, .* left/.test(document.querySelector('.live').innerText)", PATIENCE)
+    page.until("/step \\d+ of 300, loss [0-9.]+, .* left/.test(document.querySelector('.live').innerText)", PATIENCE)
     page.click("form[action$='/cancel'] button")
     page.until(f"{BADGE} === 'stopped'", PATIENCE)
     page.click("form[action$='/resume'] button")

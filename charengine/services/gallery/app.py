@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 
 from charengine.errors import BadInput, EngineError
 from charengine.machine.home import Home
-from charengine.services.gallery.characters import Character, join
+from charengine.services.gallery.characters import Character, given_folder, join
 from charengine.services.gallery.folders import Folders
 from charengine.services.gallery.prefect import AGE, Prefect, PrefectAway
 from charengine.services.gallery.reduced import Reduced
@@ -101,9 +101,9 @@ class Gallery:
             runs = self.prefect.character_runs()
         except (PrefectAway, BadInput) as error:
             runs, notice = [], f"{error}. What is being made now is not shown."
-        outs = [Path(str(out)) for run in runs if (out := (run.get("parameters") or {}).get("out"))]
+        outs = [out for run in runs if (out := given_folder(run))]
         places = self.folders.places
-        found = join(self.folders.find(path for path in outs if path.is_absolute()), runs, places), notice
+        found = join(self.folders.find(outs), runs, places), notice
         self._kept = (time.monotonic(), found)
         return found
 

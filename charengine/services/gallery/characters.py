@@ -104,11 +104,20 @@ def join(folders: Iterable[RunFolder], runs: Iterable[Json], places: list[Path])
     return sorted(found, key=_place_in_list)
 
 
+def given_folder(run: Json) -> Path | None:
+    """The folder that a run was given; None when it was given none, or what it was given is no path."""
+    given = (run.get("parameters") or {}).get("out")
+    try:
+        return in_work_folder(str(given)) if given else None
+    except BadInput:
+        return None
+
+
 def folder_of(run: Json, by_path: dict[Path, RunFolder], places: list[Path]) -> Path:
     """Where a run writes: the folder it was given, else its character's own, else the one it will be given."""
     parameters = run.get("parameters") or {}
-    if given := parameters.get("out"):
-        return in_work_folder(str(given))
+    if given := given_folder(run):
+        return given
     name, prompt = _named(parameters, str(run.get("name", "")))
     wanted = identity_of(name, prompt)
     mine = (path for path, folder in by_path.items() if folder.identity == wanted and path.parent in places)

@@ -13,6 +13,7 @@ from charengine.services.gallery.prefect import Prefect
 from charengine.services.gallery.tracked import Tracked
 
 API, PAGE = "PREFECT_API_URL", "PREFECT_UI_URL"
+END_SECONDS = 3  # for requests that go on when it is ended
 USUAL_API = "http://127.0.0.1:4200/api"
 
 
@@ -23,7 +24,7 @@ def serve(port: int) -> None:
     home = find_home().create()
     apply_defaults(home)
     app = create_app(open_gallery(home), allowed_origins(port))
-    uvicorn.run(app, host=HOST, port=port, log_level="warning", access_log=False)
+    uvicorn.run(app, host=HOST, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=END_SECONDS)
 
 
 def open_gallery(home: Home) -> Gallery:

@@ -144,6 +144,13 @@ def test_a_folder_that_was_begun_and_never_finished_is_shown_as_such(visit: Visi
     assert "not finished" in cards(visit.get("/"))["ann"]
 
 
+@pytest.mark.parametrize("out", ["~nobody-of-that-name/x", "a\0b", "x" * 5000, "../../..", 7])
+def test_a_folder_that_cannot_be_hides_no_other_character(visit: Visit, sample: Sample, out: object) -> None:
+    made(visit, sample[0])
+    visit.prefect.runs = [running("Odd", "FAILED", out=out)]
+    assert set(cards(visit.get("/"))) == {"Zorga", "Odd"}
+
+
 def test_what_people_wrote_is_text_on_every_page(visit: Visit, sample: Sample) -> None:
     made(visit, sample[0], "Zorga", "<script>alert('x')</script>")
     visit.prefect.runs = [running("<img src=x onerror=alert(1)>", "FAILED", message="<b>bold</b>")]
