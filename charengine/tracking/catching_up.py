@@ -70,12 +70,12 @@ class _Receiver:
             self._sent |= {(run.run_id, point.key, point.step) for point in points}
 
     def close(self, run: Any, status: Status) -> None:
-        """End the run, unless a process is at work in it; one that was finished stays so."""
+        """End the run, unless a process is at work in it; one that was finished, or whose stage's result is kept, is finished."""
         if self._is_at_work(run):
             return
         self._drain(run)
-        ends = "FINISHED" if run.status_before == "FINISHED" else status
-        self._connection.client.set_terminated(run.run_id, ends)
+        whole = run.status_before == "FINISHED" or (self._connection.results / f"{run.key}.json").exists()
+        self._connection.client.set_terminated(run.run_id, "FINISHED" if whole else status)
 
     def _drain(self, run: Any) -> None:
         if not self._connection.spool.drain(run.run_id):
@@ -93,11 +93,10 @@ class _Receiver:
         return bool(self._connection.failures != self._failures)
 
     def close_left_runs(self) -> None:
-        """Send what waits in the spool and end runs whose process has died: finished where the stage's result is kept."""
+        """Send what waits in the spool, and end runs whose process has died."""
         for key in self._connection.unfinished_keys():
             run = self._known(key)
             if run is None or (run.status_before == "RUNNING" and not has_ended(run.process_before)):
                 continue
             self._connection.spool.recover(run.run_id, run.delivered_steps)
-            kept = (self._connection.results / f"{key}.json").exists()
-            self.close(run, "FINISHED" if kept else "KILLED")
+            self.close(run, "KILLED")

@@ -187,6 +187,11 @@ class MLflowTracker(Pages, Postponing):
         self.run_id = run.info.run_id
         self._monitor: Any = None  # of MLflow, which gives it no types
 
+    @property
+    def key(self) -> str:
+        """Under which the run is found again."""
+        return self._key
+
     def child(
         self,
         name: str,
