@@ -542,10 +542,11 @@ def _wrong_in_mlflow(night: Night) -> list[str]:
     runs = list(night.mlflow.runs.values())
     keys = Counter(run.tags["charengine.key"] for run in runs)
     wrong = [f"MLflow: {count} runs with the key {key}" for key, count in keys.items() if count > 1]
-    ends = (
-        ("FINISHED", "FAILED") if night.faults.disk else ("FINISHED",)
-    )  # what failed when its result was kept already
-    wrong += [f"MLflow: {run.name} is {run.status}" for run in runs if run.status not in ends]
+    for run in runs:
+        failed_once_kept = run.status == "FAILED" and night.faults.disk  # the disk failed after the result was kept
+        opened_again = run.status == "KILLED" and run.name in NAMES and night.faults.kills  # by an earlier batch's run
+        if run.status != "FINISHED" and not failed_once_kept and not opened_again:
+            wrong.append(f"MLflow: {run.name} is {run.status}")
     by_name = {run.name: run for run in runs}
     for name in NAMES:
         for child, metric, steps in (
