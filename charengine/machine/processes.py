@@ -92,6 +92,26 @@ def end(popen: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         popen.kill()
         popen.wait()
-    if os.name == "posix":  # what it left behind in its session: MLflow's server has children of its own
+    end_group(popen.pid)
+
+
+def end_group(pid: int) -> None:
+    """Kill what a child that has ended left behind in its group: MLflow's server has a child of its own, which holds the port."""
+    if os.name == "posix":
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(popen.pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
+
+
+def end_left_group(pid: int, home: str) -> None:
+    """The same for a process of an earlier `up`, which may be long gone and its number another's: only what serves this home.
+
+    Args:
+        pid: that it had.
+        home: the home folder, as its environment names it.
+    """
+    import psutil
+
+    for process in psutil.process_iter() if os.name == "posix" else ():
+        with suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) == pid and process.environ().get("CHARENGINE_HOME") == home:
+                process.kill()

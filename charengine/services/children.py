@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import time
@@ -11,10 +12,11 @@ from pathlib import Path
 
 from charengine.errors import StageFailed
 from charengine.machine.logs import rotate
-from charengine.machine.processes import end, spawn
+from charengine.machine.processes import end, end_group, end_left_group, spawn
 
 log = logging.getLogger(__name__)
 
+REMEMBERED = "children.json"
 FIRST_PAUSE = 1.0  # seconds before a child is started again, doubled each time
 LONGEST_PAUSE = 30.0
 MOST_RESTARTS = 8  # of one child within `FORGIVEN_AFTER`, then it is given up
@@ -56,6 +58,7 @@ class Children:
         log_file.write_bytes(b"")
         popen = _spawn(command, log_file, environment)
         self.running.append(Child(name, command, environment, log_file, popen, time.monotonic()))
+        self._remember()
 
     def check_alive(self) -> None:
         """While they come up, none may end.
@@ -80,6 +83,7 @@ class Children:
                 if now >= child.start_at:
                     child.popen = _spawn(child.command, child.log_file, child.environment)
                     child.started, child.start_at = now, None
+                    self._remember()
             elif child.popen.poll() is not None:
                 self._plan_restart(child, now)
 
@@ -89,6 +93,7 @@ class Children:
             raise StageFailed(
                 f"{child.name} ended {child.ends} times, last with status {child.popen.returncode}:\n{child.last_words()}"
             )
+        end_group(child.popen.pid)
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (child.ends - 1))
         child.start_at = now + pause
         log.warning(
@@ -104,6 +109,20 @@ class Children:
         for child in reversed(self.running):
             end(child.popen)
         self.running.clear()
+        self._remember()
+
+    def end_left(self, home: Path) -> None:
+        """End what children of an earlier `up` of this home left running when that was killed: a server's child holds its port."""
+        try:
+            left = json.loads((self.logs / REMEMBERED).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        for pid in left if isinstance(left, list) else []:
+            end_left_group(int(pid), str(home))
+
+    def _remember(self) -> None:
+        """Process ids, for the next `up` when this one is killed."""
+        (self.logs / REMEMBERED).write_text(json.dumps([child.popen.pid for child in self.running]), encoding="utf-8")
 
 
 def _spawn(command: list[object], log_file: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -214,6 +214,7 @@ def services(
     if found := running_services(home):
         raise BadInput(f"charengine up already runs here (process {found.pid}): {found.prefect_api}, {found.mlflow}")
     apply_defaults(home.create())
+    Children(home.logs).end_left(home.root)  # before the ports are asked for
     ports = remembered_ports(home)
     asked = {"prefect": prefect_port, "mlflow": mlflow_port, "gallery": gallery_port}
     addresses = Addresses(**{f"{name}_port": choose_port(port, ports[name]) for name, port in asked.items()})

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from charengine.errors import StageFailed
@@ -78,3 +79,49 @@ def test_ports_of_the_last_time_are_taken_again(tmp_path: Path) -> None:
     assert remembered_ports(home) == {"gallery": 4300, "prefect": 4711, "mlflow": 5001}
     home.ports_file.write_text("damaged", encoding="utf-8")
     assert remembered_ports(home) == {"gallery": 4300, "prefect": 4200, "mlflow": 5000}
+
+
+PARENT = """
+import pathlib, subprocess, sys, time
+held = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pathlib.Path(sys.argv[1]).write_text(str(held.pid))
+time.sleep(600)
+"""
+
+
+def with_a_child_of_its_own(children: Children, folder: Path, home: Path) -> int:
+    """The process id of what a server's process has started, as MLflow's does; it holds the port."""
+    (folder / "a_parent.py").write_text(PARENT, encoding="utf-8")
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "CHARENGINE_HOME": str(home)}
+    children.start("mlflow-server", ["a_parent", folder / "held"], environment)
+    until(lambda: (folder / "held").exists() and (folder / "held").read_text() != "", children)
+    return int((folder / "held").read_text())
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_what_a_killed_child_left_running_is_ended_before_it_is_started_again(
+    children: Children, tmp_path: Path
+) -> None:
+    held = with_a_child_of_its_own(children, tmp_path, tmp_path)
+    (tmp_path / "held").unlink()
+    children.running[0].popen.kill()
+    until(lambda: (tmp_path / "held").exists() and (tmp_path / "held").read_text() != "", children)
+    assert gone(held)
+    assert int((tmp_path / "held").read_text()) != held
+
+
+def test_what_a_killed_up_left_running_is_ended_by_the_next_one_of_that_home(
+    children: Children, tmp_path: Path
+) -> None:
+    held = with_a_child_of_its_own(children, tmp_path, tmp_path)
+    Children(tmp_path).end_left(tmp_path / "another home")
+    assert not gone(held)
+    Children(tmp_path).end_left(tmp_path)
+    until(lambda: gone(held), children)
