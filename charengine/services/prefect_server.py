@@ -60,8 +60,13 @@ def start_prefect(home: Home) -> Callable[[], None]:
     def wait() -> None:
         deadline = time.monotonic() + START_SECONDS
         while not answers(f"{api}/health"):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise StageFailed(f"Prefect's server did not start; see {log_file}")
+            if (status := server.poll()) is not None:
+                raise StageFailed(f"Prefect's server did not start: it ended with status {status}; see {log_file}")
+            if time.monotonic() > deadline:
+                raise StageFailed(
+                    f"Prefect's server did not start: it does not answer after {START_SECONDS:g} s, as on a machine that is busy with "
+                    f"other work; try again when it is less so, or see {log_file}"
+                )
             time.sleep(0.1)
 
     return wait
