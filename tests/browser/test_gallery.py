@@ -82,7 +82,10 @@ def _start(page: Page, settings: tuple[str, ...], sheet: Path) -> None:
     page.fill("#prompt", "an orc woman in a blue coat")
     page.fill("#name", "a/b")
     page.choose_file("#picture", sheet)
-    page.fill("#more_settings", "\n".join(setting for setting in settings if not setting.startswith("train.steps")))
+    page.fill(
+        "#more_settings",
+        "\n".join([*(one for one in settings if not one.startswith("train.steps")), "sweep.design=grid"]),
+    )
     page.fill("[name='train.steps']", "300")
     page.click("form#start button.first")
     assert "One thing has to be mended; nothing was started" in page.run(TEXT)
@@ -140,7 +143,7 @@ def _narrow_and_dark(page: Page, address: str) -> None:
     pages = [f"{address}/", f"{address}/start", f"{address}/cast"]
     pages.append(page.run("[...document.querySelectorAll('.card h2 a')].find((one) => one.textContent === 'Ann').href"))
     for width, dark in ((390, True), (390, False), (1400, True)):
-        page.look(width, dark)
+        page.look(width, dark=dark)
         for url in pages:
             page.open(url)
             assert page.run("document.documentElement.scrollWidth") <= width, (url, width)
