@@ -1,6 +1,7 @@
-"""One process at a time: kernel locks that die with their holder, and stopping between two steps.
+"""One process at a time: kernel locks that die with their holder, or leases where several machines share the folder.
 
-Prefect's own file locks outlive a killed holder and block for ever; `flock` does not.
+Prefect's own file locks outlive a killed holder and block for ever; `flock` does not. `CHARENGINE_LOCKS=lease` takes leases
+instead (charengine/machine/leases.py), for shared folders whose `flock` holds on one machine only.
 """
 
 from __future__ import annotations
@@ -13,13 +14,36 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from charengine.errors import BadInput
+from charengine.machine.leases import lease, lease_if_free
+
+LOCKS, KINDS = "CHARENGINE_LOCKS", ("flock", "lease")
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def single_flight(path: Path, waiting_for: str) -> Iterator[bool]:
-    """Hold the lock file; says whether another process had to be waited for."""
+    """Hold the lock of this name, on this machine or on all that share the folder; says whether another process had to be waited for.
+
+    Raises:
+        BadInput: CHARENGINE_LOCKS names no kind of lock.
+    """
+    with lease(path, waiting_for) if _leases() else flocked(path, waiting_for) as waited:
+        yield waited
+
+
+def _leases() -> bool:
+    kind = os.environ.get(LOCKS) or "flock"
+    if kind not in KINDS:
+        raise BadInput(f"{LOCKS}={kind!r} is not allowed: flock (one machine) or lease (machines that share the home)")
+    return kind == "lease"
+
+
+@contextmanager
+def flocked(path: Path, waiting_for: str) -> Iterator[bool]:
+    """Hold the lock file on this machine; says whether another process had to be waited for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     waited = False
     while True:
@@ -39,7 +63,11 @@ def single_flight(path: Path, waiting_for: str) -> Iterator[bool]:
 
 @contextmanager
 def if_free(path: Path) -> Iterator[bool]:
-    """Hold the lock file if nobody does; says whether it is held now. A file that is not there is not made: nobody holds it."""
+    """Hold the lock of this name if nobody does; says whether it is held now. A lock that was never held is not made."""
+    if _leases():
+        with lease_if_free(path) as free:
+            yield free
+        return
     try:
         handle = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -67,7 +95,7 @@ def gpu_slot(locks: Path, device: Any) -> Iterator[None]:
         yield
         return
     name = _gpu_name(device) if kind == "cuda" else kind  # a Mac has one GPU
-    with single_flight(locks / f"gpu-{name}.lock", f"GPU {name} is busy with another run"):
+    with flocked(locks / f"gpu-{name}.lock", f"GPU {name} is busy with another run"):
         yield
 
 

@@ -90,11 +90,10 @@ def remove(home: Home, older_than: float | None = None) -> list[Leftover]:
 
 def being_made(home: Home) -> bool:
     """Whether a stage is being made with this home now."""
-    for lock, _ in _files(home.locks):
-        if KEY.match(lock.name):
-            with if_free(lock) as free:
-                if not free:
-                    return True
+    for key in {found[0] for path, _ in _files(home.locks) if (found := KEY.match(path.name))}:
+        with if_free(home.locks / f"{key}.lock") as free:
+            if not free:
+                return True
     return False
 
 
@@ -167,7 +166,7 @@ def _copies(home: Home) -> Iterator[Leftover]:
 def _locks(home: Home, now: float) -> Iterator[Leftover]:
     """Lock files of stages that nobody holds."""
     for path, facts in _files(home.locks):
-        if KEY.match(path.name) and facts.st_mtime < now - GRACE:
+        if KEY.match(path.name) and path.suffix == ".lock" and facts.st_mtime < now - GRACE:
             yield Leftover(LOCKS, path, 0, facts.st_mtime, path.stem)
 
 
