@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from charengine.errors import BadInput, StoreCorrupt
 from charengine.mistakes import explain
 from charengine.records import Record, Ref
-from charengine.writing import patiently, remove_leftovers, write_atomically
+from charengine.writing import remove_leftovers, write_atomically
 
 R = TypeVar("R", bound=Record)
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Store:
             StoreCorrupt: it is gone, or its bytes do not hash to its name.
         """
         try:
-            data = self._read(self._where(ref.sha256), again=True)
+            data = self._read(self._where(ref.sha256))
         except FileNotFoundError as error:
             raise StoreCorrupt(
                 f"{ref.name} ({ref.sha256[:12]}) is no longer in {self.url}; run its stage again"
@@ -97,7 +97,7 @@ class Store:
     def result(self, key: str, kind: type[R]) -> R | None:
         """What a stage made under this key; None when there is nothing, or nothing that can be read as this kind."""
         try:
-            return kind.model_validate_json(self._read(self._result(key), again=False))
+            return kind.model_validate_json(self.fs.cat_file(self._result(key)))
         except FileNotFoundError:
             return None
         except ValueError as error:  # written by another version, or damaged: made again
@@ -145,30 +145,13 @@ class Store:
                 pass
         return True
 
-    def _read(self, target: str, *, again: bool) -> bytes:
-        """A file's bytes.
-
-        Args:
-            target: where it lies.
-            again: look once more for one that is missing, since `prune` puts back what it finds in use.
-
-        Raises:
-            FileNotFoundError: it is not there.
-        """
-
-        def read() -> bytes | None:
-            try:
-                return bytes(self.fs.cat_file(target))
-            except FileNotFoundError:
-                return None
-
-        found = patiently(target, read, "read") if self.local else bytes(self.fs.cat_file(target))
-        if found is None and again:
+    def _read(self, target: str) -> bytes:
+        """A file's bytes; one that is missing is looked for once more, since `prune` puts back what it finds in use."""
+        try:
+            return bytes(self.fs.cat_file(target))
+        except FileNotFoundError:
             time.sleep(LOOK_AGAIN)
-            found = patiently(target, read, "read")
-        if found is None:
-            raise FileNotFoundError(target)
-        return found
+            return bytes(self.fs.cat_file(target))
 
     def _write(self, target: str, data: bytes) -> None:
         if self.local:

@@ -1,40 +1,20 @@
-"""Files are written whole or not at all; what a killed process left beside one is removed by whoever writes it next.
-
-What hinders a write and may pass (a full disk, a disk of another machine that is away for a minute) is waited for, said once, and
-given up after `PATIENCE`: hours of work are not lost to it.
-"""
+"""Files are written whole or not at all; what a killed process left beside one is removed by whoever writes it next."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 import os
 import platform
 import re
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from charengine.errors import BadInput
 
-T = TypeVar("T")
-log = logging.getLogger(__name__)
-
-PATIENCE = 600.0  # seconds that a file is waited for
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # between two attempts
-PASSING = frozenset(
-    getattr(errno, name)
-    for name in (
-        *("ENOSPC", "EDQUOT", "EIO", "EAGAIN", "EBUSY", "ESTALE", "ETIMEDOUT"),
-        *("ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "EREMOTEIO"),
-    )
-    if hasattr(errno, name)
-)
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # of file systems without hard links
 LEFT = re.compile(r"\.(?P<host>[0-9a-f]{6})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.tmp")  # after a dot and the file's name
 
@@ -43,97 +23,37 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write through a temporary sibling, fsync and rename, so that a reader sees all of it or nothing, also after a power cut.
 
     Raises:
-        BadInput: it cannot be written, or not within `PATIENCE`.
+        BadInput: it cannot be written.
     """
-
-    def replace() -> None:
-        with _written_beside(path, data) as temporary:
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-
-    patiently(path, replace)
+    with _written_beside(path, data) as temporary:
+        os.replace(temporary, path)
+        sync_folder(path.parent)
 
 
 def create_atomically(path: Path, data: bytes) -> None:
     """The same, unless there is such a file, whoever made it: then that stays.
 
     Raises:
-        BadInput: it cannot be written, or not within `PATIENCE`.
+        BadInput: it cannot be written.
     """
-
-    def create() -> None:
-        with _written_beside(path, data) as temporary:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return
-            except OSError as error:
-                if error.errno not in NO_LINKS:
-                    raise
-                with suppress(FileExistsError), open(path, "xb") as file:
-                    _write(file, data)
-            finally:
-                temporary.unlink(missing_ok=True)
-            sync_folder(path.parent)
-
-    patiently(path, create)
-
-
-def patiently(path: Path | str, attempt: Callable[[], T], doing: str = "write") -> T:
-    """What the attempt gives, tried again while what hinders it may pass.
-
-    Args:
-        path: of the file, for messages.
-        attempt: may be called many times.
-        doing: "write" or "read", for messages.
-
-    Raises:
-        BadInput: it fails for good, for longer than `PATIENCE`, or while nobody wants to wait (`without_patience`).
-    """
-    started, pause = None, FIRST_PAUSE
-    while True:
+    with _written_beside(path, data) as temporary:
         try:
-            result = attempt()
+            os.link(temporary, path)
+        except FileExistsError:
+            return
         except OSError as error:
-            now = time.monotonic()
-            began = now if started is None else started
-            if error.errno not in PASSING or now - began >= PATIENCE or _hurried.is_set():
-                raise BadInput(
-                    f"cannot {doing} {path}: {error.strerror or error}; free some space or choose another folder"
-                ) from error
-            if started is None:
-                log.warning(
-                    "cannot %s %s: %s; waiting until it can be, at most %.0f min",
-                    doing,
-                    path,
-                    error.strerror,
-                    PATIENCE / 60,
-                )
-            started = began
-            time.sleep(pause)
-            pause = min(LONGEST_PAUSE, pause * 2)
-            continue
-        if started is not None:
-            log.warning("%s: it can be, after %.0f s; going on", path, time.monotonic() - started)
-        return result
-
-
-@contextmanager
-def without_patience() -> Iterator[None]:
-    """Until left, no file is waited for, by whatever thread: somebody wants this process to end."""
-    _hurried.set()
-    try:
-        yield
-    finally:
-        _hurried.clear()
-
-
-_hurried = threading.Event()
+            if error.errno not in NO_LINKS:
+                raise
+            with suppress(FileExistsError), open(path, "xb") as file:
+                _write(file, data)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 @contextmanager
 def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
-    """A whole temporary sibling, which is gone when anything fails."""
+    """A whole temporary sibling; what fails meanwhile is told kindly."""
     temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,10 +61,12 @@ def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
         with open(temporary, "wb") as file:
             _write(file, data)
         yield temporary
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
+        raise BadInput(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
+        ) from error
 
 
 def _write(file: BinaryIO, data: bytes) -> None:

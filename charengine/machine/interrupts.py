@@ -13,7 +13,6 @@ from types import FrameType
 
 from charengine.machine.locks import T, log
 from charengine.machine.threads import release_team
-from charengine.writing import without_patience
 
 
 def run_stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
@@ -45,8 +44,7 @@ def run_stoppable(work: Callable[[Callable[[], bool]], T]) -> T:
         stop.set()
         time.sleep(0.1)  # an interrupt of start() itself: the thread may be about to begin
         if thread.ident is not None:
-            with without_patience():  # a full disk is not waited for now
-                wait([outcome])
+            wait([outcome])
         raise
 
 

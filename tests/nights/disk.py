@@ -406,13 +406,6 @@ class Calls:
     def os_lstat(self, path: Any, **more: Any) -> Any:
         return self.real["os_lstat"](path, **more) if ours(path) is None else self.os_stat(path)
 
-    def os_utime(self, path: Any, *args: Any, **more: Any) -> None:
-        """Times are not kept: who asks wants to know whether the file is there."""
-        if ours(path) is None:
-            self.real["os_utime"](path, *args, **more)
-        else:
-            self.os_stat(path)
-
     def os_access(self, path: Any, mode: int, **more: Any) -> bool:
         place = ours(path)
         return bool(self.real["os_access"](path, mode, **more)) if place is None else True
@@ -502,7 +495,7 @@ def simulated_calls() -> Iterator[Calls]:
             (os, name, f"os_{name}")
             for name in ("open", "close", "fstat", "write", "fsync", "replace", "link", "unlink", "mkdir")
         ),
-        *((os, name, f"os_{name}") for name in ("rmdir", "stat", "lstat", "access", "listdir", "scandir", "utime")),
+        *((os, name, f"os_{name}") for name in ("rmdir", "stat", "lstat", "access", "listdir", "scandir")),
         (os, "rename", "os_replace"),
         (os, "remove", "os_unlink"),
     ]

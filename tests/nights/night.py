@@ -417,7 +417,7 @@ def simulated() -> Iterator[Callable[[Night], None]]:
 
     def use(night: Night) -> None:
         clock, threads = Clock(night.schedule), Threading(night.schedule)
-        for module in (spool, journal, attempts, pool, registry, running, writing):
+        for module in (spool, journal, attempts, pool, registry, running):
             module.time = clock
         spool.threading = threads
         places["calls"].disk = night.disk
@@ -436,7 +436,7 @@ def simulated() -> Iterator[Callable[[Night], None]]:
 
     os_here = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)})
     with ExitStack() as stack:
-        for module in (spool, journal, attempts, pool, registry, running, writing):
+        for module in (spool, journal, attempts, pool, registry, running):
             stack.callback(setattr, module, "time", module.time)
         stack.callback(setattr, spool, "threading", spool.threading)
         calls = places["calls"] = stack.enter_context(simulated_calls())
