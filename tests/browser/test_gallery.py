@@ -140,6 +140,7 @@ def _start_a_cast(page: Page, address: str, folder: Path, settings: tuple[str, .
 
 
 def _narrow_and_dark(page: Page, address: str) -> None:
+    page.open(f"{address}/")
     pages = [f"{address}/", f"{address}/start", f"{address}/cast"]
     pages.append(page.run("[...document.querySelectorAll('.card h2 a')].find((one) => one.textContent === 'Ann').href"))
     for width, dark in ((390, True), (390, False), (1400, True)):
