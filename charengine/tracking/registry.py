@@ -105,8 +105,12 @@ class RunModels:
 
 
 def pick_file(name: str, version: ModelVersion) -> str:
-    """Where the weights of a registered pick lie: MODEL/FILE."""
-    return f"{version.model_id}/{WEIGHTS}/{name}-recommended.safetensors"
+    """Where the weights of a registered pick lie: MODEL/FILE.
+
+    The model is taken from the place of its files, `…/models/MODEL/artifacts`: MLflow's answers leave `model_id` out.
+    """
+    model = str(version.source).rpartition("/models/")[2].partition("/")[0]
+    return f"{model}/{WEIGHTS}/{name}-recommended.safetensors"
 
 
 def cut(tags: Mapping[str, Any]) -> dict[str, str]:

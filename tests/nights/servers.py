@@ -156,7 +156,12 @@ class MlflowClient:
     ) -> Any:
         def call() -> Any:
             number = self._server.next_id("model")
-            model = SimpleNamespace(model_id=number, name=name, artifact_location=f"models:/{number}", status="PENDING")
+            model = SimpleNamespace(
+                model_id=number,
+                name=name,
+                artifact_location=f"mlflow-artifacts:/1/models/{number}/artifacts",
+                status="PENDING",
+            )
             self._server.models[number] = model
             return model
 

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from charengine.machine.addresses import database_uri
 from charengine.machine.home import Home
+from charengine.tracking.registry import pick_file
 from nights.servers import Mlflow, MlflowClient, Prefect, State
 
 KEY = "charengine.key"
@@ -71,12 +72,16 @@ def _told_by_the_registry(client: Any, experiment: str, run: str) -> list[Any]:
     made = client.create_model_version(
         "Aya", source=model.artifact_location, run_id=run, model_id=model.model_id, tags={"score": "1"}
     )
-    said += [str(made.version), made.model_id == model.model_id, client.get_registered_model("Aya").aliases]
+    said += [
+        str(made.version),
+        pick_file("Aya", made).startswith(f"{model.model_id}/"),
+        client.get_registered_model("Aya").aliases,
+    ]
     client.set_registered_model_alias("Aya", "champion", made.version)
     said.append({name: str(version) for name, version in client.get_registered_model("Aya").aliases.items()})
     said.append(client.get_model_version("Aya", made.version).tags)
     (found,) = client.search_model_versions(f"name = 'Aya' and run_id = '{run}'", max_results=1)
-    said += [str(found.version), found.run_id == run, found.model_id == model.model_id]
+    said += [str(found.version), found.run_id == run, pick_file("Aya", found).startswith(f"{model.model_id}/")]
     return said
 
 

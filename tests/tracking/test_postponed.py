@@ -73,6 +73,8 @@ def test_a_pick_that_is_refused_is_registered_by_the_next_run(home: Home, server
     assert len(server.mlflow.versions["Aya"]) == 1 and server.mlflow.aliases["Aya"] == {"champion": "1"}
     tags = server.run("Aya sweep").tags
     assert tags["charengine.registered"] == "models:/Aya/1" and tags["later"] == "too"
+    (model,) = server.mlflow.models
+    assert tags["charengine.pick"].startswith(f"{model}/")
     assert {one.status for one in server.mlflow.runs.values()} == {"FINISHED"} and waiting(home) == []
 
 
@@ -109,6 +111,8 @@ def test_a_run_whose_process_was_killed_is_closed_and_its_metrics_are_sent(
     train = opened(home).child("train", key="train-1")
     server.refuses = {"log_batch"}
     train.log_metrics({LOSS: 0.5}, 1)
+    for file in train._connection.spool._files.values():  # type: ignore[attr-defined]
+        file.close()
     train._connection.spool._files.clear()  # type: ignore[attr-defined] # killed: nothing more is heard of this process
     server.refuses = set()
     for one in server.mlflow.runs.values():
