@@ -74,7 +74,8 @@ def test_a_run_of_an_earlier_version_gets_its_sidecars_with_the_strength_of_thei
     run = sample_run(store)
     found = contents(folder, store)
     trained, recommended = (json.loads(found[f"zorgax{end}.json"]) for end in ("", "_recommended"))
-    assert (trained["preferred weight"], recommended["preferred weight"]) == (run.sweep.pick.strength, 1.0)
+    assert trained["preferred weight"] == run.sweep.pick.strength
+    assert trained["activation text"] and recommended["activation text"]
     assert json.loads(found["recipe.json"]) == {"class_noun": "orc"}
     card = found["README.md"].decode()
     assert run.recommended_prompt in card and "zorgax_recommended.safetensors" in card
