@@ -205,14 +205,15 @@ def lock_holders() -> dict[int, int]:
     return held
 
 
-def whole_again(site: Site, kind: str, killed: psutil.Process, run_id: str, since: float) -> Callable[[], bool]:
+def whole_again(site: Site, kind: str, run_id: str, since: float) -> Callable[[], bool]:
     """The question whose first yes ends the time of recovery.
 
     A server answers; a worker that Prefect has heard of since the kill; a flow's run that is no longer called running.
     """
 
     def replaced() -> bool:
-        return any(process.pid != killed.pid for process in site.processes()[kind])
+        # begun after the kill: a child that outlived its parent, and still answers, is no replacement
+        return any(process.create_time() > since for process in site.processes()[kind])
 
     def heard() -> bool:
         pool = "characters" if kind == "worker" else "orchestrate"

@@ -239,7 +239,7 @@ class Batch:
             self._revive()
             told["seconds"] = round(time.time() - since, 1)
         elif wait:
-            told["seconds"] = seconds_until(whole_again(self.site, kind, process, run_id, since), since)
+            told["seconds"] = seconds_until(whole_again(self.site, kind, run_id, since), since)
             if told["seconds"] is None:
                 self.notes.append(f"kill {len(self.kills)} ({kind}, {what}) was not recovered from in time")
 
