@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import uuid
 import zipfile
+from functools import partial
 from pathlib import Path
 
 from charengine import files
@@ -42,7 +43,12 @@ def find_run(home: Home, name: str) -> Path:
     if not found:
         known = ", ".join(sorted({own for own in named.values() if own})[:20]) or "none yet"
         raise BadInput(f"{name!r} is neither a run's folder nor the name of a finished character; known here: {known}")
-    return max(found, key=lambda folder: os.stat(folder / "run.json").st_mtime)
+    return max(found, key=_written)
+
+
+def _written(run_folder: Path) -> float:
+    record = run_folder / "run.json"
+    return files.asked(record, partial(os.path.getmtime, record))
 
 
 def export(run_folder: Path, target: Path, store: Store) -> Path:

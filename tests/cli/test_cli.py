@@ -49,7 +49,7 @@ def cli(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
         (["run", "an orc", "--set", "train.rank=0"], ["train.rank", "got 0"]),
         (["run", "an orc", "--set", "train.rank=129"], ["train.rank", "got 129"]),
         (["run", "an orc", "--set", "train.rank"], ["section.key=value"]),
-        (["run", "an orc", "--set", "sweep.strengths=0.5"], ["sweep.strengths: a list in brackets", "got 0.5"]),
+        (["run", "an orc", "--set", "sweep.strengths=0.5"], ["sweep.strengths: got 0.5", "a list in brackets"]),
         (["run", "an orc", "--set", "sweep.strengths=[]"], ["strengths [] has none above 0"]),
         (["run", "an orc", "--set", "sweep.strengths=[0]"], ["strengths [0.0] has none above 0"]),
         (["run", "an orc", "--sheet", "nowhere.png"], ["nowhere.png", "no such file"]),
@@ -83,7 +83,7 @@ def test_bad_input_is_status_2_and_says_what_is_wrong(
     ("profile", "told"),
     [
         ("train: {steps: 3}", "name is missing; a profile without it needs the line `extends"),
-        ("extends: embedded\ntrain: 5", "train: a section"),
+        ("extends: embedded\ntrain: 5", "train: got 5; give a section"),
     ],
 )
 def test_a_profile_of_another_form_is_answered_in_plain_words(

@@ -106,7 +106,7 @@ def test_one_failure_never_stops_the_others(
     assert result["failed"] == ["Nix"]
     assert [outcome["name"] for outcome in result["characters"]] == ["Aya", "Nix", "Tom"]
     assert "store/rejected" in result["characters"][1]["error"]
-    assert (tmp_path / "tom" / "report.html").exists() and not (tmp_path / "nix").exists()
+    assert (tmp_path / "tom" / "report.html").exists() and not (tmp_path / "nix" / "report.html").exists()
 
     page = Path(result["summary"]).read_text()
     assert page.count("data:image/jpeg;base64,") == 2

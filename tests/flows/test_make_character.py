@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from run_samples import sample_run, told_apart, with_words
 
+from charengine.machine.home import Home
 from charengine.records import ReportRecord, RunRecord, RunResult, StageFact
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker
@@ -41,6 +42,7 @@ def made(run: RunRecord, store: Store, out: Path, monkeypatch: pytest.MonkeyPatc
     tracker = NullTracker()
     tracker.run_id = "mlflow-run"
     workspace: Any = SimpleNamespace(
+        home=Home(out.parent / "home").create(),
         store=store,
         character=character,
         profile=SimpleNamespace(name="embedded"),

@@ -104,8 +104,12 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(home, store, tm
     with pytest.raises(BadInput, match="exists already"):
         export(folder, tmp_path / "mine", store)
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if (tmp_path / "out") in Path(target).parents:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
     for name in ("x.zip", "x"):

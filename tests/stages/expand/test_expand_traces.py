@@ -36,10 +36,10 @@ def test_it_is_off_in_every_shipped_profile_and_one_setting_turns_it_on() -> Non
     ("setting", "words"),
     [
         ("expand.cuont=3", "did you mean expand.count?"),
-        ("expand.count=41", "less than or equal to 40"),
-        ("expand.kinds=[portrait]", "'close-up', 'three-quarter'"),
-        ("expand.kinds=[]", "at least 1 item"),
-        ("expand.holdout=1", "less than or equal to 0.5"),
+        ("expand.count=41", "got 41; give a whole number, 0 to 40"),
+        ("expand.kinds=[portrait]", "give a list in brackets: close-up or three-quarter"),
+        ("expand.kinds=[]", "not empty"),
+        ("expand.holdout=1", "got 1; give a number, 0 to 0.5"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(setting: str, words: str) -> None:
