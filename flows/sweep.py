@@ -15,6 +15,7 @@ from charengine.profiles.loading import load_profile
 from charengine.records import SweepRecord
 from charengine.run import folder
 from charengine.run.earlier_runs import character_name, description, sweep_inputs
+from charengine.run.keys import digest
 from charengine.run.request import RunRequest, check
 from charengine.run.workspace import Workspace
 from charengine.store import Store
@@ -96,7 +97,9 @@ def _swept(
         out=out or f"runs/sweep-{slug(dataset.trigger)}",
     )
     run = check(request, home)
-    workspace = Workspace(run.character, run.profile, home)
+    # two sources of one character are two runs, however alike they are asked for
+    source_digest = digest([[one.adapter.sha256 for one in training.checkpoints], dataset.digest])
+    workspace = Workspace(run.character, run.profile, home, starts_from=source_digest)
     track(workspace)
     with closing(workspace.tracker):
         record = sweep_adapter(workspace, training, dataset)

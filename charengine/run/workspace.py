@@ -40,6 +40,7 @@ class Workspace:
         home: the folder that outlives runs.
         refresh: names of stages to run even if their result is kept.
         given: the file that the run starts from instead of a drawn sheet, if there is one; it belongs to the run's key.
+        starts_from: digest of the records that the run starts from, if it does; it belongs to the run's key too.
         on_step: told about training; by default whoever is watching.
 
     Raises:
@@ -54,12 +55,13 @@ class Workspace:
         *,
         refresh: frozenset[str] = frozenset(),
         given: Path | None = None,
+        starts_from: str = "",
         on_step: Callable[[Progress], None] | None = None,
     ) -> None:
         self.profile = profile
         self.character = character if character.class_noun and character.trigger else complete(character, self.models)
         self.refresh = refresh
-        self.given = given
+        self.given, self.starts_from = given, starts_from
         self.home = home.create()
         self.store = Store(home.store)
         self.on_step = on_step or current_watcher()
@@ -120,7 +122,7 @@ class Workspace:
         """Key of the whole run: equal requests share one MLflow run, which a repeated run opens again."""
         models = self.models
         parts = (models.editor, models.captioner, models.diffusion, models.embedder)
-        given = path_digest(self.given) if self.given else ""
+        given = path_digest(self.given) if self.given else self.starts_from
         return f"run-{digest([self.config, given, [model.fingerprint for model in parts]])[:40]}"
 
     def recipe(self) -> dict[str, Any]:
