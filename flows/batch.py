@@ -22,7 +22,7 @@ from charengine.stages.report.cast import as_text, gallery_page, table
 from flows.character import character
 from flows.pool import made_on_pool
 from tasks.live import LiveText
-from tasks.page import failure
+from tasks.page import failed_state
 
 log = logging.getLogger("charengine.flows")
 
@@ -65,8 +65,8 @@ def _batch(
     try:
         requests = check_cast(characters) if characters else read_cast(in_work_folder(file))
         check_each(requests, "cast" if characters else Path(file).name, find_home())
-    except EngineError as error:  # one sentence on the page; raised, Prefect would put two tracebacks around it
-        return Failed(message=failure(error, "batch"), data=error)
+    except EngineError as error:
+        return failed_state(error, "batch")
     cast = [request.as_parameters() for request in requests]
     started = time.monotonic()
     told = _Told(cast)
@@ -102,6 +102,7 @@ class _Told:
 
     def __init__(self, cast: list[dict[str, Any]]) -> None:
         self._rows = {entry["name"]: ("waits", "") for entry in cast}
+        self._ended = 0
         self._live = LiveText("batch-summary", "the cast")
         self._show()
 
@@ -113,8 +114,8 @@ class _Told:
     def ended(self, outcome: dict[str, Any], run_id: object = None) -> None:
         """A character is made, or failed."""
         said = f"failed: {outcome['error']}" if outcome["error"] else "made"
-        done = sum(not state.startswith(("waits", "is")) for state, _ in self._rows.values()) + 1
-        log.info("%s: %s (%d of %d have ended)", outcome["name"], said, done, len(self._rows))
+        self._ended += 1
+        log.info("%s: %s (%d of %d have ended)", outcome["name"], said, self._ended, len(self._rows))
         ui = PREFECT_UI_URL.value()
         self._say(outcome["name"], said, f"{ui}/runs/flow-run/{run_id}" if ui and run_id else "")
 

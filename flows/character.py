@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow, runtime
-from prefect.states import Failed
 from pydantic import Field
 
 from charengine.config import MAX_PROMPT
@@ -28,7 +27,7 @@ from tasks.artifacts import show_run
 from tasks.caption import caption_views
 from tasks.crop import crop_views
 from tasks.expand import expand_views
-from tasks.page import failure, showing
+from tasks.page import failed_state, showing
 from tasks.report import write_report
 from tasks.sheet import make_sheet
 from tasks.sweep import sweep_adapter
@@ -108,8 +107,8 @@ def character(
                 track(workspace)
                 with closing(workspace.tracker):
                     return make_character(workspace, own.out)
-    except EngineError as error:  # one sentence on the page; raised, Prefect would put two tracebacks around it
-        return Failed(message=failure(error, name), data=error)
+    except EngineError as error:
+        return failed_state(error, name)
 
 
 def _prepare(request: RunRequest) -> tuple[CheckedRun, Workspace]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, runtime
-from prefect.states import Failed
 
 from charengine.errors import EngineError
 from charengine.machine.home import find_home, in_work_folder
@@ -22,7 +21,7 @@ from charengine.store import Store
 from charengine.tracking.protocol import closing
 from charengine.wording import slug
 from flows.character import ProfileName, Seed
-from tasks.page import failure
+from tasks.page import failed_state
 from tasks.sweep import sweep_adapter
 from tasks.workspace import track
 
@@ -60,8 +59,8 @@ def sweep(
     """
     try:
         return _swept(source, views, sheet, trigger, class_noun, seed, profile, overrides, out)
-    except EngineError as error:  # one sentence on the page; raised, Prefect would put two tracebacks around it
-        return Failed(message=failure(error, f"sweep {source}"), data=error)
+    except EngineError as error:
+        return failed_state(error, f"sweep {source}")
 
 
 def _swept(

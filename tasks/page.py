@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
+
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
 
 from charengine.errors import EngineError
 from charengine.machine.error_log import keep_traceback
@@ -122,20 +126,29 @@ def showing(name: str, prompt: str) -> Iterator[CharacterPage]:
         page.close()
 
 
-def failure(error: EngineError, about: str) -> str:
-    """What a page says of an error: its sentence in the form's words, and the file with the whole traceback.
+def failed_state(error: EngineError, about: str) -> State[Any]:
+    """How a flow ends that the engine refused: one sentence in the form's words, and the file with the whole traceback.
+
+    Returned, not raised: Prefect would put two tracebacks around the sentence.
 
     Args:
-        error: that ended a run.
+        error: that ended the run; whoever calls the flow gets it.
         about: whose run it was.
     """
     log_file = keep_traceback(error, find_home(), slug(about))
-    return in_form_words(str(error)) + (f" (the whole traceback: {log_file})" if log_file else "")
+    said = in_form_words(str(error)) + (f" (the whole traceback: {log_file})" if log_file else "")
+    return Failed(message=said, data=error)
 
 
 def current_page() -> CharacterPage | None:
     """The page of the run that this is called in, if it has one."""
     return _page.get()
+
+
+def stage_line(stage: str) -> Callable[[str], None]:
+    """Says on the page of the run that this is called in, if it has one, how a stage is."""
+    page = current_page()
+    return lambda said: page.stage(stage, said) if page else None
 
 
 def in_form_words(text: str) -> str:

@@ -20,7 +20,7 @@ from charengine.run.keys import Input
 from charengine.run.running import run
 from charengine.run.workspace import Workspace
 from charengine.stage import Stage
-from tasks.page import current_page
+from tasks.page import stage_line
 
 R = TypeVar("R", bound=Record)
 
@@ -38,12 +38,10 @@ def stage_task(stage: Stage[R]) -> Task[..., R]:
     """The stage as a Prefect task: called with the workspace and the stage's inputs; a kept result ends it as "Cached"."""
 
     def body(workspace: Workspace, *inputs: Input) -> Any:
-        page = current_page()
-        if page:
-            page.stage(stage.name, "is being made")
+        say = stage_line(stage.name)
+        say("is being made")
         result = run(stage, workspace, *inputs)
-        if page:
-            page.stage(stage.name, _how(workspace.facts[-1]))
+        say(_how(workspace.facts[-1]))
         return Completed(name="Cached", data=result) if workspace.facts[-1].cached else result
 
     return StageTask(

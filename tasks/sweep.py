@@ -8,7 +8,7 @@ from charengine.run.workspace import Workspace
 from charengine.stages.sweep.stage import SWEEP
 from tasks.artifacts import show_sweep
 from tasks.live import LiveProgress
-from tasks.page import current_page
+from tasks.page import stage_line
 from tasks.stage import stage_task
 
 sweep = stage_task(SWEEP)
@@ -16,12 +16,7 @@ sweep = stage_task(SWEEP)
 
 def sweep_adapter(workspace: Workspace, training: AdapterRecord, dataset: DatasetRecord) -> SweepRecord:
     """Cells, pictures and the pick; the pick is registered."""
-    page = current_page()
-
-    def on_page(line: str) -> None:
-        if page:
-            page.stage("sweep", line)
-
+    on_page = stage_line("sweep")
     live = LiveProgress(f"{workspace.slug}-sweeping", workspace.character.name, "sweeping", on_page)
     workspace.on_drawn = live.on_drawn
     try:
@@ -29,8 +24,7 @@ def sweep_adapter(workspace: Workspace, training: AdapterRecord, dataset: Datase
             swept = sweep(workspace, training, dataset)
     finally:
         workspace.on_drawn = None
-    if page:
-        page.stage("sweep", "done")
+    on_page("done")
     register_pick(workspace, swept, dataset)
     show_sweep(workspace, swept)
     return swept
@@ -39,12 +33,13 @@ def sweep_adapter(workspace: Workspace, training: AdapterRecord, dataset: Datase
 def register_pick(workspace: Workspace, sweep: SweepRecord, dataset: DatasetRecord) -> None:
     """The recommended adapter as the character's newest registered version."""
     pick, character, store = sweep.pick, workspace.character, workspace.store
+    rescaled = is_rescaled(sweep, store)
     workspace.tracker.register_pick(
         f"character-{workspace.slug}",
         store.get(sweep.recommended_adapter),
         pick.checkpoint_step,
         pick.strength,
         {"identity": pick.metrics.identity, "adherence": pick.metrics.adherence, "score": pick.metrics.score},
-        rescaled=is_rescaled(sweep, store),
-        facts=facts_of(character.name, character.prompt, dataset, sweep, workspace.profile.models, store),
+        rescaled=rescaled,
+        facts=facts_of(character.name, character.prompt, dataset, sweep, workspace.profile.models, rescaled),
     )

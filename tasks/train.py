@@ -8,7 +8,7 @@ from charengine.stage import Progress
 from charengine.stages.train.stage import TRAIN
 from tasks.artifacts import show_training
 from tasks.live import LiveProgress
-from tasks.page import current_page
+from tasks.page import stage_line
 from tasks.stage import stage_task
 
 train = stage_task(TRAIN)
@@ -16,12 +16,7 @@ train = stage_task(TRAIN)
 
 def train_adapter(workspace: Workspace, dataset: DatasetRecord) -> AdapterRecord:
     """Checkpoints and curves."""
-    page = current_page()
-
-    def on_page(line: str) -> None:
-        if page:
-            page.stage("train", line)
-
+    on_page = stage_line("train")
     live = LiveProgress(f"{workspace.slug}-training", workspace.character.name, "training", on_page)
     before = workspace.on_step
 
@@ -36,7 +31,6 @@ def train_adapter(workspace: Workspace, dataset: DatasetRecord) -> AdapterRecord
             training = train(workspace, dataset)
     finally:
         workspace.on_step = before
-    if page:
-        page.stage("train", "done")
+    on_page("done")
     show_training(workspace, training)
     return training

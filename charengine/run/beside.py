@@ -26,7 +26,7 @@ HUB_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
 def facts_of(
-    name: str, prompt: str, dataset: DatasetRecord, sweep: SweepRecord, models: ModelSettings, store: Store
+    name: str, prompt: str, dataset: DatasetRecord, sweep: SweepRecord, models: ModelSettings, rescaled: bool
 ) -> dict[str, str]:
     """What is said of a pick wherever it is kept: MLflow, the model card, the sidecars.
 
@@ -36,7 +36,7 @@ def facts_of(
         dataset: trained on.
         sweep: with the pick.
         models: which base model it was made for.
-        store: where the recommended adapter is.
+        rescaled: see `is_rescaled`.
     """
     pick, subject = sweep.pick, f"{dataset.trigger} {dataset.class_noun}"
     shares = sweep.words.shares if sweep.words else {}
@@ -47,7 +47,7 @@ def facts_of(
         "class_noun": dataset.class_noun,
         "recommended_prompt": sweep.words.recommended_prompt if sweep.words else subject,
         **({"traits": ", ".join(f"{words} {share:.0%}" for words, share in shares.items())} if shares else {}),
-        **pick_facts(pick.checkpoint_step, pick.strength, is_rescaled(sweep, store)),
+        **pick_facts(pick.checkpoint_step, pick.strength, rescaled),
         "dataset": f"{dataset.trigger} {dataset.digest}",
         **base_facts(models),
     }
@@ -91,13 +91,15 @@ def write_beside(run: RunRecord, folder: Path, store: Store) -> list[Path]:
         store: where its pictures are.
     """
     models = ModelSettings.model_validate(run.config["profile"].get("models", {}))
-    facts = facts_of(run.name, run.prompt, run.dataset, run.sweep, models, store)
+    facts = facts_of(run.name, run.prompt, run.dataset, run.sweep, models, is_rescaled(run.sweep, store))
     if models.family == "embedded":
         facts["base_model"] = "embedded"  # a folder of this machine says nothing to whoever gets the files
     pictures = _scenes(run.sweep, folder, store)
     recommended = f"{file_stem(run.trigger)}_recommended.safetensors"
     written = [folder / shown.path for shown in pictures]
     written.append(_write(folder / "README.md", readme(recommended, facts, pictures).encode()))
+    picture = _preview(run.sweep)
+    preview_png = png(open_image(store.get(picture))) if picture else b""
     as_trained = {**facts, "recommended_strength": f"{run.sweep.pick.strength:g}"}
     for name, ref, own in (
         (recommended, run.sweep.recommended_adapter, facts),
@@ -105,8 +107,8 @@ def write_beside(run: RunRecord, folder: Path, store: Store) -> list[Path]:
     ):
         stem = name.removesuffix(".safetensors")
         preview = f"{stem}.preview.png"
-        if picture := _preview(run.sweep):
-            written.append(_write(folder / preview, png(open_image(store.get(picture)))))
+        if preview_png:
+            written.append(_write(folder / preview, preview_png))
         info = civitai_info(name, ref.sha256, ref.size, own, preview)
         written.append(_write(folder / f"{stem}.civitai.info", info.encode()))
         written.append(_write(folder / f"{stem}.json", webui_json(own).encode()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from charengine import files
 from charengine.errors import BadInput, EngineError
+from charengine.wording import slug
 from charengine.writing import create_atomically, remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
@@ -60,10 +61,10 @@ def claim(run: CheckedRun) -> CheckedRun:
     raise BadInput(others_run(run.out, run.character) or f"{run.out}: no free folder beside it; give --out")
 
 
-def free_folder(out: Path, name: str, prompt: str) -> Path:
-    """The folder, or the first of `out-2`, `out-3`… that is no other character's; nothing is written."""
+def free_folder(out: Path, name: str, prompt: str, taken: Container[Path] = ()) -> Path:
+    """The folder, or the first of `out-2`, `out-3`… that is no other character's and not taken; nothing is written."""
     mine = identity_of(name, prompt)
-    return next((place for place in numbered(out) if owner_of(place) in (None, mine)), out)
+    return next((place for place in numbered(out) if place not in taken and owner_of(place) in (None, mine)), out)
 
 
 def others_run(out: Path, character: Character) -> str:
@@ -89,8 +90,6 @@ def _moved(run: CheckedRun, out: Path) -> CheckedRun:
 
 def identity_of(name: str, prompt: str) -> tuple[str, str]:
     """Spelling that makes no other folder makes no other character."""
-    from charengine.wording import slug
-
     return slug(name), " ".join(prompt.split())
 
 

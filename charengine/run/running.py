@@ -155,7 +155,7 @@ def _within_memory(given: Given, inputs: tuple[Input, ...]) -> Any:
     try:
         return stage.work(given, *inputs)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not ran_out_of_memory(error):
             raise
         smaller = stage.smaller(settings, *inputs) if stage.smaller else None
         if smaller is None:
@@ -168,10 +168,6 @@ def _within_memory(given: Given, inputs: tuple[Input, ...]) -> Any:
     assert given.state is not None
     result = stage.work(replace(given, settings=smaller, state=_smaller(given.state)), *inputs)
     return result.model_copy(update={"warnings": (*result.warnings, told)})
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return ran_out_of_memory(error)
 
 
 def _difference(settings: Settings, smaller: Settings) -> str:

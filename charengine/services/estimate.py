@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from charengine.config import Profile
+from charengine.config import Profile, SweepSettings
 
 if TYPE_CHECKING:
     from charengine.models.memory import MemoryPlan
@@ -191,14 +191,24 @@ IMAGE_MEGAPIXELS = 832 * 1216 / 2**20
 
 def _sweep(profile: Profile, look: Survey, card: Card) -> StageTime:
     sweep, usage = profile.sweep, look.usage
-    prompts = len(sweep.prompts) or (FULL_PROMPTS if sweep.prompt_set == "full" else QUICK_PROMPTS)
-    cells = 1 + len([s for s in sweep.strengths if s > 0]) * min(sweep.checkpoints, profile.train.checkpoints)
-    images, area = cells * prompts * sweep.seeds, sweep.width * sweep.height / 2**20
+    images, area = whole_sweep(sweep, profile.train.checkpoints), sweep.width * sweep.height / 2**20
     steps, guided = usage.steps(sweep.steps), usage.guidance(sweep.guidance) > 1
     passes = steps * (2 if guided else 1)
     reference = IMAGE_SECONDS * area / IMAGE_MEGAPIXELS * (0.2 + 0.8 * passes / 40)
     an_image = _time(card, FORWARD_TFLOP * area * passes, reference)
     return StageTime("sweep", images * an_image, f"{images} pictures of {an_image:.1f} s")
+
+
+def whole_sweep(sweep: SweepSettings, checkpoints: int) -> int:
+    """Pictures of every cell with every prompt and seed.
+
+    Args:
+        sweep: strengths, prompts, seeds.
+        checkpoints: that the training keeps.
+    """
+    prompts = len(sweep.prompts) or (FULL_PROMPTS if sweep.prompt_set == "full" else QUICK_PROMPTS)
+    cells = 1 + len([s for s in sweep.strengths if s > 0]) * min(sweep.checkpoints, checkpoints)
+    return cells * prompts * sweep.seeds
 
 
 def _short(seconds: float) -> str:

@@ -35,7 +35,7 @@ STEPS, SAVE_EVERY = 6, 2
 LOSS = "train/loss"
 NAMES = ("Aya", "Bo", "Cleo")
 HOME = Home(Path("/night/home"))
-RUNS = Path("/night/work/runs")
+RUNS = Path("/night/studio/runs")
 
 
 class Drawn(Record):

@@ -139,7 +139,7 @@ class Night:
         Raises:
             Stuck: it does not end.
         """
-        self.disk.folders |= {"/night/home", "/night/work"}
+        self.disk.folders |= {"/night/home", "/night/studio"}
         self.schedule.spawn("up", self._up)
         self.schedule.run(lambda: self.is_morning)
 

@@ -18,7 +18,7 @@ from charengine.adapter.files import STRENGTH, save_adapter
 from charengine.config import ModelSettings
 from charengine.pictures import open_image
 from charengine.records import RunRecord
-from charengine.run.beside import base_facts, facts_of, write_beside
+from charengine.run.beside import base_facts, facts_of, is_rescaled, write_beside
 from charengine.store import Store
 
 ALPHA = {"lora_unet_x.alpha": torch.tensor(8.0)}
@@ -113,7 +113,7 @@ def test_a_run_of_an_earlier_version_gets_its_sidecars_with_trigger_and_class_no
 
 
 def test_mlflow_and_the_card_are_told_the_same(run: RunRecord, folder: Path, store: Store) -> None:
-    facts = facts_of(run.name, run.prompt, run.dataset, run.sweep, ModelSettings(), store)
+    facts = facts_of(run.name, run.prompt, run.dataset, run.sweep, ModelSettings(), is_rescaled(run.sweep, store))
     assert set(facts) <= {*LABELS, "class_noun", "licence", "hub_base", "civitai_base"}
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert [line for line in model_card(facts).splitlines() if line not in card and "Base model" not in line] == []

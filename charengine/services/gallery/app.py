@@ -6,7 +6,7 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from charengine.services.gallery.prefect import AGE, Prefect, PrefectAway
 from charengine.services.gallery.reduced import Reduced
 from charengine.services.gallery.tracked import Tracked
 from charengine.services.gallery.uploads import BodyLimit
-from charengine.services.local_only import LocalOnly
+from charengine.services.local_only import App, LocalOnly, Message, Receive, Scope, Send
 from charengine.store import Store
 
 log = logging.getLogger(__name__)
@@ -47,12 +47,6 @@ HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
 )
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from charengine.errors import BadInput, ConfigError
@@ -12,10 +12,11 @@ from charengine.files import MOST_TEXT
 from charengine.machine.home import Home
 from charengine.records import Ref
 from charengine.run.cast import read_cast
+from charengine.run.claim import free_folder
 from charengine.run.request import CheckedRun, RunRequest
 from charengine.services.gallery.characters import Character
 from charengine.services.gallery.settings_form import SHOWN
-from charengine.services.gallery.starting import Checked, check_request, free_of
+from charengine.services.gallery.starting import Checked, check_request
 from charengine.services.gallery.uploads import Upload
 from charengine.store import Store
 
@@ -117,8 +118,7 @@ def _read(upload: Upload, profile: str) -> list[RunRequest]:
 
 def _row(request: RunRequest, home: Home, characters: list[Character], taken: set[Path]) -> Row:
     if Path(request.out) in taken:
-        out = free_of(Path(request.out), request.name, request.prompt, taken)
-        request = RunRequest(**{**request.__dict__, "out": str(out)})
+        request = replace(request, out=str(free_folder(Path(request.out), request.name, request.prompt, taken)))
     checked = Checked()
     run = check_request(request, home, characters, checked)
     problems = (

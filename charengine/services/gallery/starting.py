@@ -12,7 +12,7 @@ from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home
 from charengine.profiles.loading import load_profile, setting_names
 from charengine.records import Ref
-from charengine.run.claim import free_folder, identity_of, numbered
+from charengine.run.claim import free_folder, identity_of
 from charengine.run.paths import absolute_profile
 from charengine.run.request import CheckedRun, RunRequest, check
 from charengine.services.gallery.characters import Character
@@ -147,13 +147,6 @@ def in_page_words(problem: str) -> str:
     return rest if colon and (head in TEXTS or head in SHOWN) else text
 
 
-def free_of(out: Path, name: str, prompt: str, taken: set[Path]) -> Path:
-    """The folder, or the next that is neither another character's nor about to be."""
-    return next(
-        (place for place in numbered(out) if place not in taken and free_folder(place, name, prompt) == place), out
-    )
-
-
 def resume_parameters(character: Character) -> dict[str, Any]:
     """The flow's parameters with which a run that ended early goes on: as before, in the same folder.
 
@@ -169,7 +162,7 @@ def resume_parameters(character: Character) -> dict[str, Any]:
 def _free(run: CheckedRun, taken: set[Path]) -> Path:
     character = run.character
     usual = run.out.with_name(slug(character.name))
-    return free_of(usual, character.name, character.prompt, taken)
+    return free_folder(usual, character.name, character.prompt, taken)
 
 
 def _sheet(form: StartForm, store: Store, checked: Checked) -> str:

@@ -8,9 +8,9 @@ from statistics import median
 
 from charengine.config import Profile, SweepSettings
 from charengine.records import RunRecord
+from charengine.services.estimate import whole_sweep
 
 NEWEST = 30  # runs that are asked
-BUILT_IN_PROMPTS = {"quick": 4, "full": 10}
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ def expected(profile: Profile, runs: Iterable[RunRecord]) -> Estimate | None:
 
 def sweep_pictures(sweep: SweepSettings, checkpoints: int) -> int:
     """How many pictures a sweep draws at most."""
-    prompts = len(sweep.prompts) or BUILT_IN_PROMPTS[sweep.prompt_set]
-    cells = 1 + sum(strength > 0 for strength in sweep.strengths) * min(sweep.checkpoints, checkpoints)
-    whole = cells * prompts * sweep.seeds
+    whole = whole_sweep(sweep, checkpoints)
     return min(whole, sweep.pictures) if sweep.design == "race" else whole
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 from starlette.exceptions import HTTPException
 
@@ -14,14 +12,9 @@ from charengine.config import CropSettings
 from charengine.errors import BadInput, SheetRejected
 from charengine.pictures import picture_problems
 from charengine.records import Ref
+from charengine.services.local_only import App, Message, Receive, Scope, Send
 from charengine.store import Store, guess_media_type
 from charengine.wording import file_stem
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_BYTES = 64_000_000  # of everything that one form sends
 MOST_DRAINED = 1_000_000_000  # read and thrown away, so that a browser hears the refusal instead of a broken connection
