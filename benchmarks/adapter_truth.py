@@ -26,6 +26,7 @@ from charengine.config import SweepSettings
 from charengine.errors import BadInput
 from charengine.profiles.loading import load_profile
 
+TOLD = ("recommended", "described")
 NEAR = 0.02  # of the best cell's truth
 ROUNDS = 4000
 
@@ -43,6 +44,9 @@ def main() -> None:
     parser.add_argument("--judge", choices=tuple(JUDGES), default="shipped")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--table", action="store_true", help="draw nothing")
+    parser.add_argument(
+        "--draw", action="store_true", help="draw only: several processes, each with its own characters"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/adapter_truth.json"))
     told = parser.parse_args()
     if told.seeds < 4 or told.seeds % 2:
@@ -52,7 +56,9 @@ def main() -> None:
     told.folder.mkdir(parents=True, exist_ok=True)
     if not told.table:
         draw_missing(told)
-    samples = read_samples(told.folder, told.split)
+    if told.draw:
+        return
+    samples = read_samples(told.folder, told.split, told.judge)
     if not samples:
         raise BadInput(f"no samples of split {told.split!r} in {told.folder}; run without --table first")
     settings = load_profile("embedded", told.set).sweep
@@ -60,7 +66,7 @@ def main() -> None:
         "machine": platform.platform(),
         "torch": torch.__version__,
         "split": told.split,
-        "judge": sorted({sample.data["judge"] for sample in samples}),
+        "judge": told.judge,
         "pictures_a_cell": samples[0].seeds * len(PROMPTS),
         "adapters": adapters(samples),
         "picks": picks(samples, settings),
@@ -83,15 +89,14 @@ def draw_missing(told: argparse.Namespace) -> None:
                     split=told.split,
                     seeds=told.seeds,
                     device=told.device,
-                    judge=told.judge,
                     overrides=told.set,
                     path=path,
                 )
 
 
-def read_samples(folder: Path, split: str) -> list[Sample]:
-    """Every sample of a split, by name."""
-    return [Sample(json.loads(path.read_text())) for path in sorted(folder.glob(f"{split}-*.json"))]
+def read_samples(folder: Path, split: str, judge: str) -> list[Sample]:
+    """Every sample of a split, by name, as one judge sees it."""
+    return [Sample(json.loads(path.read_text()), judge) for path in sorted(folder.glob(f"{split}-*.json"))]
 
 
 def adapters(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
@@ -102,15 +107,29 @@ def adapters(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
         sides = [sample.sides(cell) for sample, cell in cells]
         found[recipe] = {
             "characters": len(own),
-            "sheet_traits": _mean([sample.data["sheet_traits"] for sample in own]),
+            "sheet_traits": _mean([sample.sheet_traits for sample in own]),
             "traits": _mean([sample.rate(cell, "traits") for sample, cell in cells]),
             "traits_on_views": _mean([sample.rate(cell, "traits", ("view",)) for sample, cell in cells]),
             "traits_in_scenes": _mean([sample.rate(cell, "traits", ("scene",)) for sample, cell in cells]),
             "sides_right": sum(right for right, _ in sides) / max(sum(there for _, there in sides), 1),
             "view_right": _mean([sample.rate(cell, "view", ("view",)) for sample, cell in cells]),
+            "face_in_scenes": _mean([sample.rate(cell, "faces", ("scene",)) for sample, cell in cells]),
             "adherence_kept": _mean([sample.kept(cell, range(sample.seeds)) for sample, cell in cells]),
+            **{f"{name}_{what}": value for name in TOLD for what, value in _told(own, name).items()},
         }
     return found
+
+
+def _told(samples: Sequence[Sample], name: str) -> dict[str, float]:
+    """What a prompt with words brings: traits, in scenes, items on their side, faces in scenes."""
+    own = [sample.told(name) for sample in samples]
+    sides = [sample.sides(-1) for sample in own]
+    return {
+        "traits": _mean([sample.rate(-1, "traits") for sample in own]),
+        "traits_in_scenes": _mean([sample.rate(-1, "traits", ("scene",)) for sample in own]),
+        "sides_right": sum(right for right, _ in sides) / max(sum(there for _, there in sides), 1),
+        "face_in_scenes": _mean([sample.rate(-1, "faces", ("scene",)) for sample in own]),
+    }
 
 
 def picks(samples: Sequence[Sample], settings: SweepSettings) -> dict[str, Any]:
@@ -133,7 +152,7 @@ def picks(samples: Sequence[Sample], settings: SweepSettings) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """Both tables in words and columns."""
     lines = [
-        f"split {result['split']}, judge {', '.join(result['judge'])}, {result['pictures_a_cell']} pictures a cell",
+        f"split {result['split']}, judge {result['judge']}, {result['pictures_a_cell']} pictures a cell",
         "",
     ]
     for recipe, row in result["adapters"].items():

@@ -9,7 +9,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from charengine.adapter.network import apply_adapter
 from charengine.config import Character, Profile
 from charengine.embedded import grammar, probe
 from charengine.embedded.traits import COLUMN, VIEWS, from_indices, sample_indices, visible_mask
+from charengine.language.phrases import trait_phrases
 from charengine.likeness import metrics
 from charengine.likeness.metrics import CellScores
 from charengine.likeness.prompts import FULL, QUICK, SweepPrompt, classify
@@ -35,6 +36,7 @@ from charengine.stages.crop import crop_views
 from charengine.stages.sheet.draw import draw_sheet
 from charengine.stages.sweep.sample import draw, encode_cell_inputs
 from charengine.stages.sweep.sweep import spread
+from charengine.stages.sweep.words import said_of, shares_of
 from charengine.stages.train.loop import train_adapter
 from charengine.store import Store
 from charengine.writing import write_atomically
@@ -54,22 +56,40 @@ SPLIT_SEED = 11
 SIDES = [COLUMN["right_item"], COLUMN["left_item"]]
 
 
-class Judge(Protocol):
-    """Reads pictures: traits (n, traits) and views (n,), as indices into the embedded vocabulary."""
+@dataclass(frozen=True)
+class Verdicts:
+    """What is read off n pictures: traits (n, n_traits) and views (n,) as indices, faces (n,) whether one is seen."""
 
-    def __call__(self, images: Sequence[Image]) -> probe.Reading:
+    traits: torch.Tensor
+    views: torch.Tensor
+    faces: torch.Tensor
+
+
+class Judge(Protocol):
+    """Reads pictures."""
+
+    def __call__(self, images: Sequence[Image]) -> Verdicts:
         """One reading for all pictures."""
 
 
 def shipped_judge(device: str) -> Judge:
-    """The package's own probe. The product may use it, so it is no independent judge of what the product tunes with it."""
+    """The package's own probe. The product may use it, so it is no independent judge of what the product tunes with it.
+
+    It has no word for faces: one is seen where it takes the picture for a front or side view.
+    """
     judge = probe.load_judge(device=device)
-    return lambda images: probe.score_images(judge, probe.to_tensor(list(images)))
+
+    def read(images: Sequence[Image]) -> Verdicts:
+        reading = probe.score_images(judge, probe.to_tensor(list(images)))
+        return Verdicts(reading.traits, reading.views, reading.views != VIEWS.index("back"))
+
+    return read
 
 
-# A second judge (other architecture, seed and data, never imported by the product) has its place here; training one takes a
-# GPU. Tables name the judge they were made with.
+# A second judge (other architecture, seed and data, never imported by the product) has its place here; the first one trained
+# for it read too little to be one (lab notes, 2026-11-29).
 JUDGES: dict[str, Callable[[str], Judge]] = {"shipped": shipped_judge}
+JUDGED = ("traits", "sides_right", "sides", "view", "faces")
 
 
 @dataclass(frozen=True)
@@ -78,10 +98,11 @@ class Sample:
 
     Attributes:
         data: the JSON.
-        grid: every drawn cell as (step, strength), strength 0 first.
+        judge: of JUDGES, whose readings are asked for.
     """
 
     data: dict[str, Any]
+    judge: str = "shipped"
 
     @cached_property
     def grid(self) -> list[tuple[int, float]]:
@@ -124,7 +145,17 @@ class Sample:
     def traits(self, cell: int, seeds: Sequence[int]) -> float:
         """Share of the way from the base model's traits to the sheet's."""
         zero = self._mean(0, "traits", seeds)
-        return (self._mean(cell, "traits", seeds) - zero) / max(self.data["sheet_traits"] - zero, 0.05)
+        return (self._mean(cell, "traits", seeds) - zero) / max(self.sheet_traits - zero, 0.05)
+
+    @property
+    def sheet_traits(self) -> float:
+        """What the judge sees of the character in the sheet's own views."""
+        return float(self.data["sheet_traits"][self.judge])
+
+    def told(self, name: str) -> Sample:
+        """The sample with one cell more, the last: "recommended" (last checkpoint at 1, prompt with words) or "described" (base)."""
+        cell = {"step": -1, "strength": 1.0, "judges": self.data[name]}
+        return Sample({**self.data, "cells": [*self.data["cells"], cell]}, self.judge)
 
     def kept(self, cell: int, seeds: Sequence[int]) -> float:
         """Adherence kept, over all prompts."""
@@ -145,7 +176,8 @@ class Sample:
         return float(self._read(cell, name)[:, list(seeds)].mean())
 
     def _read(self, cell: int, name: str) -> torch.Tensor:
-        return torch.tensor(self.data["cells"][cell][name], dtype=torch.float64)
+        values = self.data["cells"][cell]
+        return torch.tensor((values["judges"][self.judge] if name in JUDGED else values)[name], dtype=torch.float64)
 
     @staticmethod
     def _there(rows: Sequence[int], seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,7 +185,7 @@ class Sample:
 
 
 def draw_sample(
-    index: int, recipe: str, *, split: str, seeds: int, device: str, judge: str, overrides: Sequence[str], path: Path
+    index: int, recipe: str, *, split: str, seeds: int, device: str, overrides: Sequence[str], path: Path
 ) -> None:
     """Train an adapter of one character and write its sample to `path`.
 
@@ -163,14 +195,13 @@ def draw_sample(
         split: of `traits.sample_indices`.
         seeds: pictures of each prompt in each cell.
         device: where it is done.
-        judge: of JUDGES.
         overrides: settings, after the recipe's.
-        path: a JSON file; written when all is done.
+        path: a JSON file; written when all is done, with a picture beside it to be looked at.
     """
     wanted = sample_indices(index + 1, torch.Generator().manual_seed(SPLIT_SEED), split)[index:]
     text = grammar.describe(from_indices(wanted)[0], rng=random.Random(index), style="prompt")
     profile = load_profile("embedded", [f"models.device={device}", *RECIPES[recipe], *overrides])
-    models, read = load(profile), JUDGES[judge](device)
+    models, judges = load(profile), {name: make(device) for name, make in JUDGES.items()}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "store")
@@ -182,20 +213,24 @@ def draw_sample(
             References(dataset.views, models.embedder, store, dataset.trained_extras),
             training,
             wanted,
-            read,
+            judges,
             seeds,
             index,
         )
         cells = drawing.cells(store)
         views = [open_image(store.get(view.image)) for view in dataset.views.views]
+        described = drawing.described(text)
+        recommended, said = drawing.recommended(text, store)
     pictures = len(cells) * seeds * len(PROMPTS)
     data = {
         "index": index,
         "recipe": recipe,
         "split": split,
-        "judge": judge,
         "prompt": text,
-        "sheet_traits": _sheet_traits(read, views, wanted),
+        "said": said,
+        "described": described,
+        "recommended": recommended,
+        "sheet_traits": {name: _sheet_traits(read, views, wanted) for name, read in judges.items()},
         "ceiling": drawing.references.ceiling(),
         "prompts": [prompt.template for prompt in PROMPTS],
         "seeds": list(drawing.seeds),
@@ -205,6 +240,7 @@ def draw_sample(
         "cells": cells,
         "seconds": {"train": trained - start, "picture": (time.perf_counter() - trained) / pictures},
     }
+    contact_sheet([views, *drawing.shown]).save(path.with_suffix(".webp"), quality=80)
     write_atomically(path, json.dumps(data).encode())
 
 
@@ -218,12 +254,13 @@ class _Drawing:
         references: References,
         training: AdapterRecord,
         wanted: torch.Tensor,
-        read: Judge,
+        judges: Mapping[str, Judge],
         seeds: int,
         index: int,
     ) -> None:
         self.profile, self.models, self.references, self.training = profile, models, references, training
-        self.wanted, self.read = wanted, read
+        self.wanted, self.judges = wanted, judges
+        self.shown: list[list[Image]] = []
         self.seeds = tuple(range(42 + index, 42 + index + seeds))
         texts = [prompt.to_draw(training.trigger, training.class_noun) for prompt in PROMPTS]
         self.inputs = encode_cell_inputs(models.diffusion, texts, self.seeds)
@@ -238,6 +275,37 @@ class _Drawing:
                 found.append(self._cell(checkpoint.step, strength))
             applied.remove()
         return found
+
+    def described(self, text: str) -> dict[str, Any]:
+        """The base model told everything that the description says, no adapter."""
+        noun = self.training.class_noun
+        return self._told(", ".join([noun, *trait_phrases(text, noun)]))
+
+    def recommended(self, text: str, store: Store) -> tuple[dict[str, Any], list[str]]:
+        """The last checkpoint at strength 1 with the words that the sweep would recommend, found on pictures that nobody judges."""
+        noun, subject = self.training.class_noun, f"{self.training.trigger} {self.training.class_noun}"
+        applied = apply_adapter(self.models.diffusion.unet(), store.get(self.training.checkpoints[-1].adapter))
+        applied.set_strength(1.0)
+        try:
+            quick = [classify(template).to_draw(self.training.trigger, noun) for template in QUICK]
+            inputs = encode_cell_inputs(self.models.diffusion, quick, (9001, 9002))
+            images = [image for row in draw(self.models.diffusion, inputs, self.profile.sweep) for image in row]
+            traits = trait_phrases(text, noun)
+            assert self.models.reader is not None
+            shares = shares_of(self.models.reader.shown(images, traits, noun), traits)
+            said = said_of(shares, subject, self.models.diffusion.count_tokens)
+            self.shown.insert(0, [row[0] for row in draw(self.models.diffusion, self.inputs, self.profile.sweep)])
+            return self._told(", ".join([subject, *said])), list(said)
+        finally:
+            applied.remove()
+
+    def _told(self, subject: str) -> dict[str, Any]:
+        texts = [prompt.template.replace("{subject}", subject) for prompt in PROMPTS]
+        images = draw(
+            self.models.diffusion, encode_cell_inputs(self.models.diffusion, texts, self.seeds), self.profile.sweep
+        )
+        self.shown.append([row[0] for row in images])
+        return self._judged([image for row in images for image in row], (len(PROMPTS), len(self.seeds)))
 
     def _cell(self, step: int, strength: float) -> dict[str, Any]:
         images = draw(self.models.diffusion, self.inputs, self.profile.sweep)
@@ -254,11 +322,14 @@ class _Drawing:
             "copying": _rounded(scores.copying.nan_to_num()),
             "alike": _rounded(torch.einsum("psd,ptd->pst", layout, layout)),
             "match": _rounded(match_grid(flat, texts, self.references.embedder).reshape(*shape, -1)),
-            **self._judged(flat, shape),
+            "judges": self._judged(flat, shape),
         }
 
     def _judged(self, flat: Sequence[Image], shape: tuple[int, int]) -> dict[str, Any]:
-        reading, wanted = self.read(flat), self.wanted.expand(len(flat), -1)
+        return {name: self._read(read, flat, shape) for name, read in self.judges.items()}
+
+    def _read(self, read: Judge, flat: Sequence[Image], shape: tuple[int, int]) -> dict[str, Any]:
+        reading, wanted = read(flat), self.wanted.expand(len(flat), -1)
         named = torch.tensor([_view(prompt) for prompt in PROMPTS]).repeat_interleave(shape[1])
         mask = visible_mask(wanted, named)
         right = (reading.traits == wanted) & mask
@@ -268,6 +339,7 @@ class _Drawing:
             "sides_right": _rounded((right[:, SIDES] & sides).sum(dim=1).reshape(shape)),
             "sides": _rounded(sides.sum(dim=1).reshape(shape)),
             "view": _rounded((reading.views == named).reshape(shape)),
+            "faces": _rounded(reading.faces.reshape(shape)),
         }
 
 
@@ -286,6 +358,22 @@ def _sheet_traits(read: Judge, views: Sequence[Image], wanted: torch.Tensor) -> 
     traits = torch.cat([read([view]).traits for view in views])
     everywhere = wanted.expand(len(views), -1)
     return probe.trait_accuracy(traits, everywhere, visible_mask(everywhere, torch.arange(len(views))))
+
+
+def contact_sheet(rows: Sequence[Sequence[Image]]) -> Image:
+    """Rows of pictures on one page: the sheet's views, then trigger alone, base told everything, recommended prompt."""
+    from PIL import Image as pil
+
+    width = max(sum(image.width for image in row) for row in rows)
+    page = pil.new("RGB", (width, sum(max(image.height for image in row) for row in rows)), "white")
+    top = 0
+    for row in rows:
+        left = 0
+        for image in row:
+            page.paste(image.convert("RGB"), (left, top))
+            left += image.width
+        top += max(image.height for image in row)
+    return page
 
 
 def _view(prompt: SweepPrompt) -> int:

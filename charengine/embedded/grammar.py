@@ -28,6 +28,7 @@ from charengine.embedded.traits import COLOURED_HEADGEAR, Traits, visible
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
 
 __all__ = [
     "STYLES",
@@ -35,14 +36,17 @@ __all__ = [
     "canonical_dict",
     "canonical_tags",
     "describe",
+    "edit_prompt",
     "in_known_words",
     "parse_prompt",
     "parse_tags",
+    "scene_phrases",
     "sheet_prompt",
     "tags_from_dict",
     "unknown_words",
 ]
 
+Told = tuple["str | None", "str | None", "str | None"]  # view, pose, background: what is named of them
 STYLES = ("prompt", "tags", "canonical", "sheet")
 _PRONOUN = {"woman": "her", "girl": "her", "man": "his", "robot": "its", "skeleton": "its", "alien": "its"}
 
@@ -56,6 +60,7 @@ def describe(
     rng: random.Random,
     style: str = "prompt",
     keep: float = 1.0,
+    say_view: bool = True,
 ) -> str:
     """Describe one picture of a character.
 
@@ -68,6 +73,7 @@ def describe(
         style: "prompt" (as people write), "tags" (shuffled comma tags), "canonical" (fixed order, no synonyms,
             inverted by `parse_tags`) or "sheet" (the edit model's prompt; takes no view, pose or background).
         keep: chance that each optional part is mentioned, in (0, 1].
+        say_view: name the view; else it only limits the description.
 
     Returns:
         Lowercase text of at most about 60 words ("sheet": 120).
@@ -77,11 +83,23 @@ def describe(
     if style == "canonical":
         return canonical_tags(traits, view=view, pose=pose, background=background)
     if style == "sheet":
-        text = _prompt(traits, None, None, None, rng, keep)
+        text = _prompt(traits, None, (None, None, None), rng, keep)
         items = {"right": traits.right_item, "left": traits.left_item}
         return sheet_prompt(text, traits.species, {side: item for side, item in items.items() if item != "none"})
     write = _prompt if style == "prompt" else _shuffled_tags
-    return write(traits, view, pose, background, rng, keep)
+    return write(traits, view, (view if say_view else None, pose, background), rng, keep)
+
+
+def edit_prompt(description: str, class_noun: str, scene: Sequence[str]) -> str:
+    """What the edit model is asked for beside a picture of a character: the same one, elsewhere.
+
+    Args:
+        description: the character in plain words, or nothing.
+        class_noun: what it is.
+        scene: view, pose, background and framing, in any order.
+    """
+    text = f"the same {class_noun} as in the picture: {', '.join(scene)}"
+    return f"{text}: {description}" if description else text
 
 
 def sheet_prompt(description: str, class_noun: str, items: dict[str, str] | None = None) -> str:
@@ -173,8 +191,13 @@ def _item_phrases(traits: Traits, view: str | None, rng: random.Random, pronoun:
     return phrases
 
 
-def _scene(view: str | None, pose: str | None, background: str | None, rng: random.Random, keep: float) -> list[str]:
-    parts = [(view, VIEW_PHRASES), (pose, POSE_PHRASES), (background, BACKGROUND_PHRASES)]
+def scene_phrases(view: str | None, pose: str | None, background: str | None, rng: random.Random) -> list[str]:
+    """Words for a view, a pose and a background, each of which may be left out."""
+    return _scene((view, pose, background), rng, 1.0)
+
+
+def _scene(told: Told, rng: random.Random, keep: float) -> list[str]:
+    parts = zip(told, (VIEW_PHRASES, POSE_PHRASES, BACKGROUND_PHRASES), strict=True)
     return [_choose(phrases[value], rng) for value, phrases in parts if value and rng.random() < keep]
 
 
@@ -184,9 +207,7 @@ def _tattoo_phrase(colour: str, rng: random.Random) -> str:
     )
 
 
-def _prompt(
-    traits: Traits, view: str | None, pose: str | None, background: str | None, rng: random.Random, keep: float
-) -> str:
+def _prompt(traits: Traits, view: str | None, told: Told, rng: random.Random, keep: float) -> str:
     """A sentence-like prompt."""
     pronoun = _PRONOUN.get(traits.species, rng.choice(("his", "her")))
     noun = _noun(traits.species, rng)
@@ -216,16 +237,14 @@ def _prompt(
         clauses.append(_tattoo_phrase(traits.tattoo, rng))
     if rng.random() < 0.3:
         rng.shuffle(clauses)
-    scene = _scene(view, pose, background, rng, keep)
+    scene = _scene(told, rng, keep)
     if rng.random() < 0.25:
         rng.shuffle(scene)
         return ", ".join([*scene, head, *clauses])
     return ", ".join([head, *clauses, *scene])
 
 
-def _shuffled_tags(
-    traits: Traits, view: str | None, pose: str | None, background: str | None, rng: random.Random, keep: float
-) -> str:
+def _shuffled_tags(traits: Traits, view: str | None, told: Told, rng: random.Random, keep: float) -> str:
     """Comma tags in any order, the noun first."""
     tags = [_choose(SKIN_WORDS[traits.skin], rng) + " skin", f"{_choose(BUILD_PHRASES[traits.build], rng)} build"]
     tags += _worn(traits, rng, keep=1.0)
@@ -239,6 +258,6 @@ def _shuffled_tags(
         item = getattr(traits, f"{side}_item")
         if item != "none" and visible(f"{side}_item", traits, view) and rng.random() < (1 + keep) / 2:
             tags.append(item_tag(side, item))
-    tags += _scene(view, pose, background, rng, keep)
+    tags += _scene(told, rng, keep)
     rng.shuffle(tags)
     return ", ".join([_noun(traits.species, rng), *tags])

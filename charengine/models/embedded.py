@@ -62,6 +62,7 @@ def load(profile: Profile) -> Models:
         device,
         fingerprint(edit),
         vae_area=EMBEDDED_VAE_AREA,
+        enlarges=False,
         condition_area=EMBEDDED_CONDITION_AREA,
         keep=PARTS,
         unknown_words=unknown_words,

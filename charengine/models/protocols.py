@@ -64,8 +64,9 @@ class SheetEditor(Protocol):
         guidance: float,
         conditioning: str = "latents",
         redraw: tuple[int, int, int, int] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Image:
-        """One image of the template's size; `redraw` = x0, y0, x1, y1 repaints only that box of `template`."""
+        """One image of `size`, or of the template's; `redraw` = x0, y0, x1, y1 repaints only that box of `template`."""
         ...
 
     def unknown_words(self, prompt: str) -> tuple[str, ...]:

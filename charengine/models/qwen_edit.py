@@ -63,6 +63,7 @@ class QwenEdit:
         fingerprint: digest of the weights, for cache keys.
         variant: "edit_plus" (2509, 2511: the language model sees a small picture) or "edit" (a full-size one).
         vae_area: pixels of the template as VAE latents.
+        enlarges: a smaller template is enlarged to that, as diffusers does.
         condition_area: pixels of the template for the language model ("edit" uses `vae_area`).
         keep: parts that stay loaded between stages, of "text_encoder", "transformer", "vae".
         lightning: a Lightning LoRA file; drawings of at most `LIGHTNING_STEPS` steps use it, in its own number of steps and
@@ -84,6 +85,7 @@ class QwenEdit:
         *,
         variant: Variant = "edit_plus",
         vae_area: int = VAE_AREA,
+        enlarges: bool = True,
         condition_area: int = CONDITION_AREA,
         keep: Collection[str] = (),
         lightning: Path | None = None,
@@ -96,7 +98,7 @@ class QwenEdit:
         loaded: Loaded | None = None,
     ) -> None:
         self.parts, self.device, self.fingerprint = parts, device, fingerprint
-        self.variant, self.vae_area = variant, vae_area
+        self.variant, self.vae_area, self.enlarges = variant, vae_area, enlarges
         self.condition_area = vae_area if variant == "edit" else condition_area
         self.keep, self.lightning, self.loras = frozenset(keep), lightning, tuple(loras)
         self.lightning_steps, self.fused_steps = lightning_steps, fused_steps
@@ -118,8 +120,9 @@ class QwenEdit:
         guidance: float,
         conditioning: str = "latents",
         redraw: Box | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Image.Image:
-        """One image of the template's size.
+        """One image.
 
         Args:
             template: what the model sees; with `redraw` a sheet, of which the model sees all but the box. Alpha is
@@ -131,20 +134,22 @@ class QwenEdit:
             guidance: true CFG scale; 1 = off, at half the cost.
             conditioning: "latents" (template as VAE latents too) or "vision" (language model only).
             redraw: x0, y0, x1, y1 in pixels: repaint only this box; pixels outside keep their exact values.
+            size: width and height of what is drawn; the template's when left out, and always with `redraw`.
 
         Raises:
             BadInput: a size, box or conditioning that cannot be drawn.
         """
         template = over_white(template)
-        self._check(template.size, conditioning, redraw)
+        size = template.size if size is None or redraw is not None else size
+        self._check(size, conditioning, redraw)
         fast = bool(self.fused_steps) or (self.lightning is not None and steps <= LIGHTNING_STEPS)
         steps = (self.fused_steps or self.lightning_steps) if fast else steps
         prompts = [prompt] if guidance <= 1 or fast else [prompt, negative_prompt]
         shown = template if redraw is None else blanked(template, redraw)
         seen, repaint = self._template_latents(shown, conditioning, redraw)
         encoded = self._encode(prompts, shown)
-        latents = self._denoise(encoded, seen, repaint, template.size, seed, steps, guidance, fast)
-        image = self._decode(latents, template.size)
+        latents = self._denoise(encoded, seen, repaint, size, seed, steps, guidance, fast)
+        image = self._decode(latents, size)
         return image if redraw is None else _paste(template, image, redraw)
 
     def unknown_words(self, prompt: str) -> tuple[str, ...]:
@@ -201,7 +206,8 @@ class QwenEdit:
         """What is shown as tokens beside the noise, and what a repainted box is surrounded by."""
         seen = repaint = None
         if conditioning == "latents":
-            size = dimensions(self.vae_area, shown.width / shown.height)
+            area = self.vae_area if self.enlarges else min(self.vae_area, shown.width * shown.height)
+            size = dimensions(area, shown.width / shown.height)
             seen = self._encode_pixels(shown.resize(size, Image.Resampling.LANCZOS))
         if redraw is not None:
             repaint = _Repaint(pack(self._encode_pixels(shown)), self._token_mask(redraw, shown.size))
@@ -214,7 +220,7 @@ class QwenEdit:
         step = 2 * self._factor()
         if size[0] % step or size[1] % step:
             raise BadInput(
-                f"template of {size[0]}x{size[1]} cannot be drawn on: both sides must be multiples of {step}"
+                f"a picture of {size[0]}x{size[1]} cannot be drawn on: both sides must be multiples of {step}"
             )
         if redraw is not None:
             x0, y0, x1, y1 = redraw

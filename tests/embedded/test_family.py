@@ -161,10 +161,10 @@ def test_the_fast_denoiser_and_vae_equal_the_stock_ones():
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
-def test_training_samples_sheets_exactly_as_the_pipeline_does(edit_pipeline, monkeypatch, tmp_path):
+def test_training_samples_sheets_and_edits_as_the_pipeline_does(edit_pipeline, monkeypatch, tmp_path):
     import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus as source
 
-    from charengine.embedded.making import sheet_samples, sheets
+    from charengine.embedded.making import edits, sheet_samples, sheets
     from charengine.embedded.making.vae import Autoencoder
 
     monkeypatch.setattr(source, "VAE_IMAGE_SIZE", EMBEDDED_VAE_AREA)
@@ -183,15 +183,33 @@ def test_training_samples_sheets_exactly_as_the_pipeline_does(edit_pipeline, mon
     blank = template(384, 384)
     latents = vae.to_latents(torch.from_numpy(np.array(blank)).permute(2, 0, 1)[None])
     prompt = "three views of the same elf: an elf in red"
-    mine = sheet_samples.draw(reader, denoiser, latents, [prompt], sheets.LATENTS, seed=5, steps=2)
+    shown = sheet_samples.Shown(latents)
+    mine = sheet_samples.draw(reader, denoiser, sheets.shape_of(latents), [prompt], shown, seed=5, steps=2)
     noise = torch.randn(1, 576, 64, generator=torch.Generator().manual_seed(5))
     edit_pipeline.set_progress_bar_config(disable=True)
     theirs = edit_pipeline(
         image=blank, prompt=prompt, negative_prompt=" ", true_cfg_scale=sheet_samples.GUIDANCE, num_inference_steps=2,
         height=384, width=384, latents=noise, output_type="latent",
     ).images  # fmt: skip
-    handle.remove()
     assert torch.allclose(mine, sheets.from_tokens(theirs), atol=5e-3)  # the training pool keeps latents as bf16
+
+    pixels = torch.randint(0, 255, (1, 3, 384, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    view = torch.nn.functional.avg_pool2d(pixels.float(), 16).repeat_interleave(16, 2).repeat_interleave(16, 3).byte()
+    eye = still.normalised(edits.looked_at(view))
+    prompt = "the same elf as in the picture: forest"
+    mine = sheet_samples.draw(
+        reader, denoiser, (16, 16), [prompt], sheet_samples.Shown(vae.to_latents(view), eye), seed=5, steps=2
+    )
+    noise = torch.randn(1, 256, 64, generator=torch.Generator().manual_seed(5))
+    monkeypatch.setattr(source, "VAE_IMAGE_SIZE", 128 * 384)
+    theirs = edit_pipeline(
+        image=Image.fromarray(view[0].permute(1, 2, 0).numpy()), prompt=prompt, negative_prompt=" ",
+        true_cfg_scale=sheet_samples.GUIDANCE, num_inference_steps=2, height=256, width=256, latents=noise,
+        output_type="latent",
+    ).images  # fmt: skip
+    handle.remove()
+    # the VL's picture is resized on the device here, by Pillow there
+    assert torch.allclose(mine, sheets.from_tokens(theirs, (16, 16)), atol=2e-2)
 
 
 def test_trained_weights_and_latent_statistics_arrive_in_the_folders(tmp_path):

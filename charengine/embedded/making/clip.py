@@ -14,7 +14,7 @@ from charengine.embedded.making.data import Refill, Renderer, Scene, characters_
 from charengine.embedded.making.family import CLIP_SIZE, build_clip
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.run import Run
-from charengine.embedded.making.sheets import normalised
+from charengine.embedded.making.still import normalised
 
 SIZES = ((128, 384), (256, 256))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from charengine.embedded import grammar, raster, world
 from charengine.embedded.probe import SIDE_ITEMS
@@ -80,7 +81,7 @@ class Renderer:
 
     @torch.no_grad()
     def pictures(
-        self, indices: torch.Tensor, size: tuple[int, int], plain: float, exact: float
+        self, indices: torch.Tensor, size: tuple[int, int], plain: float, exact: float, toward: float = 0.0
     ) -> tuple[torch.Tensor, torch.Tensor, Scene]:
         """One picture of each character.
 
@@ -89,6 +90,7 @@ class Renderer:
             size: width, height.
             plain: share of standing figures on white.
             exact: share seen exactly from the front, side or back; the rest from any side between them.
+            toward: share of that rest which is turned towards the viewer, as people are where nobody says how.
 
         Returns:
             Pictures (n, 3, h, w) uint8, coverage (n, 1, h, w) uint8, and what they show.
@@ -101,7 +103,7 @@ class Renderer:
         yaw = [list(world.VIEW_YAW.values())[v] + rng.gauss(0, 0.03) for v in view]
         for i in range(n):
             if rng.random() >= exact:
-                yaw[i] = rng.uniform(-0.35, math.pi + 0.35)
+                yaw[i] = rng.uniform(-0.6, 0.9) if rng.random() < toward else rng.uniform(-0.35, math.pi + 0.35)
                 view[i] = name_view(yaw[i])
         upright = size[1] > 1.6 * size[0]
         zoom = [rng.uniform(0.9, 1.0) if upright else rng.uniform(0.8, 1.0) for _ in range(n)]
@@ -116,6 +118,26 @@ class Renderer:
         )  # fmt: skip
         image, alpha = (to_bytes(x).expand(n, -1, -1, -1).clone() for x in (drawn.image, drawn.alpha))
         return image, alpha, Scene(indices, view, pose, background, zoom)
+
+
+def weights_of(images: torch.Tensor, figure: torch.Tensor, cell: int) -> torch.Tensor:
+    """How much each cell of a picture counts in a loss, 1 on average: small detailed things of the figure most.
+
+    Args:
+        images: (n, 3, h, w) uint8.
+        figure: (n, 1, h, w), where the character is.
+        cell: side of a cell in pixels.
+
+    Returns:
+        (n, 1, h / cell, w / cell), bf16.
+    """
+    from charengine.embedded.making.vae import detail
+
+    parts = []
+    for pictures, where in zip(images.split(128), figure.split(128), strict=True):
+        parts.append(F.avg_pool2d(1 + where.float() * (1 + detail(to_unit(pictures))), cell))
+    found = torch.cat(parts)
+    return (found / found.mean((1, 2, 3), keepdim=True)).to(torch.bfloat16)
 
 
 def name_view(yaw: float) -> int:
@@ -213,33 +235,57 @@ def sheet_text(traits: Traits, rng: random.Random) -> str:
 
 
 def picture_text(scene: Scene, i: int, traits: Traits, rng: random.Random) -> str:
-    """A prompt for one picture: a sentence, tags, or a training caption; often not saying everything."""
+    """A prompt for one picture: a sentence, tags, or a training caption; often not saying everything.
+
+    Every second front view goes unsaid: who does not say how somebody is seen means from the front.
+    """
     if rng.random() < 0.10:
         return ""
     view = VIEWS[scene.view[i]] if scene.view[i] >= 0 else None
     pose, background = POSES[scene.pose[i]], BACKGROUNDS[scene.background[i]]
     keep = rng.choice((1.0, rng.uniform(0.3, 1.0)))
     framing = "portrait" if scene.zoom[i] > 1.2 else "full body"
+    say_view = view != VIEWS[0] or rng.random() < 0.5
     kind = rng.random()
+    if kind < 0.65:
+        text = grammar.describe(
+            traits, view=view, pose=pose, background=background, rng=rng, keep=keep, say_view=say_view,
+            style="prompt" if kind < 0.45 else "tags",
+        )  # fmt: skip
     if kind < 0.45:
-        text = grammar.describe(traits, view=view, pose=pose, background=background, rng=rng, style="prompt", keep=keep)
         text = f"{text}, {framing}" if rng.random() < 0.35 or scene.zoom[i] > 1.2 else text
-    elif kind < 0.65:
-        text = grammar.describe(traits, view=view, pose=pose, background=background, rng=rng, style="tags", keep=keep)
-    else:
-        text = caption_text(traits, view, pose, background, framing, rng)
+    elif kind >= 0.65:
+        text = caption_text(traits, view, pose, background, framing, rng, say_view)
     if rng.random() < 0.15:
         word = nonsense(rng)
         text = f"{word}, {text}" if rng.random() < 0.6 else f"{text}, {rng.choice((word, *FILLERS))}"
     return text
 
 
-def caption_text(traits: Traits, view: str | None, pose: str, background: str, framing: str, rng: random.Random) -> str:
+def edit_text(scene: Scene, i: int, traits: Traits, rng: random.Random) -> str:
+    """An instruction to the edit model for one picture; three in ten leave the character to be seen."""
+    view = VIEWS[scene.view[i]] if scene.view[i] >= 0 else None
+    asked = grammar.scene_phrases(
+        None if view == VIEWS[0] and rng.random() < 0.3 else view,
+        POSES[scene.pose[i]], BACKGROUNDS[scene.background[i]], rng,
+    )  # fmt: skip
+    rng.shuffle(asked)
+    asked.append("portrait" if scene.zoom[i] > 1.2 else "full body")
+    said = ""
+    if rng.random() < 0.7:
+        said = grammar.describe(traits, rng=rng, keep=rng.choice((1.0, 1.0, rng.uniform(0.3, 1.0))))
+    return grammar.edit_prompt(said, traits.species, asked)
+
+
+def caption_text(
+    traits: Traits, view: str | None, pose: str, background: str, framing: str, rng: random.Random, say_view: bool
+) -> str:
     """Like the caption stage's: class noun, view, framing, what tags are left, background."""
     tags = grammar.canonical_tags(traits, view=view).split(", ")
-    seen = [f"{view} view"] if view else []
+    named = [f"{view} view"] if view else []
+    seen = named if say_view else []
     tags = [
-        tag for tag in tags if tag not in (traits.species, *seen) and rng.random() < rng.choice((0.0, 0.5, 1.0, 1.0))
+        tag for tag in tags if tag not in (traits.species, *named) and rng.random() < rng.choice((0.0, 0.5, 1.0, 1.0))
     ]
     posed = [pose] if pose != "standing" or rng.random() < 0.5 else []
     where = ["simple background", "white background"] if background == BACKGROUNDS[WHITE] else [background]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from charengine.embedded import grammar
 from charengine.embedded.making.clock import Average, Clock, Log, decayed, finish, read_weights, write_weights
-from charengine.embedded.making.data import Refill, Renderer, Scene, characters_of, picture_text
+from charengine.embedded.making.data import Refill, Renderer, Scene, characters_of, picture_text, weights_of
 from charengine.embedded.making.family import build_text_encoders, build_unet
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.heads import TraitHeads
@@ -51,9 +51,10 @@ class PicturePool:
     """Latents and tokenised prompts of rendered pictures, by size."""
 
     def __init__(self, run: Run, writer: Writer, vae: Autoencoder, capacity: int, chunk: int) -> None:
-        self.renderer = Renderer(run.device, run.seed + 21, few=run.tiny)
+        self.renderer = Renderer(run.device, run.seed + 21, few=run.tiny, filled=0.35)
         self.writer, self.vae, self.capacity, self.chunk = writer, vae, capacity, chunk
         self.latents: dict[tuple[int, int], torch.Tensor] = {}
+        self.weights: dict[tuple[int, int], torch.Tensor] = {}
         self.ids: dict[tuple[int, int], torch.Tensor] = {}
         self.traits: dict[tuple[int, int], torch.Tensor] = {}
         self.count = 0
@@ -66,8 +67,8 @@ class PicturePool:
         size = size or rng.choices(list(SIZES), weights=list(SIZES.values()))[0]
         indices = self.renderer.characters(self.chunk)
         plain, exact = (0.75, 0.7) if size == (128, 384) else (0.2, 0.6)
-        images, _, scene = self.renderer.pictures(indices, size, plain=plain, exact=exact)
-        latents = self.vae.to_latents(images)
+        images, alpha, scene = self.renderer.pictures(indices, size, plain=plain, exact=exact, toward=0.85)
+        latents, weights = self.vae.to_latents(images), weights_of(images, alpha > 25, 8)
         characters = characters_of(indices)
         texts = [picture_text(scene, i, c, rng) for _ in range(2) for i, c in enumerate(characters)]
         ids = self.writer.tokens(texts).reshape(2, len(characters), 77).transpose(0, 1).to(latents.device)
@@ -75,19 +76,22 @@ class PicturePool:
         if size in self.latents:
             room = int(self.capacity * SIZES[size])
             latents = torch.cat([self.latents[size], latents])[-room:]
+            weights = torch.cat([self.weights[size], weights])[-room:]
             ids = torch.cat([self.ids[size], ids])[-room:]
             traits = torch.cat([self.traits[size], traits])[-room:]
         self.latents[size], self.ids[size], self.traits[size] = latents, ids, traits
+        self.weights[size] = weights
         self.count += self.chunk
 
-    def batch(self, n: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int]]:
-        """Latents, ids, traits and the size of one batch; larger pictures come fewer at a time."""
+    def batch(self, n: int, rng: random.Random) -> tuple[torch.Tensor, ...]:
+        """Latents, weights, ids, traits of one batch; larger pictures come fewer at a time."""
         size = rng.choices(list(SIZES), weights=list(SIZES.values()))[0]
         n = max(1, n * 128 * 384 // (size[0] * size[1]))
         pool = self.latents[size]
         pick = torch.randint(len(pool), (n,), device=pool.device)
         which = torch.randint(2, (n,), device=pool.device)
-        return pool[pick].float(), self.ids[size][pick, which], self.traits[size][pick], size
+        weights = self.weights[size][pick].float()
+        return pool[pick].float(), weights, self.ids[size][pick, which], self.traits[size][pick]
 
 
 def alphas(device: torch.device) -> torch.Tensor:
@@ -117,11 +121,12 @@ def train_images(run: Run, minutes: float) -> None:
     average = Average(modules, 0.999)
     clock = Clock(minutes, max_steps=run.max_steps)
     pool = PicturePool(run, writer, vae, capacity=run.scale(120000, 40), chunk=run.scale(512, 4))
-    fill = Clock(run.scale(300, 1) / 600 * min(1.0, minutes / 6))
+    alone = run.team.size == 1
+    fill = Clock(run.scale(300 if alone else 600, 1) / 600 * min(1.0, minutes / 6))
     while fill.progress < 1 or pool.count < run.scale(2000, 16):
         pool.make()
-    refill = Refill(pool.make, 0.12)
-    rate = 1e-3
+    refill = Refill(pool.make, 0.12 if alone else 0.0)  # every refill of one would hold up the others
+    rate = 7e-4 if resumed else 1e-3
     heads = TraitHeads(3 * run.sizes.te_width).to(device)
     groups = decayed(unet, rate=rate) + decayed(writer.first, writer.second, heads, rate=rate * 0.7)
     optimiser = GraphedOptimiser(groups, clock)
@@ -131,7 +136,7 @@ def train_images(run: Run, minutes: float) -> None:
     batch = run.scale(256, 2)
 
     def step(
-        clean: torch.Tensor, ids: torch.Tensor, traits: torch.Tensor, sizes: torch.Tensor
+        clean: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, traits: torch.Tensor, sizes: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         n = len(clean)
         t = torch.randint(1000, (n,), device=device)
@@ -143,7 +148,7 @@ def train_images(run: Run, minutes: float) -> None:
             added = {"text_embeds": pooled, "time_ids": sizes}
             guess = unet(noisy, t, states, added_cond_kwargs=added, return_dict=False)[0]
             named = heads(torch.cat([states.mean(1), pooled], -1), traits)
-        each = (guess.float() - noise).square().mean((1, 2, 3))
+        each = ((guess.float() - noise).square() * weights).mean((1, 2, 3))
         loss = (each * (MIN_SNR / snr[t]).clamp(max=1.0)).mean()
         (loss + 0.01 * named).backward()
         return loss.detach(), each.mean().detach(), named.detach()
@@ -155,10 +160,14 @@ def train_images(run: Run, minutes: float) -> None:
         pictures=pool.count,
         parameters=sum(p.numel() for m in modules.values() for p in m.parameters()),
     )
-    while clock.progress < 1:
-        clean, ids, traits, size = pool.batch(batch, rng)
-        loss, plain, named = train_step(size, clean, ids, traits, time_ids(len(clean), size, device))
+    ended = False
+    while not ended:
+        clean, weights, ids, traits = pool.batch(batch, rng)
+        size = (8 * clean.shape[3], 8 * clean.shape[2])
+        sizes = time_ids(len(clean), size, device)
+        loss, plain, named = train_step(size, clean, weights, ids, traits, sizes)
         optimiser.step()
+        ended = run.team.average(optimiser.parameters, clock.step, clock.progress >= 1)
         average.update()
         refill.tick()
         if clock.step % run.every(100) == 0 or clock.step <= 3:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from charengine.embedded.making.family import TINY, Sizes
+from charengine.embedded.making.team import Team
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Run:
     max_steps: int = 0
     save_every: float = 60.0
     saved: dict[str, float] = field(default_factory=dict)
+    team: Team = field(default_factory=Team)
 
     @property
     def sizes(self) -> Sizes:

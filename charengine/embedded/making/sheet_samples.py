@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from charengine.embedded import grammar
+from charengine.embedded import grammar, probe
 from charengine.embedded.captioning import CAPTION_PROMPT
 from charengine.embedded.making.clock import Log
 from charengine.embedded.making.data import Renderer, characters_of
+from charengine.embedded.making.edits import EDITS, EditPool, looked_at
 from charengine.embedded.making.run import Run
-from charengine.embedded.making.sheets import LATENTS, VISION, Denoiser, Reader, from_tokens, normalised, to_tokens
-from charengine.embedded.making.still import look, pixel_patches, read
+from charengine.embedded.making.sheet_pools import LATENTS, VISION
+from charengine.embedded.making.sheets import Denoiser, Reader, Shape, from_tokens, shape_of, to_tokens
+from charengine.embedded.making.still import look, normalised, pixel_patches, read
 from charengine.embedded.making.vae import Autoencoder
 from charengine.embedded.shape import SHEET_SIZE
 from charengine.embedded.traits import BACKGROUNDS, POSES, VIEWS
@@ -22,44 +25,63 @@ from charengine.embedded.traits import BACKGROUNDS, POSES, VIEWS
 GUIDANCE, STEPS, SHIFT = 3.0, 16, 3.0
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What the model sees beside the prompts.
+
+    Attributes:
+        latents: (1 or n, 16, h, w) of the picture, or None where only the VL sees it.
+        eye: (n, 3, h, w) as the VL sees it, normalised, or None: the template.
+    """
+
+    latents: torch.Tensor | None = None
+    eye: torch.Tensor | None = None
+
+
 @torch.no_grad()
 def draw(
     reader: Reader,
     denoiser: Denoiser,
-    blank: torch.Tensor,
+    shape: Shape,
     prompts: list[str],
-    mode: int,
+    shown: Shown,
     seed: int,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> torch.Tensor:
-    """Latents of sheets, sampled as the pipeline does (Euler, shifted sigmas, norm-rescaled guidance)."""
-    device = blank.device
-    ids = reader.tokens(prompts)
-    out: list[torch.Tensor] = [blank] * len(prompts)
+    """Latents of pictures of `shape` tokens, sampled as the pipeline does (Euler, shifted sigmas, norm-rescaled guidance)."""
+    device = next(denoiser.model.parameters()).device
+    seen = 0 if shown.eye is None else shown.eye.shape[-1] * shown.eye.shape[-2] // 28**2
+    ids = reader.tokens(prompts, seen)
+    out: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
     even = torch.linspace(1, 1 / steps, steps)
     sigmas = [*(SHIFT * even / (1 + (SHIFT - 1) * even)).tolist(), 0.0]
     for length in sorted({len(row) for row in ids}):
         group = [i for i, row in enumerate(ids) if len(row) == length]
-        text = reader.encode(torch.tensor([ids[i] for i in group], device=device))
-        negative = reader.encode(torch.tensor(reader.tokens([" "]), device=device)).expand(len(group), -1, -1)
+        eye = () if shown.eye is None else pixel_patches(shown.eye[group])
+        text = reader.encode(torch.tensor([ids[i] for i in group], device=device), *eye)
+        empty = torch.tensor(reader.tokens([" "], seen), device=device).expand(len(group), -1)
+        negative = reader.encode(empty, *eye)
         noise = [
-            torch.randn(1, SHEET_SIZE**2 // 256, 64, generator=torch.Generator().manual_seed(seed + i)) for i in group
+            torch.randn(1, shape[0] * shape[1], 64, generator=torch.Generator().manual_seed(seed + i)) for i in group
         ]
-        x = torch.cat(noise).to(device)
-        given = to_tokens(blank.float()).expand(len(group), -1, -1)
+        x, beside = torch.cat(noise).to(device), None
+        shapes: tuple[Shape, ...] = (shape,)
+        if shown.latents is not None:
+            latents = shown.latents.float()
+            beside = to_tokens(latents.expand(len(prompts), -1, -1, -1)[group])
+            shapes = (shape, shape_of(latents))
         for now, then in itertools.pairwise(sigmas):
             t = torch.full((len(group),), now, device=device)
-            tokens = x if mode == VISION else torch.cat([x, given], 1)
-            grids = 1 if mode == VISION else 2
-            with_prompt = denoiser(tokens, text, t, grids).float()
-            without = denoiser(tokens, negative, t, grids).float()
+            tokens = x if beside is None else torch.cat([x, beside], 1)
+            with_prompt = denoiser(tokens, text, t, shapes).float()
+            without = denoiser(tokens, negative, t, shapes).float()
             guided = without + guidance * (with_prompt - without)
             guided = guided * (
                 with_prompt.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True).clamp(min=1e-6)
             )
             x = x + (then - now) * guided
-        for i, latents in zip(group, from_tokens(x), strict=True):
+        for i, latents in zip(group, from_tokens(x, shape), strict=True):
             out[i] = latents
     return torch.stack(out)
 
@@ -97,7 +119,9 @@ def show(run: Run, log: Log, reader: Reader, denoiser: Denoiser, vae: Autoencode
     steps = STEPS if not run.tiny else 2
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
         for mode in (LATENTS, VISION):
-            rows.append(vae.to_pictures(draw(reader, denoiser, blank, prompts, mode, seed=5, steps=steps)))
+            shown = Shown(blank if mode == LATENTS else None)
+            latents = draw(reader, denoiser, shape_of(blank), prompts, shown, seed=5, steps=steps)
+            rows.append(vae.to_pictures(latents))
     run.picture("sheets", [p for i in range(0, len(prompts), 6) for p in (r[i : i + 6] for r in rows)])
     (run.out / "sheets_prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     rendered, _, scene = test.pictures(test.characters(run.scale(96, 2)), (128, 384), plain=1.0, exact=1.0)
@@ -115,3 +139,44 @@ def show(run: Run, log: Log, reader: Reader, denoiser: Denoiser, vae: Autoencode
         lines.append(f"said:  {said[i]}\ntruth: {grammar.tags_from_dict(wanted)}\n")
     (run.out / "captions.txt").write_text("\n".join(lines), encoding="utf-8")
     log.write(event="captions", f1=score)
+    show_edits(run, log, reader, denoiser, vae)
+
+
+@torch.no_grad()
+def show_edits(run: Run, log: Log, reader: Reader, denoiser: Denoiser, vae: Autoencoder) -> None:
+    """Held-out edits of every kind: what was shown, the truth, what was drawn; and what the shipped probe reads in it."""
+    pool = EditPool(run, reader, vae, capacity=run.scale(64, 2), chunk=run.scale(64, 2))
+    pool.renderer = Renderer(run.device, 994, "heldout", few=run.tiny, filled=0.5)
+    judge = probe.load_judge(device=run.device)
+    said = []
+    for name, edit in EDITS.items():
+        indices = pool.renderer.characters(pool.chunk)
+        sources = pool.sources(edit, indices)
+        truth, _, texts = pool.targets(edit, indices)
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
+            source = vae.to_latents(sources)
+            shape = (edit.target[1] // 16, edit.target[0] // 16)
+            shown = Shown(source, normalised(looked_at(sources)))
+            drawn = vae.to_pictures(
+                draw(reader, denoiser, shape, texts, shown, seed=6, steps=STEPS if not run.tiny else 2)
+            )
+        wanted = indices.cpu()
+        read_in = {"truth": truth.float() / 255, "drawn": drawn}
+        scores: dict[str, float] = {}
+        for what, pictures in read_in.items():
+            if edit.target == (SHEET_SIZE, SHEET_SIZE):
+                reading = probe.score_sheets(judge, pictures)
+                mask = probe.sheet_mask(wanted)
+                right = probe.trait_accuracy(reading.traits, wanted[:, None].expand_as(reading.traits), mask)
+                scores |= {what: right, f"{what}_views": probe.view_accuracy(reading.views)}
+            else:
+                reading = probe.score_images(judge, pictures)
+                scores[what] = probe.trait_accuracy(reading.traits, wanted, torch.ones_like(wanted, dtype=torch.bool))
+        log.write(event="edits", kind=name, **scores)
+        few = slice(0, 6)
+        run.picture(
+            f"edits_{name.replace(' ', '_')}",
+            [sources[few].float() / 255, truth[few].float() / 255, drawn[few].float()],
+        )
+        said += [name, *texts[:6], ""]
+    (run.out / "edits_prompts.txt").write_text("\n".join(said), encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 
 def still_convolutions() -> None:
@@ -29,6 +30,13 @@ def still_convolutions() -> None:
 
 
 # --- Qwen2.5-VL ------------------------------------------------------------------------------------------------------
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pictures as CLIP's image processor scales them."""
+    mean = torch.tensor(OPENAI_CLIP_MEAN, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(OPENAI_CLIP_STD, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels.float() / 255 - mean) / std
 
 
 def pixel_patches(pictures: torch.Tensor, patch: int = 14, merge: int = 2) -> tuple[torch.Tensor, tuple[int, int]]:

@@ -34,8 +34,11 @@ RESERVE = 40.0  # seconds kept at the end for samples, scores and packing
 def tracks(gpus: int, resumed: bool) -> list[tuple[str, str]]:
     """(device, plan) of each process; a plan is `part=minutes` in order, a part without minutes taking what is left.
 
-    From earlier weights only the VAEs' decoders are trained: the models on their latents go on from where they were.
+    From earlier weights only the VAEs' decoders are trained: the models on their latents go on from where they were. On four
+    cards not even these: two train the pictures together and two the sheets (processes of one plan are a team).
     """
+    if resumed and gpus >= 4:
+        return [(f"cuda:{i}", ("images", "sheets")[i // 2]) for i in range(4)]
     vae, minutes = ("decoder", (0.7, 0.6)) if resumed else ("vae", (1.7, 1.4))
     sheets, images = f"qwen_{vae}={minutes[0]},sheets", f"sdxl_{vae}={minutes[1]},images"
     rest = "probe=2.8,clip=2.4"
@@ -80,6 +83,7 @@ def run_plan(plan: str, args: argparse.Namespace) -> int:
     from charengine.embedded.making.clock import Log
     from charengine.embedded.making.data import compile_renderer
     from charengine.embedded.making.run import Run
+    from charengine.embedded.making.team import Team
 
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
@@ -88,7 +92,10 @@ def run_plan(plan: str, args: argparse.Namespace) -> int:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.manual_seed(args.seed)
-    run = Run(Path(args.out), device, Path(args.source) if args.source else None, args.tiny, args.seed, args.max_steps)
+    team = Team(args.rank, args.team, Path(args.out).resolve() / f"{plan}.meeting")
+    out = Path(args.out) / f"rank{team.rank}" if team.rank else Path(args.out)
+    source = Path(args.source) if args.source else None
+    run = Run(out, device, source, args.tiny, args.seed, args.max_steps, team=team)
     log = Log(run.out, "driver")
     log.write(event="renderer", how=compile_renderer(device), device=str(device), plan=plan, torch=torch.__version__)
     failed = 0
@@ -115,10 +122,13 @@ def run_all(args: argparse.Namespace) -> int:
     gpus = 0 if args.tiny else count_gpus()
     deadline = started + args.minutes * 60 - RESERVE
     processes = []
-    for i, (device, plan) in enumerate(tracks(gpus, bool(args.source))):
+    planned = tracks(gpus, bool(args.source))
+    for i, (device, plan) in enumerate(planned):
         command = [sys.executable, "-u", "-m", "charengine.embedded.making.train", "--part", plan, "--device", device]
         command += ["--out", str(out), "--deadline", str(deadline), "--seed", str(args.seed + i)]
         command += ["--from", args.source] if args.source else []
+        same = [j for j, (_, other) in enumerate(planned) if other == plan]
+        command += ["--team", str(len(same)), "--rank", str(same.index(i))]
         command += ["--tiny", "--max-steps", "3"] if args.tiny else []
         environment = {**os.environ, "OMP_NUM_THREADS": "4" if gpus else "2"}
         output = (out / f"track{i}.txt").open("w", encoding="utf-8")
@@ -164,6 +174,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-steps", type=int, default=0)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--team", type=int, default=1, help="processes that train these parts together")
+    parser.add_argument("--rank", type=int, default=0, help="which of them this is")
     args = parser.parse_args(argv)
     if args.smoke:
         args.all = args.tiny = True

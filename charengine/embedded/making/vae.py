@@ -194,8 +194,8 @@ def train_vae(run: Run, kind: str, minutes: float, decoder_only: bool = False) -
     clock = Clock(minutes, max_steps=run.max_steps)
     shapes = [(128, 384), (256, 256), (192, 256)]
     if kind == "qwen":
-        shapes = [(384, 384)] if decoder_only else [(384, 384), (128, 384)]
-    renderer = Renderer(device, run.seed + 1, few=run.tiny)
+        shapes = [(384, 384), (256, 256)] if decoder_only else [(384, 384), (128, 384)]
+    renderer = Renderer(device, run.seed + 1, few=run.tiny, filled=0.5)
     pool = Pictures(renderer, shapes, each=run.scale(8000, 8), chunk=run.scale(512, 4))
     for _ in range(run.scale(9, 0)):
         pool.make()

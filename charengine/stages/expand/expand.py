@@ -11,17 +11,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from charengine.config import Character, ExpandSettings
+from charengine.embedded.shape import PICTURE_SIZE, VIEW_SIZE
 from charengine.language.traits import colour_name
 from charengine.likeness import metrics
 from charengine.likeness.scoring import (
     PLAIN_SHARE,
     border_colour,
     figure_mask,
-    frame,
 )
 from charengine.models import Embedder, SheetEditor
 from charengine.pictures import open_image, png
@@ -32,8 +33,9 @@ from charengine.store import Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 from charengine.stages.expand.identity_rule import IdentityRule
-from charengine.stages.expand.requests import REQUESTS, ViewRequest
+from charengine.stages.expand.requests import PLAIN_REQUESTS, REQUESTS, ViewRequest
 
+KINDS = frozenset(REQUESTS)
 SIZE_STEP = 64  # sides of a picture are multiples of this, as SDXL's buckets are
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ def expand_views(
         store: where every picture goes, the refused ones too.
     """
     rule = IdentityRule(views, embedder, store)
-    missing, tried = tasks_of(settings), list[ExtraView]()
+    missing, tried = tasks_of(settings, _requests(editor)), list[ExtraView]()
     for k in range(settings.candidates):
         drawn = [_draw(task, k, views, character, settings, editor, store) for task in missing]
         judged = [_judge(one, rule, settings, store) for one in drawn]
@@ -95,13 +97,23 @@ def expand_views(
     return ExpansionRecord(views=found, warnings=_warnings(missing, settings, editor))
 
 
-def tasks_of(settings: ExpandSettings) -> list[_Task]:
-    """The kinds in turn, each with its next request, until there are enough."""
+def tasks_of(settings: ExpandSettings, requests: Mapping[str, tuple[ViewRequest, ...]] = REQUESTS) -> list[_Task]:
+    """The kinds that there are requests of in turn, each with its next one, until there are enough."""
+    kinds = [kind for kind in settings.kinds if kind in requests]
     tasks = []
-    for i in range(settings.count):
-        turn, kind = i // len(settings.kinds), settings.kinds[i % len(settings.kinds)]
-        tasks.append(_Task(f"{kind}-{turn + 1}", kind, REQUESTS[kind][turn % len(REQUESTS[kind])]))
+    for i in range(settings.count if kinds else 0):
+        turn, kind = i // len(kinds), kinds[i % len(kinds)]
+        tasks.append(_Task(f"{kind}-{turn + 1}", kind, requests[kind][turn % len(requests[kind])]))
     return tasks
+
+
+def _plain(editor: SheetEditor) -> bool:
+    """Whether the edit model reads the embedded family's own words instead of instructions."""
+    return getattr(editor, "prompt_style", "rich") == "plain"
+
+
+def _requests(editor: SheetEditor) -> Mapping[str, tuple[ViewRequest, ...]]:
+    return PLAIN_REQUESTS if _plain(editor) else REQUESTS
 
 
 def held_out_of(names: list[str], share: float, seed: int) -> frozenset[str]:
@@ -122,10 +134,14 @@ def _draw(
     store: Store,
 ) -> _Drawn:
     view = next(view for view in views.views if view.view == task.request.source)
-    side = max(SIZE_STEP, int(math.sqrt(view.width * view.height)) // SIZE_STEP * SIZE_STEP)
-    whole = frame(open_image(store.get(view.image)), None, views.background, margin=0.0)
-    source = whole.resize((side, side))
-    instruction = _instruction(task.request, character, views.background)
+    picture = open_image(store.get(view.image)).convert("RGB")
+    if _plain(editor):  # shown as it was cut, and drawn in a size that its diffusion model was taught
+        source, size = padded(picture, VIEW_SIZE, views.background), PICTURE_SIZE
+        instruction = _in_plain_words(task.request, character)
+    else:
+        side = max(SIZE_STEP, int(math.sqrt(view.width * view.height)) // SIZE_STEP * SIZE_STEP)
+        source, size = padded(picture, (side, side), views.background), (side, side)
+        instruction = _instruction(task.request, character, views.background)
     seed = int.from_bytes(hashlib.sha256(f"expand {character.seed} {task.name} {k}".encode()).digest()[:4], "big") >> 1
     image = editor.draw(
         source,
@@ -135,6 +151,7 @@ def _draw(
         steps=settings.steps,
         guidance=settings.guidance,
         conditioning="latents",
+        size=size,
     )
     return _Drawn(task, instruction, seed, source, image)
 
@@ -147,6 +164,23 @@ def _instruction(request: ViewRequest, character: Character, background: tuple[i
         "Face, hair, skin, outfit, colours and proportions stay exactly the same, and everything worn or held stays on the "
         f"same side of the body. One figure, no text.{ground}"
     )
+
+
+def _in_plain_words(request: ViewRequest, character: Character) -> str:
+    from charengine.embedded.grammar import edit_prompt, in_known_words
+
+    return edit_prompt(in_known_words(character.prompt).text, character.class_noun, [request.words])
+
+
+def padded(image: Image, size: tuple[int, int], colour: tuple[int, int, int]) -> Image:
+    """The whole image in the middle of a picture of `size`, the rest in the colour."""
+    from PIL import Image as pil
+
+    scale = min(size[0] / image.width, size[1] / image.height)
+    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    canvas = pil.new("RGB", size, colour)
+    canvas.paste(image.resize(inner), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return canvas
 
 
 def _judge(drawn: _Drawn, rule: IdentityRule, settings: ExpandSettings, store: Store) -> ExtraView:
@@ -187,8 +221,9 @@ def _warnings(missing: list[_Task], settings: ExpandSettings, editor: SheetEdito
             f"{len(missing)} of {settings.count} more views were refused ({names}): they are less like the sheet's views than "
             "these are to each other"
         )
-    if getattr(editor, "prompt_style", "rich") == "plain":
-        warnings.append("more views: the embedded edit model was taught to draw sheets, not to change a picture")
+    left_out = [kind for kind in settings.kinds if kind not in _requests(editor)]
+    if left_out and set(settings.kinds) != KINDS:
+        warnings.append(f"more views: the embedded edit model was not taught {', '.join(left_out)}")
     return tuple(warnings)
 
 
@@ -199,7 +234,7 @@ def _work(given: Given, views: ViewsRecord) -> ExpansionRecord:
 
 EXPAND = Stage(
     name="expand",
-    version=2,
+    version=3,
     makes=ExpansionRecord,
     work=_work,
     settings="expand",

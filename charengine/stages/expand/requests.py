@@ -65,3 +65,38 @@ REQUESTS: dict[str, tuple[ViewRequest, ...]] = {
         for words in ("in a forest", "in a city street at night", "on a beach", "in the hall of a castle")
     ),
 }
+
+
+def _plain(words: str, view: tuple[str, ...] = (), framing: str = FULL_BODY, source: ViewName = "front") -> ViewRequest:
+    said = "portrait" if framing == CLOSE_UP else framing
+    return ViewRequest(f"{words}, {said}", view, framing, source, scene="white" not in words)
+
+
+FRONT, SIDE, BACK = VIEW_TAGS["front"], VIEW_TAGS["side"], VIEW_TAGS["back"]
+# In the words of the embedded family, which knows no expressions; who does not say how somebody is seen means from the front, more
+# or less. The sweep's own scenes and poses are left to it.
+PLAIN_REQUESTS: dict[str, tuple[ViewRequest, ...]] = {
+    "close-up": (
+        _plain("facing the viewer, standing, plain white background", FRONT, CLOSE_UP),
+        _plain("facing the viewer, standing, meadow", FRONT, CLOSE_UP),
+        _plain("side view, standing, starry night", SIDE, CLOSE_UP, "side"),
+    ),
+    "three-quarter": (
+        _plain("standing, plain white background"),
+        _plain("back view, kneeling, lava cave", BACK, source="back"),
+        _plain("side view, pointing, stormy sea", SIDE, source="side"),
+    ),
+    "pose": (
+        _plain("pointing, meadow"),
+        _plain("facing the viewer, arms raised, starry night", FRONT),
+        _plain("kneeling, lava cave"),
+        _plain("facing the viewer, hands on hips, stormy sea", FRONT),
+        _plain("jumping, underwater"),
+    ),
+    "background": (
+        _plain("facing the viewer, standing, stormy sea", FRONT),
+        _plain("standing, meadow"),
+        _plain("facing the viewer, standing, lava cave", FRONT),
+        _plain("standing, underwater"),
+    ),
+}

@@ -102,7 +102,7 @@ def find_words(
     """
     traits = trait_phrases(prompt.replace(pick.training.trigger, " "), pick.training.class_noun)
     shares, pictures = _shares(pick, traits, reader, should_stop)
-    said = _said(pick, shares)
+    said = said_of(shares, pick.subject, pick.diffusion.count_tokens)
     text = ", ".join([pick.subject, *said])
     _go_on(should_stop)
     told = ", ".join([pick.training.class_noun, *said])
@@ -143,7 +143,7 @@ def with_words(data: bytes, words: Words) -> bytes:
 def _shares(
     pick: Pick, traits: Sequence[str], reader: TraitReader, should_stop: Callable[[], bool]
 ) -> tuple[dict[str, float], int]:
-    """Of each trait that more than half of the pictures can tell, the share of these that show it; and how many were read."""
+    """`shares_of` the pick's pictures, with a few more where these are few; and how many were read."""
     images = [open_image(pick.store.get(ref)) for ref in _judged(pick.swept)]
     if not traits:
         return {}, len(images)
@@ -159,13 +159,23 @@ def _shares(
     pick.diffusion.unload()
     read = reader.shown(images, traits, pick.training.class_noun)
     reader.unload()
+    return shares_of(read, traits), len(images)
+
+
+def shares_of(read: Sequence[Sequence[bool | None]], traits: Sequence[str]) -> dict[str, float]:
+    """Of each trait that more than half of the pictures can tell, the share of these that show it.
+
+    Args:
+        read: a row a picture, as `TraitReader.shown` gives them.
+        traits: their columns.
+    """
     shares = {}
     for i, words in enumerate(traits):
         told = [row[i] for row in read if row[i] is not None]
         # hair under a hood: said, the model takes the hood off (lab notes, 2026-11-29)
-        if 2 * len(told) > len(images):
+        if 2 * len(told) > len(read):
             shares[words] = sum(map(bool, told)) / len(told)
-    return shares, len(images)
+    return shares
 
 
 def _judged(swept: SweepRecord) -> list[Ref]:
@@ -177,12 +187,12 @@ def _judged(swept: SweepRecord) -> list[Ref]:
     return [swept.images[name] for name in names if name in swept.images]
 
 
-def _said(pick: Pick, shares: Mapping[str, float]) -> tuple[str, ...]:
+def said_of(shares: Mapping[str, float], subject: str, count_tokens: Callable[[str], int]) -> tuple[str, ...]:
     """The traits to say, in the description's order; where CLIP has no room for all, those that are shown least."""
     missing = [words for words, share in shares.items() if share < SAID_BELOW]
     chosen: list[str] = []
     for words in sorted(missing, key=lambda one: shares[one]):
-        if pick.diffusion.count_tokens(", ".join([pick.subject, *chosen, words])) <= MOST_TOKENS:
+        if count_tokens(", ".join([subject, *chosen, words])) <= MOST_TOKENS:
             chosen.append(words)
     return tuple(words for words in missing if words in chosen)
 

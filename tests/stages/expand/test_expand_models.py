@@ -13,6 +13,7 @@ from run_samples import WHITE, sample_dataset
 
 from charengine.config import ExpandSettings
 from charengine.dataset.reading import read_dataset
+from charengine.embedded.shape import PICTURE_SIZE
 from charengine.models import load
 from charengine.profiles.loading import load_profile
 from charengine.records import ExpansionRecord, ViewsRecord
@@ -20,6 +21,15 @@ from charengine.run.folder import write_views
 from charengine.stages.expand.expand import expand_views
 from charengine.stages.expand.identity_rule import IdentityRule
 from charengine.store import Store
+
+
+def test_what_the_embedded_edit_model_cannot_be_asked_for_is_left_out_and_said(views, store) -> None:
+    editor = load(load_profile("embedded")).editor
+    settings = ExpandSettings(count=2, kinds=("expression",), candidates=1, steps=1, guidance=1.0)
+    found = expand_views(views, GRISHA, settings, editor, load(load_profile("embedded")).embedder, store)
+    assert found.views == ()
+    assert found.warnings == ("more views: the embedded edit model was not taught expression",)
+
 
 # --- real models ------------------------------------------------------------------------------------------------------
 
@@ -69,13 +79,19 @@ def test_the_embedded_embedder_keeps_the_character_turned_posed_and_close_and_re
     assert same >= rule.least("close-up") > max(strange)
 
 
-def test_the_embedded_edit_model_is_held_to_the_rule_and_said_to_be_untaught(views, store) -> None:
+def test_the_embedded_edit_model_draws_in_its_own_words_and_size_and_is_held_to_the_rule(views, store) -> None:
     models = load(load_profile("embedded"))
     settings = ExpandSettings(count=3, kinds=("pose", "close-up"), candidates=1, steps=2, guidance=1.0)
     found = expand_views(views, GRISHA, settings, models.editor, models.embedder, store)
     assert len(found.views) == 3
     assert all((view.identity >= view.threshold) == (view.fate != "refused") for view in found.views)
-    assert "was taught to draw sheets" in found.warnings[-1]
+    assert {(view.width, view.height) for view in found.views} == {PICTURE_SIZE}
+    assert found.views[0].instruction.startswith("the same orc as in the picture: pointing, meadow, full body: ")
+    assert [view.tags for view in found.views] == [
+        ("full body",),
+        ("front view", "close-up"),
+        ("front view", "full body"),
+    ]
     dataset = captioned(views, store, found, Witness())
     assert {caption.view for caption in dataset.captions} == {"front", "side", "back", *(v.view for v in found.kept)}
 
