@@ -13,7 +13,10 @@ from typing import Any
 from charengine.embedded.making.family import count_parameters
 from charengine.embedded.making.pack import WEIGHTS
 
-CURVES = {"qwen_vae": "loss", "sdxl_vae": "loss", "sheets": "flow", "images": "loss", "clip": "texts", "probe": "loss"}
+CURVES = {
+    "qwen_vae": "loss", "sdxl_vae": "loss", "qwen_decoder": "loss", "sdxl_decoder": "loss", "sheets": "flow", "images": "loss",
+    "clip": "texts", "probe": "loss",
+}  # fmt: skip
 LICENCE = "Apache-2.0, like the code that draws the data and trains the weights."
 
 
@@ -49,7 +52,7 @@ def draw_curves(logs: Path, path: Path) -> None:
     from PIL import Image, ImageDraw
 
     width, height, pad = 260, 150, 14
-    image = Image.new("RGB", (3 * width, 2 * height), "white")
+    image = Image.new("RGB", (3 * width, -(-len(CURVES) // 3) * height), "white")
     pen = ImageDraw.Draw(image)
     for i, (part, key) in enumerate(CURVES.items()):
         x0, y0 = (i % 3) * width, (i // 3) * height
@@ -104,7 +107,10 @@ def _data() -> list[str]:
         "Rendered while training, nothing stored and nothing from anywhere else: characters of the training split (one in ten "
         "combinations of species, hair colour, top and top colour is held out), sheets of three views at 384×384, pictures of "
         "128×384 to 256×256 from any side, in twelve poses before twelve backgrounds; texts from `grammar.py` with synonyms, "
-        "dropped parts, filler words and nonsense words. The probe saw renders only.",
+        "dropped parts, filler words and nonsense words. Where no view is named, the figure is turned towards the viewer. The sheet "
+        "model is also shown a view or a picture of a character and asked for its sheet, or for the same one elsewhere. In the last "
+        "runs of sheets, images and decoders, details of the figure weigh more: their losses are not those of the runs before. "
+        "The probe saw renders only.",
         "",
     ]
 
