@@ -155,13 +155,14 @@ def make_character(workspace: Workspace, out: Path) -> RunResult:
     report = write_report(workspace, run)
     run = run.model_copy(update={"stages": tuple(workspace.facts)})
     report_path = folder.write_report(report, run, out, store)
-    note_run(workspace.home, out, [fact.key for fact in workspace.facts])
+    note_run(workspace.home, out, [workspace.key, *(fact.key for fact in workspace.facts)])
     show_run(workspace, run)
     _log_outcome(workspace, run, out)
 
     written = Written(sheet_path, view_paths, caption_paths, adapter_path, recommended_path, report_path)
     result = run_result(run, written)
     folder.write_result(result, out)
+    workspace.keep_whole()
     return result
 
 

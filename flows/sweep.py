@@ -102,7 +102,8 @@ def _swept(
     track(workspace)
     with closing(workspace.tracker):
         record = sweep_adapter(workspace, training, dataset)
-    note_run(home, run.out, [fact.key for fact in workspace.facts])
+        workspace.keep_whole()
+    note_run(home, run.out, [workspace.key, *(fact.key for fact in workspace.facts)])
     return _written(record, dataset.trigger, run.out, workspace)
 
 

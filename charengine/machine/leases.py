@@ -82,12 +82,12 @@ def lease(path: Path, waiting_for: str) -> Iterator[bool]:
 
 
 @contextmanager
-def lease_if_free(path: Path) -> Iterator[bool]:
-    """Hold the lease if it is free now; says whether it is held."""
+def lease_if_free(path: Path, make: bool = False) -> Iterator[bool]:
+    """Hold the lease if it is free now; says whether it is held. One that nobody ever held is free, and held only with `make`."""
     seen = Seen()
     if path.parent.is_dir():
         seen.look(path)
-    if not seen.number:  # nobody ever held it: nothing is made
+    if not seen.number and not make:
         yield True
         return
     number = _taken(path, seen.number + 1) if seen.takeable else 0

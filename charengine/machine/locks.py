@@ -62,19 +62,26 @@ def flocked(path: Path, waiting_for: str) -> Iterator[bool]:
 
 
 @contextmanager
-def if_free(path: Path) -> Iterator[bool]:
-    """Hold the lock of this name if nobody does; says whether it is held now. A lock that was never held is not made."""
+def if_free(path: Path, make: bool = False) -> Iterator[bool]:
+    """Hold the lock of this name if nobody does; says whether it is free.
+
+    Args:
+        path: of the lock.
+        make: one that was never held is made and held; else nothing is made, and so nobody is kept from it.
+    """
     if _leases():
-        with lease_if_free(path) as free:
+        with lease_if_free(path, make) as free:
             yield free
         return
+    if make:
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle = os.open(path, os.O_RDWR)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT if make else os.O_RDWR, 0o644)
     except FileNotFoundError:
         yield True
         return
     try:
-        yield _try_lock(handle)
+        yield _try_lock(handle) and (not make or _is_at(path, handle))
     finally:
         os.close(handle)
 

@@ -15,7 +15,7 @@ from charengine.language.naming import derive_class_noun, derive_trigger
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
 from charengine.models import Models, load
-from charengine.records import StageFact
+from charengine.records import Record, StageFact
 from charengine.run.keys import digest, path_digest
 from charengine.run.request import CheckedRun
 from charengine.run.watching import current_watcher
@@ -29,6 +29,12 @@ from charengine.wording import slug
 PROJECT = "charengine"  # the MLflow experiment
 
 log = logging.getLogger(__name__)
+
+
+class Whole(Record):
+    """All of a run was made: kept under the run's key, as a stage's result is under its own."""
+
+    character: str
 
 
 class Workspace:
@@ -106,6 +112,10 @@ class Workspace:
             tags=own | (tags or {}),
         )
         return self._tracker
+
+    def keep_whole(self) -> None:
+        """Keep that all of this run is made: a later process of an equal run that dies or fails does not unmake it in MLflow."""
+        self.store.put_result(self.key, Whole(character=self.character.name))
 
     @property
     def slug(self) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from charengine.machine.locks import single_flight
+from charengine.machine.locks import if_free, single_flight
 from charengine.machine.processes import has_ended, this_process
 from charengine.tracking.journal import deliver
 from charengine.tracking.protocol import Status
@@ -20,15 +21,16 @@ class StillAway(Exception):
     """MLflow took some of it, not all."""
 
 
-def catch_up(connection: Any, open_run: Callable[..., Any], known: Callable[[str], Any]) -> None:
+def catch_up(connection: Any, open_run: Callable[..., Any], known: Callable[[str], Any], own: str) -> None:
     """Send what was written down and close what was left open; a failure is logged, and what was written down is kept.
 
     Args:
         connection: to MLflow.
         open_run: opens a run by its key, or makes it.
         known: the run with a key as it is; None when there is none.
+        own: key of the run that is about to begin, which this process holds.
     """
-    receiver = _Receiver(connection, open_run, known)
+    receiver = _Receiver(connection, open_run, known, own)
     try:
         with single_flight(connection.locks / "mlflow-journal.lock", "another run tells MLflow what it had missed"):
             if sent := deliver(connection.journal, receiver, is_running):
@@ -41,10 +43,18 @@ def catch_up(connection: Any, open_run: Callable[..., Any], known: Callable[[str
 class _Receiver:
     """A connection, as a journal is played to it."""
 
-    def __init__(self, connection: Any, open_run: Callable[..., Any], known: Callable[[str], Any]) -> None:
-        self._connection, self._open_run, self._known = connection, open_run, known
+    def __init__(self, connection: Any, open_run: Callable[..., Any], known: Callable[[str], Any], own: str) -> None:
+        self._connection, self._open_run, self._known, self._own = connection, open_run, known, own
         self._failures = connection.failures
         self._sent: set[tuple[str, str, int]] = set()
+
+    @contextmanager
+    def alone(self, keys: set[str]) -> Iterator[bool]:
+        """Hold the locks that whoever works in these runs holds: a run's own, or that of its stage, which its key begins with."""
+        locks = {key.partition("/")[0] for key in keys} - {self._own}
+        with ExitStack() as held:
+            place = self._connection.locks
+            yield all(held.enter_context(if_free(place / f"{name}.lock", make=True)) for name in sorted(locks))
 
     def begin(self, name: str, key: str, parent: Any, params: Mapping[str, object], tags: Mapping[str, str]) -> Any:
         """The run, with what its spool held sent before: so what it lacks is known."""
@@ -70,12 +80,12 @@ class _Receiver:
             self._sent |= {(run.run_id, point.key, point.step) for point in points}
 
     def close(self, run: Any, status: Status) -> None:
-        """End the run, unless a process is at work in it; one that was finished, or whose stage's result is kept, is finished."""
+        """End the run, unless a process is at work in it; one that was finished, or of which all is kept, is finished."""
         if self._is_at_work(run):
             return
         self._drain(run)
-        whole = run.status_before == "FINISHED" or (self._connection.results / f"{run.key}.json").exists()
-        self._connection.client.set_terminated(run.run_id, "FINISHED" if whole else status)
+        ended = "FINISHED" if run.status_before == "FINISHED" else self._connection.status_of(run.key, status)
+        self._connection.client.set_terminated(run.run_id, ended)
 
     def _drain(self, run: Any) -> None:
         if not self._connection.spool.drain(run.run_id):
@@ -95,8 +105,9 @@ class _Receiver:
     def close_left_runs(self) -> None:
         """Send what waits in the spool, and end runs whose process has died."""
         for key in self._connection.unfinished_keys():
-            run = self._known(key)
-            if run is None or (run.status_before == "RUNNING" and not has_ended(run.process_before)):
-                continue
-            self._connection.spool.recover(run.run_id, run.delivered_steps)
-            self.close(run, "KILLED")
+            with self.alone({key}) as alone:
+                run = self._known(key) if alone else None
+                if run is None or (run.status_before == "RUNNING" and not has_ended(run.process_before)):
+                    continue
+                self._connection.spool.recover(run.run_id, run.delivered_steps)
+                self.close(run, "KILLED")

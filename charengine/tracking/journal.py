@@ -14,6 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -141,7 +142,8 @@ class JournalTracker:
         self._write("pick", adapter, **pick, facts=dict(facts))
 
     def sync(self) -> None:
-        """Each line is on the disk when it is written."""
+        """Each line is on the disk when it is written; those that the disk did not take are tried again."""
+        self._journal.sync()
 
     def finish(self, status: Status = "FINISHED") -> None:
         """The end."""
@@ -165,7 +167,13 @@ class Journal:
     def write(self, line: dict[str, Any], data: bytes | None = None) -> None:
         """One line, and the file that it names; what the disk does not take is tried again with the next, and at a run's end."""
         self._waiting.append((line, data))
-        pauses = END_PAUSES if line["what"] == "finish" else ()
+        self._try(END_PAUSES if line["what"] == "finish" else ())
+
+    def sync(self) -> None:
+        """Have all lines on the disk, which is waited for a little."""
+        self._try(END_PAUSES)
+
+    def _try(self, pauses: tuple[float, ...]) -> None:
         for pause in (*pauses, None):
             try:
                 self._write()
@@ -194,6 +202,10 @@ class Journal:
 class Receiver(Protocol):
     """MLflow, as a journal is played to it."""
 
+    def alone(self, keys: set[str]) -> AbstractContextManager[bool]:
+        """Whether nobody else tells of the runs with these keys, nor does until it is left."""
+        ...
+
     def begin(
         self, name: str, key: str, parent: Tracker | None, params: Mapping[str, object], tags: Mapping[str, str]
     ) -> Tracker:
@@ -220,6 +232,8 @@ class Receiver(Protocol):
 def deliver(folder: Path, receiver: Receiver, alive: Callable[[int], bool]) -> int:
     """Play every journal whose run has ended or whose process has; how many were delivered whole and removed.
 
+    One that tells of a run which somebody is at work in waits for another time: both would ask which steps MLflow holds, and both tell it.
+
     Args:
         folder: of all journals.
         receiver: MLflow.
@@ -231,12 +245,15 @@ def deliver(folder: Path, receiver: Receiver, alive: Callable[[int], bool]) -> i
         ended = bool(lines) and lines[-1]["what"] == "finish" and lines[-1]["run"] == lines[0]["run"]
         if not ended and alive(int(path.name.partition("-")[0])):
             continue
-        _play(lines, path.with_suffix(""), receiver)
-        if receiver.is_away():
-            return done
-        path.unlink(missing_ok=True)
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        done += 1
+        with receiver.alone(_keys(lines)) as alone:
+            if not alone:
+                continue
+            _play(lines, path.with_suffix(""), receiver)
+            if receiver.is_away():
+                return done
+            path.unlink(missing_ok=True)
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            done += 1
     for beside in [path for path in folder.glob("*") if path.suffix != ".jsonl"]:  # of a journal that went a moment ago
         if not beside.with_suffix(".jsonl").exists() and not alive(int(beside.name.partition("-")[0])):
             shutil.rmtree(beside, ignore_errors=True)
@@ -251,6 +268,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             continue  # the last line of a process that was killed while writing it
         if isinstance(line, dict) and {"run", "what"} <= line.keys():
             yield line
+
+
+def _keys(lines: list[dict[str, Any]]) -> set[str]:
+    """Of the runs that a journal tells of, and of those above them."""
+    above = {line["parent"][1] for line in lines if line["what"] == "open" and line["parent"]}
+    return {line["run"] for line in lines} | above
 
 
 def _play(lines: list[dict[str, Any]], beside: Path, receiver: Receiver) -> None:

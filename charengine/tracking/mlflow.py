@@ -55,7 +55,7 @@ def open_run(
     """
     connection = Connection(home, project)
     try:
-        catch_up(connection, partial(_open, connection), partial(_known, connection))
+        catch_up(connection, partial(_open, connection), partial(_known, connection), own=key)
         return _open(connection, name, key, parent=None, params=params, tags=tags)
     except BaseException:
         connection.spool.close()
@@ -79,7 +79,7 @@ class Connection(Attempts):
         self.spool = MetricSpool(home.mlflow / "spool", self.send)
         self.journal = home.mlflow / JOURNAL
         self.locks = home.locks
-        self.results = home.store / "results"
+        self._results = home.store / "results"
 
     def _experiment(self, home: Home, project: str) -> str:
         found = self.client.get_experiment_by_name(project)
@@ -105,6 +105,10 @@ class Connection(Attempts):
         found = [*self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'")]
         found += [self.client.get_run(run_id) for run_id in self.spool.waiting()]
         return [*dict.fromkeys(run.data.tags[KEY_TAG] for run in found if KEY_TAG in run.data.tags)]
+
+    def status_of(self, key: str, ended: Status) -> Status:
+        """What a run is in MLflow whose last process ended so: finished once all of it is kept, whatever came later."""
+        return "FINISHED" if (self._results / f"{key}.json").exists() else ended
 
     def send(self, run_id: str, points: list[Point]) -> None:
         """Metrics of one run, at once."""
@@ -381,6 +385,7 @@ class MLflowTracker(Pages, Postponing):
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Deliver what is queued and close the run; the character's own run also ends the background writer."""
+        status = self._connection.status_of(self._key, status)
         if self._monitor:
             self._monitor.finish()  # raises nothing
         if not self._connection.spool.drain(self.run_id):

@@ -23,6 +23,7 @@ BATCH = 500  # points in one request
 QUEUE = 20_000  # points held in memory; what is beyond stays in the file until `recover`
 SEND_EVERY = 2.0  # seconds
 LONGEST_PAUSE = 60.0  # seconds between attempts while the server is away
+DISK_PAUSES = (1.0, 5.0, 15.0)  # seconds that the end of a work waits for the disk
 
 
 class Point(NamedTuple):
@@ -60,6 +61,7 @@ class MetricSpool:
         self._queue: deque[tuple[str, Point]] = deque()
         self._jobs: deque[Job] = deque()
         self._files: dict[str, TextIO] = {}
+        self._unwritten: dict[str, list[Point]] = {}  # what the disk did not take, in order
         self._incomplete: set[str] = set()
         self._changed = threading.Condition()
         self._busy = False
@@ -107,17 +109,28 @@ class MetricSpool:
         return len(points)
 
     def written_step(self, run_id: str, key: str) -> int:
-        """Highest step of a metric in the run's file; -1 when there is none."""
+        """Highest step of a metric in the run's file, or that waits for it; -1 when there is none."""
         return max((point.step for point in self._read(run_id) if point.key == key), default=-1)
 
     def sync(self, run_id: str) -> None:
-        """What was added to a run survives a power cut from now on."""
+        """What was added to a run survives a power cut from now on; a disk that does not take it is waited for a little."""
+        for pause in (*DISK_PAUSES, None):
+            if self._is_synced(run_id) or pause is None:
+                return
+            time.sleep(pause)
+
+    def _is_synced(self, run_id: str) -> bool:
+        """Whether all of a run could be written and is on the disk; without a file there is nothing to sync."""
+        if self._unwritten.get(run_id) and not self._append(run_id, []):
+            return False
         file = self._files.get(run_id)
-        if file is not None:
-            try:
+        try:
+            if file is not None:
                 os.fsync(file.fileno())
-            except OSError as error:
-                log.warning("metrics cannot be spooled to %s: %s", self._folder, error.strerror)
+        except OSError as error:
+            log.warning("metrics cannot be spooled to %s: %s", self._folder, error.strerror)
+            return False
+        return True
 
     def waiting(self) -> list[str]:
         """Ids of the runs that have a file, this process's own left out."""
@@ -139,6 +152,7 @@ class MetricSpool:
             self.sync(run_id)
         self._close_file(run_id)
         if done:
+            self._unwritten.pop(run_id, None)
             with suppress(OSError):
                 self._path(run_id).unlink(missing_ok=True)
         else:
@@ -213,26 +227,31 @@ class MetricSpool:
     def _path(self, run_id: str) -> Path:
         return self._folder / f"{run_id}.jsonl"
 
-    def _append(self, run_id: str, points: list[Point]) -> None:
+    def _append(self, run_id: str, points: list[Point]) -> bool:
+        """Write what waits and these points, in order, so that the highest step written says that those below are; whether it could be."""
+        waiting = self._unwritten.setdefault(run_id, [])
+        waiting += points
         try:
             file = self._files.get(run_id)
             if file is None:
                 file = self._files[run_id] = self._path(run_id).open("a", buffering=1, encoding="utf-8")
-            file.write("".join(json.dumps(point) + "\n" for point in points))
+                file.write("\n")  # the line before may have been cut off, and would take the next one with it
+            file.write("".join(json.dumps(point) + "\n" for point in waiting))
         except OSError as error:
-            log.warning("metrics cannot be spooled to %s: %s", self._folder, error.strerror)
+            log.warning("metrics cannot be spooled to %s yet: %s", self._folder, error.strerror)
+            self._close_file(run_id)
+            return False
+        waiting.clear()
+        return True
 
     def _read(self, run_id: str) -> list[Point]:
-        path = self._path(run_id)
-        if not path.exists():
-            return []
-        points = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        path, points = self._path(run_id), list[Point]()
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
                 points.append(Point(*json.loads(line)))
             except (ValueError, TypeError):
                 continue  # the last line of a process that was killed while writing it
-        return points
+        return points + self._unwritten.get(run_id, [])
 
     def _close_file(self, run_id: str) -> None:
         file = self._files.pop(run_id, None)

@@ -11,6 +11,7 @@ import pytest
 from run_samples import sample_run, told_apart, with_words
 
 from charengine.machine.home import Home
+from charengine.machine.known_runs import known_runs
 from charengine.records import ReportRecord, RunRecord, RunResult, StageFact
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker
@@ -49,6 +50,8 @@ def made(run: RunRecord, store: Store, out: Path, monkeypatch: pytest.MonkeyPatc
         config=run.config,
         facts=list(FACTS),
         tracker=tracker,
+        key="run-1",
+        keep_whole=lambda: handed.update(whole=(out / "result.json").exists()),
     )
     page = ReportRecord(html=store.put(b"<html>", "report.html"))
 
@@ -100,6 +103,15 @@ def test_the_record_is_the_character_as_made_with_every_warning_once(
     assert (record.trigger, record.class_noun, record.mlflow_run_id) == ("zorgax", "orc", "mlflow-run")
     assert record.stages == FACTS
     assert record.warnings == ("pale", "shared", "the side figure touches the edge", "slow") == result.warnings
+
+
+def test_a_run_is_kept_as_whole_once_its_result_is_written(
+    run: RunRecord, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, handed = made(run, store, tmp_path / "out", monkeypatch)
+    assert handed["whole"] is True
+    (noted,) = known_runs(Home(tmp_path / "home"))
+    assert "run-1" in noted.keys  # or `prune` would take it for one that nothing names
 
 
 def test_the_result_names_each_file_and_number_by_its_own_name(

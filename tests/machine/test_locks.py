@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from charengine.machine.interrupts import run_stoppable
-from charengine.machine.locks import gpu_slot, single_flight
+from charengine.machine.locks import gpu_slot, if_free, single_flight
 
 HOLD = "import sys, time; from charengine.machine.locks import single_flight\nwith single_flight(__import__('pathlib').Path(sys.argv[1]), 'x'):\n    print('held', flush=True); time.sleep(60)"
 
@@ -33,6 +33,20 @@ def test_a_free_lock_is_not_waited_for(tmp_path: Path) -> None:
     for _ in range(2):
         with single_flight(tmp_path / "deeper" / "a.lock", "x") as waited:
             assert not waited
+
+
+@pytest.mark.parametrize("kind", ["flock", "lease"])
+def test_a_lock_that_was_never_held_is_held_only_where_it_may_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("CHARENGINE_LOCKS", kind)
+    path = tmp_path / "locks" / "a.lock"
+    with if_free(path) as first, if_free(path) as second:
+        assert first and second and not path.parent.exists()
+    with if_free(path, make=True) as first, if_free(path, make=True) as second:
+        assert first and not second
+    with if_free(path, make=True) as third:
+        assert third
 
 
 def test_the_cpu_needs_no_slot(tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def _made(workspace: Workspace, checked: CheckedRun, attempts: Callable[..., Any
         told = {"character": name, "pick": picked.adapter.sha256}
         workspace.tracker.log_metrics({"outcome": 1.0}, 0)
         write_atomically(out / folder.RESULT, json.dumps(told).encode())
+        workspace.keep_whole()
 
 
 def _bytes(*parts: object) -> bytes:

@@ -2,8 +2,9 @@
 machine dies, what was not synced is lost the way ext4 loses it.
 
 Names are journaled: when the machine dies, the names as they were at some moment since the last fsync are there, in order. Content
-is not: a file that was written since its last fsync is what it was then, empty, a torn piece, or whole. An fsync of a file or folder
-commits all names, and the content of that file.
+is not: a file that was written since its last fsync is what it was then, empty, a torn piece, or whole; one that was only appended to
+keeps what was synced, for the blocks below its synced size are not written again. An fsync of a file or folder commits all names, and
+the content of that file.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ FIRST_FD = 1_000_000
 class Node:
     """A file's content: as it is read now, and as it is on the platter."""
 
-    __slots__ = ("data", "lock", "synced")
+    __slots__ = ("cut", "data", "lock", "synced")
 
     def __init__(self) -> None:
         self.data = b""
         self.synced: bytes | None = None  # None: never
+        self.cut = False  # truncated since: what was synced may be gone
         self.lock: object | None = None  # the open file that holds its flock
 
 
@@ -77,7 +79,7 @@ class Disk:
 
     def sync(self, node: Node) -> None:
         """Its content, and all names."""
-        node.synced = node.data
+        node.synced, node.cut = node.data, False
         self.commit()
 
     def lose_power(self) -> None:
@@ -92,9 +94,12 @@ class Disk:
             node.lock = None
             if node.synced is not node.data:
                 before = node.synced or b""
-                torn = node.data[: self.dice.randint(0, len(node.data))]
-                node.data = self.dice.choice([before, b"", torn, torn.ljust(len(node.data), b"\0"), node.data])
-                node.synced = node.data
+                kept = 0 if node.cut else len(before)
+                torn = node.data[: self.dice.randint(kept, len(node.data))]
+                node.data = self.dice.choice(
+                    [before, node.data[:kept], torn, torn.ljust(len(node.data), b"\0"), node.data]
+                )
+                node.synced, node.cut = node.data, False
 
     def close_of(self, process: object) -> None:
         """A process has ended: the kernel closes its files."""
@@ -225,7 +230,7 @@ class Calls:
             node = fresh = Node()
             disk.change(lambda files, folders: files.__setitem__(path, fresh))
         elif "w" in mode:
-            node.data = b""
+            node.data, node.cut = b"", True
         return Writer(disk, path, node, text, buffering == 1)
 
     def os_open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: Any = None) -> int:

@@ -25,6 +25,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from charengine.errors import EngineError
 from charengine.run.keys import content_digest
+from charengine.run.workspace import Whole
 from charengine.store import Store, refs_in
 from charengine.tracking.open_tracker import open_tracker
 from flows import pool
@@ -38,7 +39,7 @@ from tasks.stage import should_retry
 TYPICAL_STEPS = 1200  # of an undisturbed night
 WORKERS = 2
 NO_HEARTBEAT, NOT_STARTED = 120.0, 3600.0  # seconds after which the automations mark a run as crashed
-RECORDS = {"sheet": Drawn, "train": Trained, "sweep": Picked}
+RECORDS = {"sheet": Drawn, "train": Trained, "sweep": Picked, "run": Whole}
 WRITES = ("write", "create", "rename", "fsync", "mkdir", "link")
 
 
@@ -543,9 +544,7 @@ def _wrong_in_mlflow(night: Night) -> list[str]:
     keys = Counter(run.tags["charengine.key"] for run in runs)
     wrong = [f"MLflow: {count} runs with the key {key}" for key, count in keys.items() if count > 1]
     for run in runs:
-        failed_once_kept = run.status == "FAILED" and night.faults.disk  # the disk failed after the result was kept
-        opened_again = run.status == "KILLED" and run.name in NAMES and night.faults.kills  # by an earlier batch's run
-        if run.status != "FINISHED" and not failed_once_kept and not opened_again:
+        if run.status != "FINISHED":
             wrong.append(f"MLflow: {run.name} is {run.status}")
     by_name = {run.name: run for run in runs}
     for name in NAMES:

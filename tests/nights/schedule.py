@@ -16,7 +16,9 @@ from greenlet import getcurrent, greenlet
 
 START = 1_790_000_000.0  # Unix time at which a night begins
 STEP_SECONDS = 0.01  # that a step takes
-MOST_STEPS = 60_000
+MOST_STEPS = (
+    120_000  # an hour of waiting for a run whose worker never heard of it is 25,000; a character has three tries
+)
 
 
 class Killed(BaseException):

@@ -59,3 +59,20 @@ def test_power_that_fails_takes_what_was_not_synced() -> None:
             night.disk.lose_power()
             kept.add(path.read_bytes() if path.exists() else None)
     assert {b"all of it", b"", None} < kept
+
+
+def test_power_that_fails_leaves_what_was_synced_before_more_was_appended() -> None:
+    kept = set()
+    with simulated() as use:
+        for seed in range(40):
+            night = Night(seed, Plan())
+            use(night)
+            path = Path("/night/file")
+            with open(path, "a") as file:
+                file.write("synced")
+                file.flush()
+                os.fsync(file.fileno())
+                file.write(" more")
+            night.disk.lose_power()
+            kept.add(path.read_bytes())
+    assert all(data.startswith(b"synced") for data in kept) and {b"synced", b"synced more"} < kept

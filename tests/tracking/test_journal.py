@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,9 @@ class _Silent:
     def __init__(self, away: bool) -> None:
         self.away, self.told = away, []
 
+    def alone(self, keys: set[str]) -> AbstractContextManager[bool]:
+        return nullcontext(True)
+
     def begin(self, name, key, parent, params, tags):
         self.told.append(key)
         return self
@@ -93,3 +97,17 @@ def test_a_journal_stays_while_its_process_works_and_while_mlflow_is_away(
     receiver = _Silent(away=False)
     assert deliver(folder, receiver, lambda pid: False) == 1 and not list(folder.glob("*"))
     assert receiver.told == ["run-1", 5, "KILLED"]
+
+
+def test_what_the_disk_did_not_take_is_written_before_a_result_is_kept(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (home.mlflow / JOURNAL).write_bytes(b"")  # in the place of the folder
+    tracker = opened(home, "run-1")
+    tracker.log_metrics({"x": 1.0}, 5)
+    (home.mlflow / JOURNAL).unlink()
+    tracker.sync()
+    (journal,) = (home.mlflow / JOURNAL).glob("*.jsonl")
+    assert '"open"' in journal.read_text() and '"step": 5' in journal.read_text()

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from nights.servers import Mlflow, MlflowClient
 
 from charengine.machine.home import Home
+from charengine.machine.locks import flocked
 from charengine.tracking import catching_up, spool
 from charengine.tracking.journal import JOURNAL
 from charengine.tracking.open_tracker import open_tracker
@@ -132,6 +133,56 @@ def test_a_run_that_another_process_works_in_is_left_alone(home: Home, server: S
         one.tags["charengine.process"] = "another-machine:1"
     opened(home, "run-2").finish()
     assert [one.status for one in server.mlflow.runs.values()] == ["RUNNING", "FINISHED"]
+
+
+def test_what_waits_for_a_run_is_told_when_nobody_is_at_work_in_it(home: Home, server: Server) -> None:
+    """Both would ask MLflow which steps it holds, and then both would tell it the missing ones."""
+    server.refuses = {"*"}
+    run = opened(home)
+    run.child("train", key="train-1").log_metrics({LOSS: 0.5}, 1)
+    run.finish()
+    server.refuses = set()
+    for key in ("run-1", "train-1"):
+        with flocked(home.locks / f"{key}.lock", "held"):
+            opened(home, "run-2").finish()
+            assert len(waiting(home)) == 1 and len(server.mlflow.runs) == 1
+    with flocked(home.locks / "run-1.lock", "held"):  # as the run itself does
+        opened(home).finish()
+    assert server.steps("Aya train") == [1] and waiting(home) == []
+
+
+def test_a_run_that_died_is_left_to_who_is_at_work_in_it_again(
+    home: Home, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(home)
+    (run,) = server.mlflow.runs.values()
+    run.tags["charengine.process"] = "here:7777777"
+    monkeypatch.setattr(catching_up, "has_ended", lambda process: process == "here:7777777")
+    with flocked(home.locks / "run-1.lock", "held"):
+        opened(home, "run-2").finish()
+        assert run.status == "RUNNING"
+    opened(home, "run-2").finish()
+    assert run.status == "KILLED"
+
+
+@pytest.mark.parametrize("ended", ["FAILED", "KILLED", "nobody knows"])
+def test_a_run_that_is_whole_is_finished_however_a_later_process_of_it_ends(
+    home: Home, server: Server, monkeypatch: pytest.MonkeyPatch, ended: Any
+) -> None:
+    """Else a cast that is given again and killed leaves a character that is made and called KILLED for ever."""
+    opened(home).finish()
+    (home.store / "results").mkdir(parents=True)
+    (home.store / "results" / "run-1.json").write_text("{}")
+    again = opened(home)
+    (run,) = server.mlflow.runs.values()
+    assert run.status == "RUNNING"
+    if ended == "nobody knows":
+        run.tags["charengine.process"] = "here:7777777"
+        monkeypatch.setattr(catching_up, "has_ended", lambda process: process == "here:7777777")
+        opened(home, "run-2").finish()
+    else:
+        again.finish(ended)
+    assert run.status == "FINISHED"
 
 
 def test_a_step_is_not_sent_again_while_mlflow_does_not_say_whether_it_holds_it(home: Home, server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import logging
 import subprocess
 import sys
@@ -249,6 +250,45 @@ def test_a_line_cut_by_a_crash_is_passed_over(tmp_path: Path) -> None:
     spool.drain("run")
     spool.close()
     assert [(point.key, point.step) for point in got] == [(LOSS, 1)]
+
+
+def test_a_line_that_comes_after_one_cut_by_a_crash_is_read(tmp_path: Path) -> None:
+    (tmp_path / "run.jsonl").write_text('["train/loss", 0')
+    got: list[Point] = []
+    spool = MetricSpool(tmp_path, lambda run_id, points: got.extend(points))
+    spool.add("run", {LOSS: 0.5}, 1)
+    assert spool.written_step("run", LOSS) == 1
+    spool.close()
+
+
+def test_what_the_disk_did_not_take_is_written_before_what_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The highest step in the file says that those below are there: who continues a training tells no lower one again."""
+
+    def refuse(run_id: str, points: list[Point]) -> None:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr("charengine.tracking.spool.DISK_PAUSES", (0.0, 0.0))
+    spool = MetricSpool(tmp_path, refuse)
+    path = tmp_path / "run.jsonl"
+    steps = lambda: [json.loads(line)[2] for line in path.read_text().splitlines() if line]  # noqa: E731
+    path.mkdir()
+    spool.add("run", {LOSS: 0.5}, 1)
+    spool.sync("run")  # it cannot be: a training goes on all the same
+    path.rmdir()
+    spool.add("run", {LOSS: 0.4}, 2)
+    assert steps() == [1, 2]
+    spool._close_file("run")
+    aside = path.rename(tmp_path / "aside")
+    path.mkdir()
+    spool.add("run", {LOSS: 0.3}, 3)
+    path.rmdir()
+    aside.rename(path)
+    assert spool.written_step("run", LOSS) == 3
+    spool.sync("run")
+    assert steps() == [1, 2, 3]
+    spool.close()
 
 
 @pytest.mark.slow
