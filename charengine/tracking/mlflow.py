@@ -380,8 +380,10 @@ class MLflowTracker(Pages, Postponing):
             self._monitor = monitor
 
     def sync(self) -> None:
-        """The spool is on the disk."""
+        """The spool is on the disk, and what MLflow did not take."""
         self._connection.spool.sync(self.run_id)
+        if self._postponed:
+            self._postponed.sync()
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Deliver what is queued and close the run; the character's own run also ends the background writer."""

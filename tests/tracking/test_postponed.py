@@ -78,6 +78,19 @@ def test_a_pick_that_is_refused_is_registered_by_the_next_run(home: Home, server
     assert {one.status for one in server.mlflow.runs.values()} == {"FINISHED"} and waiting(home) == []
 
 
+def test_a_pick_that_mlflow_and_the_disk_refuse_is_written_down_before_the_result_is_kept(
+    home: Home, server: Server
+) -> None:
+    sweep = opened(home).child("sweep", key="sweep-1")
+    server.refuses = {"create_model_version"}
+    (home.mlflow / JOURNAL).write_bytes(b"")  # in the place of the folder
+    sweep.register_pick("Aya", b"adapter", 4, 0.8, {"score": 0.5})
+    (home.mlflow / JOURNAL).unlink()
+    sweep.sync()
+    (journal,) = (home.mlflow / JOURNAL).glob("*.jsonl")
+    assert '"what": "pick"' in journal.read_text()
+
+
 def test_a_pick_whose_answer_was_lost_is_not_registered_again(home: Home, server: Server) -> None:
     run = opened(home)
     sweep = run.child("sweep", key="sweep-1")
