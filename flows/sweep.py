@@ -99,10 +99,11 @@ def _swept(
     # two sources of one character are two runs, however alike they are asked for
     source_digest = digest([[one.adapter.sha256 for one in training.checkpoints], dataset.digest])
     workspace = Workspace(run.character, run.profile, home, starts_from=source_digest)
-    track(workspace)
-    with closing(workspace.tracker):
-        record = sweep_adapter(workspace, training, dataset)
-        workspace.keep_whole()
+    with workspace.alone():
+        track(workspace)
+        with closing(workspace.tracker):
+            record = sweep_adapter(workspace, training, dataset)
+            workspace.keep_whole()
     note_run(home, run.out, [workspace.key, *(fact.key for fact in workspace.facts)])
     return _written(record, dataset.trigger, run.out, workspace)
 

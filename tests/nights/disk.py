@@ -2,9 +2,9 @@
 machine dies, what was not synced is lost the way ext4 loses it.
 
 Names are journaled: when the machine dies, the names as they were at some moment since the last fsync are there, in order. Content
-is not: a file that was written since its last fsync is what it was then, empty, a torn piece, or whole; one that was only appended to
-keeps what was synced, for the blocks below its synced size are not written again. An fsync of a file or folder commits all names, and
-the content of that file.
+is not: a file that was written since its last fsync is what it was then, empty, a torn piece, or whole. One that was only appended to
+keeps what was synced: an append changes no byte below the old end, and a journal of synced lines could be built on no other disk. An
+fsync of a file or folder commits all names, and the content of that file.
 """
 
 from __future__ import annotations
