@@ -12,7 +12,7 @@ import pytest
 
 from nights.night import Night, Plan, nights, simulated, undisturbed
 
-SHORT, LONG = 60, 10_000  # of the first 300 two still end badly (docs/howto/kills.md)
+SHORT, LONG = 60, 10_000  # what they found stands in docs/howto/kills.md
 FIRST = int(os.environ.get("NIGHTS_FROM", "1"))  # a seed; a part of the long run on each of several machines
 
 
