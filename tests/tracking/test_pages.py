@@ -115,7 +115,9 @@ def test_the_machine_is_watched_while_an_adapter_trains(home: Home, monkeypatch:
 FACTS = {"prompt": "an orc woman", "trigger": "ohwaya", "dataset": "ohwaya " + "d" * 64}
 
 
-def test_the_registered_pick_says_what_it_is_and_is_loaded_by_mlflow(home: Home, tmp_path: Path) -> None:
+def test_the_registered_pick_says_what_it_is_and_is_loaded_by_mlflow(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
     from safetensors.torch import save
     from torch import ones
@@ -138,15 +140,10 @@ def test_the_registered_pick_says_what_it_is_and_is_loaded_by_mlflow(home: Home,
     metrics = found.get_run(run.run_id).data.metrics
     assert (metrics["strength"], metrics["identity"]) == (0.8, 0.9)
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(database_uri(home))
-    mlflow.set_registry_uri(database_uri(home))
-    try:
-        loaded = mlflow.diffusers.load_model("models:/character-aya@champion")
-        mlflow.pyfunc.load_model("models:/character-aya@champion")
-    finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+    # not by set_tracking_uri: it puts the address into the environment too, where every later test would log
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database_uri(home))
+    loaded = mlflow.diffusers.load_model("models:/character-aya@champion")
+    mlflow.pyfunc.load_model("models:/character-aya@champion")
     assert loaded.base_model == str(tmp_path)
     assert (Path(loaded.adapter_path) / loaded.weight_name).read_bytes() == weights
 
