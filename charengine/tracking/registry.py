@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
+LOADED_WITH = ("diffusers", "transformers", "torch", "peft", "safetensors", "accelerate")  # as MLflow lists them
 TAG_LIMIT, DIGEST_LIMIT = 5000, 36  # MLflow's own
 
 
@@ -125,7 +127,17 @@ def _save_for_diffusers(weights: Path, whole: Path, base: str, facts: dict[str, 
         from mlflow.models import Model
 
         # a folder stands for the base model until it is written: MLflow asks the hub about a name that is no path
-        mlflow.diffusers.save_model(str(weights), str(whole), str(weights), metadata=facts)
+        mlflow.diffusers.save_model(
+            str(weights), str(whole), str(weights), pip_requirements=_requirements(), metadata=facts
+        )
         saved = Model.load(str(whole))
         saved.flavors["diffusers"]["base_model"] = base
         saved.save(str(whole / "MLmodel"))
+
+
+def _requirements() -> list[str]:
+    """What MLflow installs to load an adapter: the versions that are here, as PyPI has them.
+
+    Left to itself MLflow writes the same list, and a warning about every build of torch that is a platform's own (`+cpu`, `+rocm6.4`).
+    """
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in LOADED_WITH]

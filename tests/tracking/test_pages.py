@@ -6,6 +6,7 @@ import base64
 import json
 import time
 import zlib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,34 @@ def test_the_registered_pick_says_what_it_is_and_is_loaded_by_mlflow(
     mlflow.pyfunc.load_model("models:/character-aya@champion")
     assert loaded.base_model == str(tmp_path)
     assert (Path(loaded.adapter_path) / loaded.weight_name).read_bytes() == weights
+
+
+def test_a_logged_adapter_asks_for_versions_that_pypi_has_and_nothing_is_said_of_the_build_of_torch(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import mlflow
+    from safetensors.torch import save
+    from torch import ones
+
+    of = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "2.13.0+rocm6.4" if name == "torch" else of(name))
+    run = whole_run(home)
+    facts = {**FACTS, "base_model": str(tmp_path)}
+    run.register_pick("character-aya", save({"lora_unet_x.alpha": ones(1)}), 300, 0.8, {}, facts=facts)
+    run.finish()
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("mlflow")] == []
+    place = client(home).get_model_version_by_alias("character-aya", "champion").source
+    asked = Path(mlflow.artifacts.download_artifacts(f"{place}/requirements.txt", dst_path=str(tmp_path))).read_text()
+    assert {line.partition("==")[0] for line in asked.split()} == {
+        "mlflow",
+        "diffusers",
+        "transformers",
+        "torch",
+        "peft",
+        "safetensors",
+        "accelerate",
+    }
+    assert "torch==2.13.0\n" in asked and "+" not in asked
 
 
 OTHER_VIEWS = {"dataset": "ohwaya " + "e" * 64}
