@@ -63,6 +63,7 @@ def test_a_lease_is_held_by_one_of_many_at_a_time(path: Path) -> None:
     assert len(list(path.parent.iterdir())) <= leases.KEPT + 1, "numbers that are used up go"
 
 
+@pytest.mark.timeout(60)  # a lease that never runs out is waited for without end
 def test_a_holder_killed_on_another_machine_is_followed_when_its_lease_has_run_out(path: Path) -> None:
     other = holder(path, "another machine")
     other.kill()

@@ -31,7 +31,11 @@ GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman",
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # no trial of threads: there is no U-Net to try them on
-    made = Workspace(GRISHA, load_profile("embedded"), Home(tmp_path / "home"))
+    return workspace_in(Home(tmp_path / "home"))
+
+
+def workspace_in(home: Home) -> Workspace:
+    made = Workspace(GRISHA, load_profile("embedded"), home)
     made.__dict__["models"] = SimpleNamespace(
         **{name: Model(name) for name in ("editor", "captioner", "diffusion", "embedder")}
     )
@@ -87,7 +91,7 @@ def test_a_failure_is_never_kept(workspace: Workspace) -> None:
     assert len(calls) == 2
 
 
-def test_of_two_at_once_one_works_and_the_other_takes_its_result(workspace: Workspace) -> None:
+def test_of_two_runs_at_once_one_works_and_the_other_takes_its_result(workspace: Workspace) -> None:
     calls: list[float] = []
 
     def slow(given: Given) -> ReportRecord:
@@ -97,14 +101,15 @@ def test_of_two_at_once_one_works_and_the_other_takes_its_result(workspace: Work
 
     stage = Stage(name="crop", version=1, makes=ReportRecord, work=slow)
     results: list[ReportRecord] = []
-    threads = [threading.Thread(target=lambda: results.append(run(stage, workspace))) for _ in range(2)]
+    both = workspace, workspace_in(workspace.home)  # as two processes have it: the home is all they share
+    threads = [threading.Thread(target=lambda one: results.append(run(stage, one)), args=(one,)) for one in both]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(calls) == 1
     assert results[0] == results[1]
-    assert sorted(fact.cached for fact in workspace.facts) == [False, True]
+    assert sorted(fact.cached for one in both for fact in one.facts) == [False, True]
 
 
 def test_a_lock_file_is_left_but_free(workspace: Workspace) -> None:
@@ -293,6 +298,22 @@ def test_what_fails_after_the_work_does_not_lose_its_result(
     run(stage, workspace)
     assert len(calls) == 1
     assert workspace.facts[-1].cached
+
+
+def test_what_long_work_told_mlflow_is_on_the_disk_before_its_result_is_kept(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power may fail in between: a result that is there is never made again, so what was told of it must be there too."""
+    stage = long_stage(page)
+    kept: list[bool] = []
+
+    def sync(_: object) -> None:
+        kept.append(workspace.store.result(key_of(stage, workspace), ReportRecord) is not None)
+
+    monkeypatch.setattr("charengine.tracking.protocol.NullTracker.sync", sync)
+    run(stage, workspace)
+    assert kept == [False]
+    assert workspace.store.result(key_of(stage, workspace), ReportRecord) is not None
 
 
 def test_parts_of_unfinished_work_are_there_the_next_time_and_go_with_its_result(workspace: Workspace) -> None:
