@@ -73,3 +73,11 @@ def test_every_mutant_of_the_list_still_has_its_place_and_its_tests() -> None:
         for test in mutant.tests:
             path, _, name = test.partition("::")
             assert f"def {name}" in (ROOT / path).read_text(), f"{mutant.name}: {test} is not there"
+
+
+def test_every_mutant_of_the_list_is_still_python() -> None:
+    """What cannot be imported fails any test: it would tell nothing."""
+    for mutant in read_list(ROOT / "tests/mutants.yaml"):
+        if mutant.file.endswith(".py"):
+            text = (ROOT / mutant.file).read_text().replace(mutant.old, mutant.new)
+            compile(text, f"{mutant.file} as {mutant.name} has it", "exec")
