@@ -32,7 +32,6 @@ apply_defaults(SESSION_HOME)
 # a shell starts its background jobs deaf to Ctrl-C; what is tested here must hear it, and so must its children
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ADDRESSES = ("CHARENGINE_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL")
 LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
 
 
@@ -65,15 +64,6 @@ def _no_network() -> Iterator[None]:
     socket.socket.connect = guarded  # type: ignore[method-assign]
     yield
     socket.socket.connect = connect  # type: ignore[method-assign]
-
-
-@pytest.fixture(autouse=True)
-def _no_address_is_left() -> Iterator[None]:
-    """A test that leaves an address fails itself: else a later one, in another order, would work elsewhere than it looks."""
-    before = {name: os.environ.get(name) for name in ADDRESSES}
-    yield
-    left = {name: os.environ.get(name) for name in ADDRESSES if os.environ.get(name) != before[name]}
-    assert not left, f"this test leaves {left} in the environment"
 
 
 @pytest.fixture(scope="session")
