@@ -194,7 +194,7 @@ def test_the_sample_runs_keys_are_these() -> None:
     assert {name: key(name) for name in INPUTS} == {
         "sheet": "sheet-30281d3333e26508e475d263858d3c313c96b959",
         "crop": "crop-e9c2d56de3a65aeccfdec94b8325092650cfc72f",
-        "expand": "expand-5115a01b81c4cce00415d8b574f11c435735dc85",
+        "expand": "expand-fbc960f1acecc13401121828c3cec7de671b4338",
         "caption": "caption-f0797ae3e408d12aa7197e565467d2e835b2bca4",
         "train": "train-70d4bafb6bff89dd1a89f2d0d3e7eb5b025abb3f",
         "sweep": "sweep-23685a045fda23ed5fcec785bb894a762a6867b3",
