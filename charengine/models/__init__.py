@@ -14,6 +14,7 @@ from charengine.models.protocols import (
     TextConditioning,
     TraitReader,
     describe_all,
+    reads_plain_words,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "TraitReader",
     "describe_all",
     "load",
+    "reads_plain_words",
 ]

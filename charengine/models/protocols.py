@@ -78,6 +78,11 @@ class SheetEditor(Protocol):
         ...
 
 
+def reads_plain_words(editor: SheetEditor) -> bool:
+    """Whether the editor wants the embedded grammar's wording instead of instructions."""
+    return getattr(editor, "prompt_style", "rich") == "plain"
+
+
 class Captioner(Protocol):
     """Says what a picture shows (Qwen2.5-VL or WD14)."""
 

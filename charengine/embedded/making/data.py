@@ -74,10 +74,15 @@ class Renderer:
     def sheets(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """`n` sheets without rules (n, 3, 384, 384) uint8 on the device, and their characters."""
         indices = self.characters(n)
+        return self.sheets_of(indices), indices
+
+    def sheets_of(self, indices: torch.Tensor) -> torch.Tensor:
+        """Sheets without rules of these characters (n, 3, 384, 384) uint8 on the device."""
+        n = len(indices)
         drawn = world.render_sheet(
             indices[: 1 if self.few else n].to(self.device), jitter=self.generator, chunk=self.chunk
         )
-        return to_bytes(drawn).expand(n, -1, -1, -1).clone(), indices
+        return to_bytes(drawn).expand(n, -1, -1, -1).clone()
 
     @torch.no_grad()
     def pictures(
@@ -120,6 +125,15 @@ class Renderer:
         return image, alpha, Scene(indices, view, pose, background, zoom)
 
 
+def detail(pictures: torch.Tensor, reach: int = 15) -> torch.Tensor:
+    """How much happens around each pixel, (n, 1, h, w) from 0 to 4: the mean gradient within `reach` pixels.
+
+    Faces, tattoos and what hands hold are small and full of edges; a plain mean learns coats first.
+    """
+    edges = F.pad(pictures.diff(dim=3).abs(), (0, 1)) + F.pad(pictures.diff(dim=2).abs(), (0, 0, 0, 1))
+    return (F.avg_pool2d(edges.mean(1, keepdim=True), reach, 1, reach // 2) / 0.1).clamp(max=4.0)
+
+
 def weights_of(images: torch.Tensor, figure: torch.Tensor, cell: int) -> torch.Tensor:
     """How much each cell of a picture counts in a loss, 1 on average: small detailed things of the figure most.
 
@@ -131,8 +145,6 @@ def weights_of(images: torch.Tensor, figure: torch.Tensor, cell: int) -> torch.T
     Returns:
         (n, 1, h / cell, w / cell), bf16.
     """
-    from charengine.embedded.making.vae import detail
-
     parts = []
     for pictures, where in zip(images.split(128), figure.split(128), strict=True):
         parts.append(F.avg_pool2d(1 + where.float() * (1 + detail(to_unit(pictures))), cell))
@@ -152,6 +164,40 @@ def name_view(yaw: float) -> int:
 def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """To the device without waiting for it, so that the next batch is put together while this one trains."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
+class PromptsByLength:
+    """Tokenised prompts of pictures in a pool, batched by length; padded behind their end to a multiple of `step` tokens.
+
+    Args:
+        step: tokens; the larger, the fewer lengths need a captured step of their own.
+        padding: id of the token that fills up.
+    """
+
+    def __init__(self, step: int, padding: int) -> None:
+        self.step, self.padding = step, padding
+        # (mode, padded length): place of each prompt's picture, and its ids
+        self.groups: dict[tuple[int, int], tuple[list[int], list[list[int]]]] = {}
+
+    def add(self, place: int, tokens: list[int], mode: int = 0) -> None:
+        """A prompt of the picture at `place`; prompts of different modes never share a batch."""
+        length = -(-len(tokens) // self.step) * self.step
+        places, ids = self.groups.setdefault((mode, length), ([], []))
+        places.append(place)
+        ids.append(tokens + [self.padding] * (length - len(tokens)))
+
+    def choose(self, n: int, rng: random.Random) -> tuple[int, int]:
+        """Mode and length of the next batch: one with prompts enough for `n` different ones, if there is any."""
+        enough = [key for key, (places, _) in self.groups.items() if len(places) >= 2 * n] or list(self.groups)
+        return rng.choices(enough, weights=[len(self.groups[key][0]) for key in enough])[0]
+
+    def take(
+        self, key: tuple[int, int], n: int, rng: random.Random, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places (n,) and ids (n, length) of prompts of a mode and length."""
+        places, ids = self.groups[key]
+        pick = [rng.randrange(len(places)) for _ in range(n)]
+        return sent(torch.tensor([places[i] for i in pick]), device), sent(torch.tensor([ids[i] for i in pick]), device)
 
 
 def to_bytes(pictures: torch.Tensor) -> torch.Tensor:

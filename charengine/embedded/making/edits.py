@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from charengine.embedded import grammar, world
 from charengine.embedded.making.data import (
+    PromptsByLength,
     Renderer,
     characters_of,
     edit_text,
-    sent,
     sheet_text,
     to_bytes,
     weights_of,
@@ -22,7 +22,7 @@ from charengine.embedded.making.data import (
 from charengine.embedded.making.still import normalised
 from charengine.embedded.making.vae import Autoencoder
 from charengine.embedded.shape import EMBEDDED_CONDITION_AREA, PICTURE_SIZE, SHEET_SIZE, VIEW_SIZE
-from charengine.embedded.traits import TRAITS, VIEWS
+from charengine.embedded.traits import TRAITS
 from charengine.models.qwen_edit import dimensions
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class _Pool:
     source: torch.Tensor
     eye: torch.Tensor
     traits: torch.Tensor
-    lengths: dict[int, tuple[list[int], list[list[int]]]]  # padded length: place of each prompt's sample, and its ids
+    prompts: PromptsByLength
     count: int = 0
 
 
@@ -78,7 +78,6 @@ class EditPool:
         self.renderer = Renderer(run.device, run.seed + 13, few=run.tiny, filled=0.5)
         self.reader, self.vae, self.capacity, self.chunk = reader, vae, capacity, chunk
         self.pools = {name: self._empty(edit, run.device) for name, edit in EDITS.items()}
-        self.turn = 0
 
     @property
     def count(self) -> int:
@@ -100,23 +99,15 @@ class EditPool:
         pool.source[place] = self.vae.to_latents(sources)
         pool.eye[place] = looked_at(sources)
         pool.traits[place] = indices.to(pool.traits.device)
-        for i, tokens in enumerate(self.reader.tokens(texts, self.seen(edit))):
-            length = -(-len(tokens) // LENGTH_STEP) * LENGTH_STEP
-            places, ids = pool.lengths.setdefault(length, ([], []))
-            places.append(pool.count + i)
-            ids.append(tokens + [self.reader.padding] * (length - len(tokens)))
+        for i, tokens in enumerate(self.reader.tokens(texts, seen_tokens(edit.source))):
+            pool.prompts.add(pool.count + i, tokens)
         pool.count += self.chunk
 
     def batch(self, rng: random.Random, tiny: bool) -> tuple[str, tuple[torch.Tensor, ...]]:
         """A kind; and latents, weights, ids, traits, source latents, what the VL sees, of one prompt length."""
         name = rng.choices(list(EDITS), weights=[edit.share for edit in EDITS.values()])[0]
         pool, n = self.pools[name], 2 if tiny else EDITS[name].batch
-        enough = [key for key, (places, _) in pool.lengths.items() if len(places) >= 2 * n] or list(pool.lengths)
-        places, ids = pool.lengths[rng.choices(enough, weights=[len(pool.lengths[key][0]) for key in enough])[0]]
-        pick = [rng.randrange(len(places)) for _ in range(n)]
-        device = pool.target.device
-        at = sent(torch.tensor([places[i] for i in pick]), device)
-        said = sent(torch.tensor([ids[i] for i in pick]), device)
+        at, said = pool.prompts.take(pool.prompts.choose(n, rng), n, rng, pool.target.device)
         # normalised here: a captured step may not copy from the host
         return name, (
             pool.target[at],
@@ -126,11 +117,6 @@ class EditPool:
             pool.source[at],
             normalised(pool.eye[at]),
         )
-
-    def seen(self, edit: Edit) -> int:
-        """Tokens of the VL for a picture of this kind's source size."""
-        width, height = eye_size(edit.source)
-        return width * height // 28**2
 
     def sources(self, edit: Edit, indices: torch.Tensor) -> torch.Tensor:
         """What is shown; half of it as the VAE draws it, for sheets are drawn."""
@@ -147,8 +133,7 @@ class EditPool:
         """What is asked for (n, 3, h, w) uint8, where its figure is, and the instructions."""
         renderer, characters, rng = self.renderer, characters_of(indices), self.renderer.rng
         if edit.target == SHEET:
-            drawn = world.render_sheet(indices.to(renderer.device), jitter=renderer.generator, chunk=renderer.chunk)
-            pictures = to_bytes(drawn)
+            pictures = renderer.sheets_of(indices)
             texts = [sheet_text(c, rng) if rng.random() < 0.7 else bare_sheet_text(c.species) for c in characters]
             return pictures, pictures.amin(1, keepdim=True) < 250, texts
         pictures, alpha, scene = renderer.pictures(indices, edit.target, plain=0.3, exact=0.7, toward=0.85)
@@ -167,7 +152,7 @@ class EditPool:
             source=half(room, 16, sh // 8, sw // 8),
             eye=torch.empty(room, 3, eye[1], eye[0], dtype=torch.uint8, device=device),
             traits=torch.empty(room, len(TRAITS), dtype=torch.long, device=device),
-            lengths={},
+            prompts=PromptsByLength(LENGTH_STEP, self.reader.padding),
         )
 
 
@@ -177,12 +162,11 @@ def bare_sheet_text(species: str) -> str:
 
 
 def views(renderer: Renderer, indices: torch.Tensor, which: list[int]) -> torch.Tensor:
-    """One view of each character as cut from a sheet (n, 3, 384, 128) uint8; `which` are positions in `VIEWS`."""
+    """One view of each character as cut from a sheet (n, 3, 384, 128) uint8; `which` are positions in `traits.VIEWS`."""
     n, on, rng = len(indices), renderer.device, renderer.rng
     yaw = torch.tensor([list(world.VIEW_YAW.values())[k] + rng.gauss(0, 0.03) for k in which], device=on)
     zoom = torch.tensor([rng.uniform(0.9, 1.0) for _ in which], device=on)
     zero = torch.zeros(n, dtype=torch.long, device=on)
-    assert max(which) < len(VIEWS)
     return to_bytes(
         world.render(
             indices.to(on), yaw=yaw, pose=zero, background=zero, size=VIEW_SIZE, framing=zoom, chunk=renderer.chunk
@@ -194,6 +178,12 @@ def eye_size(size: Size) -> Size:
     """What becomes of a picture before the VL sees it: about the condition area, then multiples of 28 (Qwen2-VL)."""
     width, height = dimensions(EMBEDDED_CONDITION_AREA, size[0] / size[1])
     return round(width / 28) * 28, round(height / 28) * 28
+
+
+def seen_tokens(size: Size) -> int:
+    """Tokens that the VL makes of a picture of this size."""
+    width, height = eye_size(size)
+    return width * height // 28**2
 
 
 def looked_at(pictures: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from charengine.embedded import grammar
 from charengine.embedded.captioning import CAPTION_PROMPT
-from charengine.embedded.making.data import Renderer, characters_of, sent, sheet_text, weights_of
+from charengine.embedded.making.data import PromptsByLength, Renderer, characters_of, sent, sheet_text, weights_of
 from charengine.embedded.making.run import Run
 from charengine.embedded.making.still import normalised
 from charengine.embedded.making.vae import Autoencoder
@@ -46,8 +46,7 @@ class SheetPool:
         self.latents = torch.empty(capacity + chunk, channels, side, side, dtype=torch.bfloat16, device=run.device)
         self.weights = torch.empty(capacity + chunk, 1, side // 2, side // 2, dtype=torch.bfloat16, device=run.device)
         self.traits = torch.empty(capacity + chunk, len(TRAITS), dtype=torch.long, device=run.device)
-        # (mode, padded length): place of each prompt's sheet, and its ids
-        self.groups: dict[tuple[int, int], tuple[list[int], list[list[int]]]] = {}
+        self.prompts = PromptsByLength(LENGTH_STEP, reader.padding)
         self.count = 0
 
     def make(self) -> None:
@@ -66,21 +65,14 @@ class SheetPool:
         characters, rng = characters_of(indices), self.renderer.rng
         for _ in range(3):
             for i, tokens in enumerate(self.reader.tokens([sheet_text(c, rng) for c in characters])):
-                length = -(-len(tokens) // LENGTH_STEP) * LENGTH_STEP
-                places, ids = self.groups.setdefault((modes[i], length), ([], []))
-                places.append(self.count + i)
-                ids.append(tokens + [self.reader.padding] * (length - len(tokens)))
+                self.prompts.add(self.count + i, tokens, modes[i])
         self.count = end
 
     def batch(self, n: int, rng: random.Random) -> tuple[int, tuple[torch.Tensor, ...]]:
         """A mode; and latents (n, 16, 48, 48), weights (n, 1, 24, 24), ids (n, tokens), traits (n, n_traits) of one length."""
-        enough = [key for key, (places, _) in self.groups.items() if len(places) >= 2 * n] or list(self.groups)
-        mode, length = rng.choices(enough, weights=[len(self.groups[key][0]) for key in enough])[0]
-        places, ids = self.groups[mode, length]
-        pick = [rng.randrange(len(places)) for _ in range(n if mode == VISION else max(1, n // 2))]
-        device = self.blank.device
-        at = sent(torch.tensor([places[i] for i in pick]), device)
-        said = sent(torch.tensor([ids[i] for i in pick]), device)
+        mode, length = self.prompts.choose(n, rng)
+        n = n if mode == VISION else max(1, n // 2)
+        at, said = self.prompts.take((mode, length), n, rng, self.blank.device)
         return mode, (self.latents[at], self.weights[at], said, self.traits[at])
 
 

@@ -15,7 +15,7 @@ from charengine.embedded.making.data import (
     Refill,
     allow_recompiles,
 )
-from charengine.embedded.making.edits import EDITS, EditPool
+from charengine.embedded.making.edits import EDITS, EditPool, seen_tokens
 from charengine.embedded.making.family import build_transformer, build_vision_language
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.heads import TraitHeads
@@ -157,29 +157,19 @@ def train_sheets(run: Run, minutes: float) -> None:
     rng = random.Random(run.seed + 5)
     batch, caption_batch = run.scale(112, 2), run.scale(96, 2)
     empty = torch.tensor(reader.tokens([" "]), device=device)
-    given = to_tokens(pool.blank.float())
 
     def autocast() -> Any:
         return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)
 
     def flow_step(
-        mode: int, latents: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, traits: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        with autocast():
-            text = reader.encode(ids)
-            shown = given.expand(len(ids), -1, -1) if mode == LATENTS else None
-            flow, named = flow_loss(denoiser, heads, latents, weights, text, traits, shown, shape_of(pool.blank))
-        (flow + 0.05 * named).backward()
-        return flow.detach(), named.detach()
-
-    def edit_step(
-        latents: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, traits: torch.Tensor, source: torch.Tensor,
-        eye: torch.Tensor,
+        shown: torch.Tensor | None, latents: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor,
+        traits: torch.Tensor, source: torch.Tensor | None = None, eye: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:  # fmt: skip
         with autocast():
-            text = reader.encode(ids, *pixel_patches(eye))
-            shown = to_tokens(source.float())
-            flow, named = flow_loss(denoiser, heads, latents, weights, text, traits, shown, shape_of(source))
+            text = reader.encode(ids) if eye is None else reader.encode(ids, *pixel_patches(eye))
+            flow, named = flow_loss(
+                denoiser, heads, latents, weights, text, traits, shown if source is None else source
+            )
         (flow + 0.05 * named).backward()
         return flow.detach(), named.detach()
 
@@ -189,10 +179,13 @@ def train_sheets(run: Run, minutes: float) -> None:
         (0.5 * loss).backward()
         return (loss.detach(),)
 
-    flow_steps = {mode: GraphedStep(functools.partial(flow_step, mode), device) for mode in (LATENTS, VISION)}
-    edit_steps = GraphedStep(edit_step, device)
+    flow_steps = {
+        mode: GraphedStep(functools.partial(flow_step, shown), device)
+        for mode, shown in ((LATENTS, pool.blank), (VISION, None))
+    }
+    edit_steps = GraphedStep(functools.partial(flow_step, None), device)
     caption_steps = GraphedStep(caption_step, device)
-    unsaid = {name: reader.tokens([" "], edits.seen(edit)) for name, edit in EDITS.items()}
+    unsaid = {name: reader.tokens([" "], seen_tokens(edit.source)) for name, edit in EDITS.items()}
     ended = False
     flow = named = edited = caption = torch.zeros(())
     log.write(
@@ -264,7 +257,6 @@ def flow_loss(
     text: torch.Tensor,
     traits: torch.Tensor,
     shown: torch.Tensor | None,
-    shown_shape: Shape,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Flow matching on one batch, and the trait loss of its prompts.
 
@@ -275,8 +267,7 @@ def flow_loss(
         weights: (n, 1, h / 2, w / 2), what each token counts.
         text: what the VL made of the prompts.
         traits: (n, n_traits).
-        shown: tokens of the picture beside the noise, or none.
-        shown_shape: its rows and columns.
+        shown: (1 or n, 16, h, w), latents of the picture beside the noise, or none.
     """
     named = heads(torch.cat([text[:, -1], text.mean(1)], -1), traits)
     clean = to_tokens(latents.float())
@@ -286,7 +277,8 @@ def flow_loss(
     noisy = torch.lerp(clean, noise, sigma[:, None, None])
     shapes: tuple[Shape, ...] = (shape_of(latents),)
     if shown is not None:
-        noisy, shapes = torch.cat([noisy, shown], 1), (*shapes, shown_shape)
+        beside = to_tokens(shown.float()).expand(len(noisy), -1, -1)
+        noisy, shapes = torch.cat([noisy, beside], 1), (*shapes, shape_of(shown))
     velocity = denoiser(noisy, text, sigma, shapes)
     wrong = (velocity.float() - (noise - clean)).square().mean(-1)
     return (wrong * weights.float().flatten(1)).mean(), named

@@ -13,7 +13,7 @@ import torch
 EVERY = 4  # steps between two averages
 
 
-@dataclass
+@dataclass(frozen=True)
 class Team:
     """One process's place among those that train the same part.
 
@@ -26,7 +26,6 @@ class Team:
     rank: int = 0
     size: int = 1
     meeting: Path | None = None
-    joined: bool = False
 
     @torch.no_grad()
     def average(self, parameters: list[torch.Tensor], step: int, ended: bool) -> bool:
@@ -37,12 +36,11 @@ class Team:
             return False
         from torch import distributed
 
-        if not self.joined:
+        if not distributed.is_initialized():
             backend = "nccl" if parameters[0].is_cuda else "gloo"
             distributed.init_process_group(
                 backend, init_method=f"file://{self.meeting}", rank=self.rank, world_size=self.size
             )
-            self.joined = True
         flag = torch.tensor([float(ended)], device=parameters[0].device)
         flat = torch.cat([p.flatten() for p in parameters] + [flag])
         distributed.all_reduce(flat)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from charengine.embedded.making.clock import Average, Clock, Log, decayed, read_facts, read_weights, write_weights
-from charengine.embedded.making.data import Refill, Renderer, allow_recompiles, to_unit
+from charengine.embedded.making.data import Refill, Renderer, allow_recompiles, detail, to_unit
 from charengine.embedded.making.family import Sizes, build_qwen_vae, build_sdxl_vae
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.run import Run
@@ -142,15 +142,6 @@ class Pictures:
         window = (slice(None), slice(None), slice(y, y + side_y), slice(x, x + side_x))
         pictures, figure = to_unit(pool[pick][window]), (weight[pick][window] > 25).float()
         return pictures, 1 + figure * (2 + 2 * detail(pictures))
-
-
-def detail(pictures: torch.Tensor, reach: int = 15) -> torch.Tensor:
-    """How much happens around each pixel, (n, 1, h, w) from 0 to 4: the mean gradient within `reach` pixels.
-
-    Faces, tattoos and what hands hold are small and full of edges; a plain mean learns coats first.
-    """
-    edges = F.pad(pictures.diff(dim=3).abs(), (0, 1)) + F.pad(pictures.diff(dim=2).abs(), (0, 0, 0, 1))
-    return (F.avg_pool2d(edges.mean(1, keepdim=True), reach, 1, reach // 2) / 0.1).clamp(max=4.0)
 
 
 def rebuild_loss(out: torch.Tensor, wanted: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from charengine.likeness.scoring import (
     border_colour,
     figure_mask,
 )
-from charengine.models import Embedder, SheetEditor
+from charengine.models import Embedder, SheetEditor, reads_plain_words
 from charengine.pictures import open_image, png
 from charengine.records import ExpansionRecord, ExtraView, ViewsRecord
 from charengine.stage import Given, Stage
@@ -107,13 +107,8 @@ def tasks_of(settings: ExpandSettings, requests: Mapping[str, tuple[ViewRequest,
     return tasks
 
 
-def _plain(editor: SheetEditor) -> bool:
-    """Whether the edit model reads the embedded family's own words instead of instructions."""
-    return getattr(editor, "prompt_style", "rich") == "plain"
-
-
 def _requests(editor: SheetEditor) -> Mapping[str, tuple[ViewRequest, ...]]:
-    return PLAIN_REQUESTS if _plain(editor) else REQUESTS
+    return PLAIN_REQUESTS if reads_plain_words(editor) else REQUESTS
 
 
 def held_out_of(names: list[str], share: float, seed: int) -> frozenset[str]:
@@ -135,7 +130,7 @@ def _draw(
 ) -> _Drawn:
     view = next(view for view in views.views if view.view == task.request.source)
     picture = open_image(store.get(view.image)).convert("RGB")
-    if _plain(editor):  # shown as it was cut, and drawn in a size that its diffusion model was taught
+    if reads_plain_words(editor):  # shown as it was cut, and drawn in a size that its diffusion model was taught
         source, size = padded(picture, VIEW_SIZE, views.background), PICTURE_SIZE
         instruction = _in_plain_words(task.request, character)
     else:

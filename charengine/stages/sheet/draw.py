@@ -14,12 +14,12 @@ from charengine.errors import SheetRejected
 from charengine.figures.overlay import keep_picture
 from charengine.figures.template import boxes, template
 from charengine.language.sides import SideItem, find_side_items, side_bound_items
-from charengine.models import Captioner, Questioner, SheetEditor
+from charengine.models import Captioner, Questioner, SheetEditor, reads_plain_words
 from charengine.pictures import png
 from charengine.records import SheetRecord
 from charengine.stage import Given, Stage
 from charengine.stages.sheet.judge import Verdict, judge_sheet
-from charengine.stages.sheet.prompt import full_prompt, reads_plain_words
+from charengine.stages.sheet.prompt import full_prompt
 from charengine.store import Store
 
 GOOD_ENOUGH = 0.75  # gate score at which no further candidate is drawn

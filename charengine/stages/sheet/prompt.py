@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from charengine.language.sides import FACE_PARTS, SideItem, find_side_items
-from charengine.models import SheetEditor
+from charengine.models import SheetEditor, reads_plain_words
 
 
 def write_sheet_prompt(description: str, class_noun: str, items: tuple[SideItem, ...] = ()) -> str:
@@ -64,11 +64,6 @@ def full_prompt(description: str, class_noun: str, editor: SheetEditor) -> str:
     if reads_plain_words(editor):
         return _plain_prompt(description, class_noun)
     return write_sheet_prompt(description, class_noun, find_side_items(description))
-
-
-def reads_plain_words(editor: SheetEditor) -> bool:
-    """Whether the editor wants the embedded grammar's wording instead of instructions."""
-    return getattr(editor, "prompt_style", "rich") == "plain"
 
 
 def _plain_prompt(description: str, class_noun: str) -> str:

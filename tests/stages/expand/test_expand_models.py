@@ -24,9 +24,9 @@ from charengine.store import Store
 
 
 def test_what_the_embedded_edit_model_cannot_be_asked_for_is_left_out_and_said(views, store) -> None:
-    editor = load(load_profile("embedded")).editor
+    models = load(load_profile("embedded"))
     settings = ExpandSettings(count=2, kinds=("expression",), candidates=1, steps=1, guidance=1.0)
-    found = expand_views(views, GRISHA, settings, editor, load(load_profile("embedded")).embedder, store)
+    found = expand_views(views, GRISHA, settings, models.editor, models.embedder, store)
     assert found.views == ()
     assert found.warnings == ("more views: the embedded edit model was not taught expression",)
 
