@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 from pick_rules import RULES, true_verdict
-from truth_samples import JUDGES, PROMPTS, RECIPES, Sample, draw_sample
+from truth_recipes import RECIPES, TABLED
+from truth_samples import JUDGES, PROMPTS, Sample, draw_sample
 
 from charengine.config import SweepSettings
 from charengine.errors import BadInput
 from charengine.profiles.loading import load_profile
 
-TOLD = ("recommended", "described")
+TOLD = ("recommended", "everything", "everything_mild", "described")
 NEAR = 0.02  # of the best cell's truth
 ROUNDS = 4000
 
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("untouched", "heldout"), default="untouched")
     parser.add_argument("--first", type=int, default=0, help="index of the first character in its split")
     parser.add_argument("--characters", type=int, default=40)
-    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--recipes", default=",".join(TABLED), help=", ".join(RECIPES))
     parser.add_argument("--seeds", type=int, default=8, help="an even number: half to choose with, half to judge with")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--judge", choices=tuple(JUDGES), default="shipped")
@@ -115,7 +116,12 @@ def adapters(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
             "view_right": _mean([sample.rate(cell, "view", ("view",)) for sample, cell in cells]),
             "face_in_scenes": _mean([sample.rate(cell, "faces", ("scene",)) for sample, cell in cells]),
             "adherence_kept": _mean([sample.kept(cell, range(sample.seeds)) for sample, cell in cells]),
-            **{f"{name}_{what}": value for name in TOLD for what, value in _told(own, name).items()},
+            **{
+                f"{name}_{what}": value
+                for name in TOLD
+                if name in own[0].data
+                for what, value in _told(own, name).items()
+            },
         }
     return found
 

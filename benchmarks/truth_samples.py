@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import random
 import tempfile
 import time
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from PIL import Image as pil
+from truth_recipes import RECIPES, Recipe, redrawn_views, rendered_views
 
 from charengine.adapter.network import apply_adapter
 from charengine.config import Character, Profile
@@ -29,10 +32,11 @@ from charengine.likeness.scoring import References, match_grid, score_cell
 from charengine.models import Models, load
 from charengine.pictures import open_image
 from charengine.profiles.loading import load_profile
-from charengine.records import AdapterRecord, DatasetRecord
+from charengine.records import AdapterRecord, ExtraView, ViewsRecord
 from charengine.run.workspace import complete
 from charengine.stages.caption import caption_views
 from charengine.stages.crop import crop_views
+from charengine.stages.expand.expand import expand_views
 from charengine.stages.sheet.draw import draw_sheet
 from charengine.stages.sweep.sample import draw, encode_cell_inputs
 from charengine.stages.sweep.sweep import spread
@@ -44,12 +48,8 @@ from charengine.writing import write_atomically
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-RECIPES = {
-    "default": (),
-    "under": ("train.steps=60",),
-    "overfit": ("train.steps=1200", "train.learning_rate=0.003"),
-}
 STRENGTHS = (0.6, 0.8, 1.0, 1.2, 1.4)
+MILD = 0.4  # a strength at which words lose nothing
 PROMPTS = tuple(classify(template) for template in FULL if "{subject}" in template)
 QUICK_ROWS = [[prompt.template for prompt in PROMPTS].index(template) for template in QUICK]
 SPLIT_SEED = 11
@@ -200,17 +200,31 @@ def draw_sample(
     """
     wanted = sample_indices(index + 1, torch.Generator().manual_seed(SPLIT_SEED), split)[index:]
     text = grammar.describe(from_indices(wanted)[0], rng=random.Random(index), style="prompt")
-    profile = load_profile("embedded", [f"models.device={device}", *RECIPES[recipe], *overrides])
+    made = RECIPES[recipe]
+    profile = load_profile("embedded", [f"models.device={device}", *made.settings, *overrides])
     models, judges = load(profile), {name: make(device) for name, make in JUDGES.items()}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "store")
-        dataset, training = _train(text, index, profile, models, store, Path(folder) / "state")
+        character = complete(Character(name=f"character {index}", prompt=text, seed=42 + index), models)
+        sheet, extras = _pictures(character, made, profile, models, store)
+        if made.rendered:
+            extras = rendered_views(wanted, made.rendered, index, store)
+        dataset = caption_views(made.views(sheet), character, profile.caption, models.captioner, store, extras)
+        state = Path(folder) / "state"
+        training = train_adapter(dataset, profile.train, models.diffusion, store, seed=character.seed, state_dir=state)
+        if made.redrawn:
+            extras = redrawn_views(training, text, made.redrawn, index, models, profile.sweep, store)
+            dataset = caption_views(sheet, character, profile.caption, models.captioner, store, extras)
+            state = Path(folder) / "second"
+            training = train_adapter(
+                dataset, profile.train, models.diffusion, store, seed=character.seed, state_dir=state
+            )
         trained = time.perf_counter()
         drawing = _Drawing(
             profile,
             models,
-            References(dataset.views, models.embedder, store, dataset.trained_extras),
+            References(sheet, models.embedder, store, dataset.trained_extras),
             training,
             wanted,
             judges,
@@ -218,18 +232,23 @@ def draw_sample(
             index,
         )
         cells = drawing.cells(store)
-        views = [open_image(store.get(view.image)) for view in dataset.views.views]
+        views = [open_image(store.get(view.image)) for view in sheet.views]
+        more = [open_image(store.get(view.image)) for view in extras]
         described = drawing.described(text)
         recommended, said = drawing.recommended(text, store)
+        everything = {share: drawing.everything(text, share, store) for share in (1.0, MILD)}
     pictures = len(cells) * seeds * len(PROMPTS)
     data = {
         "index": index,
         "recipe": recipe,
         "split": split,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor(),
         "prompt": text,
         "said": said,
         "described": described,
         "recommended": recommended,
+        "everything": everything[1.0],
+        "everything_mild": everything[MILD],
         "sheet_traits": {name: _sheet_traits(read, views, wanted) for name, read in judges.items()},
         "ceiling": drawing.references.ceiling(),
         "prompts": [prompt.template for prompt in PROMPTS],
@@ -240,7 +259,7 @@ def draw_sample(
         "cells": cells,
         "seconds": {"train": trained - start, "picture": (time.perf_counter() - trained) / pictures},
     }
-    contact_sheet([views, *drawing.shown]).save(path.with_suffix(".webp"), quality=80)
+    contact_sheet([views, *([more] if more else []), *drawing.shown]).save(path.with_suffix(".webp"), quality=80)
     write_atomically(path, json.dumps(data).encode())
 
 
@@ -299,6 +318,16 @@ class _Drawing:
         finally:
             applied.remove()
 
+    def everything(self, text: str, strength: float, store: Store) -> dict[str, Any]:
+        """The last checkpoint with trigger and everything that the description says."""
+        noun, subject = self.training.class_noun, f"{self.training.trigger} {self.training.class_noun}"
+        applied = apply_adapter(self.models.diffusion.unet(), store.get(self.training.checkpoints[-1].adapter))
+        applied.set_strength(strength)
+        try:
+            return self._told(", ".join([subject, *trait_phrases(text, noun)]))
+        finally:
+            applied.remove()
+
     def _told(self, subject: str) -> dict[str, Any]:
         texts = [prompt.template.replace("{subject}", subject) for prompt in PROMPTS]
         images = draw(
@@ -338,19 +367,21 @@ class _Drawing:
             "traits": _rounded((right.sum(dim=1) / mask.sum(dim=1)).reshape(shape)),
             "sides_right": _rounded((right[:, SIDES] & sides).sum(dim=1).reshape(shape)),
             "sides": _rounded(sides.sum(dim=1).reshape(shape)),
+            "each": _each(right, mask, len(PROMPTS)),
             "view": _rounded((reading.views == named).reshape(shape)),
             "faces": _rounded(reading.faces.reshape(shape)),
         }
 
 
-def _train(
-    text: str, index: int, profile: Profile, models: Models, store: Store, state: Path
-) -> tuple[DatasetRecord, AdapterRecord]:
-    """The pipeline from a sentence to its checkpoints."""
-    character = complete(Character(name=f"character {index}", prompt=text, seed=42 + index), models)
+def _pictures(
+    character: Character, made: Recipe, profile: Profile, models: Models, store: Store
+) -> tuple[ViewsRecord, tuple[ExtraView, ...]]:
+    """The pipeline from a sentence to the sheet's views, and to those more that are kept."""
     sheet = draw_sheet(character, profile.sheet, models.editor, store, captioner=models.captioner)
-    dataset = caption_views(crop_views(sheet, profile.crop, store), character, profile.caption, models.captioner, store)
-    return dataset, train_adapter(dataset, profile.train, models.diffusion, store, seed=42 + index, state_dir=state)
+    views = crop_views(sheet, profile.crop, store)
+    if not profile.expand.count:
+        return views, ()
+    return views, expand_views(views, character, profile.expand, models.editor, models.embedder, store).kept
 
 
 def _sheet_traits(read: Judge, views: Sequence[Image], wanted: torch.Tensor) -> float:
@@ -360,10 +391,15 @@ def _sheet_traits(read: Judge, views: Sequence[Image], wanted: torch.Tensor) -> 
     return probe.trait_accuracy(traits, everywhere, visible_mask(everywhere, torch.arange(len(views))))
 
 
+def _each(right: torch.Tensor, mask: torch.Tensor, prompts: int) -> list[list[list[int]]]:
+    """By prompt, each trait: in how many pictures it was right, of how many in which it was to be seen."""
+    both = torch.stack([right, mask], dim=2).reshape(prompts, -1, *right.shape[1:], 2)
+    found: list[list[list[int]]] = both.sum(dim=1).tolist()
+    return found
+
+
 def contact_sheet(rows: Sequence[Sequence[Image]]) -> Image:
     """Rows of pictures on one page: the sheet's views, then trigger alone, base told everything, recommended prompt."""
-    from PIL import Image as pil
-
     width = max(sum(image.width for image in row) for row in rows)
     page = pil.new("RGB", (width, sum(max(image.height for image in row) for row in rows)), "white")
     top = 0

@@ -32,6 +32,7 @@ def known(cells: Sequence[CellMetrics], settings: SweepSettings, noise: float = 
         score=scores(gain.mean, kept.mean),
         gains=rounds[0],
         scores=scores(rounds[0], rounds[1]),
+        kepts=rounds[1],
         kept_most=kept.mean,
         variety_most=variety.mean,
         copying_least=copying.mean,

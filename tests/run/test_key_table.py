@@ -197,7 +197,7 @@ def test_the_sample_runs_keys_are_these() -> None:
         "expand": "expand-fbc960f1acecc13401121828c3cec7de671b4338",
         "caption": "caption-f0797ae3e408d12aa7197e565467d2e835b2bca4",
         "train": "train-70d4bafb6bff89dd1a89f2d0d3e7eb5b025abb3f",
-        "sweep": "sweep-23685a045fda23ed5fcec785bb894a762a6867b3",
+        "sweep": "sweep-56b569deabda2b164018ad3c29d471f2a9ca81c1",
         "report": "report-932f87e1c407d589cd8c88db02dc984a9e10d7d2",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ COPY_LIMIT = 0.9  # correlation of scene images with a training view: above it t
 ROUNDS = 1000  # surfaces drawn from what is known
 SHOWN = 1.645  # standard errors by which a cell must miss a floor (95 %): noise alone disqualifies nothing
 LEVEL = 0.15  # how far, as a share, a few pictures of strength 0 may be from what it draws on average
+PROMPT = 0.1  # how far, as a share, one prompt's adherence kept is from that of all prompts (lab notes, 2026-11-30)
 BASE = 0  # index of strength 0 in every grid
 
 Grid = Sequence[tuple[int, float]]  # (step, strength) of every cell, strength 0 first
@@ -31,6 +33,7 @@ class Estimate:
         variety, copying: None where nobody measured them.
         score: (cells,) of the smoothed axes.
         gains, scores: (rounds, cells) as likely as the means of identity and as `score`.
+        kepts: (rounds, cells) as likely as the mean of adherence.
         kept_most, variety_most, copying_least: (cells,) what these may be at best, in all but one of twenty cases; None where
             not measured.
         passing: (cells,) bool; False where even these miss a floor.
@@ -43,6 +46,7 @@ class Estimate:
     score: torch.Tensor
     gains: torch.Tensor
     scores: torch.Tensor
+    kepts: torch.Tensor
     kept_most: torch.Tensor
     variety_most: torch.Tensor | None
     copying_least: torch.Tensor | None
@@ -90,7 +94,7 @@ def estimate(
     # strength 0 draws somebody else with every seed: its pictures set the scale, but pair with nothing
     gain = smooth(_observations(adapted, lambda cell: (cell.identity - zero) / span), where, 0.0)
     # what a few pictures of strength 0 say of its level is noise too: the other cells tell where it was
-    doubt = _doubt(base.margin) / margin
+    doubt = math.hypot(_doubt(base.margin) / margin, PROMPT / math.sqrt(len(base.margin)))
     kept = smooth(_observations(adapted, lambda cell: cell.margin / margin), where, 1.0, doubt).relative()
     variety = _measured(_observations(adapted, lambda cell: cell.diversity[:, None] / spread), where, 1.0, LEVEL)
     variety = variety and variety.relative()
@@ -115,6 +119,7 @@ def estimate(
         score=metrics.scores(gain.mean, kept.mean),
         gains=rounds[0],
         scores=metrics.scores(rounds[0], rounds[1]),
+        kepts=rounds[1],
         kept_most=kept_most,
         variety_most=variety_most,
         copying_least=copying_least,

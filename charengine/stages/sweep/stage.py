@@ -31,7 +31,7 @@ def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> Swee
 
 SWEEP = Stage(
     name="sweep",
-    version=5,
+    version=6,
     makes=SweepRecord,
     work=_work,
     settings="sweep",

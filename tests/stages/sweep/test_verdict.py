@@ -12,9 +12,9 @@ from charengine.stages.sweep.verdict import judge_training
 SETTINGS = SweepSettings()
 
 
-def verdict(*cells: CellMetrics) -> Verdict:
+def verdict(*cells: CellMetrics, noise: float = 0.0) -> Verdict:
     grid = [(0, 0.0), *((cell.checkpoint_step, cell.strength) for cell in cells)]
-    return judge_training(grid, known(cells, SETTINGS), SETTINGS)
+    return judge_training(grid, known(cells, SETTINGS, noise), SETTINGS)
 
 
 def test_a_lower_strength_that_scores_more_than_full_strength_means_overfit() -> None:
@@ -48,3 +48,21 @@ def test_a_best_cell_inside_the_grid_is_right_and_named() -> None:
 
 def test_a_single_checkpoint_is_never_called_undertrained() -> None:
     assert verdict(cell(60, 1.0, 0.3, 0.98), cell(60, 1.4, 0.5, 0.98)).kind == "right"
+
+
+def test_a_lower_strength_that_may_as_well_not_be_better_is_no_overfit() -> None:
+    cells = (cell(300, 0.8, 0.85, 0.97), cell(300, 1.0, 0.82, 0.95), cell(300, 1.2, 0.78, 0.93))
+    assert verdict(*cells, noise=0.002).kind == "over"
+    assert verdict(*cells, noise=0.05).kind == "right"
+
+
+def test_adherence_that_may_as_well_be_above_its_floor_is_no_overfit() -> None:
+    cells = (cell(300, 0.8, 0.60, 0.97), cell(300, 1.0, 0.95, 0.88))
+    assert verdict(*cells, noise=0.005).kind == "over"
+    assert verdict(*cells, noise=0.05).kind == "right"
+
+
+def test_a_rise_that_is_less_likely_than_not_is_no_undertraining() -> None:
+    cells = [cell(step, s, gain * s, 0.98) for step, gain in ((40, 0.55), (60, 0.61)) for s in (1.0, 1.4)]
+    assert verdict(*cells, noise=0.001).kind == "under"
+    assert verdict(*cells, noise=0.2).kind == "right"
