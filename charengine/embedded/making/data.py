@@ -299,8 +299,10 @@ def picture_text(scene: Scene, i: int, traits: Traits, rng: random.Random) -> st
             style="prompt" if kind < 0.45 else "tags",
         )  # fmt: skip
     if kind < 0.45:
-        text = f"{text}, {framing}" if rng.random() < 0.35 or scene.zoom[i] > 1.2 else text
-    elif kind >= 0.65:
+        text = f"{text}, {framing}" if rng.random() < 0.35 or framing == "portrait" else text
+    elif kind < 0.65:
+        text = f"{text}, {framing}" if framing == "portrait" else text  # unsaid, it would come uncalled for
+    else:
         text = caption_text(traits, view, pose, background, framing, rng, say_view)
     if rng.random() < 0.15:
         word = nonsense(rng)

@@ -51,7 +51,7 @@ class PicturePool:
     """Latents and tokenised prompts of rendered pictures, by size."""
 
     def __init__(self, run: Run, writer: Writer, vae: Autoencoder, capacity: int, chunk: int) -> None:
-        self.renderer = Renderer(run.device, run.seed + 21, few=run.tiny, filled=0.35)
+        self.renderer = Renderer(run.device, run.seed + 21, few=run.tiny, filled=0.12)
         self.writer, self.vae, self.capacity, self.chunk = writer, vae, capacity, chunk
         self.latents: dict[tuple[int, int], torch.Tensor] = {}
         self.weights: dict[tuple[int, int], torch.Tensor] = {}
