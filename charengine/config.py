@@ -280,6 +280,13 @@ class TrainSettings(Settings):
     caption_dropout: float = Field(
         default=0.05, ge=0, le=1, description="share of samples trained with an empty caption, so that guidance works"
     )
+    square: int = Field(
+        default=0,
+        ge=0,
+        le=2048,
+        multiple_of=8,
+        description="side in pixels of a square in which every second step shows the views; 0 = always as they were cut",
+    )
     masked_loss: float = Field(default=0.0, ge=0, le=1, description="0 = plain loss; 1 = background carries no loss")
     random_backgrounds: float = Field(
         default=0.0, ge=0, le=1, description="share of samples composited on a random colour"

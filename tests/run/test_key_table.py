@@ -196,7 +196,7 @@ def test_the_sample_runs_keys_are_these() -> None:
         "crop": "crop-e9c2d56de3a65aeccfdec94b8325092650cfc72f",
         "expand": "expand-fbc960f1acecc13401121828c3cec7de671b4338",
         "caption": "caption-f0797ae3e408d12aa7197e565467d2e835b2bca4",
-        "train": "train-70d4bafb6bff89dd1a89f2d0d3e7eb5b025abb3f",
+        "train": "train-b8f2cdc24514ee86de65898473ee2a8749d3a31c",
         "sweep": "sweep-56b569deabda2b164018ad3c29d471f2a9ca81c1",
         "report": "report-932f87e1c407d589cd8c88db02dc984a9e10d7d2",
     }
@@ -342,6 +342,7 @@ OTHER_VALUES: dict[str, Any] = {
     "train.precision": "fp32",
     "train.flips": "off",
     "train.caption_dropout": 0.1,
+    "train.square": 64,
     "train.masked_loss": 0.5,
     "train.random_backgrounds": 0.5,
     "train.resample_latents": False,

@@ -45,6 +45,7 @@ class Bucket:
         weight: (n,) of a sample in the loss.
         flips, backgrounds: how many of each the variants hold, variant = background · flips + flip.
         regularisation: these are class images, not the character.
+        square: these are the sheet's views in a square, as pictures are drawn.
     """
 
     names: tuple[str, ...]
@@ -60,6 +61,7 @@ class Bucket:
     flips: int = 1
     backgrounds: int = 1
     regularisation: bool = False
+    square: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -105,8 +107,8 @@ class TrainingData:
 
     @property
     def views(self) -> tuple[Bucket, ...]:
-        """The buckets of the character's own views."""
-        return tuple(bucket for bucket in self.buckets if not bucket.regularisation)
+        """The buckets of the character's own views, as they were cut."""
+        return tuple(bucket for bucket in self.buckets if not (bucket.regularisation or bucket.square))
 
 
 def encode_dataset(dataset: DatasetRecord, settings: TrainSettings, diffusion: Diffusion, store: Store) -> TrainingData:
@@ -129,16 +131,20 @@ def encode_dataset(dataset: DatasetRecord, settings: TrainSettings, diffusion: D
     negative = diffusion.encode_prompts([usage.negative_prompt]) if usage.negative_prompt else None
     diffusion.unload("text_encoders")
 
-    def encode(views: Sequence[Picture], flip: bool) -> list[Bucket]:
-        found = []
-        for size, group in _by_size(views).items():
-            rows = [texts.index(captions[view.view]) for view in group]
-            found.append(
-                _encode_views(size, group, settings, diffusion, store, flip, text.embeds[rows], text.pooled[rows])
-            )
-        return found
+    def encode(pictures: list[_Shown], flip: bool) -> Bucket:
+        rows = [texts.index(captions[one.name]) for one in pictures]
+        return _encode_views(pictures, settings, diffusion, flip, text.embeds[rows], text.pooled[rows])
 
-    buckets, held_out = encode(trained, flip), encode(dataset.held_out, flip=False)
+    def by_size(views: Sequence[Picture]) -> list[list[_Shown]]:
+        return [[_shown(view, store) for view in group] for group in _by_size(views).values()]
+
+    buckets = [encode(group, flip) for group in by_size(trained)]
+    held_out = [encode(group, flip=False) for group in by_size(dataset.held_out)]
+    if settings.square:
+        squares = [
+            _in_square(_shown(view, store), settings.square, dataset.views.background) for view in dataset.views.views
+        ]
+        buckets.append(replace(encode(squares, flip), square=True))
     singles = [
         _encode_class_image(name, image, settings, diffusion, text.embeds[row : row + 1], text.pooled[row : row + 1])
         for row, (name, image, _) in enumerate(extra, start=len(pictures))
@@ -159,35 +165,54 @@ def _by_size(views: Sequence[Picture]) -> dict[tuple[int, int], list[Picture]]:
     return sizes
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """A picture with what training reads of it: mode RGB, mode L (255 = figure), and SDXL's size conditioning."""
+
+    name: str
+    image: Image.Image
+    alpha: Image.Image
+    ids: tuple[int, int, int, int, int, int]
+
+
+def _shown(view: Picture, store: Store) -> _Shown:
+    image = Image.open(io.BytesIO(store.get(view.image))).convert("RGB")
+    alpha = Image.open(io.BytesIO(store.get(view.alpha))).convert("L")
+    return _Shown(view.view, image, alpha, time_ids(view))
+
+
+def _in_square(shown: _Shown, side: int, background: tuple[int, int, int]) -> _Shown:
+    """The whole view in the middle of a square of `side` pixels, the rest in the sheet's background colour."""
+    scale = side / max(shown.image.size)
+    inner = max(1, round(shown.image.width * scale)), max(1, round(shown.image.height * scale))
+    corner = (side - inner[0]) // 2, (side - inner[1]) // 2
+    image, alpha = Image.new("RGB", (side, side), background), Image.new("L", (side, side), 0)
+    image.paste(shown.image.resize(inner, Image.Resampling.LANCZOS), corner)
+    alpha.paste(shown.alpha.resize(inner, Image.Resampling.LANCZOS), corner)
+    return replace(shown, image=image, alpha=alpha, ids=(side, side, 0, 0, side, side))
+
+
 def _encode_views(
-    size: tuple[int, int],
-    views: list[Picture],
-    settings: TrainSettings,
-    diffusion: Diffusion,
-    store: Store,
-    flip: bool,
-    embeds: Tensor,
-    pooled: Tensor,
+    views: list[_Shown], settings: TrainSettings, diffusion: Diffusion, flip: bool, embeds: Tensor, pooled: Tensor
 ) -> Bucket:
+    """One bucket of pictures of one size."""
     backgrounds = 1 + (BACKGROUNDS if settings.random_backgrounds > 0 else 0)
     means, stds, masks = [], [], []
     for view in views:
-        image = Image.open(io.BytesIO(store.get(view.image))).convert("RGB")
-        alpha = Image.open(io.BytesIO(store.get(view.alpha))).convert("L")
-        variants = [image, *_on_colours(image, alpha, backgrounds - 1)]
+        variants = [view.image, *_on_colours(view.image, view.alpha, backgrounds - 1)]
         if flip:
             variants = [turned for one in variants for turned in (one, ImageOps.mirror(one))]
         posterior = diffusion.encode_images(variants)
-        mask = _loss_mask(alpha, settings.masked_loss)
+        mask = _loss_mask(view.alpha, settings.masked_loss)
         means.append(posterior.mean.float())
         stds.append(posterior.std.float())
         masks.append(torch.stack([mask, mask.flip(-1)][: 1 + flip] * backgrounds))
-    _check_finite(means + stds, views)
+    _check_finite(means + stds, views[0].image.size)
     device = means[0].device
-    ids = torch.tensor([time_ids(view) for view in views], dtype=torch.float32, device=device)
+    ids = torch.tensor([view.ids for view in views], dtype=torch.float32, device=device)
     return Bucket(
-        tuple(view.view for view in views),
-        *size,
+        tuple(view.name for view in views),
+        *views[0].image.size,
         torch.stack(means),
         torch.stack(stds),
         torch.stack(masks).to(device),
@@ -223,10 +248,10 @@ def _loss_mask(alpha: Image.Image, amount: float) -> Tensor:
     return (mask / mask.mean().clamp(min=1e-3)).unsqueeze(0)
 
 
-def _check_finite(latents: list[Tensor], views: list[Picture]) -> None:
+def _check_finite(latents: list[Tensor], size: tuple[int, int]) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in latents):
         raise BadInput(
-            f"the VAE made NaN latents from the {views[0].width}x{views[0].height} views; "
+            f"the VAE made NaN latents from the {size[0]}x{size[1]} views; "
             "run it in float32 or set models.sdxl_vae to the fp16-fixed SDXL VAE"
         )
 

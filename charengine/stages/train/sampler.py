@@ -21,10 +21,13 @@ class Group:
 def groups_of_step(data: TrainingData, settings: TrainSettings, seed: int, step: int) -> tuple[Group, ...]:
     """The samples of step `step` (0-based).
 
-    batch = 0: every view, whatever its bucket, `accumulate` times. Otherwise batch × accumulate samples of one bucket;
-    an epoch goes through all buckets in a shuffled order. Class images join in equal number, taken in turn.
+    batch = 0: every view, whatever its bucket, `accumulate` times; where the views stand in squares too, these take turns with all
+    else. Otherwise batch × accumulate samples of one bucket; an epoch goes through all buckets in a shuffled order. Class images
+    join in equal number, taken in turn.
     """
     own = [i for i, bucket in enumerate(data.buckets) if not bucket.regularisation]
+    if settings.batch == 0 and settings.square:
+        own = [i for i in own if data.buckets[i].square == bool(step % 2)]
     if settings.batch == 0:
         groups = [Group(i, tuple(range(len(data.buckets[i]))) * settings.accumulate) for i in own]
     else:

@@ -70,6 +70,35 @@ def test_size_conditioning_follows_the_crops_own_scale_also_of_views_that_0_1_0_
     assert time_ids(view.model_copy(update={"scale": 1.0})) == (128, 64, 0, 0, 128, 64)
 
 
+def test_squares_show_each_view_whole_in_the_middle_on_the_sheets_background(store):
+    data, _ = encode(store, square=128, flips="off", masked_loss=1.0)
+    cut, square = data.buckets  # a view is 64×128, its latents 8×16
+    assert (square.width, square.height, square.names) == (128, 128, cut.names)
+    assert square.mean.shape[-2:] == (16, 16)
+    assert torch.allclose(square.mean[..., 4:12], cut.mean)
+    background = square.mean[0, 0, :, 0, 0].view(4, 1, 1)
+    assert torch.allclose(square.mean[0, 0, :, :, :4], background.expand(4, 16, 4))
+    assert bool((square.mask[..., :4] == 0).all()) and bool((square.mask[..., 12:] == 0).all())
+    assert torch.equal(square.embeds, cut.embeds)
+    assert square.time_ids.tolist() == [[128, 128, 0, 0, 128, 128]] * 3
+
+
+def test_squares_take_turns_with_the_views_as_they_were_cut(store):
+    data, _ = encode(store, square=128)
+    settings = TrainSettings(square=128)
+    turns = [[group.bucket for group in groups_of_step(data, settings, seed=1, step=step)] for step in range(4)]
+    assert turns == [[0], [1], [0], [1]]
+    one_by_one = TrainSettings(square=128, batch=1)
+    epoch = [groups_of_step(data, one_by_one, seed=1, step=step)[0] for step in range(6)]
+    assert sorted((group.bucket, group.samples[0]) for group in epoch) == [(b, i) for b in (0, 1) for i in range(3)]
+
+
+def test_squares_are_trained_on_but_neither_validated_with_nor_counted_as_views(store):
+    data, _ = encode(store, square=128)
+    assert [bucket.square for bucket in data.buckets] == [False, True]
+    assert [bucket.square for bucket in data.views] == [False]
+
+
 def test_a_view_without_caption_is_named(store):
     dataset = make_dataset(store)
     dataset = dataset.model_copy(update={"captions": dataset.captions[:2]})

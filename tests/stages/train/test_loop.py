@@ -140,6 +140,7 @@ def test_the_same_inputs_make_the_same_bytes(tmp_path):
         {"optimizer": "adamw", "schedule": "cosine", "warmup": 3},
         {"algorithm": "tlora", "optimizer": "adamw"},
         {"batch": 1, "accumulate": 2, "dropout": 0.2, "random_backgrounds": 0.5, "masked_loss": 0.5},
+        {"square": 128},
         {"precision": "fp16"},
         {"optimizer": "adamw8bit"},
         {"optimizer": "prodigy-schedulefree", "learning_rate": 1.0},
