@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,15 +47,24 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-def imports(path: Path, top_level_only: bool = False) -> set[str]:
-    """Modules a file imports, those under `if TYPE_CHECKING` left out."""
+@cache
+def parsed(path: Path) -> tuple[tuple[ast.stmt, ...], tuple[ast.AST, ...]]:
+    """The statements of a file and its imports and functions at any depth, those under `if TYPE_CHECKING` left out; read once for all tests."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             node.body = [ast.Pass()]
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef)
+    return tuple(tree.body), tuple(node for node in ast.walk(tree) if isinstance(node, kinds))
+
+
+@cache
+def imports(path: Path, top_level_only: bool = False) -> frozenset[str]:
+    """Modules a file imports, those under `if TYPE_CHECKING` left out."""
+    statements, everything = parsed(path)
+    nodes = statements if top_level_only else everything
     found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return found | {
+    return frozenset(found) | {
         node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level
     }
 
@@ -81,17 +91,11 @@ def room(module: str) -> str | None:
 
 def imported_rooms(path: Path) -> set[str]:
     """The rooms a file imports; `from charengine.stages import crop` counts as stages.crop."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = [ast.Pass()]
+    _, nodes = parsed(path)
     names = [
-        f"{node.module}.{alias.name}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
+        f"{node.module}.{alias.name}" for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
     ]
-    names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     return {found for name in names if (found := room(name))}
 
 
@@ -150,7 +154,7 @@ LONG_FUNCTIONS = {
 def test_long_functions_are_known_by_name_with_a_reason() -> None:
     found = set()
     for path in sources("charengine", "tasks", "flows"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in parsed(path)[1]:
             if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > LONGEST_FUNCTION:
                 found.add(f"{path.relative_to(ROOT)}:{node.name}")
     assert found - {name for name in found if "/embedded/making/" in name} == set(LONG_FUNCTIONS)
