@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -60,9 +61,7 @@ class Sheet:
 def paint(sheet: Sheet, seed: int = 0) -> Image.Image:
     """RGB image of the sheet."""
     width, height = sheet.size
-    canvas = _backdrop(sheet)
-    scale = 2
-    big = canvas.resize((width * scale, height * scale))
+    big = _backdrop(sheet, (2 * width, 2 * height))
     for spot in sheet.spots:
         if sheet.shadow:
             big = _floor_shadow(big, spot)
@@ -92,12 +91,14 @@ def photo(size: tuple[int, int] = (1024, 1024), seed: int = 0) -> Image.Image:
     return image
 
 
-def _backdrop(sheet: Sheet) -> Image.Image:
+def _backdrop(sheet: Sheet, size: tuple[int, int]) -> Image.Image:
+    if not (sheet.vignette or sheet.gradient):
+        return Image.new("RGB", size, sheet.background)  # the same pixels, in a twentieth of the time
     width, height = sheet.size
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     shade = 1 - sheet.vignette * (x * x + y * y) / 2 - sheet.gradient * (y + 1) / 2
     pixels = np.array(sheet.background) * shade[..., None]
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).resize(size)
 
 
 def _floor_shadow(image: Image.Image, spot: Spot) -> Image.Image:
@@ -170,19 +171,21 @@ def _ruled(image: Image.Image, rules: str) -> Image.Image:
 
 def true_boxes(sheet: Sheet) -> list[tuple[int, int, int, int]]:
     """Where each figure really is: its extent when painted alone, clean, on magenta."""
-    boxes = []
-    for spot in sheet.spots:
-        alone = np.asarray(paint(Sheet(sheet.size, (spot,), sheet.look, background=(255, 0, 255)))).astype(int)
-        figure = np.abs(alone - (255, 0, 255)).max(axis=2) > 60
-        columns, rows = np.flatnonzero(figure.any(axis=0)), np.flatnonzero(figure.any(axis=1))
-        boxes.append((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
-    return boxes
+    return [_true_box(sheet.size, spot, sheet.look) for spot in sheet.spots]
+
+
+@cache
+def _true_box(size: tuple[int, int], spot: Spot, look: Look) -> tuple[int, int, int, int]:
+    alone = np.asarray(paint(Sheet(size, (spot,), look, background=(255, 0, 255)))).astype(np.int16)
+    figure = np.abs(alone - np.array((255, 0, 255), np.int16)).max(axis=2) > 60
+    columns, rows = np.flatnonzero(figure.any(axis=0)), np.flatnonzero(figure.any(axis=1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def record_of(image: Image.Image, store: Store) -> SheetRecord:
     """The image in the store, as a sheet."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", compress_level=1)
     ref = store.put(buffer.getvalue(), "sheet.png")
     return SheetRecord(image=ref, width=image.width, height=image.height, prompt="", source="given", seed=0)
 
