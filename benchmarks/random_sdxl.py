@@ -30,7 +30,8 @@ SDXL = {  # unet/config.json of stable-diffusion-xl-base-1.0
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-TINY = SDXL | {
+TINY = SDXL | {  # every kind of layer that SDXL has; one of each where one is enough
+    "layers_per_block": 1,
     "sample_size": 16,
     "block_out_channels": (32, 64, 64),
     "transformer_layers_per_block": (1, 1, 2),

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from tiny_sdxl import FakeDiffusion, make_dataset
 from charengine.adapter.network import apply_adapter, load_adapter
 from charengine.config import TrainSettings
 from charengine.errors import BadInput
+from charengine.records import AdapterRecord
 from charengine.stages.train.loop import TrainingDiverged, TrainingStopped, checkpoint_steps, train_adapter
 from charengine.stages.train.state import FILE, StateWriter
 from charengine.store import Store
@@ -35,7 +38,7 @@ RECIPE = {
     "steps": 12,
     "checkpoints": 3,
     "save_state_every": 2,
-    "validate_every": 3,
+    "validate_every": 6,
 }
 
 
@@ -79,6 +82,27 @@ class Recorder(NullTracker):
         return [step for metrics, step in self.rows if metric in metrics]
 
 
+@dataclass(frozen=True)
+class Plain:
+    """An uninterrupted training with the recipe as it is, which tests compare with and read, and never write to."""
+
+    store: Store
+    state: bytes
+    record: AdapterRecord
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    torch.set_num_threads(1)  # the fixture that does this for each test runs after this one
+    folder = tmp_path_factory.mktemp("plain")
+    record = train(Store(folder / "store"), folder / "state")
+    return Plain(Store(folder / "store"), (folder / "state" / FILE).read_bytes(), record)
+
+
+def adapters(record):
+    return [checkpoint.adapter for checkpoint in record.checkpoints]
+
+
 def stop_after(count):
     calls = iter(range(1, 10_000))
     return lambda: next(calls) == count
@@ -86,7 +110,7 @@ def stop_after(count):
 
 def test_training_learns_the_views_and_says_how_far_it_is(store, tmp_path):
     seen = []
-    record = train(store, tmp_path / "state", on_step=seen.append, steps=40, checkpoints=2)
+    record = train(store, tmp_path / "state", on_step=seen.append, steps=40, checkpoints=2, validate_every=20)
     assert record.base_validation.loss > 1.3 * record.validation[-1].loss
     assert set(record.validation[-1].by_view) == {"front", "side", "back"}
     assert set(record.validation[-1].by_third) == {"low", "mid", "high"}
@@ -114,23 +138,20 @@ def test_a_trigger_that_the_base_model_knows_is_warned_of_before_and_after(store
     assert any(told in warning for warning in record.warnings) == known
 
 
-def test_the_last_checkpoint_is_a_file_that_does_what_training_measured(store, tmp_path):
-    diffusion = FakeDiffusion()
-    record = train(store, tmp_path, diffusion=diffusion)
-    data = store.get(record.checkpoints[-1].adapter)
+def test_the_last_checkpoint_is_a_file_that_holds_what_was_trained_and_how(plain):
+    data = plain.store.get(plain.record.checkpoints[-1].adapter)
     tensors, metadata = load_adapter(data)
     assert metadata["ss_steps"] == "12"
     assert '"profile": "test"' in metadata["charengine.recipe"]
-    assert len(tensors) == 3 * 257
-    adapter = apply_adapter(diffusion.unet(), data, 1.0)
-    assert len(adapter.modules) == 257
-    first = load_adapter(store.get(record.checkpoints[0].adapter))[0]
+    assert len(tensors) == 3 * 168
+    adapter = apply_adapter(FakeDiffusion().unet(), data, 1.0)
+    assert len(adapter.modules) == 168
+    first = load_adapter(plain.store.get(plain.record.checkpoints[0].adapter))[0]
     assert any(not torch.equal(first[key], tensors[key]) for key in tensors)
 
 
-def test_the_same_inputs_make_the_same_bytes(tmp_path):
-    records = [train(Store(tmp_path / name), tmp_path / f"state-{name}") for name in "ab"]
-    assert [c.adapter.sha256 for c in records[0].checkpoints] == [c.adapter.sha256 for c in records[1].checkpoints]
+def test_the_same_inputs_make_the_same_bytes(plain, store, tmp_path):
+    assert adapters(train(store, tmp_path / "state")) == adapters(plain.record)
 
 
 @pytest.mark.parametrize(
@@ -147,54 +168,80 @@ def test_the_same_inputs_make_the_same_bytes(tmp_path):
     ],
     ids=lambda changes: " ".join(map(str, changes.values())),
 )
-def test_stopped_and_resumed_twice_is_uninterrupted_bit_for_bit(store, tmp_path, changes):
-    whole = train(store, tmp_path / "whole", **changes)
+def test_stopped_and_resumed_twice_is_uninterrupted_bit_for_bit(plain, store, tmp_path, changes):
+    whole = train(store, tmp_path / "whole", **changes) if changes else plain.record
     for stop in (5, 4):
         with pytest.raises(TrainingStopped, match=r"stopped at step \d+ of 12; the same command continues"):
             train(store, tmp_path / "parts", should_stop=stop_after(stop), **changes)
     parts = train(store, tmp_path / "parts", **changes)
-    assert [c.adapter for c in parts.checkpoints] == [c.adapter for c in whole.checkpoints]
+    assert adapters(parts) == adapters(whole)
     assert parts.curve == whole.curve
     assert parts.validation == whole.validation
     assert parts.base_validation == whole.base_validation
 
 
+# torch and diffusers are imported once; each line asks for a process that trains, and a fork before any thread is begun
 SCRIPT = """
-import sys; sys.path.insert(0, {tests!r}); sys.path.insert(0, {root!r})
+import os, sys; sys.path.insert(0, {tests!r}); sys.path.insert(0, {root!r})
 import torch; torch.set_num_threads(1)
 from pathlib import Path
 from test_loop import train
 from charengine.store import Store
-record = train(Store({store!r}), Path({state!r}), steps=30, checkpoints=2,
-               on_step=lambda p: print("step", p.step, flush=True))
-print("done", record.checkpoints[-1].adapter.sha256, record.curve.sha256, flush=True)
+import lycoris, diffusers.models.unets.unet_2d_condition
+for state in sys.stdin:
+    if child := os.fork():
+        print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    print("process", os.getpid(), flush=True)
+    record = train(Store({store!r}), Path(state.strip()), steps=30, checkpoints=2,
+                   on_step=lambda p: print("step", p.step, flush=True))
+    print("done", record.checkpoints[-1].adapter.sha256, record.curve.sha256, flush=True)
+    os._exit(0)
 """
 
 
-def _process(tmp_path, state):
-    here = Path(__file__).parent
-    script = SCRIPT.format(
-        tests=str(here), root=str(here.parents[2]), store=str(tmp_path / "store"), state=str(tmp_path / state)
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+class Trainer:
+    """Trainings in processes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        here = Path(__file__).parent
+        script = SCRIPT.format(tests=str(here), root=str(here.parents[2]), store=str(folder / "store"))
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.folder, self.process = folder, subprocess.Popen([sys.executable, "-c", script], env=environment, **pipes)
+
+    def train(self, state: str, kill_at: int = 31) -> tuple[list[str], int]:
+        """What a training said, and its exit status; it is killed once it has said that step."""
+        self.process.stdin.write(f"{self.folder / state}\n")
+        self.process.stdin.flush()
+        pid, lines = int(self._line("process")), []
+        while not (line := self.process.stdout.readline().strip()).startswith("ended"):
+            lines.append(line)
+            assert line, "the process that starts trainings has ended"
+            if line.startswith("step") and int(line.split()[1]) == kill_at:
+                os.kill(pid, signal.SIGKILL)
+        return lines, int(line.split()[1])
+
+    def _line(self, wanted: str) -> str:
+        word, _, rest = self.process.stdout.readline().strip().partition(" ")
+        assert word == wanted
+        return rest
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)
 
 
 @pytest.mark.timeout(300)
 def test_killed_at_random_steps_it_continues_to_the_same_bytes(tmp_path):
-    whole = _process(tmp_path, "whole").communicate()[0].splitlines()[-1]
-    dice = random.Random(5)
-    for low, high in ((3, 12), (14, 28)):
-        target = dice.randint(low, high)
-        process = _process(tmp_path, "killed")
-        for line in process.stdout:
-            if line.startswith("step") and int(line.split()[1]) >= target:
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
-        process.stdout.close()
-        assert process.returncode == -signal.SIGKILL
-    lines = _process(tmp_path, "killed").communicate()[0].splitlines()
+    with closing(Trainer(tmp_path)) as trainer:
+        (*_, whole), status = trainer.train("whole")
+        assert status == 0
+        dice = random.Random(5)
+        for low, high in ((3, 12), (14, 28)):
+            said, status = trainer.train("killed", kill_at=dice.randint(low, high))
+            assert status == -signal.SIGKILL and not said[-1].startswith("done")
+        lines, status = trainer.train("killed")
+    assert status == 0
     assert int(lines[0].split()[1]) > 1  # it did not start again
     assert lines[-1] == whole
 
@@ -220,7 +267,7 @@ def test_no_step_is_logged_twice_however_often_it_is_resumed(store, tmp_path):
         (tmp_path / "copy").mkdir(exist_ok=True)
     train(store, tmp_path, tracker=tracker)
     assert tracker.steps("train/loss") == list(range(1, 13))
-    assert tracker.steps("validation/loss") == [3, 4, 6, 8, 9, 12]
+    assert tracker.steps("validation/loss") == [4, 6, 8, 12]
     assert tracker.steps("base/loss") == [0]
     assert tracker.checkpoints == [4, 8, 12]
     assert tracker.params["train.rank"] == 4
@@ -263,7 +310,7 @@ def test_a_slow_disk_costs_states_but_holds_up_no_step(store, tmp_path, monkeypa
         )
     assert written[-1] == 7  # a stop is saved whatever is being written
     parts = train(store, tmp_path / "parts")
-    assert [c.adapter for c in parts.checkpoints] == [c.adapter for c in whole.checkpoints]
+    assert adapters(parts) == adapters(whole)
 
 
 def test_it_stops_within_ten_seconds_and_leaves_the_unet_as_it_was(store, tmp_path):
@@ -279,20 +326,19 @@ def test_it_stops_within_ten_seconds_and_leaves_the_unet_as_it_was(store, tmp_pa
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 2e-2}, {"rank": 2}])
-def test_a_state_of_other_settings_is_not_taken_up(store, tmp_path, change, caplog):
-    train(store, tmp_path)
+def test_a_state_of_other_settings_is_not_taken_up(plain, store, tmp_path, change, caplog):
     fresh = train(store, tmp_path / "fresh", **change)
+    assert "belongs to other settings or data" not in caplog.text
+    (tmp_path / FILE).write_bytes(plain.state)
     again = train(store, tmp_path, **change)
-    assert [c.adapter for c in again.checkpoints] == [c.adapter for c in fresh.checkpoints]
+    assert adapters(again) == adapters(fresh)
     assert "belongs to other settings or data" in caplog.text
 
 
-def test_a_half_written_state_is_not_taken_up(store, tmp_path, caplog):
-    whole = train(store, tmp_path / "whole")
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / FILE).write_bytes((tmp_path / "whole" / FILE).read_bytes()[:5000])
-    again = train(store, tmp_path / "broken")
-    assert [c.adapter for c in again.checkpoints] == [c.adapter for c in whole.checkpoints]
+def test_a_half_written_state_is_not_taken_up(plain, store, tmp_path, caplog):
+    (tmp_path / FILE).write_bytes(plain.state[:5000])
+    again = train(store, tmp_path)
+    assert adapters(again) == adapters(plain.record)
     assert "cannot be read" in caplog.text
 
 
@@ -334,19 +380,17 @@ def test_kernels_are_deterministic_while_it_trains_if_asked_and_as_before_afterw
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_checkpoints_carry_sample_pictures(store, tmp_path):
-    record = train(store, tmp_path)
-    assert [len(checkpoint.samples) for checkpoint in record.checkpoints] == [1, 1, 1]
-    assert store.get(record.checkpoints[0].samples[0]).startswith(b"\x89PNG")
+def test_checkpoints_carry_sample_pictures(plain):
+    assert [len(checkpoint.samples) for checkpoint in plain.record.checkpoints] == [1, 1, 1]
+    assert plain.store.get(plain.record.checkpoints[0].samples[0]).startswith(b"\x89PNG")
 
 
-def test_validation_is_the_same_noise_for_every_seed_and_step(store, tmp_path):
-    first = train(store, tmp_path / "a")
-    second = train_adapter(
-        make_dataset(store), TrainSettings(**RECIPE), FakeDiffusion(), store, seed=99, state_dir=tmp_path / "b"
+def test_validation_is_the_same_noise_for_every_seed_and_step(plain, store, tmp_path):
+    other = train_adapter(
+        make_dataset(store), TrainSettings(**RECIPE), FakeDiffusion(), store, seed=99, state_dir=tmp_path
     )
-    assert first.base_validation == second.base_validation
-    assert first.validation[-1] != second.validation[-1]
+    assert plain.record.base_validation == other.base_validation
+    assert plain.record.validation[-1] != other.validation[-1]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def tiny_unet(seed: int = 0, dtype: torch.dtype = torch.float32, blocks: tuple[i
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=blocks,
-        layers_per_block=2,
+        layers_per_block=1,  # every kind of layer that SDXL has, in two thirds of the time that two take
         transformer_layers_per_block=(1, 1, 2),
         attention_head_dim=(2, 4, 4),
         cross_attention_dim=WIDTH,
