@@ -20,7 +20,7 @@ import torch
 from PIL import Image as pil
 from truth_recipes import RECIPES, Recipe, redrawn_views, rendered_views
 
-from charengine.adapter.network import apply_adapter
+from charengine.adapter.merging import AdapterMerger
 from charengine.config import Character, Profile
 from charengine.embedded import grammar, probe
 from charengine.embedded.traits import COLUMN, VIEWS, from_indices, sample_indices, visible_mask
@@ -287,12 +287,12 @@ class _Drawing:
     def cells(self, store: Store) -> list[dict[str, Any]]:
         """Strength 0, then every checkpoint at every strength."""
         found = [self._cell(0, 0.0)]
-        for checkpoint in spread(self.training.checkpoints, self.profile.sweep.checkpoints):
-            applied = apply_adapter(self.models.diffusion.unet(), store.get(checkpoint.adapter))
-            for strength in STRENGTHS:
-                applied.set_strength(strength)
-                found.append(self._cell(checkpoint.step, strength))
-            applied.remove()
+        with AdapterMerger(self.models.diffusion.unet()) as merger:
+            for checkpoint in spread(self.training.checkpoints, self.profile.sweep.checkpoints):
+                layers = merger.read(store.get(checkpoint.adapter))
+                for strength in STRENGTHS:
+                    merger.put_on(layers, strength)
+                    found.append(self._cell(checkpoint.step, strength))
         return found
 
     def described(self, text: str) -> dict[str, Any]:
@@ -303,9 +303,8 @@ class _Drawing:
     def recommended(self, text: str, store: Store) -> tuple[dict[str, Any], list[str]]:
         """The last checkpoint at strength 1 with the words that the sweep would recommend, found on pictures that nobody judges."""
         noun, subject = self.training.class_noun, f"{self.training.trigger} {self.training.class_noun}"
-        applied = apply_adapter(self.models.diffusion.unet(), store.get(self.training.checkpoints[-1].adapter))
-        applied.set_strength(1.0)
-        try:
+        with AdapterMerger(self.models.diffusion.unet()) as merger:
+            merger.put_on(merger.read(store.get(self.training.checkpoints[-1].adapter)), 1.0)
             quick = [classify(template).to_draw(self.training.trigger, noun) for template in QUICK]
             inputs = encode_cell_inputs(self.models.diffusion, quick, (9001, 9002))
             images = [image for row in draw(self.models.diffusion, inputs, self.profile.sweep) for image in row]
@@ -315,8 +314,6 @@ class _Drawing:
             said = said_of(shares, subject, self.models.diffusion.count_tokens)
             self.shown.insert(0, [row[0] for row in draw(self.models.diffusion, self.inputs, self.profile.sweep)])
             return self._told(", ".join([subject, *said])), list(said)
-        finally:
-            applied.remove()
 
     def everything(self, text: str, strength: float, store: Store) -> dict[str, Any]:
         """The last checkpoint with trigger and everything that the description says."""

@@ -366,6 +366,7 @@ class SweepSettings(Settings):
     height: int = Field(default=256, ge=64, le=2048, multiple_of=8, description="pixels of each picture")
     steps: int = Field(default=12, ge=1, le=200, description="denoising steps of each picture")
     guidance: float = Field(default=4.0, ge=1.0, le=30.0, description="CFG scale of each picture; 1 = off")
+    merge: bool = Field(default=True, description="adapters are merged into the weights; false: hooked beside, slower")
     adherence_floor: float = Field(
         default=0.9, ge=0, le=1, description="a pick keeps this share of strength 0's adherence"
     )

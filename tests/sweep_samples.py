@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from run_samples import doll
 
-from charengine.adapter.files import save_adapter
+from charengine.adapter.files import load_adapter, save_adapter
 from charengine.config import SweepSettings
 from charengine.likeness import scoring
 from charengine.likeness.metrics import thumbnails
@@ -38,15 +38,23 @@ class Unet:
     strength: float = 0.0
 
 
-@dataclass
-class Applied:
-    unet: Unet
+class Merger:
+    """Adapter files say in their metadata how long they were trained; that is all the painter needs."""
 
-    def set_strength(self, strength: float) -> None:
-        self.unet.strength = strength
+    def __init__(self, unet: Unet, *, merge: bool = True) -> None:
+        self.unet = unet
 
-    def remove(self) -> None:
-        self.unet.steps, self.unet.strength = 0, 0.0
+    def __enter__(self) -> Merger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.put_on(0, 0.0)
+
+    def read(self, data: bytes) -> int:
+        return int(load_adapter(data)[1]["ss_steps"])
+
+    def put_on(self, steps: int, strength: float) -> None:
+        self.unet.steps, self.unet.strength = (steps, strength) if strength else (0, 0.0)
 
 
 @dataclass

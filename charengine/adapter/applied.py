@@ -43,15 +43,28 @@ class AppliedLayer(nn.Module):
 
     def merged(self, weight: Tensor, strength: float) -> Tensor:
         """The layer's weight with the adapter at a strength, in the weight's element type."""
-        parts = self.parts()
-        adapted = weight + difference(parts, tuple(weight.shape), self.scale).to(weight.dtype)
-        if "dora_scale" in parts:
-            adapted = with_norms(adapted, parts["dora_scale"].to(weight.dtype))
-        return weight + strength * (adapted - weight)
+        return merged_weight(weight, self.parts(), strength, self.scale)
 
     def restore(self) -> None:
         """Give the layer its own forward back."""
         self.layer[0].__dict__.pop("forward", None)
+
+
+def merged_weight(weight: Tensor, parts: Parts, strength: float, scale: float | None = None) -> Tensor:
+    """A layer's weight with an adapter at a strength, in the weight's element type.
+
+    Args:
+        weight: the base's.
+        parts: as `checked_parts` gives them for this layer.
+        strength: 0 the base, 1 as trained.
+        scale: alpha / rank from an alpha of full precision; None: from these parts.
+    """
+    scale = scale_of(parts) if scale is None else scale
+    change = difference(parts, tuple(weight.shape), scale).to(weight.dtype)
+    if "dora_scale" not in parts:
+        return weight.add(change, alpha=strength)
+    adapted = with_norms(weight + change, parts["dora_scale"].to(weight.dtype))
+    return weight + strength * (adapted - weight)
 
 
 class _Matrix:

@@ -197,7 +197,7 @@ def test_the_sample_runs_keys_are_these() -> None:
         "expand": "expand-fbc960f1acecc13401121828c3cec7de671b4338",
         "caption": "caption-f0797ae3e408d12aa7197e565467d2e835b2bca4",
         "train": "train-b8f2cdc24514ee86de65898473ee2a8749d3a31c",
-        "sweep": "sweep-56b569deabda2b164018ad3c29d471f2a9ca81c1",
+        "sweep": "sweep-c817808ecec32215af1d1406c7e46a7f86fbffe3",
         "report": "report-932f87e1c407d589cd8c88db02dc984a9e10d7d2",
     }
 
@@ -371,6 +371,7 @@ OTHER_VALUES: dict[str, Any] = {
     "sweep.height": 320,
     "sweep.steps": 13,
     "sweep.guidance": 4.5,
+    "sweep.merge": False,
     "sweep.adherence_floor": 0.8,
     "sweep.diversity_floor": 0.4,
 }

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from charengine.adapter.network import apply_adapter, examine_adapter
+from charengine.adapter.merging import AdapterMerger
+from charengine.adapter.network import examine_adapter
 from charengine.charts.canvas import PilCanvas
 from charengine.charts.plots import contact_sheet, trade_off
 from charengine.config import SweepSettings
@@ -64,6 +65,7 @@ class Session:
         checkpoints: those of the grid, by step.
         kept: units finished by this sweep before it was killed.
         cells: what was drawn, by index into the grid.
+        merger: puts checkpoints on the base model.
     """
 
     training: AdapterRecord
@@ -78,6 +80,7 @@ class Session:
     grid: list[tuple[int, float]]
     checkpoints: dict[int, CheckpointRecord]
     kept: KeptUnits
+    merger: AdapterMerger
     cells: dict[int, Cell] = field(default_factory=dict)
 
     @property
@@ -182,6 +185,7 @@ def _open(
         grid=[(0, 0.0), *((checkpoint.step, strength) for checkpoint in checkpoints for strength in strengths)],
         checkpoints={checkpoint.step: checkpoint for checkpoint in checkpoints},
         kept=kept,
+        merger=AdapterMerger(diffusion.unet(), merge=settings.merge),
     )
 
 
@@ -215,7 +219,7 @@ def _run(session: Session, should_stop: Callable[[], bool], on_drawn: Callable[[
         return score_cell(images, session.prompts, session.training.class_noun, session.references)
 
     aside = torch.device(session.diffusion.device).type != "cpu"
-    with BackgroundScorer(score, session.store, aside=aside) as scorer:
+    with session.merger, BackgroundScorer(score, session.store, aside=aside) as scorer:
         while units := session.next_units():
             done = 0
             with closing(_finish(session, scorer, units, should_stop)) as finished:
@@ -270,21 +274,14 @@ def _finish_drawn(
 def _draw_units(
     session: Session, units: Sequence[Unit], should_stop: Callable[[], bool]
 ) -> Generator[tuple[Unit, Pictures], None, None]:
-    """Pictures, unit by unit; the strength is changed live, the base restored after each checkpoint."""
+    """Pictures, unit by unit; each checkpoint is read once."""
     for step, own in groupby(units, key=lambda unit: session.grid[unit.cell][0]):
-        if not step:
-            for unit in own:
-                yield unit, draw(session.diffusion, session.inputs, session.settings, unit.seeds)
-            continue
-        applied = apply_adapter(session.diffusion.unet(), session.store.get(session.checkpoints[step].adapter))
-        try:
-            for unit in own:
-                if should_stop():
-                    return
-                applied.set_strength(session.grid[unit.cell][1])
-                yield unit, draw(session.diffusion, session.inputs, session.settings, unit.seeds)
-        finally:
-            applied.remove()
+        layers = session.merger.read(session.store.get(session.checkpoints[step].adapter)) if step else {}
+        for unit in own:
+            if step and should_stop():
+                return
+            session.merger.put_on(layers, session.grid[unit.cell][1])
+            yield unit, draw(session.diffusion, session.inputs, session.settings, unit.seeds)
 
 
 def _names(session: Session, unit: Unit) -> list[list[str]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from charengine.adapter.files import load_adapter, save_adapter
-from charengine.adapter.network import apply_adapter
+from charengine.adapter.merging import AdapterMerger
 from charengine.config import SweepSettings
 from charengine.errors import Interrupted
 from charengine.language.phrases import trait_phrases
@@ -65,12 +65,9 @@ class Pick:
         """The base model with the pick on it until left."""
         step = self.swept.pick.checkpoint_step
         chosen = next(one for one in self.training.checkpoints if one.step == step)
-        adapter = apply_adapter(self.diffusion.unet(), self.store.get(chosen.adapter))
-        adapter.set_strength(self.swept.pick.strength)
-        try:
+        with AdapterMerger(self.diffusion.unet(), merge=self.settings.merge) as merger:
+            merger.put_on(merger.read(self.store.get(chosen.adapter)), self.swept.pick.strength)
             yield
-        finally:
-            adapter.remove()
 
     def draw(self, subject: str, templates: Sequence[str], seed: int) -> list[Image]:
         """A picture a template, by the model as it stands."""

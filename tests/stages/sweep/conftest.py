@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 from run_samples import sample_dataset
-from sweep_samples import Applied, Unet
+from sweep_samples import Merger
 
-from charengine.adapter.files import load_adapter
 from charengine.records import DatasetRecord
 from charengine.stages.sweep import sweep
 from charengine.store import Store
@@ -24,11 +23,6 @@ def dataset(store: Store) -> DatasetRecord:
 
 @pytest.fixture
 def known_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Adapter files say in their metadata how long they were trained; that is all the painter needs."""
-
-    def apply(unet: Unet, data: bytes, strength: float = 1.0) -> Applied:
-        unet.steps, unet.strength = int(load_adapter(data)[1]["ss_steps"]), strength
-        return Applied(unet)
-
-    monkeypatch.setattr(sweep, "apply_adapter", apply)
+    """Adapter files that the painter understands."""
+    monkeypatch.setattr(sweep, "AdapterMerger", Merger)
     monkeypatch.setattr(sweep, "examine_adapter", lambda unet, data: ())

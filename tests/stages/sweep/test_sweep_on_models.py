@@ -12,9 +12,11 @@ from PIL import Image
 from run_samples import sample_dataset
 
 from charengine.adapter.files import save_adapter
+from charengine.adapter.merging import AdapterMerger
 from charengine.adapter.network import inject
 from charengine.config import Profile, SweepSettings, TrainSettings
 from charengine.embedded.making.family import build_random_family
+from charengine.errors import Interrupted
 from charengine.models import Models, load
 from charengine.records import AdapterRecord, CheckpointRecord, SweepRecord
 from charengine.stages.sweep.sample import draw, encode_cell_inputs
@@ -111,3 +113,77 @@ def _folders(models: Models) -> dict[str, str]:
         "sdxl": str(family / "sdxl"),
         "clip": str(family / "clip"),
     }
+
+
+def test_merged_and_hooked_adapters_draw_the_same_pictures_and_rank_the_cells_alike(
+    found: SweepRecord, training: AdapterRecord, models: Models, store: Store
+) -> None:
+    hooked = sweep_adapter(
+        training,
+        sample_dataset(store),
+        SETTINGS.model_copy(update={"merge": False}),
+        models.diffusion,
+        models.embedder,
+        store,
+        seed=5,
+    )
+    assert [one.identity for one in hooked.cells] == pytest.approx([one.identity for one in found.cells], abs=1e-4)
+    assert ranked(hooked) == ranked(found)
+    assert (hooked.pick.checkpoint_step, hooked.pick.strength) == (found.pick.checkpoint_step, found.pick.strength)
+
+
+def test_merged_and_hooked_pictures_differ_by_a_level_of_255_in_a_pixel_of_a_thousand(
+    training: AdapterRecord, models: Models, store: Store
+) -> None:
+    inputs = encode_cell_inputs(models.diffusion, ["zorgax orc, running", "zorgax orc"], (5, 6))
+    drawn = []
+    for merge in (True, False):
+        with AdapterMerger(models.diffusion.unet(), merge=merge) as merger:
+            merger.put_on(merger.read(store.get(training.checkpoints[0].adapter)), 0.6)
+            drawn.append(draw(models.diffusion, inputs, SETTINGS))
+    merged, hooked = (np.stack([np.array(image) for row in rows for image in row]).astype(int) for rows in drawn)
+    assert np.abs(merged - hooked).max() <= 1
+    assert (merged != hooked).mean() < 0.001
+
+
+def ranked(record: SweepRecord) -> list[tuple[int, float]]:
+    cells = sorted(record.cells, key=lambda cell: cell.score)
+    return [(cell.checkpoint_step, cell.strength) for cell in cells]
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("ends", [KeyboardInterrupt(), RuntimeError("no more"), None])
+def test_however_a_sweep_ends_the_base_model_has_its_own_bits(
+    ends: BaseException | None,
+    merge: bool,
+    training: AdapterRecord,
+    models: Models,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unet, drawn = models.diffusion.unet(), models.diffusion.sample
+    before = {name: value.numpy().tobytes() for name, value in unet.state_dict().items()}
+    asked: list[int] = []
+
+    def sample(*arguments, **more):
+        asked.append(1)
+        if ends is not None and len(asked) == 2:
+            raise ends
+        return drawn(*arguments, **more)
+
+    monkeypatch.setattr(models.diffusion, "sample", sample)
+    settings = SETTINGS.model_copy(update={"merge": merge, "seeds": 1, "steps": 1})
+    with pytest.raises(Interrupted if ends is None else type(ends)):
+        sweep_adapter(
+            training,
+            sample_dataset(store),
+            settings,
+            models.diffusion,
+            models.embedder,
+            store,
+            seed=5,
+            should_stop=lambda: len(asked) > 1,
+        )
+    assert len(asked) == 2
+    assert {name: value.numpy().tobytes() for name, value in unet.state_dict().items()} == before
+    assert not [module for module in unet.modules() if "forward" in module.__dict__]

@@ -57,7 +57,7 @@ class Reader:
 
 @pytest.fixture(autouse=True)
 def _applied(known_adapter: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "apply_adapter", sweep.apply_adapter)
+    monkeypatch.setattr(words, "AdapterMerger", sweep.AdapterMerger)
 
 
 @pytest.fixture
