@@ -275,7 +275,7 @@ class CharacterRun:
         return self._run(CROP, self._sheet())
 
     def _expansion(self) -> ExpansionRecord | None:
-        from charengine.stages.expand.expand import EXPAND
+        from charengine.stages.expand.stage import EXPAND
 
         return self._run(EXPAND, self._views()) if self.workspace.profile.expand.count else None
 

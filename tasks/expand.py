@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from charengine.records import ExpansionRecord, ViewsRecord
 from charengine.run.workspace import Workspace
-from charengine.stages.expand.expand import EXPAND
+from charengine.stages.expand.stage import EXPAND
 from tasks.artifacts import show_expansion
 from tasks.stage import stage_task
 

@@ -201,12 +201,22 @@ def test_help_answers_without_the_heavy_libraries() -> None:
         "from charengine.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'prefect', 'mlflow', 'diffusers', 'transformers', 'scipy', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "heavy = {'torch', 'prefect', 'mlflow', 'diffusers', 'transformers', 'scipy', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "run" in done.stdout and "doctor" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["charengine.run.export", "charengine.run.cast", "charengine.services.gallery.app", "flows.batch", "flows.pool"],
+)
+def test_a_process_that_only_submits_reads_or_shows_runs_does_not_import_torch(module: str) -> None:
+    code = f"import sys, {module}; heavy = {{'torch', 'diffusers', 'transformers', 'mlflow'}} & set(sys.modules); assert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 def test_importing_the_engine_writes_nothing_and_starts_nothing(tmp_path: Path) -> None:

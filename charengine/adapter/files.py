@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STRENGTH = "charengine.strength"  # metadata: the strength as trained that is this file's 1.0
 NEEDED = "a LoRA, LoCon, LoHa, LoKr or DoRA for SDXL is needed"
 
 
@@ -59,16 +58,6 @@ def read_adapter(path: Path) -> bytes:
     """
     read_header(path)
     return path.read_bytes()
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of an adapter file, without reading its tensors.
-
-    Raises:
-        BadInput: no such file.
-        UnsafeFile: it is not a safetensors file.
-    """
-    return dict(read_header(path).metadata)
 
 
 def by_module(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> dict[str, Parts]:

@@ -19,6 +19,7 @@ from typing import IO, Any, TypeGuard
 
 from charengine.errors import BadInput, UnsafeFile
 
+STRENGTH = "charengine.strength"  # metadata: the strength as trained that is this file's 1.0
 MAX_HEADER = 100_000_000  # bytes; the safetensors library itself reads no longer one
 WIDTHS = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1},
@@ -53,6 +54,16 @@ def read_header(path: Path) -> Header:
     """
     with _opened(path) as (file, size):
         return _read(file, size, str(path))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of an adapter file, without reading its tensors.
+
+    Raises:
+        BadInput: no such file.
+        UnsafeFile: it is not a safetensors file.
+    """
+    return dict(read_header(path).metadata)
 
 
 def read_tensors(path: Path, header: Header) -> Iterator[tuple[str, bytes]]:

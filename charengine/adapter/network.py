@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from charengine.adapter.applied import AppliedLayer
-from charengine.adapter.files import by_module, load_adapter, modules_of, read_metadata, save_adapter
+from charengine.adapter.files import by_module, load_adapter, modules_of, save_adapter
 from charengine.adapter.forward import low_rank_forward, plain_forward, tlora_forward
 from charengine.adapter.keys import file_names
 from charengine.adapter.rescaling import rescale
@@ -37,7 +37,6 @@ __all__ = [
     "examine_adapter",
     "inject",
     "load_adapter",
-    "read_metadata",
     "rescale",
     "save_adapter",
 ]

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from charengine.adapter.files import STRENGTH, load_adapter, save_adapter
+from charengine.adapter.files import load_adapter, save_adapter
+from charengine.adapter.header import STRENGTH
 from charengine.adapter.parts import FLOATS, rank_of
 from charengine.adapter.sorting import algorithm_of, split_key
 from charengine.errors import BadInput

@@ -11,7 +11,6 @@ import typer
 from charengine import files
 from charengine.cli.console import listen, say, say_json
 from charengine.cli.run import JsonOption, ProfileOption, SetOption
-from charengine.run.request import check_file
 
 SHOWN = (
     "modelspec.title",
@@ -140,6 +139,7 @@ def compare(
     """What differs between runs: settings, pick, identity, adherence, curves and pictures; a table and a page."""
     from charengine.machine.home import find_home
     from charengine.run.folder import read_run
+    from charengine.run.request import check_file
     from charengine.stages.report.compare import compare_html, compare_text, comparison
     from charengine.store import Store
     from charengine.writing import write_atomically

@@ -9,11 +9,10 @@ import typer
 
 from charengine.cli.console import listen, say, say_json, training_bar
 from charengine.machine.home import find_home
-from charengine.run.request import RunRequest, check
-from charengine.services.prefect_server import reach_prefect
 
 if TYPE_CHECKING:
     from charengine.records import RunResult
+    from charengine.run.request import RunRequest
 
 DEMO_NAME = "Grisha"
 DEMO_PROMPT = (
@@ -60,6 +59,8 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Make a character: prompt to sheet, views, captions, adapter, sweep, pick and report."""
+    from charengine.run.request import RunRequest
+
     start(
         RunRequest(prompt, name, class_noun, trigger, seed, profile, tuple(settings), sheet, out, tuple(refresh)),
         as_json,
@@ -68,11 +69,16 @@ def run(
 
 def demo(settings: SetOption, out: OutOption = "", as_json: JsonOption = False) -> None:
     """One character on the embedded default, prompt to report: minutes, offline, no GPU."""
+    from charengine.run.request import RunRequest
+
     start(RunRequest(DEMO_PROMPT, DEMO_NAME, overrides=tuple(settings), out=out), as_json)
 
 
 def start(request: RunRequest, as_json: bool) -> None:
     """Check a request, run it through the flow and say what was made."""
+    from charengine.run.request import check
+    from charengine.services.prefect_server import reach_prefect
+
     listen(quiet=as_json)
     home = find_home()
     run = check(request, home)
@@ -115,6 +121,7 @@ def batch(
 ) -> None:
     """Make a whole cast; a character that fails never stops the others. Exit status 4 when any failed."""
     from charengine.run.cast import check_each, read_cast
+    from charengine.services.prefect_server import reach_prefect
 
     listen(quiet=as_json)
     home = find_home()

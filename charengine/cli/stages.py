@@ -12,15 +12,14 @@ from charengine import files
 from charengine.cli.console import listen, say, training_bar
 from charengine.cli.run import ProfileOption, SetOption
 from charengine.errors import BadInput
-from charengine.machine.addresses import use_services
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import find_home, in_work_folder
-from charengine.run.request import RunRequest, check, check_file, check_folder
 from charengine.wording import file_stem
 
 if TYPE_CHECKING:
     from charengine.config import Character, Profile
     from charengine.records import DatasetRecord
+    from charengine.run.request import RunRequest
     from charengine.run.workspace import Workspace
     from charengine.store import Store
 
@@ -44,6 +43,8 @@ def sheet(
     profile: ProfileOption = "embedded",
 ) -> None:
     """Draw a sheet: front, side and back of a character."""
+    from charengine.run.request import RunRequest, check_file
+
     request = RunRequest(prompt, class_noun=class_noun, seed=seed, profile=profile, overrides=tuple(settings))
     check_file(in_work_folder(str(out)), "--out")
     if out.suffix.lower() not in ("", ".png"):
@@ -89,6 +90,8 @@ def expand(
     profile: ProfileOption = "embedded",
 ) -> None:
     """Draw more views (close-up, three-quarter, expression, pose, background); keep those that are the character."""
+    from charengine.run.request import RunRequest
+
     _must_be_folder(folder)
     overrides = (f"expand.count={count}", *settings)
     request = RunRequest(prompt, class_noun=class_noun, seed=seed, profile=profile, overrides=overrides)
@@ -96,7 +99,7 @@ def expand(
     from charengine.dataset.reading import read_views
     from charengine.run.folder import write_expansion
     from charengine.run.running import run
-    from charengine.stages.expand.expand import EXPAND
+    from charengine.stages.expand.stage import EXPAND
 
     record = run(EXPAND, workspace, read_views(folder, workspace.store))
     for path in write_expansion(record, folder, workspace.store):
@@ -118,6 +121,8 @@ def caption(
     profile: ProfileOption = "embedded",
 ) -> None:
     """Caption the views of a folder; the .txt files may be edited before training."""
+    from charengine.run.request import RunRequest
+
     _must_be_folder(folder)
     request = RunRequest(prompt, name, class_noun, trigger, profile=profile, overrides=tuple(settings))
     workspace = _workspace_for(request, folder)
@@ -213,6 +218,7 @@ def report(
 ) -> None:
     """Write the report of an earlier run again."""
     from charengine.run.folder import read_run
+    from charengine.run.request import check_file
     from charengine.stages.report.page import write_report
     from charengine.store import Store
 
@@ -224,6 +230,8 @@ def report(
 
 def _workspace_for(request: RunRequest, out: Path) -> Workspace:
     """The workspace of a request with a prompt, with everything cheap checked first."""
+    from charengine.run.request import check
+
     listen()
     checked = check(replace(request, out=str(in_work_folder(str(out)))), find_home(), whole=False)
     return _workspace(checked.character, checked.profile)
@@ -233,6 +241,7 @@ def _opened(profile: str, settings: list[str], out: Path) -> tuple[Profile, Stor
     """Profile and store, with everything cheap checked first."""
     listen()
     from charengine.profiles.loading import load_profile
+    from charengine.run.request import check_folder
     from charengine.store import Store
 
     chosen = load_profile(profile, settings)
@@ -243,9 +252,10 @@ def _opened(profile: str, settings: list[str], out: Path) -> tuple[Profile, Stor
 def _workspace(character: Character, profile: Profile) -> Workspace:
     home = find_home().create()
     apply_defaults(home)
-    use_services(home)
+    from charengine.machine.addresses import use_services
     from charengine.run.workspace import Workspace
 
+    use_services(home)
     return Workspace(character, profile, home)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -12,9 +11,10 @@ import torch
 from charengine.config import ModelSettings, Profile
 from charengine.embedded.grammar import parse_tags, unknown_words
 from charengine.embedded.shape import EMBEDDED_CONDITION_AREA, EMBEDDED_VAE_AREA
-from charengine.errors import ConfigError, MissingDependency
+from charengine.errors import ConfigError
 from charengine.models import Captioner, Models
 from charengine.models.captioners import EmbeddedCaptioner
+from charengine.models.embedded_folders import folder_of
 from charengine.models.embedders import ClipEmbedder
 from charengine.models.loading import Loaded, resolve_device
 from charengine.models.prediction import prediction_of
@@ -27,21 +27,6 @@ from charengine.models.usage import Usage
 
 NATIVE_AREA = 128 * 384  # pixels of the pictures the family's SDXL was trained on, and upwards
 DTYPE = torch.float32  # the weights are fp16 files; so small, they are computed in full precision everywhere
-NEEDED = {
-    "edit": ("model_index.json", "text_encoder", "processor", "transformer", "vae", "scheduler"),
-    "sdxl": (
-        "model_index.json",
-        "text_encoder",
-        "text_encoder_2",
-        "tokenizer",
-        "tokenizer_2",
-        "unet",
-        "vae",
-        "scheduler",
-    ),
-    "clip": ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json"),
-}
-PACKAGED = {"edit": "qwen", "sdxl": "sdxl", "clip": "clip"}
 OTHER_FAMILY = ("edit_config", "vl", "vae", "lightning", "edit_loras", "sdxl_config", "sdxl_vae", "dino")
 
 
@@ -55,7 +40,7 @@ def load(profile: Profile) -> Models:
     settings = profile.models
     _refuse_other_family(settings)
     device = resolve_device(settings.device)
-    edit, sdxl, clip = (_folder(name, settings) for name in ("edit", "sdxl", "clip"))
+    edit, sdxl, clip = (folder_of(name, settings) for name in ("edit", "sdxl", "clip"))
     parts, shared = QwenEditFolder(edit, device, DTYPE), Loaded()
     editor = QwenEdit(
         parts,
@@ -103,29 +88,6 @@ def _digest(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def base_folder(settings: ModelSettings) -> Path:
-    """The diffusers folder of the family's SDXL."""
-    return _folder("sdxl", settings)
-
-
-def _folder(name: str, settings: ModelSettings) -> Path:
-    given = getattr(settings, name)
-    folder = Path(given).expanduser() if given else _packaged(PACKAGED[name])
-    missing = [part for part in NEEDED[name] if not (folder / part).exists()]
-    if missing:
-        cure = (
-            f"set models.{name} to a diffusers folder of the embedded family, or leave it empty for the packaged one"
-            if given
-            else "reinstall the package; its model weights were not installed with it"
-        )
-        raise MissingDependency(f"models.{name}: {folder} has no {', '.join(missing)}: {cure}")
-    return folder
-
-
-def _packaged(name: str) -> Path:
-    return Path(str(resources.files("charengine.embedded") / "weights" / name))
 
 
 def _refuse_other_family(settings: ModelSettings) -> None:

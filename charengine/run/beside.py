@@ -9,11 +9,10 @@ import re
 from pathlib import Path
 
 from charengine.adapter.card import LICENCES, Shown, civitai_info, pick_facts, readme, webui_json
-from charengine.adapter.files import STRENGTH
-from charengine.adapter.header import header_of
+from charengine.adapter.header import STRENGTH, header_of
 from charengine.config import ModelSettings
 from charengine.errors import UnsafeFile
-from charengine.models.embedded import base_folder
+from charengine.models.embedded_folders import base_folder
 from charengine.models.usage import FAMILY_NAMES
 from charengine.pictures import open_image, png
 from charengine.records import DatasetRecord, Ref, RunRecord, SweepRecord

@@ -68,7 +68,7 @@ def character_name(source: Path) -> str:
         from charengine.run.folder import read_run
 
         return read_run(source).name
-    from charengine.adapter.files import read_metadata
+    from charengine.adapter.header import read_metadata
 
     recipe = json.loads(read_metadata(source).get("charengine.recipe", "{}"))
     return str(recipe.get("character", {}).get("name", ""))
@@ -80,7 +80,7 @@ def description(source: Path) -> str:
         from charengine.run.folder import read_run
 
         return read_run(source).prompt
-    from charengine.adapter.files import read_metadata
+    from charengine.adapter.header import read_metadata
     from charengine.adapter.metadata import told_by
 
     character = told_by(read_metadata(source)).recipe.get("character")

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from charengine import files
-from charengine.adapter.files import read_metadata
+from charengine.adapter.header import read_metadata
 from charengine.errors import BadInput, StoreCorrupt
 from charengine.machine.home import Home
 from charengine.machine.known_runs import known_runs

@@ -10,9 +10,10 @@ import torch
 
 from benchmarks.random_sdxl import SDXL, TINY
 from charengine.adapter.files import by_module
+from charengine.adapter.header import read_metadata
 from charengine.adapter.keys import file_names, sgm_names
 from charengine.adapter.metadata import adapter_metadata
-from charengine.adapter.network import apply_adapter, inject, load_adapter, read_metadata, rescale, save_adapter
+from charengine.adapter.network import apply_adapter, inject, load_adapter, rescale, save_adapter
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, ConfigError, UnsafeFile
 

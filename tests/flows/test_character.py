@@ -120,7 +120,7 @@ def test_every_caption_begins_with_the_trigger(first: dict[str, Any]) -> None:
 
 
 def test_the_adapter_says_how_it_was_made(first: dict[str, Any]) -> None:
-    from charengine.adapter.files import read_metadata
+    from charengine.adapter.header import read_metadata
 
     metadata = read_metadata(Path(first["recommended_adapter"]))
     recipe = json.loads(metadata["charengine.recipe"])

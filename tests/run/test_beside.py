@@ -14,7 +14,8 @@ from PIL import Image
 from run_samples import sample_run, with_words
 
 from charengine.adapter.card import LABELS, model_card
-from charengine.adapter.files import STRENGTH, save_adapter
+from charengine.adapter.files import save_adapter
+from charengine.adapter.header import STRENGTH
 from charengine.config import ModelSettings
 from charengine.pictures import open_image
 from charengine.records import RunRecord

@@ -38,7 +38,7 @@ from charengine.run.keys import stage_key
 from charengine.stage import Stage
 from charengine.stages.caption import CAPTION
 from charengine.stages.crop import CROP
-from charengine.stages.expand.expand import EXPAND
+from charengine.stages.expand.stage import EXPAND
 from charengine.stages.report.page import REPORT
 from charengine.stages.sheet.draw import DRAWN_SHEET
 from charengine.stages.sheet.given import GIVEN_SHEET

@@ -12,6 +12,7 @@ from charengine.config import Character, Profile
 from charengine.stage import Given, Stage, only_character, only_models
 from charengine.stages import caption, crop
 from charengine.stages.expand import expand
+from charengine.stages.expand.stage import EXPAND
 from charengine.stages.report import page
 from charengine.stages.sheet import draw, given
 from charengine.stages.sweep import stage as sweep_stage
@@ -90,7 +91,7 @@ def test_more_views_are_drawn_by_the_edit_model_and_judged_by_the_embedder(
     calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expand, "expand_views", calls)
-    expand.EXPAND.work(handed(expand.EXPAND), "views")
+    EXPAND.work(handed(EXPAND), "views")
     views, character, *rest = calls.positional
     assert (views, character.prompt, character.seed) == ("views", "an orc woman", 7)
     assert rest == [PROFILE.expand, "editor", "embedder", "store"]

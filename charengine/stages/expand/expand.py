@@ -27,7 +27,6 @@ from charengine.likeness.scoring import (
 from charengine.models import Embedder, SheetEditor, reads_plain_words
 from charengine.pictures import open_image, png
 from charengine.records import ExpansionRecord, ExtraView, ViewsRecord
-from charengine.stage import Given, Stage
 from charengine.store import Store
 
 if TYPE_CHECKING:
@@ -220,21 +219,3 @@ def _warnings(missing: list[_Task], settings: ExpandSettings, editor: SheetEdito
     if left_out and set(settings.kinds) != KINDS:
         warnings.append(f"more views: the embedded edit model was not taught {', '.join(left_out)}")
     return tuple(warnings)
-
-
-def _work(given: Given, views: ViewsRecord) -> ExpansionRecord:
-    models = given.models
-    return expand_views(views, given.character, given.settings, models.editor, models.embedder, given.store)
-
-
-EXPAND = Stage(
-    name="expand",
-    version=3,
-    makes=ExpansionRecord,
-    work=_work,
-    settings="expand",
-    character=("prompt", "class_noun"),
-    models=("editor", "embedder"),
-    seeded=True,
-    gpu=True,
-)

@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from charengine.adapter.files import check_values, load_adapter, read_metadata, save_adapter
+from charengine.adapter.files import check_values, load_adapter, save_adapter
+from charengine.adapter.header import read_metadata
 from charengine.adapter.metadata import told_by
 from charengine.adapter.rescaling import rescale
 from charengine.errors import BadInput, ConfigError
