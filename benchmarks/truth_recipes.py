@@ -10,7 +10,7 @@ import torch
 from PIL import Image as pil
 from PIL.Image import Image
 
-from charengine.adapter.network import apply_adapter
+from charengine.adapter.merging import AdapterMerger
 from charengine.config import SweepSettings
 from charengine.embedded import world
 from charengine.embedded.shape import PICTURE_SIZE
@@ -99,14 +99,11 @@ def redrawn_views(
         )
         for view in views
     ]
-    applied = apply_adapter(models.diffusion.unet(), store.get(training.checkpoints[-1].adapter))
-    applied.set_strength(1.0)
-    try:
+    with AdapterMerger(models.diffusion.unet()) as merger:
+        merger.put_on(merger.read(store.get(training.checkpoints[-1].adapter)), 1.0)
         rows = draw(
             models.diffusion, encode_cell_inputs(models.diffusion, prompts, range(7000, 7000 + TRIES)), settings
         )
-    finally:
-        applied.remove()
     found = []
     for number, (view, images) in enumerate(zip(views, rows, strict=True)):
         read = models.reader.shown(images, traits, noun)

@@ -318,12 +318,9 @@ class _Drawing:
     def everything(self, text: str, strength: float, store: Store) -> dict[str, Any]:
         """The last checkpoint with trigger and everything that the description says."""
         noun, subject = self.training.class_noun, f"{self.training.trigger} {self.training.class_noun}"
-        applied = apply_adapter(self.models.diffusion.unet(), store.get(self.training.checkpoints[-1].adapter))
-        applied.set_strength(strength)
-        try:
+        with AdapterMerger(self.models.diffusion.unet()) as merger:
+            merger.put_on(merger.read(store.get(self.training.checkpoints[-1].adapter)), strength)
             return self._told(", ".join([subject, *trait_phrases(text, noun)]))
-        finally:
-            applied.remove()
 
     def _told(self, subject: str) -> dict[str, Any]:
         texts = [prompt.template.replace("{subject}", subject) for prompt in PROMPTS]
