@@ -261,15 +261,10 @@ class TrainSettings(Settings):
         default=1.0, ge=0, description="a longer gradient is shortened to this length; 0 = no clipping"
     )
     min_snr_gamma: float = Field(
-        default=5.0,
-        ge=0,
-        description="keeps easy, nearly clean pictures from ruling the loss (arXiv 2303.09556); 0 = off",
+        default=5.0, ge=0, description="keeps nearly clean pictures from ruling the loss (arXiv 2303.09556); 0 = off"
     )
     noise_offset: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="noise added to whole channels, for darker darks and lighter lights; 0 = off",
+        default=0.0, ge=0, le=1, description="noise on whole channels, for darker darks and lighter lights; 0 = off"
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         default="auto", description="number format of the arithmetic; auto = bf16 where the GPU has it, fp32 on the CPU"
@@ -281,11 +276,7 @@ class TrainSettings(Settings):
         default=0.05, ge=0, le=1, description="share of samples trained with an empty caption, so that guidance works"
     )
     square: int = Field(
-        default=0,
-        ge=0,
-        le=2048,
-        multiple_of=8,
-        description="side in pixels of a square in which every second step shows the views; 0 = always as they were cut",
+        default=0, ge=0, le=2048, multiple_of=8, description="every second step shows views in such a square; 0 = off"
     )
     masked_loss: float = Field(default=0.0, ge=0, le=1, description="0 = plain loss; 1 = background carries no loss")
     random_backgrounds: float = Field(
