@@ -76,6 +76,17 @@ def open_image(data: bytes, mode: str = "RGB") -> Image:
     return Image.open(io.BytesIO(data)).convert(mode)
 
 
+def padded(image: Image, size: tuple[int, int], colour: tuple[int, int, int]) -> Image:
+    """The whole image in the middle of a picture of `size`, the rest in the colour."""
+    from PIL import Image as pil
+
+    scale = min(size[0] / image.width, size[1] / image.height)
+    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    canvas = pil.new("RGB", size, colour)
+    canvas.paste(image.resize(inner), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return canvas
+
+
 # --- pictures that somebody has ---------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,14 @@ class Record(BaseModel):
     provenance: ClassVar[frozenset[str]] = frozenset()
     """Fields that say how the record came about, not what it is; no stage's key depends on them."""
 
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Fields left out of the dump where nothing is in them, so that digests are what they were before these were thought of."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = write(self)
+        return {key: value for key, value in data.items() if value or key not in self.optional}
+
 
 class Ref(Record):
     """A blob in the store: found by its digest, never by its path."""
@@ -45,8 +53,10 @@ class SheetRecord(Record):
     candidates: int = 1
     gate: dict[str, Any] = Field(default_factory=dict, description="numbers and answers the sheet gate measured")
     warnings: tuple[str, ...] = ()
+    reference: Ref | None = Field(default=None, description="the picture of the character that it was drawn from")
 
-    provenance = frozenset({"prompt", "seed", "candidates", "gate", "warnings"})
+    provenance = frozenset({"prompt", "seed", "candidates", "gate", "warnings", "reference"})
+    optional = ("reference",)
 
 
 class ViewRecord(Record):
@@ -144,6 +154,7 @@ class DatasetRecord(Record):
     extras: tuple[ExtraView, ...] = Field(default=(), description="more views that were kept; captioned as the others")
 
     provenance = frozenset({"warnings"})
+    optional = ("extras",)
 
     @property
     def trained_extras(self) -> tuple[ExtraView, ...]:
@@ -154,10 +165,6 @@ class DatasetRecord(Record):
     def held_out(self) -> tuple[ExtraView, ...]:
         """More views that are only validated with."""
         return tuple(extra for extra in self.extras if extra.fate == "held out")
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_there(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_empty(write(self), "extras")
 
 
 class LossPoint(Record):
@@ -370,6 +377,7 @@ class RunRecord(Record):
     expansion: ExpansionRecord | None = Field(default=None, description="None when no more views were asked for")
 
     provenance = frozenset({"stages", "mlflow_run_id", "prefect_flow_run_id"})
+    optional = ("expansion",)
 
     @property
     def views(self) -> ViewsRecord:
@@ -386,10 +394,6 @@ class RunRecord(Record):
     def _views_are_the_data_sets(cls, data: Any) -> Any:
         """Runs of 0.1.0 held the views a second time."""
         return {key: value for key, value in data.items() if key != "views"} if isinstance(data, dict) else data
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_there(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_empty(write(self), "expansion")
 
 
 class RunResult(Record):
@@ -412,8 +416,3 @@ class RunResult(Record):
     cached_stages: tuple[str, ...]
     warnings: tuple[str, ...]
     seconds: dict[str, float]
-
-
-def _without_empty(data: dict[str, Any], name: str) -> dict[str, Any]:
-    """The dump without an optional part that is not there, so that digests are what they were before it was thought of."""
-    return data if data.get(name) else {key: value for key, value in data.items() if key != name}

@@ -1,4 +1,4 @@
-"""Makes up what a prompt leaves out, so that the sheet model is told one whole character.
+"""Makes up what a prompt leaves out, or takes it from a picture, so that the sheet model is told one whole character.
 
 A model this small mixes the colours of whatever it is left to choose. What the prompt names is kept; what it does not
 name and every figure must have (skin, hair, clothes) is drawn from the seed; nothing else is added.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from charengine.embedded import grammar
 from charengine.embedded.traits import (
@@ -38,12 +39,26 @@ USUAL = {
 LOOKS_LIKE = {"dark": "brown"}  # a skin and the colour of clothes or hair
 GROUND = "white"  # of a sheet: clothes made up in its colour would be taken for it, and the figure for a shorter one
 PARTS = ("top", "bottom", "footwear", "headgear")
+ABSENT = ("none", "bald", "barefoot", "plain")
 HAIR_OF_PEOPLE = ("black", "brown", "blonde", "red")
+
+
+class _Usual(random.Random):
+    """Chooses the usual word and the usual order, for descriptions that people read."""
+
+    def random(self) -> float:
+        return 0.35
+
+    def choice(self, seq: Any) -> Any:
+        return seq[0]
+
+    def shuffle(self, x: Any) -> None:
+        return None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole character in words, and what of it was made up."""
+    """A whole character in words, and what of it was made up, or taken from a picture."""
 
     text: str
     made_up: tuple[str, ...]
@@ -63,6 +78,45 @@ def complete_prompt(prompt: str, seed: int) -> Completion:
     if not made_up:
         return Completion(prompt, ())
     return Completion(grammar.describe(traits, rng=rng, style="prompt"), made_up)
+
+
+def described(seen: dict[str, str]) -> str:
+    """A sentence about a character of which these traits are seen; tags where that is no whole character."""
+    found = {name: value for name, value in seen.items() if name in TRAITS}
+    whole = {name: _unsaid(name) for name in TRAITS} | found
+    if not all(whole.values()):
+        return grammar.tags_from_dict(found)
+    traits = from_indices(normalise(as_indices([Traits.from_dict(whole)])))[0]
+    return grammar.describe(traits, rng=_Usual(), style="prompt")
+
+
+def _unsaid(name: str) -> str:
+    """What it means that a trait is not told: nothing is there, or no one knows (""), as with hair under a hood."""
+    return {"build": "average", "pattern": "plain"}.get(name, "none" if "none" in TRAITS[name] else "")
+
+
+def filled_in(prompt: str, seen: str) -> Completion:
+    """The prompt, and what it leaves out as a picture shows it; what it names stays, also where the picture shows otherwise.
+
+    Args:
+        prompt: free text.
+        seen: what the picture shows, in the family's words.
+    """
+    named = {name: value for name, value in grammar.parse_prompt(prompt).items() if name in TRAITS}
+    shown = {name: value for name, value in grammar.parse_prompt(seen).items() if name in TRAITS}
+    taken = {name: value for name, value in shown.items() if name not in named and not _settled(name, named)}
+    if not taken:
+        return Completion(prompt, ())
+    text = described({**taken, **named})
+    return Completion(text, tuple(grammar.tags_from_dict(taken).split(", ")))
+
+
+def _settled(name: str, named: dict[str, str]) -> bool:
+    """Whether what the prompt names leaves no room for a trait: a robe is worn without trousers."""
+    if name.startswith("bottom") and named.get("top") in ONE_PIECE_TOPS:
+        return True
+    part = name.removesuffix("_colour")
+    return part != name and named.get(part) in ABSENT
 
 
 def _whole(named: dict[str, str], rng: random.Random) -> Traits:

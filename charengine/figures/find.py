@@ -104,6 +104,14 @@ def find_figures(backdrop: Backdrop) -> FoundFigures:
     return FoundFigures(figures, problem, blamed, tuple(warnings), len(pieces))
 
 
+def standing_apart(backdrop: Backdrop) -> tuple[Figure, ...]:
+    """The figures of any picture with a plain background, left to right: what is far smaller than the tallest is none."""
+    pieces = _pieces(backdrop.figure)
+    groups = [_figure(group) for group in _group(pieces, backdrop.figure.shape[1])[0]] if pieces else []
+    tallest = max((figure.height for figure in groups), default=0)
+    return tuple(sorted((f for f in groups if f.height >= SMALL_FIGURE * tallest), key=lambda figure: sum(figure.core)))
+
+
 # --- grouping ---------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from charengine.language.words import (
 )
 from charengine.wording import TRIGGER_PATTERN
 
+NO_NOUN = "character"  # of a prompt that names no kind of being
 _AFTER_VOWEL = ("xo", "zix", "vox", "qul", "zuq", "xi")
 _AFTER_CONSONANT = ("ix", "oz", "uxa", "yx", "azu", "oxi")
 
@@ -23,7 +24,7 @@ _AFTER_CONSONANT = ("ix", "oz", "uxa", "yx", "azu", "oxi")
 
 
 def derive_class_noun(prompt: str) -> str:
-    """What kind of being the prompt is about: the end of its first noun phrase that names one, else "character".
+    """What kind of being the prompt is about: the end of its first noun phrase that names one, else `NO_NOUN`.
 
     >>> derive_class_noun("an orc woman in a blue coat, her right hand is a hook")
     'orc woman'
@@ -36,7 +37,7 @@ def derive_class_noun(prompt: str) -> str:
             phrase = []
         else:
             phrase.append(word.removesuffix("'s"))
-    return "character"
+    return NO_NOUN
 
 
 def _last_kinds(words: list[str]) -> str:

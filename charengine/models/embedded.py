@@ -17,6 +17,7 @@ from charengine.models.captioners import EmbeddedCaptioner
 from charengine.models.embedded_folders import folder_of
 from charengine.models.embedders import ClipEmbedder
 from charengine.models.loading import Loaded, resolve_device
+from charengine.models.onlookers import EmbeddedOnlooker
 from charengine.models.prediction import prediction_of
 from charengine.models.qwen_edit import PARTS, QwenEdit
 from charengine.models.qwen_parts import QwenEditFolder
@@ -69,6 +70,7 @@ def load(profile: Profile) -> Models:
         ),
         embedder=ClipEmbedder(clip, device, DTYPE, fingerprint(clip), letterbox=True),
         reader=ProbeReader(device),
+        onlooker=EmbeddedOnlooker(captioner, device),
     )
 
 

@@ -22,6 +22,7 @@ from charengine.models.llama_names import files_of_text_encoder
 from charengine.models.loading import resolve_device
 from charengine.models.locate import Inventory, configurations
 from charengine.models.memory import MemoryPlan, TakingTurns, cap_memory
+from charengine.models.onlookers import AskingOnlooker
 from charengine.models.prediction import Prediction
 from charengine.models.prediction_probe import measured_prediction
 from charengine.models.qwen_edit import LIGHTNING_STEPS, QwenEdit
@@ -63,6 +64,7 @@ def load(profile: Profile) -> Models:
         diffusion=_sdxl(profile, found, device, dtype),
         embedder=_embedder(found.stock, device, dtype),
         reader=AskingReader(captioner),
+        onlooker=AskingOnlooker(captioner),
     )
 
 

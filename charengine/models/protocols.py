@@ -44,14 +44,57 @@ class Description:
     facts: dict[str, str] = field(default_factory=dict)  # view, framing, pose, background… when the captioner says so
 
 
+Framing = Literal["full body", "upper body", "face"]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a picture of somebody shows at a glance.
+
+    Args:
+        figures: how many stand out; 0 none, 2 or more several.
+        framing: how much of the one is in the picture.
+        class_noun: what it is, "woman", "robot"; empty when that is not told.
+        description: what it looks like, as a prompt says it; empty when that is not told.
+    """
+
+    figures: int
+    framing: Framing = "full body"
+    class_noun: str = ""
+    description: str = ""
+
+
+class Onlooker(Protocol):
+    """Looks at a picture from which a character is to be made (questions to Qwen2.5-VL; the embedded family's own two)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights and of what is asked, for cache keys."""
+        ...
+
+    def look(self, image: Image) -> Sight:
+        """What the picture shows.
+
+        Raises:
+            BadInput: that cannot be told.
+        """
+        ...
+
+    def unload(self) -> None:
+        """Free all memory the weights take."""
+        ...
+
+
 class SheetEditor(Protocol):
     """Fills a template with three views of a character (Qwen-Image-Edit).
 
     `prompt_style` says what it reads: "rich" (instructions per view) or "plain" (the wording of the embedded grammar).
+    `pictures` is how many it looks at: 2, the template and a reference beside it; 1, a reference instead of the template.
     """
 
     fingerprint: str
     prompt_style: Literal["plain", "rich"]
+    pictures: int
 
     def draw(
         self,
@@ -65,8 +108,12 @@ class SheetEditor(Protocol):
         conditioning: str = "latents",
         redraw: tuple[int, int, int, int] | None = None,
         size: tuple[int, int] | None = None,
+        reference: Image | None = None,
     ) -> Image:
-        """One image of `size`, or of the template's; `redraw` = x0, y0, x1, y1 repaints only that box of `template`."""
+        """One image of `size`, or of the template's.
+
+        `redraw` = x0, y0, x1, y1 repaints only that box of `template`; `reference` shows the character that is to be drawn.
+        """
         ...
 
     def unknown_words(self, prompt: str) -> tuple[str, ...]:
@@ -81,6 +128,11 @@ class SheetEditor(Protocol):
 def reads_plain_words(editor: SheetEditor) -> bool:
     """Whether the editor wants the embedded grammar's wording instead of instructions."""
     return getattr(editor, "prompt_style", "rich") == "plain"
+
+
+def pictures_seen(editor: SheetEditor) -> int:
+    """How many pictures the editor looks at: 1, or the template and a reference."""
+    return getattr(editor, "pictures", 1)
 
 
 class Captioner(Protocol):
@@ -219,10 +271,11 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a profile, not yet loaded; `reader` may be the captioner's weights once more."""
+    """The models of a profile, not yet loaded; `reader` and `onlooker` may be the captioner's weights once more."""
 
     editor: SheetEditor
     captioner: Captioner
     diffusion: Diffusion
     embedder: Embedder
     reader: TraitReader
+    onlooker: Onlooker

@@ -103,6 +103,7 @@ class QwenEdit:
         self.keep, self.lightning, self.loras = frozenset(keep), lightning, tuple(loras)
         self.lightning_steps, self.fused_steps = lightning_steps, fused_steps
         self.prompt_style, self.on_step = prompt_style, on_step
+        self.pictures = 2 if variant == "edit_plus" and prompt_style == "rich" else 1
         self._unknown_words = unknown_words
         self._loaded = loaded or Loaded()
         self._encoded: OrderedDict[tuple[str, bytes], _Encoded] = OrderedDict()
@@ -121,6 +122,7 @@ class QwenEdit:
         conditioning: str = "latents",
         redraw: Box | None = None,
         size: tuple[int, int] | None = None,
+        reference: Image.Image | None = None,
     ) -> Image.Image:
         """One image.
 
@@ -135,6 +137,7 @@ class QwenEdit:
             conditioning: "latents" (template as VAE latents too) or "vision" (language model only).
             redraw: x0, y0, x1, y1 in pixels: repaint only this box; pixels outside keep their exact values.
             size: width and height of what is drawn; the template's when left out, and always with `redraw`.
+            reference: whom to draw: shown as a second picture, or instead of the template where `pictures` is 1.
 
         Raises:
             BadInput: a size, box or conditioning that cannot be drawn.
@@ -145,8 +148,11 @@ class QwenEdit:
         fast = bool(self.fused_steps) or (self.lightning is not None and steps <= LIGHTNING_STEPS)
         steps = (self.fused_steps or self.lightning_steps) if fast else steps
         prompts = [prompt] if guidance <= 1 or fast else [prompt, negative_prompt]
-        shown = template if redraw is None else blanked(template, redraw)
-        seen, repaint = self._template_latents(shown, conditioning, redraw)
+        base = template if redraw is None else blanked(template, redraw)
+        shown = [base] if reference is None else [base, over_white(reference)][-self.pictures :]
+        seen = self._seen_latents(shown) if conditioning == "latents" else []
+        repaint = None if redraw is None else self._repaint(base, redraw)
+        self._free_unless_kept("vae")
         encoded = self._encode(prompts, shown)
         latents = self._denoise(encoded, seen, repaint, size, seed, steps, guidance, fast)
         image = self._decode(latents, size)
@@ -163,15 +169,17 @@ class QwenEdit:
 
     # --- prompts ---
 
-    def _encode(self, prompts: list[str], template: Image.Image) -> list[_Encoded]:
-        """Each prompt with the template, through Qwen2.5-VL; remembered, so that candidates share the work."""
-        digest = hashlib.sha256(template.tobytes()).digest()
+    def _encode(self, prompts: list[str], shown: list[Image.Image]) -> list[_Encoded]:
+        """Each prompt with what is shown, through Qwen2.5-VL; remembered, so that candidates share the work."""
+        digest = hashlib.sha256(b"".join(image.tobytes() for image in shown)).digest()
         keys = [(prompt, digest) for prompt in prompts]
         if any(key not in self._encoded for key in keys):
             pipeline = self._encoding_pipeline()
-            size = dimensions(self.condition_area, template.width / template.height)
-            picture = template.resize(size, Image.Resampling.LANCZOS)
-            images = [picture] if self.variant == "edit_plus" else picture
+            small = [
+                image.resize(dimensions(self.condition_area, image.width / image.height), Image.Resampling.LANCZOS)
+                for image in shown
+            ]
+            images = small if self.variant == "edit_plus" else small[0]
             for key in keys:
                 embeds, mask = pipeline.encode_prompt(key[0], image=images, device=self.device)
                 self._encoded[key] = _Encoded(embeds, mask)
@@ -198,21 +206,20 @@ class QwenEdit:
             scheduler=None,
         )
 
-    # --- template and pixels ---
+    # --- pictures and pixels ---
 
-    def _template_latents(
-        self, shown: Image.Image, conditioning: str, redraw: Box | None
-    ) -> tuple[torch.Tensor | None, _Repaint | None]:
-        """What is shown as tokens beside the noise, and what a repainted box is surrounded by."""
-        seen = repaint = None
-        if conditioning == "latents":
-            area = self.vae_area if self.enlarges else min(self.vae_area, shown.width * shown.height)
-            size = dimensions(area, shown.width / shown.height)
-            seen = self._encode_pixels(shown.resize(size, Image.Resampling.LANCZOS))
-        if redraw is not None:
-            repaint = _Repaint(pack(self._encode_pixels(shown)), self._token_mask(redraw, shown.size))
-        self._free_unless_kept("vae")
-        return seen, repaint
+    def _seen_latents(self, shown: list[Image.Image]) -> list[torch.Tensor]:
+        """What is shown as latents, each picture near `vae_area`; they become tokens beside the noise."""
+        sizes = []
+        for image in shown:
+            area = self.vae_area if self.enlarges else min(self.vae_area, image.width * image.height)
+            sizes.append(dimensions(area, image.width / image.height))
+        resized = [image.resize(size, Image.Resampling.LANCZOS) for image, size in zip(shown, sizes, strict=True)]
+        return [self._encode_pixels(image) for image in resized]
+
+    def _repaint(self, base: Image.Image, box: Box) -> _Repaint:
+        """What a repainted box is surrounded by."""
+        return _Repaint(pack(self._encode_pixels(base)), self._token_mask(box, base.size))
 
     def _check(self, size: tuple[int, int], conditioning: str, redraw: Box | None) -> None:
         if conditioning not in ("latents", "vision"):
@@ -267,7 +274,7 @@ class QwenEdit:
     def _denoise(
         self,
         encoded: list[_Encoded],
-        seen: torch.Tensor | None,
+        seen: list[torch.Tensor],
         repaint: _Repaint | None,
         size: tuple[int, int],
         seed: int,
@@ -280,9 +287,8 @@ class QwenEdit:
         factor, channels = self._factor(), transformer.config["in_channels"] // 4
         noise = pack(noise_from_seeds([seed], (channels, 1, size[1] // factor, size[0] // factor))).to(self.device)
         shapes = [(1, size[1] // factor // 2, size[0] // factor // 2)]
-        if seen is not None:
-            shapes.append((1, seen.shape[-2] // 2, seen.shape[-1] // 2))
-        context = None if seen is None else pack(seen).to(transformer.dtype)
+        shapes += [(1, cells.shape[-2] // 2, cells.shape[-1] // 2) for cells in seen]
+        context = torch.cat([pack(cells) for cells in seen], dim=1).to(transformer.dtype) if seen else None
         scheduler = self._scheduler(fast, steps, tokens=noise.shape[1])
         latents = noise
         for done, t in enumerate(scheduler.timesteps, start=1):

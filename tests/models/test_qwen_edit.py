@@ -82,6 +82,42 @@ def test_a_drawing_equals_the_stock_edit_plus_pipelines(
     assert as_array(ours).std() > 3
 
 
+def test_a_template_and_a_reference_are_shown_as_the_stock_edit_plus_pipeline_shows_two_pictures(
+    editor: QwenEdit, qwen_folder: Path, template: Image.Image, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", AREA)
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", SEEN)
+    reference = Image.linear_gradient("L").resize((48, 96)).convert("RGB")
+    pipeline = stock(QwenImageEditPlusPipeline, qwen_folder)
+    ours = editor.draw(template, "an orc woman", seed=3, steps=3, guidance=3.0, reference=reference)
+    theirs = pipeline(
+        image=[template, reference],
+        prompt="an orc woman",
+        negative_prompt=" ",
+        true_cfg_scale=3.0,
+        num_inference_steps=3,
+        width=96,
+        height=64,
+        generator=torch.Generator("cpu").manual_seed(3),
+    ).images[0]
+    assert editor.pictures == 2 and ours.size == (96, 64)
+    assert np.abs(as_array(ours) - as_array(theirs)).max() <= 1
+    alone = editor.draw(template, "an orc woman", seed=3, steps=3, guidance=3.0)
+    assert not np.array_equal(as_array(ours), as_array(alone))
+
+
+@pytest.mark.parametrize("how", [{"variant": "edit"}, {"prompt_style": "plain"}], ids=["edit", "plain"])
+def test_an_editor_of_one_picture_sees_the_reference_instead_of_the_template(
+    folder_parts: QwenEditFolder, template: Image.Image, how: dict[str, str]
+):
+    editor = make(folder_parts, **how)
+    reference = Image.linear_gradient("L").resize((48, 96)).convert("RGB")
+    drawn = editor.draw(template, "an orc", **DRAW, reference=reference)
+    same = editor.draw(reference, "an orc", **DRAW, size=template.size)
+    assert editor.pictures == 1 and drawn.size == template.size
+    assert np.array_equal(as_array(drawn), as_array(same))
+
+
 def test_the_older_edit_variant_equals_its_stock_pipeline(
     folder_parts: QwenEditFolder, qwen_folder: Path, template: Image.Image, monkeypatch: pytest.MonkeyPatch
 ):

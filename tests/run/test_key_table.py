@@ -42,6 +42,7 @@ from charengine.stages.expand.stage import EXPAND
 from charengine.stages.report.page import REPORT
 from charengine.stages.sheet.draw import DRAWN_SHEET
 from charengine.stages.sheet.given import GIVEN_SHEET
+from charengine.stages.sheet.reference import LOOK
 from charengine.stages.sweep.stage import SWEEP
 from charengine.stages.train.stage import TRAIN
 
@@ -93,7 +94,7 @@ PROFILE = Profile(name="sample")
 MODELS: Any = SimpleNamespace(
     **{
         name: SimpleNamespace(fingerprint=f"{name}-1", sampling_fingerprint=f"{name}-1")
-        for name in ("editor", "captioner", "diffusion", "embedder", "reader")
+        for name in ("editor", "captioner", "diffusion", "embedder", "reader", "onlooker")
     }
 )
 SHEET_RECORD = SheetRecord(image=ref("a"), width=300, height=192, prompt="three views", source="drawn", seed=42)
@@ -159,6 +160,7 @@ RUN = RunRecord(
     prefect_flow_run_id="flow",
 )
 INPUTS: dict[str, tuple[Stage[Any], tuple[Record, ...]]] = {
+    "reference": (LOOK, (ref("a"),)),
     "sheet": (DRAWN_SHEET, ()),
     "crop": (CROP, (SHEET_RECORD,)),
     "expand": (EXPAND, (VIEWS_RECORD,)),
@@ -192,6 +194,7 @@ def made_again(**changed: Any) -> set[str]:
 def test_the_sample_runs_keys_are_these() -> None:
     """Others mean that everybody's results are made again, once: then that has to be worth it, and told."""
     assert {name: key(name) for name in INPUTS} == {
+        "reference": "reference-01b6ed72600d00bb70bf948d315a4f230426b8a5",
         "sheet": "sheet-30281d3333e26508e475d263858d3c313c96b959",
         "crop": "crop-e9c2d56de3a65aeccfdec94b8325092650cfc72f",
         "expand": "expand-fbc960f1acecc13401121828c3cec7de671b4338",
@@ -230,6 +233,7 @@ USED_BY = {
     "diffusion": {"train", "sweep"},
     "embedder": {"expand", "sweep"},
     "reader": {"sweep"},
+    "onlooker": {"reference"},
 }
 
 
@@ -446,6 +450,7 @@ SHEET_ROWS: Rows = {
     "candidates": (2, False),
     "gate": ({"score": 0.5}, False),
     "warnings": (("odd",), False),
+    "reference": (ref("e"), False),
 }
 VIEW: Rows = {
     "view": ("back", True),

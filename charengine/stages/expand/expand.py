@@ -25,7 +25,7 @@ from charengine.likeness.scoring import (
     figure_mask,
 )
 from charengine.models import Embedder, SheetEditor, reads_plain_words
-from charengine.pictures import open_image, png
+from charengine.pictures import open_image, padded, png
 from charengine.records import ExpansionRecord, ExtraView, ViewsRecord
 from charengine.store import Store
 
@@ -164,17 +164,6 @@ def _in_plain_words(request: ViewRequest, character: Character) -> str:
     from charengine.embedded.grammar import edit_prompt, in_known_words
 
     return edit_prompt(in_known_words(character.prompt).text, character.class_noun, [request.words])
-
-
-def padded(image: Image, size: tuple[int, int], colour: tuple[int, int, int]) -> Image:
-    """The whole image in the middle of a picture of `size`, the rest in the colour."""
-    from PIL import Image as pil
-
-    scale = min(size[0] / image.width, size[1] / image.height)
-    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    canvas = pil.new("RGB", size, colour)
-    canvas.paste(image.resize(inner), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
-    return canvas
 
 
 def _judge(drawn: _Drawn, rule: IdentityRule, settings: ExpandSettings, store: Store) -> ExtraView:

@@ -20,6 +20,7 @@ from charengine.records import SheetRecord
 from charengine.stage import Given, Stage
 from charengine.stages.sheet.judge import Verdict, judge_sheet
 from charengine.stages.sheet.prompt import full_prompt
+from charengine.stages.sheet.reference import ReferenceRecord, as_shown, as_taught
 from charengine.store import Store
 
 GOOD_ENOUGH = 0.75  # gate score at which no further candidate is drawn
@@ -62,16 +63,25 @@ def draw_sheet(
     store: Store,
     *,
     captioner: Captioner | None = None,
+    reference: ReferenceRecord | None = None,
 ) -> SheetRecord:
     """Draw a character's sheet, keep the best of several candidates, and store it.
+
+    Args:
+        character: its prompt says what to draw, its seed decides the noise.
+        settings: how, and how many candidates.
+        editor: who draws.
+        store: where the sheet goes.
+        captioner: for the settings that ask it.
+        reference: a picture that shows the character; its words fill in what the prompt leaves out, where that can be told.
 
     Raises:
         SheetRejected: no candidate shows one front, one side and one back figure; carries a picture of them all.
     """
-    warnings = []
+    warnings = list(reference.warnings) if reference else []
     description = character.prompt
     if reads_plain_words(editor):
-        description, said = _in_known_words(character, complete_it=settings.rewrite)
+        description, said = _in_known_words(character, settings.rewrite, reference.description if reference else "")
         warnings += said
     elif settings.rewrite:
         description, said = _rewritten(description, captioner)
@@ -80,9 +90,10 @@ def draw_sheet(
     unknown = editor.unknown_words(f"{character.prompt}, {class_noun}")
     if unknown:
         warnings.append(f"the model was never taught these words and ignores them: {', '.join(unknown)}")
-    prompt = full_prompt(description, class_noun, editor)
+    prompt = full_prompt(description, class_noun, editor, pictured=reference is not None)
     asked = captioner if settings.ask_model else None
-    drawing = _SheetDrawing(prompt, settings, editor, asked, class_noun, find_side_items(description))
+    shown = _shown(reference, editor, store)
+    drawing = _SheetDrawing(prompt, settings, editor, asked, class_noun, find_side_items(description), shown)
     best, tried = _draw_best(drawing, character.seed)
     if settings.gate and not best.verdict.accepted:
         raise SheetRejected(_why_rejected(tried), keep_picture(_side_by_side(tried), store), best.verdict.box)
@@ -99,6 +110,7 @@ def draw_sheet(
         candidates=len(tried),
         gate=_gate_facts(best, tried) if settings.gate else {},
         warnings=tuple(warnings),
+        reference=reference.image if reference else None,
     )
 
 
@@ -119,6 +131,7 @@ class _SheetDrawing:
     captioner: Captioner | None
     class_noun: str
     items: tuple[SideItem, ...]
+    reference: Image.Image | None = None
 
     def draw(self, seed: int, steps: int, ask: bool = True) -> _Candidate:
         """A whole sheet; a draft need not be shown to the captioner."""
@@ -149,6 +162,7 @@ class _SheetDrawing:
             guidance=self.settings.guidance,
             conditioning=self.settings.conditioning,
             redraw=redraw,
+            reference=None if redraw else self.reference,  # the sheet that is repaired shows the character itself
         )
 
     def _judged(self, drawn: _Drawn, ask: bool) -> _Candidate:
@@ -193,22 +207,32 @@ def _rank(candidate: _Candidate) -> tuple[bool, float]:
     return candidate.verdict.accepted, candidate.verdict.score
 
 
-def _in_known_words(character: Character, complete_it: bool) -> tuple[str, list[str]]:
+def _shown(reference: ReferenceRecord | None, editor: SheetEditor, store: Store) -> Image.Image | None:
+    """The reference as the editor is to see it."""
+    if reference is None:
+        return None
+    return as_taught(reference, store) if reads_plain_words(editor) else as_shown(reference, store)
+
+
+def _in_known_words(character: Character, complete_it: bool, seen: str) -> tuple[str, list[str]]:
     """The embedded family's prompt in words that it knows, and notes of what became of others.
 
-    What is left out is made up when that is asked for, or when there is nothing but a kind of being: the family is too small to
-    choose everything itself.
+    What is left out is taken from what a reference shows. The rest is made up when that is asked for, or when there is nothing but a
+    kind of being: the family is too small to choose everything itself.
     """
-    from charengine.embedded.completion import complete_prompt
+    from charengine.embedded.completion import complete_prompt, filled_in
     from charengine.embedded.grammar import in_known_words, parse_prompt
 
     known = in_known_words(character.prompt)
     notes = [f"drawn as the nearest the model knows: {', '.join(known.changed)}"] if known.changed else []
-    if not complete_it and parse_prompt(known.text).keys() - {"species", "view", "pose", "background"}:
-        return known.text, notes
-    found = complete_prompt(character.prompt, character.seed)
+    filled = filled_in(known.text, seen)
+    if filled.made_up:
+        notes.append(f"the prompt does not say it, so it was taken from the reference: {', '.join(filled.made_up)}")
+    if not complete_it and parse_prompt(filled.text).keys() - {"species", "view", "pose", "background"}:
+        return filled.text, notes
+    found = complete_prompt(filled.text if filled.made_up else character.prompt, character.seed)
     if not found.made_up:
-        return known.text, notes
+        return filled.text, notes
     made_up = ", ".join(found.made_up)
     said = f"the prompt does not say it, so it was made up: {made_up} (say it, or change the seed)"
     return found.text, [said, *notes]
@@ -260,7 +284,7 @@ def _models(settings: SheetSettings) -> tuple[str, ...]:
     return ("editor", "captioner") if settings.ask_model or settings.rewrite else ("editor",)
 
 
-def _work(given: Given) -> SheetRecord:
+def _work(given: Given, reference: ReferenceRecord | None = None) -> SheetRecord:
     asked = "captioner" in given.stage.models_for(given.settings)
     return draw_sheet(
         given.character,
@@ -268,6 +292,7 @@ def _work(given: Given) -> SheetRecord:
         given.models.editor,
         given.store,
         captioner=given.models.captioner if asked else None,
+        reference=reference,
     )
 
 

@@ -6,14 +6,34 @@ import re
 from collections.abc import Iterable
 
 from charengine.language.sides import FACE_PARTS, SideItem, find_side_items
-from charengine.models import SheetEditor, reads_plain_words
+from charengine.models import SheetEditor, pictures_seen, reads_plain_words
+
+OPENING = {
+    0: "Fill the three boxes with a character turnaround sheet: three full-body views of the same {who}.",
+    1: (
+        "Draw a character turnaround sheet of the {who} in the picture, three full-body views side by side in three boxes of equal "
+        "width: the very same face, hair, skin, build, outfit and colours. Its pose, place and light in the picture are not kept."
+    ),
+    2: (
+        "Picture 1 is a template of three boxes, picture 2 shows a {who}. Fill the three boxes of picture 1 with a character turnaround "
+        "sheet: three full-body views of the very {who} of picture 2, with the same face, hair, skin, build, outfit and colours. Its "
+        "pose, place and light in picture 2 are not kept."
+    ),
+}  # by how many pictures show the template and the character
 
 
-def write_sheet_prompt(description: str, class_noun: str, items: tuple[SideItem, ...] = ()) -> str:
-    """The full prompt for an edit model that reads plain English (Qwen-Image-Edit)."""
+def write_sheet_prompt(description: str, class_noun: str, items: tuple[SideItem, ...] = (), pictures: int = 0) -> str:
+    """The full prompt for an edit model that reads plain English (Qwen-Image-Edit).
+
+    Args:
+        description: what the character looks like.
+        class_noun: what it is.
+        items: what belongs to one of its sides.
+        pictures: 0, the model sees the template alone; 1, a reference alone; 2, both.
+    """
     who = class_noun or "character"
     text = [
-        f"Fill the three boxes with a character turnaround sheet: three full-body views of the same {who}.",
+        OPENING[pictures].format(who=who),
         f"The character: {description.rstrip('. ')}.",
         "Left box: front view, facing the viewer, the face fully visible.",
         "Middle box: side view, a strict 90 degree profile facing the right edge of the picture, only one eye visible; "
@@ -59,11 +79,15 @@ def _placement(item: SideItem) -> str:
     )
 
 
-def full_prompt(description: str, class_noun: str, editor: SheetEditor) -> str:
-    """The prompt in the style the editor was trained for: "plain" for the embedded family, else "rich"."""
+def full_prompt(description: str, class_noun: str, editor: SheetEditor, pictured: bool = False) -> str:
+    """The prompt in the style the editor was trained for: "plain" for the embedded family, else "rich".
+
+    The plain one is the same with a reference (`pictured`): that is how the family was taught.
+    """
     if reads_plain_words(editor):
         return _plain_prompt(description, class_noun)
-    return write_sheet_prompt(description, class_noun, find_side_items(description))
+    pictures = pictures_seen(editor) if pictured else 0
+    return write_sheet_prompt(description, class_noun, find_side_items(description), pictures)
 
 
 def _plain_prompt(description: str, class_noun: str) -> str:

@@ -241,6 +241,7 @@ def test_the_edit_model_is_told_what_the_settings_say(store):
     draw_sheet(HERO, settings, painter, store)
     told = {name: value for name, value in painter.calls[0].items() if name not in ("template", "prompt")}
     assert told == {
+        "reference": None,
         "seed": 7,
         "steps": 9,
         "guidance": 2.5,
