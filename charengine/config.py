@@ -61,7 +61,7 @@ class Character(Settings):
         text = " ".join(value.split())
         if not text:
             raise ValueError(
-                "prompt is empty: describe the character in one sentence, e.g. 'an orc woman in a blue coat'"
+                "prompt is empty: describe the character in one sentence, e.g. 'an orc woman in a blue coat', or give --reference"
             )
         if found := CONTROL.search(text):
             raise ValueError(f"prompt holds the control character {found[0]!a}: write it as plain text")

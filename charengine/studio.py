@@ -90,25 +90,27 @@ class Studio:
 
     def character(
         self,
-        prompt: str,
+        prompt: str = "",
         name: str = "",
         *,
         class_noun: str = "",
         trigger: str = "",
         seed: int = 42,
         sheet: str | Path | None = "",
+        reference: str | Path | None = "",
         out: str | Path | None = "",
         refresh: tuple[str, ...] | str = (),
     ) -> CharacterRun:
         """A character to be made; nothing is drawn or trained yet.
 
         Args:
-            prompt: one sentence saying what the character looks like.
-            name: letters, digits, spaces, _ and -; empty: taken from the prompt.
-            class_noun: "woman", "robot"…; empty: taken from the prompt.
+            prompt: one sentence saying what the character looks like; may be empty with a reference, which then says it.
+            name: letters, digits, spaces, _ and -; empty: taken from the prompt, else from the reference's file name.
+            class_noun: "woman", "robot"…; empty: taken from the prompt, else seen in the reference.
             trigger: rare word that will mean the character; empty: derived from the name.
             seed: same seed, same machine kind: same files.
             sheet: a sheet that exists already (PNG, JPEG, WebP); empty: one is drawn.
+            reference: one picture of the character, in any pose and place, from which the sheet is drawn; empty: from the prompt alone.
             out: folder that `save` and `run` write; empty: runs/NAME.
             refresh: stages to run even if their result is kept.
 
@@ -126,6 +128,7 @@ class Studio:
             str(sheet or ""),
             str(out or ""),
             (refresh,) if isinstance(refresh, str) and refresh else tuple(refresh),
+            str(reference or ""),
         )
         return CharacterRun(check(request, self._home), self._home)
 
@@ -267,7 +270,7 @@ class CharacterRun:
         from charengine.stages.sheet.given import GIVEN_SHEET
 
         given = self.workspace.given
-        return self._run(GIVEN_SHEET, given) if given else self._run(DRAWN_SHEET)
+        return self._run(GIVEN_SHEET, given) if given else self._run(DRAWN_SHEET, *self.workspace.drawn_from)
 
     def _views(self) -> ViewsRecord:
         from charengine.stages.crop import CROP

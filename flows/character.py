@@ -18,7 +18,7 @@ from charengine.profiles.loading import profile_names
 from charengine.records import RunRecord, RunResult
 from charengine.run import folder
 from charengine.run.claim import claimed
-from charengine.run.request import STAGES, CheckedRun, RunRequest, check, name_from_prompt
+from charengine.run.request import STAGES, CheckedRun, RunRequest, check, usual_name
 from charengine.run.result import Written, run_record, run_result
 from charengine.run.workspace import Workspace, open_workspace
 from charengine.tracking.protocol import closing
@@ -61,14 +61,14 @@ StageName = Annotated[str, Field(json_schema_extra={"enum": [*STAGES]})]
 
 
 def run_name() -> str:
-    """The character's name, also when it is taken from the prompt."""
+    """The character's name, also when it is taken from the prompt or from a picture's file."""
     given = runtime.flow_run.parameters
-    return str(given.get("name") or name_from_prompt(str(given.get("prompt", ""))))
+    return str(given.get("name") or usual_name(str(given.get("prompt", "")), str(given.get("reference", ""))))
 
 
 @flow(name="character", flow_run_name=run_name, validate_parameters=True, persist_result=False)
 def character(
-    prompt: Prompt,
+    prompt: Prompt = "",
     name: Name = "",
     class_noun: Noun = "",
     trigger: Trigger = "",
@@ -78,13 +78,14 @@ def character(
     sheet: str = "",
     out: str = "",
     refresh: list[StageName] = [],  # noqa: B006
+    reference: str = "",
 ) -> Any:
     """Make a character: sheet, views, captions, adapter, sweep, pick and report.
 
     Stages whose inputs have not changed are taken from the cache; a run that was killed continues.
 
     Args:
-        prompt: One sentence saying what the character looks like.
+        prompt: One sentence saying what the character looks like. Empty: a reference says it.
         name: Letters, digits, spaces, _ and -; names the files. Empty: taken from the prompt.
         class_noun: "woman", "robot"… Empty: taken from the prompt.
         trigger: Rare word that will mean the character. Empty: derived from the name.
@@ -94,11 +95,12 @@ def character(
         sheet: Path of a sheet that exists already. Empty: one is drawn.
         out: Folder for the results. Empty: runs/NAME.
         refresh: Stages to run even if nothing changed.
+        reference: Path of one picture of the character, in any pose and place; the sheet is drawn from it.
     """
     request = RunRequest(
-        prompt, name, class_noun, trigger, seed, profile, tuple(overrides), sheet, out, refresh=tuple(refresh)
+        prompt, name, class_noun, trigger, seed, profile, tuple(overrides), sheet, out, tuple(refresh), reference
     )
-    name = name or name_from_prompt(prompt)
+    name = name or usual_name(prompt, reference)
     try:
         with showing(name, prompt) as page:
             run, workspace = _prepared.get() or _prepare(request)

@@ -1,4 +1,4 @@
-"""The sheet: drawn by the edit model, or taken from a file the user has."""
+"""The sheet: drawn by the edit model, from a picture if there is one, or taken from a file the user has."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ take = stage_task(GIVEN_SHEET)
 
 def make_sheet(workspace: Workspace) -> SheetRecord:
     """The character's sheet."""
-    sheet = take(workspace, workspace.given) if workspace.given else draw(workspace)
+    sheet = take(workspace, workspace.given) if workspace.given else draw(workspace, *workspace.drawn_from)
     show_picture(workspace, "sheet", sheet.image)
     return sheet

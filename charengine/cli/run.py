@@ -26,6 +26,12 @@ SetOption = Annotated[
         "--set", help="A setting to change, e.g. train.steps=800; repeatable.", default_factory=list, show_default=False
     ),
 ]
+ReferenceOption = Annotated[
+    str,
+    typer.Option(
+        help="One picture of the character (PNG, JPEG, WebP), in any pose and place: the sheet is drawn from it."
+    ),
+]
 OutOption = Annotated[str, typer.Option("--out", "-o", help="Folder for the results. Default: runs/<name>")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Say the result as one line of JSON, the last of stdout.")]
 
@@ -38,7 +44,6 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    prompt: Annotated[str, typer.Argument(help="One sentence saying what the character looks like.")],
     settings: SetOption,
     refresh: Annotated[
         list[str],
@@ -49,22 +54,26 @@ def run(
             show_default=False,
         ),
     ],
+    prompt: Annotated[
+        str, typer.Argument(help="One sentence saying what the character looks like; may be left out with --reference.")
+    ] = "",
     name: Annotated[str, typer.Option(help="Letters, digits, spaces, _ and -. Default: from the prompt")] = "",
     class_noun: Annotated[str, typer.Option(help='"woman", "robot"… Default: from the prompt')] = "",
     trigger: Annotated[str, typer.Option(help="Word that will mean the character. Default: from the name")] = "",
     seed: Annotated[int, typer.Option(help="Same seed, same machine kind: same files.")] = 42,
     profile: ProfileOption = "embedded",
     sheet: Annotated[str, typer.Option(help="A sheet you already have (PNG, JPEG, WebP).")] = "",
+    reference: ReferenceOption = "",
     out: OutOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Make a character: prompt to sheet, views, captions, adapter, sweep, pick and report."""
     from charengine.run.request import RunRequest
 
-    start(
-        RunRequest(prompt, name, class_noun, trigger, seed, profile, tuple(settings), sheet, out, tuple(refresh)),
-        as_json,
+    request = RunRequest(
+        prompt, name, class_noun, trigger, seed, profile, tuple(settings), sheet, out, tuple(refresh), reference
     )
+    start(request, as_json)
 
 
 def demo(settings: SetOption, out: OutOption = "", as_json: JsonOption = False) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from charengine import files
 from charengine.cli.console import listen, say, training_bar
-from charengine.cli.run import ProfileOption, SetOption
+from charengine.cli.run import ProfileOption, ReferenceOption, SetOption
 from charengine.errors import BadInput
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import find_home, in_work_folder
@@ -18,6 +18,7 @@ from charengine.wording import file_stem
 
 if TYPE_CHECKING:
     from charengine.config import Character, Profile
+    from charengine.machine.home import Home
     from charengine.records import DatasetRecord
     from charengine.run.request import RunRequest
     from charengine.run.workspace import Workspace
@@ -35,17 +36,22 @@ def register(app: typer.Typer) -> None:
 
 
 def sheet(
-    prompt: Annotated[str, typer.Argument(help="One sentence saying what the character looks like.")],
     settings: SetOption,
+    prompt: Annotated[
+        str, typer.Argument(help="One sentence saying what the character looks like; may be left out with --reference.")
+    ] = "",
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("sheet.png"),
     class_noun: ClassNoun = "",
     seed: Seed = 42,
     profile: ProfileOption = "embedded",
+    reference: ReferenceOption = "",
 ) -> None:
     """Draw a sheet: front, side and back of a character."""
     from charengine.run.request import RunRequest, check_file
 
-    request = RunRequest(prompt, class_noun=class_noun, seed=seed, profile=profile, overrides=tuple(settings))
+    request = RunRequest(
+        prompt, class_noun=class_noun, seed=seed, profile=profile, overrides=tuple(settings), reference=reference
+    )
     check_file(in_work_folder(str(out)), "--out")
     if out.suffix.lower() not in ("", ".png"):
         raise BadInput(f"--out {out}: the sheet is a PNG picture; let the name end in .png")
@@ -53,7 +59,7 @@ def sheet(
     from charengine.run.running import run
     from charengine.stages.sheet.draw import DRAWN_SHEET
 
-    record = run(DRAWN_SHEET, workspace)
+    record = run(DRAWN_SHEET, workspace, *workspace.drawn_from)
     say(str(workspace.store.export(record.image, out)))
     _warn(record.warnings)
 
@@ -234,7 +240,10 @@ def _workspace_for(request: RunRequest, out: Path) -> Workspace:
 
     listen()
     checked = check(replace(request, out=str(in_work_folder(str(out)))), find_home(), whole=False)
-    return _workspace(checked.character, checked.profile)
+    home = _ready_home()
+    from charengine.run.workspace import open_workspace
+
+    return open_workspace(checked, home)
 
 
 def _opened(profile: str, settings: list[str], out: Path) -> tuple[Profile, Store]:
@@ -250,13 +259,19 @@ def _opened(profile: str, settings: list[str], out: Path) -> tuple[Profile, Stor
 
 
 def _workspace(character: Character, profile: Profile) -> Workspace:
-    home = find_home().create()
-    apply_defaults(home)
-    from charengine.machine.addresses import use_services
+    home = _ready_home()
     from charengine.run.workspace import Workspace
 
-    use_services(home)
     return Workspace(character, profile, home)
+
+
+def _ready_home() -> Home:
+    from charengine.machine.addresses import use_services
+
+    home = find_home().create()
+    apply_defaults(home)
+    use_services(home)
+    return home
 
 
 def _character_of(dataset: DatasetRecord, seed: int, prompt: str = "") -> Character:

@@ -13,7 +13,7 @@ from charengine.documents import read_csv, read_yaml
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home, in_work_folder
 from charengine.run.claim import free_folder
-from charengine.run.request import RunRequest, check, name_from_prompt
+from charengine.run.request import RunRequest, check, usual_name
 from charengine.wording import slug
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def read_cast(
     """The characters of a cast file; an entry's own profile, settings and folder win over the ones given.
 
     YAML: a list of entries, or a mapping with `characters` (the list) and `defaults` (an entry without prompt).
-    CSV, separated by commas, semicolons or tabs: a header line with at least `prompt`; several settings in one field are
+    CSV, separated by commas, semicolons or tabs: a header line with at least `prompt` or `reference`; several settings in one field are
     separated by `;` (in double quotes, in a file whose columns are separated so).
 
     Every field is text, as it was written: a character may be called no, 007 or Null.
@@ -128,15 +128,17 @@ def _request(entry: dict[str, Any], index: int, overrides: tuple[str, ...], prob
             )
         else:
             text[key] = str(value)
-    if not text.get("prompt") and "prompt" not in known:
-        problems.append(f"entry {index}: prompt is missing; describe the character in one sentence")
+    if not text.get("prompt") and "prompt" not in known and not text.get("reference"):
+        problems.append(
+            f"entry {index}: prompt is missing; describe the character in one sentence, or name a picture of it in reference"
+        )
     request = RunRequest(
         **{"prompt": "", **text},
         seed=_seed(known.get("seed", 42), index, problems),
         overrides=(*overrides, *_several(known.get("overrides"), "overrides", index, problems)),
         refresh=_several(known.get("refresh"), "refresh", index, problems),
     )
-    return request if request.name else replace(request, name=name_from_prompt(request.prompt))
+    return request if request.name else replace(request, name=usual_name(request.prompt, request.reference))
 
 
 def _is_nothing(key: str, value: Any) -> bool:

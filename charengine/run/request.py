@@ -24,10 +24,12 @@ from charengine.mistakes import explain
 from charengine.pictures import picture_problems
 from charengine.profiles.loading import load_profile
 from charengine.run.claim import free_folder, others_run
+from charengine.run.keys import path_digest
 from charengine.run.paths import absolute_file, absolute_override, absolute_profile, with_absolute_files
 from charengine.run.starting_files import starting_problems
 from charengine.wording import slug
 
+SHEET, REFERENCE = "--sheet", "--reference"
 STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
 MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
 LONGEST_PART = 255  # bytes of one name in a path
@@ -50,6 +52,7 @@ class RunRequest:
     sheet: str = ""
     out: str = ""
     refresh: tuple[str, ...] = ()
+    reference: str = ""
 
     def as_parameters(self) -> dict[str, Any]:
         """The flow's parameters; paths absolute, since a worker stands elsewhere."""
@@ -64,12 +67,17 @@ class RunRequest:
             "sheet": absolute_file(self.sheet),
             "out": absolute_file(self.out),
             "refresh": list(self.refresh),
+            "reference": absolute_file(self.reference),
         }
 
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """One character run that can start."""
+    """One character run that can start.
+
+    Where only a picture says what the character looks like (`said` is False), its prompt stands for that picture until the run
+    looks at it: a folder is that picture's as it is a prompt's.
+    """
 
     character: Character
     profile: Profile
@@ -79,12 +87,14 @@ class CheckedRun:
     overrides: tuple[str, ...] = ()
     refresh: frozenset[str] = field(default_factory=frozenset)
     out_is_given: bool = False
+    reference: Path | None = None
+    said: bool = True
 
     def parameters(self) -> dict[str, Any]:
         """The flow's parameters that ask for this run."""
         character = self.character
         return RunRequest(
-            character.prompt,
+            character.prompt if self.said else "",
             character.name,
             character.class_noun,
             character.trigger,
@@ -94,6 +104,7 @@ class CheckedRun:
             str(self.sheet or ""),
             str(self.out),
             tuple(sorted(self.refresh)),
+            str(self.reference or ""),
         ).as_parameters()
 
 
@@ -109,9 +120,13 @@ def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
         ConfigError: everything that is wrong with it, one line each.
     """
     problems: list[str] = []
-    character = _character(request, problems)
+    reference = _reference(request.reference, problems)
+    said = bool(str(request.prompt).strip()) or not request.reference
+    character = _character(request, None if said else reference, problems) if said or reference else None
     profile = _profile(request, problems)
-    sheet = _sheet(request.sheet, problems)
+    sheet = _picture(request.sheet, SHEET, problems)
+    if sheet and reference:
+        problems.append(f"{REFERENCE} and {SHEET}: a sheet is drawn from the one, the other is a sheet; leave one out")
     out = _out(request, character if whole else None, problems)
     problems += _stage_problems(request.refresh)
     problems += _folder_problems(home.root, "home folder")
@@ -129,6 +144,8 @@ def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
         request.overrides,
         frozenset(request.refresh),
         bool(request.out),
+        reference,
+        said,
     )
 
 
@@ -162,10 +179,16 @@ def name_from_prompt(prompt: str) -> str:
     return name
 
 
-def _character(request: RunRequest, problems: list[str]) -> Character | None:
+def usual_name(prompt: str, reference: str = "") -> str:
+    """The name of a character that is given none: from its prompt, else from its picture's file."""
+    return name_from_prompt(prompt if prompt.strip() or not reference else Path(reference).stem)
+
+
+def _character(request: RunRequest, unsaid: Path | None, problems: list[str]) -> Character | None:
+    """The character; `unsaid` is the picture that alone says what it looks like."""
     fields = {
-        "name": request.name or name_from_prompt(str(request.prompt)),
-        "prompt": request.prompt,
+        "name": request.name or usual_name(str(request.prompt), request.reference),
+        "prompt": f"picture {path_digest(unsaid)[:16]}" if unsaid else request.prompt,
         "class_noun": request.class_noun,
         "trigger": request.trigger,
         "seed": request.seed,
@@ -185,12 +208,23 @@ def _profile(request: RunRequest, problems: list[str]) -> Profile | None:
         return None
 
 
-def _sheet(text: str, problems: list[str]) -> Path | None:
+def _picture(text: str, option: str, problems: list[str]) -> Path | None:
     if not text:
         return None
     path = in_work_folder(text)
-    problems += picture_problems(path, "--sheet")
+    problems += picture_problems(path, option)
     return path
+
+
+def _reference(text: str, problems: list[str]) -> Path | None:
+    found: list[str] = []
+    path = _picture(text, REFERENCE, found)
+    if path and not found:
+        from charengine.stages.sheet.reference import reference_problems
+
+        found += reference_problems(path)
+    problems += found
+    return None if found else path
 
 
 def _stage_problems(stages: tuple[str, ...]) -> list[str]:

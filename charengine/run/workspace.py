@@ -11,15 +11,16 @@ from typing import Any
 
 from charengine import __version__
 from charengine.config import Character, Profile
-from charengine.language.naming import derive_class_noun, derive_trigger
+from charengine.language.naming import NO_NOUN, derive_class_noun, derive_trigger
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
 from charengine.models import Models, load
 from charengine.records import Record, StageFact
-from charengine.run.keys import digest, path_digest
+from charengine.run.keys import content_digest, digest, path_digest
 from charengine.run.request import CheckedRun
 from charengine.run.watching import current_watcher
 from charengine.stage import Progress
+from charengine.stages.sheet.reference import ReferenceRecord
 from charengine.store import Store
 from charengine.tracking.open_tracker import open_tracker
 from charengine.tracking.protocol import NullTracker, Tracker
@@ -47,6 +48,8 @@ class Workspace:
         refresh: names of stages to run even if their result is kept.
         given: the file that the run starts from instead of a drawn sheet, if there is one; it belongs to the run's key.
         starts_from: digest of the records that the run starts from, if it does; it belongs to the run's key too.
+        reference: the picture that the sheet is drawn from, looked at; likewise.
+        models: the profile's, where they have been found already.
         on_step: told about training; by default whoever is watching.
 
     Raises:
@@ -62,12 +65,17 @@ class Workspace:
         refresh: frozenset[str] = frozenset(),
         given: Path | None = None,
         starts_from: str = "",
+        reference: ReferenceRecord | None = None,
+        models: Models | None = None,
         on_step: Callable[[Progress], None] | None = None,
     ) -> None:
         self.profile = profile
-        self.character = character if character.class_noun and character.trigger else complete(character, self.models)
+        if models is not None:
+            self.models = models
+        whole = character.class_noun and character.trigger
+        self.character = character if whole else complete(character, self.models, reference)
         self.refresh = refresh
-        self.given, self.starts_from = given, starts_from
+        self.given, self.starts_from, self.reference = given, starts_from, reference
         self.home = home.create()
         self.store = Store(home.store)
         self.on_step = on_step or current_watcher()
@@ -118,6 +126,11 @@ class Workspace:
         self.store.put_result(self.key, Whole(character=self.character.name))
 
     @property
+    def drawn_from(self) -> tuple[ReferenceRecord, ...]:
+        """What the drawn sheet's stage takes: the reference, if there is one."""
+        return (self.reference,) if self.reference else ()
+
+    @property
     def slug(self) -> str:
         """The character's name as Prefect and MLflow want it in keys."""
         return slug(self.character.name)
@@ -133,17 +146,22 @@ class Workspace:
         models = self.models
         parts = (models.editor, models.captioner, models.diffusion, models.embedder)
         given = path_digest(self.given) if self.given else self.starts_from
+        if self.reference:
+            given = content_digest(self.reference)
         return f"run-{digest([self.config, given, [model.fingerprint for model in parts]])[:40]}"
 
     def recipe(self) -> dict[str, Any]:
         """What a file made in this run must say to be made again."""
-        return {**self.config, "engine_version": __version__}
+        drawn_from = {"reference": self.reference.image.sha256} if self.reference else {}
+        return {**self.config, **drawn_from, "engine_version": __version__}
 
     def params(self) -> dict[str, object]:
         """The resolved config as flat `section.key` parameters."""
         flat: dict[str, object] = {}
         for section, value in {**self.config["profile"], "character": self.config["character"]}.items():
             flat |= {f"{section}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {}
+        if self.reference:
+            flat["character.reference"] = self.reference.image.sha256
         return {key: value for key, value in flat.items() if value not in ("", [], None)}
 
     def note(self, fact: StageFact) -> None:
@@ -155,22 +173,32 @@ class Workspace:
 
 
 def open_workspace(run: CheckedRun, home: Home) -> Workspace:
-    """The workspace of a checked run, every model file found.
+    """The workspace of a checked run, every model file found; a reference is looked at, since it may say who is to be made.
 
     Raises:
         MissingDependency: a model file is not there.
-        BadInput: a model file is not what the profile says.
+        BadInput: a model file is not what the profile says, or no character can be made from the reference.
     """
+    if run.reference:
+        from charengine.run.reference import open_with_reference
+
+        return open_with_reference(run, run.reference, home)
     workspace = Workspace(run.character, run.profile, home, refresh=run.refresh, given=run.sheet)
     _ = workspace.models
     return workspace
 
 
-def complete(character: Character, models: Models) -> Character:
-    """The character with class noun and trigger filled in when they were left open: the one place that derives them."""
+def complete(character: Character, models: Models, reference: ReferenceRecord | None = None) -> Character:
+    """The character with class noun and trigger filled in when they were left open: the one place that derives them.
+
+    The class noun is what the prompt names, else what the reference was seen to show.
+    """
+    noun = derive_class_noun(character.prompt)
+    if reference and reference.class_noun and (noun == NO_NOUN or reference.description == character.prompt):
+        noun = reference.class_noun
     return character.model_copy(
         update={
-            "class_noun": character.class_noun or derive_class_noun(character.prompt),
+            "class_noun": character.class_noun or noun,
             "trigger": character.trigger or derive_trigger(character.name, models.diffusion.count_tokens),
         }
     )

@@ -11,6 +11,7 @@ from subprocess import CompletedProcess
 import pytest
 from command_line import last_line
 from PIL import Image
+from run_samples import doll
 
 from charengine.machine.home import Home
 
@@ -66,7 +67,8 @@ def cli(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
         (["compare", "nowhere", "nowhere"], ["nowhere"]),
         (["inspect", "nowhere.safetensors"], ["nowhere.safetensors"]),
         (["batch", "nowhere.yaml"], ["nowhere.yaml"]),
-        (["run"], ["Missing argument"]),
+        (["run"], ["prompt is empty", "--reference"]),
+        (["run", "--reference", "nowhere.png"], ["--reference", "nowhere.png", "no such file"]),
         (["fly"], ["No such command"]),
     ],
 )
@@ -123,6 +125,30 @@ def test_a_file_that_is_no_picture_is_refused_before_anything_starts(cli: Charen
         done = cli("run", "an orc", "--sheet", name)
         assert (done.returncode, "not a readable PNG" in done.stderr) == (2, True)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--reference", "blank.png"], "no figure stands out"),
+        (["an orc", "--reference", "blank.png"], "no figure stands out"),
+        (["--reference", "two.png"], "2 figures"),
+        (["an orc", "--reference", "one.png", "--sheet", "one.png"], "leave one out"),
+    ],
+    ids=["nobody", "nobody with a sentence", "several", "a sheet too"],
+)
+def test_a_reference_from_which_nobody_can_be_made_is_refused_before_anything_starts(
+    cli: Charengine, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    Image.new("RGB", (128, 128), "white").save(tmp_path / "blank.png")
+    doll().save(tmp_path / "one.png")
+    two = Image.new("RGB", (300, 220), "white")
+    two.paste(doll(), (20, 10))
+    two.paste(doll(), (180, 10))
+    two.save(tmp_path / "two.png")
+    done = cli("run", *arguments)
+    assert done.returncode == 2 and told in done.stderr, done.stderr
+    assert done.stdout == "" and not (tmp_path / "runs").exists()
 
 
 def test_a_full_disk_is_refused_before_anything_starts(

@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 from command_line import ROOT, child_environment, last_line
+from PIL import Image
+from run_samples import doll
 
+from charengine.errors import BadInput
 from charengine.machine.addresses import database_uri
 from charengine.machine.home import Home
 from charengine.records import RunRecord
@@ -346,3 +349,15 @@ def reference_adapter(
     return Path(
         finish(start(home, prefect_api, tiny_settings, drawn_sheet, folder / "out", *LONGER))["adapter"]
     ).read_bytes()
+
+
+def test_a_picture_from_which_nobody_can_be_made_ends_the_run_in_words_and_leaves_no_folder(
+    studio: Studio, tmp_path: Path
+) -> None:
+    two = Image.new("RGB", (300, 220), "white")
+    two.paste(doll(), (20, 10))
+    two.paste(doll(), (180, 10))
+    two.save(tmp_path / "two.png")
+    with pytest.raises(BadInput, match="it shows 2 figures"):
+        studio.make(prompt="", name="", sheet="", out=str(tmp_path / "out"), reference=str(tmp_path / "two.png"))
+    assert not (tmp_path / "out").exists()

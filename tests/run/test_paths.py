@@ -63,6 +63,7 @@ def test_a_cast_from_the_page_names_files_of_the_work_folder(work: Path, drawn_s
             f'models.folders=["{work}/more", "/elsewhere"]',
         ],
         "refresh": [],
+        "reference": "",
     }
 
 

@@ -90,7 +90,13 @@ def _to(character: Character) -> Response:
 def start(gallery: Gallery, request: Request, sent: Sent) -> Response:
     """Start a character, or show the form again with what is wrong with it."""
     values = {name: value for name, value in sent.items() if isinstance(value, str)}
-    form = StartForm(values, _upload(sent, "picture"), _text(sent, "kept_picture"))
+    form = StartForm(
+        values,
+        _upload(sent, "picture"),
+        _text(sent, "kept_picture"),
+        _upload(sent, "reference"),
+        _text(sent, "kept_reference"),
+    )
     everybody, _ = gallery.characters()
     checked = check_start(form, gallery.home, gallery.store, everybody)
     if checked.run:
@@ -101,7 +107,8 @@ def start(gallery: Gallery, request: Request, sent: Sent) -> Response:
             checked.add("", str(error))
         else:
             return _to(Character(character.name, character.prompt, "waits", checked.run.out))
-    shown = start_form(gallery, form, problems=checked.problems, shown=checked.shown, kept_picture=checked.kept_picture)
+    kept = {name: getattr(checked, name) for name in ("kept_picture", "kept_reference", "reference_name")}
+    shown = start_form(gallery, form, problems=checked.problems, shown=checked.shown, **kept)
     return gallery.render("start.html", WRONG, **shown)
 
 

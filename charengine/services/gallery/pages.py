@@ -338,6 +338,8 @@ def start_form(gallery: Gallery, form: StartForm, **more: Any) -> dict[str, Any]
         "problems": {},
         "shown": None,
         "kept_picture": "",
+        "kept_reference": "",
+        "reference_name": "",
         "once": secrets.token_hex(8),
         "title": "Start a character",
         **more,

@@ -14,16 +14,23 @@ from charengine.profiles.loading import load_profile, setting_names
 from charengine.records import Ref
 from charengine.run.claim import free_folder, identity_of
 from charengine.run.paths import absolute_profile
-from charengine.run.request import CheckedRun, RunRequest, check
+from charengine.run.request import REFERENCE, CheckedRun, RunRequest, check, usual_name
 from charengine.services.gallery.characters import Character
 from charengine.services.gallery.settings_form import SHOWN, overrides_from, setting_fields
-from charengine.services.gallery.uploads import Upload, take_sheet_upload
+from charengine.services.gallery.uploads import Upload, take_reference_upload, take_sheet_upload
 from charengine.store import Store
 from charengine.wording import slug
 
 TEXTS = ("prompt", "name", "class_noun", "trigger", "seed", "profile", "profile_file", "more_settings")
 WHOLE_FORM = ""  # the field of what belongs to none
-FIELD_WORDS = {"--sheet": "picture", "--set": "setting", "--profile": "profile", "--out": "folder", "--name": "name"}
+FIELD_WORDS = {
+    REFERENCE: "the picture",
+    "--sheet": "picture",
+    "--set": "setting",
+    "--profile": "profile",
+    "--out": "folder",
+    "--name": "name",
+}
 WHOLE_NUMBER = re.compile(r"[-+]?[0-9]{1,12}")
 
 Problems = dict[str, list[str]]
@@ -36,6 +43,8 @@ class StartForm:
     values: Mapping[str, str]
     picture: Upload | None = None
     kept_picture: str = ""  # digest of a picture that was sent before, so that it need not be sent again
+    reference: Upload | None = None
+    kept_reference: str = ""
 
     def text(self, name: str) -> str:
         """A field's text."""
@@ -61,6 +70,8 @@ class Checked:
     problems: Problems = field(default_factory=dict)
     shown: Ref | None = None
     kept_picture: str = ""
+    kept_reference: str = ""
+    reference_name: str = ""  # of the file that was sent, which names a character without a prompt
 
     def add(self, name: str, problem: str) -> None:
         """One more problem of a field."""
@@ -77,16 +88,20 @@ def check_start(form: StartForm, home: Home, store: Store, characters: Iterable[
         characters: all there are; one that is being made is not started again, and its folder is left alone.
     """
     checked = Checked()
-    sheet = _sheet(form, store, checked)
+    sheet, reference = _sheet(form, store, checked), _reference(form, store, checked)
+    name = form.text("name")
+    if reference and not name and not form.text("prompt"):
+        name = usual_name("", checked.reference_name)  # in the store it has its digest's name
     request = RunRequest(
         prompt=form.text("prompt"),
-        name=form.text("name"),
+        name=name,
         class_noun=form.text("class_noun"),
         trigger=form.text("trigger"),
         seed=_seed(form.text("seed"), checked),
         profile=form.profile,
         overrides=tuple(form.overrides),
         sheet=sheet,
+        reference=reference,
     )
     run = check_request(request, home, characters, checked)
     if not checked.problems:
@@ -133,6 +148,8 @@ def field_of(problem: str) -> str:
         return ".".join(of_section.groups())
     if head in ("--sheet", "picture"):
         return "picture"
+    if head == REFERENCE:
+        return "reference"
     if head == "--set" or head in setting_names() or head.split(".")[0] in _sections():
         return "more_settings"
     return "profile" if "profile" in problem[:40] else WHOLE_FORM
@@ -178,16 +195,36 @@ def _sheet(form: StartForm, store: Store, checked: Checked) -> str:
         checked.shown = found.shown
         checked.kept_picture = found.path.name if found.path else ""
         return str(found.path or "")
-    if not form.kept_picture:
+    path = _kept(form.kept_picture, "picture", store, checked)
+    checked.kept_picture = form.kept_picture if path else ""
+    return path
+
+
+def _reference(form: StartForm, store: Store, checked: Checked) -> str:
+    """The path of the reference that was sent, now or before; empty without one."""
+    if form.reference:
+        found = take_reference_upload(form.reference, store)
+        for problem in found.problems:
+            checked.add("reference", problem)
+        checked.kept_reference = found.path.name if found.path else ""
+        checked.reference_name = form.reference.plain_name
+        return str(found.path or "")
+    path = _kept(form.kept_reference, "reference", store, checked)
+    checked.kept_reference, checked.reference_name = (form.kept_reference if path else ""), form.text("reference_name")
+    return path
+
+
+def _kept(digest: str, name: str, store: Store, checked: Checked) -> str:
+    """The path of a picture that was sent before; empty without one."""
+    if not digest:
         return ""
     try:
-        path = store.path(Ref(sha256=form.kept_picture, size=0, media_type="", name=""))
+        path = store.path(Ref(sha256=digest, size=0, media_type="", name=""))
     except ValueError:
         path = None
     if path is None or not path.is_file():
-        checked.add("picture", "the picture that was sent before is gone: choose it again")
+        checked.add(name, "the picture that was sent before is gone: choose it again")
         return ""
-    checked.kept_picture = form.kept_picture
     return str(path)
 
 
@@ -196,6 +233,7 @@ def _place(name: str) -> int:
     order = (
         WHOLE_FORM,
         "prompt",
+        "reference",
         "picture",
         "name",
         "profile",

@@ -122,6 +122,19 @@ def take_sheet_upload(upload: Upload, store: Store, crop: CropSettings | None = 
     return PictureCheck(keep(upload, store))
 
 
+def take_reference_upload(upload: Upload, store: Store) -> PictureCheck:
+    """Keep an uploaded picture of a character in the store, unless no sheet can be drawn from it, as far as that is seen without a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / upload.plain_name
+        path.write_bytes(upload.data)
+        from charengine.stages.sheet.reference import reference_problems
+
+        problems = picture_problems(path, "picture") or reference_problems(path)
+        if problems:
+            return PictureCheck(None, tuple(_without(path, problem) for problem in problems))
+    return PictureCheck(keep(upload, store))
+
+
 def keep(upload: Upload, store: Store) -> Path:
     """The upload's place in the store.
 

@@ -142,6 +142,7 @@ def test_what_was_filled_in_is_what_the_run_is_asked_for(visit: Visit) -> None:
         "sheet": "",
         "out": str(visit.work / "runs" / "sir-red"),
         "refresh": [],
+        "reference": "",
     }
     visit.prefect.runs = [running("Sir Red", "SCHEDULED", out=started["parameters"]["out"])]
     assert "Sir Red" in visit.get(answer.headers["location"])  # the page it leads to is the character's, from now on
@@ -207,3 +208,64 @@ def test_cancel_reaches_the_run_and_only_one_that_goes_on(visit: Visit) -> None:
     visit.post(f"{visit.address('Ann')}/cancel")
     visit.post(f"{visit.address('Ben')}/cancel")
     assert visit.prefect.cancelled == ["run-of-ann"]
+
+
+# --- one picture of the character -------------------------------------------------------------------------------------
+
+
+def reference(image: Image.Image, name: str = "Tavern keeper.png") -> dict[str, Any]:
+    return {"reference": (name, png(image), "image/png")}
+
+
+def test_a_picture_alone_starts_a_character_that_is_called_after_its_file(visit: Visit) -> None:
+    visit.post("/start", {}, reference(doll()))
+    [started] = visit.prefect.started
+    told = started["parameters"]
+    assert (told["prompt"], told["name"], told["sheet"]) == ("", "tavern-keeper", "")
+    assert Path(told["reference"]).read_bytes() == png(doll())
+    assert told["out"] == str(visit.work / "runs" / "tavern-keeper")
+
+
+def test_a_picture_and_a_sentence_are_both_asked_for(visit: Visit) -> None:
+    visit.post("/start", GOOD, reference(doll()))
+    told = visit.prefect.started[0]["parameters"]
+    assert (told["prompt"], told["name"]) == ("a knight in red armour", "Ann") and told["reference"]
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (Image.new("RGB", (200, 200), "white"), "no figure stands out"),
+        (paint(Sheet()), "3 figures"),
+        (Image.new("RGB", (20, 20)), "at least 64 pixels"),
+    ],
+    ids=["nobody", "a sheet", "too small"],
+)
+def test_a_picture_from_which_nobody_can_be_made_is_refused_beside_its_field(
+    visit: Visit, image: Image.Image, said: str
+) -> None:
+    page = visit.post("/start", GOOD, reference(image), status=422).text
+    beside = problem_of(page, "reference")
+    assert said in beside and "Tavern_keeper.png" in beside and "--" not in beside and str(visit.work) not in beside
+    assert visit.prefect.started == []
+
+
+def test_a_picture_that_was_sent_is_kept_with_its_name_while_the_rest_is_mended(visit: Visit) -> None:
+    page = visit.post("/start", {"seed": "x"}, reference(doll()), status=422).text
+    [kept] = re.findall(r'name="kept_reference" value="([0-9a-f]{64})"', page)
+    [name] = re.findall(r'name="reference_name" value="([^"]+)"', page)
+    visit.post("/start", {"kept_reference": kept, "reference_name": name})
+    told = visit.prefect.started[0]["parameters"]
+    assert told["name"] == "tavern-keeper" and Path(told["reference"]).read_bytes() == png(doll())
+
+
+@pytest.mark.parametrize("digest", ["0" * 64, "../../etc/passwd"])
+def test_a_kept_reference_is_one_of_the_stores_or_none(visit: Visit, digest: str) -> None:
+    page = visit.post("/start", {**GOOD, "kept_reference": digest}, status=422).text
+    assert "choose it again" in problem_of(page, "reference")
+    assert visit.prefect.started == []
+
+
+def test_the_form_offers_a_picture_beside_the_prompt(visit: Visit) -> None:
+    page = visit.get("/start")
+    assert 'id="reference" name="reference" type="file"' in page and "may be left out with a picture" in page
