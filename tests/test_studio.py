@@ -265,3 +265,27 @@ def test_what_a_record_says_is_text_and_never_html(tmp_path: Path) -> None:
 
 def test_a_record_without_a_page_of_its_own_shows_its_plain_fields() -> None:
     assert page_of(Ref(sha256="a" * 64, size=1, media_type="x", name="a.bin")).facts["name"] == "a.bin"
+
+
+def test_one_picture_becomes_a_sheet_that_a_notebook_shows_beside_it(home: Home, tmp_path: Path) -> None:
+    import torch
+
+    from charengine.embedded.probe import to_images
+    from charengine.embedded.traits import sample_indices
+    from charengine.embedded.world import render
+
+    row = sample_indices(1, torch.Generator().manual_seed(4), "heldout")
+    zero = torch.zeros(1, dtype=torch.long)
+    drawn = render(row, yaw=torch.zeros(1), pose=zero, background=zero, size=(128, 384), framing=0.9)
+    picture = tmp_path / "Tavern keeper.png"
+    to_images(drawn.image)[0].save(picture)
+    quick = {"steps": 1, "gate": False, "candidates": 1}
+    who = ce.Studio("embedded", sheet=quick).character(reference=picture)
+    shown = who.sheet()
+    assert shown.record.source == "drawn" and shown.record.reference is not None
+    character = who.workspace.character
+    assert character.name == "tavern-keeper" and who.trigger.startswith("tav")
+    assert character.class_noun in character.prompt and character.class_noun != "character"
+    assert len(page_of(shown.record).pictures) == 2 and shown._repr_html_().count("<img") == 2
+    assert ce.Studio("embedded", sheet=quick).character(reference=picture)._checked == who._checked
+    assert [fact.stage for fact in who.workspace.facts] == ["reference", "sheet"]

@@ -25,7 +25,7 @@ from charengine.wording import file_stem, slug
 
 log = logging.getLogger(__name__)
 
-PAGES = ("report.html", "sheet.png", "sheet.jpg", "sheet.webp", "contact_sheet.png")
+PAGES = ("report.html", "sheet.png", "sheet.jpg", "sheet.webp", "reference.png", "contact_sheet.png")
 WHEN = (1980, 1, 1, 0, 0, 0)  # of every file in a zip, so that equal content is an equal zip
 
 

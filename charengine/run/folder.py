@@ -1,6 +1,6 @@
 """The run's folder: what a user looks at and takes away, written from records, each file whole or not at all.
 
-sheet.png  views/  extra_views/ (if asked for)  dataset/ (kohya layout, captions editable)  adapters/ (with model card and sidecars)  contact_sheet.png  trade_off.png  report.html  run.json
+sheet.png  reference.png (if one was given)  views/  extra_views/ (if asked for)  dataset/ (kohya layout, captions editable)  adapters/ (with model card and sidecars)  contact_sheet.png  trade_off.png  report.html  run.json
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ MARKER = ".charengine.json"  # which caption stage wrote the sidecars, and what 
 
 
 def write_sheet(sheet: SheetRecord, out: Path, store: Store) -> Path:
-    """`sheet.png` (or the given file's own format)."""
+    """`sheet.png` (or the given file's own format), and `reference.png` where it was drawn from a picture."""
+    if sheet.reference:
+        store.export(sheet.reference, out / "reference.png")
     return store.export(sheet.image, out / f"sheet{Path(sheet.image.name).suffix or '.png'}")
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from run_samples import sample_run
+from run_samples import doll, png, sample_run
 
 from charengine.errors import BadInput
 from charengine.records import ExpansionRecord, ExtraView, ReportRecord, RunRecord, RunResult
@@ -150,3 +150,11 @@ def test_the_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert folder.read_result(tmp_path) == result
     told = json.loads((tmp_path / "result.json").read_text())
     assert (told["strength"], told["checkpoint_step"], told["adapter"]) == (0.6, 200, str(tmp_path / "a.safetensors"))
+
+
+def test_the_picture_that_a_sheet_was_drawn_from_lies_beside_it(run: RunRecord, store: Store, tmp_path: Path) -> None:
+    given = store.put(png(doll((64, 192))), "reference.png")
+    folder.write_sheet(run.sheet.model_copy(update={"reference": given}), tmp_path / "with", store)
+    folder.write_sheet(run.sheet, tmp_path / "without", store)
+    assert (tmp_path / "with" / "reference.png").read_bytes() == png(doll((64, 192)))
+    assert [path.name for path in (tmp_path / "without").iterdir()] == ["sheet.png"]

@@ -107,7 +107,8 @@ def _(sheet: SheetRecord) -> Page:
     facts: Row = {"sheet": sheet.source, "size": f"{sheet.width} × {sheet.height}"}
     if sheet.source == "drawn":
         facts |= {"prompt": sheet.prompt, "seed": sheet.seed, "candidates drawn": sheet.candidates}
-    return Page(facts | _warnings(sheet.warnings), pictures=(Picture(sheet.image, "", SHEET),))
+    given = (Picture(sheet.reference, "the reference"),) if sheet.reference else ()
+    return Page(facts | _warnings(sheet.warnings), pictures=(*given, Picture(sheet.image, "", SHEET)))
 
 
 @page_of.register

@@ -41,6 +41,13 @@ class Pictures:
         told = f' data-about="{text(about, quote=True)}"' if about else ""
         return f'<img alt="{text(alt, quote=True)}"{told}{size} src="{data}">'
 
+    def shape(self, ref: Ref) -> float:
+        """Width / height."""
+        from PIL import Image as pil
+
+        width, height = pil.open(io.BytesIO(self.store.get(ref))).size
+        return float(width / height)
+
     def _encode(self, ref: Ref, width: int, quality: int) -> tuple[str, tuple[int, int]]:
         from PIL import Image as pil
 

@@ -120,7 +120,13 @@ def sheet_and_views(run: RunRecord, pictures: Pictures) -> str:
     """The sheet, where it was cut, and the three views with their captions."""
     captions = {caption.view: caption for caption in run.dataset.captions}
     origin = "drawn by the edit model" if run.sheet.source == "drawn" else "given by you"
-    pair = figure(
+    pair = ""
+    if run.sheet.reference:
+        origin = "drawn by the edit model from the reference"
+        share = min(100, round(100 * pictures.shape(run.sheet.reference)))  # no taller than the sheet beside it
+        given = figure(pictures.image(run.sheet.reference, "the reference", width=520), "The reference, given by you.")
+        pair = f'<div style="max-width:{share}%">{given}</div>'
+    pair += figure(
         pictures.image(run.sheet.image, "the sheet"), f"The sheet, {run.sheet.width}×{run.sheet.height}, {origin}."
     )
     if run.views.overlay:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from run_samples import sample_run, with_words
+from run_samples import doll, png, sample_run, with_words
 
 from charengine.errors import StoreCorrupt
 from charengine.profiles.loading import load_profile
@@ -25,7 +25,7 @@ from charengine.stages.report import cells, take
 from charengine.stages.report import words as trigger_words
 from charengine.stages.report.page import render, write_report
 from charengine.stages.report.parts import Pictures
-from charengine.stages.report.sections import towards_full_strength
+from charengine.stages.report.sections import sheet_and_views, towards_full_strength
 from charengine.store import Store
 
 VOID = {"meta", "img", "br", "hr"}
@@ -263,3 +263,13 @@ def test_an_adapter_of_the_toy_family_says_that_it_fits_only_that(run: RunRecord
     assert "fits only that" in page
     full_size = {**run.config, "profile": {**run.config["profile"], "models": {"family": "sdxl"}}}
     assert "fits only that" not in render(run.model_copy(update={"config": full_size}), store)
+
+
+def test_the_reference_is_shown_beside_the_sheet_that_was_drawn_from_it(run: RunRecord, store: Store) -> None:
+    given = store.put(png(doll((64, 192), coat=(200, 10, 10))), "reference.png")
+    drawn_from = run.model_copy(update={"sheet": run.sheet.model_copy(update={"reference": given})})
+    pictures = Pictures(store)
+    page = sheet_and_views(drawn_from, pictures)
+    assert page.index('alt="the reference"') < page.index('alt="the sheet"')
+    assert "drawn by the edit model from the reference" in page and "max-width:33%" in page
+    assert 'alt="the reference"' not in sheet_and_views(run, pictures)
