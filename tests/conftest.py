@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 from command_line import child_environment
-from minutes import pytest_addoption, pytest_terminal_summary  # noqa: F401, pytest finds its hooks here
+from minutes import longest_first, pytest_addoption, pytest_terminal_summary  # noqa: F401, pytest finds its hooks here
 from quick_settings import QUICK
 
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import Home
+from charengine.machine.locks import single_flight
 
 # Prefect reads its settings when it is imported, so the session's home is named before any test module is
 SESSION_HOME = Home(Path(tempfile.mkdtemp(prefix="charengine-tests-")))
@@ -36,7 +37,8 @@ LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """GPU tests run where there is one; everything they show is shown on the CPU too."""
+    """What takes longest begins first. GPU tests run where there is one; everything they show is shown on the CPU too."""
+    longest_first(items)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
@@ -66,14 +68,26 @@ def _no_network() -> Iterator[None]:
     socket.socket.connect = connect  # type: ignore[method-assign]
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that all workers of this run read and the first that asks for it makes; nothing writes to it later."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # each worker has a folder of its own in it
+    folder, made = shared / name, shared / f"{name}.made"
+    with single_flight(shared / f"{name}.lock", f"{name} is being made"):
+        if not made.exists():
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow folder whose database is made: making one takes ten seconds."""
     from charengine.tracking.database import initialise_database
 
-    home = Home(tmp_path_factory.mktemp("mlflow-template")).create()
-    initialise_database(home)
-    return home.mlflow
+    place = made_once(tmp_path_factory, "mlflow-template", lambda place: initialise_database(Home(place).create()))
+    return Home(place).mlflow
 
 
 @pytest.fixture
@@ -91,7 +105,7 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded family's classes with two layers and random weights."""
     from charengine.embedded.making.family import build_random_family
 
-    return build_random_family(tmp_path_factory.mktemp("family"), tiny=True)
+    return made_once(tmp_path_factory, "family", lambda place: build_random_family(place, tiny=True))
 
 
 @pytest.fixture(scope="session")

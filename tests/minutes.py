@@ -1,13 +1,41 @@
-"""How long each folder of tests takes: `pytest --minutes` ends with a table, which CI shows."""
+"""How long the tests take: `pytest --minutes` ends with tables by folder and by file; what takes longest begins first."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
 TITLE = "minutes by folder (of all workers together)"
+FILES = "the files that take longest (LONGEST in tests/minutes.py)"
+
+# A run begins with these, longest first: a worker takes a file as a whole, and one that came last would be waited for.
+LONGEST = (
+    "flows/test_character.py",
+    "stages/train/test_loop.py",
+    "stages/train/test_step.py",
+    "models/test_full.py",
+    "nights/test_nights.py",
+    "stages/test_crop.py",
+    "test_studio.py",
+    "stages/train/test_benchmark.py",
+    "machine/test_own_packages.py",
+    "cases/test_adapters.py",
+    "cases/test_adapter_fuzz.py",
+    "adapter/test_network.py",
+    "cli/test_cli.py",
+    "models/test_sdxl.py",
+    "stages/train/test_held_out.py",
+    "embedded/test_world.py",
+    "test_packaging.py",
+    "test_architecture.py",
+    "test_mutants.py",
+    "flows/test_batch.py",
+    "stages/expand/test_expand_models.py",
+    "tracking/test_tracking.py",
+    "tracking/test_pages.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,18 +46,38 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if config.getoption("minutes"):
         reports = [one for several in terminalreporter.stats.values() for one in several]
         terminalreporter.section(TITLE)
-        for line in table(one for one in reports if isinstance(one, pytest.TestReport)):
+        timed = [one for one in reports if isinstance(one, pytest.TestReport)]
+        for line in table(timed):
+            terminalreporter.write_line(line)
+        terminalreporter.section(FILES)
+        for line in longest(timed):
             terminalreporter.write_line(line)
 
 
 def table(reports: Iterable[pytest.TestReport]) -> list[str]:
     """A line for each folder, slowest first, and one for all: number of tests, minutes with their fixtures."""
+    rows = _rows(reports, lambda nodeid: nodeid.split("::")[0].rpartition("/")[0])
+    rows.append(("all", sum(count for _, count, _ in rows), sum(spent for *_, spent in rows)))
+    return [f"{name:<24} {count:>5} tests {spent / 60:>7.2f} min" for name, count, spent in rows]
+
+
+def longest(reports: Iterable[pytest.TestReport], shown: int = 25) -> list[str]:
+    """A line for each of the files that take longest: number of tests, minutes with their fixtures."""
+    rows = _rows(reports, lambda nodeid: nodeid.split("::")[0])[:shown]
+    return [f"{name:<44} {count:>5} tests {spent / 60:>7.2f} min" for name, count, spent in rows]
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Put the tests of LONGEST in front; the order within a file, and of all other files, stays."""
+    rank = {f"tests/{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
+
+
+def _rows(reports: Iterable[pytest.TestReport], group: Callable[[str], str]) -> list[tuple[str, int, float]]:
+    """Group, tests and seconds, slowest first."""
     seconds: defaultdict[str, float] = defaultdict(float)
     tests: defaultdict[str, set[str]] = defaultdict(set)
     for report in reports:
-        folder = report.nodeid.split("::")[0].rpartition("/")[0]
-        seconds[folder] += report.duration
-        tests[folder].add(report.nodeid)
-    rows = sorted(((name, len(tests[name]), seconds[name]) for name in seconds), key=lambda row: -row[2])
-    rows.append(("all", sum(count for _, count, _ in rows), sum(spent for *_, spent in rows)))
-    return [f"{name:<24} {count:>5} tests {spent / 60:>7.2f} min" for name, count, spent in rows]
+        seconds[group(report.nodeid)] += report.duration
+        tests[group(report.nodeid)].add(report.nodeid)
+    return sorted(((name, len(tests[name]), seconds[name]) for name in seconds), key=lambda row: -row[2])
