@@ -304,14 +304,14 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["SIGKILL", "SIGTERM", "SIGINT"])
 def test_a_run_that_was_stopped_continues_to_the_same_bytes_in_the_same_mlflow_run(
     how: signal.Signals,
-    prefect_api: str,
+    prefect: str,
     home: Home,
     tiny_settings: tuple[str, ...],
     drawn_sheet: Path,
     tmp_path: Path,
     reference_adapter: bytes,
 ) -> None:
-    process = start(home, prefect_api, tiny_settings, drawn_sheet, tmp_path / "out", *LONGER)
+    process = start(home, prefect, tiny_settings, drawn_sheet, tmp_path / "out", *LONGER)
     wait_for_state(home, process)
     os.kill(process.pid, how)
     process.communicate(timeout=60)
@@ -322,16 +322,19 @@ def test_a_run_that_was_stopped_continues_to_the_same_bytes_in_the_same_mlflow_r
         assert {run.info.status for run in studio.runs()} == {"KILLED"}
         assert process.returncode in (130, -signal.SIGTERM)
 
-    result = finish(start(home, prefect_api, tiny_settings, drawn_sheet, tmp_path / "out", *LONGER))
+    if how == signal.SIGKILL:
+        result = finish(start(home, prefect, tiny_settings, drawn_sheet, tmp_path / "out", *LONGER))
+    else:  # another process continues it in any case; this one has imported everything already
+        result = studio.make(*LONGER, out=str(tmp_path / "out"))
     assert "caption" in result["cached_stages"] and "train" not in result["cached_stages"]
     assert Path(result["adapter"]).read_bytes() == reference_adapter
     [train] = [run for run in studio.runs() if run.info.run_name == "Aya train"]
     losses = studio.mlflow().get_metric_history(train.info.run_id, "train/loss")
-    assert [point.step for point in losses] == list(range(1, 61))
+    assert [point.step for point in losses] == list(range(1, 31))
     assert {run.info.status for run in studio.runs()} == {"FINISHED"}
 
 
-LONGER = ("train.steps=60", "train.save_state_every=3", "train.checkpoints=1")
+LONGER = ("train.steps=30", "train.save_state_every=3", "train.checkpoints=1")
 
 
 @pytest.fixture(scope="module")
