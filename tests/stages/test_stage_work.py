@@ -69,10 +69,16 @@ def test_a_sheet_is_drawn_by_the_edit_model_and_shown_to_the_captioner_only_if_a
     assert draw.DRAWN_SHEET.work(handed(draw.DRAWN_SHEET)) == "made"
     character, *rest = calls.positional
     assert (character.prompt, character.class_noun, character.seed) == ("an orc woman", "orc woman", 7)
-    assert (rest, calls.named) == ([PROFILE.sheet, "editor", "store"], {"captioner": None})
+    assert (rest, calls.named) == ([PROFILE.sheet, "editor", "store"], {"captioner": None, "reference": None})
     asking = Profile.model_validate({"name": "sample", "sheet": {"ask_model": True}})
     draw.DRAWN_SHEET.work(handed(draw.DRAWN_SHEET, asking))
-    assert calls.named == {"captioner": "captioner"}
+    assert calls.named == {"captioner": "captioner", "reference": None}
+
+
+def test_a_sheet_of_a_run_with_a_reference_is_drawn_from_it(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw, "draw_sheet", calls)
+    draw.DRAWN_SHEET.work(handed(draw.DRAWN_SHEET), "seen")
+    assert calls.named == {"captioner": None, "reference": "seen"}
 
 
 def test_a_given_sheet_is_read_from_its_file(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
