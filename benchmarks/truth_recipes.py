@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from charengine.embedded.traits import BACKGROUNDS, POSES, VIEWS
 from charengine.language.phrases import trait_phrases
 from charengine.language.traits import VIEW_TAGS
 from charengine.likeness.prompts import FULL
-from charengine.models import Models
+from charengine.models import Diffusion, Models
 from charengine.pictures import png
 from charengine.records import AdapterRecord, ExtraView, ViewName, ViewsRecord
 from charengine.stages.sweep.sample import draw, encode_cell_inputs
@@ -99,8 +100,7 @@ def redrawn_views(
         )
         for view in views
     ]
-    with AdapterMerger(models.diffusion.unet()) as merger:
-        merger.put_on(merger.read(store.get(training.checkpoints[-1].adapter)), 1.0)
+    with last_checkpoint(training, models.diffusion, 1.0, store):
         rows = draw(
             models.diffusion, encode_cell_inputs(models.diffusion, prompts, range(7000, 7000 + TRIES)), settings
         )
@@ -119,6 +119,14 @@ def redrawn_views(
                 )
             )
     return tuple(found)
+
+
+@contextmanager
+def last_checkpoint(training: AdapterRecord, diffusion: Diffusion, strength: float, store: Store) -> Iterator[None]:
+    """The base model with the last checkpoint on it until left."""
+    with AdapterMerger(diffusion.unet()) as merger:
+        merger.put_on(merger.read(store.get(training.checkpoints[-1].adapter)), strength)
+        yield
 
 
 def extra_view(name: str, view: ViewName, image: Image, alpha: Image, identity: float, store: Store) -> ExtraView:

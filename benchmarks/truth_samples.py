@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image as pil
-from truth_recipes import RECIPES, Recipe, redrawn_views, rendered_views
+from truth_recipes import RECIPES, Recipe, last_checkpoint, redrawn_views, rendered_views
 
 from charengine.adapter.merging import AdapterMerger
 from charengine.config import Character, Profile
@@ -303,8 +303,7 @@ class _Drawing:
     def recommended(self, text: str, store: Store) -> tuple[dict[str, Any], list[str]]:
         """The last checkpoint at strength 1 with the words that the sweep would recommend, found on pictures that nobody judges."""
         noun, subject = self.training.class_noun, f"{self.training.trigger} {self.training.class_noun}"
-        with AdapterMerger(self.models.diffusion.unet()) as merger:
-            merger.put_on(merger.read(store.get(self.training.checkpoints[-1].adapter)), 1.0)
+        with last_checkpoint(self.training, self.models.diffusion, 1.0, store):
             quick = [classify(template).to_draw(self.training.trigger, noun) for template in QUICK]
             inputs = encode_cell_inputs(self.models.diffusion, quick, (9001, 9002))
             images = [image for row in draw(self.models.diffusion, inputs, self.profile.sweep) for image in row]
@@ -318,8 +317,7 @@ class _Drawing:
     def everything(self, text: str, strength: float, store: Store) -> dict[str, Any]:
         """The last checkpoint with trigger and everything that the description says."""
         noun, subject = self.training.class_noun, f"{self.training.trigger} {self.training.class_noun}"
-        with AdapterMerger(self.models.diffusion.unet()) as merger:
-            merger.put_on(merger.read(store.get(self.training.checkpoints[-1].adapter)), strength)
+        with last_checkpoint(self.training, self.models.diffusion, strength, store):
             return self._told(", ".join([subject, *trait_phrases(text, noun)]))
 
     def _told(self, subject: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from charengine import files
 from charengine.errors import BadInput
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Resampling
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +76,16 @@ def open_image(data: bytes, mode: str = "RGB") -> Image:
     return Image.open(io.BytesIO(data)).convert(mode)
 
 
-def padded(image: Image, size: tuple[int, int], colour: tuple[int, int, int]) -> Image:
-    """The whole image in the middle of a picture of `size`, the rest in the colour."""
+def padded(
+    image: Image, size: tuple[int, int], colour: tuple[int, int, int] | int | str, resample: Resampling | None = None
+) -> Image:
+    """The whole image in the middle of a picture of `size` and of its own mode, the rest in the colour."""
     from PIL import Image as pil
 
     scale = min(size[0] / image.width, size[1] / image.height)
     inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    canvas = pil.new("RGB", size, colour)
-    canvas.paste(image.resize(inner), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    canvas = pil.new(image.mode, size, colour)
+    canvas.paste(image.resize(inner, resample), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
     return canvas
 
 

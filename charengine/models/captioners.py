@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from PIL import Image
@@ -18,6 +18,8 @@ from charengine.models.qwen_edit import over_white
 from charengine.models.qwen_parts import QwenVLParts, load_text_encoder
 
 log = logging.getLogger(__name__)
+
+Filled = TypeVar("Filled", bound=BaseModel)
 
 MAX_PIXELS = 1024 * 28 * 28  # of a picture shown to Qwen2.5-VL: 1,024 vision tokens
 MAX_ROWS = 8  # pictures answered about at once
@@ -260,12 +262,17 @@ def rows_that_fit(model: Any, prompt: int, answer: int, room: int | None) -> int
 
 def read_sighting(raw: str) -> Sighting | None:
     """The first JSON object in an answer, or None if there is none of the right form."""
+    return read_object(raw, Sighting)
+
+
+def read_object(raw: str, kind: type[Filled]) -> Filled | None:
+    """The first JSON object in an answer as a `kind`, or None if there is none of the right form."""
     start = raw.find("{")
     if start < 0:
         return None
     try:
         value, _ = json.JSONDecoder().raw_decode(raw[start:])
-        return Sighting.model_validate(value)
+        return kind.model_validate(value)
     except (json.JSONDecodeError, ValidationError):
         return None
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from charengine.embedded import onlooker as embedded
 from charengine.embedded.completion import described
-from charengine.errors import BadInput, MissingDependency
-from charengine.models.loading import Loaded
+from charengine.errors import BadInput
+from charengine.models.captioners import REMINDER, read_object
+from charengine.models.loading import Loaded, packaged_digest
 from charengine.models.protocols import Framing, Sight
 from charengine.wording import noun_problem
 
@@ -32,7 +32,6 @@ QUESTION = """A character is to be drawn anew from this picture. Answer with one
  "shown": "full body" | "upper body" | "face": how much of the character is in the picture,
  "class_noun": "one or two plain words for what the character is: woman, orc woman, robot",
  "description": "one sentence of at most 60 words: what the character is, build, skin, hair (colour, length, style), every garment with its colour, everything worn or held and whether it is on the character's own left or right; no pose, no place, no light, no style of drawing"}"""
-REMINDER = "\nYour last answer could not be read. Write the JSON object only, with exactly these keys."
 
 
 class Answer(BaseModel):
@@ -85,12 +84,8 @@ class AskingOnlooker:
 
 def read_answer(raw: str) -> Sight | None:
     """The first JSON object in an answer, or None if there is none of the right form."""
-    start = raw.find("{")
-    try:
-        value, _ = json.JSONDecoder().raw_decode(raw[start:]) if start >= 0 else (None, 0)
-        return Answer.model_validate(value).sight()
-    except (json.JSONDecodeError, ValidationError):
-        return None
+    answer = read_object(raw, Answer)
+    return answer.sight() if answer else None
 
 
 class EmbeddedOnlooker:
@@ -106,15 +101,13 @@ class EmbeddedOnlooker:
     """
 
     def __init__(self, captioner: EmbeddedCaptioner, device: torch.device, weights: Path = embedded.WEIGHTS) -> None:
-        if not weights.is_file():
-            raise MissingDependency(f"no onlooker weights at {weights}: reinstall the package")
+        self._net_digest = packaged_digest("onlooker", weights)
         self._captioner, self._device, self._weights, self._loaded = captioner, device, weights, Loaded()
 
     @property
     def fingerprint(self) -> str:
         """Of both models' weights."""
-        own = hashlib.sha256(self._weights.read_bytes()).hexdigest()
-        return hashlib.sha256(f"{self._captioner.fingerprint}|{own}".encode()).hexdigest()
+        return hashlib.sha256(f"{self._captioner.fingerprint}|{self._net_digest}".encode()).hexdigest()
 
     def look(self, image: Image) -> Sight:
         """What the picture shows; a description only of one character."""

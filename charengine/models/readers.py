@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,7 @@ import torch
 from charengine.embedded import probe
 from charengine.embedded.grammar import parse_prompt
 from charengine.embedded.traits import COLUMN, TRAITS, visible_mask
-from charengine.errors import MissingDependency
-from charengine.models.loading import Loaded
+from charengine.models.loading import Loaded, packaged_digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,9 +77,7 @@ class ProbeReader:
     """
 
     def __init__(self, device: torch.device, weights: Path = probe.PROBE) -> None:
-        if not weights.is_file():
-            raise MissingDependency(f"no probe weights at {weights}: reinstall the package")
-        self.fingerprint = _file_digest(weights, weights.stat().st_mtime_ns)
+        self.fingerprint = packaged_digest("probe", weights)
         self._device, self._weights, self._loaded = device, weights, Loaded()
 
     def shown(self, images: Sequence[Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
@@ -115,8 +111,3 @@ def _read(values: dict[int, int], reading: probe.Reading) -> bool | None:
     seen = visible_mask(wanted, reading.views)[0]
     judged = [bool(wanted[0, column] == reading.traits[0, column]) for column in values if seen[column]]
     return all(judged) if judged else None
-
-
-@lru_cache(maxsize=4)
-def _file_digest(path: Path, _stamp: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

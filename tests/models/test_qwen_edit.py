@@ -60,15 +60,10 @@ def stock(kind, qwen_folder: Path):
     return pipeline
 
 
-def test_a_drawing_equals_the_stock_edit_plus_pipelines(
-    editor: QwenEdit, qwen_folder: Path, template: Image.Image, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", AREA)
-    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", SEEN)
-    pipeline = stock(QwenImageEditPlusPipeline, qwen_folder)
-    ours = editor.draw(template, "an orc woman", seed=3, steps=3, guidance=3.0)
-    theirs = pipeline(
-        image=template,
+def drawn_by(pipeline, image) -> Image.Image:
+    """What a stock pipeline draws of the prompt, seed and size of these tests."""
+    return pipeline(
+        image=image,
         prompt="an orc woman",
         negative_prompt=" ",
         true_cfg_scale=3.0,
@@ -77,6 +72,16 @@ def test_a_drawing_equals_the_stock_edit_plus_pipelines(
         height=64,
         generator=torch.Generator("cpu").manual_seed(3),
     ).images[0]
+
+
+def test_a_drawing_equals_the_stock_edit_plus_pipelines(
+    editor: QwenEdit, qwen_folder: Path, template: Image.Image, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", AREA)
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", SEEN)
+    pipeline = stock(QwenImageEditPlusPipeline, qwen_folder)
+    ours = editor.draw(template, "an orc woman", seed=3, steps=3, guidance=3.0)
+    theirs = drawn_by(pipeline, template)
     assert ours.size == (96, 64)
     assert np.abs(as_array(ours) - as_array(theirs)).max() <= 1
     assert as_array(ours).std() > 3
@@ -90,16 +95,7 @@ def test_a_template_and_a_reference_are_shown_as_the_stock_edit_plus_pipeline_sh
     reference = Image.linear_gradient("L").resize((48, 96)).convert("RGB")
     pipeline = stock(QwenImageEditPlusPipeline, qwen_folder)
     ours = editor.draw(template, "an orc woman", seed=3, steps=3, guidance=3.0, reference=reference)
-    theirs = pipeline(
-        image=[template, reference],
-        prompt="an orc woman",
-        negative_prompt=" ",
-        true_cfg_scale=3.0,
-        num_inference_steps=3,
-        width=96,
-        height=64,
-        generator=torch.Generator("cpu").manual_seed(3),
-    ).images[0]
+    theirs = drawn_by(pipeline, [template, reference])
     assert editor.pictures == 2 and ours.size == (96, 64)
     assert np.abs(as_array(ours) - as_array(theirs)).max() <= 1
     alone = editor.draw(template, "an orc woman", seed=3, steps=3, guidance=3.0)

@@ -6,8 +6,6 @@ Measured on 39 adapters of 13 held-out characters it agrees with truth in 77 of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from charengine.config import SweepSettings
@@ -17,45 +15,6 @@ from charengine.stages.sweep.estimate import BASE, Estimate, Grid
 WORTH = 0.02  # of the score: less is no difference
 SURE = 0.9  # over is rare: said on less evidence than this it was wrong more often than right
 LIKELY = 0.5  # under
-
-
-@dataclass(frozen=True)
-class _Corner:
-    """The last checkpoint's cells, and what the pictures say of them.
-
-    Attributes:
-        full: index of the cell nearest to strength 1.
-        lower: the best one below it; `full` itself when there is none.
-        top: the highest strength.
-        before: the checkpoint before, at the highest strength; None when there is none.
-    """
-
-    found: Estimate
-    full: int
-    lower: int
-    top: int
-    before: int | None
-
-    def share(self, events: torch.Tensor) -> float:
-        """(rounds,) bool: in how many of the surfaces that the pictures allow."""
-        return float(events.double().mean())
-
-    def loses(self) -> bool:
-        """Whether a lower strength is surely better."""
-        scores = self.found.scores
-        return self.share(scores[:, self.lower] - scores[:, self.full] >= WORTH) >= SURE
-
-    def forgets(self, floor: float) -> bool:
-        """Whether adherence at full strength is surely below its floor."""
-        return self.share(self.found.kepts[:, self.full] < floor) >= SURE
-
-    def rises(self) -> bool:
-        """Whether the highest strength is likely the best cell, and better than a checkpoint ago."""
-        if self.before is None:
-            return False
-        scores = self.found.scores
-        best = scores[:, 1:].argmax(dim=1) + 1 == self.top
-        return self.share(best & (scores[:, self.top] - scores[:, self.before] >= WORTH)) >= LIKELY
 
 
 def judge_training(grid: Grid, found: Estimate, settings: SweepSettings) -> Verdict:
@@ -70,11 +29,11 @@ def judge_training(grid: Grid, found: Estimate, settings: SweepSettings) -> Verd
     full, top = min(last, key=lambda strength: abs(strength - 1.0)), max(last)
     lower = max((s for s in last if s < full), key=lambda s: float(found.score[last[s]]), default=full)
     before = next((i for i, place in enumerate(grid) if len(steps) > 1 and place == (steps[-2], top)), None)
-    corner = _Corner(found, last[full], last[lower], last[top], before)
     lost = float(found.score[last[lower]] - found.score[last[full]])
     kept = float(found.kept.mean[last[full]])
     where = f"strength {full:g} of the last checkpoint (step {steps[-1]})"
-    loses, forgets = corner.loses(), corner.forgets(settings.adherence_floor)
+    loses = _share(found.scores[:, last[lower]] - found.scores[:, last[full]] >= WORTH) >= SURE
+    forgets = _share(found.kepts[:, last[full]] < settings.adherence_floor) >= SURE
     if loses or forgets:
         why = [f"the score is {lost:.2f} below that of strength {lower:g}"] if loses else []
         why += [f"adherence is {kept:.0%} of the base model's"] if forgets else []
@@ -87,9 +46,10 @@ def judge_training(grid: Grid, found: Estimate, settings: SweepSettings) -> Verd
     best = 1 + int(found.score[1:].argmax())
     step, strength = grid[best]
     inside = f"the best cell, strength {strength:g} of step {step}, lies within what was tried"
-    if before is not None and best == corner.top:
+    if before is not None and best == last[top]:
         won = float(found.score[best] - found.score[before])
-        if corner.rises():
+        highest = found.scores[:, 1:].argmax(dim=1) + 1 == best
+        if _share(highest & (found.scores[:, best] - found.scores[:, before] >= WORTH)) >= LIKELY:
             return Verdict(
                 kind="under",
                 line=f"Looks undertrained: the last checkpoint (step {step}) at the highest strength, {top:g}, scores best, "
@@ -102,3 +62,8 @@ def judge_training(grid: Grid, found: Estimate, settings: SweepSettings) -> Verd
         line=f"Looks right: at {where} no lower strength surely scores {WORTH:g} more, adherence is {kept:.0%} of the base "
         f"model's, and {inside}. Use the recommended adapter.",
     )
+
+
+def _share(events: torch.Tensor) -> float:
+    """In how many of the surfaces that the pictures allow, (rounds,) bool."""
+    return float(events.double().mean())

@@ -22,7 +22,7 @@ from charengine.config import TrainSettings
 from charengine.dataset.reading import class_pictures
 from charengine.errors import BadInput
 from charengine.models import Diffusion, LatentPosterior, TextConditioning
-from charengine.pictures import read_picture
+from charengine.pictures import padded, read_picture
 from charengine.records import DatasetRecord, ExtraView, ViewRecord
 from charengine.store import Store
 
@@ -183,13 +183,13 @@ def _shown(view: Picture, store: Store) -> _Shown:
 
 def _in_square(shown: _Shown, side: int, background: tuple[int, int, int]) -> _Shown:
     """The whole view in the middle of a square of `side` pixels, the rest in the sheet's background colour."""
-    scale = side / max(shown.image.size)
-    inner = max(1, round(shown.image.width * scale)), max(1, round(shown.image.height * scale))
-    corner = (side - inner[0]) // 2, (side - inner[1]) // 2
-    image, alpha = Image.new("RGB", (side, side), background), Image.new("L", (side, side), 0)
-    image.paste(shown.image.resize(inner, Image.Resampling.LANCZOS), corner)
-    alpha.paste(shown.alpha.resize(inner, Image.Resampling.LANCZOS), corner)
-    return replace(shown, image=image, alpha=alpha, ids=(side, side, 0, 0, side, side))
+    size, smooth = (side, side), Image.Resampling.LANCZOS
+    return replace(
+        shown,
+        image=padded(shown.image, size, background, smooth),
+        alpha=padded(shown.alpha, size, 0, smooth),
+        ids=(*size, 0, 0, *size),
+    )
 
 
 def _encode_views(
@@ -269,11 +269,8 @@ def _encode_class_image(
 ) -> Bucket:
     width, height = class_bucket(image.size, diffusion.native_area)
     scale = min(width / image.width, height / image.height)
-    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    corner = ((width - inner[0]) // 2, (height - inner[1]) // 2)
-    canvas, alpha = Image.new("RGB", (width, height), "white"), Image.new("L", (width, height), 0)
-    canvas.paste(image.resize(inner, Image.Resampling.LANCZOS), corner)
-    alpha.paste(255, (*corner, corner[0] + inner[0], corner[1] + inner[1]))
+    canvas = padded(image, (width, height), "white", Image.Resampling.LANCZOS)
+    alpha = padded(Image.new("L", image.size, 255), (width, height), 0)
     posterior: LatentPosterior = diffusion.encode_images([canvas])
     device = posterior.mean.device
     sizes = (round(height / scale), round(width / scale), 0, 0, height, width)
