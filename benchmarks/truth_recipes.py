@@ -63,9 +63,11 @@ def front_for_side(views: ViewsRecord) -> ViewsRecord:
 RECIPES = {
     "default": Recipe(),
     "under": Recipe(("train.steps=60",)),
-    "overfit": Recipe(("train.steps=1200", "train.learning_rate=0.003")),
+    "overfit": Recipe(("train.distill=0", "train.steps=1200", "train.learning_rate=0.003")),
     "one-view": Recipe(views=front_alone),
     "wrong-view": Recipe(views=front_for_side),
+    "views": Recipe(("train.distill=0", "train.steps=300", "train.learning_rate=0.001")),  # no lessons
+    "no-emphasis": Recipe(("train.distill_emphasis=0",)),
     "expanded": Recipe(("expand.count=8",)),
     "rendered": Recipe(rendered=12),
     "redrawn": Recipe(redrawn=12),

@@ -212,14 +212,13 @@ def draw_sample(
             extras = rendered_views(wanted, made.rendered, index, store)
         dataset = caption_views(made.views(sheet), character, profile.caption, models.captioner, store, extras)
         state = Path(folder) / "state"
-        training = train_adapter(dataset, profile.train, models.diffusion, store, seed=character.seed, state_dir=state)
+        more: dict[str, Any] = {"seed": character.seed, "description": text}
+        training = train_adapter(dataset, profile.train, models.diffusion, store, state_dir=state, **more)
         if made.redrawn:
             extras = redrawn_views(training, text, made.redrawn, index, models, profile.sweep, store)
             dataset = caption_views(sheet, character, profile.caption, models.captioner, store, extras)
             state = Path(folder) / "second"
-            training = train_adapter(
-                dataset, profile.train, models.diffusion, store, seed=character.seed, state_dir=state
-            )
+            training = train_adapter(dataset, profile.train, models.diffusion, store, state_dir=state, **more)
         trained = time.perf_counter()
         drawing = _Drawing(
             profile,

@@ -240,9 +240,7 @@ class TrainSettings(Settings):
     alpha: float = Field(default=8.0, gt=0, le=256, description="the adapter's output is scaled by alpha / rank")
     conv_rank: int = Field(default=8, ge=0, le=128, description="0 = no convolution layers")
     conv_alpha: float = Field(default=4.0, gt=0, le=256, description="as alpha, for convolution layers")
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the rank components left out of a step at random"
-    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of the ranks left out of a step at random")
     steps: int = Field(default=300, ge=1, le=100_000, description="optimizer steps")
     batch: int = Field(default=0, ge=0, le=64, description="samples per step; 0 = all views of a bucket as equals")
     accumulate: int = Field(default=1, ge=1, le=64, description="gradient accumulation")
@@ -252,9 +250,7 @@ class TrainSettings(Settings):
     learning_rate: float = Field(
         default=1e-3, gt=0, le=10, description="size of a step; 1e-3, and 1.0 for the prodigies"
     )
-    schedule: Literal["constant", "cosine", "linear"] = Field(
-        default="constant", description="how the learning rate falls after the warm-up"
-    )
+    schedule: Literal["constant", "cosine", "linear"] = Field(default="constant", description="fall of learning_rate")
     warmup: int = Field(default=0, ge=0, le=10_000, description="steps over which the learning rate rises from 0")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="pull of all weights towards 0; 0 = none")
     max_grad_norm: float = Field(
@@ -278,6 +274,12 @@ class TrainSettings(Settings):
     square: int = Field(
         default=0, ge=0, le=2048, multiple_of=8, description="every second step shows views in such a square; 0 = off"
     )
+    distill: int = Field(
+        default=0, ge=0, le=256, description="pictures the base draws from the description to learn from; 0 = off"
+    )
+    distill_batch: int = Field(default=3, ge=1, le=64, description="samples of a step that learns from them")
+    distill_size: int = Field(default=1024, ge=64, le=2048, multiple_of=8, description="their sides in pixels")
+    distill_emphasis: float = Field(default=1.0, ge=0, le=4, description="how much more of the description they show")
     masked_loss: float = Field(default=0.0, ge=0, le=1, description="0 = plain loss; 1 = background carries no loss")
     random_backgrounds: float = Field(
         default=0.0, ge=0, le=1, description="share of samples composited on a random colour"

@@ -55,7 +55,8 @@ class Stage(Generic[R]):
         files: settings of its section that name a file or folder; these count by content, never by path.
         seeded: its randomness comes from the character's seed, which it may then read.
         gpu: it holds the GPU while it works.
-        draws: it draws with the diffusion model, so how that is prompted and sampled counts too, not its weights alone.
+        draws: it draws with the diffusion model, so how that is prompted and sampled counts too, not its weights alone; or what
+            decides that from its settings.
         long: it stops when asked to, at its next step, keeps resumable state under its key, and has an MLflow run of its own.
         shows_provenance: its page shows how its inputs were made, so that counts too.
         smaller: settings that need less memory, tried once when memory runs out; None when there are none.
@@ -71,7 +72,7 @@ class Stage(Generic[R]):
     files: tuple[str, ...] = ()
     seeded: bool = False
     gpu: bool = False
-    draws: bool = False
+    draws: bool | Callable[[Any], bool] = False
     long: bool = False
     shows_provenance: bool = False
     smaller: Callable[..., Settings | None] | None = None
@@ -79,6 +80,10 @@ class Stage(Generic[R]):
     def models_for(self, settings: Settings | None) -> tuple[str, ...]:
         """The models it uses with these settings, in the declaration's order."""
         return self.models if isinstance(self.models, tuple) else self.models(settings)
+
+    def draws_with(self, settings: Settings | None) -> bool:
+        """Whether it draws with these settings."""
+        return self.draws if isinstance(self.draws, bool) else self.draws(settings)
 
 
 @dataclass(frozen=True)

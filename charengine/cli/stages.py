@@ -150,6 +150,9 @@ def train(
     folder: Annotated[Path, typer.Argument(help="Folder with front, side and back pictures and their .txt captions.")],
     settings: SetOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoints.")] = Path("adapters"),
+    prompt: Annotated[
+        str, typer.Option(help="What the character looks like: the base model draws lessons from it (train.distill).")
+    ] = "",
     trigger: Trigger = "",
     class_noun: ClassNoun = "",
     seed: Seed = 42,
@@ -165,7 +168,7 @@ def train(
     dataset = read_dataset(folder, store, trigger, class_noun)
     _warn(dataset.views.warnings)
     with training_bar():
-        workspace = _workspace(_character_of(dataset, seed), chosen)
+        workspace = _workspace(_character_of(dataset, seed, prompt), chosen)
         from charengine.run.running import run
         from charengine.stages.train.stage import TRAIN
         from charengine.tracking.protocol import closing

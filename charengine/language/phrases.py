@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 from charengine.language.traits import content_words, trait_kinds
 from charengine.language.words import COLOURS, SCENE
+
+MOST_TOKENS = 45  # of CLIP's 75: the rest is for the scene
 
 _SIDE = r"(?:(?:the|a|an|his|her|its|their|my) )?(?:left|right)\b"
 _ENDS = re.compile(r"[,.;:()]| but | while ")
@@ -47,6 +50,17 @@ def trait_phrases(prompt: str, class_noun: str) -> tuple[str, ...]:
             elif last and link.strip() in ("with", "in") and not SCENE.search(words):
                 found[-1] = last = f"{last} {link.strip()} {words}"
     return tuple(dict.fromkeys(found))
+
+
+def fitting(
+    phrases: Iterable[str], subject: str, count_tokens: Callable[[str], int], most: int = MOST_TOKENS
+) -> list[str]:
+    """Those of the phrases, the first ones first, that a prompt about the subject has room for in `most` tokens."""
+    chosen: list[str] = []
+    for words in phrases:
+        if count_tokens(", ".join([subject, *chosen, words])) <= most:
+            chosen.append(words)
+    return chosen
 
 
 def _plain(piece: str) -> str:

@@ -22,7 +22,8 @@ from charengine.models.prediction import prediction_of
 from charengine.models.qwen_edit import PARTS, QwenEdit
 from charengine.models.qwen_parts import QwenEditFolder
 from charengine.models.readers import ProbeReader
-from charengine.models.sdxl import SDXL, SDXLFolder
+from charengine.models.sdxl import SDXL
+from charengine.models.sdxl_parts import SDXLFolder
 from charengine.models.tagger import WD14Captioner
 from charengine.models.usage import Usage
 

@@ -15,7 +15,7 @@ from charengine.models import classes, layouts
 from charengine.models.classes import packaged_config
 from charengine.models.llama_names import files_of_text_encoder
 from charengine.models.quantised import State, fill
-from charengine.models.sdxl import SDXLFolder
+from charengine.models.sdxl_parts import SDXLFolder
 from charengine.models.streaming import BlockStream, shrink_when_out_of_memory
 
 if TYPE_CHECKING:

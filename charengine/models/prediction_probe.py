@@ -20,7 +20,7 @@ from charengine.models.loading import noise_from_seeds, release_memory
 from charengine.models.prediction import UNKNOWN_CURE, Kind, Prediction, target
 
 if TYPE_CHECKING:
-    from charengine.models.sdxl import SDXLParts
+    from charengine.models.sdxl_parts import SDXLParts
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,10 @@ class TextConditioning:
     embeds: torch.Tensor
     pooled: torch.Tensor
 
+    def rows(self, first: int, end: int | None) -> TextConditioning:
+        """Some of the rows."""
+        return TextConditioning(self.embeds[first:end], self.pooled[first:end])
+
 
 @dataclass(frozen=True)
 class LatentPosterior:
@@ -33,6 +37,25 @@ class LatentPosterior:
 
     mean: torch.Tensor
     std: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Every U-Net pass of drawing n pictures in s steps: (s, n, 4, h/8, w/8) each, in the U-Net's dtype.
+
+    Args:
+        timesteps: (s,).
+        noisy: the U-Net's inputs.
+        prompted: what it predicts by the prompts.
+        beside: by the prompts beside them, which do not change what is drawn.
+        negative: by the negative prompt; as `beside` where the model draws without guidance.
+    """
+
+    timesteps: torch.Tensor
+    noisy: torch.Tensor
+    prompted: torch.Tensor
+    beside: torch.Tensor
+    negative: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -244,6 +267,20 @@ class Diffusion(Protocol):
         guidance: float,
     ) -> list[Image]:
         """One image a row; `size` = width, height; row i's noise comes from `seeds[i]` alone (batch-independent)."""
+        ...
+
+    def trace(
+        self,
+        prompts: TextConditioning,
+        beside: TextConditioning,
+        negative: TextConditioning,
+        *,
+        seeds: Sequence[int],
+        size: tuple[int, int],
+        steps: int,
+        guidance: float,
+    ) -> Trace:
+        """Every pass of drawing what `sample` would draw, and what the U-Net predicts there by `beside`, row by row."""
         ...
 
     def unload(self, *parts: str) -> None:

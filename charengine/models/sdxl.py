@@ -1,25 +1,25 @@
 """`Diffusion` on SDXL's real classes: encode, decode and sample with an adaptable U-Net.
 
-`SDXL` says how the modules are used; a `SDXLParts` says where they come from (`SDXLFolder`: a diffusers folder).
+`SDXL` says how the modules are used; a `SDXLParts` (`sdxl_parts.py`) where they come from.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from charengine.errors import BadInput
-from charengine.models import LatentPosterior, TextConditioning
+from charengine.models import LatentPosterior, TextConditioning, Trace
 from charengine.models.loading import Loaded, chunks, noise_from_seeds
 from charengine.models.prediction import GUIDANCE_RESCALE, Prediction, rescaled_for_zero_terminal_snr
+from charengine.models.sdxl_parts import SDXLParts
 from charengine.models.usage import Usage
 
 if TYPE_CHECKING:
@@ -30,80 +30,6 @@ log = logging.getLogger(__name__)
 PARTS = ("text_encoders", "vae", "unet")
 PIXELS_PER_PASS = 4 * 1024 * 1024  # images of one U-Net pass, without the guidance copy
 VAE_PIXELS_PER_PASS = 1024 * 1024  # a float32 decode of this many takes about 4 GiB
-
-
-class SDXLParts(Protocol):
-    """Where SDXL's modules come from; each call loads anew, on the right device and in the right dtype."""
-
-    def text_encoders(self) -> tuple[Any, Any]:
-        """CLIPTextModel and CLIPTextModelWithProjection."""
-        ...
-
-    def tokenizers(self) -> tuple[Any, Any]:
-        """One CLIP tokenizer for each encoder."""
-        ...
-
-    def vae(self) -> AutoencoderKL:
-        """Float32, or an fp16-safe VAE in half precision."""
-        ...
-
-    def unet(self) -> UNet2DConditionModel:
-        """The U-Net in the dtype it is trained and sampled in."""
-        ...
-
-    def scheduler(self) -> Any:
-        """The scheduler whose configuration describes the noise schedule (1000 training steps)."""
-        ...
-
-
-class SDXLFolder:
-    """SDXL's modules from a diffusers folder of safetensors."""
-
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self.folder, self.device, self.dtype = folder, device, dtype
-
-    def text_encoders(self) -> tuple[Any, Any]:
-        """Both CLIP encoders."""
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-        kwargs: dict[str, Any] = {"dtype": self.dtype, "local_files_only": True, "use_safetensors": True}
-        first = CLIPTextModel.from_pretrained(self.folder, subfolder="text_encoder", **kwargs)
-        second = CLIPTextModelWithProjection.from_pretrained(self.folder, subfolder="text_encoder_2", **kwargs)
-        return first.to(self.device), second.to(self.device)
-
-    def tokenizers(self) -> tuple[Any, Any]:
-        """Both CLIP tokenizers."""
-        from transformers import CLIPTokenizer
-
-        first, second = (
-            CLIPTokenizer.from_pretrained(self.folder, subfolder=name, local_files_only=True)
-            for name in ("tokenizer", "tokenizer_2")
-        )
-        return first, second
-
-    def vae(self) -> AutoencoderKL:
-        """The VAE, always in float32: SDXL's own overflows in half precision."""
-        from diffusers import AutoencoderKL
-
-        return self._load(AutoencoderKL, "vae", torch.float32)
-
-    def unet(self) -> UNet2DConditionModel:
-        """The U-Net."""
-        from diffusers import UNet2DConditionModel
-
-        return self._load(UNet2DConditionModel, "unet", self.dtype)
-
-    def scheduler(self) -> Any:
-        """The noise schedule, as an Euler scheduler."""
-        from diffusers import EulerDiscreteScheduler
-
-        return EulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler", local_files_only=True)
-
-    def _load(self, kind: Any, name: str, dtype: torch.dtype) -> Any:
-        module = kind.from_pretrained(
-            self.folder, subfolder=name, torch_dtype=dtype, local_files_only=True, use_safetensors=True
-        )
-        return module.to(self.device)
 
 
 class SDXL:
@@ -283,10 +209,46 @@ class SDXL:
         steps, guidance = self.usage.steps(steps), self.usage.guidance(guidance)
         images: list[Image.Image] = []
         for part in chunks(count, _rows_per_pass(self.pixels_per_pass, *size)):
-            rows = TextConditioning(prompts.embeds[part], prompts.pooled[part])
-            against = negative if len(negative.embeds) == 1 else _rows(negative, part)
+            rows = prompts.rows(part.start, part.stop)
+            against = negative if len(negative.embeds) == 1 else negative.rows(part.start, part.stop)
             images += self.decode(self._denoise(rows, against, seeds[part], size, steps, guidance))
         return images
+
+    @torch.no_grad()
+    def trace(
+        self,
+        prompts: TextConditioning,
+        beside: TextConditioning,
+        negative: TextConditioning,
+        *,
+        seeds: Sequence[int],
+        size: tuple[int, int],
+        steps: int,
+        guidance: float,
+    ) -> Trace:
+        """Every pass of drawing what `sample` would draw, and what the U-Net predicts there by `beside`, row by row."""
+        steps, guidance = self.usage.steps(steps), self.usage.guidance(guidance)
+        traces = []
+        for part in chunks(
+            len(seeds), _rows_per_pass(self.pixels_per_pass * 2 // 3, *size)
+        ):  # three rows a picture, not two
+            seen: list[tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]] = []
+            self._denoise(
+                prompts.rows(part.start, part.stop),
+                negative,
+                seeds[part],
+                size,
+                steps,
+                guidance,
+                lambda *one, seen=seen: seen.append(one),
+                beside.rows(part.start, part.stop),
+            )
+            noisy = torch.stack([inputs for inputs, _, _ in seen])
+            told = [torch.stack([predicted[-row] for _, _, predicted in seen]).to(self.dtype) for row in (2, 1)]
+            unguided = [predicted[0] for _, _, predicted in seen] if guidance > 1 else None
+            traces.append((noisy, *told, torch.stack(unguided).to(self.dtype) if unguided else told[1]))
+        timesteps = torch.stack([t for _, t, _ in seen]).to(self.device)
+        return Trace(timesteps, *(torch.cat(parts, dim=1) for parts in zip(*traces, strict=True)))
 
     def _denoise(
         self,
@@ -296,21 +258,31 @@ class SDXL:
         size: tuple[int, int],
         steps: int,
         guidance: float,
+        watch: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], None] | None = None,
+        beside: TextConditioning | None = None,
     ) -> torch.Tensor:
-        """Scaled latents (n, 4, h/8, w/8), float32; the loop of StableDiffusionXLPipeline."""
+        """Scaled latents (n, 4, h/8, w/8), float32; the loop of StableDiffusionXLPipeline.
+
+        `watch` is told every pass: the U-Net's input, the timestep, and what it predicts by the negative prompt (where there is
+        guidance), by the prompts, and `beside` them.
+        """
         unet, scheduler = self.unet(), self._sampling_scheduler()
-        text = _guided(negative, prompts) if guidance > 1 else prompts
+        texts = [*([negative] if guidance > 1 else []), prompts, *([beside] if beside else [])]
+        text = _stacked(texts, len(seeds))
         conditions = {"text_embeds": text.pooled.to(unet.dtype), "time_ids": self._time_ids(size, len(text.pooled))}
         embeds = text.embeds.to(unet.dtype)
         scheduler.set_timesteps(steps, device=self.device)
         latents: torch.Tensor = self._initial_noise(seeds, size) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
-            inputs = torch.cat([latents, latents]) if guidance > 1 else latents
+            inputs = torch.cat([latents] * len(texts))
             inputs = scheduler.scale_model_input(inputs, t).to(unet.dtype)
-            noise = unet(inputs, t, encoder_hidden_states=embeds, added_cond_kwargs=conditions, return_dict=False)[0]
-            noise = noise.float()
+            output = unet(inputs, t, encoder_hidden_states=embeds, added_cond_kwargs=conditions, return_dict=False)[0]
+            predicted = output.float().chunk(len(texts))
+            if watch:
+                watch(inputs[: len(latents)], t, predicted)
+            noise = predicted[0]
             if guidance > 1:
-                plain, guided = noise.chunk(2)
+                plain, guided = predicted[:2]
                 noise = plain + guidance * (guided - plain)
                 if self.prediction.zero_terminal_snr:
                     noise = rescaled_guidance(noise, guided, GUIDANCE_RESCALE)
@@ -386,14 +358,9 @@ def _rows_per_pass(pixels: int, width: int, height: int) -> int:
     return max(1, pixels // (width * height))
 
 
-def _rows(text: TextConditioning, part: slice) -> TextConditioning:
-    return TextConditioning(text.embeds[part], text.pooled[part])
-
-
-def _guided(negative: TextConditioning, prompts: TextConditioning) -> TextConditioning:
-    """Negative rows, then prompt rows: one U-Net pass serves both."""
-    count = len(prompts.embeds)
-    embeds = negative.embeds.expand(count, -1, -1)
+def _stacked(texts: Sequence[TextConditioning], count: int) -> TextConditioning:
+    """`count` rows of each, one after the other: one U-Net pass serves all."""
     return TextConditioning(
-        torch.cat([embeds, prompts.embeds]), torch.cat([negative.pooled.expand(count, -1), prompts.pooled])
+        torch.cat([text.embeds.expand(count, -1, -1) for text in texts]),
+        torch.cat([text.pooled.expand(count, -1) for text in texts]),
     )

@@ -28,21 +28,22 @@ def stage_key(
     their content), the fingerprints of its models, the seed if it has one, and the content of its inputs.
     """
     settings = getattr(profile, stage.settings) if stage.settings else None
+    drawn = stage.draws_with(settings)
     body = {
         "stage": stage.name,
         "version": stage.version,
         "character": {name: getattr(character, name) for name in stage.character},
         "settings": _settings(settings.model_dump(mode="json"), stage.files) if settings else {},
         "inputs": [content_digest(item, shown=stage.shows_provenance) for item in inputs],
-        "models": {name: _fingerprint(models, name, stage) for name in stage.models_for(settings)},
+        "models": {name: _fingerprint(models, name, drawn) for name in stage.models_for(settings)},
         "seed": character.seed if stage.seeded else None,
     }
     return f"{stage.name}-{digest(body)[:40]}"
 
 
-def _fingerprint(models: Models, name: str, stage: Stage[Any]) -> str:
+def _fingerprint(models: Models, name: str, drawn: bool) -> str:
     """Of a model's weights; of the diffusion model that draws, of its prefix, negative prompt and steps too."""
-    if stage.draws and name == "diffusion":
+    if drawn and name == "diffusion":
         return models.diffusion.sampling_fingerprint
     fingerprint: str = getattr(models, name).fingerprint
     return fingerprint

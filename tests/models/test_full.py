@@ -21,7 +21,8 @@ from charengine.models.file_parts import QwenFiles, SDXLFiles
 from charengine.models.memory import MemoryPlan, Part, Placement
 from charengine.models.qwen_edit import QwenEdit
 from charengine.models.qwen_parts import QwenEditFolder
-from charengine.models.sdxl import SDXL, SDXLFolder
+from charengine.models.sdxl import SDXL
+from charengine.models.sdxl_parts import SDXLFolder
 
 CPU = torch.device("cpu")
 Tensors = dict[str, torch.Tensor]

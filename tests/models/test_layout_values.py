@@ -19,7 +19,7 @@ from charengine.models.embedders import DinoEmbedder
 from charengine.models.file_parts import SDXLFiles
 from charengine.models.low_rank import add_adapter, switch_adapter
 from charengine.models.quantised import Packed, PackedLinear, fill, hadamard, rotate
-from charengine.models.sdxl import SDXLFolder
+from charengine.models.sdxl_parts import SDXLFolder
 
 CPU = torch.device("cpu")
 Tensors = dict[str, torch.Tensor]

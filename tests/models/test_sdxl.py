@@ -16,8 +16,10 @@ from PIL import Image
 from charengine.errors import BadInput
 from charengine.models.loading import noise_from_seeds
 from charengine.models.prediction import GUIDANCE_RESCALE, Prediction
-from charengine.models.sdxl import SDXL, SDXLFolder
+from charengine.models.sdxl import SDXL
+from charengine.models.sdxl_parts import SDXLFolder
 from charengine.models.usage import Usage
+from charengine.stages.train.step import predict
 
 CPU = torch.device("cpu")
 
@@ -98,6 +100,39 @@ def test_a_picture_depends_on_its_seed_and_not_on_its_batch(sdxl: SDXL):
         assert np.abs(as_array(left) - as_array(right)).max() <= 1
     assert np.abs(as_array(apart[0]) - as_array(apart[1])).max() > 5
     assert np.array_equal(as_array(apart[0]), as_array(apart[2]))
+
+
+def test_a_trace_is_every_pass_of_drawing_the_same_picture(sdxl: SDXL):
+    prompts, beside = sdxl.encode_prompts(["a robot", "an elf"]), sdxl.encode_prompts(["a toy", "a tree"])
+    negative = sdxl.encode_prompts(["blurry"])
+    kwargs = {"seeds": [7, 8], "size": (48, 64), "steps": 3, "guidance": 3.0}
+    trace = sdxl.trace(prompts, beside, negative, **kwargs)
+    assert trace.noisy.shape == trace.prompted.shape == (3, 2, 4, 8, 6)
+    for text, found in ((prompts, trace.prompted), (beside, trace.beside), (negative, trace.negative)):
+        for step, t in enumerate(trace.timesteps):
+            rows = (text.embeds.expand(2, -1, -1), text.pooled.expand(2, -1), sdxl._time_ids((48, 64), 2))
+            with torch.no_grad():
+                wanted = predict(sdxl.unet(), trace.noisy[step], t.expand(2), *rows)
+            torch.testing.assert_close(found[step], wanted, atol=1e-5, rtol=1e-4)
+    unguided = trace.negative[-1] + 3.0 * (trace.prompted[-1] - trace.negative[-1])
+    sigma = sdxl._sampling_scheduler()
+    sigma.set_timesteps(3)
+    last = float(sigma.sigmas[-2])
+    clean = trace.noisy[-1] * (1 + last**2) ** 0.5 - last * unguided
+    drawn = sdxl.sample(prompts, negative, **kwargs)
+    for ours, theirs in zip(sdxl.decode(clean), drawn, strict=True):
+        assert np.abs(as_array(ours) - as_array(theirs)).max() <= 1
+
+
+def test_a_trace_does_not_depend_on_its_batch_and_without_guidance_nothing_is_negative(sdxl: SDXL):
+    prompts, beside = sdxl.encode_prompts(["a robot", "an elf"]), sdxl.encode_prompts(["a toy", "a tree"])
+    kwargs = {"seeds": [7, 8], "size": (64, 64), "steps": 2, "guidance": 1.0}
+    together = sdxl.trace(prompts, beside, sdxl.encode_prompts(["blurry"]), **kwargs)
+    assert torch.equal(together.negative, together.beside)
+    sdxl.pixels_per_pass = 64 * 64
+    apart = sdxl.trace(prompts, beside, sdxl.encode_prompts(["ugly"]), **kwargs)
+    torch.testing.assert_close(apart.prompted, together.prompted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(apart.noisy, together.noisy, atol=1e-5, rtol=1e-4)
 
 
 def test_latents_are_the_scaled_posterior_and_decode_back(sdxl: SDXL, pipeline: StableDiffusionXLPipeline):

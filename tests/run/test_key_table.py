@@ -199,8 +199,8 @@ def test_the_sample_runs_keys_are_these() -> None:
         "crop": "crop-e9c2d56de3a65aeccfdec94b8325092650cfc72f",
         "expand": "expand-fbc960f1acecc13401121828c3cec7de671b4338",
         "caption": "caption-f0797ae3e408d12aa7197e565467d2e835b2bca4",
-        "train": "train-b8f2cdc24514ee86de65898473ee2a8749d3a31c",
-        "sweep": "sweep-c817808ecec32215af1d1406c7e46a7f86fbffe3",
+        "train": "train-3856b73d80dd93c50bd011dccb44d277d1aa73d4",
+        "sweep": "sweep-5e66ec8da8fa5a3a122688222a8e8e6f79faef1f",
         "report": "report-932f87e1c407d589cd8c88db02dc984a9e10d7d2",
     }
 
@@ -222,7 +222,10 @@ def test_a_given_sheet_counts_by_its_pixels_alone(tmp_path: Path) -> None:
 
 CHARACTER: dict[str, tuple[Any, set[str]]] = {
     "name": ("Bea", {"train", "sweep"}),  # an MLflow run of its own
-    "prompt": ("an orc man", {"sheet", "expand", "caption", "sweep"}),  # its traits are looked for in the pictures
+    "prompt": (
+        "an orc man",
+        {"sheet", "expand", "caption", "train", "sweep"},
+    ),  # its traits are taught, and looked for in the pictures
     "class_noun": ("orc", {"sheet", "expand", "caption"}),
     "trigger": ("beaxi", {"caption"}),
     "seed": (43, {"sheet", "expand", "train", "sweep"}),
@@ -252,7 +255,10 @@ def test_another_model_makes_the_stages_again_that_use_it(model: str) -> None:
 
 def test_another_way_to_prompt_and_sample_the_same_weights_is_swept_again_and_trains_nothing() -> None:
     other = SimpleNamespace(fingerprint="diffusion-1", sampling_fingerprint="another")
-    assert made_again(models=SimpleNamespace(**{**vars(MODELS), "diffusion": other})) == {"sweep"}
+    models = SimpleNamespace(**{**vars(MODELS), "diffusion": other})
+    assert made_again(models=models) == {"sweep"}
+    teaching = changed_profile("train.distill", 8)
+    assert key("train", profile=teaching, models=models) != key("train", profile=teaching)
 
 
 @pytest.mark.parametrize("setting", ["ask_model", "rewrite"])
@@ -347,6 +353,10 @@ OTHER_VALUES: dict[str, Any] = {
     "train.flips": "off",
     "train.caption_dropout": 0.1,
     "train.square": 64,
+    "train.distill": 8,
+    "train.distill_batch": 2,
+    "train.distill_size": 512,
+    "train.distill_emphasis": 0.5,
     "train.masked_loss": 0.5,
     "train.random_backgrounds": 0.5,
     "train.resample_latents": False,

@@ -31,7 +31,7 @@ def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> Swee
 
 SWEEP = Stage(
     name="sweep",
-    version=6,
+    version=7,
     makes=SweepRecord,
     work=_work,
     settings="sweep",

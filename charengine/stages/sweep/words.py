@@ -18,7 +18,7 @@ from charengine.adapter.files import load_adapter, save_adapter
 from charengine.adapter.merging import AdapterMerger
 from charengine.config import SweepSettings
 from charengine.errors import Interrupted
-from charengine.language.phrases import trait_phrases
+from charengine.language.phrases import fitting, trait_phrases
 from charengine.likeness.prompts import SHOWN, classify
 from charengine.models import Diffusion, TraitReader
 from charengine.pictures import open_image, webp
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENOUGH = 8  # pictures with the trigger alone; four more, where the pick had one seed, take 4 s on two cores
-SAID_BELOW = 0.7  # share of the pictures: a trait shown in fewer is said
-MOST_TOKENS = 45  # of CLIP's 75: the rest is for the scene
+SAID_BELOW = 0.7  # share of the pictures: a trait shown in fewer is missing
 
 
 @dataclass(frozen=True)
@@ -185,13 +184,15 @@ def _judged(swept: SweepRecord) -> list[Ref]:
 
 
 def said_of(shares: Mapping[str, float], subject: str, count_tokens: Callable[[str], int]) -> tuple[str, ...]:
-    """The traits to say, in the description's order; where CLIP has no room for all, those that are shown least."""
-    missing = [words for words, share in shares.items() if share < SAID_BELOW]
-    chosen: list[str] = []
-    for words in sorted(missing, key=lambda one: shares[one]):
-        if count_tokens(", ".join([subject, *chosen, words])) <= MOST_TOKENS:
-            chosen.append(words)
-    return tuple(words for words in missing if words in chosen)
+    """What to say beside the trigger: nothing where every trait is shown often enough, else all of them, in the description's order.
+
+    Words for some traits alone weaken the others: with all of them said, more of the character is shown (lab notes, 2026-11-30).
+    Where CLIP has no room for all, those that are shown most are left out.
+    """
+    if all(share >= SAID_BELOW for share in shares.values()):
+        return ()
+    chosen = fitting(sorted(shares, key=lambda one: shares[one]), subject, count_tokens)
+    return tuple(words for words in shares if words in chosen)
 
 
 def _kept(images: Sequence[Image], name: str, store: Store) -> tuple[Ref, ...]:

@@ -24,6 +24,7 @@ from charengine.errors import BadInput
 from charengine.models import Diffusion, LatentPosterior, TextConditioning
 from charengine.pictures import padded, read_picture
 from charengine.records import DatasetRecord, ExtraView, ViewRecord
+from charengine.stages.train.lessons import Lessons
 from charengine.store import Store
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class TrainingData:
         empty_embeds, empty_pooled: of an empty caption.
         sample_prompt: of the trigger and class noun.
         sample_negative: of the base model's negative prompt; None = the empty caption.
+        lessons: taken in turns with all of that; None = none.
         captions: view name → caption trained on.
         held_out: what is only validated with.
     """
@@ -94,6 +96,7 @@ class TrainingData:
     captions: dict[str, str]
     held_out: tuple[Bucket, ...] = ()
     sample_negative: TextConditioning | None = None
+    lessons: Lessons | None = None
 
     def to(self, device: torch.device) -> TrainingData:
         """The same data on another device."""
@@ -103,6 +106,7 @@ class TrainingData:
             held_out=tuple(bucket.to(device) for bucket in self.held_out),
             empty_embeds=self.empty_embeds.to(device),
             empty_pooled=self.empty_pooled.to(device),
+            lessons=self.lessons.to(device) if self.lessons else None,
         )
 
     @property
@@ -111,8 +115,17 @@ class TrainingData:
         return tuple(bucket for bucket in self.buckets if not (bucket.regularisation or bucket.square))
 
 
-def encode_dataset(dataset: DatasetRecord, settings: TrainSettings, diffusion: Diffusion, store: Store) -> TrainingData:
+def encode_dataset(
+    dataset: DatasetRecord, settings: TrainSettings, diffusion: Diffusion, store: Store, *, with_squares: bool = True
+) -> TrainingData:
     """Encode views, captions and regularisation images; the text encoders and the VAE are unloaded afterwards.
+
+    Args:
+        dataset: views and captions.
+        settings: what is made of them.
+        diffusion: the base model.
+        store: where the pictures are.
+        with_squares: views in squares too, where the settings ask for it; lessons make them needless.
 
     Raises:
         BadInput: a view has no caption, sizes are not multiples of 8, or the regularisation folder cannot be used.
@@ -140,7 +153,7 @@ def encode_dataset(dataset: DatasetRecord, settings: TrainSettings, diffusion: D
 
     buckets = [encode(group, flip) for group in by_size(trained)]
     held_out = [encode(group, flip=False) for group in by_size(dataset.held_out)]
-    if settings.square:
+    if settings.square and with_squares:
         squares = [
             _in_square(_shown(view, store), settings.square, dataset.views.background) for view in dataset.views.views
         ]

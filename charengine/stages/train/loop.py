@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,14 @@ from charengine.adapter.network import save_adapter
 from charengine.config import TrainSettings
 from charengine.errors import StageFailed
 from charengine.language.naming import known_word_warnings
+from charengine.language.phrases import trait_phrases
 from charengine.models import Diffusion, TextConditioning
 from charengine.pictures import png
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint, Ref
 from charengine.stage import Progress
+from charengine.stages.train.curve import as_csv, last_of_views, losses_of_step, smoothed
 from charengine.stages.train.data import TrainingData, encode_dataset
+from charengine.stages.train.lessons import draw_lessons, kept_lessons
 from charengine.stages.train.machines import moved, threads_of, with_this
 from charengine.stages.train.plan import RESERVE_GIB, Plan, memory_cap
 from charengine.stages.train.sampler import groups_of_step
@@ -38,9 +40,8 @@ from charengine.wording import file_stem
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION = 2  # of a saved state: one of another version is not taken up
+STATE_VERSION = 3  # of a saved state: one of another version is not taken up
 READ_EVERY = 10  # steps between reads of the losses on a GPU, where each read waits for the device
-SMOOTHING = 0.98
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 10, 4.0
 SAMPLE_GIB = 4.0  # GPU memory a sample picture needs beside the training
 
@@ -65,6 +66,7 @@ def train_adapter(
     recipe: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Progress], None] | None = None,
+    description: str = "",
 ) -> AdapterRecord:
     """Train an adapter on a character's views.
 
@@ -79,6 +81,7 @@ def train_adapter(
         recipe: the whole resolved config, written into the files.
         should_stop: asked at every step.
         on_step: told at every read of the losses.
+        description: what the character looks like, for lessons; without any trait in it there are none.
 
     Raises:
         BadInput: the data or `continue_from` cannot be used.
@@ -90,11 +93,20 @@ def train_adapter(
     for warning in told:
         log.warning(warning)
     device = torch.device(diffusion.device)
-    before = saved_machines(state_dir, state_key(dataset, settings, diffusion, seed))
+    traits = trait_phrases(description.replace(dataset.trigger, " "), dataset.class_noun) if settings.distill else ()
+    key = state_key(dataset, settings, diffusion, seed, traits)
+    before = saved_machines(state_dir, key)
     with deterministic_kernels(settings.deterministic), threads_of(before, device):
-        data = encode_dataset(dataset, settings, diffusion, store)
+        data = encode_dataset(dataset, settings, diffusion, store, with_squares=not traits)
+        if traits:
+            lessons = kept_lessons(
+                state_dir, key, device, lambda: draw_lessons(dataset, traits, settings, diffusion, seed)
+            )
+            data = replace(data, lessons=lessons)
+            if settings.fp8_base:
+                diffusion.unload("unet")  # it is loaded anew beside the GPU, to be made smaller there
         with memory_cap(settings.budget_gib, device):
-            training = _Training(dataset, settings, diffusion, store, data, seed, state_dir, tracker, recipe)
+            training = _Training(dataset, settings, diffusion, store, data, seed, state_dir, tracker, recipe, key)
             try:
                 made = training.run(should_stop, on_step)
                 return made.model_copy(update={"warnings": (*told, *made.warnings)})
@@ -116,11 +128,11 @@ class _Training:
         state_dir: Path,
         tracker: Tracker,
         recipe: dict[str, Any] | None,
+        key: str,
     ) -> None:
         self.dataset, self.settings, self.store, self.seed = dataset, settings, store, seed
         self.data, self.tracker, self.recipe, self.diffusion = data, tracker, recipe, diffusion
-        self.key = state_key(dataset, settings, diffusion, seed)
-        saved = load_state(state_dir, self.key)
+        saved = load_state(state_dir, key)
         self.history, tensors = saved or (History(), {})
         plan = Plan(**self.history.plan) if saved else None
         self.setup = Setup(diffusion, settings, data, seed, plan, fresh=saved is None)
@@ -131,8 +143,8 @@ class _Training:
         self.history.plan = self.setup.plan.facts()
         self.history.machines = with_this(self.history.machines, self.setup.device, self.history.step)
         self.cuda = self.setup.device.type == "cuda"
-        self.writer = StateWriter(state_dir, self.key)
-        self.last_logged = tracker.last_step("train/loss")
+        self.writer = StateWriter(state_dir, key)
+        self.last_logged = max(tracker.last_step(name) for name in ("train/loss", "train/lesson_loss"))
 
     def run(self, should_stop: Callable[[], bool], on_step: Callable[[Progress], None] | None) -> AdapterRecord:
         """Step to the end, keeping checkpoints, validations and states on the way."""
@@ -214,10 +226,8 @@ class _Training:
                     f"the loss became {loss} at step {step + 1}; lower train.learning_rate "
                     f"(it is {self.settings.learning_rate}) or set train.precision to bf16 or fp32"
                 )
-            old = history.smoothed[-1] if history.smoothed else loss
-            weight = min(SMOOTHING, len(history.smoothed) / (len(history.smoothed) + 1))
             history.losses.append(loss)
-            history.smoothed.append(weight * old + (1 - weight) * loss)
+            history.smoothed.append(smoothed(history.smoothed, loss, self.data))
             history.rates.append(learning_rate(self.settings, step))
             if step + 1 > self.last_logged:
                 self._log_step(step + 1)
@@ -225,15 +235,14 @@ class _Training:
 
     def _log_step(self, step: int) -> None:
         """The losses after a step."""
-        history, index = self.history, step - 1
-        metrics = {"train/loss": history.losses[index], "train/smoothed_loss": history.smoothed[index]}
-        self.tracker.log_metrics(metrics | {"train/learning_rate": history.rates[index]}, step)
+        losses = {f"train/{name}": loss for name, loss in losses_of_step(self.history, step - 1, self.data).items()}
+        self.tracker.log_metrics(losses | {"train/learning_rate": self.history.rates[step - 1]}, step)
 
     def _progress(self, clock: _Clock) -> Progress:
         history, each = self.history, clock.per_step(self.history.step)
         left = each * (self.settings.steps - history.step)
         memory = torch.cuda.memory_reserved(self.setup.device) / 2**30 if self.cuda else 0.0
-        losses = (history.losses[-1], history.smoothed[-1], history.rates[-1])
+        losses = (last_of_views(history, self.data), history.smoothed[-1], history.rates[-1])
         return Progress(history.step, self.settings.steps, *losses, each * 1000, left, memory)
 
     def _validate(self, step: int) -> None:
@@ -333,7 +342,8 @@ class _Training:
 
     def _record(self) -> AdapterRecord:
         history, setup = self.history, self.setup
-        per_step = sum(len(group.samples) for group in groups_of_step(self.data, self.settings, self.seed, 0))
+        turns = [groups_of_step(self.data, self.settings, self.seed, step) for step in (0, 1)]
+        per_step = sum(len(group.samples) for groups in turns for group in groups) / len(turns)
         facts = {
             "parameters": setup.parameters.count(),
             "modules": len(setup.adapter.modules),
@@ -349,7 +359,7 @@ class _Training:
             trigger=self.dataset.trigger,
             class_noun=self.dataset.class_noun,
             dataset_digest=self.dataset.digest,
-            curve=self.store.put(_curve(history), "loss.csv", "text/csv"),
+            curve=self.store.put(as_csv(history, self.data), "loss.csv", "text/csv"),
             validation=tuple(history.validation),
             base_validation=history.base,
             facts={name: float(value) for name, value in facts.items()},
@@ -380,19 +390,13 @@ def checkpoint_steps(settings: TrainSettings) -> set[int]:
     return {round(settings.steps * (i + 1) / count) for i in range(count)}
 
 
-def state_key(dataset: DatasetRecord, settings: TrainSettings, diffusion: Diffusion, seed: int) -> str:
+def state_key(
+    dataset: DatasetRecord, settings: TrainSettings, diffusion: Diffusion, seed: int, traits: Sequence[str] = ()
+) -> str:
     """What a saved state belongs to; a state of another key is not taken up."""
     parts = [STATE_VERSION, settings.digest(), dataset.digest, diffusion.fingerprint, seed]
-    return json.dumps([*parts, [caption.text for caption in dataset.captions]])
-
-
-def _curve(history: History) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", "loss", "smoothed", "learning_rate"])
-    rows = zip(history.losses, history.smoothed, history.rates, strict=True)
-    writer.writerows([step, *row] for step, row in enumerate(rows, start=1))
-    return text.getvalue().encode()
+    drawn_by = diffusion.sampling_fingerprint if traits else ""
+    return json.dumps([*parts, [caption.text for caption in dataset.captions], [drawn_by, *traits]])
 
 
 @contextmanager

@@ -102,7 +102,8 @@ def candidates(settings: TrainSettings, data: TrainingData, largest_group: int, 
         "full": [("full", 1.0)],
     }[settings.checkpointing]
     sizes = sorted({largest_group, -(-largest_group // 2), 1}, reverse=True) if cuda else [largest_group]
-    area = max(bucket.width * bucket.height for bucket in data.buckets) / 2**20
+    areas = [bucket.width * bucket.height for bucket in data.buckets]
+    area = max([*areas, *([64 * data.lessons.area] if data.lessons else [])]) / 2**20
     plans = [
         Plan(**{**base.facts(), "checkpointing": mode, "recomputed": share, "micro_batch": size})
         for size in sizes

@@ -9,10 +9,12 @@ import torch
 from charengine.config import TrainSettings
 from charengine.stages.train.data import TrainingData
 
+LESSONS = -1  # the bucket of a step's lessons, which are chosen on the device
+
 
 @dataclass(frozen=True)
 class Group:
-    """Samples of one bucket."""
+    """Samples of one bucket; of LESSONS, as many."""
 
     bucket: int
     samples: tuple[int, ...]
@@ -23,10 +25,13 @@ def groups_of_step(data: TrainingData, settings: TrainSettings, seed: int, step:
 
     batch = 0: every view, whatever its bucket, `accumulate` times; where the views stand in squares too, these take turns with all
     else. Otherwise batch × accumulate samples of one bucket; an epoch goes through all buckets in a shuffled order. Class images
-    join in equal number, taken in turn.
+    join in equal number, taken in turn. Where there are lessons, every second step takes some of these instead.
     """
+    if teaches(data, step):
+        return (Group(LESSONS, tuple(range(settings.distill_batch))),)
+    step = step // 2 if data.lessons else step
     own = [i for i, bucket in enumerate(data.buckets) if not bucket.regularisation]
-    if settings.batch == 0 and settings.square:
+    if settings.batch == 0 and any(data.buckets[i].square for i in own):
         own = [i for i in own if data.buckets[i].square == bool(step % 2)]
     if settings.batch == 0:
         groups = [Group(i, tuple(range(len(data.buckets[i]))) * settings.accumulate) for i in own]
@@ -39,6 +44,11 @@ def groups_of_step(data: TrainingData, settings: TrainSettings, seed: int, step:
         turn = step // len(classes) * count
         groups.append(Group(bucket, tuple((turn + i) % size for i in range(count))))
     return tuple(groups)
+
+
+def teaches(data: TrainingData, step: int) -> bool:
+    """Whether step `step` (0-based) takes lessons."""
+    return data.lessons is not None and step % 2 == 1
 
 
 def _one_bucket(data: TrainingData, own: list[int], count: int, seed: int, step: int) -> Group:

@@ -34,7 +34,7 @@ from charengine.stages.train.plan import (
     set_checkpointing,
     store_in_float8,
 )
-from charengine.stages.train.sampler import Group, groups_of_step, hash_seed
+from charengine.stages.train.sampler import LESSONS, Group, groups_of_step, hash_seed
 from charengine.stages.train.step import TrainStep
 from charengine.stages.train.storage import StackedParameters
 from charengine.stages.train.validation import Validation
@@ -127,7 +127,10 @@ class Setup:
         """Leave out plans that, going by one measured sample, cannot fit; trying each takes seconds."""
         if self.device.type != "cuda" or len(plans) == 1:
             return plans
-        largest = max(range(len(self.data.buckets)), key=lambda i: self.data.buckets[i].mean[0, 0].numel())
+        areas = {i: bucket.mean.shape[-2] * bucket.mean.shape[-1] for i, bucket in enumerate(self.data.buckets)}
+        if self.data.lessons:
+            areas[LESSONS] = self.data.lessons.area
+        largest = max(areas, key=lambda i: areas[i])
         self._free()
         held = torch.cuda.memory_allocated(self.device) / 2**30
         set_checkpointing(self.unet, Plan())

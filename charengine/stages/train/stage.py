@@ -24,6 +24,7 @@ def _work(given: Given, dataset: DatasetRecord) -> AdapterRecord:
         recipe=given.recipe,
         should_stop=given.should_stop,
         on_step=given.on_step,
+        description=given.character.prompt,
     )
 
 
@@ -37,15 +38,19 @@ def smaller_plan(settings: TrainSettings, dataset: DatasetRecord) -> TrainSettin
 
 TRAIN = Stage(
     name="train",
-    version=2,
+    version=3,
     makes=AdapterRecord,
     work=_work,
     settings="train",
-    character=("name",),  # not read: another character with equal data has a training, and an MLflow run, of its own
+    character=(
+        "name",  # not read: another character with equal data has a training, and an MLflow run, of its own
+        "prompt",
+    ),
     models=("diffusion",),
     files=("continue_from", "regularisation"),
     seeded=True,
     gpu=True,
+    draws=lambda settings: settings.distill > 0,
     long=True,
     smaller=smaller_plan,
 )

@@ -17,8 +17,9 @@ from charengine.adapter.network import Adapter
 from charengine.config import TrainSettings
 from charengine.models.prediction import Kind, target
 from charengine.stages.train.data import Bucket, TrainingData
+from charengine.stages.train.lessons import WEIGHT, Lessons
 from charengine.stages.train.optimizers import Optimizer
-from charengine.stages.train.sampler import Group, hash_seed
+from charengine.stages.train.sampler import LESSONS, Group, hash_seed
 from charengine.stages.train.schedule import learning_rate, min_snr_weights
 from charengine.stages.train.storage import StackedParameters
 
@@ -169,6 +170,9 @@ class TrainStep:
         total = sum(count for _, count in shape)
         loss = self.losses.new_zeros(())
         for (number, count), index in zip(shape, indices, strict=True):
+            if number == LESSONS:
+                loss += self._learn(count)
+                continue
             bucket = self.data.buckets[number]
             draws = self._draw(bucket, count)
             size = self.micro_batch or count
@@ -178,6 +182,31 @@ class TrainStep:
                 (piece * self.scaling.scale if self.scaling else piece).backward()
                 loss += piece.detach()
         return loss
+
+    def _learn(self, count: int) -> Tensor:
+        """Gradients of `count` lessons; their mean loss, without the weight they have beside views."""
+        lessons, loss = self.data.lessons, self.losses.new_zeros(())
+        assert lessons is not None
+        index, told = lessons.choose(count, self.generator)
+        size = self.micro_batch or count
+        for start in range(0, count, size):
+            piece = self._lesson_loss(lessons, index[start : start + size], told[start : start + size]).sum() / count
+            weighted = WEIGHT * piece
+            (weighted * self.scaling.scale if self.scaling else weighted).backward()
+            loss += piece.detach()
+        return loss
+
+    def _lesson_loss(self, lessons: Lessons, index: Tensor, told: Tensor) -> Tensor:
+        """Weighted loss of each lesson, (n,) float32."""
+        timesteps, picture = lessons.timesteps[index], lessons.picture[index]
+        if self.adapter.algorithm == "tlora":
+            self.adapter.attach_timesteps(timesteps.long(), len(self.signal))
+        ids = lessons.time_ids.expand(len(index), -1)
+        embeds, pooled = lessons.embeds[told, picture], lessons.pooled[told, picture]
+        predicted = predict(self.unet, lessons.noisy[index], timesteps, embeds, pooled, ids)
+        wanted = lessons.wanted[(told == 2).long(), index]
+        error = (predicted.to(self.precise) - wanted.to(self.precise)).square()
+        return error.mean((1, 2, 3)) * lessons.weight[index]
 
     def _draw(self, bucket: Bucket, count: int) -> Draws:
         """All random choices of a group at once, so that they do not depend on how it is split."""

@@ -82,7 +82,7 @@ def swept(store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader
     return found(store, dataset, painter, reader)
 
 
-def test_a_trait_that_too_few_pictures_show_is_said_and_one_that_all_show_is_not(swept: SweepRecord) -> None:
+def test_where_too_few_pictures_show_a_trait_all_are_said(swept: SweepRecord) -> None:
     assert swept.words is not None
     assert swept.words.shares == {
         "purple hood": 1.0,
@@ -90,8 +90,20 @@ def test_a_trait_that_too_few_pictures_show_is_said_and_one_that_all_show_is_not
         "black boots": 0.0,
         "hook for a right hand": pytest.approx(3 / 8),
     }
-    assert swept.words.said == ("black boots", "hook for a right hand")
-    assert swept.words.recommended_prompt == "zorgax orc, black boots, hook for a right hand"
+    assert swept.words.said == tuple(swept.words.shares)
+    assert swept.words.recommended_prompt == "zorgax orc, purple hood, blue coat, black boots, hook for a right hand"
+
+
+def test_where_the_trigger_brings_every_trait_nothing_else_is_said() -> None:
+    counts: list[str] = []
+    enough = {"red hair": words.SAID_BELOW, "blue coat": 1.0}
+    assert words.said_of(enough, "zorgax orc", lambda text: counts.append(text) or 1) == ()  # type: ignore[func-returns-value]
+    assert words.said_of({}, "zorgax orc", len) == ()
+    assert words.said_of({**enough, "boots": words.SAID_BELOW - 0.01}, "zorgax orc", lambda text: 1) == (
+        "red hair",
+        "blue coat",
+        "boots",
+    )
 
 
 def test_the_picks_own_pictures_are_read_and_only_as_many_more_drawn_as_are_missing(
@@ -116,8 +128,10 @@ def test_the_base_model_is_told_the_same_words_on_the_same_noise(
     assert base == (0, 0.0, (7,) * len(SHOWN))
     assert own == (swept.pick.checkpoint_step, swept.pick.strength, (7,) * len(SHOWN))
     asked = painter.asked[-2 * len(SHOWN) - 2 :]
-    assert asked[0].startswith("orc, black boots, hook for a right hand, facing the viewer")
-    assert asked[len(SHOWN) + 1].startswith("zorgax orc, black boots, hook for a right hand, facing the viewer")
+    assert asked[0].startswith("orc, purple hood, blue coat, black boots, hook for a right hand, facing the viewer")
+    assert asked[len(SHOWN) + 1].startswith(
+        "zorgax orc, purple hood, blue coat, black boots, hook for a right hand, facing the viewer"
+    )
     assert not any("zorgax" in text for text in asked[: len(SHOWN)])
     assert len(swept.words.drawn) == len(swept.words.base) == len(SHOWN)
     with_adapter = open_image(store.get(swept.words.drawn[0])).getpixel((32, 25))
@@ -157,8 +171,7 @@ def test_mlflow_has_the_shares_and_the_prompt(
 def test_words_that_clip_has_no_room_for_are_left_out_beginning_with_those_shown_most(
     store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Painter, "count_tokens", lambda self, text: 20 * text.count(","), raising=False)
-    monkeypatch.setattr(words, "MOST_TOKENS", 20)
+    monkeypatch.setattr(Painter, "count_tokens", lambda self, text: 45 * text.count(","), raising=False)
     swept = found(store, dataset, painter, reader)
     assert swept.words is not None and swept.words.said == ("black boots",)
 

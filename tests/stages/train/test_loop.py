@@ -43,7 +43,15 @@ RECIPE = {
 
 
 def train(
-    store, folder, should_stop=lambda: False, diffusion=None, dataset=None, tracker=None, on_step=None, **changes
+    store,
+    folder,
+    should_stop=lambda: False,
+    diffusion=None,
+    dataset=None,
+    tracker=None,
+    on_step=None,
+    description="",
+    **changes,
 ):
     return train_adapter(
         dataset or make_dataset(store),
@@ -56,6 +64,7 @@ def train(
         recipe={"profile": "test"},
         should_stop=should_stop,
         on_step=on_step,
+        description=description,
     )
 
 
@@ -162,6 +171,9 @@ def test_the_same_inputs_make_the_same_bytes(plain, store, tmp_path):
         {"algorithm": "tlora", "optimizer": "adamw"},
         {"batch": 1, "accumulate": 2, "dropout": 0.2, "random_backgrounds": 0.5, "masked_loss": 0.5},
         {"square": 128},
+        {"distill": 2, "distill_size": 64, "description": "a woman in a blue coat"},
+        {"distill": 2, "distill_size": 64, "description": "a woman in a blue coat", "optimizer": "adamw", "batch": 2},
+        {"distill": 2, "distill_size": 64, "description": "a woman in a blue coat", "algorithm": "tlora"},
         {"precision": "fp16"},
         {"optimizer": "adamw8bit"},
         {"optimizer": "prodigy-schedulefree", "learning_rate": 1.0},

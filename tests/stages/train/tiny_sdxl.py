@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from charengine.models import LatentPosterior, TextConditioning
+from charengine.models import LatentPosterior, TextConditioning, Trace
 from charengine.models.prediction import Prediction
 from charengine.models.usage import Usage
 from charengine.records import CaptionRecord, DatasetRecord, Ref, ViewRecord, ViewsRecord
+from charengine.stages.train.step import predict
 
 TOKENS, WIDTH, POOLED = 8, 24, 16
 
@@ -89,6 +90,25 @@ class FakeDiffusion:
 
     def sample(self, prompts, negative, *, seeds, size, steps, guidance):
         return [Image.new("RGB", size, (seed % 256, 0, 0)) for seed in seeds]
+
+    @torch.no_grad()
+    def trace(self, prompts, beside, negative, *, seeds, size, steps, guidance):
+        times = torch.linspace(951, 1, steps, device=self.device)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        start = torch.stack([torch.randn(4, size[1] // 8, size[0] // 8, generator=one) for one in generators])
+        noisy = torch.stack([start * (1 - 0.5 * number / steps) for number in range(steps)]).to(self.device, self.dtype)
+        ids = torch.tensor([[*size[::-1], 0, 0, *size[::-1]]], device=self.device).expand(len(seeds), -1).float()
+
+        def predicted(text):
+            rows = (text.embeds.expand(len(seeds), -1, -1), text.pooled.expand(len(seeds), -1))
+            return torch.stack(
+                [
+                    predict(self.unet(), one, t.expand(len(seeds)), *rows, ids)
+                    for one, t in zip(noisy, times, strict=True)
+                ]
+            )
+
+        return Trace(times, noisy, predicted(prompts), predicted(beside), predicted(negative))
 
     def unload(self, *parts):
         self.unloaded += parts or ("text_encoders", "vae", "unet")

@@ -1,0 +1,234 @@
+"""Lessons: what they hold, what they teach, and how they take their turns."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from test_loop import Recorder, stop_after, train
+from tiny_sdxl import FakeDiffusion, make_dataset
+
+from charengine.adapter.network import apply_adapter, load_adapter
+from charengine.config import TrainSettings
+from charengine.errors import ConfigError
+from charengine.likeness.prompts import FULL
+from charengine.stages.train import lessons as module
+from charengine.stages.train.data import encode_dataset
+from charengine.stages.train.lessons import FILE, POSES, SCENES, STEPS, draw_lessons, kept_lessons
+from charengine.stages.train.loop import TrainingStopped
+from charengine.stages.train.sampler import LESSONS, groups_of_step
+from charengine.stages.train.step import predict
+from charengine.store import Store
+
+TRAITS = ("blue coat", "red hair")
+WORDS = "a woman with red hair in a blue coat"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def drawn(store, diffusion=None, **changes):
+    settings = TrainSettings(**{"distill": 3, "distill_size": 64, **changes})
+    return draw_lessons(make_dataset(store), TRAITS, settings, diffusion or FakeDiffusion(), seed=3)
+
+
+class Reading(FakeDiffusion):
+    """Remembers the prompts."""
+
+    def encode_prompts(self, prompts):
+        self.read = list(prompts)
+        return super().encode_prompts(prompts)
+
+
+def test_the_base_is_told_the_description_and_the_adapter_the_trigger_of_the_same_scene(store):
+    diffusion = Reading()
+    drawn(store, diffusion)
+    described, bare, triggered, said = (diffusion.read[i * 3 : i * 3 + 3] for i in range(4))
+    assert diffusion.read[12:] == [""]
+    ends = [one.removeprefix("woman, ") for one in bare]
+    assert described == [f"woman, blue coat, red hair, {end}" for end in ends]
+    assert triggered == [f"zorgal woman, {end}" for end in ends]
+    assert said == [f"zorgal woman, blue coat, red hair, {end}" for end in ends]
+    assert len(set(ends)) == 3
+
+
+def test_the_scene_is_read_however_long_the_description_is(store):
+    diffusion = Reading()
+    many = tuple(f"thing number {number}" for number in range(40))
+    draw_lessons(make_dataset(store), many, TrainSettings(distill=1, distill_size=64), diffusion, seed=3)
+    told, bare = diffusion.read[:2]
+    assert told.startswith("woman, thing number 0, ") and told.endswith(bare.removeprefix("woman, "))
+    assert diffusion.count_tokens(told) <= 75
+
+
+def test_scenes_and_poses_that_a_sweep_judges_by_are_left_to_it():
+    judged = " ".join(template for template in FULL if "{subject}" in template and "white" not in template)
+    assert not [words for words in (*POSES, *SCENES) if words in judged]
+
+
+@pytest.mark.parametrize("emphasis", [0.0, 1.5])
+def test_wanted_is_what_the_base_predicts_by_the_words_taken_further_by_the_emphasis(store, emphasis):
+    diffusion = Reading()
+    lessons = drawn(store, diffusion, distill_emphasis=emphasis)
+    read = diffusion.read
+    assert len(lessons.noisy) == 3 * STEPS
+    for row in (0, 7, 3 * STEPS - 1):
+        picture = int(lessons.picture[row])
+        text = diffusion.encode_prompts([read[picture], read[3 + picture], read[12]])
+        inputs = lessons.noisy[row].expand(3, -1, -1, -1), lessons.timesteps[row].expand(3)
+        with torch.no_grad():
+            words, bare, negative = predict(
+                diffusion.unet(), *inputs, text.embeds, text.pooled, lessons.time_ids.expand(3, -1)
+            )
+        assert torch.allclose(lessons.wanted[0, row], words + emphasis * (words - bare), atol=1e-5)
+        assert torch.allclose(lessons.wanted[1, row], negative, atol=1e-5)
+
+
+def test_an_error_counts_by_how_much_the_words_change_at_its_timestep(store):
+    lessons = drawn(store)
+    effect = (lessons.wanted[0] - lessons.wanted[1]).square().mean((1, 2, 3)).reshape(STEPS, 3).mean(1)
+    assert torch.allclose(lessons.weight.reshape(STEPS, 3), (effect.mean() / effect)[:, None].expand(-1, 3))
+
+
+def test_what_is_told_has_its_own_words_and_its_share(store):
+    diffusion = Reading()
+    lessons = drawn(store, diffusion)
+    index, told = lessons.choose(4000, torch.Generator().manual_seed(1))
+    shares = [float((told == kind).float().mean()) for kind in range(3)]
+    assert shares == pytest.approx([0.6, 0.25, 0.15], abs=0.03)
+    assert set(index.tolist()) == set(range(3 * STEPS))
+    triggered, said, negative = (
+        FakeDiffusion().encode_prompts(diffusion.read[first:end]) for first, end in ((6, 9), (9, 12), (12, 13))
+    )
+    assert torch.equal(lessons.embeds[0], triggered.embeds) and torch.equal(lessons.pooled[0], triggered.pooled)
+    assert torch.equal(lessons.embeds[1], said.embeds) and torch.equal(lessons.pooled[1], said.pooled)
+    assert torch.equal(lessons.embeds[2], negative.embeds.expand(3, -1, -1))
+
+
+def test_every_second_step_takes_lessons_and_no_view_loses_its_turn(store):
+    diffusion = FakeDiffusion()
+    settings = TrainSettings(distill=3, distill_size=64, distill_batch=4, batch=1)
+    data = replace(encode_dataset(make_dataset(store), settings, diffusion, store), lessons=drawn(store))
+    groups = [groups_of_step(data, settings, seed=1, step=step) for step in range(12)]
+    assert all(len(step) == 1 and step[0].bucket == LESSONS for step in groups[1::2])
+    assert all(len(step[0].samples) == 4 for step in groups[1::2])
+    seen = [step[0].samples[0] for step in groups[::2]]
+    assert sorted(seen[:3]) == sorted(seen[3:]) == [0, 1, 2]
+
+
+def test_the_trigger_learns_what_the_words_bring_and_the_negative_prompt_keeps_what_it_brought(store, tmp_path):
+    lessons = drawn(store, distill=2)
+    rows = torch.arange(0, len(lessons.noisy), 5)
+
+    def distances(**changes):
+        made = train(
+            store, tmp_path / str(len(changes)), description=WORDS, steps=100, checkpoints=1, rank=8, **changes
+        )
+        unet, found = FakeDiffusion().unet(), []
+        apply_adapter(unet, store.get(made.checkpoints[-1].adapter), 1.0)
+        for kind, wanted in ((0, 0), (1, 0), (2, 1)):
+            text = lessons.embeds[kind, lessons.picture[rows]], lessons.pooled[kind, lessons.picture[rows]]
+            with torch.no_grad():
+                ids = lessons.time_ids.expand(len(rows), -1)
+                predicted = predict(unet, lessons.noisy[rows], lessons.timesteps[rows], *text, ids)
+            found.append(float((predicted - lessons.wanted[wanted, rows]).square().mean()))
+        return found
+
+    taught = distances(distill=2, distill_size=64)
+    untaught = distances()
+    assert all(after < 0.7 * before for after, before in zip(taught, untaught, strict=True))
+
+
+def test_groups_too_large_for_memory_are_learnt_in_parts_to_the_same_adapter(store, tmp_path, monkeypatch):
+    from charengine.stages.train import step as step_module
+
+    whole = train(store, tmp_path / "whole", description=WORDS, distill=2, distill_size=64, steps=4)
+    build = step_module.TrainStep.__init__
+
+    def in_parts(self, *args, **more):
+        build(self, *args, **{**more, "micro_batch": 2})
+
+    monkeypatch.setattr(step_module.TrainStep, "__init__", in_parts)
+    parts = train(store, tmp_path / "parts", description=WORDS, distill=2, distill_size=64, steps=4)
+    first, second = (load_adapter(store.get(one.checkpoints[-1].adapter))[0] for one in (whole, parts))
+    assert all(torch.allclose(first[key].float(), second[key].float(), atol=2e-3) for key in first)
+
+
+def test_without_a_trait_in_the_description_nothing_is_drawn_and_squares_are_shown(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeDiffusion, "trace", None)
+    tracker = Recorder()
+    train(store, tmp_path / "state", description="zorgal woman", tracker=tracker, distill=2, square=128)
+    assert not tracker.steps("train/lesson_loss")
+    assert not (tmp_path / "state" / FILE).exists()
+
+
+def test_losses_of_lessons_and_of_views_are_told_apart_once_each(store, tmp_path):
+    tracker = Recorder()
+    taught = {"description": WORDS, "distill": 2, "distill_size": 64}
+    for stop in (5, 3):
+        with pytest.raises(TrainingStopped):
+            train(store, tmp_path / "state", tracker=tracker, should_stop=stop_after(stop), **taught)
+    record = train(store, tmp_path / "state", tracker=tracker, **taught)
+    assert tracker.steps("train/loss") == [1, 3, 5, 7, 9, 11]
+    assert tracker.steps("train/lesson_loss") == [2, 4, 6, 8, 10, 12]
+    assert tracker.steps("train/learning_rate") == list(range(1, 13))
+    rows = list(csv.DictReader(io.StringIO(store.get(record.curve).decode())))
+    assert [bool(row["loss"]) for row in rows] == [bool(row["smoothed"]) for row in rows] == [True, False] * 6
+    assert [bool(row["lesson_loss"]) for row in rows] == [False, True] * 6
+    views = [float(row["loss"]) for row in rows[::2]]
+    assert float(rows[-2]["smoothed"]) == pytest.approx(sum(views) / len(views))
+    assert record.checkpoints[-1].loss == pytest.approx(sum(views) / len(views))
+
+
+def test_lessons_begun_with_are_kept_and_those_of_other_settings_are_not_taken(store, tmp_path, monkeypatch):
+    made = drawn(store)
+    cpu = torch.device("cpu")
+    first = kept_lessons(tmp_path, "a", cpu, lambda: made)
+
+    def again():
+        raise AssertionError("drawn again")
+
+    second = kept_lessons(tmp_path, "a", cpu, again)
+    assert all(torch.equal(first.tensors()[name], tensor) for name, tensor in second.tensors().items())
+    with pytest.raises(AssertionError, match="drawn again"):
+        kept_lessons(tmp_path, "b", cpu, again)
+    (tmp_path / FILE).write_bytes(b"half")
+    with pytest.raises(AssertionError, match="drawn again"):
+        kept_lessons(tmp_path, "a", cpu, again)
+
+
+def test_another_description_does_not_continue_a_training(store, tmp_path):
+    taught = {"distill": 2, "distill_size": 64}
+    with pytest.raises(TrainingStopped):
+        train(store, tmp_path / "state", description=WORDS, should_stop=stop_after(6), **taught)
+    seen = []
+    train(store, tmp_path / "state", description="a woman in a red hat", on_step=seen.append, **taught)
+    assert seen[0].step == 1
+
+
+def test_the_base_is_loaded_anew_where_it_must_be_made_smaller_before_it_meets_the_gpu(store, tmp_path):
+    diffusion = FakeDiffusion()
+    train(store, tmp_path / "a", diffusion=diffusion, description=WORDS, distill=2, distill_size=64)
+    assert "unet" not in diffusion.unloaded
+    train(store, tmp_path / "b", diffusion=diffusion, description=WORDS, distill=2, distill_size=64, fp8_base=True)
+    assert diffusion.unloaded.index("unet") > diffusion.unloaded.index("vae")
+
+
+def test_the_number_of_lessons_a_step_is_a_setting(store, tmp_path):
+    few, many = (
+        train(store, tmp_path / str(count), description=WORDS, distill=2, distill_size=64, distill_batch=count)
+        for count in (1, 6)
+    )
+    assert (few.facts["samples"], many.facts["samples"]) == (12 / 2 * (3 + 1), 12 / 2 * (3 + 6))
+    assert few.checkpoints[-1].adapter != many.checkpoints[-1].adapter
+    assert module.WEIGHT > 1
+
+
+def test_sizes_that_no_latent_has_are_refused():
+    with pytest.raises((ConfigError, ValueError), match="distill_size"):
+        TrainSettings(distill_size=100)
