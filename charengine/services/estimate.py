@@ -164,6 +164,7 @@ def _caption(profile: Profile, card: Card) -> StageTime:
     return StageTime("caption", 1.1 + CAPTION_TOKENS * a_token, f"three views at once, {CAPTION_TOKENS} tokens each")
 
 
+LESSON_STEPS = 20  # of a picture that lessons are taken from
 VIEW_MEGAPIXELS = 0.3125  # of a view cut from a sheet of 1536×1024
 STEP_SECONDS = 0.100  # three views, bf16, one CUDA graph
 FORWARD_TFLOP = 6.76  # of the U-Net at one megapixel
@@ -177,12 +178,20 @@ def _train(profile: Profile, card: Card) -> StageTime:
         if crop.upscale
         else min(crop.bucket_area / 2**20, VIEW_MEGAPIXELS * profile.sheet.width / 1536)
     )
-    samples = (train.batch or 3) * train.accumulate
-    share = samples * area / (3 * VIEW_MEGAPIXELS)
-    a_step = _time(card, FORWARD_TFLOP * PASSES * samples * area, STEP_SECONDS * share)
-    return StageTime(
-        "train", 15.0 + train.steps * a_step, f"{train.steps} steps of {1000 * a_step:.0f} ms, 15 s to start"
-    )
+
+    def step(megapixels: float) -> float:
+        return _time(card, FORWARD_TFLOP * PASSES * megapixels, STEP_SECONDS * megapixels / (3 * VIEW_MEGAPIXELS))
+
+    a_step = step((train.batch or 3) * train.accumulate * area)
+    lessons = train.steps // 2 if train.distill else 0
+    seconds = 15.0 + (train.steps - lessons) * a_step
+    what = f"{train.steps - lessons} steps of {1000 * a_step:.0f} ms, 15 s to start"
+    if lessons:
+        size = train.distill_size**2 / 2**20
+        a_lesson, drawn = step(train.distill_batch * size), train.distill * _drawing(card, size, 3 * LESSON_STEPS)
+        seconds += lessons * a_lesson + drawn
+        what += f"; {lessons} lessons of {1000 * a_lesson:.0f} ms from {train.distill} pictures in {_short(drawn)}"
+    return StageTime("train", seconds, what)
 
 
 IMAGE_SECONDS = 1.105  # 832×1216, 20 steps, guided; drawn, decoded and scored
@@ -194,9 +203,14 @@ def _sweep(profile: Profile, look: Survey, card: Card) -> StageTime:
     images, area = whole_sweep(sweep, profile.train.checkpoints), sweep.width * sweep.height / 2**20
     steps, guided = usage.steps(sweep.steps), usage.guidance(sweep.guidance) > 1
     passes = steps * (2 if guided else 1)
-    reference = IMAGE_SECONDS * area / IMAGE_MEGAPIXELS * (0.2 + 0.8 * passes / 40)
-    an_image = _time(card, FORWARD_TFLOP * area * passes, reference)
+    an_image = _drawing(card, area, passes)
     return StageTime("sweep", images * an_image, f"{images} pictures of {an_image:.1f} s")
+
+
+def _drawing(card: Card, megapixels: float, passes: int) -> float:
+    """Seconds a picture."""
+    reference = IMAGE_SECONDS * megapixels / IMAGE_MEGAPIXELS * (0.2 + 0.8 * passes / 40)
+    return _time(card, FORWARD_TFLOP * megapixels * passes, reference)
 
 
 def whole_sweep(sweep: SweepSettings, checkpoints: int) -> int:

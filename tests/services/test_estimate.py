@@ -14,7 +14,8 @@ from charengine.models.memory import MemoryPlan, Part, Placement
 from charengine.models.survey import Survey
 from charengine.models.vocabularies import Tokenizers
 from charengine.profiles.loading import load_profile
-from charengine.services.estimate import FULL_PROMPTS, QUICK_PROMPTS, card_called, describe, estimate
+from charengine.services.estimate import FULL_PROMPTS, LESSON_STEPS, QUICK_PROMPTS, card_called, describe, estimate
+from charengine.stages.train import lessons
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "full_pipeline.json"
 WHOLE = Placement(Part("Qwen2.5-VL", 28, 0, 0, 0), 28)
@@ -57,6 +58,14 @@ def test_a_slower_card_takes_longer_and_fewer_steps_take_less() -> None:
     fast, slow = seconds("NVIDIA GeForce RTX 4090"), seconds("NVIDIA GeForce RTX 3060")
     assert all(slow[stage] > 1.3 * fast[stage] for stage in ("sheet", "train", "sweep"))
     assert seconds("NVIDIA GeForce RTX 4090", "sdxl-12gb", "train.steps=200")["train"] < fast["train"]
+
+
+def test_lessons_take_the_time_of_their_pictures_and_of_larger_steps() -> None:
+    card, steps = "NVIDIA H200", "train.steps=400"
+    plain = seconds(card, "sdxl-12gb", steps)["train"]
+    few, many = (seconds(card, "sdxl-12gb", steps, f"train.distill={count}")["train"] for count in (8, 16))
+    assert many > few > plain + 200 * 0.1  # 200 steps of three square megapixels instead of three views of a third
+    assert LESSON_STEPS == lessons.STEPS
 
 
 @pytest.mark.parametrize(
