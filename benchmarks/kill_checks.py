@@ -118,7 +118,9 @@ def wrong_in_mlflow(site: Site, names: list[str], steps: int) -> list[str]:
     ]
     for run in runs:
         if run.data.tags.get("charengine.kind") == "train":
-            found = sorted(point.step for point in client.get_metric_history(run.info.run_id, "train/loss"))
+            names = ("train/loss", "train/lesson_loss")
+            told = [point for name in names for point in client.get_metric_history(run.info.run_id, name)]
+            found = sorted(point.step for point in told)
             if found != list(range(1, steps + 1)):
                 wrong.append(f"MLflow: losses of {run.info.run_name} at steps {found}, not 1 to {steps}")
     versions = Counter(version.name for version in client.search_model_versions())

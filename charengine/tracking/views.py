@@ -57,7 +57,7 @@ def strength_view() -> dict[str, Any]:
 def losses_view() -> dict[str, Any]:
     """The loss curves of all trainings, and the samples over their steps."""
     section = "charengine-training"
-    names = ("train/smoothed_loss", "train/loss", "validation/loss", "train/learning_rate")
+    names = ("train/smoothed_loss", "train/loss", "train/lesson_loss", "validation/loss", "train/learning_rate")
     charts = [
         *(_line(f"charengine-{name.replace('/', '-')}", section, name) for name in names),
         _chart("charengine-samples", "IMAGE", section, imageKeys=["samples"], step=0, showRunParams=False),

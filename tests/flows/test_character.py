@@ -140,6 +140,12 @@ def test_the_report_and_the_record_show_the_numbers_of_the_result(studio: Studio
     assert PROMPT in page and first["trigger"] in page
 
 
+def losses_told(studio: Studio, run_id: str) -> dict[str, list[int]]:
+    """The steps of which MLflow has a loss, of views and of lessons."""
+    histories = {name: studio.mlflow().get_metric_history(run_id, name) for name in ("train/loss", "train/lesson_loss")}
+    return {name: [point.step for point in history] for name, history in histories.items()}
+
+
 def test_mlflow_holds_one_run_with_a_child_for_training_and_one_for_each_cell(
     studio: Studio, first: dict[str, Any]
 ) -> None:
@@ -151,8 +157,7 @@ def test_mlflow_holds_one_run_with_a_child_for_training_and_one_for_each_cell(
     children = studio.runs(**{"mlflow.parentRunId": parent.info.run_id})
     assert sorted(child.info.run_name for child in children) == ["Aya sweep", "Aya train"]
     train, sweep = sorted(children, key=lambda child: child.info.run_name)[::-1]
-    losses = studio.mlflow().get_metric_history(train.info.run_id, "train/loss")
-    assert [point.step for point in losses] == [1, 2, 3, 4, 5, 6]
+    assert losses_told(studio, train.info.run_id) == {"train/loss": [1, 3, 5], "train/lesson_loss": [2, 4, 6]}
     assert len(train.outputs.model_outputs) == 2
     cells = studio.runs(**{"mlflow.parentRunId": sweep.info.run_id})
     assert len(cells) == 3  # strength 0, and two strengths of one checkpoint
@@ -329,8 +334,8 @@ def test_a_run_that_was_stopped_continues_to_the_same_bytes_in_the_same_mlflow_r
     assert "caption" in result["cached_stages"] and "train" not in result["cached_stages"]
     assert Path(result["adapter"]).read_bytes() == reference_adapter
     [train] = [run for run in studio.runs() if run.info.run_name == "Aya train"]
-    losses = studio.mlflow().get_metric_history(train.info.run_id, "train/loss")
-    assert [point.step for point in losses] == list(range(1, 31))
+    once = {"train/loss": list(range(1, 31, 2)), "train/lesson_loss": list(range(2, 31, 2))}
+    assert losses_told(studio, train.info.run_id) == once
     assert {run.info.status for run in studio.runs()} == {"FINISHED"}
 
 
