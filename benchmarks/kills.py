@@ -239,6 +239,8 @@ class Batch:
         told: dict[str, Any] = {"what": kind, "stage": stage, "seconds": None, "process": what, "waited": wait}
         self.kills.append(told)
         if kind == "up":
+            assert self.site.popen
+            self.site.popen.wait(60)  # or it is not yet seen to have ended, and nothing is started
             self._revive()
             told["seconds"] = round(time.time() - since, 1)
         elif wait:
