@@ -56,11 +56,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kills-one-machine.json"))
     parser.add_argument("--also", action="append", default=[], metavar="NAME=TEXT", help="kill this too")
     parser.add_argument("--environment", action="append", default=[], metavar="NAME=VALUE", help="for every process")
+    parser.add_argument(
+        "--nice", type=int, default=10, help="0 where other work would otherwise keep it from the processor"
+    )
     parser.add_argument("--table", action="store_true", help="print the tables and do nothing")
     arguments = parser.parse_args()
     batches = json.loads(arguments.out.read_text())["batches"] if arguments.out.exists() else []
     if not arguments.table:
-        os.nice(max(0, 10 - os.nice(0)))
+        os.nice(max(0, arguments.nice - os.nice(0)))
         also = {name: (text,) for name, _, text in (one.partition("=") for one in arguments.also)}
         environment = dict(one.split("=", 1) for one in arguments.environment)
         template = Template(arguments.folder, environment)
@@ -236,6 +239,8 @@ class Batch:
         told: dict[str, Any] = {"what": kind, "stage": stage, "seconds": None, "process": what, "waited": wait}
         self.kills.append(told)
         if kind == "up":
+            assert self.site.popen
+            self.site.popen.wait(60)  # or it is not yet seen to have ended, and nothing is started
             self._revive()
             told["seconds"] = round(time.time() - since, 1)
         elif wait:

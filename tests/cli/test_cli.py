@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import NoReturn
 
 import pytest
 from command_line import last_line
 from PIL import Image
 from run_samples import doll
 
+from charengine.machine.environment import CONSOLE_LEVEL
 from charengine.machine.home import Home
 
 Charengine = Callable[..., "CompletedProcess[str]"]
 
 
+def no_server(home: Home) -> NoReturn:
+    """One that is started by this process outlives the test, for thirty seconds of processor time."""
+    raise AssertionError("this command starts a Prefect server: take the fixture named_server")
+
+
 @pytest.fixture
-def cli(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Charengine:
-    """The command line in this process."""
+def cli(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Charengine]:
+    """The command line in this process, which is afterwards as loud as before."""
     from charengine.cli.main import main
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(CONSOLE_LEVEL, "CRITICAL")
+    engine = logging.getLogger("charengine")
+    monkeypatch.setattr(engine, "handlers", engine.handlers)
+    monkeypatch.setattr("charengine.services.prefect_server.start_prefect", no_server)
+    level = engine.level
 
     def call(*arguments: object) -> CompletedProcess[str]:
         words = [str(argument) for argument in arguments]
@@ -33,7 +48,14 @@ def cli(home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
         out, err = capfd.readouterr()
         return CompletedProcess(words, int(end.value.code or 0), out, err)
 
-    return call
+    yield call
+    engine.setLevel(level)
+
+
+@pytest.fixture
+def named_server(prefect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session's Prefect server, named as a user names one."""
+    monkeypatch.setenv("PREFECT_API_URL", prefect)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +184,7 @@ def test_a_full_disk_is_refused_before_anything_starts(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_missing_model_is_status_3_and_says_how_to_get_it(cli: Charengine, tmp_path: Path) -> None:
+def test_a_missing_model_is_status_3_and_says_how_to_get_it(cli: Charengine, named_server: None) -> None:
     done = cli("run", "an orc", "--profile", "sdxl-12gb")
     assert done.returncode == 3, done.stderr
     assert "huggingface.co" in done.stderr
@@ -234,13 +256,13 @@ def test_a_sweep_of_a_loose_file_asks_for_pictures_to_compare_with(
 
 
 def test_a_photo_instead_of_a_sheet_is_bad_input_with_a_picture_and_no_traceback(
-    charengine: Charengine, prefect_api: str, tiny_settings: tuple[str, ...], tmp_path: Path
+    cli: Charengine, named_server: None, tiny_settings: tuple[str, ...], tmp_path: Path
 ) -> None:
     from sheet_samples import photo
 
     photo().save(tmp_path / "photo.png")
     sets = [part for setting in tiny_settings for part in ("--set", setting)]
-    done = charengine("run", "an orc", "--sheet", tmp_path / "photo.png", *sets, PREFECT_API_URL=prefect_api)
+    done = cli("run", "an orc", "--sheet", tmp_path / "photo.png", *sets)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     [told] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -248,10 +270,10 @@ def test_a_photo_instead_of_a_sheet_is_bad_input_with_a_picture_and_no_traceback
 
 
 def test_json_is_the_last_line_and_one_object(
-    charengine: Charengine, prefect_api: str, tiny_settings: tuple[str, ...], drawn_sheet: Path, tmp_path: Path
+    cli: Charengine, named_server: None, tiny_settings: tuple[str, ...], drawn_sheet: Path, tmp_path: Path
 ) -> None:
     sets = [part for setting in tiny_settings for part in ("--set", setting)]
-    done = charengine("run", "an orc woman", "--sheet", drawn_sheet, "--json", *sets, PREFECT_API_URL=prefect_api)
+    done = cli("run", "an orc woman", "--sheet", drawn_sheet, "--json", *sets)
     assert done.returncode == 0, done.stderr
     result = last_line(done)
     assert result["name"] == "orc-woman"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,16 @@ def studio(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Studio]:
     """One home for the tests of this module, in which the first character is made once."""
+    folder = tmp_path_factory.mktemp("studio")
+    with at_home(folder, empty_mlflow) as home:
+        yield Studio(home, folder, tiny_settings, drawn_sheet)
+
+
+@contextmanager
+def at_home(folder: Path, empty_mlflow: Path) -> Iterator[Home]:
+    """A home in this folder, in which this process works."""
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-    folder = tmp_path_factory.mktemp("studio")
     home = Home(folder / "home").create()
     shutil.copytree(empty_mlflow, home.mlflow, dirs_exist_ok=True)
     with (
@@ -75,7 +83,7 @@ def studio(
         temporary_settings({PREFECT_LOCAL_STORAGE_PATH: home.prefect / "results"}),
     ):
         patch.setenv("CHARENGINE_HOME", str(home.root))
-        yield Studio(home, folder, tiny_settings, drawn_sheet)
+        yield home
 
 
 @pytest.fixture(scope="module")
@@ -350,13 +358,11 @@ def reference_adapter(
     drawn_sheet: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> bytes:
-    """The adapter of a run that nothing disturbed."""
+    """The adapter of a run that nothing disturbed, made in this process; those that are stopped are others."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    home = Home(folder / "home").create()
-    shutil.copytree(empty_mlflow, home.mlflow, dirs_exist_ok=True)
-    return Path(
-        finish(start(home, prefect_api, tiny_settings, drawn_sheet, folder / "out", *LONGER))["adapter"]
-    ).read_bytes()
+    with at_home(folder, empty_mlflow) as home:
+        made = Studio(home, folder, tiny_settings, drawn_sheet).make(*LONGER, out=str(folder / "out"))
+        return Path(made["adapter"]).read_bytes()
 
 
 def test_a_picture_from_which_nobody_can_be_made_ends_the_run_in_words_and_leaves_no_folder(

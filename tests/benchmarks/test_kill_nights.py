@@ -1,0 +1,74 @@
+"""The real kills: what their checks call wrong, and that a killed `up` is started again."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
+
+from kill_checks import differences
+from kill_targets import Site
+from kills import Batch
+
+NAMES = ["Aya", "Bo"]
+# two characters that were given one sheet: they share its result, and that of its views
+KEYS = ("sheet-1", "crop-1", "caption-1", "caption-2", "train-1", "train-2", "sweep-1", "sweep-2")
+UNDISTURBED = {
+    "results": {key: f"digest of {key}" for key in KEYS},
+    "files": {"runs/aya/a.png": "1", "runs/bo/b.png": "2"},
+}
+
+
+def night(**changed: str | None) -> dict[str, Any]:
+    """An undisturbed night, but for these results: None, it was not made."""
+    results = {**UNDISTURBED["results"], **{key.replace("_", "-"): digest for key, digest in changed.items()}}
+    return {**UNDISTURBED, "results": {key: digest for key, digest in results.items() if digest is not None}}
+
+
+def test_a_night_that_made_what_the_undisturbed_one_made_has_nothing_wrong() -> None:
+    assert differences(night(), UNDISTURBED, NAMES) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"sheet_1": None}, ["results: 0 of sheet, not 1"]),
+        ({"train_2": None}, ["results: 1 of train, not 2"]),
+        ({"train_2": "other bytes"}, ["result train-2: differs"]),
+        ({"crop_2": "more"}, ["result crop-2: made under a key of no other night", "results: 2 of crop, not 1"]),
+    ],
+    ids=["one missing", "one of two missing", "other bytes", "one too many"],
+)
+def test_a_result_that_is_missing_or_too_many_or_differs_is_told(changed: dict[str, Any], told: list[str]) -> None:
+    assert differences(night(**changed), UNDISTURBED, NAMES) == told
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9")
+def test_a_killed_up_is_started_again_and_its_time_is_taken(tmp_path: Path) -> None:
+    class Fake(Site):
+        starts = 0
+
+        def start(self) -> None:
+            self.starts += 1
+            self.popen = subprocess.Popen(["sleep", "60"])
+
+        def processes(self) -> dict[str, list[psutil.Process]]:
+            return {"flow": []}
+
+    batch, site = Batch.__new__(Batch), Fake(tmp_path)
+    batch.site, batch.kills, batch.notes, batch.dice = site, [], [], random.Random(1)
+    site.start()
+    try:
+        batch._kill("up", psutil.Process(site.popen.pid), wait=True)
+        assert (site.starts, site.has_ended(), batch.kills[0]["what"]) == (2, False, "up")
+    finally:
+        site.popen.kill()
+        site.popen.wait()
