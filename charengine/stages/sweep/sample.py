@@ -21,6 +21,10 @@ class CellInputs:
     negative: TextConditioning
     seeds: tuple[int, ...]
 
+    def of(self, first: int, end: int) -> CellInputs:
+        """Some of the prompts."""
+        return CellInputs(self.prompts.rows(first, end), self.negative, self.seeds)
+
 
 def encode_cell_inputs(diffusion: Diffusion, texts: Sequence[str], seeds: Sequence[int]) -> CellInputs:
     """Encode the prompts, as the base model's family is prompted, once for all cells and free the text encoders."""

@@ -23,7 +23,7 @@ from charengine.likeness.prompts import SHOWN, classify
 from charengine.models import Diffusion, TraitReader
 from charengine.pictures import open_image, webp
 from charengine.records import AdapterRecord, Ref, SweepRecord, Words, picture_name
-from charengine.stages.sweep.sample import draw, encode_cell_inputs
+from charengine.stages.sweep.sample import CellInputs, draw, encode_cell_inputs
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
 
@@ -68,12 +68,14 @@ class Pick:
             merger.put_on(merger.read(self.store.get(chosen.adapter)), self.swept.pick.strength)
             yield
 
-    def draw(self, subject: str, templates: Sequence[str], seed: int) -> list[Image]:
-        """A picture a template, by the model as it stands."""
-        texts = [template.replace("{subject}", subject) for template in templates]
-        return [
-            row[0] for row in draw(self.diffusion, encode_cell_inputs(self.diffusion, texts, (seed,)), self.settings)
-        ]
+    def encode(self, subjects: Sequence[str], templates: Sequence[str], seeds: Sequence[int]) -> CellInputs:
+        """Every template about the first subject, then about the next; the text encoders are loaded once for all."""
+        texts = [template.replace("{subject}", subject) for subject in subjects for template in templates]
+        return encode_cell_inputs(self.diffusion, texts, seeds)
+
+    def draw(self, inputs: CellInputs, column: int = 0) -> list[Image]:
+        """A picture a prompt with one of the seeds, by the model as it stands."""
+        return [row[0] for row in draw(self.diffusion, inputs, self.settings, [column])]
 
 
 def find_words(
@@ -102,9 +104,10 @@ def find_words(
     text = ", ".join([pick.subject, *said])
     _go_on(should_stop)
     told = ", ".join([pick.training.class_noun, *said])
-    base = pick.draw(told, SHOWN, pick.seed)
+    scenes = pick.encode((told, text), SHOWN, (pick.seed,))
+    base = pick.draw(scenes.of(0, len(SHOWN)))
     with pick.applied():
-        drawn = pick.draw(text, SHOWN, pick.seed)
+        drawn = pick.draw(scenes.of(len(SHOWN), 2 * len(SHOWN)))
     pick.diffusion.unload()
     read = reader.shown([*drawn, *base], traits, pick.training.class_noun) if traits else []
     reader.unload()
@@ -144,14 +147,13 @@ def _shares(
     if not traits:
         return {}, len(images)
     templates = [one for one in pick.swept.prompts if classify(one).kind != "class"]
-    seed = max(pick.swept.seeds) + 1
-    if len(images) < ENOUGH:
+    if templates and len(images) < ENOUGH:
         _go_on(should_stop)
+        first, rounds = max(pick.swept.seeds) + 1, -(-(ENOUGH - len(images)) // len(templates))
+        more = pick.encode((pick.subject,), templates, range(first, first + rounds))
         with pick.applied():
-            while len(images) < ENOUGH:
-                some = templates[: ENOUGH - len(images)]
-                images += pick.draw(pick.subject, some, seed)
-                seed += 1
+            for column in range(rounds):
+                images += pick.draw(more.of(0, min(len(templates), ENOUGH - len(images))), column)
     pick.diffusion.unload()
     read = reader.shown(images, traits, pick.training.class_noun)
     reader.unload()

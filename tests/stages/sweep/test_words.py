@@ -127,9 +127,9 @@ def test_the_base_model_is_told_the_same_words_on_the_same_noise(
     base, own = painter.drawn[-2:]
     assert base == (0, 0.0, (7,) * len(SHOWN))
     assert own == (swept.pick.checkpoint_step, swept.pick.strength, (7,) * len(SHOWN))
-    asked = painter.asked[-2 * len(SHOWN) - 2 :]
+    asked = painter.asked[-2 * len(SHOWN) - 1 :]  # and the negative prompt
     assert asked[0].startswith("orc, purple hood, blue coat, black boots, hook for a right hand, facing the viewer")
-    assert asked[len(SHOWN) + 1].startswith(
+    assert asked[len(SHOWN)].startswith(
         "zorgax orc, purple hood, blue coat, black boots, hook for a right hand, facing the viewer"
     )
     assert not any("zorgax" in text for text in asked[: len(SHOWN)])
