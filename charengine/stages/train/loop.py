@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 STATE_VERSION = 2  # of a saved state: one of another version is not taken up
 READ_EVERY = 10  # steps between reads of the losses on a GPU, where each read waits for the device
+READ_SECONDS = 1.0  # but those who follow a training of slow steps wait no longer
+BETWEEN_STEPS = {"validate": "validating", "sample": "drawing a sample", "checkpoint": "keeping a checkpoint"}
 SMOOTHING = 0.98
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 10, 4.0
 SAMPLE_GIB = 4.0  # GPU memory a sample picture needs beside the training
@@ -145,11 +147,11 @@ class _Training:
             step += 1
             stopping = should_stop()
             due = self._due(step) | ({"save"} if stopping else set())
-            if due or step - history.step >= (READ_EVERY if self.cuda else 1):
+            if due or not self.cuda or step - history.step >= READ_EVERY or clock.since_read() >= READ_SECONDS:
                 self._read(step)
-                history.seconds = clock.total()
+                history.seconds = clock.read()
                 if on_step:
-                    on_step(self._progress(clock))
+                    on_step(self._progress(clock, due))
             if "validate" in due:
                 self._validate(step)
             if "sample" in due and self._room_for_samples():
@@ -229,12 +231,13 @@ class _Training:
         metrics = {"train/loss": history.losses[index], "train/smoothed_loss": history.smoothed[index]}
         self.tracker.log_metrics(metrics | {"train/learning_rate": history.rates[index]}, step)
 
-    def _progress(self, clock: _Clock) -> Progress:
+    def _progress(self, clock: _Clock, due: set[str]) -> Progress:
         history, each = self.history, clock.per_step(self.history.step)
         left = each * (self.settings.steps - history.step)
         memory = torch.cuda.memory_reserved(self.setup.device) / 2**30 if self.cuda else 0.0
         losses = (history.losses[-1], history.smoothed[-1], history.rates[-1])
-        return Progress(history.step, self.settings.steps, *losses, each * 1000, left, memory)
+        doing = " and ".join(words for what, words in BETWEEN_STEPS.items() if what in due)
+        return Progress(history.step, self.settings.steps, *losses, each * 1000, left, memory, doing)
 
     def _validate(self, step: int) -> None:
         point = self._measure(step)
@@ -364,10 +367,16 @@ class _Clock:
 
     def __init__(self, step: int, before: float) -> None:
         self.step, self.before, self.started = step, before, time.perf_counter()
+        self.last_read = self.started
 
-    def total(self) -> float:
-        """Seconds of all sessions."""
-        return self.before + time.perf_counter() - self.started
+    def read(self) -> float:
+        """Seconds of all sessions, now that the losses were read."""
+        self.last_read = time.perf_counter()
+        return self.before + self.last_read - self.started
+
+    def since_read(self) -> float:
+        """Seconds since the losses were read."""
+        return time.perf_counter() - self.last_read
 
     def per_step(self, step: int) -> float:
         """Seconds a step in this session."""
