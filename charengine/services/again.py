@@ -8,12 +8,14 @@ answered so was rolled back, so nothing is done twice.
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import suppress
 
 from charengine.services.local_only import App, Message, Receive, Scope, Send
 
 BUSY = 503
 PAUSES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)  # seconds before each further try
-PATIENCE = 20.0  # seconds that a request waits for its turn among those that are tried again
+LONGEST = 5.0  # seconds after which a request is not tried again: SQLite may have waited in each, and callers wait 20 s at most
 LARGEST = 2_000_000  # bytes of a request that is kept to be sent again
 
 
@@ -37,33 +39,37 @@ class AgainWhenBusy:
         body, whole = await _read(receive)
         if not whole:
             await self._app(scope, _replay(body, receive, more=True), send)
-        elif not await self._taken(scope, body, receive, send):
-            await self._again(scope, body, receive, send)
+        else:
+            for message in await self._refusal(scope, body, receive, send):
+                await send(message)
 
-    async def _again(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await self._turn.acquire()
-        except TimeoutError:
-            await self._app(scope, _replay(body, receive), send)
-            return
-        try:
-            for pause in self._pauses:
-                await asyncio.sleep(pause)
-                if await self._taken(scope, body, receive, send):
-                    return
-        finally:
-            self._turn.release()
-        await self._app(scope, _replay(body, receive), send)
+    async def _refusal(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> list[Message]:
+        """Try, and again; what the server says when it stays busy, nothing when it answered."""
+        until = time.monotonic() + LONGEST
+        said = await self._try(scope, body, receive, send)
+        with suppress(TimeoutError):
+            for pause in self._pauses if said else ():
+                if (left := until - time.monotonic()) <= 0:
+                    break
+                async with asyncio.timeout(left):
+                    await self._turn.acquire()
+                try:
+                    await asyncio.sleep(pause)
+                    said = await self._try(scope, body, receive, send)
+                finally:
+                    self._turn.release()
+                if not said:
+                    break
+        return said
 
-    async def _taken(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> bool:
-        """Whether the server answers with anything but that it is busy; such an answer is kept back."""
-        busy = False
+    async def _try(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> list[Message]:
+        """What the server says when it is busy, kept back; nothing when it says anything else, which is sent."""
+        busy: list[Message] = []
 
         async def unless_busy(message: Message) -> None:
-            nonlocal busy
-            busy = busy or (message["type"] == "http.response.start" and message["status"] == BUSY)
-            if not busy:
+            if busy or (message["type"] == "http.response.start" and message["status"] == BUSY):
+                busy.append(message)
+            else:
                 await send(message)
 
         own = {**scope, "state": dict(scope.get("state") or {})}  # a server writes into both
@@ -72,7 +78,7 @@ class AgainWhenBusy:
         except Exception:  # Starlette answers, and raises what it answered for again, for the log
             if not busy:
                 raise
-        return not busy
+        return busy
 
 
 async def _read(receive: Receive) -> tuple[bytes, bool]:

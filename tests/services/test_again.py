@@ -46,7 +46,19 @@ def test_a_request_that_finds_the_server_busy_is_sent_again_whole() -> None:
 def test_a_server_that_stays_busy_says_so_after_a_while() -> None:
     seen: list[bytes] = []
     answer = asked(busy(99, seen)).post("/", content=b"a form")
-    assert (answer.status_code, answer.text, len(seen)) == (503, "locked", 5)
+    assert (answer.status_code, answer.text, len(seen)) == (503, "locked", 4)
+
+
+def test_a_request_that_took_long_is_not_tried_until_its_caller_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(again, "LONGEST", 0.1)
+    seen: list[float] = []
+
+    async def endpoint(request: Request) -> Response:
+        seen.append(0.2)
+        await asyncio.sleep(0.2)  # SQLite waits for the lock before it gives up
+        return PlainTextResponse("locked", 503)
+
+    assert asked(endpoint).get("/").status_code == 503 and len(seen) == 1
 
 
 @pytest.mark.parametrize("status", [200, 404, 409, 500])
