@@ -24,7 +24,7 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is; memory in GiB (0 without a GPU)."""
+    """How far training is; memory in GiB (0 without a GPU); `doing` says in words what comes before the next step, if anything does."""
 
     step: int
     steps: int
@@ -34,6 +34,7 @@ class Progress:
     ms_per_step: float
     seconds_left: float
     memory: float
+    doing: str = ""
 
 
 class NotDeclared(AttributeError):

@@ -13,6 +13,7 @@ from charengine.machine.addresses import own_origins
 from charengine.machine.environment import CORS_ORIGINS, apply_defaults
 from charengine.machine.home import find_home
 from charengine.machine.processes import HOST
+from charengine.services.again import AgainWhenBusy
 from charengine.services.local_only import LocalOnly
 
 
@@ -32,7 +33,7 @@ def serve(port: int) -> None:
     from prefect.settings import get_current_settings
 
     settings = get_current_settings().server
-    app = create_app(final=True)
+    app = AgainWhenBusy(create_app(final=True))
     uvicorn.run(
         app if "*" in origins else LocalOnly(app, origins, CORS_ORIGINS),
         host=HOST,

@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
-from prefect.flows import load_flow_from_entrypoint
+from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import parameter_schema
 
+from charengine.machine.addresses import answers
 from charengine.machine.own_packages import take_own_packages
 
 log = logging.getLogger("charengine.deployments")
@@ -29,6 +32,8 @@ log = logging.getLogger("charengine.deployments")
 HERE = Path(__file__).parent
 WARNING = "warning: "  # begins the lines that `charengine up` says again
 POOLS = ("characters", "orchestrate")  # one worker slot a GPU; batch parents, which only wait
+WAIT = "--wait"  # for a server that begins at the same time
+START_SECONDS = 180.0  # that it may take
 QUEUES = {"interactive": 1, "batch": 5}  # of `characters`; 1 goes first
 
 
@@ -37,7 +42,11 @@ def main() -> None:
     take_own_packages()  # Prefect imports the flows with the folder where the user stands searched first
     logging.basicConfig(level=logging.WARNING, format=f"{WARNING}%(message)s")
     path = project_file()
-    missing = asyncio.run(_make_all(path))
+    wanted = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
+    flows = {one["name"]: load_flow_from_entrypoint(one["entrypoint"]) for one in wanted}
+    if WAIT in sys.argv[1:]:
+        wait_for_server()
+    missing = asyncio.run(_make_all(wanted, flows))
     if missing:
         deploy(path, missing)
 
@@ -55,23 +64,29 @@ def deploy(path: Path, names: list[str]) -> None:
     subprocess.run(command, check=True, cwd=path.parent, env={**os.environ, "PREFECT_LOGGING_LEVEL": "WARNING"})
 
 
-async def _make_all(path: Path) -> list[str]:
+def wait_for_server() -> None:
+    """Wait until the server that the environment names answers; what it says if it never does is Prefect's client's to tell."""
+    api = PREFECT_API_URL.value()
+    deadline = time.monotonic() + START_SECONDS
+    while api and not answers(f"{api}/health") and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+async def _make_all(wanted: list[dict[str, Any]], flows: dict[str, Flow[..., Any]]) -> list[str]:
     """Everything but new deployments; the names of those that do not exist yet."""
     async with get_client() as client:
         for pool in POOLS:
             await _make_pool(client, pool)
         for name, priority in QUEUES.items():
             await _make_queue(client, name, priority)
-        wanted = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
-        missing = [one["name"] for one in wanted if not await _renew(client, one)]
+        missing = [one["name"] for one in wanted if not await _renew(client, one, flows[one["name"]])]
     for automation in sorted((HERE / "automations").glob("*.yaml")):
         await _make_automation(automation)
     return missing
 
 
-async def _renew(client: PrefectClient, wanted: dict[str, Any]) -> bool:
+async def _renew(client: PrefectClient, wanted: dict[str, Any], flow: Flow[..., Any]) -> bool:
     """Bring what is ours in an existing deployment up to date; whether it exists."""
-    flow = load_flow_from_entrypoint(wanted["entrypoint"])
     try:
         found = await client.read_deployment_by_name(f"{flow.name}/{wanted['name']}")
     except ObjectNotFound:

@@ -8,18 +8,47 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
+from dataclasses import dataclass
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from charengine.stage import Progress
 
 log = logging.getLogger("charengine.flows")
 
-EVERY = 2.0  # seconds between two updates while an adapter trains
+EVERY = 1.0  # seconds between two updates of how far long work is: with the gallery's look every 1.5 s, news within two
+SAID_EVERY = 2.0  # seconds between two log lines about it, and two of the run's page
+STILL = 1.5  # seconds after which what goes on between two steps is news itself
 LAST_SECONDS = 10.0  # that the end of a run waits for its page
+
+
+class LiveArtifact:
+    """An artifact that is made once and then changed over one connection: a new client costs ten times what a call does."""
+
+    def __init__(self) -> None:
+        self._id: UUID | None = None
+        self._client: SyncPrefectClient | None = None
+
+    def write(self, make: Callable[[], object], change: ArtifactUpdate) -> None:
+        """Make it the first time, change it afterwards."""
+        if self._id is None:
+            made = make()
+            self._id = made if isinstance(made, UUID) else None
+            return
+        if self._client is None:
+            client = get_client(sync_client=True)
+            client.__enter__()
+            self._client = client
+        self._client.update_artifact(self._id, change)
+
+    def close(self) -> None:
+        """End the connection; a later change opens another."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.__exit__(None, None, None)
 
 
 class LiveText:
@@ -32,7 +61,7 @@ class LiveText:
 
     def __init__(self, key: str, description: str) -> None:
         self._key, self._description = key, description
-        self._id: UUID | None = None
+        self._artifact = LiveArtifact()
         self._text = ""
         self._warned = False
 
@@ -41,15 +70,17 @@ class LiveText:
         if text == self._text:
             return
         try:
-            if self._id is None:
-                made = create_markdown_artifact(markdown=text, key=self._key, description=self._description)
-                self._id = made if isinstance(made, UUID) else None
-            else:
-                with get_client(sync_client=True) as client:
-                    client.update_artifact(self._id, ArtifactUpdate(data=text))
+            self._artifact.write(
+                lambda: create_markdown_artifact(markdown=text, key=self._key, description=self._description),
+                ArtifactUpdate(data=text),
+            )
             self._text = text
         except Exception as error:  # a page is worth a warning, not a run
             self._warned = _warn_once(self._warned, error)
+
+    def close(self) -> None:
+        """Nothing more will be shown for now."""
+        self._artifact.close()
 
 
 class Aside:
@@ -86,6 +117,17 @@ class Aside:
             self._changed.clear()
             closed = self._closed  # read first: a text that is set before closing is sent
             self._live.show(self._text)
+        self._live.close()
+
+
+@dataclass(frozen=True)
+class _Latest:
+    """What was told last: percent, a line, what goes on until the next is told, and when it was told."""
+
+    share: float
+    line: str
+    doing: str
+    when: float
 
 
 class LiveProgress:
@@ -95,26 +137,32 @@ class LiveProgress:
         key: of the artifact.
         name: of the character.
         doing: what is being done.
-        also: told each time as well, on that thread.
+        also: told as well, every `SAID_EVERY` seconds, on that thread.
     """
 
     def __init__(self, key: str, name: str, doing: str, also: Callable[[str], None] = lambda line: None) -> None:
         self._key, self._name, self._doing, self._also = key, name, doing, also
-        self._latest: tuple[float, str] | None = None
+        self._latest: _Latest | None = None
         self._sent: tuple[float, str] | None = None
-        self._id: UUID | None = None
+        self._said, self._said_at = "", float("-inf")
+        self._logged = ""
+        self._artifact = LiveArtifact()
         self._ended = threading.Event()
         self._warned = False
         self._began = time.monotonic()
 
     def on_step(self, progress: Progress) -> None:
         """Remember how far training is; costs it nothing."""
-        self._latest = 100 * progress.step / max(1, progress.steps), told(progress)
+        share = 100 * progress.step / max(1, progress.steps)
+        self._latest = _Latest(share, told(progress), progress.doing or "at the next step", time.monotonic())
 
     def on_drawn(self, drawn: int, most: int) -> None:
         """Remember how many pictures are drawn; a race may end before the most there may be."""
-        left = (time.monotonic() - self._began) * (most - drawn) / max(1, drawn)
-        self._latest = 100 * drawn / max(1, most), f"{drawn} pictures of at most {most}, at most {_duration(left)} left"
+        now = time.monotonic()
+        left = _duration((now - self._began) * (most - drawn) / max(1, drawn))
+        line = f"{drawn} pictures of at most {most}, at most {left} left" if drawn < most else f"{drawn} pictures drawn"
+        doing = "at the next picture" if drawn < most else "choosing the pick and its words"
+        self._latest = _Latest(100 * drawn / max(1, most), line, doing, now)
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -130,27 +178,46 @@ class LiveProgress:
             thread.join(timeout=10)
 
     def _follow(self) -> None:
-        while not self._ended.wait(EVERY):
-            if self._latest is None:
-                self._also(f"is being prepared, {time.monotonic() - self._began:.0f} s so far")
+        due = time.monotonic() + EVERY
+        while not self._ended.wait(max(0.0, due - time.monotonic())):
+            due = max(due, time.monotonic() - EVERY) + EVERY  # sending takes time too
             self._send()
-        self._send()
+        self._send(ended=True)
+        self._artifact.close()
 
-    def _send(self) -> None:
-        latest = self._latest
-        if latest is None or latest == self._sent:
-            return
-        self._sent = latest
-        share, line = latest
-        log.info("%s: %s, %s", self._name, self._doing, line, extra={"progress": True})
+    def _send(self, ended: bool = False) -> None:
+        latest, now = self._latest, time.monotonic()
+        if latest is None:
+            if ended:  # it was taken from the cache
+                return
+            share, line = 0.0, f"is being prepared, {now - self._began:.0f} s so far"
+        else:
+            share, line = latest.share, latest.line
+            if not ended and now - latest.when >= STILL:
+                line += f"; {latest.doing} for {now - latest.when:.0f} s"
+        if ended or now - self._said_at >= SAID_EVERY - EVERY / 2:  # at every second update
+            self._say(line, latest, now)
+        if (share, line) != self._sent:
+            self._sent = share, line
+            self._safely(lambda: self._write(share, line))
+
+    def _say(self, line: str, latest: _Latest | None, now: float) -> None:
+        if latest and latest.line != self._logged:
+            self._logged = latest.line
+            log.info("%s: %s, %s", self._name, self._doing, latest.line, extra={"progress": True})
+        if line != self._said:
+            self._said, self._said_at = line, now
+            self._safely(lambda: self._also(line))
+
+    def _write(self, share: float, line: str) -> None:
+        self._artifact.write(
+            lambda: create_progress_artifact(progress=share, key=self._key, description=line),
+            ArtifactUpdate(data=share, description=line),
+        )
+
+    def _safely(self, send: Callable[[], None]) -> None:
         try:
-            self._also(line)
-            if self._id is None:
-                made = create_progress_artifact(progress=share, key=self._key, description=line)
-                self._id = made if isinstance(made, UUID) else None
-            else:
-                with get_client(sync_client=True) as client:
-                    client.update_artifact(self._id, ArtifactUpdate(data=share, description=line))
+            send()
         except Exception as error:  # the work goes on, whatever becomes of its page
             self._warned = _warn_once(self._warned, error)
 

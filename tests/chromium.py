@@ -27,6 +27,7 @@ FLAGS = (
     "--remote-debugging-port=0",
 )
 SECONDS = 60.0  # for one answer, and for a page to load
+LOOK_SECONDS = 10.0  # for one of many looks: a page that is replaced meanwhile may never answer
 
 
 def program() -> str | None:
@@ -51,12 +52,12 @@ class Page:
             self.call(f"{domain}.enable")
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # a page without focus may not copy
 
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command and its answer; events that come meanwhile are noted."""
+    def call(self, method: str, *, within: float = SECONDS, **params: Any) -> dict[str, Any]:
+        """One command and its answer, within so many seconds; events that come meanwhile are noted."""
         self._last += 1
         self._socket.send(json.dumps({"id": self._last, "method": method, "params": params}))
         while True:
-            message = json.loads(self._socket.recv(timeout=SECONDS))
+            message = json.loads(self._socket.recv(timeout=within))
             if message.get("id") == self._last:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']['message']}")
@@ -90,11 +91,10 @@ class Page:
                 raise TimeoutError(f"{url} did not load")
             time.sleep(0.05)
 
-    def run(self, script: str) -> Any:
+    def run(self, script: str, within: float = SECONDS) -> Any:
         """What an expression gives; a promise is waited for."""
-        answer = self.call(
-            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
-        )
+        how = {"awaitPromise": True, "returnByValue": True, "userGesture": True}
+        answer = self.call("Runtime.evaluate", within=within, expression=script, **how)
         if "exceptionDetails" in answer:
             raise RuntimeError(str(answer["exceptionDetails"].get("exception", {}).get("description")))
         return answer["result"].get("value")
@@ -104,9 +104,9 @@ class Page:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                if value := self.run(script):
+                if value := self.run(script, LOOK_SECONDS):
                     return value
-            except RuntimeError:
+            except (RuntimeError, TimeoutError):
                 pass
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{script}\n{self.run('document.body.innerText')}")
@@ -133,7 +133,7 @@ class Page:
 
     def press(self, key: str, code: int) -> None:
         """One key, as a keyboard does."""
-        text = {"text": "\r"} if key == "Enter" else {}
+        text: dict[str, Any] = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown" if text else "rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 

@@ -70,6 +70,7 @@ class MadeUpTracked(Tracked):
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:5000")
         self.sample: tuple[int, str] | None = None
+        self.files: list[str] = []
 
     def _experiment(self) -> str:
         return "7"
@@ -79,6 +80,9 @@ class MadeUpTracked(Tracked):
 
     def latest_sample(self, run_id: str) -> tuple[int, str] | None:
         return self.sample
+
+    def _listed(self, run_id: str, folder: str) -> list[str]:
+        return [path for path in self.files if path.rpartition("/")[0] == folder]
 
     def _bytes(self, path: str, body: Json | None = None) -> bytes | None:
         return png(doll()) if "sheet.png" in path else b"<html>not a picture"

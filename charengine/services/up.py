@@ -7,16 +7,18 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from charengine.errors import BadInput, Interrupted, StageFailed
 from charengine.machine.addresses import answers, database_uri, own_origins, running_services
 from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import WORK_FOLDER, Home, work_folder
-from charengine.machine.processes import HOST, PYTHON_MODULE, choose_port
+from charengine.machine.processes import HOST, choose_port, end, spawn
 from charengine.services.children import Children
 from charengine.services.prefect_api import cancel_active_runs, crash_left_runs
 
@@ -25,6 +27,11 @@ log = logging.getLogger(__name__)
 PORTS = {"gallery": 4300, "prefect": 4200, "mlflow": 5000}
 START_SECONDS = 180.0  # the first start makes both databases
 CANCEL_SECONDS = 40.0  # a training saves its state well within this
+DRIVERS = (
+    "/dev/nvidiactl",
+    "/dev/kfd",
+    "/dev/dxg",
+)  # of NVIDIA, of AMD, of Windows for its Linux; one without them has no GPU
 ORCHESTRATE_LIMIT = 4  # batch parents only wait, so several share one worker
 
 
@@ -73,9 +80,11 @@ class Up:
     gpus: int | None
     asked_to_stop: Callable[[], bool]
     children: Children = field(init=False)
+    _setting_up: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.children = Children(self.home.logs)
+        self._set_up_log = self.home.logs / "set-up.log"
 
     def start(self) -> None:
         """Servers, then deployments, then workers; returns when all of it answers.
@@ -84,6 +93,7 @@ class Up:
             StageFailed: something did not come up; its last log lines are in the message.
         """
         self._run("prefect-server", ["deployments.server", "--port", self.addresses.prefect_port])
+        self._begin_set_up()
         self._run("gallery", ["charengine.services.gallery", "--port", self.addresses.gallery_port])
         from charengine.tracking.database import initialise_database  # takes a second, in which the two above begin
 
@@ -95,7 +105,7 @@ class Up:
         self._wait_for("the gallery", lambda: answers(f"{self.addresses.gallery}/health"))
         if left := crash_left_runs(self.addresses.api):
             log.warning("%d runs of the last time have no process any more; they are marked as crashed", left)
-        self._set_up()
+        self._end_set_up()
         for index in range(max(gpus, 1)):
             device = {"CUDA_VISIBLE_DEVICES": str(index)} if gpus else {}
             self._run(f"worker-{index}", _worker("characters", f"characters-{index}", 1), **device)
@@ -120,6 +130,8 @@ class Up:
         if any(child.name.startswith("worker") for child in self.children.running):
             self._cancel_runs()
         family = _descendants([child.popen.pid for child in self.children.running])
+        if self._setting_up and self._setting_up.poll() is None:
+            end(self._setting_up)
         self.children.end()
         for straggler in family:
             with suppress(ProcessLookupError):
@@ -161,14 +173,20 @@ class Up:
             WORK_FOLDER: str(work_folder()),
         }
 
-    def _set_up(self) -> None:
-        done = subprocess.run(
-            [*PYTHON_MODULE, "deployments.set_up"], env=self._environment(), capture_output=True, text=True
-        )
-        (self.home.logs / "set-up.log").write_text(done.stdout + done.stderr, encoding="utf-8")
-        if done.returncode:
-            raise StageFailed(f"the deployments could not be made:\n{(done.stdout + done.stderr)[-2000:]}")
-        for line in done.stderr.splitlines():
+    def _begin_set_up(self) -> None:
+        """The deployments are made by a process that imports the flows while the servers begin, and waits for Prefect itself."""
+        self._set_up_log.write_bytes(b"")
+        with self._set_up_log.open("ab") as output:
+            self._setting_up = spawn(["deployments.set_up", "--wait"], output, self._environment())
+
+    def _end_set_up(self) -> None:
+        process = self._setting_up
+        assert process
+        self._wait_for("making the deployments", lambda: process.poll() is not None)
+        said = self._set_up_log.read_text(encoding="utf-8", errors="replace")
+        if process.returncode:
+            raise StageFailed(f"the deployments could not be made:\n{said[-2000:]}")
+        for line in said.splitlines():
             if line.startswith("warning: "):
                 log.warning(line)
 
@@ -245,14 +263,16 @@ def _mlflow_limits(port: int) -> dict[str, str]:
 
 
 def count_gpus() -> int:
-    """CUDA devices that this process may use."""
+    """CUDA devices that this process may use; without a driver none, which is known before torch is imported."""
+    if sys.platform == "linux" and not any(Path(device).exists() for device in DRIVERS):
+        return 0
     import torch
 
     return torch.cuda.device_count()
 
 
 def _worker(pool: str, name: str, limit: int) -> list[object]:
-    return ["prefect", "worker", "start", "--pool", pool, "--name", name, "--limit", limit]
+    return ["deployments.worker", "start", "--pool", pool, "--name", name, "--limit", limit]
 
 
 def _descendants(pids: list[int]) -> list[int]:

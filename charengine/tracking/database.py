@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from importlib.metadata import version
 
 from charengine.machine.addresses import database_uri
 from charengine.machine.home import Home
@@ -13,12 +14,12 @@ def initialise_database(home: Home) -> None:
     """Create MLflow's tables once, under a lock, in WAL mode: several first processes at once break the database."""
     import sqlite3
 
+    database = home.mlflow / "mlflow.db"
+    marker = home.mlflow / f"schema-{version('mlflow')}"
+    if marker.exists():  # known without importing MLflow, which takes seconds
+        return
     import mlflow
 
-    database = home.mlflow / "mlflow.db"
-    marker = home.mlflow / f"schema-{mlflow.__version__}"
-    if marker.exists():
-        return
     with single_flight(home.locks / "mlflow-database.lock", "MLflow's database is being made"):
         if marker.exists():
             return

@@ -1,8 +1,12 @@
-"""The gallery in a real browser, on everything that `charengine up` starts: from nothing to an adapter, with the mouse alone."""
+"""The gallery in a real browser, on everything that `charengine up` starts: from nothing to an adapter, with the mouse alone.
+
+One `up` serves all tests; what several need is made once. Each test is bounded, with what is made for it.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -12,24 +16,47 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chromium import Page, chromium, program
 from command_line import child_environment
+from prefect_samples import Server
+from quick_settings import QUICK
 from services.test_up import free_port
 
 from charengine.machine.home import Home
 from charengine.services.up import remembered_ports
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(program() is None, reason="needs Chromium"),
-]
+needs_chromium = pytest.mark.skipif(program() is None, reason="needs Chromium")
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
-PATIENCE = 480.0
+PATIENCE = 300.0
 TEXT = "document.body.innerText"
 BADGE = "document.querySelector('.live .badge')?.textContent"
+
+
+@dataclass
+class Site:
+    """What `up` serves, and how the settings of quick runs are called."""
+
+    home: Home
+    folder: Path
+    settings: tuple[str, ...]
+    sheet: Path
+    address: str = ""
+
+    @property
+    def prefect(self) -> Server:
+        """Prefect's server."""
+        return Server(self.home, f"http://127.0.0.1:{remembered_ports(self.home)['prefect']}/api")
+
+    @property
+    def mlflow(self) -> str:
+        """MLflow's address."""
+        return f"http://127.0.0.1:{remembered_ports(self.home)['mlflow']}"
 
 
 @contextmanager
@@ -49,32 +76,211 @@ def up(home: Home, *ports: object) -> Iterator[str]:
         yield f"http://127.0.0.1:{remembered_ports(home)['gallery']}"
     finally:
         os.kill(process.pid, signal.SIGINT)
-        process.wait(PATIENCE)
+        try:
+            process.wait(120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
 
 
-@pytest.mark.timeout(1500)
-def test_from_an_empty_gallery_to_an_adapter_and_new_pictures_of_it(
-    tmp_path: Path, tiny_settings: tuple[str, ...], drawn_sheet: Path
-) -> None:
-    home = Home(tmp_path / "home").create()
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_settings: tuple[str, ...], drawn_sheet: Path) -> Iterator[Site]:
+    """Everything that `up` starts, on a home of its own without any character."""
+    folder = tmp_path_factory.mktemp("site")
+    site = Site(Home(folder / "home").create(), folder, tiny_settings, drawn_sheet)
     ports = [part for name in ("gallery", "prefect", "mlflow") for part in (f"--{name}-port", free_port())]
-    with chromium() as page:
-        with up(home, *ports) as address:
-            page.open(address)
-            assert "No character yet" in page.run(TEXT)
-            _start(page, tiny_settings, drawn_sheet)
-            _stop_and_continue(page)
-            _take_away(page, address)
-            _try_another_strength(page)
-            _start_a_cast(page, address, tmp_path, tiny_settings)
-            _narrow_and_dark(page, address)
-        with up(home) as again:
-            assert again == address  # links go on working
-            page.open(again)
-            assert "Ann" in page.run(TEXT) and "Download" in page.run(TEXT)
-        elsewhere = {url for url in page.requested if not url.startswith((address, "data:", "about:"))}
+    with up(site.home, *ports) as site.address:
+        yield site
+
+
+@pytest.fixture
+def page(site: Site) -> Iterator[Page]:
+    """A browser that asks nobody but the gallery, and has nothing to say in its console."""
+    with chromium() as opened:
+        opened.look(1400)
+        yield opened
+        elsewhere = {url for url in opened.requested if not url.startswith((site.address, "data:", "about:"))}
         assert elsewhere == set()
-        assert [said for said in page.said if "422" not in said and "ERR_CONNECTION_REFUSED" not in said] == []
+        assert [said for said in opened.said if "422" not in said] == []
+
+
+@pytest.fixture(scope="module")
+def ann(site: Site) -> str:
+    """A character that was started, stopped, continued and made by the page; its address."""
+    with chromium() as page:
+        page.look(1400)
+        page.open(site.address)
+        assert "No character yet" in page.run(TEXT)
+        _start(page, site.settings, site.sheet)
+        _stop_and_continue(page)
+        return str(page.run("location.href"))
+
+
+@needs_chromium
+@pytest.mark.timeout(1200)  # with everything that the others use too
+def test_a_character_is_started_mended_followed_stopped_continued_and_made(ann: str, page: Page) -> None:
+    page.open(ann)
+    assert page.run(BADGE) == "made" and page.run("document.querySelector('h1').textContent") == "Ann"
+
+
+@needs_chromium
+def test_its_words_are_copied_and_its_adapter_is_taken_away(ann: str, page: Page) -> None:
+    page.open(ann)
+    _take_away(page)
+
+
+@needs_chromium
+def test_another_strength_is_looked_at_and_new_pictures_are_drawn(ann: str, page: Page) -> None:
+    page.open(ann)
+    _try_another_strength(page)
+
+
+@needs_chromium
+def test_a_cast_is_shown_and_then_started(site: Site, page: Page) -> None:
+    _start_a_cast(page, site.address, site.folder, site.settings)
+    _stop_all(page, site.address)
+
+
+@needs_chromium
+def test_every_page_fits_a_telephone_and_a_dark_room(site: Site, ann: str, page: Page) -> None:
+    _narrow_and_dark(page, site.address)
+
+
+@needs_chromium
+def test_a_character_is_made_from_one_picture(site: Site, page: Page) -> None:
+    picture = site.folder / "My Hero.png"
+    _one_figure(picture)
+    page.open(f"{site.address}/start")
+    page.choose_file("#reference", picture)
+    page.fill("#prompt", "an orc woman in a blue coat")
+    page.fill("#name", "Dot")
+    page.fill(
+        "#more_settings", "\n".join([*QUICK, "sheet.candidates=1"])
+    )  # the shipped models, which can look at a picture
+    page.click("form#start button.first")
+    assert page.run("document.querySelector('h1').textContent") == "Dot", page.run(TEXT)
+    given = "document.querySelector('img[src*=\"/file/reference\"]')"
+    page.until(f"{given} && {given}.complete && {given}.naturalWidth > 0", PATIENCE)
+    page.until(f"{BADGE} === 'made'", PATIENCE)
+    broken = "[...document.images].filter((one) => one.complete && !one.naturalWidth).map((one) => one.src)"
+    assert page.run(broken) == [] and page.run(f"{given} !== null")
+    assert page.run("document.querySelector('a[download]').textContent") == "Download the adapter"
+
+
+@needs_chromium
+def test_mlflows_page_opens_with_the_strengths_of_all_cells_and_their_pictures(site: Site, ann: str) -> None:
+    with chromium() as page:
+        page.look(1400)
+        page.open(site.address)
+        page.open(
+            page.run(
+                "[...document.querySelectorAll('.others a')].find((a) => a.textContent === 'Compare strengths').href"
+            )
+        )
+        page.until(f"['strength vs. identity', 'strength vs. adherence'].every((name) => {TEXT}.includes(name))", 120)
+        page.until(f"{TEXT}.includes('Ann sweep step 300 × 1')", 120)
+
+
+def test_a_schedule_that_is_switched_on_has_upcoming_runs_and_fires(site: Site) -> None:
+    prefect = site.prefect
+    batch = prefect.deployment("batch")
+    [nightly] = batch["schedules"]
+    cast = site.folder / "night.json"
+    entry = {"name": "Eve", "prompt": "a bard", "sheet": str(site.sheet), "overrides": list(site.settings)}
+    cast.write_text(json.dumps([entry]), encoding="utf-8")  # JSON is YAML too
+    cast = cast.rename(cast.with_suffix(".yaml"))
+    prefect.patch(f"deployments/{batch['id']}", {"parameters": {"file": str(cast), "workers": True}})
+    every_minute = {"active": True, "schedule": {"cron": "* * * * *", "timezone": "UTC"}}
+    prefect.patch(f"deployments/{batch['id']}/schedules/{nightly['id']}", every_minute)
+    wanted = {"flow_runs": {"deployment_id": {"any_": [batch["id"]]}}}
+    try:
+        _until(lambda: any(one["state_type"] == "SCHEDULED" for one in prefect.post("flow_runs/filter", wanted)))
+        fired = _until(
+            lambda: [
+                one for one in prefect.post("flow_runs/filter", wanted) if one["state_type"] in ("RUNNING", "COMPLETED")
+            ]
+        )
+    finally:
+        prefect.patch(f"deployments/{batch['id']}/schedules/{nightly['id']}", {"active": False})
+    assert all(one["auto_scheduled"] for one in fired)
+    ended = _until(lambda: _ended(prefect, fired[0]["id"]))
+    assert ended["state_type"] == "COMPLETED", ended["state"]
+    assert (site.folder / "runs" / "eve" / "run.json").is_file()
+
+
+@needs_chromium
+def test_after_a_restart_everything_is_there_at_the_same_address(site: Site, ann: str) -> None:
+    """The last one: it ends what the others use, and begins it again."""
+    os.kill(json.loads(site.home.services_file.read_text())["pid"], signal.SIGINT)
+    _until(lambda: not site.home.services_file.exists())
+    _until(lambda: not _answers(site.address))
+    with up(site.home) as again, chromium() as page:
+        assert again == site.address  # links go on working
+        page.look(1400)
+        page.open(ann)
+        assert page.run(BADGE) == "made" and "Download the adapter" in page.run(TEXT)
+        with urllib.request.urlopen(f"{ann.partition('#')[0]}/adapter.zip", timeout=60) as response:
+            names = zipfile.ZipFile(io.BytesIO(response.read())).namelist()
+        assert any(name.endswith("_recommended.safetensors") for name in names)
+        page.open(
+            page.run("[...document.querySelectorAll('.live a')].find((a) => a.textContent.includes('MLflow')).href")
+        )
+        page.until(f"{TEXT}.includes('character-ann')", 120)  # the pick stands in the registry
+
+
+def _until(ask: Any, seconds: float = PATIENCE) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := ask()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return found
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/health", timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def _ended(prefect: Server, run_id: str) -> dict[str, Any] | None:
+    run: dict[str, Any] = prefect.get(f"flow_runs/{run_id}")
+    return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+
+def _one_figure(to: Path) -> None:
+    """A picture of one character of the embedded family's world."""
+    import torch
+
+    from charengine.embedded import probe
+    from charengine.embedded.shape import PICTURE_SIZE
+    from charengine.embedded.traits import BACKGROUNDS, POSES, sample_indices
+    from charengine.embedded.world import render
+
+    who = sample_indices(1, torch.Generator().manual_seed(7))
+    pose, white = (
+        torch.tensor([names.index(name)])
+        for names, name in ((POSES, "standing"), (BACKGROUNDS, "plain white background"))
+    )
+    drawn = render(who, yaw=torch.tensor([0.3]), pose=pose, background=white, size=PICTURE_SIZE, framing=0.95)
+    probe.to_images(drawn.image)[0].save(to)
+
+
+def _stop_all(page: Page, address: str) -> None:
+    """A cast that was started trains at the default's length: what follows need not wait for that."""
+    page.open(f"{address}/")
+    found = page.run(
+        "[...document.querySelectorAll('.card')].filter((one) => /waiting|being made/.test(one.innerText))"
+        ".map((one) => one.querySelector('h2 a').href)"
+    )
+    for url in found:
+        page.open(url)
+        if page.run("document.querySelector(\"form[action$='/cancel'] button\") !== null"):
+            page.click("form[action$='/cancel'] button")
+    for url in found:
+        page.open(url)
+        page.until(f"{BADGE} === 'stopped'", PATIENCE)
 
 
 def _start(page: Page, settings: tuple[str, ...], sheet: Path) -> None:
@@ -104,7 +310,7 @@ def _stop_and_continue(page: Page) -> None:
     page.until(f"{BADGE} === 'made'", PATIENCE)
 
 
-def _take_away(page: Page, address: str) -> None:
+def _take_away(page: Page) -> None:
     assert page.run("document.querySelector('#trigger').textContent").isalnum()
     page.run("document.querySelector('button.copy').click()")
     page.until("document.querySelector('#said').textContent.startsWith('Copied: ')")

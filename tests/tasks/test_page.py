@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
+from uuid import uuid4
 
 import pytest
 from run_samples import sample_run
@@ -136,6 +139,62 @@ def test_a_sweep_tells_its_pictures_and_the_longest_it_may_still_take(monkeypatc
     assert lines[0] == "is being prepared, 0 s so far"
     assert lines[-1] == "14 pictures of at most 56, at most 1 min 30 s left"
     assert sent[-1]["progress"] == 25.0
+
+
+def test_what_comes_between_two_steps_is_told_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "EVERY", 0.05)
+    monkeypatch.setattr(live, "STILL", 0.1)
+    sent: list[str] = []
+    monkeypatch.setattr(live, "create_progress_artifact", lambda **values: sent.append(values["description"]))
+    training = live.LiveProgress("zorga-training", "Zorga", "training")
+    with training.following():
+        time.sleep(0.12)
+        assert sent and sent[0] == "is being prepared, 0 s so far"  # the bar is there before the first step
+        training.on_step(dataclasses.replace(STEPS[-1], doing="validating and keeping a checkpoint"))
+        time.sleep(0.08)
+        assert sent[-1] == "step 3 of 10, loss 0.4000, 1 min 5 s left"
+        assert training._latest is not None
+        training._latest = dataclasses.replace(training._latest, when=time.monotonic() - 7)  # seconds ago
+        time.sleep(0.12)
+        assert sent[-1] == "step 3 of 10, loss 0.4000, 1 min 5 s left; validating and keeping a checkpoint for 7 s"
+    assert sent[-1] == "step 3 of 10, loss 0.4000, 1 min 5 s left"
+
+
+def test_pictures_that_are_all_drawn_are_not_told_as_some_of_at_most_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "create_progress_artifact", lambda **values: None)
+    lines: list[str] = []
+    sweep = live.LiveProgress("zorga-sweeping", "Zorga", "sweeping", lines.append)
+    with sweep.following():
+        sweep.on_drawn(56, 56)
+    assert lines == ["56 pictures drawn"]
+
+
+def test_a_stage_that_is_taken_from_the_cache_leaves_no_bar_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(live, "create_progress_artifact", lambda **values: sent.append(values))
+    with live.LiveProgress("zorga-training", "Zorga", "training").following():
+        pass
+    assert sent == []
+
+
+def test_an_artifact_is_changed_over_one_connection_and_over_a_new_one_after_it_was_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clients: list[MagicMock] = []
+
+    def client(**_: Any) -> MagicMock:
+        clients.append(MagicMock())
+        return clients[-1]
+
+    monkeypatch.setattr(live, "get_client", client)
+    artifact = live.LiveArtifact()
+    for text in ("made", "changed", "again"):
+        artifact.write(uuid4, live.ArtifactUpdate(data=text))
+    assert [call.args[1].data for call in clients[0].update_artifact.call_args_list] == ["changed", "again"]
+    artifact.close()
+    clients[0].__exit__.assert_called_once()
+    artifact.write(uuid4, live.ArtifactUpdate(data="more"))
+    assert len(clients) == 2
 
 
 def test_a_prefect_that_is_away_costs_a_training_one_warning(

@@ -17,6 +17,7 @@ from charengine.run.folder import read_run
 RUNS = "runs"  # where runs go that name no folder
 SWEEPS = "sweeps"  # in a run's folder: pictures drawn later at other strengths, checkpoints or prompts
 RECORD, REPORT = "run.json", "report.html"
+PICTURES = (".png", ".jpg", ".webp")  # endings that a sheet or a reference may have
 MOST_FOLDERS = 5000  # that are looked into in one place
 LARGEST_SWEEP = 50_000_000  # bytes of a sweep.json
 ADAPTERS = "adapters"
@@ -49,7 +50,15 @@ class RunFolder:
     @property
     def sheet(self) -> Path | None:
         """The sheet, from the moment that it is written."""
-        found = (plain_file(self.path / f"sheet{ending}") for ending in (".png", ".jpg", ".webp"))
+        return self._picture("sheet")
+
+    @property
+    def reference(self) -> Path | None:
+        """The picture that the sheet was drawn from, if one was given."""
+        return self._picture("reference")
+
+    def _picture(self, stem: str) -> Path | None:
+        found = (plain_file(self.path / f"{stem}{ending}") for ending in PICTURES)
         return next((path for path in found if path), None)
 
     @property

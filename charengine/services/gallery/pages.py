@@ -34,6 +34,7 @@ FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}  # a digest
 FOREIGN = "sandbox allow-scripts allow-downloads allow-popups; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 KINDS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 TRACKED_PATH = re.compile(r"images/[A-Za-z0-9._%+-]{1,200}")
+SHEET_PICTURE = "images/sheet.png"  # of a character's run in MLflow
 VIEW_FILES = ("front", "side", "back")
 MOST_SHOWN = 300  # cards on one page; the search finds the others
 
@@ -86,7 +87,7 @@ def front(gallery: Gallery, request: Request) -> Response:
 
 
 def characters_part(gallery: Gallery, request: Request) -> Response:
-    """The cards alone, asked for every two seconds."""
+    """The cards alone, asked for again while the page is open."""
     return gallery.render("_characters.html", **_list(gallery, request))
 
 
@@ -137,6 +138,7 @@ def one_character(gallery: Gallery, character: Character, request: Request, **mo
         "base": _chosen(pictures, run, request, strength=0.0) if pictures and run else None,
         "subject": run.recommended_prompt if run else "",
         "minutes": _minutes(run),
+        "before": any(one.active and one.id != character.id for one in gallery.characters(fresh=False)[0]),
         "form": {},
         "problems": {},
         "once": secrets.token_hex(8),
@@ -173,7 +175,8 @@ def _sheet(gallery: Gallery, character: Character, mlflow_id: str) -> str:
         return f"/picture/{run.sheet.image.sha256}"
     if folder and folder.sheet:
         return f"/character/{character.id}/file/sheet"
-    return f"/tracked/{mlflow_id}/images/sheet.png" if mlflow_id else ""
+    there = bool(mlflow_id) and (not character.active or gallery.tracked.holds(mlflow_id, SHEET_PICTURE))
+    return f"/tracked/{mlflow_id}/{SHEET_PICTURE}" if there else ""
 
 
 def _pick_pictures(run: RunRecord) -> tuple[Ref, ...]:
@@ -278,11 +281,11 @@ def report(gallery: Gallery, request: Request) -> Response:
 
 
 def run_file(gallery: Gallery, request: Request) -> Response:
-    """The sheet or a view, from the moment that it is written."""
+    """The sheet, the picture it is drawn from, or a view, from the moment that it is written."""
     folder, what = gallery.character(request).folder, request.path_params["what"]
     path: Path | None = None
-    if folder and what == "sheet":
-        path = folder.sheet
+    if folder and what in ("sheet", "reference"):
+        path = folder.sheet if what == "sheet" else folder.reference
     elif folder and what in VIEW_FILES:
         path = next((view for view in folder.views if view.stem == what), None)
     if not path:
@@ -360,10 +363,10 @@ def _estimate(gallery: Gallery, form: StartForm) -> str:
     runs = [one.folder.run for one in everybody if one.folder and one.folder.run]
     found = expected(profile, runs)
     if found is None:
-        return "not known yet: no character was made with this profile on this machine"
+        return "How long it takes is not known yet: no character was made with this profile on this machine."
     waiting = sum(one.active for one in everybody)
     before = f"; {waiting} more {'is' if waiting == 1 else 'are'} made or waiting before it" if waiting else ""
-    return f"{found.words}{before}"
+    return f"It will take {found.words}{before}."
 
 
 def cast_page(gallery: Gallery, request: Request) -> Response:

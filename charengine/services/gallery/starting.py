@@ -161,7 +161,8 @@ def in_page_words(problem: str) -> str:
     for option, words in FIELD_WORDS.items():
         text = re.sub(rf"{option}\b", words, text)
     head, colon, rest = text.partition(": ")
-    return rest if colon and (head in TEXTS or head in SHOWN) else text
+    said = rest if colon and (head in TEXTS or head in SHOWN) else text
+    return said.partition(" ")[2] if re.match(rf"({'|'.join(TEXTS)}) is ", said) else said
 
 
 def resume_parameters(character: Character) -> dict[str, Any]:

@@ -74,15 +74,16 @@ class Tracked:
             return None
         for child in self._search(f"tags.`mlflow.parentRunId` = '{run_id}' and tags.`{KIND_TAG}` = 'train'"):
             train_id = str(child["info"]["run_id"])
-            listed = self._get(
-                f"api/2.0/mlflow/artifacts/list?{urlencode({'run_id': train_id, 'path': 'images'})}", AGE
-            )
-            paths = [str(one.get("path", "")) for one in (listed or {}).get("files", [])]
+            paths = self._listed(train_id, "images")
             steps = [(int(found[1]), path) for path in paths if (found := SAMPLE_STEP.search(path))]
             if steps:
                 step, path = max(steps)
                 return step, f"{train_id}/{path}"
         return None
+
+    def holds(self, run_id: str, path: str) -> bool:
+        """Whether a run has logged this file by now."""
+        return _is_id(run_id) and path in self._listed(run_id, path.rpartition("/")[0])
 
     def picture(self, run_id: str, path: str) -> bytes | None:
         """The bytes of a picture that a run has logged; what is no PNG or WebP is not handed on."""
@@ -92,6 +93,11 @@ class Tracked:
         return data if data and data.startswith((b"\x89PNG\r\n\x1a\n", b"RIFF")) else None
 
     # --- questions ----------------------------------------------------------------------------------------------------
+
+    def _listed(self, run_id: str, folder: str) -> list[str]:
+        """Paths of the files in a folder of a run."""
+        listed = self._get(f"api/2.0/mlflow/artifacts/list?{urlencode({'run_id': run_id, 'path': folder})}", AGE)
+        return [str(one.get("path", "")) for one in (listed or {}).get("files", [])]
 
     def _experiment(self) -> str:
         found = self._get(f"api/2.0/mlflow/experiments/get-by-name?experiment_name={PROJECT}", 60.0)

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from charengine.models import Diffusion, TextConditioning
 from charengine.pictures import png
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint, Ref
 from charengine.stage import Progress
+from charengine.stages.train.clock import Clock
 from charengine.stages.train.curve import as_csv, last_of_views, losses_of_step, smoothed
 from charengine.stages.train.data import TrainingData, encode_dataset
 from charengine.stages.train.lessons import draw_lessons, kept_lessons
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 STATE_VERSION = 3  # of a saved state: one of another version is not taken up
 READ_EVERY = 10  # steps between reads of the losses on a GPU, where each read waits for the device
+READ_SECONDS = 1.0  # but those who follow a training of slow steps wait no longer
+BETWEEN_STEPS = {"validate": "validating", "sample": "drawing a sample", "checkpoint": "keeping a checkpoint"}
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 10, 4.0
 SAMPLE_GIB = 4.0  # GPU memory a sample picture needs beside the training
 
@@ -150,18 +152,18 @@ class _Training:
         """Step to the end, keeping checkpoints, validations and states on the way."""
         settings, history = self.settings, self.history
         self._begin()
-        clock = _Clock(history.step, history.seconds)
+        clock = Clock(history.step, history.seconds)
         step = history.step
         while step < settings.steps and not self._early_stop():
             self.setup.step.run(step, groups_of_step(self.data, settings, self.seed, step))
             step += 1
             stopping = should_stop()
             due = self._due(step) | ({"save"} if stopping else set())
-            if due or step - history.step >= (READ_EVERY if self.cuda else 1):
+            if due or not self.cuda or step - history.step >= READ_EVERY or clock.since_read() >= READ_SECONDS:
                 self._read(step)
-                history.seconds = clock.total()
+                history.seconds = clock.read()
                 if on_step:
-                    on_step(self._progress(clock))
+                    on_step(self._progress(clock, due))
             if "validate" in due:
                 self._validate(step)
             if "sample" in due and self._room_for_samples():
@@ -238,12 +240,13 @@ class _Training:
         losses = {f"train/{name}": loss for name, loss in losses_of_step(self.history, step - 1, self.data).items()}
         self.tracker.log_metrics(losses | {"train/learning_rate": self.history.rates[step - 1]}, step)
 
-    def _progress(self, clock: _Clock) -> Progress:
+    def _progress(self, clock: Clock, due: set[str]) -> Progress:
         history, each = self.history, clock.per_step(self.history.step)
         left = each * (self.settings.steps - history.step)
         memory = torch.cuda.memory_reserved(self.setup.device) / 2**30 if self.cuda else 0.0
         losses = (last_of_views(history, self.data), history.smoothed[-1], history.rates[-1])
-        return Progress(history.step, self.settings.steps, *losses, each * 1000, left, memory)
+        doing = " and ".join(words for what, words in BETWEEN_STEPS.items() if what in due)
+        return Progress(history.step, self.settings.steps, *losses, each * 1000, left, memory, doing)
 
     def _validate(self, step: int) -> None:
         point = self._measure(step)
@@ -367,21 +370,6 @@ class _Training:
             mlflow_run_id=self.tracker.run_id,
             warnings=moved(history.machines),
         )
-
-
-class _Clock:
-    """Seconds spent on this training, this time and before."""
-
-    def __init__(self, step: int, before: float) -> None:
-        self.step, self.before, self.started = step, before, time.perf_counter()
-
-    def total(self) -> float:
-        """Seconds of all sessions."""
-        return self.before + time.perf_counter() - self.started
-
-    def per_step(self, step: int) -> float:
-        """Seconds a step in this session."""
-        return (time.perf_counter() - self.started) / max(1, step - self.step)
 
 
 def checkpoint_steps(settings: TrainSettings) -> set[int]:

@@ -90,6 +90,30 @@ def test_a_character_is_followed_stage_step_loss_time_left_and_latest_sample(vis
     assert line in cards(visit.get("/"))["Now"]
 
 
+def test_a_sheet_that_is_not_logged_yet_is_no_broken_picture(visit: Visit) -> None:
+    visit.prefect.runs = [running("Ada", run_id="abc")]
+    visit.tracked.files = []
+    assert "images/sheet.png" not in visit.get("/") + visit.get(visit.address("Ada"))
+    visit.tracked.files = ["images/sheet.png"]
+    assert f"/tracked/{'ab' * 16}/images/sheet.png?w=640" in visit.get(visit.address("Ada"))
+
+
+def test_the_picture_that_a_character_was_made_from_is_shown_beside_its_sheet(visit: Visit, sample: Sample) -> None:
+    folder = made(visit, sample[0])
+    address = visit.address("Zorga")
+    assert "The picture given" not in visit.get(address)
+    (folder / "reference.png").write_bytes((folder / "sheet.png").read_bytes())
+    assert f'src="{address}/file/reference?w=320" alt="The picture given of Zorga"' in visit.get(address)
+    assert visit.client.get(f"{address}/file/reference?w=320").headers["content-type"] == "image/webp"
+
+
+def test_what_waits_says_whether_others_come_before_it(visit: Visit) -> None:
+    visit.prefect.runs = [running("Ada", "SCHEDULED")]
+    assert "It begins in a moment." in visit.get(visit.address("Ada"))
+    visit.prefect.runs.append(running("Ben"))
+    assert "It begins when those before it are done." in visit.get(visit.address("Ada"))
+
+
 def test_progress_of_a_stage_that_has_ended_is_not_shown_for_the_next(visit: Visit) -> None:
     visit.prefect.runs = [running("Now")]
     visit.prefect.tasks["run-of-now"] = [{"name": "sweep-now", "state_type": "RUNNING", "state_name": "Running"}]

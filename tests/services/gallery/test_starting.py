@@ -32,7 +32,7 @@ def problem_of(page: str, field: str) -> str:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("prompt", "", "prompt is empty"),
+        ("prompt", "", "is empty: describe the character"),
         ("prompt", "x" * 2001, "at most 2000"),
         ("prompt", "a \x07 bell", "control character"),
         ("name", "../../etc", "is not allowed"),
@@ -172,6 +172,18 @@ def test_when_prefect_takes_nothing_the_form_is_kept_and_says_why(visit: Visit) 
     visit.prefect.most = 0
     page = visit.post("/start", GOOD, status=422).text
     assert "database is locked" in page and "a knight in red armour</textarea>" in page
+
+
+def test_a_mistake_does_not_say_the_name_of_its_field_twice(visit: Visit) -> None:
+    page = visit.post("/start", {"prompt": ""}, status=422).text
+    assert problem_of(page, "prompt").startswith("is empty: describe the character")
+    assert "prompt is empty" not in page
+
+
+def test_before_the_first_character_the_page_says_in_a_sentence_that_no_time_is_known(visit: Visit) -> None:
+    page = visit.get("/start")
+    assert "How long it takes is not known yet: no character was made with this profile" in page
+    assert "It will take" not in page
 
 
 def test_settings_are_shown_with_description_limits_and_each_profiles_values(visit: Visit) -> None:

@@ -127,6 +127,8 @@ def test_training_learns_the_views_and_says_how_far_it_is(store, tmp_path):
     assert [progress.step for progress in seen] == list(range(1, 41))
     assert seen[-1].seconds_left == 0
     assert seen[0].steps == 40
+    between = {progress.step: progress.doing for progress in seen if progress.doing}
+    assert between == {20: "validating and keeping a checkpoint", 40: "validating and keeping a checkpoint"}
     assert record.plan["precision"] == "fp32"
     rows = list(csv.reader(io.StringIO(store.get(record.curve).decode())))
     assert rows[0] == ["step", "loss", "smoothed", "learning_rate"]

@@ -1,0 +1,155 @@
+"""Prefect's worker, whose runs begin at once: `python -m deployments.worker start --pool characters`, as `prefect worker start`.
+
+Prefect's own starts two processes for each run, one of them to prepare a workspace that our deployments do not have, and each
+imports Prefect for seconds. This one starts the engine alone, and hands the run to a process that has imported everything before
+it was asked (`deployments/standby.py`). docs/decisions/0063-a-run-begins-at-once.md has the measurements.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from prefect.runner import _starter_engine
+from prefect.settings import get_current_settings
+from prefect.utilities import processutils
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+
+ENGINE = [sys.executable, "-m", "prefect.engine"]
+STANDBY = [sys.executable, "-P", "-m", "deployments.standby"]  # -P: no modules of the folder where it stands
+OF_ITS_OWN: dict[str, Any] = {
+    "start_new_session": True
+}  # a worker that is killed, with all of its group, leaves its run alone
+OF_ONE_RUN = "PREFECT__"  # begins the names of what a run alone is told
+# What a process in waiting imports, by work pool: the flows, and of what a character needs the half that costs most for its memory
+MODULES = {"characters": ("flows.character", "flows.sweep", "torch", "mlflow"), "orchestrate": ("flows.batch",)}
+
+
+class DirectConfiguration(ProcessJobConfiguration):
+    """How a run is started: the engine and nothing before it, unless its deployment names a command."""
+
+    def prepare_for_flow_run(self, *args: Any, **kwargs: Any) -> None:
+        """Fill in what the deployment leaves open."""
+        self.command = self.command or processutils.command_to_string(ENGINE)
+        super().prepare_for_flow_run(*args, **kwargs)
+
+
+class Standby:
+    """One process that is ready for the next run; made anew when the run that took it has ended.
+
+    Args:
+        modules: that it imports.
+    """
+
+    def __init__(self, *modules: str) -> None:
+        self._command = [*STANDBY, *modules]
+        self._environment: dict[str, str] = {}
+        self._waiting: anyio.abc.Process | None = None
+
+    async def close(self) -> None:
+        """Nobody needs it any more."""
+        process, self._waiting = self._waiting, None
+        if process and process.returncode is None:
+            process.terminate()
+            await process.aclose()
+
+    async def prepare(self) -> None:
+        """Start it, unless one waits already."""
+        if self._waiting and self._waiting.returncode is None:
+            return
+        settings = get_current_settings().to_environment_variables(exclude_unset=True)
+        self._environment = {**os.environ, **settings}
+        pipe = subprocess.PIPE
+        self._waiting = await anyio.open_process(
+            self._command, env=self._environment, stdin=pipe, stdout=pipe, stderr=pipe, **OF_ITS_OWN
+        )
+
+    def fits(self, command: list[str], environment: Mapping[str, str]) -> bool:
+        """Whether one waits that is as the run's own process would be, but for what the run alone is told."""
+        if self._waiting is None or self._waiting.returncode is not None or command != ENGINE:
+            return False
+        return _shared(environment) == _shared(self._environment)
+
+    @asynccontextmanager
+    async def take(self, environment: Mapping[str, str], folder: str) -> AsyncIterator[anyio.abc.Process]:
+        """The process, told whose run it is; ended on the way out, as Prefect ends its own."""
+        process, self._waiting = self._waiting, None
+        assert process and process.stdin
+        try:
+            async with process:
+                told = {"environment": dict(environment), "folder": folder}
+                await process.stdin.send(json.dumps(told).encode() + b"\n")
+                yield process
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            with anyio.CancelScope(shield=True):
+                await process.aclose()
+
+    async def run_process(
+        self,
+        command: list[str],
+        *,
+        stream_output: Any = False,
+        task_status: Any = None,
+        task_status_handler: Callable[[anyio.abc.Process], Any] | None = None,
+        **how: Any,
+    ) -> anyio.abc.Process:
+        """Prefect's `run_process`: in the process that waits where it fits, else in a new one."""
+        environment = {name: value for name, value in (how.get("env") or {}).items() if value is not None}
+        if set(how) - {"env", "cwd"} or not stream_output or not self.fits(command, environment):
+            options = {"task_status": task_status, "task_status_handler": task_status_handler, **OF_ITS_OWN, **how}
+            return await processutils.run_process(command, stream_output=stream_output, **options)
+        sinks = (sys.stdout, sys.stderr) if stream_output is True else stream_output
+        async with self.take(environment, str(how.get("cwd") or os.getcwd())) as process:
+            if task_status is not None:
+                task_status.started(task_status_handler(process) if task_status_handler else process.pid)
+            await processutils.consume_process_output(process, stdout_sink=sinks[0], stderr_sink=sinks[1])
+            await process.wait()
+        await self.prepare()
+        return process
+
+
+def _shared(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith(OF_ONE_RUN)}
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it takes the place of Prefect's own, which is meant
+
+    class QuickWorker(ProcessWorker):
+        """Prefect's process worker with a process in waiting."""
+
+        type = ProcessWorker.type
+        job_configuration = DirectConfiguration
+
+        async def setup(self) -> None:
+            """Begin, and have a process made for the first run."""
+            await super().setup()
+            self._standby = Standby(*MODULES.get(self._work_pool_name, ()))
+            _starter_engine.run_process = self._standby.run_process  # type: ignore[attr-defined]  # meant to be replaced
+            await self._standby.prepare()
+
+        async def teardown(self, *exc_info: Any) -> None:
+            """End, with the process that waits."""
+            await self._standby.close()
+            await super().teardown(*exc_info)
+
+
+def main() -> None:
+    """Prefect's own command, with the worker above in the place of Prefect's."""
+    from prefect.cli import app
+
+    sys.argv[:] = ["prefect", "worker", *sys.argv[1:]]
+    app()
+
+
+if __name__ == "__main__":
+    main()

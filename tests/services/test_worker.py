@@ -1,0 +1,157 @@
+"""The worker's process in waiting: it becomes the engine of the run it is told, only where it fits, and goes when nobody needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import pytest
+from command_line import ROOT, child_environment
+
+from charengine.machine.home import Home
+from deployments import worker
+from deployments.worker import ENGINE, DirectConfiguration, Standby
+
+ECHO = "import sys, json; told = json.loads(sys.stdin.readline()); print(told['environment']['PREFECT__FLOW_RUN_ID'])"
+
+
+@pytest.fixture
+def echoing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process in waiting that says which run it is told, instead of running it."""
+    monkeypatch.setattr(worker, "STANDBY", [sys.executable, "-c", ECHO])
+
+
+def environment(standby: Standby, **more: str) -> dict[str, str]:
+    return {**standby._environment, "PREFECT__FLOW_RUN_ID": "a-run", **more}
+
+
+def test_a_run_is_handed_to_the_process_that_waits_and_another_is_made_when_it_has_ended(echoing: None) -> None:
+    async def two_runs() -> tuple[list[str], set[int]]:
+        standby, said, pids = Standby(), Said(), set()
+        await standby.prepare()
+        for number in ("first", "second"):
+            assert standby._waiting is not None
+            pids.add(standby._waiting.pid)
+            told = environment(standby, PREFECT__FLOW_RUN_ID=number)
+            process = await standby.run_process(ENGINE, stream_output=(said, said), env=told, cwd=str(ROOT))
+            assert process.returncode == 0 and process.pid in pids
+        await standby.close()
+        return said.lines, pids
+
+    lines, pids = anyio.run(two_runs)
+    assert lines == ["first", "second"] and len(pids) == 2
+
+
+class Said:
+    """Where output goes."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.lines += text.split()
+        return len(text)
+
+    def flush(self) -> None:
+        """As a stream has it."""
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "fits"),
+    [
+        (ENGINE, {}, True),
+        (ENGINE, {"PREFECT__DEPLOYMENT_NAME": "character"}, True),
+        (ENGINE, {"OMP_NUM_THREADS": "3"}, False),  # read when torch was imported
+        (["other", "command"], {}, False),
+    ],
+)
+def test_it_fits_only_a_run_whose_own_process_would_be_the_same(
+    echoing: None, command: list[str], more: dict[str, str], fits: bool
+) -> None:
+    async def asked() -> bool:
+        standby = Standby()
+        await standby.prepare()
+        try:
+            return standby.fits(command, environment(standby, **more))
+        finally:
+            await standby.close()
+
+    assert anyio.run(asked) is fits
+
+
+def test_a_process_that_died_while_waiting_is_not_taken(echoing: None) -> None:
+    async def asked() -> bool:
+        standby = Standby()
+        await standby.prepare()
+        assert standby._waiting
+        standby._waiting.kill()
+        await standby._waiting.wait()
+        try:
+            return standby.fits(ENGINE, environment(standby))
+        finally:
+            await standby.close()
+
+    assert anyio.run(asked) is False
+
+
+def test_a_run_that_does_not_fit_gets_a_process_and_a_session_of_its_own() -> None:
+    script = "import os; print(os.getsid(0) == os.getpid())"
+
+    async def run() -> list[str]:
+        said = Said()
+        await Standby().run_process([sys.executable, "-c", script], stream_output=(said, said), env=dict(os.environ))
+        return said.lines
+
+    assert anyio.run(run) == ["True"]
+
+
+def test_the_engine_is_started_directly_and_a_deployments_own_command_stays() -> None:
+    run: Any = FlowRunLike()
+    for given, wanted in ((None, " ".join(ENGINE)), ("nice python -m prefect.engine", "nice python -m prefect.engine")):
+        configuration = DirectConfiguration(command=given)
+        configuration.prepare_for_flow_run(run)
+        assert configuration.command == wanted and configuration._command_configured
+
+
+class FlowRunLike:
+    """What a configuration asks of a run."""
+
+    id, name, labels, state, job_variables = uuid4(), "Ada", {"a": "label"}, None, None
+    deployment_id = flow_id = None
+
+    def __getattr__(self, name: str) -> Any:
+        return None
+
+
+@pytest.fixture
+def waiting(home: Home) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "deployments.standby", "json"],
+        env=child_environment(home),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def test_it_goes_when_its_worker_has_gone(waiting: subprocess.Popen[str]) -> None:
+    said, _ = waiting.communicate("", timeout=120)
+    assert (said, waiting.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize(("there", "wanted"), [(True, "Invalid flow run id"), (False, "No such file or directory: ")])
+def test_it_becomes_the_engine_in_the_environment_and_folder_of_its_run(
+    waiting: subprocess.Popen[str], tmp_path: Path, home: Home, there: bool, wanted: str
+) -> None:
+    folder = tmp_path if there else tmp_path / "nowhere"
+    told = {"environment": {**child_environment(home), "PREFECT__FLOW_RUN_ID": "no id"}, "folder": str(folder)}
+    said, _ = waiting.communicate(json.dumps(told) + "\n", timeout=120)
+    assert wanted in said and "RuntimeWarning" not in said and waiting.returncode == 1
