@@ -27,7 +27,7 @@ def main(modules: list[str]) -> None:
     os.environ.clear()
     os.environ.update(told["environment"])
     os.chdir(told["folder"])
-    with open(os.devnull) as nothing:
+    with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), sys.stdin.fileno())
     sys.argv = [ENGINE]
     sys.modules.pop(ENGINE, None)  # it is to run as the program that it is

@@ -17,7 +17,7 @@ from charengine.stages.sweep.stage import SWEEP
 from charengine.stages.train.stage import TRAIN
 
 GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman", trigger="griqul")
-MODELS: Any = SimpleNamespace(diffusion=SimpleNamespace(fingerprint="sdxl-1"))
+MODELS: Any = SimpleNamespace(diffusion=SimpleNamespace(fingerprint="sdxl-1", sampling_fingerprint="sdxl-1"))
 
 
 def key(*overrides: str, character: Character = GRISHA, models: Any = MODELS, inputs: tuple[Path, ...] = ()) -> str:
@@ -34,12 +34,14 @@ def test_how_a_base_is_prompted_counts_for_what_is_drawn_with_it_and_not_for_wha
         return stage_key(SWEEP, GRISHA, load_profile("embedded"), models(usage), ())
 
     assert sweep_key("score_9") != sweep_key("masterpiece")
-    assert key(models=models("score_9")) == key(models=models("masterpiece"))
+    views_alone = "train.distill=0"
+    assert key(views_alone, models=models("score_9")) == key(views_alone, models=models("masterpiece"))
+    assert key(models=models("score_9")) != key(models=models("masterpiece"))  # lessons are drawn
 
 
 def test_a_default_spelt_out_is_the_same_setting() -> None:
-    assert key("train.steps=300") == key()
-    assert key("train.steps=301") != key()
+    assert key("train.steps=600", "train.rank=16") == key()
+    assert key("train.steps=601") != key()
 
 
 def test_a_file_counts_by_content_not_by_path_or_time(tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_another_process_makes_the_same_key() -> None:
         "from charengine.profiles.loading import load_profile; from charengine.run.keys import stage_key; "
         "from charengine.stages.train.stage import TRAIN; "
         "who = Character(name='Grisha', prompt='an orc woman', class_noun='orc woman', trigger='griqul'); "
-        "print(stage_key(TRAIN, who, load_profile('embedded'), N(diffusion=N(fingerprint='sdxl-1')), []))"
+        "print(stage_key(TRAIN, who, load_profile('embedded'), N(diffusion=N(fingerprint='sdxl-1', sampling_fingerprint='sdxl-1')), []))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert told == key()

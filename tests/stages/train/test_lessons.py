@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_loop import Recorder, stop_after, train
+from test_loop import Recorder, stop_after
+from test_loop import train as train_in_full
 from tiny_sdxl import FakeDiffusion, make_dataset
 
 from charengine.adapter.network import apply_adapter, load_adapter
@@ -17,19 +18,31 @@ from charengine.errors import ConfigError
 from charengine.likeness.prompts import FULL
 from charengine.stages.train import lessons as module
 from charengine.stages.train.data import encode_dataset
-from charengine.stages.train.lessons import FILE, POSES, SCENES, STEPS, draw_lessons, kept_lessons
+from charengine.stages.train.lessons import FILE, POSES, SCENES, draw_lessons, kept_lessons
 from charengine.stages.train.loop import TrainingStopped
 from charengine.stages.train.sampler import LESSONS, groups_of_step
 from charengine.stages.train.step import predict
 from charengine.store import Store
 
+STEPS = 5  # passes of a picture
 TRAITS = ("blue coat", "red hair")
 WORDS = "a woman with red hair in a blue coat"
+
+
+@pytest.fixture(autouse=True)
+def _few_passes(monkeypatch):
+    monkeypatch.setattr(module, "STEPS", STEPS)
 
 
 @pytest.fixture
 def store(tmp_path):
     return Store(tmp_path / "store")
+
+
+def train(store, folder, **changes):
+    """A short training, with a lesson in every second step if it is told the description."""
+    quick = {"steps": 6, "checkpoints": 1, "validate_every": 0}
+    return train_in_full(store, folder, **{**quick, **changes})
 
 
 def drawn(store, diffusion=None, **changes):
@@ -123,11 +136,11 @@ def test_every_second_step_takes_lessons_and_no_view_loses_its_turn(store):
 
 def test_the_trigger_learns_what_the_words_bring_and_the_negative_prompt_keeps_what_it_brought(store, tmp_path):
     lessons = drawn(store, distill=2)
-    rows = torch.arange(0, len(lessons.noisy), 5)
+    rows = torch.arange(len(lessons.noisy))
 
     def distances(**changes):
         made = train(
-            store, tmp_path / str(len(changes)), description=WORDS, steps=100, checkpoints=1, rank=8, **changes
+            store, tmp_path / str(len(changes)), description=WORDS, steps=40, rank=8, learning_rate=0.02, **changes
         )
         unet, found = FakeDiffusion().unet(), []
         apply_adapter(unet, store.get(made.checkpoints[-1].adapter), 1.0)
@@ -147,14 +160,14 @@ def test_the_trigger_learns_what_the_words_bring_and_the_negative_prompt_keeps_w
 def test_groups_too_large_for_memory_are_learnt_in_parts_to_the_same_adapter(store, tmp_path, monkeypatch):
     from charengine.stages.train import step as step_module
 
-    whole = train(store, tmp_path / "whole", description=WORDS, distill=2, distill_size=64, steps=4)
+    whole = train(store, tmp_path / "whole", description=WORDS, distill=2, distill_size=64, steps=2)
     build = step_module.TrainStep.__init__
 
     def in_parts(self, *args, **more):
         build(self, *args, **{**more, "micro_batch": 2})
 
     monkeypatch.setattr(step_module.TrainStep, "__init__", in_parts)
-    parts = train(store, tmp_path / "parts", description=WORDS, distill=2, distill_size=64, steps=4)
+    parts = train(store, tmp_path / "parts", description=WORDS, distill=2, distill_size=64, steps=2)
     first, second = (load_adapter(store.get(one.checkpoints[-1].adapter))[0] for one in (whole, parts))
     assert all(torch.allclose(first[key].float(), second[key].float(), atol=2e-3) for key in first)
 
@@ -170,16 +183,16 @@ def test_without_a_trait_in_the_description_nothing_is_drawn_and_squares_are_sho
 def test_losses_of_lessons_and_of_views_are_told_apart_once_each(store, tmp_path):
     tracker = Recorder()
     taught = {"description": WORDS, "distill": 2, "distill_size": 64}
-    for stop in (5, 3):
+    for stop in (3, 2):
         with pytest.raises(TrainingStopped):
             train(store, tmp_path / "state", tracker=tracker, should_stop=stop_after(stop), **taught)
     record = train(store, tmp_path / "state", tracker=tracker, **taught)
-    assert tracker.steps("train/loss") == [1, 3, 5, 7, 9, 11]
-    assert tracker.steps("train/lesson_loss") == [2, 4, 6, 8, 10, 12]
-    assert tracker.steps("train/learning_rate") == list(range(1, 13))
+    assert tracker.steps("train/loss") == [1, 3, 5]
+    assert tracker.steps("train/lesson_loss") == [2, 4, 6]
+    assert tracker.steps("train/learning_rate") == list(range(1, 7))
     rows = list(csv.DictReader(io.StringIO(store.get(record.curve).decode())))
-    assert [bool(row["loss"]) for row in rows] == [bool(row["smoothed"]) for row in rows] == [True, False] * 6
-    assert [bool(row["lesson_loss"]) for row in rows] == [False, True] * 6
+    assert [bool(row["loss"]) for row in rows] == [bool(row["smoothed"]) for row in rows] == [True, False] * 3
+    assert [bool(row["lesson_loss"]) for row in rows] == [False, True] * 3
     views = [float(row["loss"]) for row in rows[::2]]
     assert float(rows[-2]["smoothed"]) == pytest.approx(sum(views) / len(views))
     assert record.checkpoints[-1].loss == pytest.approx(sum(views) / len(views))
@@ -205,7 +218,7 @@ def test_lessons_begun_with_are_kept_and_those_of_other_settings_are_not_taken(s
 def test_another_description_does_not_continue_a_training(store, tmp_path):
     taught = {"distill": 2, "distill_size": 64}
     with pytest.raises(TrainingStopped):
-        train(store, tmp_path / "state", description=WORDS, should_stop=stop_after(6), **taught)
+        train(store, tmp_path / "state", description=WORDS, should_stop=stop_after(4), **taught)
     seen = []
     train(store, tmp_path / "state", description="a woman in a red hat", on_step=seen.append, **taught)
     assert seen[0].step == 1
@@ -224,7 +237,7 @@ def test_the_number_of_lessons_a_step_is_a_setting(store, tmp_path):
         train(store, tmp_path / str(count), description=WORDS, distill=2, distill_size=64, distill_batch=count)
         for count in (1, 6)
     )
-    assert (few.facts["samples"], many.facts["samples"]) == (12 / 2 * (3 + 1), 12 / 2 * (3 + 6))
+    assert (few.facts["samples"], many.facts["samples"]) == (6 / 2 * (3 + 1), 6 / 2 * (3 + 6))
     assert few.checkpoints[-1].adapter != many.checkpoints[-1].adapter
     assert module.WEIGHT > 1
 
