@@ -21,6 +21,7 @@ from charengine.stages.train.data import encode_dataset
 from charengine.stages.train.lessons import FILE, POSES, SCENES, draw_lessons, kept_lessons
 from charengine.stages.train.loop import TrainingStopped
 from charengine.stages.train.sampler import LESSONS, groups_of_step
+from charengine.stages.train.setup import Setup
 from charengine.stages.train.step import predict
 from charengine.store import Store
 
@@ -90,7 +91,7 @@ def test_wanted_is_what_the_base_predicts_by_the_words_taken_further_by_the_emph
     lessons = drawn(store, diffusion, distill_emphasis=emphasis)
     read = diffusion.read
     assert len(lessons.noisy) == 3 * STEPS
-    for row in (0, 7, 3 * STEPS - 1):
+    for row in (0, 4, 3 * STEPS - 1):
         picture = int(lessons.picture[row])
         text = diffusion.encode_prompts([read[picture], read[3 + picture], read[12]])
         inputs = lessons.noisy[row].expand(3, -1, -1, -1), lessons.timesteps[row].expand(3)
@@ -155,6 +156,25 @@ def test_the_trigger_learns_what_the_words_bring_and_the_negative_prompt_keeps_w
     taught = distances(distill=2, distill_size=64)
     untaught = distances()
     assert all(after < 0.7 * before for after, before in zip(taught, untaught, strict=True))
+
+
+def test_a_fresh_adapter_errs_by_what_the_words_bring_and_nowhere_by_the_negative_prompt(store):
+    """Fresh, it is the base model, whose own prediction by the negative prompt is what it should keep."""
+    settings, diffusion = TrainSettings(distill=2, distill_size=64, rank=4), FakeDiffusion()
+    lessons = drawn(store, diffusion, distill=2, distill_emphasis=0.5)
+    data = replace(encode_dataset(make_dataset(store), settings, diffusion, store), lessons=lessons)
+    setup = Setup(diffusion, settings, data, 1, None, fresh=True)
+    rows = torch.tensor([1, 2, 5, 8])
+    with torch.no_grad():
+        by_kind = [setup.step._lesson_loss(lessons, rows, torch.full((4,), kind)) for kind in range(3)]
+        for kind in (0, 1):
+            text = lessons.embeds[kind, lessons.picture[rows]], lessons.pooled[kind, lessons.picture[rows]]
+            ids = lessons.time_ids.expand(4, -1)
+            predicted = predict(setup.unet, lessons.noisy[rows], lessons.timesteps[rows], *text, ids)
+            error = (predicted - lessons.wanted[0, rows]).square().mean((1, 2, 3)) * lessons.weight[rows]
+            assert torch.allclose(by_kind[kind], error, rtol=1e-4)
+    setup.close()
+    assert float(by_kind[2].max()) < 1e-6 < 1e-4 < float(by_kind[0].min())
 
 
 def test_groups_too_large_for_memory_are_learnt_in_parts_to_the_same_adapter(store, tmp_path, monkeypatch):
