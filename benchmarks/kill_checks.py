@@ -121,8 +121,8 @@ def wrong_in_mlflow(site: Site, names: list[str], steps: int) -> list[str]:
     ]
     for run in runs:
         if run.data.tags.get("charengine.kind") == "train":
-            names = ("train/loss", "train/lesson_loss")
-            told = [point for name in names for point in client.get_metric_history(run.info.run_id, name)]
+            losses = ("train/loss", "train/lesson_loss")
+            told = [point for name in losses for point in client.get_metric_history(run.info.run_id, name)]
             found = sorted(point.step for point in told)
             if found != list(range(1, steps + 1)):
                 wrong.append(f"MLflow: losses of {run.info.run_name} at steps {found}, not 1 to {steps}")

@@ -24,9 +24,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 ENGINE = [sys.executable, "-m", "prefect.engine"]
 STANDBY = [sys.executable, "-P", "-m", "deployments.standby"]  # -P: no modules of the folder where it stands
-OF_ITS_OWN: dict[str, Any] = {
-    "start_new_session": True
-}  # a worker that is killed, with all of its group, leaves its run alone
+OF_ITS_OWN: dict[str, Any] = {"start_new_session": True}  # a worker killed with its group leaves its run alone
 OF_ONE_RUN = "PREFECT__"  # begins the names of what a run alone is told
 # What a process in waiting imports, by work pool: the flows, and of what a character needs the half that costs most for its memory
 MODULES = {"characters": ("flows.character", "flows.sweep", "torch", "mlflow"), "orchestrate": ("flows.batch",)}

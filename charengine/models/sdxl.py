@@ -229,9 +229,8 @@ class SDXL:
         """Every pass of drawing what `sample` would draw, and what the U-Net predicts there by `beside`, row by row."""
         steps, guidance = self.usage.steps(steps), self.usage.guidance(guidance)
         traces = []
-        for part in chunks(
-            len(seeds), _rows_per_pass(self.pixels_per_pass * 2 // 3, *size)
-        ):  # three rows a picture, not two
+        pixels = self.pixels_per_pass * 2 // 3  # three rows a picture, not two
+        for part in chunks(len(seeds), _rows_per_pass(pixels, *size)):
             seen: list[tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]] = []
             self._denoise(
                 prompts.rows(part.start, part.stop),

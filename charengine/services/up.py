@@ -27,11 +27,8 @@ log = logging.getLogger(__name__)
 PORTS = {"gallery": 4300, "prefect": 4200, "mlflow": 5000}
 START_SECONDS = 180.0  # the first start makes both databases
 CANCEL_SECONDS = 40.0  # a training saves its state well within this
-DRIVERS = (
-    "/dev/nvidiactl",
-    "/dev/kfd",
-    "/dev/dxg",
-)  # of NVIDIA, of AMD, of Windows for its Linux; one without them has no GPU
+# Of NVIDIA, of AMD, of Windows for its Linux; a machine without them has no GPU
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 ORCHESTRATE_LIMIT = 4  # batch parents only wait, so several share one worker
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 
 from charengine.stages.train.data import TrainingData
-from charengine.stages.train.sampler import teaches
+from charengine.stages.train.sampler import teaches, view_steps
 from charengine.stages.train.state import History
 
 SMOOTHING = 0.98
@@ -18,7 +18,7 @@ def smoothed(before: Sequence[float], loss: float, data: TrainingData) -> float:
     step = len(before)
     if not before or teaches(data, step):
         return before[-1] if before else loss
-    views = step // 2 if data.lessons else step
+    views = view_steps(data, step)
     weight = min(SMOOTHING, views / (views + 1))
     return weight * before[-1] + (1 - weight) * loss
 

@@ -29,7 +29,7 @@ def groups_of_step(data: TrainingData, settings: TrainSettings, seed: int, step:
     """
     if teaches(data, step):
         return (Group(LESSONS, tuple(range(settings.distill_batch))),)
-    step = step // 2 if data.lessons else step
+    step = view_steps(data, step)
     own = [i for i, bucket in enumerate(data.buckets) if not bucket.regularisation]
     if settings.batch == 0 and any(data.buckets[i].square for i in own):
         own = [i for i in own if data.buckets[i].square == bool(step % 2)]
@@ -49,6 +49,11 @@ def groups_of_step(data: TrainingData, settings: TrainSettings, seed: int, step:
 def teaches(data: TrainingData, step: int) -> bool:
     """Whether step `step` (0-based) takes lessons."""
     return data.lessons is not None and step % 2 == 1
+
+
+def view_steps(data: TrainingData, step: int) -> int:
+    """How many of the steps before step `step`, which learns from views, did so too."""
+    return step // 2 if data.lessons else step
 
 
 def _one_bucket(data: TrainingData, own: list[int], count: int, seed: int, step: int) -> Group:

@@ -7,6 +7,7 @@ device: losses go to a buffer that is read every few steps.
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -161,7 +162,7 @@ class TrainStep:
         self.factor.copy_(self._clip_factor())
 
     def _backward(self, shape: tuple[tuple[int, int], ...], indices: list[Tensor]) -> Tensor:
-        """Gradients of the step's mean loss; the loss."""
+        """Gradients of the step's mean loss; the loss, of lessons without their weight."""
         self.parameters.zero_grad()
         if self.masks is not None:
             keep = 1 - self.settings.dropout
@@ -170,31 +171,27 @@ class TrainStep:
         total = sum(count for _, count in shape)
         loss = self.losses.new_zeros(())
         for (number, count), index in zip(shape, indices, strict=True):
-            if number == LESSONS:
-                loss += self._learn(count)
-                continue
-            bucket = self.data.buckets[number]
-            draws = self._draw(bucket, count)
+            weight, losses = self._of_lessons(count) if number == LESSONS else (1.0, self._of_bucket(number, index))
             size = self.micro_batch or count
             for start in range(0, count, size):
-                part = slice(start, start + size)
-                piece = self._loss(bucket, index[part], _cut(draws, part)).sum() / total
-                (piece * self.scaling.scale if self.scaling else piece).backward()
+                piece = losses(slice(start, start + size)).sum() / total
+                weighted = weight * piece
+                (weighted * self.scaling.scale if self.scaling else weighted).backward()
                 loss += piece.detach()
         return loss
 
-    def _learn(self, count: int) -> Tensor:
-        """Gradients of `count` lessons; their mean loss, without the weight they have beside views."""
-        lessons, loss = self.data.lessons, self.losses.new_zeros(())
+    def _of_bucket(self, number: int, index: Tensor) -> Callable[[slice], Tensor]:
+        """Losses of a part of a group of a bucket's samples, all of its random choices made."""
+        bucket = self.data.buckets[number]
+        draws = self._draw(bucket, len(index))
+        return lambda part: self._loss(bucket, index[part], _cut(draws, part))
+
+    def _of_lessons(self, count: int) -> tuple[float, Callable[[slice], Tensor]]:
+        """The weight that lessons have beside views, and losses of a part of `count` of them, chosen."""
+        lessons = self.data.lessons
         assert lessons is not None
         index, told = lessons.choose(count, self.generator)
-        size = self.micro_batch or count
-        for start in range(0, count, size):
-            piece = self._lesson_loss(lessons, index[start : start + size], told[start : start + size]).sum() / count
-            weighted = WEIGHT * piece
-            (weighted * self.scaling.scale if self.scaling else weighted).backward()
-            loss += piece.detach()
-        return loss
+        return WEIGHT, lambda part: self._lesson_loss(lessons, index[part], told[part])
 
     def _lesson_loss(self, lessons: Lessons, index: Tensor, told: Tensor) -> Tensor:
         """Weighted loss of each lesson, (n,) float32."""
