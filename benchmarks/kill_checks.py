@@ -158,6 +158,7 @@ def left_behind(site: Site, caches: list[str]) -> list[str]:
     wrong += [
         f"temp file: {path.relative_to(site.folder)}" for path in sorted(site.tmp.iterdir()) if path.name not in caches
     ]
+    wrong += [f"temp file: {path.relative_to(site.folder)}" for path in sorted(site.home.temporary.glob("*"))]
     for folder in ("spool", "journal"):
         wrong += [f"not delivered: {path.name} in {folder}" for path in sorted((site.home.mlflow / folder).glob("*"))]
     wrong += [f"state left: {path.name}" for path in sorted(site.home.state.glob("*"))]

@@ -1,6 +1,7 @@
 """Real kills: a night's work of `charengine up` while its processes are killed at random, and what must be true in the end.
 
-    python benchmarks/kills.py --batches 5 --kills 10       # the next five batches, about two minutes each on two free cores
+    python benchmarks/kills.py --batches 5 --kills 10       # the next five batches, one after the other
+    python benchmarks/kills.py --batches 30 --jobs 10       # ten at a time, each with ports of its own: two cores for each
     python benchmarks/kills.py --table                      # the counts and the recovery table of all batches so far
 
 Each batch is a seed: a fresh home, `charengine up`, a cast asked for as the nightly schedule does, then `kill -9` of a
@@ -23,8 +24,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +39,8 @@ from kill_checks import FINAL, contents, differences, left_behind, read_contents
 from kill_targets import FLOW_RUN, Site, seconds_until, whole_again  # noqa: E402
 from quick_settings import QUICK  # noqa: E402
 
+from charengine.services.up import PORTS  # noqa: E402
+
 STEPS = 6  # of QUICK's training
 NAMES = ("Aya", "Bo")
 PARTS = {"edit": "qwen", "sdxl": "sdxl", "clip": "clip"}
@@ -42,6 +48,8 @@ WEIGHTS = {"flow": 8, "worker": 4, "batch worker": 2, "Prefect": 3, "MLflow": 4,
 PAUSE = (1.0, 10.0)  # seconds between the end of one recovery and the next kill
 IMPATIENT = 0.25  # share of kills after which the next one does not wait for the recovery
 SETTLE_SECONDS = 1500.0
+FIRST_PORT = 20_000
+PORTS_TRIED = 100  # by `up`, from the one it asks for on
 MOST_ASKED = 8  # times that a cast is asked for
 
 
@@ -51,6 +59,7 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=1)
     parser.add_argument("--kills", type=int, default=10, help="at most, a batch")
     parser.add_argument("--seed", type=int, help="of the first batch; default: the one after the last in the results")
+    parser.add_argument("--jobs", type=int, default=1, help="batches at a time")
     parser.add_argument("--until", default="", help="no batch is begun after this time of day, HH:MM")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "charengine-kills")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kills-one-machine.json"))
@@ -69,14 +78,39 @@ def main() -> int:
         template = Template(arguments.folder, environment)
         template.make()
         first = arguments.seed if arguments.seed is not None else max([one["seed"] for one in batches], default=0) + 1
-        for seed in range(first, first + arguments.batches):
+
+        def make(seed: int, place: int) -> dict[str, Any] | None:
             if arguments.until and time.strftime("%H:%M") >= arguments.until:
-                break
-            batches.append(Batch(seed, arguments.kills, template, environment, also).run())
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps({"machine": machine(), "batches": batches}, indent=1) + "\n")
+                return None
+            return Batch(seed, arguments.kills, template, environment, also, place).run()
+
+        for told in several_at_a_time(make, range(first, first + arguments.batches), arguments.jobs):
+            if told is not None:
+                batches.append(told)
+                arguments.out.parent.mkdir(parents=True, exist_ok=True)
+                arguments.out.write_text(json.dumps({"machine": machine(), "batches": batches}, indent=1) + "\n")
     print("\n".join(tables(batches)))
     return int(any(one["wrong"] for one in batches))
+
+
+def several_at_a_time(
+    make: Callable[[int, int], dict[str, Any] | None], seeds: Iterable[int], jobs: int
+) -> Iterator[dict[str, Any] | None]:
+    """What `make(seed, place)` gave, as it comes; no two at a time have the same place of 0 to jobs - 1."""
+    places: SimpleQueue[int] = SimpleQueue()
+    for place in range(jobs):
+        places.put(place)
+
+    def one(seed: int) -> dict[str, Any] | None:
+        place = places.get()
+        try:
+            return make(seed, place)
+        finally:
+            places.put(place)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for future in as_completed([pool.submit(one, seed) for seed in seeds]):
+            yield future.result()
 
 
 class Template:
@@ -135,11 +169,14 @@ class Template:
         build_random_family(family, tiny=True)
         paint(Sheet()).save(sheet)
 
-    def copy(self, name: str) -> Site:
-        """A site with a fresh home."""
+    def copy(self, name: str, place: int = 0) -> Site:
+        """A site with a fresh home, whose servers ask for ports that no other place asks for."""
         site = Site(self.folder / name, self._environment)
         shutil.rmtree(site.folder, ignore_errors=True)
         shutil.copytree(self.folder / "template" / "home", site.home.root)
+        first = FIRST_PORT + place * len(PORTS) * PORTS_TRIED
+        ports = {service: first + number * PORTS_TRIED for number, service in enumerate(PORTS)}
+        site.home.ports_file.write_text(json.dumps(ports))
         return site
 
 
@@ -165,10 +202,17 @@ class Batch:
         template: where fresh homes come from.
         environment: for all processes.
         also: further things to kill.
+        place: of the batches made at the same time, which.
     """
 
     def __init__(
-        self, seed: int, most: int, template: Template, environment: dict[str, str], also: dict[str, tuple[str, ...]]
+        self,
+        seed: int,
+        most: int,
+        template: Template,
+        environment: dict[str, str],
+        also: dict[str, tuple[str, ...]],
+        place: int = 0,
     ) -> None:
         self.seed, self.most, self.template, self.also = seed, most, template, also
         self.dice = random.Random(seed)
@@ -177,7 +221,7 @@ class Batch:
         self.notes: list[str] = []
         self.asked = 0
         self.batch_run = ""
-        self.site = template.copy(f"seed-{seed}")
+        self.site = template.copy(f"seed-{seed}", place)
         self.site.also = also
 
     def run(self) -> dict[str, Any]:

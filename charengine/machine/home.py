@@ -60,6 +60,11 @@ class Home:
         return self.root / "logs"
 
     @property
+    def temporary(self) -> Path:
+        """Temporary files of what `charengine up` runs; there while it runs."""
+        return self.root / "tmp"
+
+    @property
     def services_file(self) -> Path:
         """What `charengine up` wrote about the servers it started."""
         return self.root / "up.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,7 @@ class Up:
             "MLFLOW_TRACKING_URI": self.addresses.mlflow,
             **_mlflow_limits(self.addresses.mlflow_port),
             WORK_FOLDER: str(work_folder()),
+            "TMPDIR": str(self.home.temporary),  # what a killed worker leaves there goes with the folder
         }
 
     def _begin_set_up(self) -> None:
@@ -230,6 +232,8 @@ def services(
         raise BadInput(f"charengine up already runs here (process {found.pid}): {found.prefect_api}, {found.mlflow}")
     apply_defaults(home.create())
     Children(home.logs).end_left(home.root)  # before the ports are asked for
+    _empty(home.temporary)  # once nobody can be using it
+    home.temporary.mkdir(exist_ok=True)
     ports = remembered_ports(home)
     asked = {"prefect": prefect_port, "mlflow": mlflow_port, "gallery": gallery_port}
     addresses = Addresses(**{f"{name}_port": choose_port(port, ports[name]) for name, port in asked.items()})
@@ -239,6 +243,12 @@ def services(
         yield running
     finally:
         running.stop()
+        _empty(home.temporary)
+
+
+def _empty(folder: Path) -> None:
+    """Remove a folder; what another process is just writing into stays until the next time."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def remembered_ports(home: Home) -> dict[str, int]:

@@ -28,6 +28,7 @@ from charengine.machine.addresses import running_services
 from charengine.machine.home import Home
 from charengine.machine.processes import choose_port
 from charengine.services.prefect_api import PrefectApi
+from charengine.services.up import Up, services
 
 START_SECONDS = 240.0
 
@@ -60,6 +61,24 @@ def test_a_port_that_is_taken_is_refused_and_a_default_one_is_stepped_over() -> 
         assert choose_port(None, port) > port
     with pytest.raises(BadInput, match="70000"):
         choose_port(70000, 4200)
+
+
+def test_what_a_killed_worker_left_in_the_temporary_folder_is_gone_when_up_begins_and_when_it_has_ended(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home.temporary / "left by a killed worker").mkdir(parents=True)
+    begun_with: list[list[Path]] = []
+
+    def begin(running: Up) -> None:
+        begun_with.append(list(home.temporary.iterdir()))
+        running.children.start("sleeps", ["timeit", "-n", "1", "import time; time.sleep(60)"], running._environment())
+
+    monkeypatch.setattr(Up, "start", begin)
+    with services(home, lambda: False) as running:
+        told = psutil.Process(running.children.running[0].popen.pid).environ()["TMPDIR"]
+        (Path(told) / "left by another").mkdir()
+        assert begun_with == [[]]
+    assert Path(told) == home.temporary and not home.temporary.exists()
 
 
 def test_a_state_file_of_servers_that_are_gone_is_not_believed(home: Home) -> None:

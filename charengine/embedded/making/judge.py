@@ -1,4 +1,4 @@
-"""Trains the probe that judges the family. It sees rendered ground truth only, never anything the family drew."""
+"""Trains readers of traits: the probe that judges the family, and the eye that teaches its VAEs. Both see rendered ground truth only."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import torch
 from charengine.embedded import probe as source
 from charengine.embedded.making.clock import Clock, Log, decayed, write_weights
 from charengine.embedded.making.data import Refill
+from charengine.embedded.making.eye import build_eye
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.run import Run
 from charengine.embedded.traits import visible_mask
 
 
-def train_judge(run: Run, minutes: float) -> None:
-    """Train the probe for `minutes`; keeps the weights of the end of the schedule."""
-    device, log = run.device, Log(run.out, "probe")
-    model = source.Probe().to(device).train()
-    resumed = load(run, model)
+def train_judge(run: Run, minutes: float, name: str = "probe") -> None:
+    """Train the probe, or the eye, for `minutes`; keeps the weights of the end of the schedule."""
+    device, log = run.device, Log(run.out, name)
+    model = (source.Probe() if name == "probe" else build_eye(run)).to(device).train()
+    resumed = load(run, model, name)
     clock = Clock(minutes, max_steps=run.max_steps)
-    generator = torch.Generator().manual_seed(run.seed + 41)
-    rng = random.Random(run.seed + 42)
+    seed = run.seed + (41 if name == "probe" else 4100)
+    generator = torch.Generator().manual_seed(seed)
+    rng = random.Random(seed + 1)
     chunk, room = run.scale(1024, 2), run.scale(40000, 8)
     kinds: list[tuple[bool, tuple[int, int]]] = [(False, (128, 384)), *((True, size) for size in source.SCENE_SIZES)]
     if run.tiny:
@@ -67,11 +69,10 @@ def train_judge(run: Run, minutes: float) -> None:
         refill.tick()
         if clock.step % run.every(200) == 0:
             log.write(step=clock.step, loss=loss, pool=len(pools[0].images), progress=clock.progress)
-        if run.due("probe"):
-            write_weights(run.out, {"probe": halves(model)})
-    write_weights(
-        run.out, {"probe": halves(model)}, {"probe_training": {"steps": clock.step, "batch": batch, "minutes": minutes}}
-    )
+        if run.due(name):
+            write_weights(run.out, {name: halves(model)})
+    facts = {"steps": clock.step, "batch": batch, "minutes": minutes}
+    write_weights(run.out, {name: halves(model)}, {f"{name}_training": facts})
     model.eval()
     log.write(event="done", steps=clock.step)
     log.write(event="milliseconds", step_ms=train_step.milliseconds())
@@ -101,13 +102,13 @@ def halves(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def load(run: Run, model: torch.nn.Module) -> bool:
+def load(run: Run, model: torch.nn.Module, name: str) -> bool:
     """Start from earlier weights when there are some of the same widths."""
     from safetensors.torch import load_file
 
     for folder in run.sources:
-        if (folder / "probe.safetensors").is_file():
-            weights = {k: v.float() for k, v in load_file(folder / "probe.safetensors").items()}
+        if (folder / f"{name}.safetensors").is_file():
+            weights = {k: v.float() for k, v in load_file(folder / f"{name}.safetensors").items()}
             if weights["stem.weight"].shape == model.state_dict()["stem.weight"].shape:
                 model.load_state_dict(weights)
                 return True

@@ -8,7 +8,8 @@
     python -m charengine.embedded.making.train --lay-flat DIR                               the shipped weights, for --from DIR
 
 Parts: qwen_vae, sheets (denoiser and captioner), sdxl_vae, images (U-Net and text encoders), clip, probe; and, from
-earlier weights, qwen_decoder and sdxl_decoder: the VAEs' decoders alone.
+earlier weights, qwen_decoder and sdxl_decoder: the VAEs' decoders alone. A VAE trained after the part `eye` also keeps
+what that reads in pictures.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from charengine.embedded.making.run import Run
 
 PARTS = ("qwen_vae", "sheets", "sdxl_vae", "images", "probe", "clip")
-LATER = ("qwen_decoder", "sdxl_decoder")  # sharpen a VAE whose latents are in use
+LATER = ("eye", "qwen_decoder", "sdxl_decoder")  # sharpen a VAE whose latents are in use
 RESERVE = 40.0  # seconds kept at the end for samples, scores and packing
 
 
@@ -66,10 +67,10 @@ def train_part(part: str, run: Run, minutes: float) -> None:
         from charengine.embedded.making.clip import train_clip
 
         train_clip(run, minutes)
-    elif part == "probe":
+    elif part in ("probe", "eye"):
         from charengine.embedded.making.judge import train_judge
 
-        train_judge(run, minutes)
+        train_judge(run, minutes, part)
     else:
         raise SystemExit(f"part is {part!r}; allowed: {', '.join((*PARTS, *LATER))}")
 

@@ -1,7 +1,8 @@
-"""Trains the two autoencoders: L1, gradient and multi-scale terms, a small KL term; figures weigh more than white."""
+"""Trains the two autoencoders: L1, gradient and multi-scale terms, what an eye sees, a small KL term; figures weigh more than white."""
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from torch.nn import functional as F
 
 from charengine.embedded.making.clock import Average, Clock, Log, decayed, read_facts, read_weights, write_weights
 from charengine.embedded.making.data import Refill, Renderer, allow_recompiles, detail, to_unit
+from charengine.embedded.making.eye import load_eye
 from charengine.embedded.making.family import Sizes, build_qwen_vae, build_sdxl_vae
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.run import Run
 from charengine.embedded.making.still import still_convolutions
 
 KL_WEIGHT = {"qwen": 5e-4, "sdxl": 2e-4}
+APART_WEIGHT, READING_WEIGHT = 1.0, 1.0  # of what the eye sees, its features and what it reads
+STAY_WEIGHT = 0.5  # of moved latents, where a model on them waits to go on
 
 
 class Autoencoder:
@@ -84,6 +88,18 @@ class Autoencoder:
                 x = self.decode(z)
             out.append((x.float() / 2 + 0.5).clamp(0, 1))
         return torch.cat(out)
+
+    def freeze(self) -> Autoencoder:
+        """Itself, to be compared with and never trained."""
+        self.model.requires_grad_(False)
+        return self
+
+    def moved(self, pictures: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Mean square by which latents (n, c, h/8, w/8) left its own of the same pictures, in its standard deviations."""
+        with torch.no_grad():
+            own, _ = self.moments(pictures)
+        # a number, not a tensor: what comes from the host cannot be captured
+        return ((mean - own) / (sum(self.facts["std"]) / len(self.facts["std"]))).square().mean()
 
     def load(self, folders: list[Path]) -> bool:
         """Weights and statistics from the first folder that has them."""
@@ -191,31 +207,39 @@ def train_vae(run: Run, kind: str, minutes: float, decoder_only: bool = False) -
     for _ in range(run.scale(9, 0)):
         pool.make()
     refill = Refill(pool.make, share=0.2 if not run.tiny else 0.05)
+    eye = load_eye(run)
+    stays = copy.deepcopy(vae).freeze() if resumed and not decoder_only else None
     average = Average({vae.name: vae.model}, 0.998)
     optimiser = GraphedOptimiser(decayed(vae.model, rate=2e-3, decay=0.0), clock)
     rng = random.Random(run.seed)
-    batch, side = run.scale(48, 2), run.scale(128, 64)
+    # an eye looks at whole pictures
+    batch, side = (run.scale(16, 2), 384) if eye else (run.scale(48, 2), run.scale(128, 64))
 
     def step(wanted: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
             mean, logvar = vae.moments(wanted)
             z = mean.detach() if decoder_only else mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
             out = vae.rebuild(z)
+            seen = eye(out, wanted, weight) if eye else (torch.zeros((), device=device),) * 2
         loss = rebuild_loss(out.float(), wanted, weight)
+        whole = loss + APART_WEIGHT * seen[0] + READING_WEIGHT * seen[1]
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        (loss if decoder_only else loss + KL_WEIGHT[kind] * kl).backward()
-        return loss.detach(), kl.detach()
+        moved = stays.moved(wanted, mean) if stays else torch.zeros((), device=device)
+        (whole if decoder_only else whole + KL_WEIGHT[kind] * kl + STAY_WEIGHT * moved).backward()
+        return loss.detach(), kl.detach(), seen[0].detach(), seen[1].detach(), moved.detach()
 
     train_step = GraphedStep(step, device)
-    log.write(event="start", resumed=resumed, parameters=sum(p.numel() for p in vae.model.parameters()))
+    parameters = sum(p.numel() for p in vae.model.parameters())
+    log.write(event="start", resumed=resumed, eye=eye is not None, parameters=parameters)
     while clock.progress < 1:
         wanted, weight = pool.batch(batch, side, rng)
-        loss, kl = train_step(wanted.shape, wanted, weight)
+        loss, kl, apart, reading, moved = train_step(wanted.shape, wanted, weight)
         optimiser.step()
         average.update()
         refill.tick()
         if clock.step % run.every(100) == 0:
-            log.write(step=clock.step, loss=loss, kl=kl, progress=clock.progress)
+            more = {"apart": apart, "reading": reading, "moved": moved}
+            log.write(step=clock.step, loss=loss, kl=kl, progress=clock.progress, **more)
         if run.due(f"{kind}_vae"):
             save(run, vae, average, None if decoder_only else pool)
     save(run, vae, average, None if decoder_only else pool)
