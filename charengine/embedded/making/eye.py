@@ -48,7 +48,7 @@ class Eye(torch.nn.Module):
         apart = torch.zeros((), device=out.device)
         for found in features:
             made, true = F.normalize(found.float(), dim=1, eps=1e-4).chunk(2)
-            share = F.adaptive_avg_pool2d(weight, found.shape[-2:])
+            share = F.adaptive_avg_pool2d(weight, (found.shape[-2], found.shape[-1]))
             apart = apart + ((made - true).square().sum(1, keepdim=True) * share).mean() / share.mean()
         divergence = torch.zeros((), device=out.device)
         for logits in readings:

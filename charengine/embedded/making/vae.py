@@ -38,7 +38,10 @@ class Autoencoder:
     def compile(self) -> None:
         """Let training run fused kernels on CUDA: uncompiled, a step's time goes to reading and writing feature maps."""
         allow_recompiles()
-        self.encoder, self.decoder = torch.compile(self.model.encoder), torch.compile(self.model.decoder)
+        # one for each size: with sizes left open, compiling both halves took longer than five minutes of training
+        self.encoder, self.decoder = (
+            torch.compile(half, dynamic=False) for half in (self.model.encoder, self.model.decoder)
+        )
 
     def moments(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log variance (n, c, h/8, w/8) of the latents of pictures (n, 3, h, w) in [-1, 1]."""
