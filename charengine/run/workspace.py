@@ -22,12 +22,10 @@ from charengine.run.watching import current_watcher
 from charengine.stage import Progress
 from charengine.stages.sheet.reference import ReferenceRecord
 from charengine.store import Store
-from charengine.tracking.open_tracker import open_tracker
+from charengine.tracking.open_tracker import PROJECT, open_tracker
 from charengine.tracking.protocol import NullTracker, Tracker
 from charengine.tracking.views import KIND_TAG
 from charengine.wording import slug
-
-PROJECT = "charengine"  # the MLflow experiment
 
 log = logging.getLogger(__name__)
 

@@ -104,11 +104,12 @@ class Children:
             child.log_file,
         )
 
-    def end(self) -> None:
-        """End them all, the last first."""
+    def end(self, named: str = "") -> None:
+        """End them all, the last first; or only those whose name begins so."""
         for child in reversed(self.running):
-            end(child.popen)
-        self.running.clear()
+            if child.name.startswith(named):
+                end(child.popen)
+        self.running = [child for child in self.running if not child.name.startswith(named)]
         self._remember()
 
     def end_left(self, home: Path) -> None:

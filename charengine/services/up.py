@@ -21,6 +21,7 @@ from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import WORK_FOLDER, Home, work_folder
 from charengine.machine.processes import HOST, choose_port, end, spawn
 from charengine.services.children import Children
+from charengine.services.delivery import Delivery
 from charengine.services.prefect_api import cancel_active_runs, crash_left_runs
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ START_SECONDS = 180.0  # the first start makes both databases
 CANCEL_SECONDS = 40.0  # a training saves its state well within this
 # Of NVIDIA, of AMD, of Windows for its Linux; a machine without them has no GPU
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+WORKER = "worker"  # how the names of the workers begin
 ORCHESTRATE_LIMIT = 4  # batch parents only wait, so several share one worker
 
 
@@ -78,10 +80,12 @@ class Up:
     gpus: int | None
     asked_to_stop: Callable[[], bool]
     children: Children = field(init=False)
+    delivery: Delivery = field(init=False)
     _setting_up: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.children = Children(self.home.logs)
+        self.delivery = Delivery(self.home, self.addresses.mlflow, self._environment())
         self._set_up_log = self.home.logs / "set-up.log"
 
     def start(self) -> None:
@@ -106,31 +110,38 @@ class Up:
         self._end_set_up()
         for index in range(max(gpus, 1)):
             device = {"CUDA_VISIBLE_DEVICES": str(index)} if gpus else {}
-            self._run(f"worker-{index}", _worker("characters", f"characters-{index}", 1), **device)
+            self._run(f"{WORKER}-{index}", _worker("characters", f"characters-{index}", 1), **device)
         self._run(
-            "worker-orchestrate", _worker("orchestrate", "orchestrate", ORCHESTRATE_LIMIT), CUDA_VISIBLE_DEVICES=""
+            f"{WORKER}-orchestrate", _worker("orchestrate", "orchestrate", ORCHESTRATE_LIMIT), CUDA_VISIBLE_DEVICES=""
         )
         self._write_state()
 
     def watch(self) -> None:
-        """Keep everything running until asked to stop.
+        """Keep everything running, and MLflow told, until asked to stop.
 
         Raises:
             StageFailed: a child ended again and again.
         """
         while not self.asked_to_stop():
             self.children.restart_ended()
+            self.delivery.look()
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """Cancel what runs, so that it saves its state; then workers, then servers; nothing is left behind."""
+        """Cancel what runs, so that it saves its state; then workers, then what waits for MLflow, then servers; nothing is left behind."""
         self.home.services_file.unlink(missing_ok=True)
-        if any(child.name.startswith("worker") for child in self.children.running):
+        if any(child.name.startswith(WORKER) for child in self.children.running):
             self._cancel_runs()
-        family = _descendants([child.popen.pid for child in self.children.running])
+            self._end(WORKER)  # with the runs: nobody is at work any more in what is delivered
+            self.delivery.finish(self.children.restart_ended)
         if self._setting_up and self._setting_up.poll() is None:
             end(self._setting_up)
-        self.children.end()
+        self._end("")
+
+    def _end(self, named: str) -> None:
+        """End the children whose name begins so, and what they started."""
+        family = _descendants([child.popen.pid for child in self.children.running if child.name.startswith(named)])
+        self.children.end(named)
         for straggler in family:
             with suppress(ProcessLookupError):
                 os.kill(straggler, signal.SIGKILL)

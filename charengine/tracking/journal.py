@@ -1,4 +1,4 @@
-"""A run that began while MLflow was away: written down from the first second, sent by the next run that reaches MLflow.
+"""A run that began while MLflow was away: written down from the first second, sent by the next run that reaches MLflow, or by `charengine up`.
 
 One file of lines a process, `mlflow/journal/<process>-<number>.jsonl`, pictures and adapters in a folder beside it. `deliver` plays
 it to trackers that are open; what MLflow holds already is not sent twice.
@@ -14,7 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -242,8 +242,7 @@ def deliver(folder: Path, receiver: Receiver, alive: Callable[[int], bool]) -> i
     done = 0
     for path in sorted(folder.glob("*.jsonl")):
         lines = list(_lines(path))
-        ended = bool(lines) and lines[-1]["what"] == "finish" and lines[-1]["run"] == lines[0]["run"]
-        if not ended and alive(int(path.name.partition("-")[0])):
+        if not _is_over(path, lines, alive):
             continue
         with receiver.alone(_keys(lines)) as alone:
             if not alone:
@@ -254,10 +253,36 @@ def deliver(folder: Path, receiver: Receiver, alive: Callable[[int], bool]) -> i
             path.unlink(missing_ok=True)
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
             done += 1
-    for beside in [path for path in folder.glob("*") if path.suffix != ".jsonl"]:  # of a journal that went a moment ago
-        if not beside.with_suffix(".jsonl").exists() and not alive(int(beside.name.partition("-")[0])):
-            shutil.rmtree(beside, ignore_errors=True)
+    for beside in _orphans(folder, alive):
+        shutil.rmtree(beside, ignore_errors=True)
     return done
+
+
+def left_journals(folder: Path, alive: Callable[[int], bool]) -> Iterator[set[str]]:
+    """The keys of the runs that each journal tells of which `deliver` would play or clear away; what goes meanwhile is left out."""
+    for path in sorted(folder.glob("*.jsonl")):
+        with suppress(FileNotFoundError):
+            lines = list(_lines(path))
+            if _is_over(path, lines, alive):
+                yield _keys(lines)
+    for _ in _orphans(folder, alive):
+        yield set()
+
+
+def _is_over(path: Path, lines: list[dict[str, Any]], alive: Callable[[int], bool]) -> bool:
+    """Whether nobody writes to a journal any more: its run has ended, or its process."""
+    ended = bool(lines) and lines[-1]["what"] == "finish" and lines[-1]["run"] == lines[0]["run"]
+    return ended or not alive(_process(path))
+
+
+def _orphans(folder: Path, alive: Callable[[int], bool]) -> list[Path]:
+    """Folders of journals that have gone, whose process was killed between the two."""
+    found = [path for path in folder.glob("*") if path.suffix != ".jsonl"]
+    return [path for path in found if not path.with_suffix(".jsonl").exists() and not alive(_process(path))]
+
+
+def _process(path: Path) -> int:
+    return int(path.name.partition("-")[0])
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

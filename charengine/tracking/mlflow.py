@@ -29,7 +29,7 @@ from charengine.tracking.pages import PICK_TAG, Pages
 from charengine.tracking.postponed import Postponing
 from charengine.tracking.protocol import Status
 from charengine.tracking.registry import DIGEST_LIMIT, RunModels, cut, pick_file
-from charengine.tracking.spool import MetricSpool, NotTold, Point
+from charengine.tracking.spool import SPOOL, MetricSpool, NotTold, Point
 from charengine.tracking.views import KIND_TAG, inherited, view_tags
 
 if TYPE_CHECKING:
@@ -62,10 +62,21 @@ def open_run(
         raise
 
 
-class Connection(Attempts):
-    """One connection to MLflow: client, experiment and the background writer, shared by a run and its children."""
+def tell_what_waits(home: Home, project: str) -> None:
+    """What a run does before it begins, without a run, by a process of `charengine up`.
 
-    def __init__(self, home: Home, project: str) -> None:
+    Raises:
+        MlflowException: MLflow cannot be reached.
+    """
+    connection = Connection(home, project, of_up=True)
+    catch_up(connection, partial(_open, connection), partial(_known, connection), own="")
+    connection.spool.close()
+
+
+class Connection(Attempts):
+    """One connection to MLflow (`of_up`: known to be this home's own): client, experiment and background writer, shared by a run and its children."""
+
+    def __init__(self, home: Home, project: str, of_up: bool = False) -> None:
         super().__init__()
         apply_defaults(home)
         from mlflow import MlflowClient
@@ -74,19 +85,19 @@ class Connection(Attempts):
         if self.uri == database_uri(home):
             initialise_database(home)
         self.client: MlflowClient = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-        self.experiment_id = self._experiment(home, project)
+        self.experiment_id = self._experiment(home, project, of_up)
         self.attempt("seeding the views", self._seed_views)
-        self.spool = MetricSpool(home.mlflow / "spool", self.send)
+        self.spool = MetricSpool(home.mlflow / SPOOL, self.send)
         self.journal = home.mlflow / JOURNAL
         self.locks = home.locks
         self._results = home.store / "results"
 
-    def _experiment(self, home: Home, project: str) -> str:
+    def _experiment(self, home: Home, project: str, of_up: bool) -> str:
         found = self.client.get_experiment_by_name(project)
         if found:
             return str(found.experiment_id)
         services = running_services(home)
-        here = self.uri == database_uri(home) or (services is not None and services.mlflow == self.uri)
+        here = of_up or self.uri == database_uri(home) or (services is not None and services.mlflow == self.uri)
         # an absolute place when the server is on this machine; SQLite's default depends on where one stands
         location = (home.mlflow / "artifacts").as_uri() if here else None
         with single_flight(home.locks / "mlflow-experiment.lock", "MLflow's experiment is being made"):

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
 from charengine.tracking.protocol import Tracker
 
+PROJECT = "charengine"  # the MLflow experiment
+
 log = logging.getLogger(__name__)
 
 
@@ -19,7 +21,7 @@ def open_tracker(
 ) -> Tracker:
     """The MLflow run with this key, or one that is written down when MLflow cannot be reached.
 
-    An outage of the tracking server never stops a run: it is logged, and the next run that reaches MLflow sends what was written.
+    An outage of the tracking server never stops a run: it is logged, and the next run that reaches MLflow, or `charengine up`, sends what was written.
     """
     from charengine.tracking.mlflow import open_run
 

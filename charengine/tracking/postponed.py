@@ -1,4 +1,4 @@
-"""What MLflow does not take is written down, and told by the next run that reaches it."""
+"""What MLflow does not take is written down, and told by the next run that reaches it, or by `charengine up`."""
 
 from __future__ import annotations
 

@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from charengine.machine.processes import has_ended, this_process
+
 log = logging.getLogger(__name__)
 
 BATCH = 500  # points in one request
@@ -24,6 +26,7 @@ QUEUE = 20_000  # points held in memory; what is beyond stays in the file until 
 SEND_EVERY = 2.0  # seconds
 LONGEST_PAUSE = 60.0  # seconds between attempts while the server is away
 DISK_PAUSES = (1.0, 5.0, 15.0)  # seconds that the end of a work waits for the disk
+SPOOL = "spool"  # in MLflow's folder of the home
 
 
 class Point(NamedTuple):
@@ -33,6 +36,28 @@ class Point(NamedTuple):
     value: float
     step: int
     when: int
+
+
+WRITER = "process"  # the only field of the line that a process begins with
+
+
+def left_points(folder: Path) -> bool:
+    """Whether points wait in the folder whose process has ended: it will not send them itself."""
+    return any(_is_left(path) for path in folder.glob("*.jsonl"))
+
+
+def _is_left(path: Path) -> bool:
+    """Whether whoever wrote to a file of points last has ended, or is not known; not when it was delivered meanwhile."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return False
+    last = ""
+    for line in lines:
+        if line.startswith(f'{{"{WRITER}"'):
+            with suppress(ValueError):  # cut off
+                last = str(json.loads(line)[WRITER])
+    return not last or has_ended(last)
 
 
 class NotTold(Exception):
@@ -236,6 +261,7 @@ class MetricSpool:
             if file is None:
                 file = self._files[run_id] = self._path(run_id).open("a", buffering=1, encoding="utf-8")
                 file.write("\n")  # the line before may have been cut off, and would take the next one with it
+                file.write(json.dumps({WRITER: this_process()}) + "\n")  # `left_points` asks; `_read` passes it over
             file.write("".join(json.dumps(point) + "\n" for point in waiting))
         except OSError as error:
             log.warning("metrics cannot be spooled to %s yet: %s", self._folder, error.strerror)

@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
 
-from kill_checks import differences
+from kill_checks import differences, wrong_in_prefect
 from kill_targets import Site
 from kills import Batch
 
@@ -49,6 +49,44 @@ def test_a_night_that_made_what_the_undisturbed_one_made_has_nothing_wrong() -> 
 )
 def test_a_result_that_is_missing_or_too_many_or_differs_is_told(changed: dict[str, Any], told: list[str]) -> None:
     assert differences(night(**changed), UNDISTURBED, NAMES) == told
+
+
+class Asked(Site):
+    """A night's runs in Prefect: how each batch that was asked for ended, and how often Bo was completed."""
+
+    def __init__(self, folder: Path, batches: list[str], completed: int) -> None:
+        super().__init__(folder)
+        named = [("batch: 2 characters", state, {}) for state in batches]
+        named += [("Bo", "COMPLETED", {"prompt": "an orc"})] * completed + [("Bo", "CRASHED", {"prompt": "an orc"})]
+        self._runs = [
+            {"id": str(number), "name": name, "state_name": state, "state_type": state, "parameters": parameters}
+            for number, (name, state, parameters) in enumerate(named)
+        ]
+
+    def runs(self) -> list[dict[str, Any]]:
+        return self._runs
+
+    def api(self, path: str, body: dict[str, Any]) -> Any:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("batches", "completed", "told"),
+    [
+        (["COMPLETED"], 1, []),
+        (["COMPLETED"], 2, ["Prefect: Bo was completed 2 times"]),
+        (["COMPLETED"], 0, ["Prefect: Bo was completed 0 times"]),
+        (["CRASHED", "COMPLETED"], 1, []),
+        (["CRASHED", "COMPLETED"], 2, []),
+        (["CRASHED", "COMPLETED"], 3, ["Prefect: Bo was completed 3 times"]),
+        (["CRASHED", "FAILED", "COMPLETED"], 3, []),
+        (["CRASHED", "FAILED", "COMPLETED"], 4, ["Prefect: Bo was completed 4 times"]),
+    ],
+)
+def test_a_character_may_be_completed_once_for_each_time_its_cast_was_asked_for_and_no_more(
+    tmp_path: Path, batches: list[str], completed: int, told: list[str]
+) -> None:
+    assert wrong_in_prefect(Asked(tmp_path, batches, completed), ["Bo"]) == told
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9")

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from charengine.machine.environment import keep_loopback_direct
-from charengine.run.workspace import PROJECT
+from charengine.tracking.open_tracker import PROJECT
 from charengine.tracking.views import KIND_TAG, runs_page, view_page
 
 log = logging.getLogger(__name__)
