@@ -22,7 +22,7 @@ from charengine.machine.home import Home
 from charengine.tracking.journal import JournalTracker
 from charengine.tracking.open_tracker import open_tracker
 from charengine.tracking.protocol import Tracker, closing
-from charengine.tracking.spool import MetricSpool, Point
+from charengine.tracking.spool import MetricSpool, Point, left_points
 
 LOSS = "train/loss"
 
@@ -258,6 +258,7 @@ def test_a_line_that_comes_after_one_cut_by_a_crash_is_read(tmp_path: Path) -> N
     spool = MetricSpool(tmp_path, lambda run_id, points: got.extend(points))
     spool.add("run", {LOSS: 0.5}, 1)
     assert spool.written_step("run", LOSS) == 1
+    assert not left_points(tmp_path)  # nor does it take the line that says who writes
     spool.close()
 
 
