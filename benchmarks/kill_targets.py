@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 900.0
 STARTS = 3
 NOTICED_SECONDS = 200.0  # more than any promise of the recovery table
-FLOW_RUN = "PREFECT__FLOW_RUN_ID"
+STANDBY = "standby"
 
 # what is killed: texts of which the command line of such a process has one
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "worker": ("worker start --pool characters",),
     "batch worker": ("worker start --pool orchestrate",),
     "flow": ("-m prefect.engine", "-m prefect flow-run execute"),
+    STANDBY: ("-m deployments.standby ",),  # until it takes a run: then it is a flow
 }
 
 
@@ -169,15 +170,20 @@ class Site:
         found: dict[str, list[psutil.Process]] = {name: [] for name in (*COMMANDS, *self.also, "other")}
         mine = f"{self.home.root}"
         for process in psutil.process_iter():
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, OSError):
                 words = process.cmdline()
                 if not words or process.status() == psutil.STATUS_ZOMBIE:
                     continue
                 if kind := _kind(words, self.also):
                     found[kind].append(process)
                 elif process.environ().get("CHARENGINE_HOME") == mine:
-                    found[_kind(words, COMMANDS) or "other"].append(process)
+                    kind = _kind(words, COMMANDS) or "other"
+                    found["flow" if kind == STANDBY and _has_a_run(process) else kind].append(process)
         return found
+
+    def run_of(self, pid: int) -> str:
+        """The id of the run that a process was given; empty for none."""
+        return next((run["id"] for run in self.runs() if str(run["infrastructure_pid"]).endswith(f":{pid}")), "")
 
     def stage_of(self, pid: int) -> str:
         """The stage that a process holds the lock of; empty between stages."""
@@ -193,6 +199,11 @@ def _kind(words: list[str], commands: Mapping[str, tuple[str, ...]]) -> str:
     """The kind of process that a command line is of; empty for none."""
     line = " ".join(words)
     return next((name for name, texts in commands.items() if any(text in line for text in texts)), "")
+
+
+def _has_a_run(process: psutil.Process) -> bool:
+    """Whether a process in waiting was told of a run: its input is closed then (deployments/standby.py)."""
+    return os.readlink(f"/proc/{process.pid}/fd/0") == os.devnull
 
 
 def lock_holders() -> dict[int, int]:

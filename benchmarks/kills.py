@@ -36,7 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import psutil  # noqa: E402
 from kill_checks import FINAL, contents, differences, left_behind, read_contents, wrong_in_mlflow, wrong_in_prefect  # noqa: E402
-from kill_targets import FLOW_RUN, Site, seconds_until, whole_again  # noqa: E402
+from kill_targets import STANDBY, Site, seconds_until, whole_again  # noqa: E402
 from quick_settings import QUICK  # noqa: E402
 
 from charengine.services.up import PORTS  # noqa: E402
@@ -44,7 +44,7 @@ from charengine.services.up import PORTS  # noqa: E402
 STEPS = 6  # of QUICK's training
 NAMES = ("Aya", "Bo")
 PARTS = {"edit": "qwen", "sdxl": "sdxl", "clip": "clip"}
-WEIGHTS = {"flow": 8, "worker": 4, "batch worker": 2, "Prefect": 3, "MLflow": 4, "gallery": 1, "up": 2}
+WEIGHTS = {"flow": 8, "worker": 4, "batch worker": 2, "Prefect": 3, "MLflow": 4, "gallery": 1, "up": 2, STANDBY: 1}
 PAUSE = (1.0, 10.0)  # seconds between the end of one recovery and the next kill
 IMPATIENT = 0.25  # share of kills after which the next one does not wait for the recovery
 SETTLE_SECONDS = 1500.0
@@ -273,13 +273,14 @@ class Batch:
     def _kill(self, kind: str, process: psutil.Process, wait: bool) -> None:
         run_id, what = "", ""
         with suppress(psutil.Error):
-            run_id = process.environ().get(FLOW_RUN, "") if kind == "flow" else ""
+            run_id = self.site.run_of(process.pid) if kind == "flow" else ""
             what = " ".join(process.cmdline()[-2:])[:80]
         flows = self.site.processes()["flow"]
         stage = next((stage for flow in flows if (stage := self.site.stage_of(flow.pid))), "between stages")
         since = time.time()
         with suppress(psutil.NoSuchProcess):
             process.kill()
+        wait = wait and kind != STANDBY  # another one is made when a run has ended
         told: dict[str, Any] = {"what": kind, "stage": stage, "seconds": None, "process": what, "waited": wait}
         self.kills.append(told)
         if kind == "up":

@@ -104,7 +104,9 @@ class Standby:
         environment = {name: value for name, value in (how.get("env") or {}).items() if value is not None}
         if set(how) - {"env", "cwd"} or not stream_output or not self.fits(command, environment):
             options = {"task_status": task_status, "task_status_handler": task_status_handler, **OF_ITS_OWN, **how}
-            return await processutils.run_process(command, stream_output=stream_output, **options)
+            process = await processutils.run_process(command, stream_output=stream_output, **options)
+            await self.prepare()  # the one that waited may have been killed
+            return process
         sinks = (sys.stdout, sys.stderr) if stream_output is True else stream_output
         async with self.take(environment, str(how.get("cwd") or os.getcwd())) as process:
             if task_status is not None:

@@ -89,6 +89,31 @@ def test_a_character_may_be_completed_once_for_each_time_its_cast_was_asked_for_
     assert wrong_in_prefect(Asked(tmp_path, batches, completed), ["Bo"]) == told
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_a_process_in_waiting_is_a_flow_from_the_moment_it_takes_a_run(tmp_path: Path) -> None:
+    class Told(Site):
+        def runs(self) -> list[dict[str, Any]]:
+            return [
+                {"id": "other", "infrastructure_pid": None},
+                {"id": "its", "infrastructure_pid": f"host:{flow.pid}"},
+            ]
+
+    site = Told(tmp_path)
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)", "-m", "deployments.standby", "flows.character"]
+    own = {**os.environ, "CHARENGINE_HOME": str(site.home.root)}
+    waiting, flow = (
+        subprocess.Popen(sleeping, env=own, stdin=given) for given in (subprocess.PIPE, subprocess.DEVNULL)
+    )
+    try:
+        found = {kind: [process.pid for process in processes] for kind, processes in site.processes().items()}
+        assert (found["standby"], found["flow"]) == ([waiting.pid], [flow.pid])
+        assert (site.run_of(flow.pid), site.run_of(waiting.pid)) == ("its", "")
+    finally:
+        for process in (waiting, flow):
+            process.kill()
+            process.communicate()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="kill -9")
 def test_a_killed_up_is_started_again_and_its_time_is_taken(tmp_path: Path) -> None:
     class Fake(Site):

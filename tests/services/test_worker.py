@@ -100,6 +100,26 @@ def test_a_process_that_died_while_waiting_is_not_taken(echoing: None) -> None:
     assert anyio.run(asked) is False
 
 
+def test_after_one_that_was_killed_another_waits_for_the_run_after_next(echoing: None) -> None:
+    async def killed() -> tuple[int, int]:
+        standby = Standby()
+        await standby.prepare()
+        assert standby._waiting is not None
+        first = standby._waiting
+        first.kill()
+        await first.wait()
+        told = environment(standby)
+        await standby.run_process([sys.executable, "-c", "pass"], stream_output=False, env=told)
+        try:
+            assert standby._waiting is not None and standby._waiting.returncode is None
+            return first.pid, standby._waiting.pid
+        finally:
+            await standby.close()
+
+    dead, waiting = anyio.run(killed)
+    assert dead != waiting
+
+
 def test_a_run_that_does_not_fit_gets_a_process_and_a_session_of_its_own() -> None:
     script = "import os; print(os.getsid(0) == os.getpid())"
 
