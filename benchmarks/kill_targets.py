@@ -31,7 +31,7 @@ STANDBY = "standby"
 COMMANDS: dict[str, tuple[str, ...]] = {
     "up": ("-m charengine.cli up",),
     "Prefect": ("-m deployments.server ",),
-    "MLflow": ("-m mlflow server ", "mlflow.server.fastapi_app"),
+    "MLflow": ("-m deployments.mlflow_server ",),
     "gallery": ("-m charengine.services.gallery ",),
     "worker": ("worker start --pool characters",),
     "batch worker": ("worker start --pool orchestrate",),

@@ -169,9 +169,10 @@ def test_tasks_do_not_import_flows() -> None:
     assert importers("flows", "tasks") == []
 
 
-def test_three_modules_of_tracking_import_mlflow_and_only_inside_functions() -> None:
+def test_three_modules_of_tracking_and_its_server_import_mlflow_and_only_inside_functions() -> None:
     found = importers("mlflow", "charengine", "tasks", "flows", "deployments")
-    assert found == [f"charengine/tracking/{name}.py" for name in ("database", "mlflow", "registry")]
+    tracking = [f"charengine/tracking/{name}.py" for name in ("database", "mlflow", "registry")]
+    assert found == [*tracking, "deployments/mlflow_server.py"]
     for path in found:
         assert not any(name.startswith("mlflow") for name in imports(ROOT / path, True)), path
 

@@ -154,8 +154,7 @@ class Up:
 
     def _mlflow_command(self) -> list[object]:
         return [
-            "mlflow",
-            "server",
+            "deployments.mlflow_server",
             "--host",
             HOST,
             "--port",

@@ -1,0 +1,56 @@
+"""MLflow's server in one process: `python -m deployments.mlflow_server --port 5000 …`, told what `mlflow server` is told.
+
+`mlflow server` starts uvicorn in a second process and waits for it. So everything is imported twice, which on two cores is
+half of what `charengine up` waits for, 250 MB are held by a process that does nothing, and when that one is killed the other
+goes on holding the port.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+UVICORN = [sys.executable, "-m", "uvicorn"]
+
+
+class Served:
+    """What MLflow holds for its server's process, once the server has ended here."""
+
+    def poll(self) -> int:
+        """It has ended."""
+        return 0
+
+    def wait(self) -> int:
+        """It has ended."""
+        return 0
+
+
+def serve_here(command: Sequence[str], *, extra_env: Mapping[str, str], **_: Any) -> Served:
+    """Be the server that MLflow meant to start; returns when it was told to end.
+
+    Raises:
+        RuntimeError: it meant to start something else.
+    """
+    if list(command[: len(UVICORN)]) != UVICORN:
+        raise RuntimeError(f"MLflow would start {list(command)}, not uvicorn: mlflow is pinned below 3.18 for this")
+    import uvicorn
+
+    os.environ.update(extra_env)
+    uvicorn.main.main(list(command[len(UVICORN) :]), standalone_mode=False)
+    return Served()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve until terminated."""
+    import uvicorn  # noqa: F401  # MLflow's application asks whether it runs in a server when it is imported
+    from mlflow import server
+    from mlflow.cli import cli
+
+    server._exec_cmd = serve_here  # type: ignore[attr-defined]  # meant to be replaced
+    cli.main(["server", *arguments], prog_name="mlflow")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
