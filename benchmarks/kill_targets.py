@@ -183,7 +183,8 @@ class Site:
 
     def run_of(self, pid: int) -> str:
         """The id of the run that a process was given; empty for none."""
-        return next((run["id"] for run in self.runs() if str(run["infrastructure_pid"]).endswith(f":{pid}")), "")
+        given = {str(run["infrastructure_pid"]).rpartition(":")[2]: run["id"] for run in self.runs()}  # "[host:]pid"
+        return str(given.get(f"{pid}", ""))
 
     def stage_of(self, pid: int) -> str:
         """The stage that a process holds the lock of; empty between stages."""
