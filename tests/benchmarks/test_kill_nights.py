@@ -92,13 +92,15 @@ def test_a_character_may_be_completed_once_for_each_time_its_cast_was_asked_for_
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 def test_a_process_in_waiting_is_a_flow_from_the_moment_it_takes_a_run(tmp_path: Path) -> None:
     class Told(Site):
+        host = ""
+
         def runs(self) -> list[dict[str, Any]]:
             return [
                 {"id": "other", "infrastructure_pid": None},
                 {"id": "its", "infrastructure_pid": f"host:{flow.pid}"},
             ]
 
-    site, host = Told(tmp_path), ""
+    site = Told(tmp_path)
     sleeping = [sys.executable, "-c", "import time; time.sleep(60)", "-m", "deployments.standby", "flows.character"]
     own = {**os.environ, "CHARENGINE_HOME": str(site.home.root)}
     waiting, flow = (
@@ -107,7 +109,7 @@ def test_a_process_in_waiting_is_a_flow_from_the_moment_it_takes_a_run(tmp_path:
     try:
         found = {kind: [process.pid for process in processes] for kind, processes in site.processes().items()}
         assert (found["standby"], found["flow"]) == ([waiting.pid], [flow.pid])
-        for host in ("", "host:"):
+        for site.host in ("", "host:"):
             assert (site.run_of(flow.pid), site.run_of(waiting.pid)) == ("its", "")
     finally:
         for process in (waiting, flow):
