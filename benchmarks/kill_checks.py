@@ -22,7 +22,6 @@ RECORDS: dict[str, type[Record]] = {
     "train": AdapterRecord,
     "sweep": SweepRecord,
 }
-STAGES = (*RECORDS, "report")
 TEMPORARY = ("*.tmp", "*.partial", ".charengine-run.json.*")
 
 

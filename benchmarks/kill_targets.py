@@ -27,6 +27,9 @@ STARTS = 3
 NOTICED_SECONDS = 200.0  # more than any promise of the recovery table
 STANDBY = "standby"
 
+# the locks of which are held while they are made; others are of runs and of MLflow's
+STAGES = ("sheet", "crop", "caption", "train", "sweep", "report")
+
 # what is killed: texts of which the command line of such a process has one
 COMMANDS: dict[str, tuple[str, ...]] = {
     "up": ("-m charengine.cli up",),
@@ -191,8 +194,8 @@ class Site:
         held = lock_holders()
         for path in self.home.locks.glob("*.lock"):
             with suppress(OSError):
-                if held.get(path.stat().st_ino) == pid and "-" in path.name:
-                    return path.name.split("-")[0]
+                if held.get(path.stat().st_ino) == pid and (stage := path.name.split("-")[0]) in STAGES:
+                    return stage
         return ""
 
 

@@ -36,17 +36,22 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import psutil  # noqa: E402
 from kill_checks import FINAL, contents, differences, left_behind, read_contents, wrong_in_mlflow, wrong_in_prefect  # noqa: E402
-from kill_targets import STANDBY, Site, seconds_until, whole_again  # noqa: E402
+from kill_targets import STAGES, STANDBY, Site, seconds_until, whole_again  # noqa: E402
 from quick_settings import QUICK  # noqa: E402
 
 from charengine.services.up import PORTS  # noqa: E402
 
+BETWEEN = "between stages"
 STEPS = 6  # of QUICK's training
 NAMES = ("Aya", "Bo")
 PARTS = {"edit": "qwen", "sdxl": "sdxl", "clip": "clip"}
 WEIGHTS = {"flow": 8, "worker": 4, "batch worker": 2, "Prefect": 3, "MLflow": 4, "gallery": 1, "up": 2, STANDBY: 1}
 PAUSE = (1.0, 10.0)  # seconds between the end of one recovery and the next kill
 IMPATIENT = 0.25  # share of kills after which the next one does not wait for the recovery
+AIMED, AIM_SECONDS = (
+    0.5,
+    15.0,
+)  # share of kills that wait for a stage to be under way, and how long: most of a quick night is between
 SETTLE_SECONDS = 1500.0
 FIRST_PORT = 20_000
 PORTS_TRIED = 100  # by `up`, from the one it asks for on
@@ -261,6 +266,8 @@ class Batch:
             self._revive()
             if self._state() == "COMPLETED":
                 return
+            if self.dice.random() < AIMED:
+                self._wait_for_a_stage()
             kind = self.dice.choices(
                 list(WEIGHTS | dict.fromkeys(self.also, 3)), [*WEIGHTS.values(), *[3] * len(self.also)]
             )[0]
@@ -275,8 +282,7 @@ class Batch:
         with suppress(psutil.Error):
             run_id = self.site.run_of(process.pid) if kind == "flow" else ""
             what = " ".join(process.cmdline()[-2:])[:80]
-        flows = self.site.processes()["flow"]
-        stage = next((stage for flow in flows if (stage := self.site.stage_of(flow.pid))), "between stages")
+        stage = self._stage()
         since = time.time()
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -292,6 +298,15 @@ class Batch:
             told["seconds"] = seconds_until(whole_again(self.site, kind, run_id, since), since)
             if told["seconds"] is None:
                 self.notes.append(f"kill {len(self.kills)} ({kind}, {what}) was not recovered from in time")
+
+    def _stage(self) -> str:
+        flows = self.site.processes()["flow"]
+        return next((stage for flow in flows if (stage := self.site.stage_of(flow.pid))), BETWEEN)
+
+    def _wait_for_a_stage(self) -> None:
+        deadline = time.monotonic() + AIM_SECONDS
+        while self._stage() == BETWEEN and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def _revive(self) -> None:
         """Start `up` again when it is gone."""
@@ -345,8 +360,8 @@ class Batch:
 def tables(batches: list[dict[str, Any]]) -> list[str]:
     """Counts by what was killed and in which stage, recovery, and what was wrong."""
     kills = [kill for batch in batches for kill in batch["kills"]]
-    stages = ["sheet", "crop", "caption", "train", "sweep", "report", "between stages"]
-    counts = Counter((kill["what"], kill["stage"]) for kill in kills)
+    stages = [*STAGES, BETWEEN]
+    counts = Counter((kill["what"], kill["stage"] if kill["stage"] in STAGES else BETWEEN) for kill in kills)
     kinds = sorted({kill["what"] for kill in kills})
     lines = ["| killed | " + " | ".join(stages) + " | all |", "| --- |" + " ---: |" * (len(stages) + 1)]
     for kind in kinds:

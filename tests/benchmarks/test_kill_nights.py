@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
 from kill_checks import differences, wrong_in_prefect
 from kill_targets import Site
 from kills import Batch
+
+from charengine.machine.locks import if_free
 
 NAMES = ["Aya", "Bo"]
 # two characters that were given one sheet: they share its result, and that of its views
@@ -115,6 +118,18 @@ def test_a_process_in_waiting_is_a_flow_from_the_moment_it_takes_a_run(tmp_path:
         for process in (waiting, flow):
             process.kill()
             process.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_the_stage_under_way_is_the_one_whose_lock_is_held_not_a_runs_or_mlflows(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.home.locks.mkdir(parents=True)
+    with ExitStack() as held:
+        for name in ("mlflow-runs", "run-0f"):
+            assert held.enter_context(if_free(site.home.locks / f"{name}.lock"))
+        assert site.stage_of(os.getpid()) == ""
+        assert held.enter_context(if_free(site.home.locks / "train-0f.lock"))
+        assert site.stage_of(os.getpid()) == "train"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9")
