@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
-from tiny_sdxl import FakeDiffusion, make_dataset
+from tiny_sdxl import FakeDiffusion, make_dataset, tiny_unet
 
+from benchmarks.random_sdxl import SDXL, TINY
 from charengine.adapter.network import inject
 from charengine.config import TrainSettings
 from charengine.errors import ConfigError
@@ -27,6 +29,20 @@ RECIPE = {
     "steps": 50,
     "caption_dropout": 0.1,
 }
+
+
+def test_the_tiny_unets_have_every_kind_of_layer_that_sdxl_has():
+    from diffusers import UNet2DConditionModel
+
+    def kinds(unet):
+        weighted = (
+            (name, module) for name, module in unet.named_modules() if getattr(module, "weight", None) is not None
+        )
+        return {(re.sub(r"\d+", "N", name), type(module)) for name, module in weighted}
+
+    with torch.device("meta"):
+        full, small = (UNet2DConditionModel.from_config(config) for config in (SDXL, TINY))
+    assert kinds(tiny_unet()) == kinds(small) == kinds(full)
 
 
 def make(store, dtype=torch.float32, sizes=((64, 128),) * 3, **changes):
@@ -328,9 +344,9 @@ def test_compiled_blocks_compute_the_same_with_plain_operations(store, monkeypat
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *_, **__: compiled.append(type(self).__name__))
     plain, fused = make(store, compile=True), make(store)
-    assert compiled == ["BasicTransformerBlock"] * 11
+    assert compiled == ["BasicTransformerBlock"] * 4
     assert not plain.fused
-    assert len(fused.fused) == 11
+    assert len(fused.fused) == 4
     assert steps(plain, 4) == pytest.approx(steps(fused, 4), rel=1e-4)
 
 
