@@ -138,10 +138,12 @@ def drawn_sheet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prefect_api() -> Iterator[str]:
     """One Prefect server for the session; its address, also for child processes."""
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    # at its end a flow of this process would wait for the thread that tells its heartbeats, which sleeps a second at a time
+    quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+    with quiet, prefect_test_harness(server_startup_timeout=120):
         yield str(PREFECT_API_URL.value())
 
 
