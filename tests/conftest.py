@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -12,14 +13,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from command_line import child_environment
 from minutes import longest_first, pytest_addoption, pytest_terminal_summary  # noqa: F401, pytest finds its hooks here
 from quick_settings import QUICK
 
-from charengine.machine.environment import apply_defaults
+from charengine.machine.environment import CONSOLE_LEVEL, apply_defaults
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
 
@@ -171,3 +172,34 @@ def charengine(home: Home) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return call
+
+
+def no_server(home: Home) -> NoReturn:
+    """One that is started by this process outlives the test, for thirty seconds of processor time."""
+    raise AssertionError("this command starts a Prefect server: take the fixture named_server")
+
+
+@pytest.fixture
+def cli(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """The command line in this process, which is afterwards as loud as before."""
+    from charengine.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(CONSOLE_LEVEL, "CRITICAL")
+    engine = logging.getLogger("charengine")
+    monkeypatch.setattr(engine, "handlers", engine.handlers)
+    monkeypatch.setattr("charengine.services.prefect_server.start_prefect", no_server)
+    level = engine.level
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        monkeypatch.setattr("sys.argv", ["charengine", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(words, int(end.value.code or 0), out, err)
+
+    yield call
+    engine.setLevel(level)
