@@ -12,7 +12,7 @@ from charengine.stages import crop as crop_stage
 from charengine.stages.crop import crop_views
 from charengine.store import Store
 
-TOY, MEDIUM, LARGE, WIDE = (384, 384), (1152, 768), (1024, 1024), (1536, 1024)
+TOY, MEDIUM, LARGE, WIDE = (384, 384), (960, 640), (1024, 1024), (1536, 1024)
 FRONT, SIDE, BACK = THREE
 WHITE_OUTLINED = Look(coat=(255, 255, 255))
 WHITE_SHADED = Look(coat=(243, 243, 245), outline=None)
@@ -232,7 +232,7 @@ def test_the_numbers_describe_the_sheet(store):
     assert views.facts["side_to_front_width"] == pytest.approx((side[2] - side[0]) / (front[2] - front[0]), abs=0.03)
     other_coat = paint(sheet)
     recoloured = np.asarray(other_coat).copy()
-    coat = (np.abs(recoloured.astype(int) - COAT).max(axis=2) < 12) & (np.arange(MEDIUM[0]) > 768)
+    coat = (np.abs(recoloured.astype(int) - COAT).max(axis=2) < 12) & (np.arange(MEDIUM[0]) > 2 * MEDIUM[0] // 3)
     recoloured[coat] = (200, 180, 20)
     changed = crop(Image.fromarray(recoloured), store)
     assert changed.facts["colour_distance"] > views.facts["colour_distance"] + 0.3

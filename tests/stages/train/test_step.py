@@ -79,12 +79,12 @@ def double(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_fifty_steps_are_those_of_a_plain_loop_with_lycoris_and_transformers(store, dtype, double):
+@pytest.mark.parametrize(("dtype", "count"), [(torch.float64, 50), (torch.float32, 20)], ids=["float64", "float32"])
+def test_steps_are_those_of_a_plain_loop_with_lycoris_and_transformers(store, dtype, count, double):
     from transformers.optimization import Adafactor
 
     ours = make(store, dtype)
-    losses = steps(ours, 50)
+    losses = steps(ours, count)
     fused_values = values(ours)
     draw, data, settings = ours.step._draw, ours.data, ours.settings
 
@@ -98,7 +98,7 @@ def test_fifty_steps_are_those_of_a_plain_loop_with_lycoris_and_transformers(sto
     optimizer = Adafactor(parameters, lr=1e-2, **options)
     alphas = FakeDiffusion().alphas_cumprod().to(dtype)
     weights, bucket, found = min_snr_weights(alphas, 5.0), data.buckets[0], []
-    for step in range(50):
+    for step in range(count):
         ours.step.generator.manual_seed(hash_seed(ours.step.seed, step))
         draws = draw(bucket, 3)
         rows = torch.arange(3)
@@ -116,7 +116,7 @@ def test_fifty_steps_are_those_of_a_plain_loop_with_lycoris_and_transformers(sto
         optimizer.step()
         optimizer.zero_grad()
         found.append(loss.item())
-    near = 1e-9 if dtype == torch.float64 else 2e-3
+    near = 1e-9 if dtype == torch.float64 else 1e-4
     assert losses == pytest.approx(found, rel=near)
     distance = sum((fused_values[k] - p).square().sum().item() for k, p in adapter.parameters().items())
     size = sum(p.square().sum().item() for p in parameters)
