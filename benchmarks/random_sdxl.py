@@ -31,11 +31,13 @@ SDXL = {  # unet/config.json of stable-diffusion-xl-base-1.0
     "projection_class_embeddings_input_dim": 2816,
 }
 TINY = SDXL | {  # every kind of layer that SDXL has; one of each where one is enough
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     "layers_per_block": 1,
     "sample_size": 16,
-    "block_out_channels": (32, 64, 64),
-    "transformer_layers_per_block": (1, 1, 2),
-    "attention_head_dim": (2, 4, 4),
+    "block_out_channels": (32, 64),
+    "transformer_layers_per_block": (1, 1),
+    "attention_head_dim": (2, 4),
     "cross_attention_dim": 64,
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 32 + 6 * 8,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import shutil
 import signal
@@ -11,14 +13,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from command_line import child_environment
 from minutes import longest_first, pytest_addoption, pytest_terminal_summary  # noqa: F401, pytest finds its hooks here
 from quick_settings import QUICK
 
-from charengine.machine.environment import apply_defaults
+from charengine.machine.environment import CONSOLE_LEVEL, apply_defaults
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
 
@@ -66,6 +68,13 @@ def _no_network() -> Iterator[None]:
     socket.socket.connect = guarded  # type: ignore[method-assign]
     yield
     socket.socket.connect = connect  # type: ignore[method-assign]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imports_are_no_garbage() -> None:
+    """What is imported stays. The engine and tests collect garbage on purpose, a second each time among a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -130,10 +139,12 @@ def drawn_sheet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prefect_api() -> Iterator[str]:
     """One Prefect server for the session; its address, also for child processes."""
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    # at its end a flow of this process would wait for the thread that tells its heartbeats, which sleeps a second at a time
+    quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+    with quiet, prefect_test_harness(server_startup_timeout=120):
         yield str(PREFECT_API_URL.value())
 
 
@@ -161,3 +172,34 @@ def charengine(home: Home) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return call
+
+
+def no_server(home: Home) -> NoReturn:
+    """One that is started by this process outlives the test, for thirty seconds of processor time."""
+    raise AssertionError("this command starts a Prefect server: take the fixture named_server")
+
+
+@pytest.fixture
+def cli(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """The command line in this process, which is afterwards as loud as before."""
+    from charengine.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(CONSOLE_LEVEL, "CRITICAL")
+    engine = logging.getLogger("charengine")
+    monkeypatch.setattr(engine, "handlers", engine.handlers)
+    monkeypatch.setattr("charengine.services.prefect_server.start_prefect", no_server)
+    level = engine.level
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        monkeypatch.setattr("sys.argv", ["charengine", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(words, int(end.value.code or 0), out, err)
+
+    yield call
+    engine.setLevel(level)

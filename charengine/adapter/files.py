@@ -77,7 +77,7 @@ def by_module(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> dict
 def modules_of(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> tuple[dict[str, Parts], SortedKeys]:
     """As `by_module`, with the keys as they were sorted; nothing is logged."""
     stems = known_stems(unet)
-    layers = {name: unet.get_submodule(name) for name in stems.values()}
+    layers = {name: unet.get_submodule(name) for name in dict.fromkeys(stems.values())}  # each has a dozen spellings
     norms = frozenset(name for name, layer in layers.items() if not isinstance(layer, nn.Linear | nn.Conv2d))
     found = sort_keys(tensors, stems, norms)
     _refuse_unsupported(found)

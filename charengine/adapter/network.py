@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -281,14 +282,15 @@ def _create_network(unet: UNet2DConditionModel, settings: TrainSettings) -> Any:
 def _quiet_lycoris() -> Iterator[None]:
     """LyCORIS logs a dozen lines for each network it makes, and its T-LoRA collects garbage after every layer."""
     from lycoris.logging import logger
+    from lycoris.modules import tlora
 
     level = logger.level
     logger.setLevel(logging.ERROR)
-    gc.freeze()  # collecting is quick while everything that exists now is left out of it
+    tlora.gc = SimpleNamespace(collect=lambda: 0)
     try:
         yield
     finally:
-        gc.unfreeze()
+        tlora.gc = gc
         logger.setLevel(level)
 
 

@@ -140,10 +140,11 @@ class QwenFiles:
         folder = self.config if own else packaged_config("qwen-image-edit")
         return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
 
-    def release(self, name: str) -> None:
-        """Take a model off the device; its weights stay on the host."""
+    def release(self, name: str) -> bool:
+        """Take a model off the device; where its weights stay on the host, this is True."""
         if name in self._streams:
             self._streams[name].release()
+        return name in self._streams
 
     def drop(self, name: str) -> None:
         """Give up a model that is off the device; the next use reads its file again."""

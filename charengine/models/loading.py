@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,8 +36,13 @@ class Loaded:
         Garbage is collected only if it has to be. Most models die with their last reference, and looking through the million
         objects of all imported libraries takes a second; a run did it 24 times, and in two of them found a model.
         """
-        dropped = [ref for name in names or tuple(self._held) for ref in _weights_of(self._held.pop(name, None))]
-        release_memory(collect=_accelerator() or any(ref() is not None for ref in dropped))
+        self._let_go(names or tuple(self._held))
+
+    def _let_go(self, names: Sequence[str], kept: Collection[str] = ()) -> None:
+        """Drop the named objects; those in `kept` live on elsewhere, so that no collection would find them."""
+        dropped = {name: _weights_of(self._held.pop(name, None)) for name in names}
+        left = any(ref() is not None for name in dropped if name not in kept for ref in dropped[name])
+        release_memory(collect=_accelerator() or left)
 
     def forget(self, *names: str) -> None:
         """`free`, and keep nothing of them anywhere."""

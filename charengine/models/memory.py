@@ -257,11 +257,11 @@ class TakingTurns(Loaded):
 
     Args:
         rivals: models that must not be on the GPU together.
-        release: takes a model off the GPU.
+        release: takes a model off the GPU, and says whether host memory keeps it.
         drop: gives up its host memory too.
     """
 
-    def __init__(self, rivals: frozenset[str], release: Callable[[str], None], drop: Callable[[str], None]) -> None:
+    def __init__(self, rivals: frozenset[str], release: Callable[[str], bool], drop: Callable[[str], None]) -> None:
         super().__init__()
         self.rivals, self.release, self.drop = rivals, release, drop
 
@@ -274,10 +274,9 @@ class TakingTurns(Loaded):
 
     def free(self, *names: str) -> None:
         """Take the named objects, or all of them, off the GPU."""
-        for name in names or tuple(self._held):
-            if name in self._held:
-                self.release(name)
-        super().free(*names)
+        wanted = names or tuple(self._held)
+        kept = {name for name in wanted if name in self._held and self.release(name)}
+        self._let_go(wanted, kept)
 
     def forget(self, *names: str) -> None:
         """Take them off the GPU and out of host memory."""

@@ -22,7 +22,7 @@ from library import train_util
 recorder = train_util.LossRecorder()
 Path("seen.json").write_text(json.dumps(sys.argv[1:]))
 for step in range(int(next(flag.split("=")[1] for flag in sys.argv if flag.startswith("--max_train_steps=")))):
-    time.sleep(1.0 if step < 3 else 0.05)
+    time.sleep(0.7 if step < 3 else 0.05)
     recorder.add(epoch=0, step=step, loss=0.1)
 """
 

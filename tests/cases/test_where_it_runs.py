@@ -39,7 +39,7 @@ def server(monkeypatch: pytest.MonkeyPatch):
     for name in PROXIES:
         monkeypatch.setenv(name, "")
     found = HTTPServer(("127.0.0.1", 0), _Server)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
+    threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{found.server_address[1]}"
     found.shutdown()
     found.server_close()

@@ -3,53 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import NoReturn
 
 import pytest
 from command_line import last_line
 from PIL import Image
 from run_samples import doll
 
-from charengine.machine.environment import CONSOLE_LEVEL
 from charengine.machine.home import Home
 
 Charengine = Callable[..., "CompletedProcess[str]"]
-
-
-def no_server(home: Home) -> NoReturn:
-    """One that is started by this process outlives the test, for thirty seconds of processor time."""
-    raise AssertionError("this command starts a Prefect server: take the fixture named_server")
-
-
-@pytest.fixture
-def cli(
-    home: Home, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Charengine]:
-    """The command line in this process, which is afterwards as loud as before."""
-    from charengine.cli.main import main
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(CONSOLE_LEVEL, "CRITICAL")
-    engine = logging.getLogger("charengine")
-    monkeypatch.setattr(engine, "handlers", engine.handlers)
-    monkeypatch.setattr("charengine.services.prefect_server.start_prefect", no_server)
-    level = engine.level
-
-    def call(*arguments: object) -> CompletedProcess[str]:
-        words = [str(argument) for argument in arguments]
-        monkeypatch.setattr("sys.argv", ["charengine", *words])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capfd.readouterr()
-        return CompletedProcess(words, int(end.value.code or 0), out, err)
-
-    yield call
-    engine.setLevel(level)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import ROOT, child_environment, last_line
+from command_line import ROOT, Fork, Forks, child_environment, last_line
 from PIL import Image
 from run_samples import doll
 
@@ -273,34 +273,30 @@ def test_a_character_with_the_same_data_has_a_training_run_of_its_own(studio: St
     assert "Bea train" in {child.info.run_name for child in studio.runs(**{"mlflow.parentRunId": parent.info.run_id})}
 
 
-def start(home: Home, api: str, settings: tuple[str, ...], sheet: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    """`charengine run --json` as a process on the session's Prefect server."""
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    found = Forks()
+    yield found
+    found.close()
+
+
+def asked(settings: tuple[str, ...], sheet: Path, out: Path, *more: str) -> list[object]:
+    """The arguments of a `charengine run --json`."""
     sets = [part for setting in (*settings, *more) for part in ("--set", setting)]
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "charengine.cli",
-            "run",
-            PROMPT,
-            "--name",
-            "Aya",
-            "--sheet",
-            sheet,
-            "--out",
-            out,
-            "--json",
-            *sets,
-        ],
-        env=child_environment(home, api),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+    return ["run", PROMPT, "--name", "Aya", "--sheet", sheet, "--out", out, "--json", *sets]
 
 
-def wait_for_state(home: Home, process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+def start(arguments: list[object], home: Home, api: str, forks: Forks | None) -> subprocess.Popen[str] | Fork:
+    """That as a process on the session's Prefect server: a fresh interpreter, or a fork."""
+    environment = child_environment(home, api)
+    if forks is not None:
+        return forks.start(arguments, environment, ROOT)
+    command = [sys.executable, "-m", "charengine.cli", *(str(one) for one in arguments)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, cwd=ROOT, **pipes)
+
+
+def wait_for_state(home: Home, process: subprocess.Popen[str] | Fork, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not list(home.state.glob("train-*/state.safetensors")):
         assert process.poll() is None, process.communicate()[1]
@@ -308,7 +304,7 @@ def wait_for_state(home: Home, process: subprocess.Popen[str], seconds: float = 
         time.sleep(0.02)
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+def finish(process: subprocess.Popen[str] | Fork) -> dict[str, Any]:
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     return last_line(subprocess.CompletedProcess([], 0, out, err))
@@ -323,8 +319,10 @@ def test_a_run_that_was_stopped_continues_to_the_same_bytes_in_the_same_mlflow_r
     drawn_sheet: Path,
     tmp_path: Path,
     reference_adapter: bytes,
+    forks: Forks,
 ) -> None:
-    process = start(home, prefect, tiny_settings, drawn_sheet, tmp_path / "out", *LONGER)
+    arguments = asked(tiny_settings, drawn_sheet, tmp_path / "out", *LONGER)
+    process = start(arguments, home, prefect, None if how == signal.SIGKILL else forks)
     wait_for_state(home, process)
     os.kill(process.pid, how)
     process.communicate(timeout=60)
@@ -336,7 +334,7 @@ def test_a_run_that_was_stopped_continues_to_the_same_bytes_in_the_same_mlflow_r
         assert process.returncode in (130, -signal.SIGTERM)
 
     if how == signal.SIGKILL:
-        result = finish(start(home, prefect, tiny_settings, drawn_sheet, tmp_path / "out", *LONGER))
+        result = finish(start(arguments, home, prefect, forks))
     else:  # another process continues it in any case; this one has imported everything already
         result = studio.make(*LONGER, out=str(tmp_path / "out"))
     assert "caption" in result["cached_stages"] and "train" not in result["cached_stages"]

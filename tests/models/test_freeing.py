@@ -11,6 +11,7 @@ import torch
 
 from charengine.models import loading
 from charengine.models.loading import Loaded
+from charengine.models.memory import TakingTurns
 
 Watch = list[weakref.ref[torch.Tensor]]
 
@@ -65,6 +66,18 @@ def test_weights_in_a_cycle_that_their_model_is_not_in_are_freed(collections: li
     [weight, _] = held(loaded, "vae", model)
     del model, circle
     loaded.free("vae")
+    assert weight() is None and collections == ["full"]
+
+
+def test_a_model_that_host_memory_keeps_is_not_taken_for_garbage(collections: list[str]) -> None:
+    streamed = torch.nn.Linear(2, 2)
+    loaded = TakingTurns(frozenset(), release=lambda name: name == "transformer", drop=lambda name: None)
+    held(loaded, "transformer", streamed)
+    loaded.free("transformer")
+    assert collections == []
+    held(loaded, "transformer", streamed)
+    [weight, *_] = held(loaded, "vae", in_a_circle())
+    loaded.free()
     assert weight() is None and collections == ["full"]
 
 

@@ -71,7 +71,7 @@ class Protected(http.server.BaseHTTPRequestHandler):
 def protected(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Protected, "cancelled", [])
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Protected) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/api"
         server.shutdown()
 

@@ -170,6 +170,14 @@ def test_a_pick_that_could_not_be_rescaled_is_recommended_at_its_own_strength(ho
     assert (champion.tags["picked_strength"], champion.tags["recommended_strength"]) == ("0.8", "0.8")
 
 
+@pytest.fixture
+def _asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's client tries as often as ever, and does not wait in between."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+
+
+@pytest.mark.usefixtures("_asked_again_at_once")
 def test_an_unreachable_server_leaves_the_run_going_and_written_down(
     home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,11 +204,12 @@ class BrokenServer(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def broken_server() -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), BrokenServer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
+@pytest.mark.usefixtures("_asked_again_at_once")
 def test_a_server_that_dies_on_the_way_costs_training_nothing_and_loses_nothing(home: Home, broken_server: str) -> None:
     run: Any = opened(home)
     working = run._connection.client

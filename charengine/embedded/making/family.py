@@ -50,10 +50,10 @@ class Sizes:
     qvae_width: int = 24
     qvae_mult: tuple[int, ...] = (1, 2, 2, 2)
     svae_widths: tuple[int, ...] = (24, 48, 64, 64)
-    unet_widths: tuple[int, int, int] = (64, 96, 128)
-    unet_heads: tuple[int, int, int] = (2, 3, 4)
+    unet_widths: tuple[int, ...] = (64, 96, 128)
+    unet_heads: tuple[int, ...] = (2, 3, 4)
     unet_resnets: int = 1
-    unet_transformers: tuple[int, int, int] = (1, 1, 1)
+    unet_transformers: tuple[int, ...] = (1, 1, 1)
     te_width: int = 96
     te_layers: tuple[int, int] = (3, 3)
     clip_width: int = 128
@@ -65,7 +65,7 @@ class Sizes:
 TINY = Sizes(
     dit_layers=2, dit_heads=2, dit_head_dim=16, dit_rope=(4, 6, 6), vl_width=32, vl_layers=2, vl_heads=2, vl_mlp=32,
     vit_width=32, vit_layers=2, vit_heads=2, vit_mlp=32, qvae_width=4, qvae_mult=(1, 1, 1, 1), svae_widths=(8, 8, 8, 8),
-    unet_widths=(16, 32, 32), unet_heads=(2, 2, 2), unet_resnets=1, unet_transformers=(1, 1, 1), te_width=16,
+    unet_widths=(16, 32), unet_heads=(2, 2), unet_resnets=1, unet_transformers=(1, 1), te_width=16,
     te_layers=(2, 2), clip_width=32, clip_layers=2, clip_text_width=32, clip_text_layers=2,
 )  # fmt: skip
 
@@ -201,12 +201,13 @@ def build_unet(sizes: Sizes) -> torch.nn.Module:
     """`UNet2DConditionModel` with SDXL's structure: text_time conditioning, no attention at full resolution."""
     from diffusers import UNet2DConditionModel
 
+    deeper = len(sizes.unet_widths) - 1
     model: torch.nn.Module = UNet2DConditionModel(
         sample_size=32,
         in_channels=LATENT_CHANNELS["sdxl"],
         out_channels=LATENT_CHANNELS["sdxl"],
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * deeper),
+        up_block_types=(*("CrossAttnUpBlock2D",) * deeper, "UpBlock2D"),
         block_out_channels=sizes.unet_widths,
         layers_per_block=sizes.unet_resnets,
         transformer_layers_per_block=sizes.unet_transformers,

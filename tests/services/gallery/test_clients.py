@@ -62,7 +62,7 @@ def prefect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Prefect]:
     for name, value in (("token", 1), ("busy", 0), ("asked", [])):
         monkeypatch.setattr(Busy, name, value)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield Prefect(f"http://127.0.0.1:{server.server_address[1]}/api", sleep=lambda seconds: None)
         server.shutdown()
 

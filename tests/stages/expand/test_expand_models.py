@@ -96,13 +96,19 @@ def test_the_embedded_edit_model_draws_in_its_own_words_and_size_and_is_held_to_
     assert {caption.view for caption in dataset.captions} == {"front", "side", "back", *(v.view for v in found.kept)}
 
 
+@pytest.mark.parametrize("command", [("expand",), ("caption", "--name", "Grisha")], ids=lambda command: command[0])
+def test_as_a_process_too_the_stage_refuses_a_folder_that_is_none(charengine, command: tuple[str, ...]) -> None:
+    done = charengine(*command, "nowhere", "--prompt", GRISHA.prompt)
+    assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_single_stage_reads_and_writes_a_folder_that_caption_and_train_read_too(
-    charengine, tiny_settings, tmp_path: Path
+    cli, tiny_settings, tmp_path: Path
 ) -> None:
     store, folder = Store(tmp_path / "own"), tmp_path / "views"
     write_views(sample_dataset(store).views, folder, store)
     sets = [part for setting in (*tiny_settings, "expand.steps=1", "expand.margin=0.5") for part in ("--set", setting)]
-    done = charengine("expand", folder, "--prompt", GRISHA.prompt, "--count", 2, *sets)
+    done = cli("expand", folder, "--prompt", GRISHA.prompt, "--count", 2, *sets)
     assert done.returncode == 0, done.stderr
     record = ExpansionRecord.model_validate_json((folder / "expansion.json").read_bytes())
     assert len({extra.view for extra in record.views}) == 2
@@ -111,7 +117,7 @@ def test_the_single_stage_reads_and_writes_a_folder_that_caption_and_train_read_
         assert f"{extra.view}, seed {extra.seed}: identity {extra.identity:.3f}" in done.stderr
     kept = {str(path) for path in folder.rglob("*.png") if path.stem in {extra.view for extra in record.kept}}
     assert set(done.stdout.splitlines()[:-1]) == kept
-    captions = charengine("caption", folder, "--prompt", GRISHA.prompt, "--name", "Grisha", *sets)
+    captions = cli("caption", folder, "--prompt", GRISHA.prompt, "--name", "Grisha", *sets)
     assert captions.returncode == 0, captions.stderr
     texts = {path.stem for path in folder.rglob("*.txt")}
     assert texts == {"front", "side", "back", *(extra.view for extra in record.kept)}

@@ -18,7 +18,7 @@ from charengine.stages.train.step import predict
 TOKENS, WIDTH, POOLED = 8, 24, 16
 
 
-def tiny_unet(seed: int = 0, dtype: torch.dtype = torch.float32, blocks: tuple[int, ...] = (32, 64, 64)):
+def tiny_unet(seed: int = 0, dtype: torch.dtype = torch.float32, blocks: tuple[int, ...] = (32, 64)):
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)
@@ -26,12 +26,12 @@ def tiny_unet(seed: int = 0, dtype: torch.dtype = torch.float32, blocks: tuple[i
         sample_size=16,
         in_channels=4,
         out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=blocks,
-        layers_per_block=1,  # every kind of layer that SDXL has, in two thirds of the time that two take
-        transformer_layers_per_block=(1, 1, 2),
-        attention_head_dim=(2, 4, 4),
+        layers_per_block=1,  # every kind of layer that SDXL has, in a third of the time of its three levels of two
+        transformer_layers_per_block=(1, 1),
+        attention_head_dim=(2, 4),
         cross_attention_dim=WIDTH,
         use_linear_projection=True,
         addition_embed_type="text_time",
