@@ -126,9 +126,9 @@ def test_the_stage_under_way_is_the_one_whose_lock_is_held_not_a_runs_or_mlflows
     site.home.locks.mkdir(parents=True)
     with ExitStack() as held:
         for name in ("mlflow-runs", "run-0f"):
-            assert held.enter_context(if_free(site.home.locks / f"{name}.lock"))
+            assert held.enter_context(if_free(site.home.locks / f"{name}.lock", make=True))
         assert site.stage_of(os.getpid()) == ""
-        assert held.enter_context(if_free(site.home.locks / "train-0f.lock"))
+        assert held.enter_context(if_free(site.home.locks / "train-0f.lock", make=True))
         assert site.stage_of(os.getpid()) == "train"
 
 
