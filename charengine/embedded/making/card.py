@@ -110,7 +110,7 @@ def _data() -> list[str]:
         "dropped parts, filler words and nonsense words. Where no view is named, the figure is turned towards the viewer. The sheet "
         "model is also shown a view or a picture of a character and asked for its sheet, or for the same one elsewhere. In the last "
         "runs of sheets, images and decoders, details of the figure weigh more: their losses are not those of the runs before. "
-        "In the very last ones decoders also keep what an eye reads in pictures: a second reader of traits, which is not shipped and judges "
+        "In the very last ones SDXL's decoder also keeps what an eye reads in pictures: a second reader of traits, which is not shipped and judges "
         "nothing (`making/eye.py`). The probe saw renders only. The onlooker (is anybody there, how many, how much of them) saw pictures composed of rendered figures and "
         "scenery, and was trained on one processor core.",
         "",
