@@ -1,4 +1,4 @@
-"""How well the rule of `charengine/expand.py` tells the character from others: rendered truth, the embedded embedder.
+"""How well the rule of `charengine/stages/expand/` tells the character from others: rendered truth, the embedded embedder.
 
 python benchmarks/expansion_rule.py                   # 12 characters that no model was trained on: minutes on one core
 python benchmarks/expansion_rule.py --characters 40

@@ -1,7 +1,7 @@
 """What lies at a path that somebody gave, asked kindly: a path that cannot be asked is one sentence, never a traceback.
 
 `Path.exists`, `is_file`, `is_dir` and `stat` raise for a folder that may not be entered, a name that is too long, a NUL byte; a
-glob passes silently over what it may not read. Everything that reads a user's path asks here (tests/test_paths_are_asked.py).
+glob passes silently over what it may not read. Everything that reads a user's path asks here (tests/test_files_are_asked.py).
 """
 
 from __future__ import annotations

@@ -87,9 +87,14 @@ def read_list(path: Path) -> list[Mutant]:
     """The mutants of a YAML file.
 
     Raises:
-        ValueError: two of them have one name.
+        ValueError: two of them have one name, or one says something twice, of which YAML would keep the last alone.
     """
-    listed = [Mutant(**{**entry, "tests": tuple(entry["tests"])}) for entry in yaml.safe_load(path.read_text())]
+    text = path.read_text()
+    for entry in f"\n{text}".split("\n- name: ")[1:]:
+        for key in ("file", "old", "new", "tests"):
+            if entry.count(f"\n  {key}:") > 1:
+                raise ValueError(f"{path}: {entry.splitlines()[0]} says {key} twice")
+    listed = [Mutant(**{**entry, "tests": tuple(entry["tests"])}) for entry in yaml.safe_load(text)]
     names = [mutant.name for mutant in listed]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path} names {', '.join(twice)} twice: give each mutant a name of its own")

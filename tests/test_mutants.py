@@ -60,6 +60,13 @@ def test_text_that_is_not_there_once_is_an_error_before_anything_is_tried(tree: 
     )
 
 
+def test_an_edit_that_says_something_twice_is_refused_for_yaml_would_forget_the_first(tmp_path: Path) -> None:
+    listed = tmp_path / "mutants.yaml"
+    listed.write_text("- name: two\n  file: a.py\n  old: 'a'\n  new: 'b'\n  old: 'c'\n  tests: [t]\n")
+    with pytest.raises(ValueError, match="two says old twice"):
+        read_list(listed)
+
+
 def test_tests_that_fail_anyway_tell_nothing(tree: Path) -> None:
     (tree / "tests/test_double.py").write_text(TEST.replace("== 4", "== 5"))
     assert tried(tree, ("sum", "2 * x", "3 * x")) == (1, {"(no mutant)": "fails"})

@@ -67,6 +67,7 @@ def adapter_metadata(
     base: Mapping[str, str] = MappingProxyType({}),
     velocity: bool = False,
     zero_terminal_snr: bool = False,
+    class_images: int = 0,
 ) -> dict[str, str]:
     """File metadata; every value a string, nothing that changes between two runs of one recipe.
 
@@ -82,6 +83,7 @@ def adapter_metadata(
         base: sd-scripts' names of the checkpoint trained on, without which an adapter for Illustrious looks like one for plain SDXL.
         velocity: the base model predicts v, not the noise.
         zero_terminal_snr: its noise schedule ends in pure noise.
+        class_images: regularisation images trained on beside the views.
     """
     conv = settings.conv_rank > 0 and settings.algorithm not in ("lora", "tlora")
     network: dict[str, str] = {"algo": settings.algorithm, "bypass_mode": "True"}
@@ -115,7 +117,7 @@ def adapter_metadata(
         "ss_gradient_accumulation_steps": settings.accumulate,
         "ss_caption_dropout_rate": settings.caption_dropout,
         "ss_num_train_images": len(captions),
-        "ss_num_reg_images": 0,
+        "ss_num_reg_images": class_images,
         "ss_resolution": f"({resolution[0]}, {resolution[1]})",
         "ss_tag_frequency": json.dumps(_tag_frequency(trigger, captions)),
         "ss_training_comment": f"trigger: {trigger}",

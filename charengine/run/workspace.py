@@ -142,7 +142,7 @@ class Workspace:
     def key(self) -> str:
         """Key of the whole run: equal requests share one MLflow run, which a repeated run opens again."""
         models = self.models
-        parts = (models.editor, models.captioner, models.diffusion, models.embedder)
+        parts = (models.editor, models.captioner, models.diffusion, models.embedder, models.reader, models.onlooker)
         given = path_digest(self.given) if self.given else self.starts_from
         if self.reference:
             given = content_digest(self.reference)

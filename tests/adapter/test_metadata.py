@@ -38,6 +38,7 @@ def metadata(settings: TrainSettings = SETTINGS) -> dict[str, str]:
         step=350,
         seed=7,
         recipe={"dataset_digest": "d" * 64, "character": {"seed": 7}},
+        class_images=5,
     )
 
 
@@ -64,6 +65,7 @@ def test_every_setting_stands_under_its_own_name() -> None:
         "ss_gradient_accumulation_steps": "3",
         "ss_caption_dropout_rate": "0.15",
         "ss_num_train_images": "3",
+        "ss_num_reg_images": "5",
         "ss_resolution": "(320, 1024)",
         "ss_training_comment": "trigger: zorgax",
         "modelspec.title": "Zorga",

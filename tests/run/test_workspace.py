@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,10 +10,14 @@ import pytest
 
 from charengine.config import Character
 from charengine.machine.home import Home
+from charengine.models import Models
 from charengine.profiles.loading import load_profile
 from charengine.run.workspace import Workspace, complete
 
 GRISHA = Character(name="Grisha", prompt="an orc in a blue coat", class_noun="orc", trigger="zorgax", seed=7)
+
+
+MODELS = [field.name for field in fields(Models)]
 
 
 @pytest.fixture
@@ -23,9 +28,7 @@ def workspace(tmp_path: Path) -> Workspace:
 def opened(home: Path, *overrides: str, character: Character = GRISHA, given: Path | None = None) -> Workspace:
     """A workspace with models that are fingerprints alone."""
     made = Workspace(character, load_profile("embedded", ["train.steps=77", *overrides]), Home(home), given=given)
-    made.__dict__["models"] = SimpleNamespace(
-        **{name: SimpleNamespace(fingerprint=name) for name in ("editor", "captioner", "diffusion", "embedder")}
-    )
+    made.__dict__["models"] = SimpleNamespace(**{name: SimpleNamespace(fingerprint=name) for name in MODELS})
     return made
 
 
@@ -55,16 +58,17 @@ def test_a_runs_key_follows_character_settings_models_and_the_given_file(tmp_pat
     sheet = tmp_path / "sheet.png"
     sheet.write_bytes(b"pixels")
     drawn, given = opened(tmp_path / "home").key, opened(tmp_path / "home", given=sheet).key
-    other = opened(tmp_path / "home")
-    other.models.captioner.fingerprint = "another"  # type: ignore[misc]
+    others = {name: opened(tmp_path / "home") for name in MODELS}
+    for name, other in others.items():
+        getattr(other.models, name).fingerprint = "another"
     keys = {
         drawn,
         given,
-        other.key,
+        *(other.key for other in others.values()),
         opened(tmp_path / "home", "sweep.seeds=3").key,
         opened(tmp_path / "home", character=GRISHA.model_copy(update={"seed": 8})).key,
     }
-    assert len(keys) == 5
+    assert len(MODELS) == 6 and len(keys) == 4 + len(MODELS)
     moved = tmp_path / "moved.png"
     moved.write_bytes(b"pixels")
     assert opened(tmp_path / "elsewhere", given=moved).key == given

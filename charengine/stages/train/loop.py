@@ -326,6 +326,7 @@ class _Training:
             seed=self.seed,
             velocity=self.diffusion.prediction.velocity,
             zero_terminal_snr=self.diffusion.prediction.zero_terminal_snr,
+            class_images=sum(len(one.names) for one in self.data.buckets if one.regularisation),
             recipe={
                 **(self.recipe or {}),
                 "dataset_digest": self.dataset.digest,
