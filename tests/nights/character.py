@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ import torch
 from charengine.config import Character, Profile
 from charengine.errors import Interrupted
 from charengine.machine.home import Home
+from charengine.models import Models
 from charengine.profiles.loading import load_profile
 from charengine.records import Record, Ref
 from charengine.run import folder
@@ -219,4 +220,4 @@ class _Model:
         """Nothing is held."""
 
 
-_MODELS: Any = SimpleNamespace(editor=_Model(), captioner=_Model(), diffusion=_Model(), embedder=_Model())
+_MODELS: Any = SimpleNamespace(**{field.name: _Model() for field in fields(Models)})

@@ -61,7 +61,8 @@ class World:
     def load(self, _profile: object) -> Any:
         self.loads += 1
         named = {
-            name: SimpleNamespace(fingerprint=name, unload=lambda: None) for name in ("editor", "captioner", "embedder")
+            name: SimpleNamespace(fingerprint=name, unload=lambda: None)
+            for name in ("editor", "captioner", "embedder", "reader")
         }
         diffusion = SimpleNamespace(fingerprint="sdxl", count_tokens=len, device=None)
         return SimpleNamespace(**named, diffusion=diffusion, onlooker=self.witness)
