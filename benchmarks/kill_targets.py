@@ -19,6 +19,7 @@ import psutil
 
 from charengine.machine.addresses import Services, answers, running_services
 from charengine.machine.home import Home
+from charengine.run import request
 from charengine.services.prefect_api import PrefectApi
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,8 +28,8 @@ STARTS = 3
 NOTICED_SECONDS = 200.0  # more than any promise of the recovery table
 STANDBY = "standby"
 
-# the locks of which are held while they are made; others are of runs and of MLflow's
-STAGES = ("sheet", "crop", "caption", "train", "sweep", "report")
+# whose locks are held while they are made; other locks are of runs and of MLflow's. These casts ask for no further views
+STAGES = tuple(stage for stage in request.STAGES if stage != "expand")
 
 # what is killed: texts of which the command line of such a process has one
 COMMANDS: dict[str, tuple[str, ...]] = {

@@ -48,10 +48,8 @@ PARTS = {"edit": "qwen", "sdxl": "sdxl", "clip": "clip"}
 WEIGHTS = {"flow": 8, "worker": 4, "batch worker": 2, "Prefect": 3, "MLflow": 4, "gallery": 1, "up": 2, STANDBY: 1}
 PAUSE = (1.0, 10.0)  # seconds between the end of one recovery and the next kill
 IMPATIENT = 0.25  # share of kills after which the next one does not wait for the recovery
-AIMED, AIM_SECONDS = (
-    0.5,
-    15.0,
-)  # share of kills that wait for a stage to be under way, and how long: most of a quick night is between
+AIMED = 0.5  # share of kills that wait for a stage to be under way: most of a quick night is between
+AIM_SECONDS = 15.0  # that they wait
 SETTLE_SECONDS = 1500.0
 FIRST_PORT = 20_000
 PORTS_TRIED = 100  # by `up`, from the one it asks for on
@@ -250,6 +248,7 @@ class Batch:
             self._end_all()
         told = {"seed": self.seed, "kills": self.kills, "asked": self.asked, "notes": self.notes, "wrong": wrong}
         told |= {"seconds": round(time.monotonic() - started), "stop_seconds": round(stopped, 1)}
+        told = json.loads(json.dumps(told).replace(f"{self.site.folder.parent}", "..."))  # kept for other machines
         print(f"seed {self.seed}: {len(self.kills)} kills, asked {self.asked} times, {told['seconds']} s", flush=True)
         for line in (*self.notes, *wrong):
             print("   ", line, flush=True)

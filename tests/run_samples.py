@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -19,6 +20,7 @@ from charengine.records import (
     CellMetrics,
     CheckpointRecord,
     DatasetRecord,
+    ExtraView,
     LossPoint,
     PickRecord,
     Ref,
@@ -86,6 +88,14 @@ def sample_dataset(store: Store, trigger: str = "zorgax", class_noun: str = "orc
     digest = hashlib.sha256(f"{trigger} {class_noun}".encode()).hexdigest()
     found = ViewsRecord(views=views, background=WHITE, overlay=overlay, warnings=("the side figure touches the edge",))
     return DatasetRecord(trigger=trigger, class_noun=class_noun, views=found, captions=captions, digest=digest)
+
+
+def sample_extra(picture: Ref, **changed: Any) -> ExtraView:
+    """One further view, refused for its identity unless something else is said."""
+    values: dict[str, Any] = {"view": "pose-1", "kind": "pose", "instruction": "walking", "tags": (), "seed": 9}
+    values |= {"fate": "refused", "identity": 0.61234, "threshold": 0.7, "copying": 0.1, "background": None}
+    values |= {"image": picture, "alpha": picture, "width": 64, "height": 64}
+    return ExtraView(**(values | changed))
 
 
 def sample_cell(step: int, strength: float) -> CellMetrics:

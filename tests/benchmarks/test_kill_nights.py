@@ -100,7 +100,7 @@ def test_a_process_in_waiting_is_a_flow_from_the_moment_it_takes_a_run(tmp_path:
         def runs(self) -> list[dict[str, Any]]:
             return [
                 {"id": "other", "infrastructure_pid": None},
-                {"id": "its", "infrastructure_pid": f"host:{flow.pid}"},
+                {"id": "its", "infrastructure_pid": f"{self.host}{flow.pid}"},
             ]
 
     site = Told(tmp_path)

@@ -25,9 +25,9 @@ from chromium import Page, chromium, program
 from command_line import child_environment
 from prefect_samples import Server
 from quick_settings import QUICK
-from services.test_up import free_port
 
 from charengine.machine.home import Home
+from charengine.machine.processes import any_free_port
 from charengine.services.up import remembered_ports
 
 needs_chromium = pytest.mark.skipif(program() is None, reason="needs Chromium")
@@ -88,7 +88,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_settings: tuple[str, ...
     """Everything that `up` starts, on a home of its own without any character."""
     folder = tmp_path_factory.mktemp("site")
     site = Site(Home(folder / "home").create(), folder, tiny_settings, drawn_sheet)
-    ports = [part for name in ("gallery", "prefect", "mlflow") for part in (f"--{name}-port", free_port())]
+    ports = [part for name in ("gallery", "prefect", "mlflow") for part in (f"--{name}-port", any_free_port())]
     with up(site.home, *ports) as site.address:
         yield site
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,6 +15,7 @@ from charengine.errors import BadInput, ConfigError, MissingDependency
 from charengine.machine.addresses import answers
 from charengine.machine.environment import keep_loopback_direct
 from charengine.machine.home import Home, find_home, in_work_folder
+from charengine.machine.processes import any_free_port
 from charengine.run.claim import CLAIM
 from charengine.run.request import RunRequest, check
 from charengine.services.prefect_server import reach_prefect
@@ -45,18 +45,12 @@ def server(monkeypatch: pytest.MonkeyPatch):
     found.server_close()
 
 
-def free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return int(asked.getsockname()[1])
-
-
 # --- proxies and servers ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
 def test_this_machine_is_never_asked_through_a_proxy(server: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv(name, f"http://127.0.0.1:{any_free_port()}")
     monkeypatch.setenv("NO_PROXY", "intranet, 10.0.0.1")
     assert answers(server) and answers(server.replace("127.0.0.1", "localhost"))
     import httpx
@@ -76,7 +70,7 @@ def test_a_prefect_server_that_was_named_and_is_away_is_said_at_once(
     home: Home, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("charengine.services.prefect_server.PAUSES", (0.0,))
-    for address in (f"http://127.0.0.1:{free_port()}/api", "not an address", "http://[::1"):
+    for address in (f"http://127.0.0.1:{any_free_port()}/api", "not an address", "http://[::1"):
         monkeypatch.setenv("PREFECT_API_URL", address)
         with pytest.raises(MissingDependency, match="PREFECT_API_URL=.* does not answer .*unset the variable"):
             reach_prefect(home)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,15 +15,10 @@ import pytest
 from command_line import ROOT, child_environment
 
 from charengine.machine.home import Home
+from charengine.machine.processes import any_free_port
 from deployments.mlflow_server import serve_here
 
 API = "api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def asked(port: int, **headers: str) -> int:
@@ -37,7 +31,7 @@ def asked(port: int, **headers: str) -> int:
 
 
 def test_it_is_one_process_that_answers_refuses_foreign_names_and_ends_when_told(tmp_path: Path) -> None:
-    port = free_port()
+    port = any_free_port()
     command = [sys.executable, "-m", "deployments.mlflow_server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
     command += ["--artifacts-destination", (tmp_path / "artifacts").as_uri()]

@@ -26,7 +26,7 @@ from command_line import ROOT, child_environment
 from charengine.errors import BadInput
 from charengine.machine.addresses import running_services
 from charengine.machine.home import Home
-from charengine.machine.processes import choose_port
+from charengine.machine.processes import any_free_port, choose_port
 from charengine.services.prefect_api import PrefectApi
 from charengine.services.up import Up, services
 
@@ -43,12 +43,6 @@ def post(url: str, body: dict[str, Any] | None = None) -> Any:
 
 def has_a_worker(api: str, pool: str) -> bool:
     return any(worker["status"] == "ONLINE" for worker in post(f"{api}/work_pools/{pool}/workers/filter", {}))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_port_that_is_taken_is_refused_and_a_default_one_is_stepped_over() -> None:
@@ -99,9 +93,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, su
             "charengine.cli",
             "up",
             "--prefect-port",
-            str(free_port()),
+            str(any_free_port()),
             "--mlflow-port",
-            str(free_port()),
+            str(any_free_port()),
         ],
         env=child_environment(home),
         cwd=folder,

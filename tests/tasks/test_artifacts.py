@@ -7,9 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from run_samples import sample_run, told_apart, with_words
+from run_samples import sample_extra, sample_run, told_apart, with_words
 
-from charengine.records import ExpansionRecord, ExtraView, RunRecord
+from charengine.records import ExpansionRecord, RunRecord
 from charengine.store import Store
 from tasks import artifacts
 
@@ -101,22 +101,7 @@ def test_the_captions_are_a_table_and_a_file_view_by_view(run: RunRecord, shown:
 
 
 def test_more_views_are_a_table_with_identity_and_threshold_apart(run: RunRecord, shown: dict, workspace: Any) -> None:
-    extra = ExtraView(
-        view="pose-1",
-        kind="pose",
-        instruction="walking",
-        tags=(),
-        seed=9,
-        fate="refused",
-        identity=0.61234,
-        threshold=0.7,
-        copying=0.1,
-        image=run.sheet.image,
-        alpha=run.sheet.image,
-        width=64,
-        height=64,
-        background=None,
-    )
+    extra = sample_extra(run.sheet.image)
     kept = extra.model_copy(update={"view": "pose-2", "fate": "trained", "image": run.views.views[0].image})
     artifacts.show_expansion(workspace, ExpansionRecord(views=(extra, kept)))
     assert shown["zorga-more-views"][0] == {

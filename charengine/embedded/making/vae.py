@@ -93,7 +93,7 @@ class Autoencoder:
         return torch.cat(out)
 
     def freeze(self) -> Autoencoder:
-        """Itself, to be compared with and never trained."""
+        """Itself, not trained any more."""
         self.model.requires_grad_(False)
         return self
 
@@ -259,9 +259,7 @@ def train_vae(run: Run, kind: str, minutes: float, decoder_only: bool = False) -
     )
     rebuilt = vae.to_pictures(vae.to_latents(images))
     run.picture(f"{kind}_vae", [images[:12].float() / 255, rebuilt[:12]])
-    for p in vae.model.parameters():
-        p.requires_grad_(False)
-    return vae
+    return vae.freeze()
 
 
 def save(run: Run, vae: Autoencoder, average: Average, pool: Pictures | None) -> None:

@@ -75,22 +75,9 @@ def told_views() -> ViewsRecord:
 
 def told_extra(fate: Literal["trained", "held out"]) -> ExtraView:
     picture = told_views().views[0].image
-    return ExtraView(
-        view="pose-1",
-        kind="pose",
-        instruction="walking",
-        tags=("front view", "full body"),
-        seed=9,
-        fate=fate,
-        identity=0.9,
-        threshold=0.8,
-        copying=0.1,
-        image=picture,
-        alpha=picture,
-        width=64,
-        height=64,
-        background=None,
-    )
+    from run_samples import sample_extra
+
+    return sample_extra(picture, tags=("front view", "full body"), fate=fate, identity=0.9, threshold=0.8)
 
 
 def test_a_dataset_without_more_views_has_the_digest_it_always_had() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_samples import sample_run
+from run_samples import sample_extra, sample_run
 
-from charengine.records import ExpansionRecord, ExtraView, Ref, RunRecord
+from charengine.records import ExpansionRecord, RunRecord
 from charengine.stages.report.notebook import page_of
 from charengine.store import Store
 
@@ -34,23 +34,7 @@ def test_a_checkpoints_losses_stand_under_their_names(run: RunRecord) -> None:
 
 
 def test_a_further_views_identity_stands_beside_what_was_asked(run: RunRecord) -> None:
-    picture: Ref = run.sheet.image
-    view = ExtraView(
-        view="pose-1",
-        kind="pose",
-        instruction="run",
-        tags=(),
-        seed=1,
-        fate="refused",
-        identity=0.25,
-        threshold=0.75,
-        copying=0.5,
-        image=picture,
-        alpha=picture,
-        width=8,
-        height=8,
-        background=None,
-    )
+    view = sample_extra(run.sheet.image, identity=0.25, threshold=0.75)
     page = page_of(ExpansionRecord(views=(view,)))
     assert page.rows == ({"view": "pose-1", "fate": "refused", "identity": "0.250", "at least": "0.750"},)
     assert page.facts["kept"] == "0 of 1"
