@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import random
 import tempfile
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image as pil
+from second_judge import WEIGHTS, read_pictures
+from second_judge import load as load_second
 from truth_recipes import RECIPES, Recipe, last_checkpoint, redrawn_views, rendered_views
 
 from charengine.adapter.merging import AdapterMerger
@@ -39,7 +42,7 @@ from charengine.stages.crop import crop_views
 from charengine.stages.expand.expand import expand_views
 from charengine.stages.sheet.draw import draw_sheet
 from charengine.stages.sweep.sample import draw, encode_cell_inputs
-from charengine.stages.sweep.sweep import spread
+from charengine.stages.sweep.session import spread
 from charengine.stages.sweep.words import said_of, shares_of
 from charengine.stages.train.loop import train_adapter
 from charengine.store import Store
@@ -86,9 +89,17 @@ def shipped_judge(device: str) -> Judge:
     return read
 
 
-# A second judge (other architecture, seed and data, never imported by the product) has its place here; the first one trained
-# for it read too little to be one (lab notes, 2026-11-29).
-JUDGES: dict[str, Callable[[str], Judge]] = {"shipped": shipped_judge}
+def second_judge(device: str) -> Judge:
+    """Another network that the product never saw; it was taught what a face is (`second_judge.py`)."""
+    judge = load_second(WEIGHTS, device)
+
+    def read(images: Sequence[Image]) -> Verdicts:
+        return Verdicts(*read_pictures(judge, probe.to_tensor(list(images))))
+
+    return read
+
+
+JUDGES: dict[str, Callable[[str], Judge]] = {"shipped": shipped_judge, "second": second_judge}
 JUDGED = ("traits", "sides_right", "sides", "view", "faces")
 
 
@@ -132,11 +143,12 @@ class Sample:
             copying=self._read(cell, "copying")[there].masked_fill(is_view[:, None], float("nan")),
             leak=nan,
             class_identity=nan,
+            shown=self._read(cell, "shown")[there],
         )
 
     def scale(self, rows: Sequence[int], seeds: Sequence[int]) -> metrics.Scale:
         """Strength 0 with these prompts and seeds, and the sheet's own views."""
-        return metrics.Scale(base=self.scores(0, rows, seeds), ceiling=self.data["ceiling"])
+        return metrics.Scale(self.scores(0, rows, seeds), self.data["ceiling"], self.data["sheet_shown"])
 
     def truth(self, cell: int, seeds: Sequence[int]) -> float:
         """Harmonic mean of what the judge sees of the character, from base model to sheet, and adherence kept."""
@@ -229,6 +241,7 @@ def draw_sample(
             judges,
             seeds,
             index,
+            trait_phrases(text, training.class_noun),
         )
         cells = drawing.cells(store)
         views = [open_image(store.get(view.image)) for view in sheet.views]
@@ -250,6 +263,7 @@ def draw_sample(
         "everything_mild": everything[MILD],
         "sheet_traits": {name: _sheet_traits(read, views, wanted) for name, read in judges.items()},
         "ceiling": drawing.references.ceiling(),
+        "sheet_shown": float(drawing.shown_in(views).nanmean()),
         "prompts": [prompt.template for prompt in PROMPTS],
         "seeds": list(drawing.seeds),
         "checkpoints": [
@@ -275,7 +289,9 @@ class _Drawing:
         judges: Mapping[str, Judge],
         seeds: int,
         index: int,
+        traits: Sequence[str],
     ) -> None:
+        self.traits = traits
         self.profile, self.models, self.references, self.training = profile, models, references, training
         self.wanted, self.judges = wanted, judges
         self.shown: list[list[Image]] = []
@@ -325,7 +341,16 @@ class _Drawing:
             self.models.diffusion, encode_cell_inputs(self.models.diffusion, texts, self.seeds), self.profile.sweep
         )
         self.shown.append([row[0] for row in images])
-        return self._judged([image for row in images for image in row], (len(PROMPTS), len(self.seeds)))
+        variety = score_cell(images, PROMPTS, self.training.class_noun, self.references).diversity.nanmean()
+        judged = self._judged([image for row in images for image in row], (len(PROMPTS), len(self.seeds)))
+        return {**judged, "variety": float(variety)}
+
+    def shown_in(self, images: Sequence[Image]) -> torch.Tensor:
+        """(n,) what the product's reader sees of the described traits, as a share of those that a picture can tell."""
+        assert self.models.reader is not None
+        rows = self.models.reader.shown(images, self.traits, self.training.class_noun)
+        answers = [[float(answer) for answer in row if answer is not None] for row in rows]
+        return torch.tensor([sum(row) / len(row) if row else math.nan for row in answers], dtype=torch.float64)
 
     def _cell(self, step: int, strength: float) -> dict[str, Any]:
         images = draw(self.models.diffusion, self.inputs, self.profile.sweep)
@@ -341,6 +366,7 @@ class _Drawing:
             "identity": _rounded(scores.identity),
             "copying": _rounded(scores.copying.nan_to_num()),
             "alike": _rounded(torch.einsum("psd,ptd->pst", layout, layout)),
+            "shown": _rounded(self.shown_in(flat).reshape(shape)),
             "match": _rounded(match_grid(flat, texts, self.references.embedder).reshape(*shape, -1)),
             "judges": self._judged(flat, shape),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,10 +85,12 @@ class ProbeReader:
         """By picture and trait; None for words it was never taught, and for what cannot be seen from the side that it reads."""
         model = self._loaded.get("probe", lambda: probe.load_judge(self._weights, self._device))
         stated = [_values(words, class_noun) for words in traits]
-        rows = []
-        for image in images:
-            reading = probe.score_images(model, probe.to_tensor([image]))
-            rows.append([_read(values, reading) for values in stated])
+        rows: list[list[bool | None]] = []
+        for _, alike in itertools.groupby(images, lambda image: image.size):
+            together = probe.score_images(model, probe.to_tensor(list(alike)))
+            for traits_read, view in zip(together.traits.split(1), together.views.split(1), strict=True):
+                reading = probe.Reading(traits_read, view)
+                rows.append([_read(values, reading) for values in stated])
         return rows
 
     def unload(self) -> None:
