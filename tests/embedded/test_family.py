@@ -222,14 +222,16 @@ def test_trained_weights_and_latent_statistics_arrive_in_the_folders(tmp_path):
     save_file(tensors, made / "sdxl_text_encoder.safetensors")
     (made / "sdxl_vae.json").write_text(json.dumps({"mean": [0.0], "std": [4.0]}))
     (made / "qwen_vae.json").write_text(json.dumps({"mean": [0.5] * 16, "std": [2.0] * 16}))
-    (made / "sheets.jsonl").write_text("{}\n")
+    steps = [{"step": step} for step in range(100, 1300, 100)]
+    (made / "sheets.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in (*steps, {"event": "done"})))
     assert len(pack(made, packed)) <= 7
     unpack(packed, weights, tiny=True)
     found = load_file(weights / "sdxl/text_encoder/model.safetensors")
     assert all(torch.equal(found[k], v) for k, v in tensors.items())
     assert json.loads((weights / "sdxl/vae/config.json").read_text())["scaling_factor"] == 0.25
     assert json.loads((weights / "qwen/vae/config.json").read_text())["latents_mean"] == [0.5] * 16
-    assert (weights / "training" / "sheets.jsonl").is_file()
+    kept = [json.loads(line) for line in (weights / "training" / "sheets.jsonl").read_text().splitlines()]
+    assert kept == [{"step": 100}, {"step": 600}, {"step": 1100}, {"step": 1200}, {"event": "done"}]  # logs travel thinned
     flat = lay_flat(weights, tmp_path / "flat")
     assert (flat / "sdxl_text_encoder.safetensors").read_bytes() == (
         made / "sdxl_text_encoder.safetensors"

@@ -21,6 +21,7 @@ PACKS = {
     "clip_probe.tar": ("clip.safetensors", "probe.safetensors"),
 }  # fmt: skip
 LOGS = "logs_samples.tar"
+THIN = 5  # of the points of a training log, one is kept
 # file in a build folder: where it belongs under weights/
 PLACES = {
     "qwen_transformer": "qwen/transformer/diffusion_pytorch_model.safetensors",
@@ -128,8 +129,17 @@ def _set_latent_statistics(loose: Path, weights: Path) -> None:
         _edit(weights / "sdxl/vae/config.json", scaling_factor=1 / facts["std"][0])
 
 
+def thinned(text: str) -> str:
+    """A run's log with one in `THIN` of its points and all of its events: a curve needs no more, and logs travel with the weights."""
+    rows = text.splitlines()
+    points = [i for i, row in enumerate(rows) if "event" not in json.loads(row)]
+    left_out = set(points) - set(points[::THIN]) - set(points[-1:])
+    return "".join(f"{row}\n" for i, row in enumerate(rows) if i not in left_out)
+
+
 def _append(text: str, log: Path) -> None:
-    """Add a run to a part's log, once."""
+    """Add a run to a part's log, once, thinned."""
+    text = thinned(text)
     earlier = log.read_text(encoding="utf-8") if log.is_file() else ""
     if text not in earlier:
         log.write_text(earlier + text, encoding="utf-8")
