@@ -295,12 +295,8 @@ class TrainSettings(Settings):
     checkpoints: int = Field(default=4, ge=1, le=40, description="how many adapters are kept along the way")
     save_state_every: int = Field(default=50, ge=1, le=10_000, description="steps between resumable states")
     validate_every: int = Field(default=50, ge=0, le=10_000, description="0 = only at checkpoints")
-    sample_every: int = Field(
-        default=0, ge=0, le=10_000, description="sample pictures at checkpoints (0) or every N steps"
-    )
-    early_stop: int = Field(
-        default=0, ge=0, le=100, description="stop after N validations without improvement; 0 = never"
-    )
+    sample_every: int = Field(default=0, ge=0, le=10_000, description="pictures at checkpoints (0) or every N steps")
+    early_stop: int = Field(default=0, ge=0, le=100, description="stop after N validations without gain; 0 = never")
     budget_gib: float = Field(default=12.0, gt=0.5, le=200, description="GPU memory that training must fit in")
     checkpointing: Literal["auto", "none", "selective", "full"] = Field(
         default="auto",
@@ -360,6 +356,9 @@ class SweepSettings(Settings):
     steps: int = Field(default=12, ge=1, le=200, description="denoising steps of each picture")
     guidance: float = Field(default=4.0, ge=1.0, le=30.0, description="CFG scale of each picture; 1 = off")
     merge: bool = Field(default=True, description="adapters are merged into the weights; false: hooked beside, slower")
+    traits: Literal["rounds", "end", "off"] = Field(
+        default="rounds", description="described traits are read off the pictures: in every round, once all are drawn, never"
+    )
     adherence_floor: float = Field(
         default=0.9, ge=0, le=1, description="a pick keeps this share of strength 0's adherence"
     )

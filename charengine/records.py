@@ -241,12 +241,16 @@ class CellMetrics(Record):
     copying: float
     score: float
     images: int
-    gain: float = Field(description="0 = the base model's identity, 1 = as alike as the sheet's own views")
+    gain: float = Field(
+        description="0 = the base model, 1 = the sheet's own views: by identity, and by the described traits where read"
+    )
     kept: float = Field(description="adherence as a share of strength 0's; 0 = as fitting for any other prompt")
     diversity_kept: float = Field(description="variety between seeds as a share of strength 0's; 1 when not measured")
     margin: float | None = Field(default=None, description="adherence minus the match with the other prompts")
     background_leak: float | None = Field(default=None, description="border in the sheet's colour, above strength 0's")
     class_leak: float | None = Field(default=None, description="identity of class prompts, above strength 0's")
+    shown: float | None = Field(default=None, description="share of the described traits that the reader sees")
+    sheet_shown: float | None = Field(default=None, description="strength 0 alone: that share in the sheet's own views")
     ceiling: float | None = Field(default=None, description="strength 0 alone: mean cosine of the sheet's own views")
     score_low: float | None = Field(default=None, description="with score_high: 90 % bounds of the smoothed score")
     score_high: float | None = None

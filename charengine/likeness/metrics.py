@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 COPY_SIDE = 24  # pixels: coarse enough to forgive texture, fine enough to see pose and layout
 NEAR_BACKGROUND = 24  # 0-255 per channel
 MIN_SPAN = 0.02  # smallest cosine distance between a zero and a one that can be told from noise
+READ = 0.7  # of the character's likeness is what a reader sees of its traits, the rest identity (lab notes, 2026-11-30)
+MIN_READ = 0.1  # smallest distance between the base model's traits and the sheet's that a reader can be asked about
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class CellScores:
         leak: (prompts, seeds) share of the border in the sheet's background colour; NaN for view prompts.
         class_identity: (prompts, seeds) identity of class prompts; NaN for the others.
         layout: (prompts, seeds, 3, side, side) small pictures, NaN for view prompts; None where variety is not asked for.
+        shown: (prompts, seeds) share of the described traits that a reader sees, of those that the picture can tell; NaN for
+            class prompts and where none can be told; None where nobody read them.
     """
 
     identity: torch.Tensor
@@ -46,19 +50,27 @@ class CellScores:
     leak: torch.Tensor
     class_identity: torch.Tensor
     layout: torch.Tensor | None = None
+    shown: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Where the axes begin and end: `base` is strength 0, `ceiling` the mean cosine between the sheet's own views."""
+    """Where the axes begin and end.
+
+    Attributes:
+        base: strength 0.
+        ceiling: mean cosine between the sheet's own views.
+        sheet_shown: share of the described traits that a reader sees in these views; None where nobody read them.
+    """
 
     base: CellScores
     ceiling: float
+    sheet_shown: float | None = None
 
 
 @dataclass(frozen=True)
 class Relative:
-    """A cell against the scale: `gain` 0 = base model, 1 = the sheet's own views; `kept` 0 = as fitting for any other
+    """A cell against the scale: `gain` (`progress`) 0 = base model, 1 = the sheet's own views; `kept` 0 = as fitting for any other
     prompt, 1 = strength 0's margin; `diversity` = share of strength 0's; `score` in 0..1."""
 
     gain: float
@@ -155,10 +167,32 @@ def border_pixels(image: Image) -> torch.Tensor:
 def relative(cell: CellScores, scale: Scale) -> Relative:
     """A cell on the scale."""
     base = scale.base
-    gain = (mean(cell.identity) - mean(base.identity)) / identity_span(scale)
+    gain = mean(progress(cell, scale))
     kept = mean(cell.margin) / max(mean(base.margin), MIN_SPAN)
     spread = mean(cell.diversity) / max(mean(base.diversity), 1e-6)
     return Relative(gain, kept, 1.0 if spread != spread else spread, score(gain, kept))
+
+
+def progress(cell: CellScores, scale: Scale) -> torch.Tensor:
+    """How far each picture is from the base model (0) to the sheet's own views (1), (prompts, seeds).
+
+    Identity embeddings hardly see some traits (a pair of trousers, an item in a hand), a reader sees nothing but those that
+    are described: where both were asked, it is a mean of both, `READ` of it the reader's.
+    """
+    alike = (cell.identity - mean(scale.base.identity)) / identity_span(scale)
+    span = reading_span(scale)
+    if span is None or cell.shown is None or scale.base.shown is None:
+        return alike
+    read = (cell.shown - mean(scale.base.shown)) / span
+    return torch.where(read.isnan(), alike, (1 - READ) * alike + READ * read)
+
+
+def reading_span(scale: Scale) -> float | None:
+    """Distance from strength 0 to the sheet in described traits; None when nobody read them or they cannot be told apart."""
+    if scale.sheet_shown is None or scale.base.shown is None:
+        return None
+    span = scale.sheet_shown - mean(scale.base.shown)
+    return span if span >= MIN_READ else None
 
 
 def identity_span(scale: Scale) -> float:
@@ -194,7 +228,9 @@ def joined(parts: Sequence[CellScores]) -> CellScores:
         for name in ("identity", "adherence", "margin", "copying", "leak", "class_identity")
     }
     spread = torch.full_like(parts[0].diversity, float("nan")) if layout is None else diversity(layout)
-    return CellScores(diversity=spread, layout=layout, **wide)
+    read = [part.shown for part in parts]
+    shown = None if any(one is None for one in read) else torch.cat([one for one in read if one is not None], 1)
+    return CellScores(diversity=spread, layout=layout, shown=shown, **wide)
 
 
 def mean(values: torch.Tensor, missing: float = float("nan")) -> float:

@@ -10,12 +10,12 @@ from sweep_samples import OWN_COAT, SCENES, SETTINGS, Eye
 
 from charengine.dataset.reading import read_views
 from charengine.likeness import scoring
-from charengine.stages.sweep import sweep
+from charengine.likeness.prompts import sweep_prompts
 
 
 def test_a_white_background_by_itself_earns_no_identity(store, dataset) -> None:
     references = scoring.References(dataset.views, Eye(), store)
-    prompts = sweep.sweep_prompts(SETTINGS)[1:2]
+    prompts = sweep_prompts(SETTINGS)[1:2]
     on_sand, on_white = (
         scoring.score_cell([[doll(coat=OWN_COAT, ground=ground)]], prompts, "orc", references).identity.item()
         for ground in (SCENES["desert"], SCENES["white"])
@@ -37,7 +37,7 @@ def test_a_picture_that_fits_every_prompt_alike_keeps_no_adherence() -> None:
             return torch.tensor([0.3 + (rows[next(k for k in rows if k in text)] if image.width == 1 else 0.4)
                                  for image, text in zip(images, texts, strict=True)])  # fmt: skip
 
-    prompts = sweep.sweep_prompts(SETTINGS)
+    prompts = sweep_prompts(SETTINGS)
     images = [Image.new("RGB", (1, 1)), Image.new("RGB", (2, 2))]
     adherence, margin = scoring.match_all(images, [prompts[1]] * 2, prompts, "orc", Grid())
     assert adherence.tolist() == pytest.approx([0.8, 0.7])

@@ -29,10 +29,10 @@ class Estimate:
     """Four axes over the grid, and what follows from them.
 
     Attributes:
-        gain, kept: identity and adherence.
+        gain, kept: how much of the character is there (`metrics.progress`), and adherence.
         variety, copying: None where nobody measured them.
         score: (cells,) of the smoothed axes.
-        gains, scores: (rounds, cells) as likely as the means of identity and as `score`.
+        gains, scores: (rounds, cells) as likely as `gain` and as `score`.
         kepts: (rounds, cells) as likely as the mean of adherence.
         kept_most, variety_most, copying_least: (cells,) what these may be at best, in all but one of twenty cases; None where
             not measured.
@@ -87,12 +87,11 @@ def estimate(
     """
     where = places(grid)
     base = scale.base
-    zero, span = metrics.mean(base.identity), metrics.identity_span(scale)
     margin = max(metrics.mean(base.margin), metrics.MIN_SPAN)
     spread = max(metrics.mean(base.diversity, missing=1.0), 1e-6)
     adapted = {index: scores for index, scores in scored.items() if index != BASE}
     # strength 0 draws somebody else with every seed: its pictures set the scale, but pair with nothing
-    gain = smooth(_observations(adapted, lambda cell: (cell.identity - zero) / span), where, 0.0)
+    gain = smooth(_observations(adapted, lambda cell: metrics.progress(cell, scale)), where, 0.0)
     # what a few pictures of strength 0 say of its level is noise too: the other cells tell where it was
     doubt = math.hypot(_doubt(base.margin) / margin, PROMPT / math.sqrt(len(base.margin)))
     kept = smooth(_observations(adapted, lambda cell: cell.margin / margin), where, 1.0, doubt).relative()

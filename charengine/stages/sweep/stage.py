@@ -18,6 +18,8 @@ def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> Swee
         models.diffusion,
         models.embedder,
         given.store,
+        reader=models.reader,
+        description=given.character.prompt,
         seed=given.seed,
         tracker=given.tracker,
         recipe={**given.recipe, "dataset_digest": dataset.digest},
@@ -31,7 +33,7 @@ def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> Swee
 
 SWEEP = Stage(
     name="sweep",
-    version=7,
+    version=8,
     makes=SweepRecord,
     work=_work,
     settings="sweep",

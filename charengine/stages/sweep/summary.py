@@ -31,6 +31,7 @@ def summarise(scores: CellScores, scale: Scale, step: int, strength: float) -> C
         margin=_measured(metrics.mean(scores.margin)),
         background_leak=_measured(leak - base_leak),
         class_leak=_measured(class_leak),
+        shown=None if scores.shown is None else _measured(metrics.mean(scores.shown)),
     )
 
 
@@ -59,6 +60,11 @@ def scale_warnings(scale: Scale) -> tuple[str, ...]:
         found.append(
             "the embedder finds the sheet's views no more alike than the base model's pictures are to them "
             f"({scale.ceiling:.3f} against {metrics.mean(scale.base.identity):.3f}): identity says little here"
+        )
+    if scale.sheet_shown is not None and scale.base.shown is not None and metrics.reading_span(scale) is None:
+        found.append(
+            f"of the described traits the reader sees {scale.sheet_shown:.0%} in the sheet's own views and "
+            f"{metrics.mean(scale.base.shown):.0%} in the base model's pictures: they say little here, identity counts alone"
         )
     if metrics.mean(scale.base.margin) < metrics.MIN_SPAN:
         found.append(

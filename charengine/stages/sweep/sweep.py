@@ -5,104 +5,43 @@ Which cells are drawn is decided round by round (`race`), or all of them are (`s
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from charengine.adapter.merging import AdapterMerger
 from charengine.adapter.network import examine_adapter
-from charengine.charts.canvas import PilCanvas
-from charengine.charts.plots import contact_sheet, trade_off
 from charengine.config import SweepSettings
 from charengine.errors import Interrupted
-from charengine.likeness.metrics import CellScores, Scale
-from charengine.likeness.prompts import SweepPrompt, sweep_prompts
-from charengine.likeness.scoring import References, score_cell
-from charengine.pictures import png
+from charengine.likeness.metrics import CellScores
+from charengine.likeness.scoring import score_cell
+from charengine.pictures import open_image
 from charengine.records import (
     AdapterRecord,
-    CellMetrics,
-    CheckpointRecord,
     DatasetRecord,
-    PickRecord,
     SweepRecord,
     picture_name,
 )
-from charengine.stages.sweep.adapters import recommended
 from charengine.stages.sweep.cells import Cell, KeptUnits
-from charengine.stages.sweep.estimate import BASE, Estimate, estimate
-from charengine.stages.sweep.pick import choose
-from charengine.stages.sweep.race import Unit, check_budget, most_pictures, plan_round
-from charengine.stages.sweep.sample import CellInputs, draw, encode_cell_inputs
+from charengine.stages.sweep.conclude import conclude, log_cell, log_cells
+from charengine.stages.sweep.estimate import BASE
+from charengine.stages.sweep.race import Unit, most_pictures
+from charengine.stages.sweep.sample import draw
 from charengine.stages.sweep.scoring_aside import BackgroundScorer, PendingCell, Pictures, ScoredCell
-from charengine.stages.sweep.summary import overbaked, scale_warnings, summarise, with_certainty
-from charengine.stages.sweep.verdict import judge_training
+from charengine.stages.sweep.session import Session, open_session
+from charengine.stages.sweep.traits import TraitReading, described_traits
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
-from charengine.tracking.views import KIND_TAG
-from charengine.wording import file_stem
 
 if TYPE_CHECKING:
-    from charengine.models import Diffusion, Embedder
+    from charengine.models import Diffusion, Embedder, TraitReader
 
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Session:
-    """Everything the cells of one sweep share.
-
-    Attributes:
-        grid: every cell as (step, strength), strength 0 first.
-        checkpoints: those of the grid, by step.
-        kept: units finished by this sweep before it was killed.
-        cells: what was drawn, by index into the grid.
-        merger: puts checkpoints on the base model.
-    """
-
-    training: AdapterRecord
-    settings: SweepSettings
-    diffusion: Diffusion
-    references: References
-    store: Store
-    tracker: Tracker
-    prompts: tuple[SweepPrompt, ...]
-    inputs: CellInputs
-    key: str
-    grid: list[tuple[int, float]]
-    checkpoints: dict[int, CheckpointRecord]
-    kept: KeptUnits
-    merger: AdapterMerger
-    cells: dict[int, Cell] = field(default_factory=dict)
-
-    @property
-    def scale(self) -> Scale:
-        """Strength 0 and the sheet's own views."""
-        return Scale(base=self.cells[BASE].scores, ceiling=self.references.ceiling())
-
-    @property
-    def drawn(self) -> int:
-        """Pictures drawn so far."""
-        return len(self.prompts) * sum(cell.seeds for cell in self.cells.values())
-
-    def next_units(self) -> list[Unit]:
-        """What to draw next; nothing when the sweep is complete."""
-        drawn = {index: cell.seeds for index, cell in self.cells.items()}
-        return plan_round(self.grid, drawn, self.settings, len(self.prompts), self.estimate)
-
-    def estimate(self) -> Estimate:
-        """What the pictures so far say; the same pictures say the same."""
-        scored = {index: cell.scores for index, cell in sorted(self.cells.items())}
-        generator = torch.Generator().manual_seed(self.inputs.seeds[0])
-        return estimate(self.grid, scored, self.scale, self.settings, generator)
 
 
 def sweep_adapter(
@@ -114,6 +53,8 @@ def sweep_adapter(
     store: Store,
     *,
     seed: int,
+    reader: TraitReader | None = None,
+    description: str = "",
     tracker: Tracker = NullTracker(),
     recipe: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -131,6 +72,8 @@ def sweep_adapter(
         embedder: identity embeddings and CLIP-T.
         store: where pictures and adapters go.
         seed: first of the paired seeds.
+        reader: reads the traits of `description` off the pictures, so that the pick counts them; None: identity alone counts.
+        description: of the character, in words.
         tracker: gets one child run per cell.
         recipe: written into the exported adapter's metadata.
         should_stop: asked between cells.
@@ -142,59 +85,54 @@ def sweep_adapter(
         Interrupted: `should_stop` said so, and `keep_cut` is off or no cell was finished.
         BadInput: `sweep.pictures` is not enough for strength 0 and one cell.
     """
-    session = _open(training, dataset, settings, diffusion, embedder, store, seed, tracker, KeptUnits(store, key))
+    reading = _reading(training, settings, reader, description)
+    kept = KeptUnits(store, key)
+    session = open_session(training, dataset, settings, diffusion, embedder, store, seed, tracker, kept, reading)
     left_out = _examine(session)
+    if reading and settings.traits == "rounds":
+        session.sheet_shown = _read_sheet(session, dataset)
     cut: tuple[str, ...] = ()
-    if not _run(session, should_stop, on_drawn):
+    whole = _run(session, should_stop, on_drawn)
+    if not whole:
         drawn = len(session.cells) - (BASE in session.cells)
         if not (keep_cut and drawn):
             raise Interrupted(f"sweep stopped after {drawn} cells")
         of = f" of {len(session.grid) - 1}" if settings.design == "grid" else ""
         cut = (f"the sweep was cut after {drawn}{of} cells: the pick is among these alone",)
-    return _conclude(session, recipe, (*left_out, *cut))
+    if reading and settings.traits == "end":
+        diffusion.unload()
+        session.sheet_shown = _read_sheet(session, dataset)
+        _read_cells(session)
+    if reading:
+        reading.reader.unload()
+    if whole:
+        log_cells(session)
+    return conclude(session, recipe, (*left_out, *cut))
 
 
-def _open(
-    training: AdapterRecord,
-    dataset: DatasetRecord,
-    settings: SweepSettings,
-    diffusion: Diffusion,
-    embedder: Embedder,
-    store: Store,
-    seed: int,
-    tracker: Tracker,
-    kept: KeptUnits,
-) -> Session:
-    """The grid, and what its cells share."""
-    prompts = sweep_prompts(settings)
-    check_budget(settings, len(prompts))
-    checkpoints = spread(training.checkpoints, settings.checkpoints)
-    strengths = sorted({strength for strength in settings.strengths if strength > 0})
-    seeds = tuple(seed + offset for offset in range(settings.seeds))
-    texts = [prompt.to_draw(training.trigger, training.class_noun) for prompt in prompts]
-    return Session(
-        training=training,
-        settings=settings,
-        diffusion=diffusion,
-        references=References(dataset.views, embedder, store, dataset.trained_extras),
-        store=store,
-        tracker=tracker,
-        prompts=prompts,
-        inputs=encode_cell_inputs(diffusion, texts, seeds),
-        key=_sweep_key(training, dataset, settings, diffusion.sampling_fingerprint, embedder.fingerprint, seed),
-        grid=[(0, 0.0), *((checkpoint.step, strength) for checkpoint in checkpoints for strength in strengths)],
-        checkpoints={checkpoint.step: checkpoint for checkpoint in checkpoints},
-        kept=kept,
-        merger=AdapterMerger(diffusion.unet(), merge=settings.merge),
-    )
+def _reading(
+    training: AdapterRecord, settings: SweepSettings, reader: TraitReader | None, description: str
+) -> TraitReading | None:
+    """Who reads what; None where it is not asked for, or where the description names nothing that can be read."""
+    if reader is None or settings.traits == "off":
+        return None
+    traits = described_traits(description, training.trigger, training.class_noun)
+    return TraitReading(reader, traits, training.class_noun) if traits else None
 
 
-def spread(checkpoints: Sequence[CheckpointRecord], count: int) -> list[CheckpointRecord]:
-    """At most `count` checkpoints, evenly spread, the last always included."""
-    total = len(checkpoints)
-    if count >= total:
-        return list(checkpoints)
-    return [checkpoints[round((i + 1) * total / count) - 1] for i in range(count)]
+def _read_sheet(session: Session, dataset: DatasetRecord) -> float | None:
+    """What the reader sees of the traits in the sheet's own views."""
+    assert session.reading is not None
+    return session.reading.of_views([open_image(session.store.get(view.image)) for view in dataset.views.views])
+
+
+def _read_cells(session: Session) -> None:
+    """Read all pictures that were drawn, from the store."""
+    assert session.reading is not None
+    for index, cell in sorted(session.cells.items()):
+        unit = Unit(index, tuple(range(cell.seeds)))
+        images = [[open_image(session.store.get(cell.images[name])) for name in row] for row in _names(session, unit)]
+        cell.parts = [replace(cell.scores, shown=session.reading.of_cell(images, session.prompts))]
 
 
 def _examine(session: Session) -> tuple[str, ...]:
@@ -216,7 +154,10 @@ def _run(session: Session, should_stop: Callable[[], bool], on_drawn: Callable[[
     """
 
     def score(images: Pictures) -> CellScores:
-        return score_cell(images, session.prompts, session.training.class_noun, session.references)
+        found = score_cell(images, session.prompts, session.training.class_noun, session.references)
+        if session.reading is None or session.settings.traits != "rounds":
+            return found
+        return replace(found, shown=session.reading.of_cell(images, session.prompts))
 
     aside = torch.device(session.diffusion.device).type != "cpu"
     with session.merger, BackgroundScorer(score, session.store, aside=aside) as scorer:
@@ -230,9 +171,6 @@ def _run(session: Session, should_stop: Callable[[], bool], on_drawn: Callable[[
                         on_drawn(session.drawn, most_pictures(session.grid, session.settings, len(session.prompts)))
             if done < len(units):
                 return False
-    for index, cell in sorted(session.cells.items()):
-        if cell.mlflow_run_id is None:
-            _log_cell(session, index, cell)
     return True
 
 
@@ -303,107 +241,5 @@ def _keep(session: Session, unit: Unit, found: ScoredCell) -> None:
     cell.thumbs |= {(row, unit.seeds[column]): thumb for (row, column), thumb in found.thumbs.items()}
     step, strength = session.grid[unit.cell]
     log.info("sweep: step %d strength %g: %d seeds", step, strength, cell.seeds)
-    if session.settings.design == "grid":
-        _log_cell(session, unit.cell, cell)
-
-
-def _measure(session: Session, index: int, cell: Cell) -> CellMetrics:
-    """A cell's own numbers."""
-    scale = session.scale
-    measured = summarise(cell.scores, scale, *session.grid[index])
-    more = {"mlflow_run_id": cell.mlflow_run_id} | ({"ceiling": scale.ceiling} if index == BASE else {})
-    return measured.model_copy(update=more)
-
-
-def _log_cell(session: Session, index: int, cell: Cell) -> None:
-    """A child run with a cell's numbers and pictures."""
-    step, strength = session.grid[index]
-    checkpoint = session.checkpoints.get(step)
-    measured = _measure(session, index, cell)
-    child = session.tracker.child(
-        f"step {step} × {strength:g}" if checkpoint else "base model",
-        key=f"{session.key}/{step}/{strength:g}",
-        params={"checkpoint": step, "strength": strength, **_losses(checkpoint)},
-        tags={KIND_TAG: "cell"},
-    )
-    child.log_metrics(_logged(measured) | {"strength": strength, "checkpoint": step}, step=step)
-    sheet = contact_sheet([(_heading(measured), cell.thumbs)], [""] * len(session.prompts), cell.seeds, None)
-    child.log_image(sheet, "cell", 0)  # all at one step: MLflow shows them side by side
-    child.finish()
-    cell.mlflow_run_id = child.run_id
-
-
-def _conclude(session: Session, recipe: dict[str, Any] | None, told: tuple[str, ...]) -> SweepRecord:
-    """The pick with its certainty, the verdict, the pictures and the two adapters."""
-    found = session.estimate()
-    drawn = dict(sorted(session.cells.items()))
-    base = _measure(session, BASE, drawn[BASE])
-    measured = with_certainty(
-        {index: _measure(session, index, cell) for index, cell in drawn.items() if index != BASE}, found
-    )
-    choice = choose(measured, found, session.settings)
-    picked = measured[choice.index]
-    cells = [base, *measured.values()]
-    columns = [(_heading(one), cell.thumbs) for one, cell in zip(cells, drawn.values(), strict=True)]
-    labels = [prompt.to_draw(session.training.trigger, session.training.class_noun) for prompt in session.prompts]
-    seeds = max(cell.seeds for cell in drawn.values())
-    sheet = contact_sheet(columns, labels, seeds, cells.index(picked))
-    canvas = PilCanvas(640, 420)
-    trade_off(canvas, cells, picked, session.settings.adherence_floor)
-    session.tracker.log_image(sheet, "contact_sheet")
-    session.tracker.log_image(canvas.image, "trade_off")
-    session.tracker.log_metrics(
-        {f"pick/{name}": value for name, value in _logged(picked).items()}, step=picked.checkpoint_step
-    )
-    trigger, store = session.training.trigger, session.store
-    as_picked, doubt = recommended(store.get(session.checkpoints[picked.checkpoint_step].adapter), picked, recipe)
-    return SweepRecord(
-        cells=tuple(cells),
-        prompts=tuple(prompt.template for prompt in session.prompts),
-        seeds=session.inputs.seeds[:seeds],
-        contact_sheet=store.put(png(sheet), "contact-sheet.png"),
-        plot=store.put(png(canvas.image), "trade-off.png"),
-        images={name: ref for cell in drawn.values() for name, ref in cell.images.items()},
-        pick=PickRecord(
-            checkpoint_step=picked.checkpoint_step,
-            strength=picked.strength,
-            reasons=choice.reasons,
-            metrics=picked,
-            baseline=base,
-            overbaked=overbaked(cells[1:], cells[-1].checkpoint_step),
-            expected_loss=choice.expected_loss,
-        ),
-        verdict=judge_training(session.grid, found, session.settings),
-        adapter=store.put(store.get(session.training.checkpoints[-1].adapter), f"{file_stem(trigger)}.safetensors"),
-        recommended_adapter=store.put(as_picked, f"{file_stem(trigger)}_recommended.safetensors"),
-        mlflow_run_id=session.tracker.run_id,
-        warnings=(*told, *choice.warnings, *doubt, *scale_warnings(session.scale)),
-    )
-
-
-def _sweep_key(
-    training: AdapterRecord, dataset: DatasetRecord, settings: SweepSettings, diffusion: str, embedder: str, seed: int
-) -> str:
-    adapters = [checkpoint.adapter.sha256 for checkpoint in training.checkpoints]
-    parts = [adapters, dataset.digest, settings.digest(), diffusion, embedder, seed]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _losses(checkpoint: CheckpointRecord | None) -> dict[str, float]:
-    """The losses of a checkpoint that has them: numbers only, so that MLflow plots them on an axis of numbers."""
-    known = {} if checkpoint is None else {"final_loss": checkpoint.loss, "validation_loss": checkpoint.validation_loss}
-    return {name: value for name, value in known.items() if value is not None}
-
-
-def _logged(cell: CellMetrics) -> dict[str, float]:
-    """Every number of a cell that was measured."""
-    left_out = {"checkpoint_step", "strength", "images", "smoothed", "mlflow_run_id"}
-    left_out |= set() if cell.diversity else {"diversity", "diversity_kept"}  # of a single seed
-    numbers = cell.model_dump(exclude=left_out, exclude_none=True)
-    if cell.smoothed:
-        numbers |= {f"smoothed_{name}": value for name, value in cell.smoothed.model_dump(exclude_none=True).items()}
-    return {name: float(value) for name, value in numbers.items()}
-
-
-def _heading(cell: CellMetrics) -> str:
-    return f"step {cell.checkpoint_step}\n{cell.strength:g}" if cell.strength else "base model\nstrength 0"
+    if session.settings.design == "grid" and not (session.reading and session.settings.traits == "end"):
+        log_cell(session, unit.cell, cell)

@@ -18,12 +18,13 @@ from charengine.adapter.files import load_adapter, save_adapter
 from charengine.adapter.merging import AdapterMerger
 from charengine.config import SweepSettings
 from charengine.errors import Interrupted
-from charengine.language.phrases import fitting, trait_phrases
+from charengine.language.phrases import fitting
 from charengine.likeness.prompts import SHOWN, classify
 from charengine.models import Diffusion, TraitReader
 from charengine.pictures import open_image, webp
 from charengine.records import AdapterRecord, Ref, SweepRecord, Words, picture_name
 from charengine.stages.sweep.sample import CellInputs, draw, encode_cell_inputs
+from charengine.stages.sweep.traits import described_traits
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
 
@@ -98,7 +99,7 @@ def find_words(
     Raises:
         Interrupted: `should_stop` said so.
     """
-    traits = trait_phrases(prompt.replace(pick.training.trigger, " "), pick.training.class_noun)
+    traits = described_traits(prompt, pick.training.trigger, pick.training.class_noun)
     shares, pictures = _shares(pick, traits, reader, should_stop)
     said = said_of(shares, pick.subject, pick.diffusion.count_tokens)
     text = ", ".join([pick.subject, *said])

@@ -7,7 +7,7 @@ from run_samples import sample_dataset
 from sweep_samples import Merger
 
 from charengine.records import DatasetRecord
-from charengine.stages.sweep import sweep
+from charengine.stages.sweep import session, sweep
 from charengine.store import Store
 
 
@@ -24,5 +24,5 @@ def dataset(store: Store) -> DatasetRecord:
 @pytest.fixture
 def known_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adapter files that the painter understands."""
-    monkeypatch.setattr(sweep, "AdapterMerger", Merger)
+    monkeypatch.setattr(session, "AdapterMerger", Merger)
     monkeypatch.setattr(sweep, "examine_adapter", lambda unet, data: ())

@@ -13,6 +13,7 @@ from charengine.adapter.files import load_adapter, save_adapter
 from charengine.errors import BadInput
 from charengine.likeness.scoring import References
 from charengine.stages.sweep import adapters, sweep
+from charengine.stages.sweep.session import spread
 
 pytestmark = pytest.mark.usefixtures("known_adapter")
 
@@ -166,6 +167,6 @@ def test_an_embedder_that_sees_no_one_is_found_out(store, dataset) -> None:
 
 def test_checkpoints_are_spread_evenly_and_the_last_is_always_among_them(store) -> None:
     checkpoints = trained(store, *range(10, 110, 10)).checkpoints
-    assert [c.step for c in sweep.spread(checkpoints, 3)] == [30, 70, 100]
-    assert [c.step for c in sweep.spread(checkpoints, 1)] == [100]
-    assert len(sweep.spread(checkpoints, 40)) == 10
+    assert [c.step for c in spread(checkpoints, 3)] == [30, 70, 100]
+    assert [c.step for c in spread(checkpoints, 1)] == [100]
+    assert len(spread(checkpoints, 40)) == 10

@@ -16,7 +16,7 @@ from charengine.errors import Interrupted
 from charengine.likeness.prompts import SHOWN
 from charengine.pictures import open_image
 from charengine.records import DatasetRecord, SweepRecord
-from charengine.stages.sweep import sweep, words
+from charengine.stages.sweep import session, words
 from charengine.store import Store
 
 PROMPT = "a green orc with red hair and a purple hood, in a blue coat, black boots, with a hook for a right hand"
@@ -57,7 +57,7 @@ class Reader:
 
 @pytest.fixture(autouse=True)
 def _applied(known_adapter: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "AdapterMerger", sweep.AdapterMerger)
+    monkeypatch.setattr(words, "AdapterMerger", session.AdapterMerger)
 
 
 @pytest.fixture
