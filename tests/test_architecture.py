@@ -149,6 +149,12 @@ LONG_FUNCTIONS = {
     "charengine/embedded/head.py:_add_hair": "geometry",
     "charengine/embedded/head.py:_add_headgear": "geometry",
 }
+# to be split as train_sheets was; the list only ever gets shorter
+TOO_LONG_YET = {
+    "charengine/embedded/making/images.py:train_images",
+    "charengine/embedded/making/judge.py:train_judge",
+    "charengine/embedded/making/vae.py:train_vae",
+}
 
 
 def test_long_functions_are_known_by_name_with_a_reason() -> None:
@@ -157,7 +163,7 @@ def test_long_functions_are_known_by_name_with_a_reason() -> None:
         for node in parsed(path)[1]:
             if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > LONGEST_FUNCTION:
                 found.add(f"{path.relative_to(ROOT)}:{node.name}")
-    assert found - {name for name in found if "/embedded/making/" in name} == set(LONG_FUNCTIONS)
+    assert found == set(LONG_FUNCTIONS) | TOO_LONG_YET, "split it; one that is split leaves the list"
 
 
 def test_only_functions_of_the_command_line_start_flows() -> None:
