@@ -157,7 +157,7 @@ class CharacterRun:
     def workspace(self) -> Workspace:
         """Character, settings, models and store; asked for the first time, every model file is looked for."""
         use_services(self._home)
-        from charengine.run.workspace import open_workspace
+        from charengine.run.opening import open_workspace
 
         return open_workspace(self._checked, self._home)
 
@@ -232,7 +232,7 @@ class CharacterRun:
     def run(self) -> RunResult:
         """The whole run through the Prefect flow, as `charengine run` does it; files go to the character's folder."""
         quieten_console()
-        from charengine.run.workspace import open_workspace
+        from charengine.run.opening import open_workspace
         from charengine.services.prefect_server import reach_prefect
 
         prefect_is_up = reach_prefect(self._home)

@@ -8,13 +8,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from charengine import __version__
 from charengine.cli import housekeeping, inspection, serving, stages
 from charengine.cli import run as pipeline
 from charengine.errors import BadInput, EngineError
 from charengine.machine.error_log import keep_traceback
 from charengine.machine.home import find_home
 from charengine.machine.own_packages import take_own_packages
+from charengine.version import __version__
 
 app = typer.Typer(
     help="From one sentence to a tested, reusable character adapter.",

@@ -92,7 +92,7 @@ def start(request: RunRequest, as_json: bool) -> None:
     home = find_home()
     run = check(request, home)
     prefect_is_up = reach_prefect(home)
-    from charengine.run.workspace import open_workspace
+    from charengine.run.opening import open_workspace
 
     with training_bar(quiet=as_json):
         workspace = open_workspace(run, home)  # finds every model file, and loads the libraries while the server starts
