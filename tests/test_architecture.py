@@ -36,7 +36,7 @@ files writing
 config
 wording
 mistakes records
-errors version
+errors version misspelt
 """.strip().splitlines()
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}
 MAKING = "charengine.embedded.making"  # how the embedded family was trained: a script on top, which nothing imports

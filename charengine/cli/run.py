@@ -23,7 +23,10 @@ ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="A shipped p
 SetOption = Annotated[
     list[str],
     typer.Option(
-        "--set", help="A setting to change, e.g. train.steps=800; repeatable.", default_factory=list, show_default=False
+        "--set",
+        help="A setting to change, e.g. train.steps=800; repeatable. `charengine settings` lists all.",
+        default_factory=list,
+        show_default=False,
     ),
 ]
 ReferenceOption = Annotated[
