@@ -6,8 +6,8 @@
     who = studio.character("an orc woman with red hair and a blue coat", name="Grisha")
     who.sweep().pick
 
-Importing the package imports nothing else; `Studio`, and `EngineError`, which everything here raises, are looked up when they are
-first asked for.
+Importing the package imports nothing else; `Studio`, `EngineError`, which everything here raises, and `__version__` are looked up
+when they are first asked for.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from charengine.errors import EngineError
     from charengine.studio import Studio
+    from charengine.version import __version__
 
-__version__ = "0.1.0"
 __all__ = ["EngineError", "Studio", "__version__"]
 
 
@@ -29,6 +29,10 @@ def __getattr__(name: str) -> Any:
         from charengine.errors import EngineError
 
         return EngineError
+    if name == "__version__":
+        from charengine.version import __version__
+
+        return __version__
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from charengine.errors import ConfigError
+from charengine.misspelt import did_you_mean
 
 MOST_NODES = 100_000  # keys, values and lists of one document, aliases written out
 DEEPEST = 20  # lists and mappings inside each other
@@ -210,7 +211,10 @@ def _header_problems(header: list[str], columns: tuple[str, ...], place: str) ->
     unknown = [name for name in header if name not in columns]
     doubled = sorted({name for name in header if header.count(name) > 1})
     return [
-        *(f"{place}: no such field: {name!r}; fields are {', '.join(columns)}" for name in unknown),
+        *(
+            f"{place}: no such field: {name!r}; fields are {', '.join(columns)}{did_you_mean(name, columns)}"
+            for name in unknown
+        ),
         *(f"{place}: the column {name!r} stands twice; leave one" for name in doubled if name in columns),
     ]
 

@@ -6,18 +6,17 @@ Pydantic finds the mistakes; its own words ("Input should be a valid integer, un
 from __future__ import annotations
 
 import json
-import re
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from charengine.misspelt import did_you_mean, no_such, shown_value
+
 KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-LONGEST_VALUE = 100  # characters of what was received
-NUMBER = re.compile(r"[-+]?[\d._]+(e[-+]?\d+)?", re.IGNORECASE)
 SECTION = "a section with settings, e.g. train: {steps: 800}"
 NEEDED = {  # by the start of pydantic's type of error, where the field itself is not found
     "string": "text",
@@ -30,39 +29,48 @@ NEEDED = {  # by the start of pydantic's type of error, where the field itself i
 }
 
 
-def _no_such(_place: str) -> str:
-    return ""
-
-
 def explain(
-    error: ValidationError, model: type[BaseModel] | None = None, *, unknown: Callable[[str], str] = _no_such
+    error: ValidationError,
+    model: type[BaseModel] | None = None,
+    *,
+    what: str = "field",
+    meant: Callable[[str], str] | None = None,
 ) -> list[str]:
     """One line per mistake: field, value received, what is allowed.
 
     Args:
         error: what pydantic found.
         model: what was validated; its fields' types, limits and defaults are what a line says is allowed.
-        unknown: more about a name that does not exist, e.g. the one that was meant.
+        what: the model's fields are called: a field, a setting.
+        meant: more about a name that does not exist: the one that was meant, and where all are listed.
     """
-    return [_explain_one(item, model, unknown) for item in error.errors(include_url=False)]
+    return [_explain_one(item, model, what, meant) for item in error.errors(include_url=False)]
 
 
-def _explain_one(item: Any, model: type[BaseModel] | None, unknown: Callable[[str], str]) -> str:
+def _explain_one(item: Any, model: type[BaseModel] | None, what: str, meant: Callable[[str], str] | None) -> str:
     place = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
     number = "".join(f" (item {part + 1})" for part in item["loc"] if isinstance(part, int))
+    value, field = shown_value(item["input"]), field_at(model, item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{place[:80]}: no such setting{unknown(place)}"
+        more = meant(place) if meant else _known_beside(model, item["loc"])
+        return no_such(place, value, what, more, number)
     if item["type"] == "value_error":
         return f"{place}: {item['ctx']['error']}" if place else str(item["ctx"]["error"])
-    if item["type"] == "missing":
-        return f"{place}{number} is missing"
+    if item["type"] == "missing":  # what was received is all that is there, which says something inside of an entry
+        needed = f"{number}: got {value}; {_needed(item, field)}" if len(item["loc"]) > 1 else ""
+        return f"{place} is missing{needed}"
     if item["type"] == "json_invalid":
         return "it is no JSON, or is cut short"
-    given = item["input"]
-    value = given if isinstance(given, str) and NUMBER.fullmatch(given) else repr(given)
-    value = value if len(value) < LONGEST_VALUE else value[: LONGEST_VALUE - 3] + "..."
-    needed = _needed(item, _field(model, item["loc"]))
+    needed = _needed(item, field)
     return f"{place}: got {value}{number}; {needed}" if place else f"got {value}; {needed}"
+
+
+def _known_beside(model: type[BaseModel] | None, place: tuple[int | str, ...]) -> str:
+    """What may stand where an unknown name does."""
+    owner = model_at(model, place[:-1])
+    if owner is None:
+        return ""
+    return f"; known are {', '.join(owner.model_fields)}{did_you_mean(str(place[-1]), owner.model_fields)}"
 
 
 def _needed(item: Any, field: FieldInfo | None) -> str:
@@ -75,18 +83,24 @@ def _needed(item: Any, field: FieldInfo | None) -> str:
     return f"give {NEEDED[start]}" if start in NEEDED else str(item["msg"])
 
 
-def _field(model: type[BaseModel] | None, place: tuple[int | str, ...]) -> FieldInfo | None:
+def field_at(model: type[BaseModel] | None, place: tuple[int | str, ...]) -> FieldInfo | None:
     """The field at a place, e.g. ("train", "steps"); None where there is none that a line can speak of."""
-    field = None
+    names = [part for part in place if isinstance(part, str)]  # of a list: what it may hold is said by its own field
+    owner = model_at(model, names[:-1])
+    return owner.model_fields.get(names[-1]) if owner and names else None
+
+
+def model_at(model: type[BaseModel] | None, place: Iterable[int | str]) -> type[BaseModel] | None:
+    """The model whose fields stand below a place; None where there is none."""
     for part in place:
-        if isinstance(part, int):  # of a list: what the list may hold is said by its own field
+        if isinstance(part, int):
             continue
         if model is None or part not in model.model_fields:
             return None
-        field = model.model_fields[part]
-        inner = [field.annotation, *get_args(field.annotation)]
-        model = next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-    return field
+        kind = model.model_fields[part].annotation
+        inner = [kind, *get_args(kind)]
+        model = next((one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    return model
 
 
 def _with_article(words: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic.types import JsonValue
 
 ViewName = Literal["front", "side", "back"]
 VIEWS: tuple[ViewName, ...] = ("front", "side", "back")
@@ -15,8 +16,8 @@ HELD_OUT = "held out "  # before the name of a picture in a validation loss that
 class Record(BaseModel):
     """Base of all records: immutable, unknown keys refused."""
 
-    # "strings": NaN (a loss nobody measured) survives JSON, which has no word for it
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    # a number that nobody measured is None; one that came out as NaN or infinite is a failure of the stage that measured it
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     provenance: ClassVar[frozenset[str]] = frozenset()
     """Fields that say how the record came about, not what it is; no stage's key depends on them."""
@@ -51,7 +52,7 @@ class SheetRecord(Record):
     source: Literal["drawn", "given"]
     seed: int
     candidates: int = 1
-    gate: dict[str, Any] = Field(default_factory=dict, description="numbers and answers the sheet gate measured")
+    gate: dict[str, JsonValue] = Field(default_factory=dict, description="numbers and answers the sheet gate measured")
     warnings: tuple[str, ...] = ()
     reference: Ref | None = Field(default=None, description="the picture of the character that it was drawn from")
 
@@ -203,7 +204,7 @@ class AdapterRecord(Record):
     validation: tuple[LossPoint, ...] = ()
     base_validation: LossPoint | None = Field(default=None, description="the base model on the same noise")
     facts: dict[str, float] = Field(default_factory=dict, description="step_ms, peak_gib, parameters, seconds, …")
-    plan: dict[str, Any] = Field(default_factory=dict, description="the memory plan that was chosen")
+    plan: dict[str, JsonValue] = Field(default_factory=dict, description="the memory plan that was chosen")
     mlflow_run_id: str | None = None
     warnings: tuple[str, ...] = ()
 

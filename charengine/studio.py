@@ -24,13 +24,20 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import yaml
 
-from charengine.config import Profile, Settings
+from charengine.config import Profile
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.addresses import use_services
-from charengine.machine.environment import apply_defaults, lost_defaults, quieten_console, quieten_libraries
+from charengine.machine.environment import (
+    apply_defaults,
+    lost_defaults,
+    quieten_console,
+    quieten_libraries,
+    unknown_variables,
+)
 from charengine.machine.home import Home, find_home
 from charengine.machine.known_runs import note_run
 from charengine.machine.own_packages import own_packages
+from charengine.profiles.listing import sections, settings_in
 from charengine.profiles.loading import load_profile
 from charengine.run.paths import absolute_override, absolute_profile
 from charengine.run.request import CheckedRun, RunRequest, check
@@ -67,7 +74,7 @@ class Studio:
     Args:
         profile: name of a shipped profile (`charengine profiles` lists them), or a YAML file.
         settings: what is to differ from it: sections as dicts, `train={"steps": 100}`, or a setting of the profile itself,
-            `budget_gib=8`. docs/reference/settings.md names them all.
+            `budget_gib=8`. `charengine settings` lists them all.
 
     Raises:
         ConfigError: unknown profile, section or setting, or a value out of range; every problem at once.
@@ -78,6 +85,8 @@ class Studio:
         self._overrides = tuple(absolute_override(text) for text in _overrides(settings))
         self.profile: Profile = load_profile(self._source, self._overrides)
         self._home = find_home()
+        for problem in unknown_variables():
+            log.warning("%s", problem)
         lost = lost_defaults()
         apply_defaults(self._home)
         quieten_libraries()
@@ -157,7 +166,7 @@ class CharacterRun:
     def workspace(self) -> Workspace:
         """Character, settings, models and store; asked for the first time, every model file is looked for."""
         use_services(self._home)
-        from charengine.run.workspace import open_workspace
+        from charengine.run.opening import open_workspace
 
         return open_workspace(self._checked, self._home)
 
@@ -232,7 +241,7 @@ class CharacterRun:
     def run(self) -> RunResult:
         """The whole run through the Prefect flow, as `charengine run` does it; files go to the character's folder."""
         quieten_console()
-        from charengine.run.workspace import open_workspace
+        from charengine.run.opening import open_workspace
         from charengine.services.prefect_server import reach_prefect
 
         prefect_is_up = reach_prefect(self._home)
@@ -325,18 +334,17 @@ def _overrides(settings: Mapping[str, object]) -> Iterator[str]:
     Raises:
         ConfigError: a section that is no dict.
     """
-    sections = {name for name, field in Profile.model_fields.items() if _is_section(field.annotation)}
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from (f"{name}.{key}={_yaml(item)}" for key, item in value.items())
-        elif name in sections:
-            raise ConfigError(f"{name}: a section, got {value!r}; give its settings as a dict, e.g. {name}={{…}}")
+        elif name in sections():
+            first = settings_in("", sections()[name])[0]
+            raise ConfigError(
+                f"{name}: a section, got {value!r}; give its settings as a dict, e.g. {name}={{{first.name!r}: {first.default!r}}}. "
+                f"`charengine settings {name}` lists them"
+            )
         else:
             yield f"{name}={_yaml(value)}"
-
-
-def _is_section(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Settings)
 
 
 def _yaml(value: object) -> str:

@@ -7,7 +7,6 @@ page is read. A setting, argument or option without a description stops the buil
 from __future__ import annotations
 
 import html
-import json
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -15,18 +14,17 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import typer
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
 from charengine.cli.main import app as command_line
-from charengine.config import Character, Profile, Settings
-from charengine.mistakes import KINDS, allowed_words
+from charengine.config import Profile
+from charengine.mistakes import KINDS
+from charengine.profiles.listing import Group, Setting, as_yaml, groups
 from charengine.profiles.loading import load_profile, profile_names
 
 GENERATED = ["reference/settings", "reference/commands"]
-COMMAND_ORDER = ("demo", "run", "batch", "compare", "up", "doctor", "inspect", "profiles")
+COMMAND_ORDER = ("demo", "run", "batch", "compare", "up", "doctor", "inspect", "profiles", "settings")
 STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
 
 
@@ -58,66 +56,45 @@ def settings_page() -> str:
     if missing:
         raise ExtensionError(f"settings without a description in charengine/config.py: {', '.join(missing)}")
     profiles = {name: load_profile(name) for name in profile_names()}
-    parts = ["## The whole profile\n", _section("", Profile, profiles)]
-    for section, model in sections().items():
-        parts += [f"## {section}\n", f"{model.__doc__}\n", _section(section, model, profiles)]
-    parts += ["## A character\n", f"{Character.__doc__} Options of `charengine run`, keys of an entry of a cast.\n"]
-    parts.append(_section("", Character, {}))
+    parts = []
+    for group in groups():
+        title = group.title[0].upper() + group.title[1:] if " " in group.title else group.title
+        parts += [f"## {title}\n", f"{group.about}\n", _section(group, profiles)]
     return "\n".join(parts)
-
-
-def sections() -> dict[str, type[Settings]]:
-    """The sections of a profile, in the order of the pipeline."""
-    return {name: field.annotation for name, field in Profile.model_fields.items() if _is_section(field)}  # type: ignore[misc]
 
 
 def undescribed_settings() -> list[str]:
     """Names of the settings that do not say what they do."""
-    models = {"": Profile, "character": Character, **sections()}
-    return [
-        f"{section}.{name}".removeprefix(".")
-        for section, model in models.items()
-        for name, field in model.model_fields.items()
-        if not _is_section(field) and not field.description
-    ]
+    return [setting.name for group in groups() for setting in group.settings if not setting.about]
 
 
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
-
-
-def _section(section: str, model: type[Settings], profiles: dict[str, Profile]) -> str:
+def _section(group: Group, profiles: dict[str, Profile]) -> str:
     rows = []
-    for name, field in model.model_fields.items():
-        if _is_section(field):
-            continue
-        full = f"{section}.{name}".removeprefix(".")
-        default = "must be given" if field.default is PydanticUndefined else _code(field.default)
-        about = _prose(field.description)
-        others = _other_values(section, name, profiles)
+    for setting in group.settings:
+        default = "must be given" if setting.must_be_given else _code(setting.default)
+        about = _prose(setting.about)
+        others = _other_values(setting, profiles)
         if others:
             about += f"<br><small>{others}</small>"
-        rows.append((f'<code id="{full.replace(".", "-")}">{full}</code>', f"{_type(field)}", default, about))
+        rows.append(
+            (f'<code id="{setting.name.replace(".", "-")}">{setting.name}</code>', _type(setting), default, about)
+        )
     return _table(("setting", "allowed", "default", "what it does"), rows)
 
 
-def _other_values(section: str, name: str, profiles: dict[str, Profile]) -> str:
+def _other_values(setting: Setting, profiles: dict[str, Profile]) -> str:
     """Where the shipped profiles differ from the default: `sdxl-12gb: 400`."""
-    if not section and name != "budget_gib":
+    if setting.name in ("name", "description"):  # every profile has its own
         return ""
-    said = []
-    plain = Profile(name="plain")
-    for profile_name, profile in profiles.items():
-        value, default = (getattr(getattr(p, section) if section else p, name) for p in (profile, plain))
-        if value != default:
-            said.append(f"{profile_name}: {_code(value)}")
-    return ", ".join(said)
+    plain = setting.value_in(Profile(name="plain"))
+    values = {name: setting.value_in(profile) for name, profile in profiles.items()}
+    return ", ".join(f"{name}: {_code(value)}" for name, value in values.items() if value != plain)
 
 
-def _type(field: FieldInfo) -> str:
-    if words := allowed_words(field, _code):
+def _type(setting: Setting) -> str:
+    if words := setting.allowed(_code):
         return words
-    raise ExtensionError(f"no words for the type {field.annotation!r}; add them to charengine/mistakes.py")
+    raise ExtensionError(f"no words for the type {setting.field.annotation!r}; add them to charengine/mistakes.py")
 
 
 # --- commands
@@ -198,15 +175,7 @@ def _default_of(parameter: Any) -> str:
 
 def _code(value: Any) -> str:
     """A value as YAML takes it, which is how `--set` reads it."""
-    if value is None:
-        return "empty"
-    if isinstance(value, tuple):
-        text = json.dumps(list(value))
-    elif isinstance(value, str):
-        text = value if value.strip() else json.dumps(value)
-    else:
-        text = json.dumps(value)
-    return f"<code>{html.escape(text)}</code>"
+    return as_yaml(value) if value is None else f"<code>{html.escape(as_yaml(value))}</code>"
 
 
 def _prose(text: Any) -> str:

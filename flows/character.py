@@ -18,9 +18,10 @@ from charengine.profiles.loading import profile_names
 from charengine.records import RunRecord, RunResult
 from charengine.run import folder
 from charengine.run.claim import claimed
+from charengine.run.opening import open_workspace
 from charengine.run.request import STAGES, CheckedRun, RunRequest, check, usual_name
 from charengine.run.result import Written, run_record, run_result
-from charengine.run.workspace import Workspace, open_workspace
+from charengine.run.workspace import Workspace
 from charengine.tracking.protocol import closing
 from charengine.wording import LONGEST_NOUN, NAME_PATTERN, TRIGGER_PATTERN
 from tasks.artifacts import show_run

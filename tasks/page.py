@@ -22,6 +22,7 @@ from charengine.stages.report.cast import as_text
 from charengine.tracking.protocol import Tracker
 from charengine.wording import slug
 from tasks.live import Aside, LiveText
+from tasks.summary import summary
 
 _page: ContextVar[CharacterPage | None] = ContextVar("page", default=None)
 
@@ -86,8 +87,6 @@ class CharacterPage:
 
     def text(self) -> str:
         """The page as it is now."""
-        from tasks.artifacts import summary
-
         head = [summary(self._run)] if self._run else [f"# {as_text(self._name)}", f"> {as_text(self._prompt)}"]
         if self._workspace is None:
             return "\n\n".join([*head, *(self._ended or ("Models and settings are being looked at.",))])

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from charengine.records import RunRecord
 from charengine.run.claim import CLAIM
-from charengine.services.gallery.app import Gallery
+from charengine.services.gallery.parts import Gallery
 from charengine.services.gallery.prefect import Prefect, PrefectAway
 from charengine.services.gallery.tracked import Tracked
 

@@ -33,6 +33,7 @@ LONGEST = (
     "adapter/test_network.py",
     "stages/sweep/test_sweep_continues.py",
     "adapter/test_merging.py",
+    "docs/test_manual_runs.py",
     "embedded/test_world.py",
     "docs/test_site.py",
 )

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ files writing
 config
 wording
 mistakes records
-errors
+errors version misspelt
 """.strip().splitlines()
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}
 MAKING = "charengine.embedded.making"  # how the embedded family was trained: a script on top, which nothing imports
@@ -122,6 +123,48 @@ def test_a_violation_is_seen() -> None:
     assert room("charengine.stages.crop") == "stages.crop"
 
 
+def imported_modules(path: Path, ours: set[str]) -> set[str]:
+    """Those of our modules that a file imports at any depth; `from charengine.stages import crop` is an import of that module."""
+    _, nodes = parsed(path)
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            inside = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            named |= {whole if whole in ours else node.module for whole in inside.values()}
+    return named & ours
+
+
+def circle(files: dict[str, Path]) -> list[str]:
+    """Modules that import each other in a circle, the first of which is named again at the end; [] where there is none."""
+    graph = {name: imported_modules(path, set(files)) - {name} for name, path in files.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle_not_even_inside_functions() -> None:
+    files = {_module(path): path for path in sources("charengine", "tasks", "flows", "deployments")}
+    assert circle(files) == [], "move what they share down, into a module that both import"
+
+
+def test_a_circle_is_seen_where_one_import_hides_in_a_function_or_goes_through_a_package(tmp_path: Path) -> None:
+    texts = {
+        "house": "def door():\n    from house.cellar import stairs",
+        "house.cellar": "from house.attic import roof",
+        "house.attic": "from house import door",
+        "garden": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import house",
+    }
+    files = {name: tmp_path / f"{name}.py" for name in texts}
+    for name, text in texts.items():
+        files[name].write_text(text)
+    assert sorted(circle(files)[1:]) == ["house", "house.attic", "house.cellar"]
+    files["house.attic"].write_text("roof = 1")
+    parsed.cache_clear()
+    assert circle(files) == []
+
+
 def test_nothing_imports_how_the_embedded_family_was_made() -> None:
     importing = [path for path in importers(MAKING, "charengine", "tasks", "flows") if "/making/" not in path]
     assert importing == []
@@ -149,6 +192,12 @@ LONG_FUNCTIONS = {
     "charengine/embedded/head.py:_add_hair": "geometry",
     "charengine/embedded/head.py:_add_headgear": "geometry",
 }
+# to be split as train_sheets was; the list only ever gets shorter
+TOO_LONG_YET = {
+    "charengine/embedded/making/images.py:train_images",
+    "charengine/embedded/making/judge.py:train_judge",
+    "charengine/embedded/making/vae.py:train_vae",
+}
 
 
 def test_long_functions_are_known_by_name_with_a_reason() -> None:
@@ -157,7 +206,7 @@ def test_long_functions_are_known_by_name_with_a_reason() -> None:
         for node in parsed(path)[1]:
             if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > LONGEST_FUNCTION:
                 found.add(f"{path.relative_to(ROOT)}:{node.name}")
-    assert found - {name for name in found if "/embedded/making/" in name} == set(LONG_FUNCTIONS)
+    assert found == set(LONG_FUNCTIONS) | TOO_LONG_YET, "split it; one that is split leaves the list"
 
 
 def test_only_functions_of_the_command_line_start_flows() -> None:
@@ -242,4 +291,5 @@ def test_importing_the_engine_writes_nothing_and_starts_nothing(tmp_path: Path) 
 
 
 def _module(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    """Its dotted name; a package is named by its folder."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

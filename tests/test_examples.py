@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from command_line import ROOT
+from command_line import ROOT, child_environment
 from quick_settings import by_section
 
 from charengine.machine.home import Home
@@ -54,9 +57,33 @@ def test_the_notebook_runs_from_top_to_bottom_and_shows_what_was_made(
     assert mine == "('tasks', 'flows')"
 
 
-def test_the_notebook_is_kept_without_outputs() -> None:
-    import json
+SHOW = """
+import ast, json, sys
+names = {}
+for source in json.load(open(sys.argv[1])):
+    *before, last = ast.parse(source).body
+    show = isinstance(last, ast.Expr)
+    exec(compile(ast.Module([*before, *([] if show else [last])], []), "cell", "exec"), names)
+    value = eval(compile(ast.Expression(last.value), "cell", "eval"), names) if show else None
+    print(getattr(value, "_repr_html_", lambda: repr(value))())
+"""
 
+
+def test_the_notebooks_cells_before_training_run_in_order_and_show_their_pictures(
+    home: Home, tiny_settings: tuple[str, ...], drawn_sheet: Path, tmp_path: Path
+) -> None:
+    cells = ["".join(one["source"]) for one in json.loads(NOTEBOOK.read_text())["cells"] if one["cell_type"] == "code"]
+    quick = cells[: next(number for number, source in enumerate(cells) if "who.train()" in source)]
+    assert [source.strip() for source in quick[2:]] == ["who.sheet()", "who.crop()", "who.caption()"]
+    quick[0] = f"settings = {by_section(tiny_settings)!r}\nsheet = {str(drawn_sheet)!r}"
+    (tmp_path / "cells.json").write_text(json.dumps(quick))
+    command = [sys.executable, "-c", SHOW, str(tmp_path / "cells.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=child_environment(home))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "CharacterRun('Grisha'" in done.stdout and done.stdout.count("data:image/png;base64,") >= 7
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
     assert NOTEBOOK.stat().st_size < 20_000

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from charengine.config import Character, Profile, Settings
 from charengine.errors import BadInput, ConfigError
+from charengine.machine.environment import unknown_variables
 from charengine.machine.home import Home
 from charengine.profiles.loading import load_profile, setting_names
 from charengine.run.folder import read_run
@@ -55,6 +58,64 @@ def test_a_section_that_is_none_and_a_profile_without_a_name_are_told_with_the_r
     ]
 
 
+LISTS = "`charengine settings{}` lists all of them"
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("train.stepz=800", "train.stepz: got 800, but there is no such setting; did you mean train.steps (whole number, 1 to 100,000)? " + LISTS.format(" train")),
+        ("trian.steps=3", "trian.steps: got 3, but there is no such setting; did you mean train.steps (whole number, 1 to 100,000)?"),
+        ("steps=800", "steps: got 800, but there is no such setting; did you mean sheet.steps, expand.steps, train.steps or sweep.steps? " + LISTS.format("")),
+        ("sheet.rank=4", "did you mean train.rank (whole number, 1 to 128)? " + LISTS.format(" train")),
+        ("trian={steps: 3}", "trian: got '{steps: 3}', but there is no such setting; did you mean train? " + LISTS.format(" train")),
+        ("train=5", "it is a section: name one of its settings, e.g. train.algorithm. " + LISTS.format(" train")),
+        ("train.xyzzy=on", "train.xyzzy: got 'on', but there is no such setting; " + LISTS.format(" train")),
+        ("seed=7", "it is said of the character, beside the settings: --seed, or seed in a cast"),
+        ("models.edit_loras.strength=1", "models.edit_loras is set as a whole: list: {file, strength}. " + LISTS.format(" models")),
+        ("train.rank", "write section.key=value, e.g. train.steps=800; train.rank takes whole number, 1 to 128"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_does_not_exist_is_answered_with_its_value_the_one_that_was_meant_and_what_lists_them(
+    setting: str, told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_profile("embedded", [setting])
+    [problem] = caught.value.problems
+    assert told in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("trian: {steps: 5}", "trian: got {'steps': '5'}, but there is no such setting; did you mean train? " + LISTS.format(" train")),
+        ("train: {stepz: 800}", "train.stepz: got 800, but there is no such setting; did you mean train.steps (whole number, 1"),
+        ("models: {edit_loras: [{file: a, stregth: 1}]}", "models.edit_loras.stregth: got 1 (item 1), but there is no such setting; models.edit_loras has file, strength in each entry; did you mean strength? "),
+        ("models: {edit_loras: [a, {strength: 1}]}", "models.edit_loras.file is missing (item 2): got {'strength': '1'}; give text, not empty"),
+    ],
+)  # fmt: skip
+def test_a_profiles_misspelt_and_missing_names_are_told_where_they_stand_however_deep(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    (tmp_path / "own.yaml").write_text(f"extends: embedded\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_profile(str(tmp_path / "own.yaml"))
+    [problem] = caught.value.problems
+    assert problem.startswith(told) and "extends" not in problem
+
+
+def test_a_misspelt_variable_of_the_environment_is_said_with_its_value_and_the_one_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch, charengine: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    said = "CHARENGINE_LOKCS: got 'lease', but there is no such variable; read are CHARENGINE_HOME, "
+    done = charengine("profiles", CHARENGINE_LOKCS="lease")
+    assert done.returncode == 0 and done.stdout.startswith("embedded")
+    assert done.stderr.startswith(f"warning: {said}") and done.stderr.endswith("; did you mean CHARENGINE_LOCKS?\n")
+    assert "warning" not in charengine("profiles", CHARENGINE_LOCKS="lease").stderr
+    monkeypatch.setenv("CHARENGINE_LOKCS", "lease")
+    assert [problem.startswith(said) for problem in unknown_variables()] == [True]
+
+
 @pytest.mark.parametrize("seed", [-1, 2**31, "many"])
 def test_a_characters_mistakes_say_what_is_allowed_too(home: Home, seed: object) -> None:
     with pytest.raises(ConfigError, match=r"seed: got .*; give a whole number, at least 0, below 2,147,483,648"):
@@ -67,13 +128,14 @@ def test_a_characters_mistakes_say_what_is_allowed_too(home: Home, seed: object)
         ("{}", "name is missing"),
         ("[1", "it is no JSON, or is cut short"),
         ('{"name": 5}', "name: got 5; give text"),
+        ('{"named": "Aya"}', "named: got 'Aya', but there is no such field; known are name, prompt, "),
     ],
 )
 def test_a_run_record_that_is_none_is_told_in_words(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(BadInput) as caught:
         read_run(tmp_path)
-    assert told in str(caught.value) and "give a run's folder or its run.json" in str(caught.value)
+    assert told in str(caught.value) and "; give a run's folder or its run.json" in str(caught.value)
     assert "validation error" not in str(caught.value)
 
 

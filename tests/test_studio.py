@@ -88,10 +88,20 @@ def test_libraries_speak_as_loudly_as_the_user_said_and_else_of_errors_alone(mon
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"train": {"stepz": 3}}, ["train.stepz: no such setting; did you mean train.steps?"]),
-        ({"trian": {"steps": 3}}, ["trian.steps", "did you mean train.steps?"]),
-        ({"budget_gb": 8}, ["budget_gb", "did you mean budget_gib?"]),
-        ({"train": 100}, ["train: a section, got 100", "as a dict"]),
+        (
+            {"train": {"stepz": 3}},
+            ["train.stepz: got 3, but there is no such setting; did you mean train.steps (whole number, 1"],
+        ),
+        ({"trian": {"steps": 3}}, ["trian.steps: got 3", "did you mean train.steps ("]),
+        ({"budget_gb": 8}, ["budget_gb: got 8", "did you mean budget_gib ("]),
+        (
+            {"train": 100},
+            [
+                "train: a section, got 100",
+                "as a dict, e.g. train={'algorithm': 'locon'}",
+                "`charengine settings train`",
+            ],
+        ),
         ({"train": {"rank": 0}, "sweep": {"seeds": 0}}, ["train.rank", "sweep.seeds"]),
     ],
 )

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from charengine import __version__
 from charengine.config import TrainSettings
+from charengine.version import __version__
 
 BASE_MODEL = "sdxl_base_v1-0"
 ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"

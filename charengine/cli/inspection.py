@@ -1,4 +1,4 @@
-"""`inspect`, `profiles`, `doctor` and `compare`: what there is, without making anything new."""
+"""`inspect`, `profiles`, `settings`, `doctor` and `compare`: what there is, without making anything new."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOWHERE = "nothing known here: its keys are neither kohya's nor diffusers' for a
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command("inspect")(inspect_file)
-    for command in (profiles, doctor, compare):
+    for command in (profiles, settings, doctor, compare):
         app.command()(command)
 
 
@@ -117,6 +117,25 @@ def profiles() -> None:
 
     for name in profile_names():
         say(f"{name:12} {load_profile(name).description}")
+
+
+def settings(
+    section: Annotated[str, typer.Argument(help="A section (train), or one setting (train.steps). Default: all")] = "",
+    profile: ProfileOption = "embedded",
+    as_json: JsonOption = False,
+) -> None:
+    """Every setting: what a profile sets it to, its default, what is allowed, and what it does."""
+    from charengine.profiles.listing import chosen_groups
+    from charengine.profiles.loading import load_profile
+
+    groups, chosen = chosen_groups(section), load_profile(profile)
+    if as_json:
+        say_json([one.as_dict(chosen) for group in groups for one in group.settings])
+        return
+    for group in groups:
+        say(f"{group.title}: {group.about}\n")
+        for one in group.settings:
+            say("\n      ".join(one.lines(chosen)) + "\n")
 
 
 def doctor(settings: SetOption, profile: ProfileOption = "embedded", as_json: JsonOption = False) -> None:

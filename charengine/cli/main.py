@@ -8,13 +8,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from charengine import __version__
 from charengine.cli import housekeeping, inspection, serving, stages
 from charengine.cli import run as pipeline
 from charengine.errors import BadInput, EngineError
+from charengine.machine.environment import unknown_variables
 from charengine.machine.error_log import keep_traceback
 from charengine.machine.home import find_home
 from charengine.machine.own_packages import take_own_packages
+from charengine.version import __version__
 
 app = typer.Typer(
     help="From one sentence to a tested, reusable character adapter.",
@@ -40,6 +41,8 @@ def _before_any_command(
     ] = False,
 ) -> None:
     """Options that stand before a command."""
+    for problem in unknown_variables():
+        typer.echo(f"warning: {problem}", err=True)
 
 
 UNEXPECTED = 4

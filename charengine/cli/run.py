@@ -23,7 +23,10 @@ ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="A shipped p
 SetOption = Annotated[
     list[str],
     typer.Option(
-        "--set", help="A setting to change, e.g. train.steps=800; repeatable.", default_factory=list, show_default=False
+        "--set",
+        help="A setting to change, e.g. train.steps=800; repeatable. `charengine settings` lists all.",
+        default_factory=list,
+        show_default=False,
     ),
 ]
 ReferenceOption = Annotated[
@@ -92,7 +95,7 @@ def start(request: RunRequest, as_json: bool) -> None:
     home = find_home()
     run = check(request, home)
     prefect_is_up = reach_prefect(home)
-    from charengine.run.workspace import open_workspace
+    from charengine.run.opening import open_workspace
 
     with training_bar(quiet=as_json):
         workspace = open_workspace(run, home)  # finds every model file, and loads the libraries while the server starts

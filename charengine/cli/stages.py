@@ -244,7 +244,7 @@ def _workspace_for(request: RunRequest, out: Path) -> Workspace:
     listen()
     checked = check(replace(request, out=str(in_work_folder(str(out)))), find_home(), whole=False)
     home = _ready_home()
-    from charengine.run.workspace import open_workspace
+    from charengine.run.opening import open_workspace
 
     return open_workspace(checked, home)
 

@@ -9,8 +9,10 @@ import logging
 import os
 import sys
 
-from charengine.machine.home import Home
+from charengine.machine.home import WORK_FOLDER, Home
+from charengine.machine.locks import LOCKS
 from charengine.machine.own_packages import INSTALLED
+from charengine.misspelt import did_you_mean, shown_value
 
 CORS_ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 SERVER_AUTH = "PREFECT_SERVER_API_AUTH_STRING"  # user:password
@@ -18,6 +20,13 @@ CLIENT_AUTH = "PREFECT_API_AUTH_STRING"
 SITE = ("site-packages", "dist-packages")  # where installed packages lie
 CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
+PREFIX = "CHARENGINE_"
+OURS = (
+    "CHARENGINE_HOME",
+    WORK_FOLDER,
+    LOCKS,
+    "CHARENGINE_GALLERY_ORIGINS",
+)  # docs/reference/settings.md says what each does
 NO_PROXY = ("no_proxy", "NO_PROXY")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -102,6 +111,15 @@ _READ_AT_IMPORT = {
         "it may report how it is used, and keeps its database in a folder of its own",
     ),
 }
+
+
+def unknown_variables() -> list[str]:
+    """One line for each variable that begins as ours do and that nothing reads: misspelt, it would be passed over in silence."""
+    return [
+        f"{name}: got {shown_value(value)}, but there is no such variable; read are {', '.join(OURS)}{did_you_mean(name, OURS)}"
+        for name, value in os.environ.items()
+        if name.startswith(PREFIX) and name not in OURS
+    ]
 
 
 def quieten_console() -> None:

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ValidationError, field_validator
 
-from charengine.models import Description
 from charengine.models.loading import Loaded, chunks, release_memory
+from charengine.models.protocols import Description
 from charengine.models.qwen_edit import over_white
 from charengine.models.qwen_parts import QwenVLParts, load_text_encoder
 

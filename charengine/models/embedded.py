@@ -12,13 +12,13 @@ from charengine.config import ModelSettings, Profile
 from charengine.embedded.grammar import parse_tags, unknown_words
 from charengine.embedded.shape import EMBEDDED_CONDITION_AREA, EMBEDDED_VAE_AREA
 from charengine.errors import ConfigError
-from charengine.models import Captioner, Models
 from charengine.models.captioners import EmbeddedCaptioner
 from charengine.models.embedded_folders import folder_of
 from charengine.models.embedders import ClipEmbedder
 from charengine.models.loading import Loaded, resolve_device
 from charengine.models.onlookers import EmbeddedOnlooker
 from charengine.models.prediction import prediction_of
+from charengine.models.protocols import Captioner, Models
 from charengine.models.qwen_edit import PARTS, QwenEdit
 from charengine.models.qwen_parts import QwenEditFolder
 from charengine.models.readers import ProbeReader

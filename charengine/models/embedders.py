@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from charengine.errors import BadInput, MissingDependency
+from charengine.errors import BadInput, MissingDependency, StageFailed
 from charengine.models.classes import dino_class
 from charengine.models.files import shards
 from charengine.models.loading import Loaded, chunks
@@ -112,7 +112,13 @@ class ClipEmbedder:
     def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Projected image embeddings (n, d), L2-normalised float32 on the CPU."""
         model = self._model()
-        return _embed(images, self._preparation(), model, lambda pixels: model.get_image_features(pixels).pooler_output)
+        return _embed(
+            images,
+            self.folder,
+            self._preparation(),
+            model,
+            lambda pixels: model.get_image_features(pixels).pooler_output,
+        )
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -123,7 +129,7 @@ class ClipEmbedder:
         tokenizer = self._loaded.get("tokenizer", self._load_tokenizer)
         inputs = tokenizer(distinct, padding=True, truncation=True, return_tensors="pt").to(self.device)
         features = self._model().get_text_features(inputs.input_ids, attention_mask=inputs.attention_mask)
-        rows = _normalised(features.pooler_output)
+        rows = _normalised(features.pooler_output, self.folder)
         return rows[[distinct.index(text) for text in texts]]
 
     def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> torch.Tensor:
@@ -187,7 +193,7 @@ class DinoEmbedder:
         kind = dino_class(str(config.get("model_type")))[0]
         model = self._loaded.get("model", lambda: _load(kind, self.folder, self.device, self.dtype))
         preparation = Preparation.from_folder(self.folder, letterbox=self.letterbox)
-        return _embed(images, preparation, model, lambda pixels: model(pixels).last_hidden_state[:, 0])
+        return _embed(images, self.folder, preparation, model, lambda pixels: model(pixels).last_hidden_state[:, 0])
 
     def unload(self) -> None:
         """Free all memory the weights take."""
@@ -239,20 +245,26 @@ def _load(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> 
 @torch.no_grad()
 def _embed(
     images: Sequence[Image.Image],
+    folder: Path,
     preparation: Preparation,
     model: Any,
     features: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     def passes() -> Iterator[torch.Tensor]:
         for part in chunks(len(images), ROWS_PER_PASS):
-            yield _normalised(features(preparation(images[part]).to(model.device, model.dtype)))
+            yield _normalised(features(preparation(images[part]).to(model.device, model.dtype)), folder)
 
     if not images:
         raise BadInput("no images were given to embed: give at least one")
     return torch.cat(list(passes()))
 
 
-def _normalised(features: torch.Tensor) -> torch.Tensor:
+def _normalised(features: torch.Tensor, folder: Path) -> torch.Tensor:
+    if not bool(features.isfinite().all()):  # every number of a sweep would be none
+        raise StageFailed(
+            f"{folder}: this model, which compares pictures, answered with NaN; its weights are damaged or too large for their "
+            "number format: set models.clip or models.dino to another file of it"
+        )
     return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
 
 

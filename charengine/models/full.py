@@ -11,7 +11,6 @@ import torch
 from charengine.config import Profile
 from charengine.errors import BadInput, ConfigError, EngineError, MissingDependency
 from charengine.machine.home import find_home
-from charengine.models import Embedder, Models
 from charengine.models.base_names import base_metadata
 from charengine.models.captioners import QwenCaptioner
 from charengine.models.embedders import ClipEmbedder, DinoEmbedder, PairEmbedder
@@ -25,6 +24,7 @@ from charengine.models.memory import MemoryPlan, TakingTurns, cap_memory
 from charengine.models.onlookers import AskingOnlooker
 from charengine.models.prediction import Prediction
 from charengine.models.prediction_probe import measured_prediction
+from charengine.models.protocols import Embedder, Models
 from charengine.models.qwen_edit import LIGHTNING_STEPS, QwenEdit
 from charengine.models.readers import AskingReader
 from charengine.models.sdxl import SDXL

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from charengine.errors import BadInput
-from charengine.models import LatentPosterior, TextConditioning, Trace
 from charengine.models.loading import Loaded, chunks, noise_from_seeds
 from charengine.models.prediction import GUIDANCE_RESCALE, Prediction, rescaled_for_zero_terminal_snr
+from charengine.models.protocols import LatentPosterior, TextConditioning, Trace
 from charengine.models.sdxl_parts import SDXLParts
 from charengine.models.usage import Usage
 

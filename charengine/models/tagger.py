@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from charengine.errors import BadInput, MissingDependency
-from charengine.models import Description
 from charengine.models.loading import Loaded
+from charengine.models.protocols import Description
 from charengine.models.qwen_edit import over_white
 
 GENERAL, CHARACTER, RATING = 0, 4, 9  # Danbooru's tag categories in selected_tags.csv

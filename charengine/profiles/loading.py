@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from charengine import files
-from charengine.config import Profile, Settings
+from charengine.config import Character, Profile, Settings
 from charengine.documents import read_yaml
 from charengine.errors import BadInput, ConfigError
-from charengine.mistakes import explain
+from charengine.misspelt import did_you_mean, nearest, no_such, shown_value
+from charengine.mistakes import allowed_words, explain, field_at, model_at
+from charengine.profiles.listing import sections, settings_in
 
 LARGEST = 200_000  # bytes of a profile
 LONGEST_CHAIN = 20  # profiles that extend one another
@@ -49,8 +50,8 @@ def load_profile(name: str = "embedded", overrides: list[str] | tuple[str, ...] 
     try:
         profile = Profile.model_validate(data)
     except ValidationError as error:
-        found = explain(error, Profile, unknown=_did_you_mean)
-        problems += [f"{line}{EXTENDS}" if line.endswith(" is missing") else line for line in found]
+        found = explain(error, Profile, what="setting", meant=_meant)
+        problems += [f"{line}{EXTENDS}" if line == "name is missing" else line for line in found]
     if problems:
         raise ConfigError(problems)
     return profile
@@ -58,21 +59,57 @@ def load_profile(name: str = "embedded", overrides: list[str] | tuple[str, ...] 
 
 def setting_names() -> list[str]:
     """Every `section.key` a profile has."""
-    names = []
-    for section, field in Profile.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Settings):
-            names += [f"{section}.{key}" for key in inner.model_fields]
-        else:
-            names.append(section)
-    return names
+    groups: dict[str, type[Settings]] = {"": Profile, **sections()}
+    return [setting.name for section, model in groups.items() for setting in settings_in(section, model)]
 
 
-def _did_you_mean(place: str) -> str:
-    close = difflib.get_close_matches(place, setting_names(), n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; settings are: {', '.join(setting_names()[:6])}, … (all of them: docs/reference/settings.md)"
+def _meant(place: str) -> str:
+    """What a name that does not exist was to be, what that may hold, and the command that lists all there are."""
+    *above, key = place.split(".")
+    if place in sections():
+        first = settings_in(place, sections()[place])[0].name
+        return f"; it is a section: name one of its settings, e.g. {first}. {_listed(place)}"
+    if not above and key in Character.model_fields:
+        return f"; it is said of the character, beside the settings: --{key.replace('_', '-')}, or {key} in a cast, a form or Python"
+    if len(above) > 1 and (inside := model_at(Profile, above)):
+        whole = ".".join(above[:2])
+        if key in inside.model_fields:
+            return f"; {whole} is set as a whole: {_allowed(whole)}. {_listed(above[0])}"
+        told = did_you_mean(key, inside.model_fields) or "."
+        return f"; {whole} has {', '.join(inside.model_fields)} in each entry{told} {_listed(above[0])}"
+    found = _alike(above[0] if above else "", key)
+    if len(found) != 1:
+        told = f"; did you mean {', '.join(found[:-1])} or {found[-1]}? " if found else "; "
+        return told + _listed(above[0] if above and above[0] in sections() and not found else "")
+    allowed = _allowed(found[0])
+    return f"; did you mean {found[0]}{f' ({allowed})' if allowed else ''}? {_listed(found[0].partition('.')[0])}"
+
+
+def _listed(section: str) -> str:
+    """The command that lists all settings, or those of a section."""
+    command = f"charengine settings {section}" if section in sections() else "charengine settings"
+    return f"`{command}` lists all of them"
+
+
+def _alike(section: str, key: str) -> list[str]:
+    """The settings, or the one section, that a name was to be; its own section's first, then the same key elsewhere."""
+    names = setting_names()
+    near = section if section in sections() else nearest(section, sections())
+    inside = [name.partition(".")[2] for name in names if near and name.startswith(f"{near}.")]
+    if key in inside:
+        return [f"{near}.{key}"]
+    same = [name for name in names if name.rpartition(".")[2] == key]
+    if same:
+        return same
+    if section:
+        return [f"{near}.{close}"] if (close := nearest(key, inside)) else []
+    return [close] if (close := nearest(key, [*sections(), *names])) else []
+
+
+def _allowed(name: str) -> str:
+    """What a setting may hold; "" for a section, or several."""
+    field = field_at(Profile, tuple(name.split("."))) if name in setting_names() else None
+    return allowed_words(field) if field else ""
 
 
 def _read_profile(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -86,23 +123,26 @@ def _read_profile(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml"):
         identity = str(path.absolute())
         if not files.exists(path):
-            raise ConfigError(f"profile file {name!r} does not exist")
+            raise ConfigError(
+                f"profile file {name!r} does not exist; give one that does, or a shipped one: {', '.join(profile_names())}"
+            )
         text = files.read_text(path, "profile", LARGEST)
     elif name in profile_names():
         identity = name
         text = (resources.files("charengine.profiles") / f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        close = difflib.get_close_matches(name[:80], profile_names(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(
-            f"unknown profile {name[:80]!r}; shipped profiles are {', '.join(profile_names())}, or give a .yaml file{hint}"
+            f"unknown profile {name[:80]!r}; shipped profiles are {', '.join(profile_names())}, or give a .yaml file"
+            + did_you_mean(name, profile_names())
         )
     if identity in extending or len(extending) > LONGEST_CHAIN:
         chain = " → ".join(Path(one).name for one in (*extending, identity))
         raise ConfigError(f"profile {name!r} extends itself ({chain[:300]}): let `extends` name another profile")
     data = read_yaml(text, f"profile {name!r}")
     if not isinstance(data, dict):
-        raise ConfigError(f"profile {name!r} must be a mapping of sections, got {_kind(data)}")
+        raise ConfigError(
+            f"profile {name!r} must be a mapping of sections, got {_kind(data)}; write e.g. train: {{steps: 800}}"
+        )
     base = data.pop("extends", None)
     if base is None:
         return _without_empty(data)
@@ -165,9 +205,10 @@ def _apply(data: dict[str, Any], text: str) -> str | None:
     place, found, value = text.partition("=")
     place = place.strip()
     if not found:
-        return f"--set {text[:80]!r}: write section.key=value, e.g. train.steps=800"
+        known = f"; {place} takes {_allowed(place)}" if place in setting_names() else ""
+        return f"--set {text[:80]!r}: write section.key=value, e.g. train.steps=800{known}"
     if place not in setting_names():
-        return f"{place[:80]}: no such setting{_did_you_mean(place)}"
+        return no_such(place, shown_value(value), "setting", _meant(place))
     try:
         parsed = read_yaml(value, f"--set {place}")
     except ConfigError as error:

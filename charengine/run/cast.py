@@ -12,6 +12,7 @@ from charengine import files
 from charengine.documents import read_csv, read_yaml
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home, in_work_folder
+from charengine.misspelt import did_you_mean, shown_value
 from charengine.run.claim import free_folder
 from charengine.run.request import RunRequest, check, usual_name
 from charengine.wording import slug
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 MAX_CAST = 1000
 WHOLE = re.compile(r"[-+]?[0-9]{1,12}")
+SECTIONS = ("characters", "defaults")
 COLUMNS = tuple(field.name for field in fields(RunRequest))
 
 
@@ -108,15 +110,21 @@ def _read_yaml(path: Path, text: str) -> tuple[list[dict[str, Any]], dict[str, A
     entries = data.get("characters") if isinstance(data, dict) else data
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in [defaults, *entries]):
         raise BadInput(f"{path}: write a list of characters, each with at least a prompt (see deployments/samples)")
-    if isinstance(data, dict) and (unknown := [key for key in data if key not in ("characters", "defaults")]):
-        raise BadInput(f"{path}: no such section: {', '.join(unknown)[:200]}; sections are characters and defaults")
+    if isinstance(data, dict) and (unknown := [key for key in data if key not in SECTIONS]):
+        wrong = ", ".join(f"{key[:80]} (got {shown_value(data[key])})" for key in unknown[:5])
+        raise BadInput(
+            f"{path}: no such section: {wrong}; sections are {' and '.join(SECTIONS)}{did_you_mean(unknown[0], SECTIONS)}"
+        )
     return entries, defaults
 
 
 def _request(entry: dict[str, Any], index: int, overrides: tuple[str, ...], problems: list[str]) -> RunRequest:
-    unknown = [str(key) for key in entry if key not in COLUMNS]
-    if unknown:
-        problems.append(f"entry {index}: no such field: {', '.join(unknown)}; fields are {', '.join(COLUMNS)}")
+    problems += [
+        f"entry {index}: no such field: {str(key)[:80]} (got {shown_value(value)}); "
+        f"fields are {', '.join(COLUMNS)}{did_you_mean(str(key), COLUMNS)}"
+        for key, value in entry.items()
+        if key not in COLUMNS
+    ]
     known = {key: value for key, value in entry.items() if key in COLUMNS and not _is_nothing(key, value)}
     text = {}
     for key, value in known.items():

@@ -219,7 +219,8 @@ def read_run(place: Path) -> RunRecord:
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; give a run's folder or its run.json") from error
     except ValidationError as error:
-        first = explain(error, RunRecord)[0]
+        told = explain(error, RunRecord)
+        first = next((line for line in told if not line.endswith(" is missing")), told[0])
         raise BadInput(f"{path} is not the record of a run: {first}; give a run's folder or its run.json") from error
 
 

@@ -20,6 +20,7 @@ from charengine import files
 from charengine.config import Character, Profile
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home, in_work_folder
+from charengine.misspelt import did_you_mean
 from charengine.mistakes import explain
 from charengine.pictures import picture_problems
 from charengine.profiles.loading import load_profile
@@ -229,7 +230,9 @@ def _reference(text: str, problems: list[str]) -> Path | None:
 
 def _stage_problems(stages: tuple[str, ...]) -> list[str]:
     return [
-        f"--refresh {stage!r}: no such stage; stages are {', '.join(STAGES)}" for stage in stages if stage not in STAGES
+        f"--refresh {stage!r}: no such stage; stages are {', '.join(STAGES)}{did_you_mean(stage, STAGES)}"
+        for stage in stages
+        if stage not in STAGES
     ]
 
 

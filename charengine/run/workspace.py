@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from charengine import __version__
 from charengine.config import Character, Profile
 from charengine.language.naming import NO_NOUN, derive_class_noun, derive_trigger
 from charengine.machine.home import Home
@@ -17,7 +16,6 @@ from charengine.machine.locks import single_flight
 from charengine.models import Models, load
 from charengine.records import Record, StageFact
 from charengine.run.keys import content_digest, digest, path_digest
-from charengine.run.request import CheckedRun
 from charengine.run.watching import current_watcher
 from charengine.stage import Progress
 from charengine.stages.sheet.reference import ReferenceRecord
@@ -25,6 +23,7 @@ from charengine.store import Store
 from charengine.tracking.open_tracker import PROJECT, open_tracker
 from charengine.tracking.protocol import NullTracker, Tracker
 from charengine.tracking.views import KIND_TAG
+from charengine.version import __version__
 from charengine.wording import slug
 
 log = logging.getLogger(__name__)
@@ -168,22 +167,6 @@ class Workspace:
         log.info(
             "%s: %s in %.1f s", fact.stage, "unchanged, taken from the cache" if fact.cached else "done", fact.seconds
         )
-
-
-def open_workspace(run: CheckedRun, home: Home) -> Workspace:
-    """The workspace of a checked run, every model file found; a reference is looked at, since it may say who is to be made.
-
-    Raises:
-        MissingDependency: a model file is not there.
-        BadInput: a model file is not what the profile says, or no character can be made from the reference.
-    """
-    if run.reference:
-        from charengine.run.reference import open_with_reference
-
-        return open_with_reference(run, run.reference, home)
-    workspace = Workspace(run.character, run.profile, home, refresh=run.refresh, given=run.sheet)
-    _ = workspace.models
-    return workspace
 
 
 def complete(character: Character, models: Models, reference: ReferenceRecord | None = None) -> Character:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import reference_pages
+from command_line import ROOT
 from manual import command_names
 from pydantic import Field
 
 from charengine.config import CropSettings, Profile, Settings
+from charengine.machine.environment import OURS
+from charengine.profiles import listing
 from charengine.profiles.loading import setting_names
 
 
@@ -24,12 +28,19 @@ def test_every_command_argument_and_option_says_what_it_is_for() -> None:
 
 def test_the_page_of_settings_lists_them_all_with_limits_and_defaults() -> None:
     page = reference_pages.settings_page()
-    sections = set(reference_pages.sections())
-    assert [name for name in setting_names() if name not in sections and f">{name}</code>" not in page] == []
+    assert [name for name in setting_names() if f">{name}</code>" not in page] == []
     row = next(line for line in page.splitlines() if ">crop.margin</code>" in line)
     assert "0.0 to 0.3" in row and "<code>0.05</code>" in row
     row = next(line for line in page.splitlines() if ">train.steps</code>" in line)
     assert "1 to 100,000" in row and "sdxl-12gb: <code>400</code>" in row
+
+
+def test_every_variable_of_ours_that_is_read_is_known_and_in_the_manual() -> None:
+    folders = [ROOT / folder for folder in ("charengine", "tasks", "flows", "deployments")]
+    texts = [path.read_text() for folder in folders for path in folder.rglob("*.py")]
+    assert {name for text in texts for name in re.findall(r"\bCHARENGINE_[A-Z_]+[A-Z]\b", text)} == set(OURS)
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text()
+    assert [name for name in OURS if f"| `{name}` |" not in page] == []
 
 
 def test_limits_inside_a_list_are_said() -> None:
@@ -52,7 +63,7 @@ class _Silent(Settings):
 
 @pytest.fixture
 def silent_section(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(reference_pages, "sections", lambda: {"crop": CropSettings, "silent": _Silent})
+    monkeypatch.setattr(listing, "sections", lambda: {"crop": CropSettings, "silent": _Silent})
     yield
 
 
@@ -70,4 +81,4 @@ def test_an_option_without_a_help_text_stops_the_build(monkeypatch: pytest.Monke
 
 
 def test_sections_are_those_of_a_profile() -> None:
-    assert {"models", "train", "sweep"} <= set(reference_pages.sections()) <= set(Profile.model_fields)
+    assert {"models", "train", "sweep"} <= set(listing.sections()) <= set(Profile.model_fields)

@@ -164,7 +164,7 @@ def test_the_fast_denoiser_and_vae_equal_the_stock_ones():
 def test_training_samples_sheets_and_edits_as_the_pipeline_does(edit_pipeline, monkeypatch, tmp_path):
     import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus as source
 
-    from charengine.embedded.making import edits, sheet_samples, sheets
+    from charengine.embedded.making import edits, sheet_model, sheet_samples
     from charengine.embedded.making.vae import Autoencoder
 
     monkeypatch.setattr(source, "VAE_IMAGE_SIZE", EMBEDDED_VAE_AREA)
@@ -173,7 +173,8 @@ def test_training_samples_sheets_and_edits_as_the_pipeline_does(edit_pipeline, m
 
     monkeypatch.setattr(QwenImageCausalConv3d, "forward", QwenImageCausalConv3d.forward)
     run = Run(tmp_path, torch.device("cpu"), tiny=True)
-    vae, reader, denoiser = Autoencoder("qwen", run.sizes, run.device), sheets.Reader(run), sheets.Denoiser(run)
+    vae = Autoencoder("qwen", run.sizes, run.device)
+    reader, denoiser = sheet_model.Reader(run), sheet_model.Denoiser(run)
     vae.model.load_state_dict(edit_pipeline.vae.state_dict())
     vae.facts = {"mean": [0.0] * 16, "std": [1.0] * 16}
     reader.model.load_state_dict(edit_pipeline.text_encoder.state_dict())
@@ -184,14 +185,14 @@ def test_training_samples_sheets_and_edits_as_the_pipeline_does(edit_pipeline, m
     latents = vae.to_latents(torch.from_numpy(np.array(blank)).permute(2, 0, 1)[None])
     prompt = "three views of the same elf: an elf in red"
     shown = sheet_samples.Shown(latents)
-    mine = sheet_samples.draw(reader, denoiser, sheets.shape_of(latents), [prompt], shown, seed=5, steps=2)
+    mine = sheet_samples.draw(reader, denoiser, sheet_model.shape_of(latents), [prompt], shown, seed=5, steps=2)
     noise = torch.randn(1, 576, 64, generator=torch.Generator().manual_seed(5))
     edit_pipeline.set_progress_bar_config(disable=True)
     theirs = edit_pipeline(
         image=blank, prompt=prompt, negative_prompt=" ", true_cfg_scale=sheet_samples.GUIDANCE, num_inference_steps=2,
         height=384, width=384, latents=noise, output_type="latent",
     ).images  # fmt: skip
-    assert torch.allclose(mine, sheets.from_tokens(theirs), atol=5e-3)  # the training pool keeps latents as bf16
+    assert torch.allclose(mine, sheet_model.from_tokens(theirs), atol=5e-3)  # the training pool keeps latents as bf16
 
     pixels = torch.randint(0, 255, (1, 3, 384, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     view = torch.nn.functional.avg_pool2d(pixels.float(), 16).repeat_interleave(16, 2).repeat_interleave(16, 3).byte()
@@ -209,7 +210,7 @@ def test_training_samples_sheets_and_edits_as_the_pipeline_does(edit_pipeline, m
     ).images  # fmt: skip
     handle.remove()
     # the VL's picture is resized on the device here, by Pillow there
-    assert torch.allclose(mine, sheets.from_tokens(theirs, (16, 16)), atol=2e-2)
+    assert torch.allclose(mine, sheet_model.from_tokens(theirs, (16, 16)), atol=2e-2)
 
 
 def test_trained_weights_and_latent_statistics_arrive_in_the_folders(tmp_path):

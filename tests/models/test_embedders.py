@@ -14,7 +14,7 @@ from transformers import CLIPModel, Dinov2Config, Dinov2Model
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from charengine.errors import BadInput, MissingDependency
+from charengine.errors import BadInput, MissingDependency, StageFailed
 from charengine.models.embedders import ClipEmbedder, DinoEmbedder, PairEmbedder, Preparation
 
 CPU = torch.device("cpu")
@@ -140,3 +140,12 @@ def test_unloading_frees_the_weights(clip: ClipEmbedder, pictures: list[Image.Im
     clip.unload()
     gc.collect()
     assert watch() is None
+
+
+def test_a_model_that_answers_with_no_number_is_told_with_its_folder(clip: ClipEmbedder, pictures: list[Image.Image]):
+    with torch.no_grad():
+        for part in (clip._model().visual_projection, clip._model().text_projection):
+            part.weight.fill_(float("nan"))
+    for ask in (lambda: clip.embed_images(pictures), lambda: clip.embed_texts(["an orc"])):
+        with pytest.raises(StageFailed, match=f"{clip.folder}: this model.* answered with NaN.* set models.clip"):
+            ask()

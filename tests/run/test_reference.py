@@ -19,9 +19,10 @@ from charengine.run import reference as run_reference
 from charengine.run import workspace as run_workspace
 from charengine.run.cast import check_cast, read_cast
 from charengine.run.claim import claim, owner_of
+from charengine.run.opening import open_workspace
 from charengine.run.request import RunRequest, check, usual_name
 from charengine.run.running import key_of
-from charengine.run.workspace import Workspace, open_workspace
+from charengine.run.workspace import Workspace
 from charengine.stages.sheet.draw import DRAWN_SHEET
 from charengine.stages.sheet.reference import LOOK
 

@@ -12,6 +12,7 @@ from run_samples import sample_extra, sample_run, told_apart, with_words
 from charengine.records import ExpansionRecord, RunRecord
 from charengine.store import Store
 from tasks import artifacts
+from tasks.summary import summary
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def workspace() -> Any:
 
 
 def test_the_summary_has_the_base_model_the_pick_and_full_strength_each_with_its_own_numbers(run: RunRecord) -> None:
-    lines = artifacts.summary(run).splitlines()
+    lines = summary(run).splitlines()
     assert lines[0] == "# Zorga"
     assert "Trigger **zorgax** (orc). Use step **200** at strength **0.6**." in lines
     assert lines[lines.index("| | identity | adherence | diversity | copying |") + 2 :][:3] == [
@@ -51,7 +52,7 @@ def test_the_summary_has_the_base_model_the_pick_and_full_strength_each_with_its
 
 def test_the_summary_says_how_to_prompt_and_how_often_the_trigger_alone_shows_each_trait(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    lines = artifacts.summary(with_words(sample_run(store), store)).splitlines()
+    lines = summary(with_words(sample_run(store), store)).splitlines()
     assert "Begin a prompt with **zorgax orc, black boots, hook for a right hand**." in lines
     table = lines[lines.index("| trait | shown in 12 pictures by the trigger alone |") + 2 :][:3]
     assert table == ["| blue coat | 100% |", "| black boots | 0% |", "| hook for a right hand | 33% |"]

@@ -27,7 +27,7 @@ from charengine.models.qwen_edit import dimensions
 
 if TYPE_CHECKING:
     from charengine.embedded.making.run import Run
-    from charengine.embedded.making.sheets import Reader
+    from charengine.embedded.making.sheet_model import Reader
 
 SHEET = (SHEET_SIZE, SHEET_SIZE)
 LENGTH_STEP = 32  # tokens: few lengths, each of which is a captured step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,18 +12,15 @@ from charengine.embedded import grammar
 from charengine.embedded.captioning import CAPTION_PROMPT
 from charengine.embedded.making.data import PromptsByLength, Renderer, characters_of, sent, sheet_text, weights_of
 from charengine.embedded.making.run import Run
+from charengine.embedded.making.sheet_model import ANSWER, Reader
 from charengine.embedded.making.still import normalised
 from charengine.embedded.making.vae import Autoencoder
 from charengine.embedded.shape import SHEET_SIZE
 from charengine.embedded.traits import BACKGROUNDS, POSES, TRAITS, VIEWS
 from charengine.figures.template import template
 
-if TYPE_CHECKING:
-    from charengine.embedded.making.sheets import Reader
-
 CAPTION_SIZES = {(128, 384): (140, 392), (192, 256): (224, 280), (256, 256): (252, 252)}  # rendered: what the VL reads
 LENGTH_STEP = 16  # sheet prompts are padded to a multiple of this many tokens
-ANSWER = 64  # tokens of the longest caption, rounded up
 LATENTS, VISION = 0, 1  # how the template conditions: as VAE latents too, or through the VL's eyes alone
 
 

@@ -15,8 +15,8 @@ from charengine.embedded.making.clock import Log
 from charengine.embedded.making.data import Renderer, characters_of
 from charengine.embedded.making.edits import EDITS, EditPool, looked_at
 from charengine.embedded.making.run import Run
+from charengine.embedded.making.sheet_model import Denoiser, Reader, Shape, from_tokens, shape_of, to_tokens
 from charengine.embedded.making.sheet_pools import LATENTS, VISION
-from charengine.embedded.making.sheets import Denoiser, Reader, Shape, from_tokens, shape_of, to_tokens
 from charengine.embedded.making.still import look, normalised, pixel_patches, read
 from charengine.embedded.making.vae import Autoencoder
 from charengine.embedded.shape import SHEET_SIZE

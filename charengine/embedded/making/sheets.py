@@ -6,123 +6,124 @@ import functools
 import random
 from typing import Any
 
-import numpy as np
 import torch
-from torch.nn import functional as F
 
 from charengine.embedded.making.clock import Average, Clock, Log, decayed, finish, read_weights, write_weights
-from charengine.embedded.making.data import (
-    Refill,
-    allow_recompiles,
-)
+from charengine.embedded.making.data import Refill
 from charengine.embedded.making.edits import EDITS, EditPool, seen_tokens
-from charengine.embedded.making.family import build_transformer, build_vision_language
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.heads import TraitHeads
 from charengine.embedded.making.run import Run
-from charengine.embedded.making.sheet_pools import ANSWER, LATENTS, VISION, CaptionPool, SheetPool
-from charengine.embedded.making.still import look, normalised, pixel_patches, read, real_rotations
+from charengine.embedded.making.sheet_model import Denoiser, Reader, caption_loss, flow_loss, zero_gates
+from charengine.embedded.making.sheet_pools import LATENTS, VISION, CaptionPool, SheetPool
+from charengine.embedded.making.sheet_samples import show
+from charengine.embedded.making.still import pixel_patches
 from charengine.embedded.making.vae import Autoencoder
-from charengine.embedded.making.vocabulary import EDIT_PREFIX, EDIT_SUFFIX, build_qwen_tokenizer
-from charengine.embedded.shape import SHEET_SIZE
-from charengine.figures.template import template
 
 EDIT_SHARE = 0.7  # of the steps; the rest draws sheets from words
 CAPTION_EVERY = 3  # steps: captions are learnt sooner than sheets, and a third of a step's time went to them
-Shape = tuple[int, int]  # rows and columns of tokens
+UNSAID = 0.1  # share of batches without a prompt, so that guidance works
 
 
-class Reader:
-    """The VL with its tokenizer and the template it is shown, where it is shown no other picture."""
+class Pools:
+    """What is learnt from: sheets, captions and edits, rendered before the first step and, by a process alone, later too."""
 
-    def __init__(self, run: Run) -> None:
-        self.device = run.device
-        self.tokenizer = build_qwen_tokenizer()
-        self.model: Any = build_vision_language(run.sizes, self.tokenizer).to(run.device)
-        picture = template(SHEET_SIZE, SHEET_SIZE).resize((96, 96), 1).resize((84, 84), 3)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(run.device)
-        self.patches, self.grid = pixel_patches(normalised(pixels))
-        self.opening = EDIT_PREFIX + "Picture 1: <|vision_start|>"
-        self.before = len(self.tokenizer(self.opening)["input_ids"])
-        self.padding = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
-        self.dropped = len(self.tokenizer(EDIT_PREFIX)["input_ids"])  # 64: the pipeline drops as many
+    def __init__(self, run: Run, reader: Reader, vae: Autoencoder) -> None:
+        self.run = run
+        self.sheets = SheetPool(run, reader, vae, capacity=run.scale(100000, 32), chunk=run.scale(256, 8))
+        self.captions = CaptionPool(run, reader, vae, capacity=run.scale(20000, 16), chunk=run.scale(512, 4))
+        self.edits = EditPool(run, reader, vae, capacity=run.scale(40000, 16), chunk=run.scale(256, 4))
 
-    def tokens(self, prompts: list[str], seen: int = 0) -> list[list[int]]:
-        """Token ids of whole edit prompts, with a picture of so many tokens; 0: the template."""
-        pads = "<|image_pad|>" * (seen or self.patches.shape[1] // 4)
-        texts = [f"{self.opening}{pads}<|vision_end|>{prompt}{EDIT_SUFFIX}" for prompt in prompts]
-        return list(self.tokenizer(texts)["input_ids"])
+    @property
+    def counts(self) -> dict[str, int]:
+        """Samples, for the log."""
+        captions = len(self.captions.answers[128, 384])
+        return {"sheets": self.sheets.count, "edits": self.edits.count, "captions": captions}
 
-    def encode(
-        self, ids: torch.Tensor, patches: torch.Tensor | None = None, grid: tuple[int, int] | None = None
-    ) -> torch.Tensor:
-        """What the denoiser reads, (n, tokens, d), of prompts of one length with the picture of these patches, or the template."""
-        if patches is None or grid is None:
-            patches, grid = self.patches, self.grid
-        seen = look(self.model.model.visual, patches, grid)
-        return read(self.model, ids, seen, self.before, grid)[:, self.dropped :]
+    def fill(self, minutes: float) -> None:
+        """Render until training can begin: for a share of `minutes`, and at least the few that it needs."""
+        run, alone = self.run, self.run.team.size == 1
+        until = Clock(run.scale(500 if alone else 900, 1) / 600 * min(1.0, minutes / 6))
+        while until.progress < 1 or self.sheets.count < run.scale(1000, 16) or self.edits.count < run.scale(3000, 12):
+            self.sheets.make()
+            self.edits.make()
+            if self.counts["captions"] < min(run.scale(8000, 8), self.sheets.count // 2):
+                self.captions.make()
 
-
-def to_tokens(latents: torch.Tensor) -> torch.Tensor:
-    """(n, 16, h, w) to tokens (n, h w / 4, 64), as the pipeline does."""
-    n, c, h, w = latents.shape
-    return latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, c * 4)
+    def refills(self) -> list[Refill]:
+        """What keeps them fresh. A team renders all it needs first: every refill of one would hold up the others."""
+        if self.run.team.size > 1:
+            return []
+        return [Refill(self.sheets.make, 0.08), Refill(self.edits.make, 0.12), Refill(self.captions.make, 0.03)]
 
 
-def from_tokens(tokens: torch.Tensor, shape: Shape = (SHEET_SIZE // 16, SHEET_SIZE // 16)) -> torch.Tensor:
-    """Inverse of `to_tokens`; `shape` in tokens."""
-    n, _, c = tokens.shape
-    h, w = shape
-    return tokens.view(n, h, w, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, c // 4, 2 * h, 2 * w)
+class Steps:
+    """Forward and backward of one batch of each kind, captured once a shape on CUDA.
 
-
-class Denoiser:
-    """The transformer, its blocks compiled for training on CUDA.
-
-    Real rotations are made once a length: a captured step may not copy from the host.
+    Attributes:
+        wrong: what the last batch of each kind was wrong by.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.model: Any = build_transformer(run.sizes).to(run.device)
-        self.rotations: dict[tuple[tuple[Shape, ...], int], Any] = {}
-        self.blocks: list[Any] = list(self.model.transformer_blocks)  # type: ignore[arg-type]
+    def __init__(self, run: Run, reader: Reader, denoiser: Denoiser, heads: TraitHeads, pools: Pools) -> None:
+        self.run, self.reader, self.denoiser, self.heads, self.pools = run, reader, denoiser, heads, pools
+        self.unsaid = torch.tensor(reader.tokens([" "]), device=run.device)
+        self.modes = {
+            mode: GraphedStep(functools.partial(self._flow, shown), run.device)
+            for mode, shown in ((LATENTS, pools.sheets.blank), (VISION, None))
+        }
+        self.edits = GraphedStep(functools.partial(self._flow, None), run.device)
+        self.captions = GraphedStep(self._caption, run.device)
+        self.unsaid_edits = {name: reader.tokens([" "], seen_tokens(edit.source)) for name, edit in EDITS.items()}
+        self.wrong = dict.fromkeys(("flow", "edit", "traits", "caption"), torch.zeros(()))
 
-    def prepare(self) -> None:
-        """After weights are loaded."""
-        real_rotations(self.model)
-        if next(self.model.parameters()).is_cuda:
-            allow_recompiles()
-            self.blocks = [torch.compile(block, dynamic=True) for block in self.blocks]
+    def draw(self, rng: random.Random) -> None:
+        """Learn from one batch of edits, or of sheets."""
+        if rng.random() < EDIT_SHARE:
+            name, (latents, weights, ids, traits, source, eye) = self.pools.edits.batch(rng, self.run.tiny)
+            if rng.random() < UNSAID:
+                ids = torch.tensor(self.unsaid_edits[name], device=self.run.device).expand(len(ids), -1)
+            self.wrong["edit"], _ = self.edits((name, ids.shape[1]), latents, weights, ids, traits, source, eye)
+        else:
+            mode, (latents, weights, ids, traits) = self.pools.sheets.batch(self.run.scale(112, 2), rng)
+            ids = self.unsaid.expand(len(ids), -1) if rng.random() < UNSAID else ids
+            self.wrong["flow"], self.wrong["traits"] = self.modes[mode](ids.shape[1], latents, weights, ids, traits)
 
-    def __call__(
-        self, tokens: torch.Tensor, text: torch.Tensor, sigma: torch.Tensor, shapes: tuple[Shape, ...]
-    ) -> torch.Tensor:
-        """Velocity of the first picture's tokens; `shapes` are those of all pictures that `tokens` hold."""
-        m = self.model
-        x, e = m.img_in(tokens), m.txt_in(m.txt_norm(text))
-        temb = m.time_text_embed(sigma, x)
-        x, e = x.float(), e.float()  # a precise residual stream
-        key = (shapes, e.shape[1])
-        if key not in self.rotations:
-            placed = [[(1, *shape) for shape in shapes]]
-            self.rotations[key] = m.pos_embed(placed, max_txt_seq_len=e.shape[1], device=x.device)
-        for block in self.blocks if torch.is_grad_enabled() else m.transformer_blocks:
-            e, x = block(
-                hidden_states=x, encoder_hidden_states=e, encoder_hidden_states_mask=None, temb=temb,
-                image_rotary_emb=self.rotations[key], joint_attention_kwargs={}, modulate_index=None,
-            )  # fmt: skip
-        x = m.norm_out(x[:, : shapes[0][0] * shapes[0][1]], temb)
-        velocity: torch.Tensor = m.proj_out(x)
-        return velocity
+    def caption(self, rng: random.Random) -> None:
+        """Learn from one batch of captions."""
+        pixels, ids, labels = self.pools.captions.batch(self.run.scale(96, 2), rng)
+        (self.wrong["caption"],) = self.captions(pixels.shape, pixels, ids, labels)
+
+    def milliseconds(self) -> dict[str, Any]:
+        """Time of each captured step, after the last update."""
+        times: dict[object, object] = {mode: step.milliseconds() for mode, step in self.modes.items()}
+        times["edits"] = self.edits.milliseconds()
+        return {"flow": times, "caption": self.captions.milliseconds()}
+
+    def _flow(
+        self, shown: torch.Tensor | None, latents: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor,
+        traits: torch.Tensor, source: torch.Tensor | None = None, eye: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        beside = shown if source is None else source
+        with self._autocast():
+            text = self.reader.encode(ids) if eye is None else self.reader.encode(ids, *pixel_patches(eye))
+            flow, named = flow_loss(self.denoiser, self.heads, latents, weights, text, traits, beside)
+        (flow + 0.05 * named).backward()
+        return flow.detach(), named.detach()
+
+    def _caption(self, pixels: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with self._autocast():
+            loss = caption_loss(self.reader, self.pools.captions.before, pixels, ids, labels)
+        (0.5 * loss).backward()
+        return (loss.detach(),)
+
+    def _autocast(self) -> Any:
+        kind = self.run.device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda", cache_enabled=False)
 
 
 def train_sheets(run: Run, minutes: float) -> None:
     """Train denoiser and VL together for `minutes`."""
-    device, log = run.device, Log(run.out, "sheets")
-    vae = Autoencoder("qwen", run.sizes, device)
-    if not vae.load(run.made):
-        raise FileNotFoundError(f"no qwen_vae.safetensors in {[str(f) for f in run.made]}: train qwen_vae first")
-    vae.model.requires_grad_(False)
+    log, vae = Log(run.out, "sheets"), _trained_vae(run)
     reader, denoiser = Reader(run), Denoiser(run)
     zero_gates(denoiser.model)
     resumed = read_weights(run.sources, "qwen_transformer", denoiser.model) and read_weights(
@@ -131,165 +132,43 @@ def train_sheets(run: Run, minutes: float) -> None:
     average = Average({"qwen_transformer": denoiser.model, "qwen_text_encoder": reader.model}, 0.999)
     denoiser.prepare()
     clock = Clock(minutes, max_steps=run.max_steps)
-    pool = SheetPool(run, reader, vae, capacity=run.scale(100000, 32), chunk=run.scale(256, 8))
-    captions = CaptionPool(run, reader, vae, capacity=run.scale(20000, 16), chunk=run.scale(512, 4))
-    edits = EditPool(run, reader, vae, capacity=run.scale(40000, 16), chunk=run.scale(256, 4))
-    alone = run.team.size == 1
-    fill = Clock(run.scale(500 if alone else 900, 1) / 600 * min(1.0, minutes / 6))
-    while fill.progress < 1 or pool.count < run.scale(1000, 16) or edits.count < run.scale(3000, 12):
-        pool.make()
-        edits.make()
-        if len(captions.answers[128, 384]) < min(run.scale(8000, 8), pool.count // 2):
-            captions.make()
-    log.write(
-        event="pool",
-        sheets=pool.count,
-        edits=edits.count,
-        captions=len(captions.answers[128, 384]),
-        seconds_spent=clock.seconds,
-    )
-    # a team renders all it needs first: every refill of one would hold up the others
-    refills = [Refill(pool.make, 0.08), Refill(edits.make, 0.12), Refill(captions.make, 0.03)] if alone else []
-    heads = TraitHeads(2 * run.sizes.vl_width).to(device)
+    pools = Pools(run, reader, vae)
+    pools.fill(minutes)
+    log.write(event="pool", **pools.counts, seconds_spent=clock.seconds)
+    refills = pools.refills()
+    heads = TraitHeads(2 * run.sizes.vl_width).to(run.device)
     rate = 8e-4 if resumed else 1e-3
     groups = decayed(denoiser.model, rate=rate) + decayed(reader.model, heads, rate=0.8 * rate)
     optimiser = GraphedOptimiser(groups, clock)
     rng = random.Random(run.seed + 5)
-    batch, caption_batch = run.scale(112, 2), run.scale(96, 2)
-    empty = torch.tensor(reader.tokens([" "]), device=device)
-
-    def autocast() -> Any:
-        return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)
-
-    def flow_step(
-        shown: torch.Tensor | None, latents: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor,
-        traits: torch.Tensor, source: torch.Tensor | None = None, eye: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-        with autocast():
-            text = reader.encode(ids) if eye is None else reader.encode(ids, *pixel_patches(eye))
-            flow, named = flow_loss(
-                denoiser, heads, latents, weights, text, traits, shown if source is None else source
-            )
-        (flow + 0.05 * named).backward()
-        return flow.detach(), named.detach()
-
-    def caption_step(pixels: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with autocast():
-            loss = caption_loss(reader, captions.before, pixels, ids, labels)
-        (0.5 * loss).backward()
-        return (loss.detach(),)
-
-    flow_steps = {
-        mode: GraphedStep(functools.partial(flow_step, shown), device)
-        for mode, shown in ((LATENTS, pool.blank), (VISION, None))
-    }
-    edit_steps = GraphedStep(functools.partial(flow_step, None), device)
-    caption_steps = GraphedStep(caption_step, device)
-    unsaid = {name: reader.tokens([" "], seen_tokens(edit.source)) for name, edit in EDITS.items()}
+    steps = Steps(run, reader, denoiser, heads, pools)
+    parameters = sum(p.numel() for p in [*denoiser.model.parameters(), *reader.model.parameters()])
+    log.write(event="start", resumed=resumed, parameters=parameters)
     ended = False
-    flow = named = edited = caption = torch.zeros(())
-    log.write(
-        event="start",
-        resumed=resumed,
-        parameters=sum(p.numel() for p in [*denoiser.model.parameters(), *reader.model.parameters()]),
-    )
     while not ended:
-        if rng.random() < EDIT_SHARE:
-            name, (latents, weights, ids, traits, source, eye) = edits.batch(rng, run.tiny)
-            if rng.random() < 0.1:
-                ids = torch.tensor(unsaid[name], device=device).expand(len(ids), -1)
-            edited, _ = edit_steps((name, ids.shape[1]), latents, weights, ids, traits, source, eye)
-        else:
-            mode, (latents, weights, ids, traits) = pool.batch(batch, rng)
-            ids = empty.expand(len(ids), -1) if rng.random() < 0.1 else ids
-            flow, named = flow_steps[mode](ids.shape[1], latents, weights, ids, traits)
+        steps.draw(rng)
         if clock.step % CAPTION_EVERY == 0:
-            pixels, ids, labels = captions.batch(caption_batch, rng)
-            (caption,) = caption_steps(pixels.shape, pixels, ids, labels)
+            steps.caption(rng)
         optimiser.step()
         ended = run.team.average(optimiser.parameters, clock.step, clock.progress >= 1)
         average.update()
         for refill in refills:
             refill.tick()
         if clock.step % run.every(50) == 0 or clock.step <= 3:
-            log.write(
-                step=clock.step,
-                flow=flow,
-                edit=edited,
-                traits=named,
-                caption=caption,
-                sheets=pool.count,
-                edits=edits.count,
-                progress=clock.progress,
-            )
+            counts = {"sheets": pools.sheets.count, "edits": pools.edits.count}
+            log.write(step=clock.step, **steps.wrong, **counts, progress=clock.progress)
         if run.due("sheets"):
             write_weights(run.out, average.state())
-    finish(run.out, log, "sheets", clock, average, batch=batch, minutes=minutes, resumed=resumed)
-    times: dict[object, object] = {mode: flow_steps[mode].milliseconds() for mode in flow_steps}
-    times["edits"] = edit_steps.milliseconds()
-    log.write(event="milliseconds", flow=times, caption=caption_steps.milliseconds())
+    finish(run.out, log, "sheets", clock, average, batch=run.scale(112, 2), minutes=minutes, resumed=resumed)
+    log.write(event="milliseconds", **steps.milliseconds())
     if run.team.rank == 0:
-        from charengine.embedded.making.sheet_samples import show
-
-        show(run, log, reader, denoiser, vae, pool.blank)
+        show(run, log, reader, denoiser, vae, pools.sheets.blank)
 
 
-def zero_gates(transformer: Any) -> None:
-    """Blocks start as the identity (adaLN-zero), the output at zero."""
-    for block in transformer.transformer_blocks:
-        for layer in (block.img_mod[1], block.txt_mod[1]):
-            torch.nn.init.zeros_(layer.weight)
-            torch.nn.init.zeros_(layer.bias)
-    torch.nn.init.zeros_(transformer.proj_out.weight)
-    torch.nn.init.zeros_(transformer.proj_out.bias)
-
-
-def shape_of(latents: torch.Tensor) -> Shape:
-    """Rows and columns of tokens that latents (n, 16, h, w) become."""
-    return latents.shape[-2] // 2, latents.shape[-1] // 2
-
-
-def flow_loss(
-    denoiser: Denoiser,
-    heads: TraitHeads,
-    latents: torch.Tensor,
-    weights: torch.Tensor,
-    text: torch.Tensor,
-    traits: torch.Tensor,
-    shown: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flow matching on one batch, and the trait loss of its prompts.
-
-    Args:
-        denoiser: the transformer.
-        heads: read traits off the text.
-        latents: (n, 16, h, w), clean.
-        weights: (n, 1, h / 2, w / 2), what each token counts.
-        text: what the VL made of the prompts.
-        traits: (n, n_traits).
-        shown: (1 or n, 16, h, w), latents of the picture beside the noise, or none.
-    """
-    named = heads(torch.cat([text[:, -1], text.mean(1)], -1), traits)
-    clean = to_tokens(latents.float())
-    noise = torch.randn_like(clean)
-    u = torch.sigmoid(torch.randn(len(clean), device=clean.device) * 1.1)
-    sigma = 2.0 * u / (1 + u)
-    noisy = torch.lerp(clean, noise, sigma[:, None, None])
-    shapes: tuple[Shape, ...] = (shape_of(latents),)
-    if shown is not None:
-        beside = to_tokens(shown.float()).expand(len(noisy), -1, -1)
-        noisy, shapes = torch.cat([noisy, beside], 1), (*shapes, shape_of(shown))
-    velocity = denoiser(noisy, text, sigma, shapes)
-    wrong = (velocity.float() - (noise - clean)).square().mean(-1)
-    return (wrong * weights.float().flatten(1)).mean(), named
-
-
-def caption_loss(
-    reader: Reader, before: int, pixels: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    """Cross-entropy of the tags, given the picture; the answer is the last `ANSWER` tokens."""
-    patches, grid = pixel_patches(pixels)
-    seen = look(reader.model.model.visual, patches, grid)
-    hidden = read(reader.model, ids, seen, before, grid)
-    logits = reader.model.lm_head(hidden[:, -ANSWER - 1 : -1]).float()
-    return F.cross_entropy(logits.flatten(0, 1), labels[:, -ANSWER:].flatten(), ignore_index=-100)
+def _trained_vae(run: Run) -> Autoencoder:
+    """The trained VAE, which stays as it is."""
+    vae = Autoencoder("qwen", run.sizes, run.device)
+    if not vae.load(run.made):
+        raise FileNotFoundError(f"no qwen_vae.safetensors in {[str(f) for f in run.made]}: train qwen_vae first")
+    vae.model.requires_grad_(False)
+    return vae

@@ -14,10 +14,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from charengine.errors import BadInput, ConfigError, StageFailed
-from charengine.services.gallery.app import TOKEN, Gallery
 from charengine.services.gallery.cast_upload import check_cast_upload, kept_cast
 from charengine.services.gallery.characters import Character
 from charengine.services.gallery.pages import cast_form, one_character, start_form
+from charengine.services.gallery.parts import TOKEN, Gallery
 from charengine.services.gallery.prefect import PrefectAway
 from charengine.services.gallery.starting import StartForm, check_start, resume_parameters
 from charengine.services.gallery.trying import sweep_parameters

@@ -18,9 +18,9 @@ from charengine.errors import BadInput, ConfigError, EngineError
 from charengine.profiles.loading import load_profile
 from charengine.records import Ref, RunRecord
 from charengine.run.paths import absolute_profile
-from charengine.services.gallery.app import NOT_FOUND, Gallery
 from charengine.services.gallery.characters import LONGEST_SEARCH, Character
 from charengine.services.gallery.download import zipped
+from charengine.services.gallery.parts import NOT_FOUND, Gallery
 from charengine.services.gallery.prefect import PrefectAway
 from charengine.services.gallery.progress import Progress, progress_of
 from charengine.services.gallery.reduced import WIDTHS

@@ -8,7 +8,8 @@ from charengine.machine.addresses import own_origins, tracking_uri, use_services
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import Home, find_home
 from charengine.machine.processes import HOST
-from charengine.services.gallery.app import ORIGINS, Gallery, create_app
+from charengine.services.gallery.app import ORIGINS, create_app
+from charengine.services.gallery.parts import Gallery
 from charengine.services.gallery.prefect import Prefect
 from charengine.services.gallery.tracked import Tracked
 

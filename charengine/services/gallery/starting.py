@@ -10,6 +10,7 @@ from typing import Any
 
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home
+from charengine.misspelt import NO_SETTING
 from charengine.profiles.loading import load_profile, setting_names
 from charengine.records import Ref
 from charengine.run.claim import free_folder, identity_of
@@ -150,7 +151,7 @@ def field_of(problem: str) -> str:
         return "picture"
     if head == REFERENCE:
         return "reference"
-    if head == "--set" or head in setting_names() or head.split(".")[0] in _sections():
+    if head == "--set" or NO_SETTING in problem or head in setting_names() or head.split(".")[0] in _sections():
         return "more_settings"
     return "profile" if "profile" in problem[:40] else WHOLE_FORM
 

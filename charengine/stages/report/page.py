@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from charengine import __version__
 from charengine.records import ReportRecord, RunRecord
 from charengine.stage import Given, Stage
 from charengine.stages.report import cells, take, words
@@ -11,6 +10,7 @@ from charengine.stages.report.parts import Pictures, text
 from charengine.stages.report.script import POLICY, SCRIPT
 from charengine.stages.report.style import CSS
 from charengine.store import Store
+from charengine.version import __version__
 
 LARGE = '<dialog id="large" aria-label="the picture, large"><img alt=""><p></p><button type="button" class="button">Close</button></dialog>'
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -252,8 +252,8 @@ def _rewritten(description: str, captioner: Captioner | None) -> tuple[str, list
     return text, []
 
 
-def _gate_facts(best: _Candidate, tried: list[_Candidate]) -> dict[str, object]:
-    facts: dict[str, object] = {**best.verdict.summary()}
+def _gate_facts(best: _Candidate, tried: list[_Candidate]) -> dict[str, Any]:
+    facts = best.verdict.summary()
     facts["repaired_box"] = best.repaired
     facts["candidates"] = [
         {"seed": one.seed, "score": round(one.verdict.score, 4), "reasons": list(one.verdict.reasons)} for one in tried

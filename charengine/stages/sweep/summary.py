@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from charengine.likeness import metrics
 from charengine.likeness.metrics import CellScores, Scale
@@ -42,8 +43,9 @@ def with_certainty(cells: Mapping[int, CellMetrics], found: Estimate) -> dict[in
     sure = {}
     for i, cell in cells.items():
         low, high = found.bounds(i)
-        more = {"smoothed": smoothed(found, i), "score_low": low, "score_high": high}
-        sure[i] = cell.model_copy(update={**more, "wins": float(chances[i]), "on_front": i in front})
+        more: dict[str, Any] = {"smoothed": smoothed(found, i), "score_low": low, "score_high": high}
+        more |= {"wins": float(chances[i]), "on_front": i in front}
+        sure[i] = CellMetrics(**{**dict(cell), **more})  # built anew: a copy would not be checked
     return sure
 
 

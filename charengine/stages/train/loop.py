@@ -34,6 +34,7 @@ from charengine.stages.train.sampler import groups_of_step
 from charengine.stages.train.schedule import learning_rate
 from charengine.stages.train.setup import Setup, describe
 from charengine.stages.train.state import History, StateWriter, load_state, saved_machines
+from charengine.stages.train.validation import TrainingDiverged
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
 from charengine.wording import file_stem
@@ -50,10 +51,6 @@ SAMPLE_GIB = 4.0  # GPU memory a sample picture needs beside the training
 
 class TrainingStopped(StageFailed):
     """Asked to stop; the state is saved and the same call continues from it."""
-
-
-class TrainingDiverged(StageFailed):
-    """The loss is no longer a number."""
 
 
 def train_adapter(
@@ -89,7 +86,7 @@ def train_adapter(
         BadInput: the data or `continue_from` cannot be used.
         OutOfBudget: no plan fits `budget_gib`; carries the smallest budget that would.
         TrainingStopped: `should_stop` said so; the state is saved.
-        TrainingDiverged: the loss became NaN.
+        TrainingDiverged: a loss became NaN, that of a step or of a validation.
     """
     told = known_word_warnings(dataset.trigger, diffusion.count_tokens)
     for warning in told:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from charengine.errors import StageFailed
 from charengine.models.prediction import Kind, target
 from charengine.records import HELD_OUT, LossPoint
 from charengine.stages.train.data import Bucket, TrainingData
@@ -38,6 +39,10 @@ class _Batch:
     embeds: Tensor
     pooled: Tensor
     time_ids: Tensor
+
+
+class TrainingDiverged(StageFailed):
+    """The loss is no longer a number."""
 
 
 class Validation:
@@ -76,9 +81,17 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, step: int) -> LossPoint:
-        """Mean loss, by view and by third of the timesteps (low = little noise)."""
+        """Mean loss, by view and by third of the timesteps (low = little noise).
+
+        Raises:
+            TrainingDiverged: it is no number: the last step spoiled the adapter, or the base model cannot do it.
+        """
         losses = {batch.view: torch.cat(self._errors(batch)).cpu().double() for batch in self.batches}
         table = torch.stack(list(losses.values()))
+        if not table.isfinite().all():
+            raise TrainingDiverged(
+                _no_number(step, [view for view, values in losses.items() if not values.isfinite().all()])
+            )
         thirds = table.reshape(len(table), len(THIRDS), PER_THIRD).mean((0, 2)).tolist()
         return LossPoint(
             step=step,
@@ -155,3 +168,10 @@ def _batches(
             )
         )
     return batches
+
+
+def _no_number(step: int, views: list[str]) -> str:
+    shown = f"the validation loss of {', '.join(views)} became nan at step {step}"
+    if step:
+        return f"{shown}; lower train.learning_rate or set train.precision to bf16 or fp32"
+    return f"{shown}, before anything was learnt; set train.precision to bf16 or fp32, or models.sdxl to another file"

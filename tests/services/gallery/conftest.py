@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from charengine.machine.home import Home
 from charengine.records import RunRecord
-from charengine.services.gallery.app import Gallery, create_app
+from charengine.services.gallery.app import create_app
+from charengine.services.gallery.parts import Gallery
 from charengine.store import Store
 
 

@@ -52,6 +52,11 @@ def problem_of(page: str, field: str) -> str:
         ("profile", "embeded", "did you mean embedded"),
         ("profile_file", "nowhere.yaml", "does not exist"),
         ("more_settings", "train.stps=3", "did you mean train.steps"),
+        (
+            "more_settings",
+            "trian.steps=3",
+            "trian.steps: got 3, but there is no such setting; did you mean train.steps",
+        ),
         ("more_settings", "nonsense", "write section.key=value"),
         ("more_settings", "models.device=toaster", "models.device"),
     ],

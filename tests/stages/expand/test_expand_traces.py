@@ -35,7 +35,7 @@ def test_it_is_off_in_every_shipped_profile_and_one_setting_turns_it_on() -> Non
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("expand.cuont=3", "did you mean expand.count?"),
+        ("expand.cuont=3", "got 3, but there is no such setting; did you mean expand.count"),
         ("expand.count=41", "got 41; give a whole number, 0 to 40"),
         ("expand.kinds=[portrait]", "give a list in brackets: close-up or three-quarter"),
         ("expand.kinds=[]", "not empty"),

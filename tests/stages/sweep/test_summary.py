@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from sweep_estimates import known
 
 from charengine.config import SweepSettings
@@ -85,6 +86,14 @@ def test_bounds_are_the_middle_nine_tenths_and_wins_are_counted() -> None:
     assert (better.on_front, worse.on_front) == (True, False)
     assert better.gain == 0.7
     assert better.smoothed is not None and better.smoothed.gain == pytest.approx(0.7)
+
+
+def test_bounds_that_are_no_numbers_are_refused() -> None:
+    cells = [cell(100, 0.5, 0.7, 0.9), cell(100, 1.0, 0.6, 0.9)]
+    found = known(cells, SETTINGS)
+    found = replace(found, scores=torch.full((101, 3), float("nan"), dtype=torch.float64))
+    with pytest.raises(ValidationError, match=r"score_low\n.*finite number"):
+        with_certainty(dict(enumerate(cells, start=1)), found)
 
 
 def test_overbaked_is_the_last_checkpoint_at_the_strength_nearest_to_one() -> None:

@@ -22,10 +22,11 @@ from tiny_sdxl import FakeDiffusion, make_dataset
 
 from charengine.adapter.network import apply_adapter, load_adapter
 from charengine.config import TrainSettings
-from charengine.errors import BadInput
+from charengine.errors import BadInput, StageFailed
 from charengine.records import AdapterRecord
-from charengine.stages.train.loop import TrainingDiverged, TrainingStopped, checkpoint_steps, train_adapter
+from charengine.stages.train.loop import TrainingStopped, checkpoint_steps, train_adapter
 from charengine.stages.train.state import FILE, StateWriter
+from charengine.stages.train.validation import TrainingDiverged
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker
 
@@ -376,12 +377,46 @@ def test_early_stop_keeps_the_adapter_it_stopped_at(store, tmp_path):
     assert record.checkpoints[-1].step == record.steps
 
 
+def spoiled_after(store, folder, step):
+    """A training whose model answers with NaN after so many steps, and what was logged of it."""
+    diffusion, logged = FakeDiffusion(), Recorder()
+
+    def spoil(progress):
+        if progress.step >= step:
+            with torch.no_grad():
+                diffusion.unet().conv_out.bias.fill_(float("nan"))
+
+    with pytest.raises(TrainingDiverged) as caught:
+        if not step:
+            diffusion.unet().conv_out.bias.data.fill_(float("nan"))
+        train(store, folder, diffusion=diffusion, tracker=logged, on_step=spoil)
+    assert caught.value.exit_status == StageFailed.exit_status
+    return str(caught.value), logged
+
+
 def test_a_loss_that_is_no_number_stops_with_the_setting_to_change(store, tmp_path):
-    diffusion = FakeDiffusion()
-    with torch.no_grad():
-        diffusion.unet().conv_out.bias.fill_(float("nan"))
-    with pytest.raises(TrainingDiverged, match=r"the loss became nan at step 1; lower train.learning_rate"):
-        train(store, tmp_path, diffusion=diffusion)
+    told, logged = spoiled_after(store, tmp_path, 1)
+    assert told.startswith(
+        "the loss became nan at step 2; lower train.learning_rate (it is 0.01) or set train.precision"
+    )
+    assert logged.steps("train/loss") == [1] and logged.checkpoints == []
+
+
+def test_a_last_step_that_spoils_the_adapter_is_told_and_no_checkpoint_of_it_is_kept(store, tmp_path):
+    told, logged = spoiled_after(store, tmp_path, 12)
+    assert told == (
+        "the validation loss of front, side, back became nan at step 12; "
+        "lower train.learning_rate or set train.precision to bf16 or fp32"
+    )
+    assert logged.checkpoints == [4, 8] and logged.steps("validation/loss") == [4, 6, 8]
+
+
+def test_a_base_model_that_answers_with_no_number_is_told_before_anything_is_learnt(store, tmp_path):
+    told, logged = spoiled_after(store, tmp_path, 0)
+    assert (
+        "became nan at step 0, before anything was learnt; set train.precision to bf16 or fp32, or models.sdxl" in told
+    )
+    assert logged.rows == []
 
 
 def test_training_goes_on_from_a_file(plain, store, tmp_path):
