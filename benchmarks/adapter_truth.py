@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--recipes", default=",".join(TABLED), help=", ".join(RECIPES))
     parser.add_argument("--seeds", type=int, default=8, help="an even number: half to choose with, half to judge with")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--judge", choices=tuple(JUDGES), default="shipped")
+    parser.add_argument("--judge", choices=tuple(JUDGES), default="second")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--table", action="store_true", help="draw nothing")
     parser.add_argument(
@@ -70,6 +70,7 @@ def main() -> None:
         "judge": told.judge,
         "pictures_a_cell": samples[0].seeds * len(PROMPTS),
         "adapters": adapters(samples),
+        "at_the_pick": at_the_pick(samples, settings),
         "picks": picks(samples, settings),
     }
     told.out.parent.mkdir(parents=True, exist_ok=True)
@@ -116,12 +117,39 @@ def adapters(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
             "view_right": _mean([sample.rate(cell, "view", ("view",)) for sample, cell in cells]),
             "face_in_scenes": _mean([sample.rate(cell, "faces", ("scene",)) for sample, cell in cells]),
             "adherence_kept": _mean([sample.kept(cell, range(sample.seeds)) for sample, cell in cells]),
+            "variety_kept": _mean([sample.variety_kept(cell, range(sample.seeds)) for sample, cell in cells]),
+            "variety_of_base_told_everything": _mean([sample.described_variety for sample in own]),
+            "copying": _mean([sample.copying(cell, range(sample.seeds)) for sample, cell in cells]),
             **{
                 f"{name}_{what}": value
                 for name in TOLD
                 if name in own[0].data
                 for what, value in _told(own, name).items()
             },
+        }
+    return found
+
+
+def at_the_pick(samples: Sequence[Sample], settings: SweepSettings) -> dict[str, dict[str, float]]:
+    """By recipe, the cell that the product picks on the first half of the seeds, read on the other half."""
+    found = {}
+    for recipe, own in _by_recipe(samples).items():
+        half = own[0].seeds // 2
+        settings = settings.model_copy(update={"seeds": min(settings.seeds, half)})
+        seeds = range(half, own[0].seeds)
+        cells = [(sample, RULES["ours"](sample, settings).cell) for sample in own]
+        sides = [sample.sides(cell, seeds) for sample, cell in cells]
+        traits = torch.tensor([sample.rate(cell, "traits", seeds=seeds) for sample, cell in cells])
+        found[recipe] = {
+            "characters": len(own),
+            "traits": float(traits.mean()),
+            "traits_standard_error": float(traits.std() / len(own) ** 0.5) if len(own) > 1 else float("nan"),
+            "traits_in_scenes": _mean([sample.rate(cell, "traits", ("scene",), seeds) for sample, cell in cells]),
+            "sides_right": sum(right for right, _ in sides) / max(sum(there for _, there in sides), 1),
+            "face_in_scenes": _mean([sample.rate(cell, "faces", ("scene",), seeds) for sample, cell in cells]),
+            "adherence_kept": _mean([sample.kept(cell, seeds) for sample, cell in cells]),
+            "variety_kept": _mean([sample.variety_kept(cell, seeds) for sample, cell in cells]),
+            "copying": _mean([sample.copying(cell, seeds) for sample, cell in cells]),
         }
     return found
 
@@ -162,6 +190,9 @@ def table(result: dict[str, Any]) -> str:
         "",
     ]
     for recipe, row in result["adapters"].items():
+        lines.append(f"{recipe:10} " + "  ".join(f"{name} {value:.3g}" for name, value in row.items()))
+    lines.append("at the pick:")
+    for recipe, row in result["at_the_pick"].items():
         lines.append(f"{recipe:10} " + "  ".join(f"{name} {value:.3g}" for name, value in row.items()))
     for recipe, block in result["picks"].items():
         lines += [

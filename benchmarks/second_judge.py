@@ -123,7 +123,9 @@ def load(path: Path = WEIGHTS, device: str | torch.device = "cpu") -> SecondJudg
 
     kept = load_file(path)
     state = {
-        name: value if not value.is_floating_point() and value.ndim == 0 else value.float() * kept[f"{name}/scale"].view(-1, *[1] * (value.ndim - 1))
+        name: value
+        if not value.is_floating_point() and value.ndim == 0
+        else value.float() * kept[f"{name}/scale"].view(-1, *[1] * (value.ndim - 1))
         if f"{name}/scale" in kept
         else value.float()
         for name, value in kept.items()
@@ -145,9 +147,7 @@ def pictures(
     pose = torch.randint(0, len(POSES), (n,), generator=generator).to(device) * scene
     background = torch.randint(0, len(BACKGROUNDS), (n,), generator=generator).to(device) * scene
     framing = 1.02 - 0.3 * torch.rand(n, generator=generator).to(device)
-    drawn = render(
-        indices, yaw=yaw, pose=pose, background=background, size=size, framing=framing, generator=generator
-    )
+    drawn = render(indices, yaw=yaw, pose=pose, background=background, size=size, framing=framing, generator=generator)
     # between two views neither is right
     clear = ((yaw - view_yaw(views)).abs() < 0.5).long()
     faces = (views != VIEWS.index("back")).long()

@@ -175,14 +175,33 @@ class Sample:
         margins = [float(self.scores(one, rows, seeds).margin.mean()) for one in (cell, 0)]
         return margins[0] / max(margins[1], metrics.MIN_SPAN)
 
-    def rate(self, cell: int, name: str, kinds: Sequence[str] = ("view", "scene")) -> float:
-        """Mean of what the judge read in a cell, over all seeds and prompts of these kinds."""
+    def rate(
+        self, cell: int, name: str, kinds: Sequence[str] = ("view", "scene"), seeds: Sequence[int] | None = None
+    ) -> float:
+        """Mean of what the judge read in a cell, over prompts of these kinds and all seeds, or some."""
         rows = [row for row, prompt in enumerate(PROMPTS) if prompt.kind in kinds]
-        return float(self._read(cell, name)[rows].mean())
+        return float(self._read(cell, name)[rows][:, list(seeds or range(self.seeds))].mean())
 
-    def sides(self, cell: int) -> tuple[float, float]:
+    def sides(self, cell: int, seeds: Sequence[int] | None = None) -> tuple[float, float]:
         """Items bound to a side: found on that very side, and there to be found."""
-        return float(self._read(cell, "sides_right").sum()), float(self._read(cell, "sides").sum())
+        columns = list(seeds or range(self.seeds))
+        right, there = (float(self._read(cell, name)[:, columns].sum()) for name in ("sides_right", "sides"))
+        return right, there
+
+    def variety_kept(self, cell: int, seeds: Sequence[int]) -> float:
+        """Variety between seeds in scenes, as a share of strength 0's, which draws somebody else with every seed."""
+        own, base = (metrics.mean(self.scores(one, range(len(PROMPTS)), seeds).diversity) for one in (cell, 0))
+        return own / base
+
+    @property
+    def described_variety(self) -> float:
+        """The same of the base model told everything: what is left of variety when it draws this one character."""
+        base = metrics.mean(self.scores(0, range(len(PROMPTS)), range(self.seeds)).diversity)
+        return float(self.data["described"]["variety"]) / base
+
+    def copying(self, cell: int, seeds: Sequence[int]) -> float:
+        """Mean correlation of scenes with the training view that each resembles most."""
+        return metrics.mean(self.scores(cell, range(len(PROMPTS)), seeds).copying)
 
     def _mean(self, cell: int, name: str, seeds: Sequence[int]) -> float:
         return float(self._read(cell, name)[:, list(seeds)].mean())

@@ -357,7 +357,8 @@ class SweepSettings(Settings):
     guidance: float = Field(default=4.0, ge=1.0, le=30.0, description="CFG scale of each picture; 1 = off")
     merge: bool = Field(default=True, description="adapters are merged into the weights; false: hooked beside, slower")
     traits: Literal["rounds", "end", "off"] = Field(
-        default="rounds", description="described traits are read off the pictures: in every round, once all are drawn, never"
+        default="rounds",
+        description="described traits are read off the pictures: in every round, once all are drawn, never",
     )
     adherence_floor: float = Field(
         default=0.9, ge=0, le=1, description="a pick keeps this share of strength 0's adherence"

@@ -224,9 +224,7 @@ class Smoothed(Record):
     diversity_kept: float | None = Field(default=None, description="None: variety was not measured")
     copying: float | None = Field(default=None, description="None: no scene was drawn")
     score: float = Field(description="harmonic mean of gain and kept, each clipped to 0..1")
-    kept_most: float = Field(
-        description="what kept may be at best, in all but one of twenty cases; floors look at this"
-    )
+    kept_most: float = Field(description="what kept may be at best in all but one of twenty cases; floors look at this")
     diversity_most: float | None = None
     copying_least: float | None = None
 
@@ -242,9 +240,7 @@ class CellMetrics(Record):
     copying: float
     score: float
     images: int
-    gain: float = Field(
-        description="0 = the base model, 1 = the sheet's own views: by identity, and by the described traits where read"
-    )
+    gain: float = Field(description="0 = the base model, 1 = the sheet's own views, by identity and described traits")
     kept: float = Field(description="adherence as a share of strength 0's; 0 = as fitting for any other prompt")
     diversity_kept: float = Field(description="variety between seeds as a share of strength 0's; 1 when not measured")
     margin: float | None = Field(default=None, description="adherence minus the match with the other prompts")

@@ -232,7 +232,13 @@ def test_trained_weights_and_latent_statistics_arrive_in_the_folders(tmp_path):
     assert json.loads((weights / "sdxl/vae/config.json").read_text())["scaling_factor"] == 0.25
     assert json.loads((weights / "qwen/vae/config.json").read_text())["latents_mean"] == [0.5] * 16
     kept = [json.loads(line) for line in (weights / "training" / "sheets.jsonl").read_text().splitlines()]
-    assert kept == [{"step": 100}, {"step": 600}, {"step": 1100}, {"step": 1200}, {"event": "done"}]  # logs travel thinned
+    assert kept == [
+        {"step": 100},
+        {"step": 600},
+        {"step": 1100},
+        {"step": 1200},
+        {"event": "done"},
+    ]  # logs travel thinned
     flat = lay_flat(weights, tmp_path / "flat")
     assert (flat / "sdxl_text_encoder.safetensors").read_bytes() == (
         made / "sdxl_text_encoder.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,30 @@ def test_a_cell_is_placed_between_the_base_model_and_the_sheets_own_views() -> N
     assert found.kept == pytest.approx(0.8)  # 0.27 - 0.15 against 0.30 - 0.15
     assert found.diversity == pytest.approx(0.5)
     assert found.score == pytest.approx(2 * 0.5 * 0.8 / 1.3)
+
+
+def test_what_a_reader_sees_is_seven_tenths_of_the_likeness() -> None:
+    half = torch.full((2, 2), 0.5)
+    scale = Scale(replace(SCALE.base, shown=0.2 * torch.ones(2, 2)), ceiling=0.8, sheet_shown=0.8)
+    read = replace(scores(0.5, 0.27), shown=torch.tensor([[0.8, 0.8], [0.8, NAN]]))
+    alike = metrics.progress(scores(0.5, 0.27), scale)
+    assert alike.tolist() == [[pytest.approx(0.25)] * 2] * 2  # nobody read this cell
+    assert metrics.progress(read, scale).tolist() == [
+        [pytest.approx(0.3 * 0.25 + 0.7 * 1.0)] * 2, [pytest.approx(0.3 * 0.25 + 0.7), pytest.approx(0.25)],
+    ]  # fmt: skip
+    assert metrics.relative(replace(scores(0.6, 0.27), shown=half), scale).gain == pytest.approx(0.5)
+
+
+def test_traits_that_the_sheet_hardly_shows_more_often_than_the_base_model_are_not_counted() -> None:
+    near = Scale(replace(SCALE.base, shown=0.75 * torch.ones(2, 2)), ceiling=0.8, sheet_shown=0.8)
+    assert metrics.reading_span(near) is None
+    assert metrics.relative(replace(scores(0.6, 0.27), shown=torch.ones(2, 2)), near).gain == pytest.approx(0.5)
+
+
+def test_one_seed_that_nobody_read_leaves_its_cell_unread() -> None:
+    read = replace(scores(0.6, 0.27), shown=torch.ones(2, 2))
+    assert metrics.joined([read, read]).shown.tolist() == [[1.0] * 4] * 2
+    assert metrics.joined([read, scores(0.6, 0.27)]).shown is None
 
 
 def test_neither_identity_without_adherence_nor_adherence_without_identity_scores() -> None:

@@ -54,6 +54,15 @@ def test_the_same_trait_with_another_value_is_another_trait(reader: ProbeReader,
     assert rows[0][2] is False
 
 
+def test_pictures_of_several_sizes_are_each_told_as_when_read_alone(reader: ProbeReader, pictures: list[Any]) -> None:
+    large = pictures[0].resize((160, 480))
+    mixed = [pictures[1], large, pictures[0], pictures[2]]
+    traits = ("a lantern in the left hand", "long red hair", "hook for a right hand", "red coat")
+    rows = reader.shown(mixed, traits, "orc woman")
+    assert rows == [reader.shown([image], traits, "orc woman")[0] for image in mixed]
+    assert len({tuple(row) for row in rows}) > 1
+
+
 class Scripted:
     """Answers as told; remembers what it was asked."""
 

@@ -135,6 +135,7 @@ def test_the_sweep_has_the_seed_and_writes_the_data_set_into_its_recipe(
     sweep_stage.SWEEP.work(handed(sweep_stage.SWEEP), "training", DATASET)
     assert calls.positional == ("training", DATASET, PROFILE.sweep, "diffusion", "embedder", "store")
     assert calls.named["seed"] == 7 and calls.named["should_stop"]()
+    assert (calls.named["reader"], calls.named["description"]) == ("reader", "an orc woman")
     assert calls.named["recipe"] == {"engine_version": "0.1.0", "dataset_digest": "d" * 64}
     pick = words.Pick("training", "made", PROFILE.sweep, "diffusion", "store", 7)  # type: ignore[arg-type]
     assert found.positional == (pick, "an orc woman", "reader")

@@ -38,6 +38,8 @@ from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from charengine.models import Diffusion, Embedder, TraitReader
 
 
@@ -89,8 +91,7 @@ def sweep_adapter(
     kept = KeptUnits(store, key)
     session = open_session(training, dataset, settings, diffusion, embedder, store, seed, tracker, kept, reading)
     left_out = _examine(session)
-    if reading and settings.traits == "rounds":
-        session.sheet_shown = _read_sheet(session, dataset)
+    _begin_reading(session, dataset)
     cut: tuple[str, ...] = ()
     whole = _run(session, should_stop, on_drawn)
     if not whole:
@@ -99,12 +100,7 @@ def sweep_adapter(
             raise Interrupted(f"sweep stopped after {drawn} cells")
         of = f" of {len(session.grid) - 1}" if settings.design == "grid" else ""
         cut = (f"the sweep was cut after {drawn}{of} cells: the pick is among these alone",)
-    if reading and settings.traits == "end":
-        diffusion.unload()
-        session.sheet_shown = _read_sheet(session, dataset)
-        _read_cells(session)
-    if reading:
-        reading.reader.unload()
+    _end_reading(session, dataset)
     if whole:
         log_cells(session)
     return conclude(session, recipe, (*left_out, *cut))
@@ -120,19 +116,29 @@ def _reading(
     return TraitReading(reader, traits, training.class_noun) if traits else None
 
 
-def _read_sheet(session: Session, dataset: DatasetRecord) -> float | None:
-    """What the reader sees of the traits in the sheet's own views."""
-    assert session.reading is not None
-    return session.reading.of_views([open_image(session.store.get(view.image)) for view in dataset.views.views])
+def _begin_reading(session: Session, dataset: DatasetRecord) -> None:
+    """What the reader sees in the sheet's own views, where every round is to know it."""
+    if session.reading and session.settings.traits == "rounds":
+        session.sheet_shown = session.reading.of_views(_own_views(session, dataset))
 
 
-def _read_cells(session: Session) -> None:
-    """Read all pictures that were drawn, from the store."""
-    assert session.reading is not None
-    for index, cell in sorted(session.cells.items()):
-        unit = Unit(index, tuple(range(cell.seeds)))
-        images = [[open_image(session.store.get(cell.images[name])) for name in row] for row in _names(session, unit)]
-        cell.parts = [replace(cell.scores, shown=session.reading.of_cell(images, session.prompts))]
+def _end_reading(session: Session, dataset: DatasetRecord) -> None:
+    """Read everything now where nothing was read before, the picture model out of the way; then the reader goes too."""
+    reading = session.reading
+    if reading is None:
+        return
+    if session.settings.traits == "end":
+        session.diffusion.unload()
+        session.sheet_shown = reading.of_views(_own_views(session, dataset))
+        for index, cell in sorted(session.cells.items()):
+            names = _names(session, Unit(index, tuple(range(cell.seeds))))
+            images = [[open_image(session.store.get(cell.images[name])) for name in row] for row in names]
+            cell.parts = [replace(cell.scores, shown=reading.of_cell(images, session.prompts))]
+    reading.reader.unload()
+
+
+def _own_views(session: Session, dataset: DatasetRecord) -> list[Image]:
+    return [open_image(session.store.get(view.image)) for view in dataset.views.views]
 
 
 def _examine(session: Session) -> tuple[str, ...]:
