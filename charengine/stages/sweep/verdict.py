@@ -1,7 +1,7 @@
 """Overfit, underfit or right: what the sweep's smoothed scores say about the training, and what to do next.
 
-Measured on 39 adapters of 13 held-out characters it agrees with truth in 77 of 100 (docs/lab-notes.md, 2026-11-30), so its lines say
-"looks".
+Measured on 74 adapters of 40 characters that nothing was tuned on it agrees with truth in 84 of 100 (docs/lab-notes.md, 2026-11-30),
+so its lines say "looks".
 """
 
 from __future__ import annotations
