@@ -74,8 +74,17 @@ def main() -> None:
         "picks": picks(samples, settings),
     }
     told.out.parent.mkdir(parents=True, exist_ok=True)
-    told.out.write_text(json.dumps(result, indent=1) + "\n")
+    told.out.write_text(json.dumps(rounded(result), separators=(",", ":")).replace(',"', ',\n"') + "\n")
     print(table(result))
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to five digits, deep in a result: no table needs more, and results are committed."""
+    if isinstance(value, float):
+        return round(value, 5)
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def draw_missing(told: argparse.Namespace) -> None:

@@ -231,6 +231,7 @@ def test_trained_weights_and_latent_statistics_arrive_in_the_folders(tmp_path):
     assert all(torch.equal(found[k], v) for k, v in tensors.items())
     assert json.loads((weights / "sdxl/vae/config.json").read_text())["scaling_factor"] == 0.25
     assert json.loads((weights / "qwen/vae/config.json").read_text())["latents_mean"] == [0.5] * 16
+    assert all(path.read_text().count("\n") == 0 for path in weights.rglob("tokenizer.json"))  # no room for indents
     kept = [json.loads(line) for line in (weights / "training" / "sheets.jsonl").read_text().splitlines()]
     assert kept == [
         {"step": 100},

@@ -97,6 +97,10 @@ def unpack(packed: Path, weights: Path, *, tiny: bool = False) -> None:
             (weights / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, weights / place)
     _set_latent_statistics(loose, weights)
+    for path in weights.rglob("tokenizer.json"):  # written with an indent, it takes more than twice the room
+        path.write_text(
+            json.dumps(json.loads(path.read_text(encoding="utf-8")), separators=(",", ":")), encoding="utf-8"
+        )
     logs = weights / "training"
     logs.mkdir(exist_ok=True)
     for path in loose.glob("*.jsonl"):
