@@ -160,8 +160,14 @@ TOKEN_FIXED, TOKEN_TRAFFIC = (
 def _caption(profile: Profile, card: Card) -> StageTime:
     if profile.caption.captioner == "wd14":
         return StageTime("caption", 5.0, "WD14 on the CPU")
-    a_token = _time(card, 0.0, TOKEN_FIXED + TOKEN_TRAFFIC, TOKEN_FIXED)
-    return StageTime("caption", 1.1 + CAPTION_TOKENS * a_token, f"three views at once, {CAPTION_TOKENS} tokens each")
+    return StageTime(
+        "caption", 1.1 + CAPTION_TOKENS * _a_token(card), f"three views at once, {CAPTION_TOKENS} tokens each"
+    )
+
+
+def _a_token(card: Card) -> float:
+    """Seconds that Qwen2.5-VL takes for a token of several pictures at once."""
+    return _time(card, 0.0, TOKEN_FIXED + TOKEN_TRAFFIC, TOKEN_FIXED)
 
 
 LESSON_STEPS = 20  # of a picture that lessons are taken from
@@ -196,15 +202,21 @@ def _train(profile: Profile, card: Card) -> StageTime:
 
 IMAGE_SECONDS = 1.105  # 832×1216, 20 steps, guided; drawn, decoded and scored
 IMAGE_MEGAPIXELS = 832 * 1216 / 2**20
+READ_AT_ONCE, READ_TOKENS = (
+    16,
+    80,
+)  # pictures whose traits are asked for together, tokens of an answer: counted, not measured
 
 
 def _sweep(profile: Profile, look: Survey, card: Card) -> StageTime:
     sweep, usage = profile.sweep, look.usage
-    images, area = whole_sweep(sweep, profile.train.checkpoints), sweep.width * sweep.height / 2**20
+    images, area = sweep_pictures(sweep, profile.train.checkpoints), sweep.width * sweep.height / 2**20
     steps, guided = usage.steps(sweep.steps), usage.guidance(sweep.guidance) > 1
     passes = steps * (2 if guided else 1)
     an_image = _drawing(card, area, passes)
-    return StageTime("sweep", images * an_image, f"{images} pictures of {an_image:.1f} s")
+    reading = -(-images // READ_AT_ONCE) * READ_TOKENS * _a_token(card) if sweep.traits == "end" else 0.0
+    read = f", read in {_short(reading)}" if reading else ""
+    return StageTime("sweep", images * an_image + reading, f"{images} pictures of {an_image:.1f} s{read}")
 
 
 def _drawing(card: Card, megapixels: float, passes: int) -> float:
@@ -213,8 +225,8 @@ def _drawing(card: Card, megapixels: float, passes: int) -> float:
     return _time(card, FORWARD_TFLOP * megapixels * passes, reference)
 
 
-def whole_sweep(sweep: SweepSettings, checkpoints: int) -> int:
-    """Pictures of every cell with every prompt and seed.
+def sweep_pictures(sweep: SweepSettings, checkpoints: int) -> int:
+    """How many pictures a sweep draws at most: every cell with every prompt and seed, of a race no more than its budget.
 
     Args:
         sweep: strengths, prompts, seeds.
@@ -222,7 +234,8 @@ def whole_sweep(sweep: SweepSettings, checkpoints: int) -> int:
     """
     prompts = len(sweep.prompts) or (FULL_PROMPTS if sweep.prompt_set == "full" else QUICK_PROMPTS)
     cells = 1 + len([s for s in sweep.strengths if s > 0]) * min(sweep.checkpoints, checkpoints)
-    return cells * prompts * sweep.seeds
+    whole = cells * prompts * sweep.seeds
+    return min(whole, sweep.pictures) if sweep.design == "race" else whole
 
 
 def _short(seconds: float) -> str:

@@ -43,6 +43,8 @@ def test_on_the_card_it_was_fitted_to_every_stage_is_within_a_quarter_of_what_wa
         "sweep.strengths=[1.0]",
         "sweep.checkpoints=1",
         "sweep.seeds=50",
+        "sweep.design=grid",
+        "sweep.traits=off",
     )
     expected = {
         "sheet": measured["sheet 1536x1024, 8 steps, Lightning, no CFG"] + measured["sheet 1536x1024, 40 steps, CFG"],
@@ -58,6 +60,17 @@ def test_a_slower_card_takes_longer_and_fewer_steps_take_less() -> None:
     fast, slow = seconds("NVIDIA GeForce RTX 4090"), seconds("NVIDIA GeForce RTX 3060")
     assert all(slow[stage] > 1.3 * fast[stage] for stage in ("sheet", "train", "sweep"))
     assert seconds("NVIDIA GeForce RTX 4090", "sdxl-12gb", "train.steps=200")["train"] < fast["train"]
+
+
+def test_a_race_is_counted_with_its_budget_and_a_grid_with_every_cell_and_reading_comes_on_top() -> None:
+    card = "NVIDIA H200"
+    race, grid, short, blind = (
+        seconds(card, "sdxl-12gb", *more)["sweep"]
+        for more in ([], ["sweep.design=grid"], ["sweep.pictures=32"], ["sweep.traits=off"])
+    )
+    assert grid == pytest.approx(race * 22 * 4 * 4 / 64, rel=0.1)  # strength 0, seven others on three checkpoints
+    assert short == pytest.approx(race / 2, rel=0.05)
+    assert 10 < race - blind < 60
 
 
 def test_lessons_take_the_time_of_their_pictures_and_of_larger_steps() -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from charengine.config import Profile, SweepSettings
+from charengine.config import Profile
 from charengine.records import RunRecord
-from charengine.services.estimate import whole_sweep
+from charengine.services.estimate import sweep_pictures
 
 NEWEST = 30  # runs that are asked
 
@@ -49,12 +49,6 @@ def expected(profile: Profile, runs: Iterable[RunRecord]) -> Estimate | None:
         found.pop("expand", None)
     stages = {stage: median(times) for stage, times in found.items()}
     return Estimate(stages, len(alike)) if "train" in stages else None
-
-
-def sweep_pictures(sweep: SweepSettings, checkpoints: int) -> int:
-    """How many pictures a sweep draws at most."""
-    whole = whole_sweep(sweep, checkpoints)
-    return min(whole, sweep.pictures) if sweep.design == "race" else whole
 
 
 def in_words(seconds: float) -> str:

@@ -13,9 +13,10 @@ import pytest
 from charengine.errors import BadInput
 from charengine.profiles.loading import load_profile
 from charengine.records import RunRecord
+from charengine.services.estimate import sweep_pictures
 from charengine.services.gallery.prefect import Prefect, PrefectAway
 from charengine.services.gallery.server import allowed_origins
-from charengine.services.gallery.times import expected, in_words, sweep_pictures
+from charengine.services.gallery.times import expected, in_words
 from charengine.services.gallery.tracked import Tracked
 
 
