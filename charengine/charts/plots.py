@@ -118,12 +118,12 @@ def line_chart(
 
 
 def trade_off(canvas: Canvas, cells: Sequence[CellMetrics], picked: CellMetrics, adherence_floor: float) -> None:
-    """Identity gained against adherence kept: a line per checkpoint from strength 0, the floor, the pick in a ring."""
+    """Likeness gained against adherence kept: a line per checkpoint from strength 0, the floor, the pick in a ring."""
     points = [_place(cell) for cell in cells]
     xs, ys = [x for x, _ in points] + [0.0, 1.0], [y for _, y in points] + [1.0, adherence_floor]
     frame = Frame(
         canvas,
-        Axis(min(xs) - 0.04, max(xs) + 0.06, "identity: 0 = base model, 1 = the sheet's own views"),
+        Axis(min(xs) - 0.04, max(xs) + 0.06, "likeness: 0 = base model, 1 = the sheet's own views"),
         Axis(min(ys) - 0.03, max(ys) + 0.04, "adherence kept", "{:.0%}".format),
     )
     frame.draw_axes()

@@ -97,7 +97,7 @@ def first_drawn(run: RunRecord, cell: CellMetrics, prompt: int) -> tuple[Ref, in
 def numbers(cell: CellMetrics) -> str:
     """A cell's measures in one line."""
     best = cell.known
-    return f"identity gained {best.gain:.0%}, adherence kept {best.kept:.0%}, score {best.score:.2f}; {cell.images} pictures"
+    return f"likeness gained {best.gain:.0%}, adherence kept {best.kept:.0%}, score {best.score:.2f}; {cell.images} pictures"
 
 
 def _cell(run: RunRecord, cell: CellMetrics, prompt: int, words: str, width: int, pictures: Pictures) -> str:

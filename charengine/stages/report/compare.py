@@ -30,7 +30,7 @@ RESULTS: tuple[tuple[str, Callable[[RunRecord], str]], ...] = (
     ("picked strength", lambda run: f"{run.sweep.pick.strength:g}"),
     ("identity at strength 0", lambda run: f"{run.sweep.pick.baseline.identity:.3f}"),
     ("identity of the pick", lambda run: f"{run.sweep.pick.metrics.identity:.3f}"),
-    ("identity gained", lambda run: f"{run.sweep.pick.metrics.gain:.2f}"),
+    ("likeness gained", lambda run: f"{run.sweep.pick.metrics.gain:.2f}"),
     ("adherence of the pick", lambda run: f"{run.sweep.pick.metrics.adherence:.3f}"),
     ("adherence kept", lambda run: f"{run.sweep.pick.metrics.kept:.0%}"),
     ("variety kept", lambda run: variety_text(run.sweep.pick.metrics)),
@@ -166,7 +166,7 @@ def _charts(runs: Sequence[RunRecord], names: list[str], store: Store) -> list[s
 
 
 def _trade_offs(runs: Sequence[RunRecord], names: list[str]) -> str:
-    canvas = SvgCanvas(*CHART_SIZE, "identity against adherence")
+    canvas = SvgCanvas(*CHART_SIZE, "likeness against adherence")
     lines, rings = [], []
     for index, (run, name) in enumerate(zip(runs, names, strict=True)):
         own = [
@@ -176,7 +176,7 @@ def _trade_offs(runs: Sequence[RunRecord], names: list[str]) -> str:
         lines.append(Series(name, points, series_colour(index)))
         rings.append(_place(run.sweep.pick.metrics))
     line_chart(
-        canvas, lines, x_label="identity gained", y_label="adherence kept", show="{:.0%}".format, rings=rings
+        canvas, lines, x_label="likeness gained", y_label="adherence kept", show="{:.0%}".format, rings=rings
     )  # fmt: skip
     return canvas.to_svg()
 

@@ -56,9 +56,10 @@ def pick(run: RunRecord, pictures: Pictures) -> str:
     numbers = [
         number(
             f"{known.gain:.0%}",
-            f"identity: from the base model ({base.identity:.2f}) towards the sheet's own views"
+            f"likeness: identity from the base model ({base.identity:.2f}) towards the sheet's own views"
             + (f" ({ceiling:.2f})" if ceiling is not None else "")
-            + f"; this is {cell.identity:.2f}",
+            + f"; this is {cell.identity:.2f}"
+            + ("" if cell.shown is None or base.shown is None else _traits_seen(cell.shown, base)),
             known.gain,
         ),
         number(f"{known.kept:.0%}", "prompt adherence kept of the base model's", known.kept),
@@ -211,9 +212,9 @@ def sweep(run: RunRecord, pictures: Pictures) -> str:
         f"{len(record.cells)} cells: the base model as control, then checkpoints × strengths, each drawing the same "
         f"{len(record.prompts)} prompts with the same seeds, up to {len(record.seeds)} of them; "
         f"{sum(cell.images for cell in record.cells)} pictures in all. Identity is the likeness to the sheet's "
-        "views, adherence the match of picture and prompt with the trigger replaced by the class noun."
+        "views by an image model, traits seen what a reader finds of the description, adherence the match of picture and prompt with the trigger replaced by the class noun."
     )
-    chart = SvgCanvas(760, 440, "identity against adherence")
+    chart = SvgCanvas(760, 440, "likeness against adherence")
     floor = run.config["profile"]["sweep"]["adherence_floor"]
     trade_off(chart, record.cells, record.pick.metrics, floor)
     grid = pictures.image(
@@ -230,6 +231,12 @@ def sweep(run: RunRecord, pictures: Pictures) -> str:
         fold("All seeds", wide("every cell and seed", grid)),
         fold("All numbers", f"{wide('the numbers of every cell', cell_table(record))}{_what_the_numbers_mean()}"),
     )
+
+
+def _traits_seen(shown: float, base: CellMetrics) -> str:
+    """What was read of the described traits, beside the base model's and the sheet's."""
+    own = "" if base.sheet_shown is None else f", the sheet's own views {base.sheet_shown:.0%}"
+    return f"; described traits seen: {shown:.0%} (base model {base.shown:.0%}{own})"
 
 
 def towards_full_strength(record: SweepRecord) -> str:
@@ -250,7 +257,7 @@ def towards_full_strength(record: SweepRecord) -> str:
 def cell_table(record: SweepRecord) -> str:
     """Every cell with its numbers; the pick marked."""
     heads = (
-        "checkpoint", "strength", "identity", "gained", "adherence", "kept", "variety kept", "copying", "white leak",
+        "checkpoint", "strength", "identity", "traits seen", "gained", "adherence", "kept", "variety kept", "copying", "white leak",
         "score", "90 % bounds",
     )  # fmt: skip
     head = "".join(f"<th>{name}</th>" for name in heads)
@@ -319,6 +326,7 @@ def _row(cell: CellMetrics, record: SweepRecord) -> str:
         "base model" if cell.strength == 0 else f"step {cell.checkpoint_step}",
         f"{cell.strength:g}",
         f"{cell.identity:.3f}",
+        "" if cell.shown is None else f"{cell.shown:.0%}",
         f"{cell.gain:.2f}",
         f"{cell.adherence:.3f}",
         f"{cell.kept:.0%}",
@@ -335,7 +343,10 @@ def _what_the_numbers_mean() -> str:
     return items(
         [
             "identity: cosine to the view of the sheet that the prompt asks for (else the most similar one), pasted on the "
-            "picture's own border colour; gained: 0 = base model, 1 = as alike as the sheet's views are to each other",
+            "picture's own border colour",
+            "traits seen: share of the traits in the description that a reader sees, of those that a picture can tell",
+            "gained: likeness, 0 = base model, 1 = the sheet's own views; seven tenths traits seen, three tenths identity, and identity "
+            "alone where no traits were read",
             "adherence: CLIP cosine of picture and prompt with the class noun for the trigger; kept: how much better a "
             "picture fits its own prompt than the other prompts, as a share of the base model's (a picture that fits all "
             "prompts alike keeps nothing)",
@@ -343,7 +354,7 @@ def _what_the_numbers_mean() -> str:
             "falls somewhat by itself, because every seed now shows the same character",
             "copying: correlation of scene pictures with the training view they resemble most, at 24×24 pixels",
             "white leak: how much more of the scenes' border has the sheet's background colour than at strength 0",
-            "score: harmonic mean of identity gained and adherence kept, each 0 to 1, of the cell's own pictures; bounds: of the "
+            "score: harmonic mean of likeness gained and adherence kept, each 0 to 1, of the cell's own pictures; bounds: of the "
             "score smoothed over strength and step, from the pictures of all cells",
         ]
     )

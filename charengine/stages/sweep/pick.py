@@ -1,8 +1,9 @@
 """The recommended checkpoint and strength: the best smoothed score above the floors, milder only where that costs nothing.
 
 Choosing was measured against truth (docs/lab-notes.md): cells scored alone by a few pictures are mostly noise, and a rule
-that prefers the milder cell within one standard error pays for it with identity. So the score is made from identity and
-adherence smoothed over strength and step, and a milder cell is taken only when the pictures show that no identity is lost.
+that prefers the milder cell within one standard error pays for it with identity. So the score is made from likeness
+(identity and described traits) and adherence smoothed over strength and step, and a milder cell is taken only when the
+pictures show that no likeness is lost.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from charengine.config import SweepSettings
 from charengine.records import CellMetrics
 from charengine.stages.sweep.estimate import COPY_LIMIT, Estimate
 
-NIL = 0.01  # of the way from base model to sheet: less identity than this is none
+NIL = 0.01  # of the way from base model to sheet: less likeness than this is none
 SURE = 0.95  # how often a loss must stay below NIL to be called none
 
 
@@ -95,7 +96,7 @@ def name(cell: CellMetrics) -> str:
 def describe(cell: CellMetrics) -> str:
     """A cell with its two numbers, in words."""
     return (
-        f"{name(cell)}: identity {cell.known.gain:.2f} of the way from the base model to the sheet's own views, "
+        f"{name(cell)}: likeness {cell.known.gain:.2f} of the way from the base model to the sheet's own views, "
         f"adherence {cell.known.kept:.0%} of the base model's"
     )
 
@@ -106,7 +107,7 @@ def _mildness(cell: CellMetrics) -> tuple[float, int]:
 
 
 def _costs_nothing(found: Estimate, cell: int, best: int) -> bool:
-    """Whether the pictures show that a cell loses neither identity nor score against the best one."""
+    """Whether the pictures show that a cell loses neither likeness nor score against the best one."""
     lost = torch.maximum(found.gains[:, best] - found.gains[:, cell], found.scores[:, best] - found.scores[:, cell])
     return float((lost <= NIL).double().mean()) >= SURE
 
@@ -138,7 +139,7 @@ def _least_bad(cells: Mapping[int, CellMetrics], settings: SweepSettings) -> Cho
 
 
 def _tempting(cells: Mapping[int, CellMetrics], picked: int, passing: Sequence[int]) -> list[int]:
-    """The disqualified cell with the most identity, if it has more than the pick."""
+    """The disqualified cell with the most likeness, if it has more than the pick."""
     out = [i for i in cells if i not in passing and cells[i].known.gain > cells[picked].known.gain]
     return [max(out, key=lambda i: cells[i].known.gain)] if out else []
 
@@ -156,6 +157,6 @@ def _doubts(cell: CellMetrics) -> tuple[str, ...]:
     if cell.known.gain > 0.1:
         return ()
     return (
-        f"the picked adapter barely moves the base model towards the character (identity {cell.known.gain:.2f} of the "
+        f"the picked adapter barely moves the base model towards the character (likeness {cell.known.gain:.2f} of the "
         "way): train longer or with a higher learning rate",
     )

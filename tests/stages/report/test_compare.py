@@ -43,7 +43,7 @@ def test_the_page_holds_all_curves_and_loads_nothing(runs: list[RunRecord], stor
     page = compare_html(runs, store)
     charts = [ElementTree.fromstring(chart) for chart in re.findall(r"<svg.*?</svg>", page, re.S)]
     assert [chart.findtext("title") for chart in charts] == [
-        "identity against adherence",
+        "likeness against adherence",
         "smoothed training loss",
         "validation loss",
     ]

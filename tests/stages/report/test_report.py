@@ -207,7 +207,7 @@ def test_every_chart_is_well_formed(page: str) -> None:
         "learning rate by step",
         "validation loss by view",
         "validation loss by noise level",
-        "identity against adherence",
+        "likeness against adherence",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_the_picks_large_numbers_are_its_gain_what_it_kept_and_its_variety(run: 
     card = sections.pick(named(run), PICTURES)
     numbers = re.findall(r'<div class="number"><b>(.*?)</b>.*?width:(\d+)%.*?<span>(.*?)</span>', card)
     assert numbers == [
-        ("26%", "26", "identity: from the base model (0.11) towards the sheet's own views; this is 0.21"),
+        ("26%", "26", "likeness: identity from the base model (0.11) towards the sheet's own views; this is 0.21"),
         ("27%", "27", "prompt adherence kept of the base model's"),
         ("28%", "28", "variety between seeds kept"),
     ]
@@ -74,6 +75,7 @@ def test_the_table_of_cells_has_each_number_in_its_column(run: RunRecord) -> Non
         "checkpoint": "step 200",
         "strength": "0.6",
         "identity": "0.210",
+        "traits seen": "",
         "gained": "0.26",
         "adherence": "0.220",
         "kept": "27%",
@@ -84,6 +86,20 @@ def test_the_table_of_cells_has_each_number_in_its_column(run: RunRecord) -> Non
         "90 % bounds": "0.20 to 0.30",
     }
     assert rows[0][:3] == ["base model", "0", "0.110"] and rows[2][:3] == ["step 300", "1", "0.310"]
+
+
+def test_what_was_read_of_the_traits_stands_in_the_card_and_the_table(run: RunRecord) -> None:
+    pick = run.sweep.pick
+    read = pick.metrics.model_copy(update={"shown": 0.41})
+    base = pick.baseline.model_copy(update={"shown": 0.42, "sheet_shown": 0.43})
+    cells = (base, read, *run.sweep.cells[2:])
+    sweep = run.sweep.model_copy(
+        update={"cells": cells, "pick": pick.model_copy(update={"metrics": read, "baseline": base})}
+    )
+    card = sections.pick(run.model_copy(update={"sweep": sweep}), PICTURES)
+    assert "described traits seen: 41% (base model 42%, the sheet's own views 43%)" in html.unescape(card)
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in sections.cell_table(sweep).split("<tr")[2:]]
+    assert [row[3] for row in rows[:3]] == ["42%", "41%", ""]
 
 
 def test_the_way_to_full_strength_is_told_with_the_numbers_of_base_pick_and_full_strength(run: RunRecord) -> None:
@@ -200,7 +216,7 @@ def test_a_comparison_reads_each_number_from_its_own_place(run: RunRecord) -> No
         "picked strength": "0.6",
         "identity at strength 0": "0.110",
         "identity of the pick": "0.210",
-        "identity gained": "0.26",
+        "likeness gained": "0.26",
         "adherence of the pick": "0.220",
         "adherence kept": "27%",
         "variety kept": "28%",

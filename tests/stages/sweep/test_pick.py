@@ -44,7 +44,7 @@ def test_an_overbaked_cell_with_the_highest_identity_is_never_picked() -> None:
 
 def test_the_reasons_name_the_overbaked_cell_and_its_numbers() -> None:
     reasons = pick([cell(225, 0.6, 0.81, 0.96), cell(300, 1.0, 0.95, 0.71)]).reasons
-    assert reasons[0].startswith("strength 0.6 of step 225: identity 0.81 of the way")
+    assert reasons[0].startswith("strength 0.6 of step 225: likeness 0.81 of the way")
     assert "adherence 96%" in reasons[0]
     assert "strength 1 of step 300" in reasons[-1] and "71%" in reasons[-1] and "floor of 90%" in reasons[-1]
 
