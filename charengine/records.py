@@ -55,9 +55,10 @@ class SheetRecord(Record):
     gate: dict[str, JsonValue] = Field(default_factory=dict, description="numbers and answers the sheet gate measured")
     warnings: tuple[str, ...] = ()
     reference: Ref | None = Field(default=None, description="the picture of the character that it was drawn from")
+    added: tuple[str, ...] = Field(default=(), description="traits that it was told beside the character's prompt")
 
     provenance = frozenset({"prompt", "seed", "candidates", "gate", "warnings", "reference"})
-    optional = ("reference",)
+    optional = ("reference", "added")
 
 
 class ViewRecord(Record):
@@ -90,13 +91,13 @@ class ViewsRecord(Record):
 
     views: tuple[ViewRecord, ...]
     background: tuple[int, int, int] = Field(description="RGB 0-255 of the sheet's background")
-    overlay: Ref | None = Field(
-        default=None, description="the sheet with the found boxes drawn on it, PNG; None for views without a sheet"
-    )
+    overlay: Ref | None = Field(default=None, description="the sheet with the found boxes, PNG; None without a sheet")
     facts: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    added: tuple[str, ...] = Field(default=(), description="the sheet's")
 
     provenance = frozenset({"overlay", "facts", "warnings"})
+    optional = ("added",)
 
 
 class ExtraView(Record):

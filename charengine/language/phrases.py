@@ -52,6 +52,15 @@ def trait_phrases(prompt: str, class_noun: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def with_traits(prompt: str, added: Iterable[str]) -> str:
+    """A description with traits that it does not say, as a sheet was told them.
+
+    >>> with_traits("an orc woman in a blue coat.", ("green skin", "brown boots"))
+    'an orc woman in a blue coat, green skin, brown boots'
+    """
+    return ", ".join([prompt.rstrip(" .,;"), *added]) if (added := tuple(added)) else prompt
+
+
 def fitting(
     phrases: Iterable[str], subject: str, count_tokens: Callable[[str], int], most: int = MOST_TOKENS
 ) -> list[str]:

@@ -36,6 +36,7 @@ def crop_views(sheet: SheetRecord, settings: CropSettings, store: Store) -> View
         overlay=store.put(png(overlay), "views.png"),
         facts=measure_sheet(backdrop, found),
         warnings=found.warnings + _upscale_warning(views, settings),
+        added=sheet.added,
     )
 
 

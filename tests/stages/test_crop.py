@@ -303,3 +303,11 @@ def test_a_view_has_its_own_mask_and_its_own_box(store):
         assert mask.mode == "L" and stored_image(view.image, store).mode == "RGB"
         assert mask.getpixel((0, 0)) == 0 and mask.getpixel((view.width // 2, view.height // 2)) == 255
         assert view.source_box == pytest.approx(truth, abs=4)
+
+
+def test_the_views_know_what_the_sheet_was_told_beside_the_prompt(store) -> None:
+    sheet = record_of(paint(Sheet(TOY, THREE)), store)
+    assert crop_views(sheet, CropSettings(), store).added == ()
+    told = crop_views(sheet.model_copy(update={"added": ("green skin",)}), CropSettings(), store)
+    assert told.added == ("green skin",)
+    assert "added" not in crop_views(sheet, CropSettings(), store).model_dump()  # digests stay what they were

@@ -80,8 +80,10 @@ def draw_sheet(
     """
     warnings = list(reference.warnings) if reference else []
     description = character.prompt
+    added: tuple[str, ...] = ()
     if reads_plain_words(editor):
-        description, said = _in_known_words(character, settings.rewrite, reference.description if reference else "")
+        seen = reference.description if reference else ""
+        description, said, added = _in_known_words(character, settings.rewrite, seen)
         warnings += said
     elif settings.rewrite:
         description, said = _rewritten(description, captioner)
@@ -111,6 +113,7 @@ def draw_sheet(
         gate=_gate_facts(best, tried) if settings.gate else {},
         warnings=tuple(warnings),
         reference=reference.image if reference else None,
+        added=added,
     )
 
 
@@ -214,8 +217,8 @@ def _shown(reference: ReferenceRecord | None, editor: SheetEditor, store: Store)
     return as_taught(reference, store) if reads_plain_words(editor) else as_shown(reference, store)
 
 
-def _in_known_words(character: Character, complete_it: bool, seen: str) -> tuple[str, list[str]]:
-    """The embedded family's prompt in words that it knows, and notes of what became of others.
+def _in_known_words(character: Character, complete_it: bool, seen: str) -> tuple[str, list[str], tuple[str, ...]]:
+    """The embedded family's prompt in words that it knows, notes of what became of others, and the traits that were added.
 
     What is left out is taken from what a reference shows. The rest is made up when that is asked for, or when there is nothing but a
     kind of being: the family is too small to choose everything itself.
@@ -229,13 +232,13 @@ def _in_known_words(character: Character, complete_it: bool, seen: str) -> tuple
     if filled.made_up:
         notes.append(f"the prompt does not say it, so it was taken from the reference: {', '.join(filled.made_up)}")
     if not complete_it and parse_prompt(filled.text).keys() - {"species", "view", "pose", "background"}:
-        return filled.text, notes
+        return filled.text, notes, filled.made_up
     found = complete_prompt(filled.text if filled.made_up else character.prompt, character.seed)
     if not found.made_up:
-        return filled.text, notes
+        return filled.text, notes, filled.made_up
     made_up = ", ".join(found.made_up)
     said = f"the prompt does not say it, so it was made up: {made_up} (say it, or change the seed)"
-    return found.text, [said, *notes]
+    return found.text, [said, *notes], (*filled.made_up, *found.made_up)
 
 
 def _rewritten(description: str, captioner: Captioner | None) -> tuple[str, list[str]]:

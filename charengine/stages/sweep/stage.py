@@ -7,10 +7,11 @@ from charengine.stage import Given, Stage
 
 
 def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> SweepRecord:
+    from charengine.language.phrases import with_traits
     from charengine.stages.sweep.sweep import sweep_adapter
     from charengine.stages.sweep.words import Pick, find_words
 
-    models = given.models
+    models, description = given.models, with_traits(given.character.prompt, dataset.views.added)
     swept = sweep_adapter(
         training,
         dataset,
@@ -19,7 +20,7 @@ def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> Swee
         models.embedder,
         given.store,
         reader=models.reader,
-        description=given.character.prompt,
+        description=description,
         seed=given.seed,
         tracker=given.tracker,
         recipe={**given.recipe, "dataset_digest": dataset.digest},
@@ -28,7 +29,7 @@ def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> Swee
         on_drawn=given.on_drawn,
     )
     pick = Pick(training, swept, given.settings, models.diffusion, given.store, given.seed)
-    return find_words(pick, given.character.prompt, models.reader, tracker=given.tracker, should_stop=given.should_stop)
+    return find_words(pick, description, models.reader, tracker=given.tracker, should_stop=given.should_stop)
 
 
 SWEEP = Stage(

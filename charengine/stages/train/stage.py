@@ -8,6 +8,7 @@ from charengine.stage import Given, Stage
 
 
 def _work(given: Given, dataset: DatasetRecord) -> AdapterRecord:
+    from charengine.language.phrases import with_traits
     from charengine.stages.train.loop import train_adapter
 
     assert given.state is not None
@@ -24,7 +25,7 @@ def _work(given: Given, dataset: DatasetRecord) -> AdapterRecord:
         recipe=given.recipe,
         should_stop=given.should_stop,
         on_step=given.on_step,
-        description=given.character.prompt,
+        description=with_traits(given.character.prompt, dataset.views.added),
     )
 
 

@@ -293,6 +293,7 @@ def test_the_embedded_family_is_told_a_whole_character_and_the_user_what_was_mad
     assert (said["top"], said["top_colour"], said["right_item"]) == ("coat", "blue", "hook")
     assert f"{said['footwear_colour']} {said['footwear']}" in made_up
     assert f"{said['skin']} skin" in made_up
+    assert ", ".join(completed.added) == made_up and as_written.added == ()
 
 
 # --- taking -----------------------------------------------------------------------------------------------------------
