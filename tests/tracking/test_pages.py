@@ -68,7 +68,9 @@ def test_a_checkpoints_numbers_keep_their_names_and_are_logged_once(home: Home) 
     assert steps(home, run.run_id, "checkpoint/loss") == [300]
 
 
-def test_the_experiment_has_views_of_strengths_and_losses_that_are_never_overwritten(home: Home) -> None:
+def test_the_experiment_has_views_of_strengths_and_losses_and_what_a_user_changed_is_never_overwritten(
+    home: Home,
+) -> None:
     opened(home).finish()
     found = client(home)
     tags = found.get_experiment_by_name("charengine").tags
@@ -82,18 +84,24 @@ def test_the_experiment_has_views_of_strengths_and_losses_that_are_never_overwri
     axes = {(chart["xaxis"]["key"], chart["yaxis"]["key"]) for chart in charts if chart["type"] == "SCATTER"}
     assert {("strength", "identity"), ("strength", "adherence")} <= axes
     assert {"train/loss", "validation/loss"} <= {chart.get("metricKey") for chart in charts}
+    [differing] = [chart for chart in states[1]["compareRunCharts"] if chart["type"] == "DIFFERENCE"]
+    assert differing["compareGroups"] == ["Parameters"] and differing["showDifferencesOnly"]  # MLflow's own words
+    assert not any(chart["deleted"] for chart in charts)
     assert [state["searchFilter"] for state in states] == [f"tags.`charengine.kind` = '{k}'" for k in ("cell", "train")]
 
-    changed = next(iter(views))
-    found.set_experiment_tag("1", changed, "the user's own")
+    changed, old = views
+    users = json.dumps({**views[changed], "updatedAt": views[changed]["updatedAt"] + 1})
+    found.set_experiment_tag("1", changed, users)
+    found.set_experiment_tag("1", old, json.dumps({**views[old], "state": "deflate;of an earlier version"}))
     opened(home).finish()
-    assert found.get_experiment_by_name("charengine").tags[changed] == "the user's own"
+    seen = found.get_experiment_by_name("charengine").tags
+    assert seen[changed] == users and seen[old] == tags[old]  # a home of an earlier version gets the views of this one
 
 
 def test_links_open_the_page_they_mean() -> None:
     run = Pages("http://127.0.0.1:5000/", "7")
     run.run_id, run._known_tags = "abc", {"charengine.pick": "m-1/adapter_weights/aya.safetensors"}
-    assert run.url == "http://127.0.0.1:5000/#/experiments/7/runs/abc"
+    assert run.url == "http://127.0.0.1:5000/#/experiments/7/runs/abc?workflowType=machine_learning"  # not the chats'
     assert run.runs_url == "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning"
     assert run.strengths_url.startswith(run.runs_url) and "viewStateShareKey=charengine-strength" in run.strengths_url
     assert run.adapter_url.endswith(
