@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+import warnings
 import zlib
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
+import charengine.embedded
 from charengine.machine.addresses import database_uri
 from charengine.machine.home import Home
 from charengine.tracking.open_tracker import open_tracker
@@ -155,6 +158,35 @@ def test_the_registered_pick_says_what_it_is_and_is_loaded_by_mlflow(
     mlflow.pyfunc.load_model("models:/character-aya@champion")
     assert loaded.base_model == str(tmp_path)
     assert (Path(loaded.adapter_path) / loaded.weight_name).read_bytes() == weights
+
+
+def test_the_champion_is_drawn_with_by_mlflow_as_the_manual_says(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+    import numpy as np
+    from safetensors.torch import save
+    from torch import Generator, full, ones, tensor
+
+    base = Path(charengine.embedded.__file__).parent / "weights" / "sdxl"
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_v"
+    with safe_open(base / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        rows, columns = file.get_slice(f"{layer}.weight").get_shape()
+    parts = {"lora_down.weight": full((1, columns), 0.3), "lora_up.weight": ones(rows, 1), "alpha": tensor(1.0)}
+    weights = save({f"lora_unet_{layer.replace('.', '_')}.{part}": value for part, value in parts.items()})
+    run = whole_run(home)
+    run.register_pick("character-aya", weights, 300, 0.8, {}, facts={**FACTS, "base_model": str(base)})
+    run.finish()
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database_uri(home))
+    with warnings.catch_warnings(action="ignore"):  # MLflow's, of how it calls diffusers
+        draw = mlflow.diffusers.load_model("models:/character-aya@champion").load_pipeline()
+
+    def drawn() -> Any:
+        how = {"width": 64, "height": 64, "num_inference_steps": 1, "generator": Generator().manual_seed(1)}
+        return np.asarray(draw("ohwaya woman", **how).images[0]).astype(int)
+
+    with_the_adapter = drawn()
+    draw.disable_lora()
+    assert abs(with_the_adapter - drawn()).max() > 0
 
 
 def test_a_logged_adapter_asks_for_versions_that_pypi_has_and_nothing_is_said_of_the_build_of_torch(
