@@ -84,7 +84,7 @@ def losses_view() -> dict[str, Any]:
     names = ("train/smoothed_loss", "validation/loss", "train/loss", "train/lesson_loss")
     charts = [
         *(_line(f"charengine-{name.replace('/', '-')}", section, name) for name in names),
-        _differences("charengine-settings", section, "settings that differ"),
+        _differences("charengine-settings", section, "settings"),
         _chart("charengine-samples", "IMAGE", section, imageKeys=["samples"], step=0, showRunParams=False),
     ]
     return _state("train", "metrics.`train/smoothed_loss`", section, "Training", charts)

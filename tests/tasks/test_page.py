@@ -123,7 +123,7 @@ def test_the_latest_step_is_told_once_with_its_loss_and_time_left(monkeypatch: p
     sent: list[dict[str, Any]] = []
     lines = followed(monkeypatch, lambda **values: sent.append(values))
     assert lines[-1] == "step 3 of 10, loss 0.4000, 1 min 5 s left"
-    assert len(lines) <= 2 and sent[-1]["progress"] == 30.0
+    assert len(lines) <= 2 and [one["progress"] for one in sent] == [30.0, 100.0]
 
 
 def test_a_sweep_tells_its_pictures_and_the_longest_it_may_still_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +136,31 @@ def test_a_sweep_tells_its_pictures_and_the_longest_it_may_still_take(monkeypatc
         time.sleep(0.1)
         sweep._began -= 30  # seconds ago
         sweep.on_drawn(14, 56)
+        time.sleep(0.1)
+        assert sent[-1]["progress"] == 25.0
     assert lines[0] == "is being prepared, 0 s so far"
     assert lines[-1] == "14 pictures of at most 56, at most 1 min 30 s left"
-    assert sent[-1]["progress"] == 25.0
+
+
+def test_the_bar_of_work_that_is_made_is_full_and_has_no_time_left_and_of_work_that_stopped_it_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(live, "create_progress_artifact", lambda **values: sent.append(values))
+    sweep, training = (live.LiveProgress(f"zorga-{doing}", "Zorga", doing) for doing in ("sweeping", "training"))
+    with sweep.following():
+        sweep.on_drawn(40, 56)  # a race that was decided early
+    with training.following():
+        training.on_step(STEPS[-1])
+    assert [(one["progress"], one["description"]) for one in sent] == [
+        (100.0, "40 pictures drawn"),
+        (100.0, "3 steps, loss 0.4000"),
+    ]
+    stopped = live.LiveProgress("zorga-training", "Zorga", "training")
+    with pytest.raises(KeyboardInterrupt), stopped.following():
+        stopped.on_step(STEPS[-1])
+        raise KeyboardInterrupt
+    assert (sent[-1]["progress"], sent[-1]["description"]) == (30.0, "step 3 of 10, loss 0.4000, 1 min 5 s left")
 
 
 def test_what_comes_between_two_steps_is_told_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +179,7 @@ def test_what_comes_between_two_steps_is_told_while_it_lasts(monkeypatch: pytest
         training._latest = dataclasses.replace(training._latest, when=time.monotonic() - 7)  # seconds ago
         time.sleep(0.12)
         assert sent[-1] == "step 3 of 10, loss 0.4000, 1 min 5 s left; validating and keeping a checkpoint for 7 s"
-    assert sent[-1] == "step 3 of 10, loss 0.4000, 1 min 5 s left"
+    assert sent[-1] == "3 steps, loss 0.4000"  # nothing more goes on
 
 
 def test_pictures_that_are_all_drawn_are_not_told_as_some_of_at_most_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
