@@ -15,10 +15,11 @@ from uuid import uuid4
 import pytest
 from run_samples import sample_run
 
+from charengine.records import StageFact
 from charengine.stage import Progress
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker
-from tasks import live
+from tasks import live, sweep, train
 from tasks.page import current_page, in_form_words, showing
 
 
@@ -58,7 +59,7 @@ def test_the_page_is_there_from_the_start_and_every_stage_writes_on_it(
         assert "| sheet | done in 3 s |" in shown[-1] and "![sheet](http://mlflow/images/sheet.png)" in shown[-1]
         page.done(sample_run(Store(tmp_path / "store")))
     assert "[Download the adapter](http://mlflow/adapter)" in shown[-1]
-    assert "report.html" in shown[-1] and "Use step" in shown[-1] and "Warning" in shown[-1]
+    assert "report.html" in shown[-1] and "it is the pick, step" in shown[-1] and "Warning" in shown[-1]
     assert current_page() is None
 
 
@@ -197,6 +198,28 @@ def test_a_stage_that_is_taken_from_the_cache_leaves_no_bar_behind(monkeypatch: 
     with live.LiveProgress("zorga-training", "Zorga", "training").following():
         pass
     assert sent == []
+
+
+@pytest.mark.parametrize(("cached", "said"), [(False, "done in 12 s"), (True, "unchanged")])
+def test_the_page_keeps_how_long_training_and_sweep_took_or_that_nothing_was_done(
+    cached: bool, said: str, workspace: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.facts, workspace.on_step, workspace.on_drawn = [], None, None
+    lines: dict[str, list[str]] = {"train": [], "sweep": []}
+    monkeypatch.setattr(live, "create_progress_artifact", lambda **values: None)
+    modules: list[Any] = [train, sweep]
+    for stage, module in zip(lines, modules, strict=True):
+
+        def work(*_: Any, stage: str = stage) -> None:
+            workspace.facts.append(StageFact(stage=stage, key="a key", cached=cached, seconds=12.3))
+
+        monkeypatch.setattr(module, stage, work)
+        monkeypatch.setattr(module, "stage_line", lambda stage: lines[stage].append)
+        monkeypatch.setattr(module, {"train": "show_training", "sweep": "show_sweep"}[stage], lambda *_: None)
+    monkeypatch.setattr(sweep, "register_pick", lambda *_: None)
+    modules[0].train_adapter(workspace, None)
+    modules[1].sweep_adapter(workspace, None, None)
+    assert [told[-1] for told in lines.values()] == [said, said]
 
 
 def test_an_artifact_is_changed_over_one_connection_and_over_a_new_one_after_it_was_closed(
