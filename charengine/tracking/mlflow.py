@@ -30,7 +30,7 @@ from charengine.tracking.postponed import Postponing
 from charengine.tracking.protocol import Status
 from charengine.tracking.registry import DIGEST_LIMIT, RunModels, cut, pick_file
 from charengine.tracking.spool import SPOOL, MetricSpool, NotTold, Point
-from charengine.tracking.views import KIND, KIND_TAG, inherited, views_to_seed
+from charengine.tracking.views import KIND, KIND_TAG, NOTE_TAG, inherited, views_to_seed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -151,7 +151,8 @@ def _open(
                 connection.client.update_run(run.info.run_id, status="RUNNING")
     tracker = MLflowTracker(connection, run, key, parent, before, delivers)
     tracker.log_params(params)
-    tracker.set_tags({**tags, **owner})
+    told = {name: value for name, value in tags.items() if name != NOTE_TAG or name not in run.data.tags}
+    tracker.set_tags({**told, **owner})  # a description that the user changed stays
     connection.spool.recover(tracker.run_id, tracker.delivered_steps)
     return tracker
 

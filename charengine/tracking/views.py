@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 INHERITED = ("character", "trigger", "profile")  # tags that a child has of its parent: a search finds both
+NOTE_TAG = "mlflow.note.content"  # what MLflow shows as the description, which its page can change
 KIND_TAG = "charengine.kind"  # of a run: character, train, sweep or cell; cells are filtered by it
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens on training runs, not on chat traces
 SHARED_VIEW = "mlflow.sharedViewState."

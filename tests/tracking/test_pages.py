@@ -53,6 +53,22 @@ def test_a_search_for_a_character_finds_its_trainings_and_cells_too(home: Home) 
     assert found.info.run_id == cell.run_id
 
 
+def test_a_description_that_the_user_changed_stays_when_the_run_goes_on(home: Home) -> None:
+    def note(run: Any) -> str:
+        return str(client(home).get_run(run.run_id).data.tags["mlflow.note.content"])
+
+    def begun() -> Any:
+        tags = {**CHARACTER, "mlflow.note.content": "an orc woman"}
+        return open_tracker(home, project="charengine", name="aya", key="run-1", params={}, tags=tags)
+
+    run = begun()
+    run.finish()
+    assert note(run) == "an orc woman"
+    client(home).set_tag(run.run_id, "mlflow.note.content", "for the second act")
+    begun().finish()
+    assert note(run) == "for the second act"
+
+
 def test_pictures_of_a_series_have_one_key_and_their_steps_zero_included(home: Home) -> None:
     run = opened(home)
     for step in (0, 100):
