@@ -122,12 +122,13 @@ class Aside:
 
 @dataclass(frozen=True)
 class _Latest:
-    """What was told last: percent, a line, what goes on until the next is told, and when it was told."""
+    """What was told last: percent, a line, what goes on until the next is told, when it was told, and what stays when it was the last."""
 
     share: float
     line: str
     doing: str
     when: float
+    made: str
 
 
 class LiveProgress:
@@ -148,13 +149,15 @@ class LiveProgress:
         self._logged = ""
         self._artifact = LiveArtifact()
         self._ended = threading.Event()
+        self._made = False
         self._warned = False
         self._began = time.monotonic()
 
     def on_step(self, progress: Progress) -> None:
         """Remember how far training is; costs it nothing."""
         share = 100 * progress.step / max(1, progress.steps)
-        self._latest = _Latest(share, told(progress), progress.doing or "at the next step", time.monotonic())
+        made = f"{progress.step} steps, loss {progress.smoothed:.4f}"
+        self._latest = _Latest(share, told(progress), progress.doing or "at the next step", time.monotonic(), made)
 
     def on_drawn(self, drawn: int, most: int) -> None:
         """Remember how many pictures are drawn; a race may end before the most there may be."""
@@ -162,17 +165,18 @@ class LiveProgress:
         left = _duration((now - self._began) * (most - drawn) / max(1, drawn))
         line = f"{drawn} pictures of at most {most}, at most {left} left" if drawn < most else f"{drawn} pictures drawn"
         doing = "at the next picture" if drawn < most else "choosing the pick and its words"
-        self._latest = _Latest(100 * drawn / max(1, most), line, doing, now)
+        self._latest = _Latest(100 * drawn / max(1, most), line, doing, now, f"{drawn} pictures drawn")
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Send until left, and once more then."""
+        """Send until left, and once more then: what is made has no time left, what was stopped stays where it was."""
         self._began = time.monotonic()
         context = copy_context()  # Prefect files log lines and artifacts under the run of the context
         thread = threading.Thread(target=lambda: context.run(self._follow), name="progress", daemon=True)
         thread.start()
         try:
             yield
+            self._made = True
         finally:
             self._ended.set()
             thread.join(timeout=10)
@@ -197,6 +201,8 @@ class LiveProgress:
                 line += f"; {latest.doing} for {now - latest.when:.0f} s"
         if ended or now - self._said_at >= SAID_EVERY - EVERY / 2:  # at every second update
             self._say(line, latest, now)
+        if ended and self._made and latest:  # the artifact stays when the run has ended
+            share, line = 100.0, latest.made
         if (share, line) != self._sent:
             self._sent = share, line
             self._safely(lambda: self._write(share, line))

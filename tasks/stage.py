@@ -41,7 +41,7 @@ def stage_task(stage: Stage[R]) -> Task[..., R]:
         say = stage_line(stage.name)
         say("is being made")
         result = run(stage, workspace, *inputs)
-        say(_how(workspace.facts[-1]))
+        say(how(workspace.facts[-1]))
         return Completed(name="Cached", data=result) if workspace.facts[-1].cached else result
 
     return StageTask(
@@ -56,7 +56,8 @@ def stage_task(stage: Stage[R]) -> Task[..., R]:
     )
 
 
-def _how(fact: StageFact) -> str:
+def how(fact: StageFact) -> str:
+    """How a stage went, in the words of the run's page."""
     return "unchanged" if fact.cached else f"done in {fact.seconds:.0f} s"
 
 

@@ -15,7 +15,8 @@ def summary(run: RunRecord) -> str:
         "",
         f"Begin a prompt with **{as_text(run.recommended_prompt)}**.",
         "",
-        f"Trigger **{run.trigger}** ({as_text(run.class_noun)}). Use step **{pick.checkpoint_step}** at strength **{pick.strength:g}**.",
+        f"Trigger **{run.trigger}** ({as_text(run.class_noun)}). Load the recommended file at strength **1**: "
+        f"it is the pick, step {pick.checkpoint_step} at strength {pick.strength:g} of the adapter as trained.",
         "",
         *(f"- {as_text(reason)}" for reason in pick.reasons),
         *([f"- **{as_text(run.sweep.verdict.line)}**"] if run.sweep.verdict else []),

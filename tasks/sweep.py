@@ -9,7 +9,7 @@ from charengine.stages.sweep.stage import SWEEP
 from tasks.artifacts import show_sweep
 from tasks.live import LiveProgress
 from tasks.page import stage_line
-from tasks.stage import stage_task
+from tasks.stage import how, stage_task
 
 sweep = stage_task(SWEEP)
 
@@ -24,7 +24,7 @@ def sweep_adapter(workspace: Workspace, training: AdapterRecord, dataset: Datase
             swept = sweep(workspace, training, dataset)
     finally:
         workspace.on_drawn = None
-    on_page("done")
+    on_page(how(workspace.facts[-1]))  # the last step stood there
     register_pick(workspace, swept, dataset)
     show_sweep(workspace, swept)
     return swept

@@ -9,7 +9,7 @@ from charengine.stages.train.stage import TRAIN
 from tasks.artifacts import show_training
 from tasks.live import LiveProgress
 from tasks.page import stage_line
-from tasks.stage import stage_task
+from tasks.stage import how, stage_task
 
 train = stage_task(TRAIN)
 
@@ -31,6 +31,6 @@ def train_adapter(workspace: Workspace, dataset: DatasetRecord) -> AdapterRecord
             training = train(workspace, dataset)
     finally:
         workspace.on_step = before
-    on_page("done")
+    on_page(how(workspace.facts[-1]))  # the last step stood there
     show_training(workspace, training)
     return training

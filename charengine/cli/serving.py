@@ -32,7 +32,7 @@ def up(
     with stop_signals() as stop, services(home, stop, prefect_port, mlflow_port, gallery_port) as running:
         say(f"gallery  {running.addresses.gallery}   all characters: start, follow, download")
         say(f"Prefect  {running.addresses.prefect}")
-        say(f"MLflow   {running.addresses.mlflow}")
+        say(f"MLflow   {running.mlflow_page}")
         gpus = running.gpus or 0
         say(f"workers  {max(gpus, 1)} ({'one a GPU' if gpus else 'on the CPU'}); logs in {home.logs}")
         say("ready; Ctrl-C stops all")

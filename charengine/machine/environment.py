@@ -43,6 +43,8 @@ DEFAULTS = {
     # no web page may call a server of ours (docs/decisions/0030-local-servers.md); one with a page of its own adds that
     "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     CORS_ORIGINS: "http://127.0.0.1,http://localhost",
+    # a character that waits for its turn behind others is not "Late", as Prefect calls it in orange after 15 s
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # the default 20 s are too few on a fresh home, where the database is made first
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",

@@ -22,7 +22,7 @@ from charengine.stages.sheet.reference import ReferenceRecord
 from charengine.store import Store
 from charengine.tracking.open_tracker import PROJECT, open_tracker
 from charengine.tracking.protocol import NullTracker, Tracker
-from charengine.tracking.views import KIND_TAG
+from charengine.tracking.views import KIND_TAG, NOTE_TAG
 from charengine.version import __version__
 from charengine.wording import slug
 
@@ -107,6 +107,7 @@ class Workspace:
             "trigger": self.character.trigger,
             "profile": self.profile.name,
             KIND_TAG: "character",
+            NOTE_TAG: self.character.prompt,
         }
         self._tracker = open_tracker(
             self.home,

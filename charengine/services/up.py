@@ -81,6 +81,7 @@ class Up:
     asked_to_stop: Callable[[], bool]
     children: Children = field(init=False)
     delivery: Delivery = field(init=False)
+    mlflow_page: str = field(default="", init=False)  # where MLflow shows the runs
     _setting_up: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -107,6 +108,9 @@ class Up:
         self._wait_for("the gallery", lambda: answers(f"{self.addresses.gallery}/health"))
         if left := crash_left_runs(self.addresses.api):
             log.warning("%d runs of the last time have no process any more; they are marked as crashed", left)
+        from charengine.tracking.experiment import experiment_page
+
+        self.mlflow_page = experiment_page(self.home, self.addresses.mlflow)
         self._end_set_up()
         for index in range(max(gpus, 1)):
             device = {"CUDA_VISIBLE_DEVICES": str(index)} if gpus else {}

@@ -30,7 +30,7 @@ from charengine.tracking.postponed import Postponing
 from charengine.tracking.protocol import Status
 from charengine.tracking.registry import DIGEST_LIMIT, RunModels, cut, pick_file
 from charengine.tracking.spool import SPOOL, MetricSpool, NotTold, Point
-from charengine.tracking.views import KIND_TAG, inherited, view_tags
+from charengine.tracking.views import KIND, KIND_TAG, NOTE_TAG, inherited, views_to_seed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY_TAG = "charengine.key"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens on training runs, not on chat traces
 PROCESS_TAG = "charengine.process"  # who has the run open
 PARAM_LIMIT, PARAMS_PER_CALL = 6000, 100  # MLflow's own
 
@@ -105,11 +104,10 @@ class Connection(Attempts):
             return str(found.experiment_id if found else self.client.create_experiment(project, location, KIND))
 
     def _seed_views(self) -> None:
-        """Views that are not there yet; one that the user changed stays as it is."""
+        """Views as this version has them; one that the user changed stays as it is."""
         there = self.client.get_experiment(self.experiment_id).tags
-        for name, value in view_tags().items():
-            if name not in there:
-                self.client.set_experiment_tag(self.experiment_id, name, value)
+        for name, value in views_to_seed(there).items():
+            self.client.set_experiment_tag(self.experiment_id, name, value)
 
     def unfinished_keys(self) -> list[str]:
         """Keys of the runs that MLflow believes to run, and of those whose metrics wait in the spool."""
@@ -153,7 +151,8 @@ def _open(
                 connection.client.update_run(run.info.run_id, status="RUNNING")
     tracker = MLflowTracker(connection, run, key, parent, before, delivers)
     tracker.log_params(params)
-    tracker.set_tags({**tags, **owner})
+    told = {name: value for name, value in tags.items() if name != NOTE_TAG or name not in run.data.tags}
+    tracker.set_tags({**told, **owner})  # a description that the user changed stays
     connection.spool.recover(tracker.run_id, tracker.delivered_steps)
     return tracker
 

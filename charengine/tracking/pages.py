@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from charengine.tracking.views import runs_page, view_page
+from charengine.tracking.views import run_page, runs_page, view_page
 
 PICK_TAG = "charengine.pick"  # MODEL/FILE of the registered pick
 
@@ -21,7 +21,7 @@ class Pages:
     @property
     def url(self) -> str:
         """The run's own page."""
-        return self._served(f"/#/experiments/{self._experiment_id}/runs/{self.run_id}")
+        return self._served(run_page(self._experiment_id, self.run_id))
 
     @property
     def runs_url(self) -> str:

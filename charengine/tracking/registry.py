@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from charengine.adapter.card import model_card
 from charengine.tracking.model_card import WEIGHTS, is_better, write_model
-from charengine.tracking.views import inherited
+from charengine.tracking.views import NOTE_TAG, inherited
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,7 +49,7 @@ class RunModels:
 
         dataset, digest = (self.tags.get(f"charengine.dataset_{part}") for part in ("name", "digest"))
         told = inherited(self.tags) | ({"dataset": f"{dataset} {digest}"} if dataset and digest else {}) | dict(facts)
-        tags = cut({**told, "mlflow.note.content": model_card(told)})
+        tags = cut({**told, NOTE_TAG: model_card(told)})
         model = self.client.create_logged_model(
             self.experiment_id, name, self.run_id, tags, {"step": str(step)}, model_type="adapter"
         )

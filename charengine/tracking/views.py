@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 INHERITED = ("character", "trigger", "profile")  # tags that a child has of its parent: a search finds both
+NOTE_TAG = "mlflow.note.content"  # what MLflow shows as the description, which its page can change
 KIND_TAG = "charengine.kind"  # of a run: character, train, sweep or cell; cells are filtered by it
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page opens on training runs, not on chat traces
 SHARED_VIEW = "mlflow.sharedViewState."
 STRENGTH, LOSSES = "charengine-strength", "charengine-losses"
 MADE = 1_764_374_400_000  # milliseconds; a fixed time, so that the same view is the same tag
@@ -32,9 +34,32 @@ def view_tags() -> dict[str, str]:
     }
 
 
+def views_to_seed(there: Mapping[str, str]) -> dict[str, str]:
+    """The views that an experiment with these tags lacks, or has as an earlier version made them; one that the user changed stays."""
+    wanted = view_tags().items()
+    return {name: value for name, value in wanted if there.get(name) != value and _is_as_made(there.get(name))}
+
+
+def _is_as_made(view: str | None) -> bool:
+    try:
+        return view is None or json.loads(view)["updatedAt"] == MADE
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 def view_page(experiment_id: str, view: str = STRENGTH) -> str:
     """The page, below MLflow's address, that opens with a view: runs as charts."""
     return f"{runs_page(experiment_id)}&compareRunsMode=CHART&viewStateShareKey={view}"
+
+
+def losses_page(experiment_id: str) -> str:
+    """The page, below MLflow's address, that opens with the loss curves of all trainings."""
+    return view_page(experiment_id, LOSSES)
+
+
+def run_page(experiment_id: str, run_id: str) -> str:
+    """A run's own page; without the workflow MLflow shows it among evaluations of chats, with no way back to the runs."""
+    return f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def runs_page(experiment_id: str) -> str:
@@ -55,11 +80,12 @@ def strength_view() -> dict[str, Any]:
 
 
 def losses_view() -> dict[str, Any]:
-    """The loss curves of all trainings, and the samples over their steps."""
+    """The loss curves of all trainings, the settings in which they differ, and the samples over their steps."""
     section = "charengine-training"
-    names = ("train/smoothed_loss", "train/loss", "train/lesson_loss", "validation/loss", "train/learning_rate")
+    names = ("train/smoothed_loss", "validation/loss", "train/loss", "train/lesson_loss")
     charts = [
         *(_line(f"charengine-{name.replace('/', '-')}", section, name) for name in names),
+        _differences("charengine-settings", section, "settings"),
         _chart("charengine-samples", "IMAGE", section, imageKeys=["samples"], step=0, showRunParams=False),
     ]
     return _state("train", "metrics.`train/smoothed_loss`", section, "Training", charts)
@@ -82,6 +108,7 @@ def _state(kind: str, order: str, section: str, title: str, charts: list[dict[st
                 "isReordered": False,
                 "deleted": False,
                 "isGenerated": False,
+                "columns": 2,  # of three, MLflow cuts the charts' names after four letters
             }
         ],
     }
@@ -95,6 +122,12 @@ def _chart(name: str, kind: str, section: str, **more: Any) -> dict[str, Any]:
 def _scatter(name: str, section: str, across: str, up: str) -> dict[str, Any]:
     axes = {"xaxis": {"key": across, "type": "METRIC"}, "yaxis": {"key": up, "type": "METRIC"}}
     return _chart(name, "SCATTER", section, displayName=f"{up} over {across}", **axes)
+
+
+def _differences(name: str, section: str, title: str) -> dict[str, Any]:
+    """A table of the parameters that are not the same in all runs."""
+    shown = {"compareGroups": ["Parameters"], "showDifferencesOnly": True, "showChangeFromBaseline": False}
+    return _chart(name, "DIFFERENCE", section, chartName=title, baselineColumnUuid="", **shown)
 
 
 def _line(name: str, section: str, metric: str) -> dict[str, Any]:

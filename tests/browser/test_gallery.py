@@ -171,14 +171,22 @@ def test_a_character_is_made_from_one_picture(site: Site, page: Page) -> None:
 def test_mlflows_page_opens_with_the_strengths_of_all_cells_and_their_pictures(site: Site, ann: str) -> None:
     with chromium() as page:
         page.look(1400)
-        page.open(site.address)
-        page.open(
-            page.run(
-                "[...document.querySelectorAll('.others a')].find((a) => a.textContent === 'Compare strengths').href"
-            )
-        )
+        _click_at_the_top(page, site.address, "Compare strengths")
         page.until(f"['strength vs. identity', 'strength vs. adherence'].every((name) => {TEXT}.includes(name))", 120)
         page.until(f"{TEXT}.includes('Ann sweep step 300 × 1')", 120)
+
+
+@needs_chromium
+def test_the_loss_curves_of_trainings_and_the_settings_in_which_they_differ_are_one_click_away(
+    site: Site, ann: str
+) -> None:
+    with chromium() as page:
+        page.look(1400, 2400)  # MLflow draws what is in the window
+        _click_at_the_top(page, site.address, "Compare trainings")
+        page.until(
+            f"['Ann train', 'train/smoothed_loss', 'validation/loss'].every((name) => {TEXT}.includes(name))", 120
+        )
+        page.until(f"{TEXT}.includes('Show differences only')", 120)
 
 
 def test_a_schedule_that_is_switched_on_has_upcoming_runs_and_fires(site: Site) -> None:
@@ -226,6 +234,13 @@ def test_after_a_restart_everything_is_there_at_the_same_address(site: Site, ann
             page.run("[...document.querySelectorAll('.live a')].find((a) => a.textContent.includes('MLflow')).href")
         )
         page.until(f"{TEXT}.includes('character-ann')", 120)  # the pick stands in the registry
+
+
+def _click_at_the_top(page: Page, address: str, name: str) -> None:
+    """Follow a link of the gallery's head."""
+    page.open(address)
+    found = f"[...document.querySelectorAll('.others a')].find((one) => one.textContent === {json.dumps(name)})"
+    page.open(page.run(f"{found}.href"))
 
 
 def _until(ask: Any, seconds: float = PATIENCE) -> Any:

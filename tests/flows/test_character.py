@@ -161,6 +161,7 @@ def test_mlflow_holds_one_run_with_a_child_for_training_and_one_for_each_cell(
     assert parent.info.run_id == first["mlflow_run_id"]
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["prefect.flow_run_id"] == first["prefect_flow_run_id"]
+    assert parent.data.tags["mlflow.note.content"] == parent.data.params["character.prompt"]
     assert parent.data.params["train.steps"] == "6"
     children = studio.runs(**{"mlflow.parentRunId": parent.info.run_id})
     assert sorted(child.info.run_name for child in children) == ["Aya sweep", "Aya train"]

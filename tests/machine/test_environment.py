@@ -52,6 +52,15 @@ def test_a_console_level_that_the_user_set_is_for_children_too(console_level: py
     assert for_children()[CONSOLE_LEVEL] == "CRITICAL"
 
 
+def test_a_character_that_waits_for_its_turn_is_not_called_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings.models.server.services import ServerServicesLateRunsSettings
+
+    for name, value in environment.DEFAULTS.items():
+        if "LATE_RUNS" in name:
+            monkeypatch.setenv(name, value)
+    assert ServerServicesLateRunsSettings().enabled is False
+
+
 def test_prefect_s_database_forgets_old_runs_by_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings.models.server.services import ServerServicesDBVacuumSettings
 

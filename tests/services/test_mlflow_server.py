@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from command_line import ROOT, child_environment
 
 from charengine.machine.home import Home
 from charengine.machine.processes import any_free_port
+from charengine.tracking.experiment import experiment_page
+from charengine.tracking.views import KIND, view_tags
 from deployments.mlflow_server import serve_here
 
 API = "api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
@@ -30,7 +33,22 @@ def asked(port: int, **headers: str) -> int:
         return error.code
 
 
-def test_it_is_one_process_that_answers_refuses_foreign_names_and_ends_when_told(tmp_path: Path) -> None:
+def shows_the_experiment_before_any_run(home: Home, address: str) -> None:
+    """What `charengine up` does when MLflow answers."""
+    page = experiment_page(home, address)
+    api = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=charengine"
+    with urllib.request.urlopen(api, timeout=20) as response:
+        made = json.loads(response.read())["experiment"]
+    assert page == f"{address}/#/experiments/{made['experiment_id']}/runs?workflowType=machine_learning"
+    assert made["artifact_location"] == (home.mlflow / "artifacts").as_uri()
+    tags = {tag["key"]: tag["value"] for tag in made["tags"]}
+    assert tags.items() >= {**KIND, **view_tags()}.items()  # links of the gallery open charts, not an empty page
+    assert experiment_page(home, address) == page  # at the next start too
+
+
+def test_it_is_one_process_that_answers_refuses_foreign_names_shows_the_views_before_any_run_and_ends_when_told(
+    tmp_path: Path,
+) -> None:
     port = any_free_port()
     command = [sys.executable, "-m", "deployments.mlflow_server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
@@ -51,6 +69,7 @@ def test_it_is_one_process_that_answers_refuses_foreign_names_and_ends_when_told
                 time.sleep(0.2)
         assert psutil.Process(server.pid).children(recursive=True) == []
         assert asked(port, Host="evil.example") == 403
+        shows_the_experiment_before_any_run(Home(tmp_path), f"http://127.0.0.1:{port}")
         server.send_signal(signal.SIGTERM)
         server.wait(20)
     finally:
@@ -61,3 +80,9 @@ def test_it_is_one_process_that_answers_refuses_foreign_names_and_ends_when_told
 def test_a_command_that_is_not_uvicorn_is_refused() -> None:
     with pytest.raises(RuntimeError, match="gunicorn"):
         serve_here(["gunicorn", "mlflow.server:app"], extra_env={})
+
+
+def test_without_an_answer_the_address_of_the_server_is_shown(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    silent = f"http://127.0.0.1:{any_free_port()}"
+    assert experiment_page(home, silent) == silent
+    assert "could not be made yet" in caplog.text

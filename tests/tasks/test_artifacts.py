@@ -40,7 +40,10 @@ def workspace() -> Any:
 def test_the_summary_has_the_base_model_the_pick_and_full_strength_each_with_its_own_numbers(run: RunRecord) -> None:
     lines = summary(run).splitlines()
     assert lines[0] == "# Zorga"
-    assert "Trigger **zorgax** (orc). Use step **200** at strength **0.6**." in lines
+    [use] = [line for line in lines if line.startswith("Trigger **zorgax** (orc).")]
+    assert (
+        "at strength **1**: it is the pick, step 200 at strength 0.6" in use
+    )  # the file that the page hands out is rescaled
     assert lines[lines.index("| | identity | adherence | diversity | copying |") + 2 :][:3] == [
         "| without the adapter | 0.110 | 0.120 | 0.130 | 0.140 |",
         "| the pick | 0.210 | 0.220 | 0.230 | 0.240 |",

@@ -15,10 +15,11 @@ from uuid import uuid4
 import pytest
 from run_samples import sample_run
 
+from charengine.records import StageFact
 from charengine.stage import Progress
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker
-from tasks import live
+from tasks import live, sweep, train
 from tasks.page import current_page, in_form_words, showing
 
 
@@ -58,7 +59,7 @@ def test_the_page_is_there_from_the_start_and_every_stage_writes_on_it(
         assert "| sheet | done in 3 s |" in shown[-1] and "![sheet](http://mlflow/images/sheet.png)" in shown[-1]
         page.done(sample_run(Store(tmp_path / "store")))
     assert "[Download the adapter](http://mlflow/adapter)" in shown[-1]
-    assert "report.html" in shown[-1] and "Use step" in shown[-1] and "Warning" in shown[-1]
+    assert "report.html" in shown[-1] and "it is the pick, step" in shown[-1] and "Warning" in shown[-1]
     assert current_page() is None
 
 
@@ -123,7 +124,7 @@ def test_the_latest_step_is_told_once_with_its_loss_and_time_left(monkeypatch: p
     sent: list[dict[str, Any]] = []
     lines = followed(monkeypatch, lambda **values: sent.append(values))
     assert lines[-1] == "step 3 of 10, loss 0.4000, 1 min 5 s left"
-    assert len(lines) <= 2 and sent[-1]["progress"] == 30.0
+    assert len(lines) <= 2 and [one["progress"] for one in sent] == [30.0, 100.0]
 
 
 def test_a_sweep_tells_its_pictures_and_the_longest_it_may_still_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +137,31 @@ def test_a_sweep_tells_its_pictures_and_the_longest_it_may_still_take(monkeypatc
         time.sleep(0.1)
         sweep._began -= 30  # seconds ago
         sweep.on_drawn(14, 56)
+        time.sleep(0.1)
+        assert sent[-1]["progress"] == 25.0
     assert lines[0] == "is being prepared, 0 s so far"
     assert lines[-1] == "14 pictures of at most 56, at most 1 min 30 s left"
-    assert sent[-1]["progress"] == 25.0
+
+
+def test_the_bar_of_work_that_is_made_is_full_and_has_no_time_left_and_of_work_that_stopped_it_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(live, "create_progress_artifact", lambda **values: sent.append(values))
+    sweep, training = (live.LiveProgress(f"zorga-{doing}", "Zorga", doing) for doing in ("sweeping", "training"))
+    with sweep.following():
+        sweep.on_drawn(40, 56)  # a race that was decided early
+    with training.following():
+        training.on_step(STEPS[-1])
+    assert [(one["progress"], one["description"]) for one in sent] == [
+        (100.0, "40 pictures drawn"),
+        (100.0, "3 steps, loss 0.4000"),
+    ]
+    stopped = live.LiveProgress("zorga-training", "Zorga", "training")
+    with pytest.raises(KeyboardInterrupt), stopped.following():
+        stopped.on_step(STEPS[-1])
+        raise KeyboardInterrupt
+    assert (sent[-1]["progress"], sent[-1]["description"]) == (30.0, "step 3 of 10, loss 0.4000, 1 min 5 s left")
 
 
 def test_what_comes_between_two_steps_is_told_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +180,7 @@ def test_what_comes_between_two_steps_is_told_while_it_lasts(monkeypatch: pytest
         training._latest = dataclasses.replace(training._latest, when=time.monotonic() - 7)  # seconds ago
         time.sleep(0.12)
         assert sent[-1] == "step 3 of 10, loss 0.4000, 1 min 5 s left; validating and keeping a checkpoint for 7 s"
-    assert sent[-1] == "step 3 of 10, loss 0.4000, 1 min 5 s left"
+    assert sent[-1] == "3 steps, loss 0.4000"  # nothing more goes on
 
 
 def test_pictures_that_are_all_drawn_are_not_told_as_some_of_at_most_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +198,28 @@ def test_a_stage_that_is_taken_from_the_cache_leaves_no_bar_behind(monkeypatch: 
     with live.LiveProgress("zorga-training", "Zorga", "training").following():
         pass
     assert sent == []
+
+
+@pytest.mark.parametrize(("cached", "said"), [(False, "done in 12 s"), (True, "unchanged")])
+def test_the_page_keeps_how_long_training_and_sweep_took_or_that_nothing_was_done(
+    cached: bool, said: str, workspace: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.facts, workspace.on_step, workspace.on_drawn = [], None, None
+    lines: dict[str, list[str]] = {"train": [], "sweep": []}
+    monkeypatch.setattr(live, "create_progress_artifact", lambda **values: None)
+    modules: list[Any] = [train, sweep]
+    for stage, module in zip(lines, modules, strict=True):
+
+        def work(*_: Any, stage: str = stage) -> None:
+            workspace.facts.append(StageFact(stage=stage, key="a key", cached=cached, seconds=12.3))
+
+        monkeypatch.setattr(module, stage, work)
+        monkeypatch.setattr(module, "stage_line", lambda stage: lines[stage].append)
+        monkeypatch.setattr(module, {"train": "show_training", "sweep": "show_sweep"}[stage], lambda *_: None)
+    monkeypatch.setattr(sweep, "register_pick", lambda *_: None)
+    modules[0].train_adapter(workspace, None)
+    modules[1].sweep_adapter(workspace, None, None)
+    assert [told[-1] for told in lines.values()] == [said, said]
 
 
 def test_an_artifact_is_changed_over_one_connection_and_over_a_new_one_after_it_was_closed(

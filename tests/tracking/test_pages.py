@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+import warnings
 import zlib
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
+import charengine.embedded
 from charengine.machine.addresses import database_uri
 from charengine.machine.home import Home
 from charengine.tracking.open_tracker import open_tracker
@@ -50,6 +53,22 @@ def test_a_search_for_a_character_finds_its_trainings_and_cells_too(home: Home) 
     assert found.info.run_id == cell.run_id
 
 
+def test_a_description_that_the_user_changed_stays_when_the_run_goes_on(home: Home) -> None:
+    def note(run: Any) -> str:
+        return str(client(home).get_run(run.run_id).data.tags["mlflow.note.content"])
+
+    def begun() -> Any:
+        tags = {**CHARACTER, "mlflow.note.content": "an orc woman"}
+        return open_tracker(home, project="charengine", name="aya", key="run-1", params={}, tags=tags)
+
+    run = begun()
+    run.finish()
+    assert note(run) == "an orc woman"
+    client(home).set_tag(run.run_id, "mlflow.note.content", "for the second act")
+    begun().finish()
+    assert note(run) == "for the second act"
+
+
 def test_pictures_of_a_series_have_one_key_and_their_steps_zero_included(home: Home) -> None:
     run = opened(home)
     for step in (0, 100):
@@ -68,7 +87,9 @@ def test_a_checkpoints_numbers_keep_their_names_and_are_logged_once(home: Home) 
     assert steps(home, run.run_id, "checkpoint/loss") == [300]
 
 
-def test_the_experiment_has_views_of_strengths_and_losses_that_are_never_overwritten(home: Home) -> None:
+def test_the_experiment_has_views_of_strengths_and_losses_and_what_a_user_changed_is_never_overwritten(
+    home: Home,
+) -> None:
     opened(home).finish()
     found = client(home)
     tags = found.get_experiment_by_name("charengine").tags
@@ -82,18 +103,24 @@ def test_the_experiment_has_views_of_strengths_and_losses_that_are_never_overwri
     axes = {(chart["xaxis"]["key"], chart["yaxis"]["key"]) for chart in charts if chart["type"] == "SCATTER"}
     assert {("strength", "identity"), ("strength", "adherence")} <= axes
     assert {"train/loss", "validation/loss"} <= {chart.get("metricKey") for chart in charts}
+    [differing] = [chart for chart in states[1]["compareRunCharts"] if chart["type"] == "DIFFERENCE"]
+    assert differing["compareGroups"] == ["Parameters"] and differing["showDifferencesOnly"]  # MLflow's own words
+    assert not any(chart["deleted"] for chart in charts)
     assert [state["searchFilter"] for state in states] == [f"tags.`charengine.kind` = '{k}'" for k in ("cell", "train")]
 
-    changed = next(iter(views))
-    found.set_experiment_tag("1", changed, "the user's own")
+    changed, old = views
+    users = json.dumps({**views[changed], "updatedAt": views[changed]["updatedAt"] + 1})
+    found.set_experiment_tag("1", changed, users)
+    found.set_experiment_tag("1", old, json.dumps({**views[old], "state": "deflate;of an earlier version"}))
     opened(home).finish()
-    assert found.get_experiment_by_name("charengine").tags[changed] == "the user's own"
+    seen = found.get_experiment_by_name("charengine").tags
+    assert seen[changed] == users and seen[old] == tags[old]  # a home of an earlier version gets the views of this one
 
 
 def test_links_open_the_page_they_mean() -> None:
     run = Pages("http://127.0.0.1:5000/", "7")
     run.run_id, run._known_tags = "abc", {"charengine.pick": "m-1/adapter_weights/aya.safetensors"}
-    assert run.url == "http://127.0.0.1:5000/#/experiments/7/runs/abc"
+    assert run.url == "http://127.0.0.1:5000/#/experiments/7/runs/abc?workflowType=machine_learning"  # not the chats'
     assert run.runs_url == "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning"
     assert run.strengths_url.startswith(run.runs_url) and "viewStateShareKey=charengine-strength" in run.strengths_url
     assert run.adapter_url.endswith(
@@ -147,6 +174,35 @@ def test_the_registered_pick_says_what_it_is_and_is_loaded_by_mlflow(
     mlflow.pyfunc.load_model("models:/character-aya@champion")
     assert loaded.base_model == str(tmp_path)
     assert (Path(loaded.adapter_path) / loaded.weight_name).read_bytes() == weights
+
+
+def test_the_champion_is_drawn_with_by_mlflow_as_the_manual_says(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+    import numpy as np
+    from safetensors.torch import save
+    from torch import Generator, full, ones, tensor
+
+    base = Path(charengine.embedded.__file__).parent / "weights" / "sdxl"
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_v"
+    with safe_open(base / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        rows, columns = file.get_slice(f"{layer}.weight").get_shape()
+    parts = {"lora_down.weight": full((1, columns), 0.3), "lora_up.weight": ones(rows, 1), "alpha": tensor(1.0)}
+    weights = save({f"lora_unet_{layer.replace('.', '_')}.{part}": value for part, value in parts.items()})
+    run = whole_run(home)
+    run.register_pick("character-aya", weights, 300, 0.8, {}, facts={**FACTS, "base_model": str(base)})
+    run.finish()
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database_uri(home))
+    with warnings.catch_warnings(action="ignore"):  # MLflow's, of how it calls diffusers
+        draw = mlflow.diffusers.load_model("models:/character-aya@champion").load_pipeline()
+
+    def drawn() -> Any:
+        how = {"width": 64, "height": 64, "num_inference_steps": 1, "generator": Generator().manual_seed(1)}
+        return np.asarray(draw("ohwaya woman", **how).images[0]).astype(int)
+
+    with_the_adapter = drawn()
+    draw.disable_lora()
+    assert abs(with_the_adapter - drawn()).max() > 0
 
 
 def test_a_logged_adapter_asks_for_versions_that_pypi_has_and_nothing_is_said_of_the_build_of_torch(

@@ -98,6 +98,7 @@ class Gallery:
             "prefect": self.prefect_page,
             "mlflow": self.tracked.runs_page,
             "strengths": self.tracked.strengths_page,
+            "losses": self.tracked.losses_page,
         }
         text = self._templates.get_template(template).render(token=self.token, links=links, **values)
         return HTMLResponse(text, status, headers={"Cache-Control": "no-store"})

@@ -177,7 +177,7 @@ class Prefect:
                 why = str(getattr(error, "reason", error) or type(error).__name__)
             if pause is not None:
                 self._sleep(pause)
-        raise PrefectAway(f"Prefect at {self.api} does not answer ({why}); is charengine up running?")
+        raise PrefectAway(f"Prefect at {self.api} does not answer ({why}); `charengine up` starts it")
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode
 
 from charengine.machine.environment import keep_loopback_direct
 from charengine.tracking.open_tracker import PROJECT
-from charengine.tracking.views import KIND_TAG, runs_page, view_page
+from charengine.tracking.views import KIND_TAG, losses_page, run_page, runs_page, view_page
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Tracked:
     def run_page(self, run_id: str) -> str:
         """A run's page."""
         experiment = self._experiment()
-        return f"{self.uri}/#/experiments/{experiment}/runs/{run_id}" if experiment and _is_id(run_id) else ""
+        return f"{self.uri}{run_page(experiment, run_id)}" if experiment and _is_id(run_id) else ""
 
     @property
     def runs_page(self) -> str:
@@ -62,6 +62,12 @@ class Tracked:
         """The view of all sweeps: strength against identity and adherence."""
         experiment = self._experiment()
         return f"{self.uri}{view_page(experiment)}" if experiment else ""
+
+    @property
+    def losses_page(self) -> str:
+        """The view of all trainings: their loss curves."""
+        experiment = self._experiment()
+        return f"{self.uri}{losses_page(experiment)}" if experiment else ""
 
     def run_of(self, flow_run_id: str) -> str:
         """MLflow's id of the run that a run of Prefect's writes to."""

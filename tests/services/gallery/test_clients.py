@@ -91,7 +91,7 @@ def test_one_that_stays_busy_is_away_and_one_that_refuses_says_why(prefect: Pref
         prefect.character_runs()
     with pytest.raises(PrefectAway, match=r"no deployment sweep/sweep"):
         prefect.start("sweep", {}, "Ann", once="word")
-    with pytest.raises(PrefectAway, match="does not answer"):
+    with pytest.raises(PrefectAway, match="does not answer .*; `charengine up` starts it$"):
         Prefect("http://127.0.0.1:9/api", sleep=lambda seconds: None).character_runs()
 
 

@@ -48,9 +48,11 @@ def test_a_finished_character_shows_sheet_drawings_at_the_pick_words_to_copy_and
 def test_the_run_in_prefect_and_in_mlflow_are_one_click_away(visit: Visit, sample: Sample) -> None:
     made(visit, sample[0].model_copy(update={"mlflow_run_id": "cd" * 16, "prefect_flow_run_id": "an-id"}))
     card = cards(visit.get("/"))["Zorga"]
-    assert f'href="http://127.0.0.1:5000/#/experiments/7/runs/{"cd" * 16}"' in card
+    assert f'href="http://127.0.0.1:5000/#/experiments/7/runs/{"cd" * 16}?workflowType=machine_learning"' in card
     assert 'href="http://127.0.0.1:4200/runs/flow-run/an-id"' in card
-    assert "viewStateShareKey=charengine-strength" in visit.get("/")  # overfit runs against strength sweeps: one link
+    page = visit.get("/")  # overfit runs against strength sweeps, and loss curves: one link each
+    for name, view in (("Compare strengths", "charengine-strength"), ("Compare trainings", "charengine-losses")):
+        assert re.search(rf'href="[^"]*viewStateShareKey={view}">{name}</a>', page)
 
 
 def test_what_waits_and_what_is_made_stands_before_what_is_there_each_in_its_state(
