@@ -99,8 +99,8 @@ def _settings(values: dict[str, Any], files: tuple[str, ...]) -> dict[str, Any]:
 
 def _content(value: Any) -> Any:
     if isinstance(value, Record):
-        names = [name for name in type(value).model_fields if name not in value.provenance]
-        return {name: _content(getattr(value, name)) for name in names}
+        found = {name: getattr(value, name) for name in type(value).model_fields if name not in value.provenance}
+        return {name: _content(item) for name, item in found.items() if item or name not in value.optional}
     if isinstance(value, dict):
         return {key: _content(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -200,8 +200,8 @@ def test_the_sample_runs_keys_are_these() -> None:
         "expand": "expand-fbc960f1acecc13401121828c3cec7de671b4338",
         "caption": "caption-f0797ae3e408d12aa7197e565467d2e835b2bca4",
         "train": "train-3856b73d80dd93c50bd011dccb44d277d1aa73d4",
-        "sweep": "sweep-5e66ec8da8fa5a3a122688222a8e8e6f79faef1f",
-        "report": "report-932f87e1c407d589cd8c88db02dc984a9e10d7d2",
+        "sweep": "sweep-06f9abe79b0670c88bd6b1a3117bd0ff5c41d215",
+        "report": "report-97a2c6e47eba7b4b47fef135840de8645d079da2",
     }
 
 
@@ -386,6 +386,7 @@ OTHER_VALUES: dict[str, Any] = {
     "sweep.steps": 13,
     "sweep.guidance": 4.5,
     "sweep.merge": False,
+    "sweep.traits": "end",
     "sweep.adherence_floor": 0.8,
     "sweep.diversity_floor": 0.4,
 }
@@ -461,6 +462,7 @@ SHEET_ROWS: Rows = {
     "gate": ({"score": 0.5}, False),
     "warnings": (("odd",), False),
     "reference": (ref("e"), False),
+    "added": (("green skin",), True),
 }
 VIEW: Rows = {
     "view": ("back", True),
@@ -478,6 +480,7 @@ VIEWS_ROWS: Rows = {
     **under("overlay", {name: (value, False) for name, (value, _) in REF.items()}),
     "facts": ({"pieces": 4.0}, False),
     "warnings": (("odd",), False),
+    "added": (("green skin",), True),
 }
 EXTRA: Rows = {
     "view": ("pose-9", True),
