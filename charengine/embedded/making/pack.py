@@ -134,11 +134,12 @@ def _set_latent_statistics(loose: Path, weights: Path) -> None:
 
 
 def thinned(text: str) -> str:
-    """A run's log with one in `THIN` of its points and all of its events: a curve needs no more, and logs travel with the weights."""
+    """Logs with one in `THIN` of each run's points, its last, and all events: a curve needs no more, and logs travel with the weights."""
     rows = text.splitlines()
-    points = [i for i, row in enumerate(rows) if "event" not in json.loads(row)]
-    left_out = set(points) - set(points[::THIN]) - set(points[-1:])
-    return "".join(f"{row}\n" for i, row in enumerate(rows) if i not in left_out)
+    points = ["event" not in json.loads(row) for row in rows]
+    ends = [point and not following for point, following in zip(points, [*points[1:], False], strict=True)]
+    number = [sum(points[:i]) for i in range(len(rows))]
+    return "".join(f"{row}\n" for i, row in enumerate(rows) if not points[i] or ends[i] or number[i] % THIN == 0)
 
 
 def _append(text: str, log: Path) -> None:
