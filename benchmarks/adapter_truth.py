@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 from pick_rules import RULES, true_verdict
+from truth_judges import JUDGES
 from truth_recipes import RECIPES, TABLED
-from truth_samples import JUDGES, PROMPTS, Sample, draw_sample
+from truth_samples import PROMPTS, Sample, draw_sample
 
 from charengine.config import SweepSettings
 from charengine.errors import BadInput
@@ -63,6 +64,7 @@ def main() -> None:
     if not samples:
         raise BadInput(f"no samples of split {told.split!r} in {told.folder}; run without --table first")
     settings = load_profile("embedded", told.set).sweep
+    chosen = [_judge_rules(sample, settings) for sample in samples]
     result = {
         "machine": platform.platform(),
         "torch": torch.__version__,
@@ -70,8 +72,8 @@ def main() -> None:
         "judge": told.judge,
         "pictures_a_cell": samples[0].seeds * len(PROMPTS),
         "adapters": adapters(samples),
-        "at_the_pick": at_the_pick(samples, settings),
-        "picks": picks(samples, settings),
+        "at_the_pick": at_the_pick(samples, chosen),
+        "picks": picks(chosen),
     }
     told.out.parent.mkdir(parents=True, exist_ok=True)
     told.out.write_text(json.dumps(rounded(result), separators=(",", ":")).replace(',"', ',\n"') + "\n")
@@ -115,20 +117,13 @@ def adapters(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     found = {}
     for recipe, own in _by_recipe(samples).items():
         cells = [(sample, _full(sample)) for sample in own]
-        sides = [sample.sides(cell) for sample, cell in cells]
         found[recipe] = {
             "characters": len(own),
             "sheet_traits": _mean([sample.sheet_traits for sample in own]),
-            "traits": _mean([sample.rate(cell, "traits") for sample, cell in cells]),
             "traits_on_views": _mean([sample.rate(cell, "traits", ("view",)) for sample, cell in cells]),
-            "traits_in_scenes": _mean([sample.rate(cell, "traits", ("scene",)) for sample, cell in cells]),
-            "sides_right": sum(right for right, _ in sides) / max(sum(there for _, there in sides), 1),
             "view_right": _mean([sample.rate(cell, "view", ("view",)) for sample, cell in cells]),
-            "face_in_scenes": _mean([sample.rate(cell, "faces", ("scene",)) for sample, cell in cells]),
-            "adherence_kept": _mean([sample.kept(cell, range(sample.seeds)) for sample, cell in cells]),
-            "variety_kept": _mean([sample.variety_kept(cell, range(sample.seeds)) for sample, cell in cells]),
+            **_shown(cells, range(own[0].seeds)),
             "variety_of_base_told_everything": _mean([sample.described_variety for sample in own]),
-            "copying": _mean([sample.copying(cell, range(sample.seeds)) for sample, cell in cells]),
             **{
                 f"{name}_{what}": value
                 for name in TOLD
@@ -139,28 +134,33 @@ def adapters(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     return found
 
 
-def at_the_pick(samples: Sequence[Sample], settings: SweepSettings) -> dict[str, dict[str, float]]:
-    """By recipe, the cell that the product picks on the first half of the seeds, read on the other half."""
+def at_the_pick(samples: Sequence[Sample], chosen: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By recipe, the cell that the product picks on the first half of the seeds (`chosen`, of each sample), read on the other half."""
+    picked = {
+        id(sample): sample.grid.index(row["rules"]["ours"]["cell"]) for sample, row in zip(samples, chosen, strict=True)
+    }
     found = {}
     for recipe, own in _by_recipe(samples).items():
-        half = own[0].seeds // 2
-        settings = settings.model_copy(update={"seeds": min(settings.seeds, half)})
-        seeds = range(half, own[0].seeds)
-        cells = [(sample, RULES["ours"](sample, settings).cell) for sample in own]
-        sides = [sample.sides(cell, seeds) for sample, cell in cells]
+        seeds = range(own[0].seeds // 2, own[0].seeds)
+        cells = [(sample, picked[id(sample)]) for sample in own]
         traits = torch.tensor([sample.rate(cell, "traits", seeds=seeds) for sample, cell in cells])
-        found[recipe] = {
-            "characters": len(own),
-            "traits": float(traits.mean()),
-            "traits_standard_error": float(traits.std() / len(own) ** 0.5) if len(own) > 1 else float("nan"),
-            "traits_in_scenes": _mean([sample.rate(cell, "traits", ("scene",), seeds) for sample, cell in cells]),
-            "sides_right": sum(right for right, _ in sides) / max(sum(there for _, there in sides), 1),
-            "face_in_scenes": _mean([sample.rate(cell, "faces", ("scene",), seeds) for sample, cell in cells]),
-            "adherence_kept": _mean([sample.kept(cell, seeds) for sample, cell in cells]),
-            "variety_kept": _mean([sample.variety_kept(cell, seeds) for sample, cell in cells]),
-            "copying": _mean([sample.copying(cell, seeds) for sample, cell in cells]),
-        }
+        error = float(traits.std() / len(own) ** 0.5) if len(own) > 1 else float("nan")
+        found[recipe] = {"characters": len(own), "traits_standard_error": error, **_shown(cells, seeds)}
     return found
+
+
+def _shown(cells: Sequence[tuple[Sample, int]], seeds: Sequence[int]) -> dict[str, float]:
+    """What one cell of each sample shows with these seeds, by the trigger alone."""
+    sides = [sample.sides(cell, seeds) for sample, cell in cells]
+    return {
+        "traits": _mean([sample.rate(cell, "traits", seeds=seeds) for sample, cell in cells]),
+        "traits_in_scenes": _mean([sample.rate(cell, "traits", ("scene",), seeds) for sample, cell in cells]),
+        "sides_right": sum(right for right, _ in sides) / max(sum(there for _, there in sides), 1),
+        "face_in_scenes": _mean([sample.rate(cell, "faces", ("scene",), seeds) for sample, cell in cells]),
+        "adherence_kept": _mean([sample.kept(cell, seeds) for sample, cell in cells]),
+        "variety_kept": _mean([sample.variety_kept(cell, seeds) for sample, cell in cells]),
+        "copying": _mean([sample.copying(cell, seeds) for sample, cell in cells]),
+    }
 
 
 def _told(samples: Sequence[Sample], name: str) -> dict[str, float]:
@@ -175,9 +175,8 @@ def _told(samples: Sequence[Sample], name: str) -> dict[str, float]:
     }
 
 
-def picks(samples: Sequence[Sample], settings: SweepSettings) -> dict[str, Any]:
+def picks(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """By recipe and over all: each rule's regret with its interval, what it took, and how often the verdict is right."""
-    rows = [_judge_rules(sample, settings) for sample in samples]
     found: dict[str, Any] = {}
     for recipe, own in [("all", rows), *_by_recipe_rows(rows).items()]:
         verdicts = [(row["rules"]["ours"]["verdict"], row["verdict"]) for row in own]

@@ -280,7 +280,9 @@ class Batch:
         run_id, what = "", ""
         with suppress(psutil.Error):
             run_id = self.site.run_of(process.pid) if kind == "flow" else ""
-            what = " ".join(process.cmdline()[-2:])[:80]
+            what = " ".join(word.rpartition("/")[2] for word in process.cmdline()[-2:])[
+                :80
+            ]  # no folder of this machine
         stage = self._stage()
         since = time.time()
         with suppress(psutil.NoSuchProcess):

@@ -1,7 +1,8 @@
 """The benchmark's second judge of traits, views and faces, which the product neither imports nor has learnt from.
 
 It shares nothing with the package's probe but the world: other layers (dilated windows, a fine and a coarse map that are
-joined), another seed, pictures of its own (turned further, other sizes, other damage). The probe's readings go into the product: words to say, weights, and the pick. This one's go into tables alone.
+joined), another seed, pictures of its own (turned further, other sizes, other damage). The probe's readings go into the
+product: words to say, weights, and the pick. This one's go into tables alone.
 
     python benchmarks/second_judge.py --minutes 6 --device cuda --out benchmarks/second_judge.safetensors
     python benchmarks/second_judge.py --check          # both judges on true renders of the sweep's poses and scenes
@@ -27,7 +28,7 @@ from charengine.embedded import probe
 from charengine.embedded.making.clock import Clock, Log, decayed
 from charengine.embedded.making.data import Refill, compile_renderer
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
-from charengine.embedded.traits import BACKGROUNDS, COLUMN, POSES, TRAITS, VIEWS, sample_indices, visible_mask
+from charengine.embedded.traits import BACKGROUNDS, POSES, TRAITS, VIEWS, sample_indices, visible_mask
 from charengine.embedded.world import render, view_yaw
 
 WEIGHTS = Path(__file__).parent / "second_judge.safetensors"
@@ -44,10 +45,8 @@ class _Block(nn.Module):
 
     def __init__(self, inside: int, outside: int) -> None:
         super().__init__()
-        self.first, self.second = (
-            nn.Conv2d(inside, outside, 3, 2, 1, bias=False),
-            nn.Conv2d(outside, outside, 3, 1, 2, dilation=2, groups=4, bias=False),
-        )
+        self.first = nn.Conv2d(inside, outside, 3, 2, 1, bias=False)
+        self.second = nn.Conv2d(outside, outside, 3, 1, 2, dilation=2, groups=4, bias=False)
         self.skip = nn.Conv2d(inside, outside, 1, bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(outside) for _ in range(3))
 
@@ -80,11 +79,8 @@ class SecondJudge(nn.Module):
             x = block(x)
             maps.append(x)
         fine, coarse = maps[-2:]
-        h, w = fine.shape[-2:]
-        y = torch.linspace(-1, 1, h, device=x.device, dtype=x.dtype)[:, None].expand(h, w)
-        across = torch.linspace(-w / h, w / h, w, device=x.device, dtype=x.dtype)[None].expand(h, w)
-        place = torch.stack([y, across]).expand(len(x), 2, h, w)
-        coarse = F.interpolate(coarse, (h, w), mode="nearest")
+        place = probe.position(fine).flip(1)  # down first, as it was trained
+        coarse = F.interpolate(coarse, fine.shape[-2:], mode="nearest")
         x = F.elu(self.joined_norm(self.joined(torch.cat([fine, coarse, place], 1))))
         looks = self.where(torch.cat([x, place], 1)).flatten(2).softmax(-1)
         seen = torch.einsum("nkp,ncp->nkc", looks, x.flatten(2)).reshape(len(x), len(HEADS), -1)
@@ -123,9 +119,7 @@ def load(path: Path = WEIGHTS, device: str | torch.device = "cpu") -> SecondJudg
 
     kept = load_file(path)
     state = {
-        name: value
-        if not value.is_floating_point() and value.ndim == 0
-        else value.float() * kept[f"{name}/scale"].view(-1, *[1] * (value.ndim - 1))
+        name: value.float() * kept[f"{name}/scale"].view(-1, *[1] * (value.ndim - 1))
         if f"{name}/scale" in kept
         else value.float()
         for name, value in kept.items()
@@ -196,11 +190,11 @@ def wear(images: torch.Tensor) -> torch.Tensor:
     affine = torch.stack([torch.stack([zoom, zero, move[:, 0]], 1), torch.stack([zero, zoom, move[:, 1]], 1)], 1)
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    coarse = F.interpolate(
-        F.interpolate(images, scale_factor=0.4, mode="area"), (height, width), mode="bicubic", align_corners=False
-    )
-    medium = F.interpolate(
-        F.interpolate(images, scale_factor=0.6, mode="area"), (height, width), mode="bicubic", align_corners=False
+    coarse, medium = (
+        F.interpolate(
+            F.interpolate(images, scale_factor=share, mode="area"), (height, width), mode="bicubic", align_corners=False
+        )
+        for share in (0.4, 0.6)
     )
     pick = torch.rand(n, 1, 1, 1, device=device)
     images = torch.where(pick < 0.2, coarse, torch.where(pick < 0.5, medium, images))
@@ -280,7 +274,7 @@ def check(judge: SecondJudge, device: torch.device, n: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(SEED + 5)
     indices = sample_indices(n, generator, "heldout", device)
     first = probe.load_judge(device=device)
-    found: dict[str, list[torch.Tensor]] = {"right": [], "probe_right": [], "mask": [], "sides": []}
+    found: dict[str, list[torch.Tensor]] = {"traits": [], "probe": [], "mask": []}
     seen: dict[str, list[float]] = {"face": [], "no face from behind": [], "no face where ruined": [], "view": []}
     for pose, scene, view in places:
         views = torch.full((n,), VIEWS.index(view), device=device)
@@ -293,12 +287,9 @@ def check(judge: SecondJudge, device: torch.device, n: int) -> dict[str, Any]:
             framing=(0.8 + 0.2 * torch.rand(n, generator=generator)).to(device), generator=generator,
         )  # fmt: skip
         traits, read, faces = read_pictures(judge, drawn.image)
-        wanted = indices.cpu()
-        mask = visible_mask(wanted, views.cpu())
-        found["right"].append(traits == wanted)
-        found["probe_right"].append(probe.score_images(first, drawn.image).traits == wanted)
-        found["mask"].append(mask)
-        found["sides"].append(mask & _bound(wanted))
+        found["traits"].append(traits)
+        found["probe"].append(probe.score_images(first, drawn.image).traits)
+        found["mask"].append(visible_mask(indices, views).cpu())
         seen["view"].append(float((read == views.cpu()).float().mean()))
         seen["face" if view != "back" else "no face from behind"].append(
             float((faces == (view != "back")).float().mean())
@@ -309,23 +300,16 @@ def check(judge: SecondJudge, device: torch.device, n: int) -> dict[str, Any]:
             seen["no face where ruined"].append(
                 float((~read_pictures(judge, spoilt[ruined])[2]).float().mean()) if ruined.any() else 1.0
             )
-    right, other, mask, sides = (torch.cat(found[name]) for name in ("right", "probe_right", "mask", "sides"))
+    traits, other, mask = (torch.cat(found[name]) for name in ("traits", "probe", "mask"))
+    wanted = indices.cpu().repeat(len(places), 1)
     return {
-        "traits": float(right[mask].float().mean()),
-        "sides": float(right[sides].float().mean()),
+        "traits": probe.trait_accuracy(traits, wanted, mask),
+        "sides": probe.side_item_accuracy(traits, wanted, mask),
         **{name: sum(values) / len(values) for name, values in seen.items()},
-        "by_trait": {name: round(float(right[:, i][mask[:, i]].float().mean()), 3) for name, i in COLUMN.items()},
-        "probe": float(other[mask].float().mean()),
-        "probe_sides": float(other[sides].float().mean()),
+        "by_trait": {name: round(share, 3) for name, share in probe.trait_accuracies(traits, wanted, mask).items()},
+        "probe": probe.trait_accuracy(other, wanted, mask),
+        "probe_sides": probe.side_item_accuracy(other, wanted, mask),
     }
-
-
-def _bound(wanted: torch.Tensor) -> torch.Tensor:
-    """Where an item is bound to a side."""
-    there = torch.zeros_like(wanted, dtype=torch.bool)
-    for name in probe.SIDE_ITEMS:
-        there[:, COLUMN[name]] = wanted[:, COLUMN[name]] != 0
-    return there
 
 
 def main() -> None:

@@ -6,21 +6,19 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image as pil
-from second_judge import WEIGHTS, read_pictures
-from second_judge import load as load_second
+from truth_judges import JUDGES, Judge
 from truth_recipes import RECIPES, Recipe, last_checkpoint, redrawn_views, rendered_views
 
 from charengine.adapter.merging import AdapterMerger
@@ -43,6 +41,7 @@ from charengine.stages.expand.expand import expand_views
 from charengine.stages.sheet.draw import draw_sheet
 from charengine.stages.sweep.sample import draw, encode_cell_inputs
 from charengine.stages.sweep.session import spread
+from charengine.stages.sweep.traits import TraitReading, described_traits
 from charengine.stages.sweep.words import said_of, shares_of
 from charengine.stages.train.loop import train_adapter
 from charengine.store import Store
@@ -59,47 +58,6 @@ SPLIT_SEED = 11
 SIDES = [COLUMN["right_item"], COLUMN["left_item"]]
 
 
-@dataclass(frozen=True)
-class Verdicts:
-    """What is read off n pictures: traits (n, n_traits) and views (n,) as indices, faces (n,) whether one is seen."""
-
-    traits: torch.Tensor
-    views: torch.Tensor
-    faces: torch.Tensor
-
-
-class Judge(Protocol):
-    """Reads pictures."""
-
-    def __call__(self, images: Sequence[Image]) -> Verdicts:
-        """One reading for all pictures."""
-
-
-def shipped_judge(device: str) -> Judge:
-    """The package's own probe. The product may use it, so it is no independent judge of what the product tunes with it.
-
-    It has no word for faces: one is seen where it takes the picture for a front or side view.
-    """
-    judge = probe.load_judge(device=device)
-
-    def read(images: Sequence[Image]) -> Verdicts:
-        reading = probe.score_images(judge, probe.to_tensor(list(images)))
-        return Verdicts(reading.traits, reading.views, reading.views != VIEWS.index("back"))
-
-    return read
-
-
-def second_judge(device: str) -> Judge:
-    """Another network that the product never saw; it was taught what a face is (`second_judge.py`)."""
-    judge = load_second(WEIGHTS, device)
-
-    def read(images: Sequence[Image]) -> Verdicts:
-        return Verdicts(*read_pictures(judge, probe.to_tensor(list(images))))
-
-    return read
-
-
-JUDGES: dict[str, Callable[[str], Judge]] = {"shipped": shipped_judge, "second": second_judge}
 JUDGED = ("traits", "sides_right", "sides", "view", "faces")
 
 
@@ -260,7 +218,7 @@ def draw_sample(
             judges,
             seeds,
             index,
-            trait_phrases(text, training.class_noun),
+            text,
         )
         cells = drawing.cells(store)
         views = [open_image(store.get(view.image)) for view in sheet.views]
@@ -282,7 +240,7 @@ def draw_sample(
         "everything_mild": everything[MILD],
         "sheet_traits": {name: _sheet_traits(read, views, wanted) for name, read in judges.items()},
         "ceiling": drawing.references.ceiling(),
-        "sheet_shown": float(drawing.shown_in(views).nanmean()),
+        "sheet_shown": drawing.reading.of_views(views),
         "prompts": [prompt.template for prompt in PROMPTS],
         "seeds": list(drawing.seeds),
         "checkpoints": [
@@ -308,11 +266,12 @@ class _Drawing:
         judges: Mapping[str, Judge],
         seeds: int,
         index: int,
-        traits: Sequence[str],
+        text: str,
     ) -> None:
-        self.traits = traits
         self.profile, self.models, self.references, self.training = profile, models, references, training
         self.wanted, self.judges = wanted, judges
+        traits = described_traits(text, training.trigger, training.class_noun)
+        self.reading = TraitReading(models.reader, traits, training.class_noun)
         self.shown: list[list[Image]] = []
         self.seeds = tuple(range(42 + index, 42 + index + seeds))
         texts = [prompt.to_draw(training.trigger, training.class_noun) for prompt in PROMPTS]
@@ -364,13 +323,6 @@ class _Drawing:
         judged = self._judged([image for row in images for image in row], (len(PROMPTS), len(self.seeds)))
         return {**judged, "variety": float(variety)}
 
-    def shown_in(self, images: Sequence[Image]) -> torch.Tensor:
-        """(n,) what the product's reader sees of the described traits, as a share of those that a picture can tell."""
-        assert self.models.reader is not None
-        rows = self.models.reader.shown(images, self.traits, self.training.class_noun)
-        answers = [[float(answer) for answer in row if answer is not None] for row in rows]
-        return torch.tensor([sum(row) / len(row) if row else math.nan for row in answers], dtype=torch.float64)
-
     def _cell(self, step: int, strength: float) -> dict[str, Any]:
         images = draw(self.models.diffusion, self.inputs, self.profile.sweep)
         flat = [image for row in images for image in row]
@@ -385,7 +337,7 @@ class _Drawing:
             "identity": _rounded(scores.identity),
             "copying": _rounded(scores.copying.nan_to_num()),
             "alike": _rounded(torch.einsum("psd,ptd->pst", layout, layout)),
-            "shown": _rounded(self.shown_in(flat).reshape(shape)),
+            "shown": _rounded(self.reading.shares(flat).reshape(shape)),
             "match": _rounded(match_grid(flat, texts, self.references.embedder).reshape(*shape, -1)),
             "judges": self._judged(flat, shape),
         }

@@ -83,9 +83,9 @@ class Probe(nn.Module):
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Logits per head for pictures (n, 3, h, w) in [0, 1] of any size from about 128×256."""
-        x = self.stem(torch.cat([images * 2 - 1, _position(images)], 1))
+        x = self.stem(torch.cat([images * 2 - 1, position(images)], 1))
         x = self.blocks(F.silu(x))
-        x = torch.cat([x, _position(x)], 1)
+        x = torch.cat([x, position(x)], 1)
         looks = self.where(x).flatten(2).softmax(-1)
         seen = torch.einsum("nkp,ncp->nkc", looks, x.flatten(2)).reshape(len(images), len(_HEADS), -1)
         seen = self.norm(seen)
@@ -217,7 +217,7 @@ def cross_view_agreement(predicted: torch.Tensor, mask: torch.Tensor) -> float:
     return float(torch.stack(agreed).float().mean())
 
 
-def _position(maps: torch.Tensor) -> torch.Tensor:
+def position(maps: torch.Tensor) -> torch.Tensor:
     """Channels that tell where a pixel is, in picture heights from the centre: (n, 2, h, w)."""
     n, _, h, w = maps.shape
     y = torch.linspace(-1, 1, h, device=maps.device, dtype=maps.dtype)[:, None].expand(h, w)

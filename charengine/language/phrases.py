@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from charengine.language.traits import content_words, trait_kinds
 from charengine.language.words import COLOURS, SCENE
@@ -52,13 +52,13 @@ def trait_phrases(prompt: str, class_noun: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def with_traits(prompt: str, added: Iterable[str]) -> str:
+def with_traits(prompt: str, added: Sequence[str]) -> str:
     """A description with traits that it does not say, as a sheet was told them.
 
     >>> with_traits("an orc woman in a blue coat.", ("green skin", "brown boots"))
     'an orc woman in a blue coat, green skin, brown boots'
     """
-    return ", ".join([prompt.rstrip(" .,;"), *added]) if (added := tuple(added)) else prompt
+    return ", ".join([prompt.rstrip(" .,;"), *added]) if added else prompt
 
 
 def fitting(

@@ -221,16 +221,19 @@ def joined(parts: Sequence[CellScores]) -> CellScores:
     """One cell from scores of several of its seeds; variety is measured anew, between all of them."""
     if len(parts) == 1:
         return parts[0]
-    layouts = [part.layout for part in parts]
-    layout = None if any(one is None for one in layouts) else torch.cat([one for one in layouts if one is not None], 1)
+    layout, shown = _all_seeds([part.layout for part in parts]), _all_seeds([part.shown for part in parts])
     wide = {
         name: torch.cat([getattr(part, name) for part in parts], dim=1)
         for name in ("identity", "adherence", "margin", "copying", "leak", "class_identity")
     }
     spread = torch.full_like(parts[0].diversity, float("nan")) if layout is None else diversity(layout)
-    read = [part.shown for part in parts]
-    shown = None if any(one is None for one in read) else torch.cat([one for one in read if one is not None], 1)
     return CellScores(diversity=spread, layout=layout, shown=shown, **wide)
+
+
+def _all_seeds(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Parts (prompts, seeds, …) as one; None where one of them was not measured."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there, dim=1) if len(there) == len(parts) else None
 
 
 def mean(values: torch.Tensor, missing: float = float("nan")) -> float:

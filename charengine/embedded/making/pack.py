@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,9 @@ def thinned(text: str) -> str:
     rows = text.splitlines()
     points = ["event" not in json.loads(row) for row in rows]
     ends = [point and not following for point, following in zip(points, [*points[1:], False], strict=True)]
-    number = [sum(points[:i]) for i in range(len(rows))]
-    return "".join(f"{row}\n" for i, row in enumerate(rows) if not points[i] or ends[i] or number[i] % THIN == 0)
+    number = accumulate(points)  # of points up to a row, from 1
+    kept = zip(rows, points, ends, number, strict=True)
+    return "".join(f"{row}\n" for row, point, end, n in kept if not point or end or n % THIN == 1)
 
 
 def _append(text: str, log: Path) -> None:
