@@ -10,6 +10,7 @@ negative prompt, where the adapter should change nothing.
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from charengine.language.phrases import fitting
 from charengine.language.traits import VIEW_TAGS
 from charengine.models import Diffusion
 from charengine.records import DatasetRecord
+from charengine.stages.train.machines import Machine, this_machine
 from charengine.writing import write_atomically
 
 log = logging.getLogger(__name__)
@@ -149,8 +151,20 @@ def kept_lessons(folder: Path, key: str, device: torch.device, draw: Callable[[]
         log.debug("no lessons in %s: %s", path, error)
     lessons = draw()
     held = {name: tensor.cpu().contiguous() for name, tensor in lessons.tensors().items()}
-    write_atomically(path, save(held, {"key": key}))
+    write_atomically(path, save(held, {"key": key, "machine": json.dumps(this_machine(device, 0))}))
     return lessons
+
+
+def drawn_on(folder: Path, key: str) -> list[Machine]:
+    """Where the lessons that lie in `folder` for this training were drawn; empty when there are none. No tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / FILE, "pt") as file:
+            told = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return []
+    return [json.loads(told["machine"])] if told.get("key") == key and "machine" in told else []
 
 
 def _ends(count: int, seed: int) -> list[str]:
