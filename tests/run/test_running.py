@@ -20,6 +20,7 @@ from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
 from charengine.profiles.loading import load_profile
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, Ref, ReportRecord
+from charengine.run.keys import stage_recipe
 from charengine.run.running import key_of, peak_rss_gib, run
 from charengine.run.workspace import Workspace
 from charengine.stage import Given, NotDeclared, Stage
@@ -34,8 +35,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return workspace_in(Home(tmp_path / "home"))
 
 
-def workspace_in(home: Home) -> Workspace:
-    made = Workspace(GRISHA, load_profile("embedded"), home)
+def workspace_in(home: Home, *overrides: str) -> Workspace:
+    made = Workspace(GRISHA, load_profile("embedded", list(overrides)), home)
     made.__dict__["models"] = SimpleNamespace(
         **{name: Model(name) for name in ("editor", "captioner", "diffusion", "embedder")}
     )
@@ -133,6 +134,18 @@ def test_work_can_read_what_its_stage_declares_and_nothing_else(workspace: Works
     ):
         with pytest.raises(NotDeclared, match="crop reads"):
             undeclared()
+
+
+def test_the_files_of_a_stage_say_what_it_read_so_that_another_stages_setting_changes_no_byte(tmp_path: Path) -> None:
+    stage, calls = counted(character=("prompt",), models=("captioner",), settings="caption")
+    changes = ((), ("sheet.steps=17", "sweep.seeds=3"), ("caption.max_tags=41",))
+    places = [workspace_in(Home(tmp_path / str(number)), *change) for number, change in enumerate(changes)]
+    keys = [key_of(stage, place) for place in places]
+    for place in places:
+        run(stage, place)
+    assert keys[0] == keys[1] != keys[2]
+    assert calls[0].recipe == calls[1].recipe != calls[2].recipe
+    assert calls[0].recipe == stage_recipe(stage, GRISHA, places[0].profile, places[0].models)
 
 
 def test_declared_models_are_freed_after_work_and_after_failure(workspace: Workspace) -> None:
