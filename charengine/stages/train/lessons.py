@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from charengine.config import TrainSettings
+from charengine.errors import StageFailed
 from charengine.language.phrases import fitting
 from charengine.language.traits import VIEW_TAGS
 from charengine.models import Diffusion
@@ -96,6 +97,9 @@ def draw_lessons(
         settings: how many, how large, with how much emphasis.
         diffusion: the base model, no adapter on it.
         seed: of poses, places and noise.
+
+    Raises:
+        StageFailed: the base model answers with NaN.
     """
     usage, noun = diffusion.usage, dataset.class_noun
     ends = _ends(settings.distill, seed)
@@ -119,6 +123,11 @@ def draw_lessons(
         guidance=GUIDANCE,
     )
     diffusion.unload("vae")
+    if not (trace.prompted.isfinite().all() and trace.beside.isfinite().all() and trace.negative.isfinite().all()):
+        raise StageFailed(
+            "the base model's U-Net answered with no numbers (NaN) while it drew the lessons: its file (models.sdxl) is damaged, or too "
+            f"much for {str(diffusion.dtype).removeprefix('torch.')}. Get it again, or take another checkpoint"
+        )
     told = trace.prompted + settings.distill_emphasis * (trace.prompted - trace.beside)
     effect = (told - trace.negative).float().square().mean((1, 2, 3, 4))
     weight = effect.mean() / effect.clamp(min=1e-12)
