@@ -72,6 +72,11 @@ def test_every_setting_stands_under_its_own_name() -> None:
         "modelspec.resolution": "320x1024",
         "modelspec.trigger_phrase": "zorgax",
         "modelspec.prediction_type": "epsilon",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.usage_hint": "write 'zorgax' in the prompt",
+        "ss_v_parameterization": "False",
+        "ss_zero_terminal_snr": "False",
         "charengine.version": "0.1.0",
     }
     told = metadata()

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from charengine.run.running import key_of, peak_rss_gib, run
 from charengine.run.workspace import Workspace
 from charengine.stage import Given, NotDeclared, Stage
 from charengine.stages.train.stage import smaller_plan
+from charengine.tracking.protocol import NullTracker
 
 GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman", trigger="griqul")
 
@@ -169,6 +171,64 @@ def test_work_with_models_takes_the_gpu_and_work_without_does_not(
     run(counted(gpu=True)[0], workspace)
     run(counted(version=2)[0], workspace)
     assert slots == [torch.device("cpu"), None]
+
+
+def test_work_is_done_with_the_threads_that_its_family_works_with(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another number makes other bytes; the caller's own is what it was afterwards."""
+    from contextlib import contextmanager
+
+    from charengine.run import running
+
+    told: list[object] = []
+
+    @contextmanager
+    def threads(count: int) -> Iterator[None]:
+        told.append(count)
+        yield
+        told.append("given back")
+
+    monkeypatch.setattr(running, "usual_threads", {"embedded": 5}.__getitem__)
+    monkeypatch.setattr(running, "working_threads", threads)
+
+    def work(given: Given) -> ReportRecord:
+        told.append("work")
+        return page(given)
+
+    run(Stage(name="crop", version=1, makes=ReportRecord, work=work), workspace)
+    run(long_stage(work), workspace)
+    assert told == [5, "work", "given back"] * 2
+
+
+def test_the_run_of_long_work_is_found_again_by_its_key_and_has_its_settings(workspace: Workspace) -> None:
+    opened: list[tuple[str, str, object, object]] = []
+
+    class Parent(NullTracker):
+        def child(self, name, *, key, params=None, tags=None):  # type: ignore[no-untyped-def]
+            opened.append((name, key, params, tags))
+            return self
+
+    workspace._tracker = Parent()
+    run(long_stage(page), workspace)
+    [(name, key, params, tags)] = opened
+    assert (name, key) == ("train", key_of(long_stage(page), workspace))
+    assert params == workspace.profile.train.params("train") and tags == {"charengine.kind": "train"}
+
+
+def test_what_a_run_has_made_or_taken_counts_as_used_now_so_that_it_is_not_cleared_away(workspace: Workspace) -> None:
+    first, _ = counted()
+    second, _ = counted(name="expand")
+    places = [workspace.home.store / "results" / f"{key_of(stage, workspace)}.json" for stage in (first, second)]
+    for stage in (first, second):
+        run(stage, workspace)
+    for place in places:
+        os.utime(place, (1, 1))
+    run(second, workspace)  # the first belongs to the same run
+    assert all(place.stat().st_mtime > time.time() - 600 for place in places)
+    os.utime(places[1], (1, 1))
+    run(second, workspace_in(workspace.home))  # taken by a run that made nothing
+    assert places[1].stat().st_mtime > time.time() - 600
 
 
 def test_long_work_is_tracked_and_keeps_state_under_its_key(workspace: Workspace) -> None:
