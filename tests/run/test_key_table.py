@@ -42,7 +42,7 @@ from charengine.stages.expand.stage import EXPAND
 from charengine.stages.report.page import REPORT
 from charengine.stages.sheet.draw import DRAWN_SHEET
 from charengine.stages.sheet.given import GIVEN_SHEET
-from charengine.stages.sheet.reference import LOOK
+from charengine.stages.sheet.reference import LOOK, ReferenceRecord
 from charengine.stages.sweep.stage import SWEEP
 from charengine.stages.train.stage import TRAIN
 
@@ -654,10 +654,31 @@ def test_each_part_of_an_input_makes_the_stage_again_or_does_not(table: str) -> 
     assert found == {place: wanted for place, (_, wanted) in rows.items()}
 
 
+REFERENCE = ReferenceRecord(image=ref("a"), box=None, background=None, class_noun="orc", description="an orc woman")
+REFERENCE_ROWS: Rows = {
+    **under("image", REF),
+    "box": ((0, 0, 8, 8), True),
+    "background": ((255, 255, 255), True),
+    "class_noun": ("elf", True),
+    "description": ("an elf", True),
+    "warnings": (("odd",), False),
+}
+
+
+def test_each_part_of_a_reference_makes_its_sheet_again_or_does_not() -> None:
+    assert key("sheet", REFERENCE) != key("sheet")
+    found = {
+        place: key("sheet", changed(REFERENCE, place, value)) != key("sheet", REFERENCE)
+        for place, (value, _) in REFERENCE_ROWS.items()
+    }
+    assert found == {place: wanted for place, (_, wanted) in REFERENCE_ROWS.items()}
+
+
 @pytest.mark.parametrize(
     ("kind", "rows"),
     [
         (Ref, REF),
+        (ReferenceRecord, REFERENCE_ROWS),
         (SheetRecord, SHEET_ROWS),
         (ViewRecord, VIEW),
         (ViewsRecord, VIEWS_ROWS),
