@@ -45,6 +45,17 @@ def test_a_field_without_a_value_is_left_out(tmp_path: Path, nothing: str) -> No
     assert (entry.trigger, entry.seed) == ("", 42)
 
 
+@pytest.mark.parametrize("nothing", ["", "~", "null"])
+def test_a_setting_that_may_be_empty_can_be_emptied_again(tmp_path: Path, nothing: str) -> None:
+    """Empty leaves it to the checkpoint's files; no text at all is written ''."""
+    settings = "{negative_prompt: blurry, prompt_prefix: masterpiece, zero_terminal_snr: true, sdxl: x}"
+    text = f"extends: embedded\nname: mine\nmodels: {settings}\n"
+    names = ("negative_prompt", "prompt_prefix", "zero_terminal_snr", "sdxl")
+    models = profile_of(tmp_path, text, *(f"models.{name}={nothing}" for name in names)).models
+    assert [getattr(models, name) for name in names] == [None, None, None, ""]
+    assert profile_of(tmp_path, text, "models.negative_prompt=''").models.negative_prompt == ""
+
+
 def test_keys_that_stand_twice_are_all_refused_with_both_lines(tmp_path: Path) -> None:
     told = refused(
         tmp_path,

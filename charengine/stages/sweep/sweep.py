@@ -16,7 +16,7 @@ import torch
 
 from charengine.adapter.network import examine_adapter
 from charengine.config import SweepSettings
-from charengine.errors import Interrupted
+from charengine.errors import Interrupted, StageFailed
 from charengine.likeness.metrics import CellScores
 from charengine.likeness.scoring import score_cell
 from charengine.pictures import open_image
@@ -86,6 +86,7 @@ def sweep_adapter(
     Raises:
         Interrupted: `should_stop` said so, and `keep_cut` is off or no cell was finished.
         BadInput: `sweep.pictures` is not enough for strength 0 and one cell.
+        StageFailed: the base model draws black pictures.
     """
     reading = _reading(training, settings, reader, description)
     kept = KeptUnits(store, key)
@@ -245,6 +246,11 @@ def _keep(session: Session, unit: Unit, found: ScoredCell) -> None:
     cell.parts.append(found.scores)
     cell.images |= found.images
     cell.thumbs |= {(row, unit.seeds[column]): thumb for (row, column), thumb in found.thumbs.items()}
+    if unit.cell == BASE and cell.black == len(cell.thumbs):
+        raise StageFailed(
+            "every picture of the base model is black, so nothing can be compared with it: its U-Net or its VAE answers with no numbers "
+            "(NaN). Get models.sdxl again, or take another checkpoint, or models.sdxl_vae"
+        )
     step, strength = session.grid[unit.cell]
     log.info("sweep: step %d strength %g: %d seeds", step, strength, cell.seeds)
     if session.settings.design == "grid" and not (session.reading and session.settings.traits == "end"):

@@ -113,7 +113,7 @@ def test_two_adapters_are_exported_as_trained_and_rescaled_to_the_pick(store, da
     assert tensors["lora_unet_x.alpha"].item() == pytest.approx(8.0 * found.pick.strength)
     assert metadata["ss_steps"] == str(found.pick.checkpoint_step)
     assert json.loads(metadata["charengine.pick"])["strength"] == found.pick.strength
-    assert json.loads(metadata["charengine.recipe"]) == {"seed": 7}
+    assert json.loads(metadata["charengine.recipe"]) == {"class_noun": "orc", "seed": 7}  # its own, and ours
     assert found.adapter.name == "zorgax.safetensors"
     assert found.recommended_adapter.name == "zorgax_recommended.safetensors"
 

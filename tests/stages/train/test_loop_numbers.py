@@ -17,6 +17,7 @@ from tiny_sdxl import FakeDiffusion, make_dataset
 
 from charengine.adapter.files import load_adapter
 from charengine.config import TrainSettings
+from charengine.models.prediction import Prediction
 from charengine.records import AdapterRecord
 from charengine.stages.train.data import encode_dataset
 from charengine.stages.train.loop import state_key, train_adapter
@@ -129,12 +130,33 @@ def test_each_file_says_its_own_step_and_what_it_was_made_with(made: Made) -> No
         assert metadata["ss_steps"] == str(point.step)
         assert (metadata["ss_seed"], metadata["ss_max_train_steps"]) == ("3", "6")
         assert metadata["ss_resolution"] == "(64, 128)"
+        assert metadata["ss_sd_model_name"] == "fake.safetensors" and metadata["ss_num_reg_images"] == "0"
+        assert (metadata["ss_v_parameterization"], metadata["ss_zero_terminal_snr"]) == ("False", "False")
         recipe = json.loads(metadata["charengine.recipe"])
         assert [one["from_step"] for one in recipe.pop("machines")] == [0]
         assert recipe == {"profile": "test", "dataset_digest": "d" * 64}
         assert point.adapter.name == f"zorgal-step{point.step:06d}.safetensors"
         with Image.open(io.BytesIO(made.store.get(point.samples[0]))) as sample:
             assert sample.size == (64, 128) and sample.getpixel((0, 0)) == (3, 0, 0)  # drawn with the seed
+
+
+def test_a_file_says_what_its_base_predicts_and_how_many_class_images_it_saw(tmp_path: Any) -> None:
+    class Velocity(FakeDiffusion):
+        prediction = Prediction("v_prediction", True)
+
+    classes = tmp_path / "classes"
+    classes.mkdir()
+    for name in "ab":
+        Image.new("RGB", (64, 128), "red").save(classes / f"{name}.png")
+        (classes / f"{name}.txt").write_text("a woman")
+    store, settings = (
+        Store(tmp_path / "store"),
+        SETTINGS.model_copy(update={"steps": 1, "regularisation": str(classes)}),
+    )
+    record = train_adapter(make_dataset(store), settings, Velocity(), store, seed=3, state_dir=tmp_path / "state")
+    metadata = load_adapter(store.get(record.checkpoints[-1].adapter))[1]
+    assert (metadata["ss_v_parameterization"], metadata["ss_zero_terminal_snr"]) == ("True", "True")
+    assert (metadata["modelspec.prediction_type"], metadata["ss_num_reg_images"]) == ("v", "2")
 
 
 @pytest.mark.parametrize("change", ["settings", "dataset", "captions", "model", "seed"])
