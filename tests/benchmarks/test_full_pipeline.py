@@ -23,7 +23,7 @@ def test_the_benchmark_runs_every_stage_of_the_pipeline_on_tiny_models(tmp_path:
         "sheet 96x96",
         "captions of three views",
         "crop",
-        "sweep of 100 images",
+        "sweep of at most 64 images",
         "train 1,200 samples",
         "report",
     ):
