@@ -110,9 +110,7 @@ class ModelSettings(Settings):
     edit_config: str = Field(
         default="", description="diffusers folder giving configs/VAE/encoder when `edit` is a single file"
     )
-    vl: str = Field(
-        default="", description="Qwen2.5-VL: folder or ComfyUI text-encoder file; empty: the edit model's own"
-    )
+    vl: str = Field(default="", description="Qwen2.5-VL: folder or ComfyUI text-encoder file; empty: the editor's own")
     vae: str = Field(default="", description="Qwen-Image VAE file; empty: the edit model's own")
     lightning: str = Field(default="", description="Lightning LoRA file for 4/8-step sheets")
     edit_loras: tuple[EditLora, ...] = Field(
@@ -140,23 +138,38 @@ class ModelSettings(Settings):
     tagger: str = Field(default="", description="WD14 v3 tagger folder (model.onnx + selected_tags.csv)")
     clip: str = Field(default="", description="CLIP model folder for prompt adherence; empty: none")
     dino: str = Field(default="", description="DINOv2 model folder for identity; empty: the CLIP image tower")
-    folders: tuple[str, ...] = Field(
-        default=(), description="more places to look in: ComfyUI models folders, HF caches"
-    )
+    folders: tuple[str, ...] = Field(default=(), description="more places to look: ComfyUI models folders, HF caches")
     allow_downloads: bool = Field(default=False, description="fetch a hub id that is not on this machine yet")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="where the models work; auto = the GPU if there is one"
     )
+    cuda_graphs: Literal["auto", "off"] = Field(
+        default="auto", description="record a token of the vision-language model once and replay it (NVIDIA GPUs)"
+    )
 
 
-class SheetSettings(Settings):
+class _Guided(Settings):
+    """How far the edit model is led by a prompt, and where."""
+
+    guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
+    guided_above: float = Field(
+        default=0.0, ge=0, le=1, description="noise (of 1) under which guidance is off, at half the cost"
+    )
+    negative_prompt: str = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Guidance in every step leaves no trace in keys: it was the only way before there was another."""
+        data: dict[str, Any] = write(self)
+        return data if self.guided_above else {name: data[name] for name in data if name != "guided_above"}
+
+
+class SheetSettings(_Guided):
     """How the sheet is drawn."""
 
     width: int = Field(default=384, ge=96, le=2048, multiple_of=16, description="pixels of the sheet")
     height: int = Field(default=384, ge=96, le=2048, multiple_of=16, description="pixels of the sheet")
     steps: int = Field(default=16, ge=1, le=200, description="of the edit model; more is slower and cleaner")
-    guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
-    negative_prompt: str = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
     conditioning: Literal["latents", "vision"] = Field(
         default="latents",
         description="template as VAE latents too (diffusers), or vision tokens only (the origin's graph)",
@@ -179,17 +192,13 @@ class CropSettings(Settings):
     threshold: int = Field(default=24, ge=4, le=128, description="0-255: how far from the background a figure pixel is")
     bucket_area: int = Field(default=128 * 384, ge=64 * 64, le=2048 * 2048, description="pixels of a training image")
     bucket_step: int = Field(default=64, ge=8, le=128, description="bucket sides are multiples of this")
-    upscale: bool = Field(
-        default=True, description="enlarge a small figure to fill bucket_area; off: a smaller bucket instead"
-    )
+    upscale: bool = Field(default=True, description="enlarge a small figure to fill bucket_area; off: a smaller bucket")
 
 
-class ExpandSettings(Settings):
+class ExpandSettings(_Guided):
     """More views, drawn by the edit model from the sheet's own (docs/stages/expand.md)."""
 
-    count: int = Field(
-        default=0, ge=0, le=40, description="how many more views are asked for; 0 = none, stage left out"
-    )
+    count: int = Field(default=0, ge=0, le=40, description="how many more views are asked for; 0 = none, no stage")
     kinds: tuple[Literal["close-up", "three-quarter", "expression", "pose", "background"], ...] = Field(
         default=("close-up", "three-quarter", "expression", "pose", "background"),
         min_length=1,
@@ -206,8 +215,6 @@ class ExpandSettings(Settings):
         default=0.2, ge=0, le=0.5, description="share of those kept that is never trained on, only validated with"
     )
     steps: int = Field(default=16, ge=1, le=200, description="of the edit model; 8 or fewer use the Lightning LoRA")
-    guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
-    negative_prompt: str = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
 
 
 class CaptionSettings(Settings):
@@ -247,9 +254,7 @@ class TrainSettings(Settings):
     optimizer: Literal["adafactor", "adamw", "adamw8bit", "prodigy", "prodigy-schedulefree"] = Field(
         default="adafactor", description="how weights follow the loss; all but the first two need a package of [gpu]"
     )
-    learning_rate: float = Field(
-        default=1e-3, gt=0, le=10, description="size of a step; 1e-3, and 1.0 for the prodigies"
-    )
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="size of a step; 1e-3, and 1.0 for prodigies")
     schedule: Literal["constant", "cosine", "linear"] = Field(default="constant", description="fall of learning_rate")
     warmup: int = Field(default=0, ge=0, le=10_000, description="steps over which the learning rate rises from 0")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="pull of all weights towards 0; 0 = none")
@@ -265,9 +270,7 @@ class TrainSettings(Settings):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         default="auto", description="number format of the arithmetic; auto = bf16 where the GPU has it, fp32 on the CPU"
     )
-    flips: Literal["auto", "on", "off"] = Field(
-        default="auto", description="auto = off when an item is bound to one side"
-    )
+    flips: Literal["auto", "on", "off"] = Field(default="auto", description="auto = off if an item is bound to a side")
     caption_dropout: float = Field(
         default=0.05, ge=0, le=1, description="share of samples trained with an empty caption, so that guidance works"
     )
@@ -281,12 +284,8 @@ class TrainSettings(Settings):
     distill_size: int = Field(default=1024, ge=64, le=2048, multiple_of=8, description="their sides in pixels")
     distill_emphasis: float = Field(default=1.0, ge=0, le=4, description="how much more of the description they show")
     masked_loss: float = Field(default=0.0, ge=0, le=1, description="0 = plain loss; 1 = background carries no loss")
-    random_backgrounds: float = Field(
-        default=0.0, ge=0, le=1, description="share of samples composited on a random colour"
-    )
-    resample_latents: bool = Field(
-        default=True, description="draw from the VAE posterior each step instead of its mean"
-    )
+    random_backgrounds: float = Field(default=0.0, ge=0, le=1, description="share of samples laid on a random colour")
+    resample_latents: bool = Field(default=True, description="draw from the VAE posterior each step, not its mean")
     regularisation: str = Field(default="", description="folder of class images with .txt captions; empty = none")
     regularisation_weight: float = Field(
         default=1.0, ge=0, le=10, description="weight of a class image's loss beside a view's"
@@ -349,7 +348,7 @@ class SweepSettings(Settings):
         default="quick", description="which built-in set: 4 prompts for two CPU cores, or 10 for a GPU"
     )
     seeds: int = Field(
-        default=4, ge=1, le=64, description="paired: the same in every cell; race: at most this many in one"
+        default=4, ge=1, le=64, description="paired: the same in all cells; race: at most this many in one"
     )
     width: int = Field(default=256, ge=64, le=2048, multiple_of=8, description="pixels of each picture")
     height: int = Field(default=256, ge=64, le=2048, multiple_of=8, description="pixels of each picture")
@@ -361,7 +360,7 @@ class SweepSettings(Settings):
         description="described traits are read off the pictures: in every round, once all are drawn, never",
     )
     adherence_floor: float = Field(
-        default=0.9, ge=0, le=1, description="a pick keeps this share of strength 0's adherence"
+        default=0.9, ge=0, le=1, description="a pick keeps so much of strength 0's adherence"
     )
     diversity_floor: float = Field(
         default=0.5, ge=0, le=1, description="a pick keeps this share of strength 0's variety between seeds"

@@ -136,6 +136,16 @@ def why_hooked(unet: nn.Module, name: str) -> str:
     return ""
 
 
+def on_host(weight: Tensor) -> Tensor:
+    """A copy in host memory, page-locked if the weight is a GPU's, which then copies it while Python goes on."""
+    if weight.is_cuda:
+        try:
+            return torch.empty_like(weight, device="cpu", pin_memory=True).copy_(weight)
+        except RuntimeError as error:  # the system locks no more
+            log.warning("the base model's bits are kept in pageable memory, which is slower: %s", error)
+    return weight.to("cpu", copy=True)
+
+
 class _KeptWeight:
     """The base's weight of one layer, and what computes in its place."""
 
@@ -143,12 +153,14 @@ class _KeptWeight:
         assert isinstance(layer.weight, nn.Parameter)
         self.weight = layer.weight
         self.in_place = self.weight.device.type != "cpu" if in_place is None else in_place
-        self.bits: Tensor = self.weight.data.to("cpu", copy=True) if self.in_place else self.weight.data
+        self.bits: Tensor = on_host(self.weight.data) if self.in_place else self.weight.data
         self.replaced = False
 
     def replace(self, parts: Parts, strength: float) -> None:
         """Compute with the adapter at a strength; the sum is made in float32 and rounded once."""
-        base = self.bits.to(self.weight.device).to(torch.float32)  # converted there: half the bytes to copy
+        base = self.bits.to(self.weight.device, non_blocking=True).to(
+            torch.float32
+        )  # converted there: half the bytes to copy
         wide = {part: value.to(torch.float32) for part, value in parts.items()}
         self._write(merged_weight(base, wide, strength).to(self.weight.dtype))
 
@@ -161,6 +173,6 @@ class _KeptWeight:
     def _write(self, value: Tensor) -> None:
         self.replaced = True
         if self.in_place:
-            self.weight.data.copy_(value)
+            self.weight.data.copy_(value, non_blocking=True)
         else:
             self.weight.data = value

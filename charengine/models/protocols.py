@@ -128,6 +128,7 @@ class SheetEditor(Protocol):
         seed: int,
         steps: int,
         guidance: float,
+        guided_above: float = 0.0,
         conditioning: str = "latents",
         redraw: tuple[int, int, int, int] | None = None,
         size: tuple[int, int] | None = None,
@@ -213,6 +214,10 @@ class TraitReader(Protocol):
             traits: short phrases, "long red hair"; left and right are the character's own.
             class_noun: whom to look at.
         """
+        ...
+
+    def step_aside(self) -> None:
+        """Leave the GPU to another model; host memory may keep the weights, so that the next use need not read them again."""
         ...
 
     def unload(self) -> None:

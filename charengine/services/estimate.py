@@ -8,6 +8,7 @@ through its bus. A card that is not listed is measured for a moment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -130,13 +131,22 @@ def _sheet(profile: Profile, look: Survey, card: Card) -> StageTime:
     def drawing(steps: int) -> float:
         fast = bool(fused) or (loras.lightning is not None and steps <= 8)
         count = fused or (loras.lightning_steps if fast else steps)
-        forwards = 1 if fast or sheet.guidance <= 1 else 2
-        return count * forwards * _forward(tokens, card, plan, with_lora=fast and not fused) + _around(card)
+        guided = (
+            0 if fast or sheet.guidance <= 1 else _guided(count, sheet.width * sheet.height // 256, sheet.guided_above)
+        )
+        return (count + guided) * _forward(tokens, card, plan, with_lora=fast and not fused) + _around(card)
 
     final, draft = drawing(sheet.steps), drawing(sheet.draft_steps) if sheet.draft_steps else 0.0
     more = f"; a further candidate {_short(draft or final)}" if sheet.candidates > 1 else ""
     parts = f"one draft {_short(draft)}, one sheet {_short(final)}" if draft else f"one sheet of {sheet.steps} steps"
     return StageTime("sheet", final + draft, parts + more)
+
+
+def _guided(steps: int, tokens: int, above: float) -> int:
+    """How many of a sheet's steps have more noise than `above`, by Qwen-Image's own schedule."""
+    shift = math.exp(0.5 + (0.9 - 0.5) / (8192 - 256) * (tokens - 256))
+    noise = [shift / (shift + steps / (steps - step) - 1) for step in range(steps)]
+    return sum(level > above for level in noise)
 
 
 def _forward(tokens: int, card: Card, plan: MemoryPlan | None, *, with_lora: bool) -> float:

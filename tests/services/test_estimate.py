@@ -39,6 +39,8 @@ def test_on_the_card_it_was_fitted_to_every_stage_is_within_a_quarter_of_what_wa
     guessed = seconds(
         "NVIDIA H200",
         "sdxl-12gb",
+        "sheet.steps=40",
+        "sheet.guided_above=0",
         "sweep.prompts=['{subject}']",
         "sweep.strengths=[1.0]",
         "sweep.checkpoints=1",
@@ -71,6 +73,16 @@ def test_a_race_is_counted_with_its_budget_and_a_grid_with_every_cell_and_readin
     assert grid == pytest.approx(race * 22 * 4 * 4 / 64, rel=0.1)  # strength 0, seven others on three checkpoints
     assert short == pytest.approx(race / 2, rel=0.05)
     assert 10 < race - blind < 60
+
+
+def test_a_sheet_guided_in_its_noisy_steps_alone_takes_less_and_no_less_than_one_without_guidance() -> None:
+    card = "NVIDIA H200"
+    all_steps, noisy, none = (
+        seconds(card, "sdxl-12gb", "sheet.steps=40", *more)["sheet"]
+        for more in (["sheet.guided_above=0"], ["sheet.guided_above=0.7"], ["sheet.guidance=1"])
+    )
+    assert none < noisy < all_steps
+    assert (noisy - none) / (all_steps - none) == pytest.approx(19 / 40, abs=0.03)  # of 40 steps at 1536x1024
 
 
 def test_lessons_take_the_time_of_their_pictures_and_of_larger_steps() -> None:

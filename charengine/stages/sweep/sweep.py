@@ -123,7 +123,7 @@ def _begin_reading(session: Session, dataset: DatasetRecord) -> None:
 
 
 def _end_reading(session: Session, dataset: DatasetRecord) -> None:
-    """Read everything now where nothing was read before, the picture model out of the way; then the reader goes too."""
+    """Read everything now where nothing was read before, the picture model out of the way; then the reader makes room."""
     reading = session.reading
     if reading is None:
         return
@@ -134,7 +134,7 @@ def _end_reading(session: Session, dataset: DatasetRecord) -> None:
             names = _names(session, Unit(index, tuple(range(cell.seeds))))
             images = [[open_image(session.store.get(cell.images[name])) for name in row] for row in names]
             cell.parts = [replace(cell.scores, shown=reading.of_cell(images, session.prompts))]
-    reading.reader.unload()
+    reading.reader.step_aside()  # it is asked again, about what the trigger brings
 
 
 def _own_views(session: Session, dataset: DatasetRecord) -> list[Image]:
