@@ -59,6 +59,8 @@ class AdapterStages:
         """Encode, then train: 1,200 samples."""
         self.bench.stage("encode captions and views", self._encode)
         self.bench.stage("train 1,200 samples (400 steps of 3 views)", self._train)
+        if self.bench.left > 150:
+            self.bench.stage("first step of the next training, its plan remembered", self._train_next)
 
     def sweep(self) -> None:
         """Draw and score with the trained adapter, or with one made up if training did not end."""
@@ -200,7 +202,7 @@ class AdapterStages:
         try:
             record = train_adapter(
                 self.dataset, settings, self.diffusion, self.store, seed=1, state_dir=self.folder / "state",
-                should_stop=should_stop, on_step=on_step,
+                should_stop=should_stop, on_step=on_step, plans=self.folder / "plans.json",
             )  # fmt: skip
             self.trained = record
             facts |= {"plan": record.plan}
@@ -217,6 +219,23 @@ class AdapterStages:
             "ms_per_step": round(last.ms_per_step, 1),
             "ms_per_step_between_reads": quiet_step(seen),
         }
+
+    def _train_next(self) -> dict[str, Any]:
+        """Another character's first step, for which the plan is known."""
+        from charengine.stages.train.loop import train_adapter
+
+        launched: list[float] = []
+        settings = self._train_settings().model_copy(update={"steps": 2, "checkpoints": 1})
+        start = time.perf_counter()
+        try:
+            record = train_adapter(
+                self.dataset, settings, self.diffusion, self.store, seed=2, state_dir=self.folder / "next",
+                should_stop=lambda: bool(launched.append(time.perf_counter())), plans=self.folder / "plans.json",
+            )  # fmt: skip
+        finally:
+            self.diffusion.unload()
+            cap_memory(self.device, self.budget)
+        return {"first_step_after_s": round(launched[0] - start, 2), "plan": record.plan}
 
     def _report(self) -> dict[str, Any]:
         from charengine.stages.report.page import write_report

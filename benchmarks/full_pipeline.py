@@ -3,6 +3,7 @@
     python benchmarks/full_pipeline.py --out results/            # one CUDA GPU of 24 GiB or more, capped to 12 GiB; 7 minutes
     python benchmarks/full_pipeline.py --profile                 # also what the GPU does in each stage, and how long it waits
     python benchmarks/full_pipeline.py --tiny --device cpu       # under a minute: checks that every stage runs
+    python benchmarks/full_pipeline.py --beside diffusers        # the same work by diffusers' own pipelines; a minute more
     python benchmarks/full_pipeline.py --only captions           # one group of stages
 
 Models have the published sizes and random weights, so pictures mean nothing while time and memory do. Nothing is
@@ -13,6 +14,7 @@ is written after each stage, so that a cut run loses nothing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -32,6 +34,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import random_models  # noqa: E402
 import torch  # noqa: E402
 from adapter_stages import PROMPT, AdapterStages  # noqa: E402
+from beside_diffusers import BesideDiffusers  # noqa: E402
 from PIL import Image  # noqa: E402
 from stages import Bench, prompt_to_report, table  # noqa: E402
 from watching import Kernels  # noqa: E402
@@ -54,6 +57,9 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models and sizes")
     parser.add_argument("--budget", type=float, default=12.0, help="GiB of GPU memory")
+    parser.add_argument(
+        "--beside", choices=("diffusers",), help="the same work by the stock pipelines, in the same run"
+    )
     parser.add_argument("--profile", action="store_true", help="what the GPU does in each stage")
     parser.add_argument("--minutes", type=float, default=7.5, help="stages are cut short to end by then")
     parser.add_argument("--only", nargs="*", choices=GROUPS, default=GROUPS, help="groups of stages")
@@ -66,6 +72,8 @@ def main() -> int:
         run = Run(bench, arguments, Path(folder))
         for part in run.parts_of(arguments.only):
             bench.group(part.__name__, part)
+        if arguments.beside:
+            bench.group(f"beside {arguments.beside}", run.stock)
     bench.results["prompt_to_report_s"] = prompt_to_report(bench.results["stages"], arguments.tiny)
     bench.path.write_text(json.dumps(bench.results, indent=1))
     print(table(bench.results))
@@ -82,7 +90,9 @@ class Run(AdapterStages):
         self.kernels, self.profiled = Kernels(self.device), arguments.profile
         self.profile = load_profile("sdxl-12gb", [f"train.budget_gib={arguments.budget:g}"])
         self.store = Store(folder / "store")
-        self.steps, self.answer = ((8, 40), 120) if not self.tiny else ((2, 3), 4)
+        self.steps, self.answer = (8, 120) if not self.tiny else (2, 4)
+        changes = {"steps": 3} if self.tiny else {}
+        self.drawing = self.profile.sheet.model_copy(update=changes)
         self.sizes = ((1536, 1024), (1024, 1024)) if not self.tiny else ((192, 96), (96, 96))  # the profile's first
         cap_memory(self.device, self.budget)
         bench.stage(
@@ -120,15 +130,23 @@ class Run(AdapterStages):
             self.editor.vae_area, self.editor.condition_area = 96 * 96, 56 * 56
         for name in ("text_encoder", "transformer"):
             self.bench.stage(f"make and place the {name.replace('_', ' ')}", partial(self._load, name))
-        few, many = self.steps
+        few, many, led = self.steps, self.drawing.steps, self.drawing.guidance
         for width, height in self.sizes:
             name = f"sheet {width}x{height}"
             self.bench.stage(f"{name}, {few} steps, Lightning, no CFG", partial(self._draw, width, height, few, 1.0))
-            whole = (width, height) == self.sizes[0] or self.tiny
-            steps = many if whole else 6
-            self.bench.stage(f"{name}, {many} steps, CFG", partial(self._draw, width, height, steps, 4.0, many))
+            if (width, height) == self.sizes[0]:
+                above = self.drawing.guided_above
+                words = f"{name}, {many} steps as the profile has it, CFG above {above:g}"
+                self.bench.stage(words, partial(self._draw, width, height, many, led, above))
+            slow = 40 if not self.tiny else 3
+            part = partial(self._draw, width, height, 6 if not self.tiny else 3, led, 0.0, slow)
+            self.bench.stage(f"{name}, {slow} steps, CFG in all", part)
         if self.profiled:
-            self.bench.stage("profile of two steps of the sheet, CFG", self._profile_sheet)
+            sheet, draft = (
+                partial(self._profile_sheet, *size, led) for size, led in zip(self.sizes, (4.0, 1.0), strict=True)
+            )
+            self.bench.stage("profile of two steps of the sheet, CFG", partial(sheet, 3))
+            self.bench.stage("profile of two steps of the smaller draft, Lightning, no CFG", partial(draft, few))
         self.loaded.forget("transformer", "vae")
 
     def _plan(self) -> MemoryPlan:
@@ -158,20 +176,27 @@ class Run(AdapterStages):
         self.bench._wait()
         self.ticks.append(time.perf_counter())
 
-    def _draw(self, width: int, height: int, steps: int, guidance: float, wanted: int | None = None) -> dict[str, Any]:
+    def _draw(
+        self, width: int, height: int, steps: int, guidance: float, above: float = 0.0, wanted: int | None = None
+    ) -> dict[str, Any]:
         """One whole `draw`: encode, encode the template, denoise, decode; step times from the pipeline's own callback."""
         self.ticks: list[float] = []
         self.editor._encoded.clear()
         start = time.perf_counter()
-        image = self.editor.draw(template(width, height), PROMPT, seed=1, steps=steps, guidance=guidance)
+        image = self.editor.draw(
+            template(width, height), PROMPT, seed=1, steps=steps, guidance=guidance, guided_above=above
+        )
         end = time.perf_counter()
-        step = statistics.median([b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)] or [0.0])
-        first = self.ticks[0] - start - step
+        each = [b - a for a, b in itertools.pairwise(self.ticks)] or [0.0]
+        step = statistics.median(each)
+        first = self.ticks[0] - start - max(each)  # which is led by both prompts
         stream = self.parts._streams["transformer"]
         streamed = sum(stream.hosts[index].nbytes for index in stream.streamed)
         facts = {
             "encode_and_place_s": round(first, 2),
             "step_s": round(step, 3),
+            "quickest_step_s": round(min(each), 3),
+            "slowest_step_s": round(max(each), 3),
             "decode_s": round(end - self.ticks[-1], 2),
             "size": list(image.size),
             "resident_blocks": len(stream.blocks) - len(stream.streamed),
@@ -183,18 +208,18 @@ class Run(AdapterStages):
             facts |= {"ran_steps": steps, "extrapolated_seconds": round(end - start + (wanted - steps) * step, 1)}
         return facts
 
-    def _profile_sheet(self) -> dict[str, Any]:
-        """Of the last two of three steps: the first waits for the weights."""
-        self.ticks, found = [], {}
+    def _profile_sheet(self, width: int, height: int, guidance: float, steps: int) -> dict[str, Any]:
+        """Of the second and third step: the first waits for the weights."""
+        found: dict[str, Any] = {}
 
         def tick(done: int, steps: int) -> None:
             if done == 1:
                 self.kernels.start()
-            elif done == steps:
+            elif done == min(3, steps):
                 found.update(self.kernels.stop())
 
         self.editor.on_step = tick
-        self.editor.draw(template(*self.sizes[0]), PROMPT, seed=1, steps=3, guidance=4.0)
+        self.editor.draw(template(width, height), PROMPT, seed=1, steps=steps, guidance=guidance)
         self.editor.on_step = self._tick
         return found
 
@@ -212,6 +237,15 @@ class Run(AdapterStages):
                 self.bench.stage("profile of nine tokens of a caption", partial(self.kernels.of, few))
         finally:
             self.loaded.forget("text_encoder", "transformer", "vae", "processor")
+
+    def stock(self) -> None:
+        """What diffusers takes for a sheet, captions and pictures."""
+        configs = self.folder / "configs"
+        sdxl = random_models.RandomSDXL(configs / "sdxl", self.device, self.dtype)
+        size = (832, 1216, 20) if not self.tiny else (64, 64, 2)
+        self.loaded.forget("text_encoder", "transformer", "vae", "processor")
+        beside = BesideDiffusers(self.bench, self.parts, sdxl, configs / "qwen")
+        beside.run(template(*self.sizes[0]), PROMPT, self._shown(), QUESTION.format(noun=" woman"), size)
 
     def _crop(self) -> dict[str, Any]:
         from charengine.stages.crop import crop_views
