@@ -273,10 +273,14 @@ class Run(AdapterStages):
     def _first_token(self, captioner: QwenCaptioner) -> dict[str, Any]:
         """Reading question and pictures, which the first token waits for; not a part of a run of its own."""
         ask = partial(captioner.ask_all, self._shown(), QUESTION.format(noun=" woman"))
-        first = self._seconds(partial(ask, max_tokens=1))
-        whole = self._seconds(partial(ask, max_tokens=self.answer))
-        each = (whole - first) / (self.answer - 1)
-        return {"first_token_s": first, "ms_per_further_token": round(1000 * each, 1)}
+        facts = {}
+        for way, recorded, tokens in (("", True, self.answer), ("_not_recorded", False, min(24, self.answer))):
+            captioner.recorded = recorded
+            first, few, whole = (self._seconds(partial(ask, max_tokens=count)) for count in (1, 4, tokens))
+            facts[f"first_token{way}_s"] = first
+            facts[f"ms_per_further_token{way}"] = round(1000 * (whole - few) / max(1, tokens - 4), 1)
+        captioner.recorded = True
+        return facts
 
     def _shown(self) -> list[Image.Image]:
         return [self._image(view.image) for view in self.views.views]

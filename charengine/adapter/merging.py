@@ -158,9 +158,8 @@ class _KeptWeight:
 
     def replace(self, parts: Parts, strength: float) -> None:
         """Compute with the adapter at a strength; the sum is made in float32 and rounded once."""
-        base = self.bits.to(self.weight.device, non_blocking=True).to(
-            torch.float32
-        )  # converted there: half the bytes to copy
+        # converted there: half the bytes to copy
+        base = self.bits.to(self.weight.device, non_blocking=self.weight.is_cuda).to(torch.float32)
         wide = {part: value.to(torch.float32) for part, value in parts.items()}
         self._write(merged_weight(base, wide, strength).to(self.weight.dtype))
 
@@ -173,6 +172,6 @@ class _KeptWeight:
     def _write(self, value: Tensor) -> None:
         self.replaced = True
         if self.in_place:
-            self.weight.data.copy_(value, non_blocking=True)
+            self.weight.data.copy_(value, non_blocking=self.weight.is_cuda)
         else:
             self.weight.data = value
