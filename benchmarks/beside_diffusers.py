@@ -43,7 +43,7 @@ class BesideDiffusers:
     def run(self, template: Image.Image, prompt: str, views: list[Image.Image], question: str, size: Any) -> None:
         """All of it, without a cap on memory."""
         if self.device.type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(1.0, self.device)
+            torch.cuda.set_per_process_memory_fraction(1.0, torch.cuda.current_device())
         self._with_encoder(template, prompt, views, question)
         self.bench.stage("diffusers: four pictures, 20 steps, CFG", lambda: self._pictures(*size))
 

@@ -37,17 +37,21 @@ from adapter_stages import PROMPT, AdapterStages  # noqa: E402
 from beside_diffusers import BesideDiffusers  # noqa: E402
 from PIL import Image  # noqa: E402
 from stages import Bench, prompt_to_report, table  # noqa: E402
-from watching import Kernels  # noqa: E402
+from watching import Kernels, Stopwatch  # noqa: E402
 
 from charengine.figures.template import template  # noqa: E402
+from charengine.models import qwen_edit  # noqa: E402
 from charengine.models.captioners import QUESTION, QwenCaptioner  # noqa: E402
 from charengine.models.memory import GIB, MemoryPlan, Part, TakingTurns, cap_memory, place, transformer_workspace  # noqa: E402
-from charengine.models.qwen_edit import QwenEdit  # noqa: E402
+from charengine.models.qwen_edit import LIGHTNING_STEPS, QwenEdit  # noqa: E402
 from charengine.models.qwen_parts import load_text_encoder  # noqa: E402
 from charengine.models.sdxl import SDXL  # noqa: E402
 from charengine.profiles.loading import load_profile  # noqa: E402
 from charengine.store import Store  # noqa: E402
 
+GUIDED_STEPS = (
+    LIGHTNING_STEPS + 2
+)  # the fewest that are surely drawn with guidance: shorter ones use the Lightning LoRA
 GROUPS = ("sheets", "captions", "training", "sweep")
 
 
@@ -91,7 +95,7 @@ class Run(AdapterStages):
         self.profile = load_profile("sdxl-12gb", [f"train.budget_gib={arguments.budget:g}"])
         self.store = Store(folder / "store")
         self.steps, self.answer = (8, 120) if not self.tiny else (2, 4)
-        changes = {"steps": 3} if self.tiny else {}
+        changes = {"steps": GUIDED_STEPS} if self.tiny else {}
         self.drawing = self.profile.sheet.model_copy(update=changes)
         self.sizes = ((1536, 1024), (1024, 1024)) if not self.tiny else ((192, 96), (96, 96))  # the profile's first
         cap_memory(self.device, self.budget)
@@ -138,14 +142,14 @@ class Run(AdapterStages):
                 above = self.drawing.guided_above
                 words = f"{name}, {many} steps as the profile has it, CFG above {above:g}"
                 self.bench.stage(words, partial(self._draw, width, height, many, led, above))
-            slow = 40 if not self.tiny else 3
-            part = partial(self._draw, width, height, 6 if not self.tiny else 3, led, 0.0, slow)
+            slow = 40 if not self.tiny else GUIDED_STEPS
+            part = partial(self._draw, width, height, GUIDED_STEPS, led, 0.0, slow)
             self.bench.stage(f"{name}, {slow} steps, CFG in all", part)
         if self.profiled:
             sheet, draft = (
                 partial(self._profile_sheet, *size, led) for size, led in zip(self.sizes, (4.0, 1.0), strict=True)
             )
-            self.bench.stage("profile of two steps of the sheet, CFG", partial(sheet, 3))
+            self.bench.stage("profile of two steps of the sheet, CFG", partial(sheet, GUIDED_STEPS))
             self.bench.stage("profile of two steps of the smaller draft, Lightning, no CFG", partial(draft, few))
         self.loaded.forget("transformer", "vae")
 
@@ -183,9 +187,11 @@ class Run(AdapterStages):
         self.ticks: list[float] = []
         self.editor._encoded.clear()
         start = time.perf_counter()
-        image = self.editor.draw(
-            template(width, height), PROMPT, seed=1, steps=steps, guidance=guidance, guided_above=above
-        )
+        counting = Stopwatch(torch.device("cpu"))  # waits for nothing
+        with counting.on(passes=(qwen_edit, "_predict")):
+            image = self.editor.draw(
+                template(width, height), PROMPT, seed=1, steps=steps, guidance=guidance, guided_above=above
+            )
         end = time.perf_counter()
         each = [b - a for a, b in itertools.pairwise(self.ticks)] or [0.0]
         step = statistics.median(each)
@@ -194,6 +200,7 @@ class Run(AdapterStages):
         streamed = sum(stream.hosts[index].nbytes for index in stream.streamed)
         facts = {
             "encode_and_place_s": round(first, 2),
+            "passes": counting.calls["passes"],
             "step_s": round(step, 3),
             "quickest_step_s": round(min(each), 3),
             "slowest_step_s": round(max(each), 3),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,12 @@ class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    silent: ClassVar[frozenset[str]] = frozenset()  # as they are by default, these leave no trace: they came later
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_silent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields, data = type(self).model_fields, write(self)
+        return {k: v for k, v in data.items() if k not in self.silent or getattr(self, k) != fields[k].default}
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, stable across machines, processes and key order."""
@@ -151,17 +157,12 @@ class ModelSettings(Settings):
 class _Guided(Settings):
     """How far the edit model is led by a prompt, and where."""
 
+    silent = frozenset({"guided_above"})
     guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
     guided_above: float = Field(
         default=0.0, ge=0, le=1, description="noise (of 1) under which guidance is off, at half the cost"
     )
     negative_prompt: str = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_off(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Guidance in every step leaves no trace in keys: it was the only way before there was another."""
-        data: dict[str, Any] = write(self)
-        return data if self.guided_above else {name: data[name] for name in data if name != "guided_above"}
 
 
 class SheetSettings(_Guided):
@@ -277,9 +278,7 @@ class TrainSettings(Settings):
     square: int = Field(
         default=0, ge=0, le=2048, multiple_of=8, description="every second step shows views in such a square; 0 = off"
     )
-    distill: int = Field(
-        default=0, ge=0, le=256, description="pictures the base draws from the description to learn from; 0 = off"
-    )
+    distill: int = Field(default=0, ge=0, le=256, description="pictures that the base draws for lessons; 0 = off")
     distill_batch: int = Field(default=3, ge=1, le=64, description="samples of a step that learns from them")
     distill_size: int = Field(default=1024, ge=64, le=2048, multiple_of=8, description="their sides in pixels")
     distill_emphasis: float = Field(default=1.0, ge=0, le=4, description="how much more of the description they show")
@@ -330,6 +329,7 @@ class TrainSettings(Settings):
 class SweepSettings(Settings):
     """Which checkpoints × strengths × prompts × seeds are tried."""
 
+    silent = frozenset({"solver", "guided_above", "guided_below"})
     design: Literal["race", "grid"] = Field(
         default="race", description="race: pictures go to the cells that may be the best; grid: every cell, every seed"
     )
@@ -338,12 +338,8 @@ class SweepSettings(Settings):
         default=(0.4, 0.6, 0.8, 1.0, 1.2, 1.4),
         description="tried on the checkpoints; 0, the base model, is always tried too",
     )
-    checkpoints: int = Field(
-        default=3, ge=1, le=40, description="how many of the trained checkpoints, evenly spread, last included"
-    )
-    prompts: tuple[str, ...] = Field(
-        default=(), description="with {subject}; empty: the built-in set of views, scenes and poses"
-    )
+    checkpoints: int = Field(default=3, ge=1, le=40, description="how many trained checkpoints, evenly spread")
+    prompts: tuple[str, ...] = Field(default=(), description="with {subject}; empty: built-in views, scenes and poses")
     prompt_set: Literal["quick", "full"] = Field(
         default="quick", description="which built-in set: 4 prompts for two CPU cores, or 10 for a GPU"
     )
@@ -353,7 +349,10 @@ class SweepSettings(Settings):
     width: int = Field(default=256, ge=64, le=2048, multiple_of=8, description="pixels of each picture")
     height: int = Field(default=256, ge=64, le=2048, multiple_of=8, description="pixels of each picture")
     steps: int = Field(default=12, ge=1, le=200, description="denoising steps of each picture")
+    solver: Literal["euler", "dpm++"] = Field(default="euler", description="dpm++: second order, for fewer steps")
     guidance: float = Field(default=4.0, ge=1.0, le=30.0, description="CFG scale of each picture; 1 = off")
+    guided_above: float = Field(default=0.0, ge=0, description="noise (sigma) under which guidance is off")
+    guided_below: float = Field(default=0.0, ge=0, description="noise (sigma) over which guidance is off; 0 = none")
     merge: bool = Field(default=True, description="adapters are merged into the weights; false: hooked beside, slower")
     traits: Literal["rounds", "end", "off"] = Field(
         default="rounds",

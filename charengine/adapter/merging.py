@@ -30,7 +30,8 @@ MERGED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class AdapterMerger:
-    """Puts adapters on a U-Net, one at a time; a context manager, which leaves the U-Net with the base's bits whatever ends it.
+    """Puts adapters on a U-Net, one at a time; a context manager, which leaves the U-Net with the base's bits whatever ends it, and
+    then holds it no longer.
 
     Args:
         unet: frozen; nobody else may change its weights meanwhile.
@@ -51,6 +52,7 @@ class AdapterMerger:
     ) -> None:
         self.take_off()
         self._kept = {}
+        del self.unet  # 5 GB of a card, which whoever comes next may need
 
     def read(self, data: bytes) -> dict[str, Parts]:
         """An adapter file, ready for `put_on`: the parts of each layer, on the U-Net's device.

@@ -8,6 +8,7 @@ answer and replayed. The words are `generate`'s own.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from charengine.errors import ran_out_of_memory
+from charengine.models.quantised import FP8, INT8, PackedLinear
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +60,16 @@ def rules_of(model: Any) -> Rules | None:
 
 
 def is_recordable(model: Any) -> bool:
-    """Whether every token is the same work on the same memory: no weights that pass through, no attention to a window alone."""
+    """Whether every token is the same work on the same memory, and nothing in it waits for the GPU.
+
+    Not with weights that pass through, attention to a window alone, or weights whose unpacking copies tables to the GPU (GGUF,
+    rotated ones).
+    """
     text = model.config.text_config
-    return not getattr(model, "streams_blocks", False) and "sliding_attention" not in text.layer_types
+    if getattr(model, "streams_blocks", False) or "sliding_attention" in text.layer_types:
+        return False
+    packed = [layer for layer in model.modules() if isinstance(layer, PackedLinear)]
+    return all(layer.packing in (*FP8, INT8) and not layer.rotation for layer in packed)
 
 
 class GreedyDecoder:
@@ -165,11 +174,18 @@ def record(step: Any) -> Any:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # another thread may ask for memory meanwhile
             step()
     except RuntimeError as error:
+        _forget_recording()
         if ran_out_of_memory(error):
             raise
         log.warning("answers are made without a CUDA graph: %s", error)
         return step
     return graph.replay
+
+
+def _forget_recording() -> None:
+    """After one that failed, torch's own random generator believes that a recording is under way until the next that succeeds."""
+    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device="cuda")
 
 
 def _fixed(output: Any, length: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -43,10 +43,13 @@ class Reader:
     drawn_before: list[int] = field(default_factory=list)
     freed: int = 0
     aside: int = 0
+    eye: Eye | None = None
+    beside: list[bool] = field(default_factory=list)
 
     def shown(self, images: Sequence[Image.Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
         assert class_noun == "orc"
         self.asked.append(len(images))
+        self.beside.append(self.eye is not None and self.eye.loaded)
         self.drawn_before.append(len(self.painter.drawn))
         return [[self._sees(image) if "hook" in words else None for words in traits] for image in images]
 
@@ -64,10 +67,10 @@ class Reader:
 def swept(
     store: Store, dataset: DatasetRecord, traits: str, description: str = PROMPT, key: str = "", **settings
 ) -> tuple[SweepRecord, Reader, Notebook]:
-    painter, notebook = Hooked(), Notebook()
-    reader = Reader(painter)
+    painter, notebook, eye = Hooked(), Notebook(), Eye()
+    reader = Reader(painter, eye=eye)
     found = sweep.sweep_adapter(
-        trained(store, 100, 200), dataset, SETTINGS.model_copy(update={"traits": traits, **settings}), painter, Eye(),
+        trained(store, 100, 200), dataset, SETTINGS.model_copy(update={"traits": traits, **settings}), painter, eye,
         store, seed=7, reader=reader, description=description, tracker=notebook, key=key,
     )  # fmt: skip
     return found, reader, notebook
@@ -97,6 +100,8 @@ def test_read_at_the_end_the_same_pictures_say_the_same_and_the_picture_model_ha
     assert found.cells == now.cells and found.pick == now.pick
     assert set(reader.drawn_before) == {len(reader.painter.drawn)}  # nothing is read before the last picture
     assert () in reader.painter.freed and reader.aside == 1
+    assert reader.beside and not any(reader.beside), "the scorers must have made room"
+    assert reader.eye is not None and not reader.eye.loaded
     gains = [run.metrics["gain"] for run in notebook.children.values()]
     assert gains == [cell.gain for cell in found.cells]
 
