@@ -17,7 +17,7 @@ from charengine.profiles.loading import load_profile
 from charengine.services.estimate import FULL_PROMPTS, LESSON_STEPS, QUICK_PROMPTS, card_called, describe, estimate
 from charengine.stages.train import lessons
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "full_pipeline.json"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 WHOLE = Placement(Part("Qwen2.5-VL", 28, 0, 0, 0), 28)
 STREAMED = Placement(Part("transformer", 60, 340_000_000, 0, 0), 25)
 
@@ -35,12 +35,16 @@ def seconds(card: str, profile: str = "sdxl-12gb", *settings: str) -> dict[str, 
 
 
 def test_on_the_card_it_was_fitted_to_every_stage_is_within_a_quarter_of_what_was_measured() -> None:
-    measured = {name: stage["seconds"] for name, stage in json.loads(RESULTS.read_text())["stages"].items()}
+    """The last run has the sheet, captions and training of today; its sweep was not finished, so the one before says that."""
+    measured = {
+        name: stage["seconds"]
+        for run in ("full_pipeline_2026-11-24.json", "full_pipeline.json")
+        for name, stage in json.loads((RESULTS / run).read_text())["stages"].items()
+        if "seconds" in stage and "error" not in stage
+    }
     guessed = seconds(
         "NVIDIA H200",
         "sdxl-12gb",
-        "sheet.steps=40",
-        "sheet.guided_above=0",
         "sweep.prompts=['{subject}']",
         "sweep.strengths=[1.0]",
         "sweep.checkpoints=1",
@@ -49,7 +53,8 @@ def test_on_the_card_it_was_fitted_to_every_stage_is_within_a_quarter_of_what_wa
         "sweep.traits=off",
     )
     expected = {
-        "sheet": measured["sheet 1536x1024, 8 steps, Lightning, no CFG"] + measured["sheet 1536x1024, 40 steps, CFG"],
+        "sheet": measured["sheet 1536x1024, 8 steps, Lightning, no CFG"]
+        + measured["sheet 1536x1024, 30 steps as the profile has it, CFG above 0.7"],
         "caption": measured["captions of three views, 120 tokens each"],
         "train": measured["train 1,200 samples (400 steps of 3 views)"] + measured["encode captions and views"],
         "sweep": measured["sweep of 100 images, 832x1216, 20 steps, CFG"],
