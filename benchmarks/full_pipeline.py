@@ -1,7 +1,9 @@
 """Prompt to report on full-size models under a memory budget: every stage's seconds, GPU peak and host memory.
 
-    python benchmarks/full_pipeline.py --out results/            # one CUDA GPU of 24 GiB or more, capped to 12 GiB; 6 minutes
+    python benchmarks/full_pipeline.py --out results/            # one CUDA GPU of 24 GiB or more, capped to 12 GiB; 7 minutes
+    python benchmarks/full_pipeline.py --profile                 # also what the GPU does in each stage, and how long it waits
     python benchmarks/full_pipeline.py --tiny --device cpu       # under a minute: checks that every stage runs
+    python benchmarks/full_pipeline.py --beside diffusers        # the same work by diffusers' own pipelines; a minute more
     python benchmarks/full_pipeline.py --only captions           # one group of stages
 
 Models have the published sizes and random weights, so pictures mean nothing while time and memory do. Nothing is
@@ -12,6 +14,7 @@ is written after each stage, so that a cut run loses nothing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -30,35 +33,25 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import random_models  # noqa: E402
 import torch  # noqa: E402
+from adapter_stages import PROMPT, AdapterStages  # noqa: E402
+from beside_diffusers import BesideDiffusers  # noqa: E402
 from PIL import Image  # noqa: E402
-from stages import Bench, Drawing, prompt_to_report, table  # noqa: E402
+from stages import Bench, prompt_to_report, table  # noqa: E402
+from watching import Kernels, Stopwatch  # noqa: E402
 
-from charengine import records  # noqa: E402
-from charengine.config import SweepSettings  # noqa: E402
-from charengine.errors import Interrupted  # noqa: E402
 from charengine.figures.template import template  # noqa: E402
+from charengine.models import qwen_edit  # noqa: E402
 from charengine.models.captioners import QUESTION, QwenCaptioner  # noqa: E402
-from charengine.models.embedders import ClipEmbedder, DinoEmbedder, PairEmbedder  # noqa: E402
 from charengine.models.memory import GIB, MemoryPlan, Part, TakingTurns, cap_memory, place, transformer_workspace  # noqa: E402
-from charengine.models.qwen_edit import QwenEdit  # noqa: E402
+from charengine.models.qwen_edit import LIGHTNING_STEPS, QwenEdit  # noqa: E402
 from charengine.models.qwen_parts import load_text_encoder  # noqa: E402
 from charengine.models.sdxl import SDXL  # noqa: E402
 from charengine.profiles.loading import load_profile  # noqa: E402
 from charengine.store import Store  # noqa: E402
 
-PROMPT = (
-    "A weathered orc woman sailor with green skin, a long blue coat with brass buttons, tall boots, and a hook for a right hand. "
-    * 3
-)
-SWEEP = (
-    "a photo of {subject}",
-    "{subject} reading in a cafe",
-    "{subject} on a mountain",
-    "{subject}, side view",
-    "a sketch of {subject}",
-)
-
-
+GUIDED_STEPS = (
+    LIGHTNING_STEPS + 2
+)  # the fewest that are surely drawn with guidance: shorter ones use the Lightning LoRA
 GROUPS = ("sheets", "captions", "training", "sweep")
 
 
@@ -68,7 +61,11 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models and sizes")
     parser.add_argument("--budget", type=float, default=12.0, help="GiB of GPU memory")
-    parser.add_argument("--minutes", type=float, default=5.8, help="stages are cut short to end by then")
+    parser.add_argument(
+        "--beside", choices=("diffusers",), help="the same work by the stock pipelines, in the same run"
+    )
+    parser.add_argument("--profile", action="store_true", help="what the GPU does in each stage")
+    parser.add_argument("--minutes", type=float, default=7.5, help="stages are cut short to end by then")
     parser.add_argument("--only", nargs="*", choices=GROUPS, default=GROUPS, help="groups of stages")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "benchmarks/results")))
     arguments = parser.parse_args()
@@ -79,25 +76,28 @@ def main() -> int:
         run = Run(bench, arguments, Path(folder))
         for part in run.parts_of(arguments.only):
             bench.group(part.__name__, part)
+        if arguments.beside:
+            bench.group(f"beside {arguments.beside}", run.stock)
     bench.results["prompt_to_report_s"] = prompt_to_report(bench.results["stages"], arguments.tiny)
     bench.path.write_text(json.dumps(bench.results, indent=1))
     print(table(bench.results))
     return int(any("error" in facts for facts in bench.results["stages"].values()))
 
 
-class Run:
+class Run(AdapterStages):
     """The pipeline's stages over random models."""
 
     def __init__(self, bench: Bench, arguments: argparse.Namespace, folder: Path) -> None:
         self.bench, self.folder, self.tiny, self.budget = bench, folder, arguments.tiny, arguments.budget
         self.device = bench.device
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.kernels, self.profiled = Kernels(self.device), arguments.profile
         self.profile = load_profile("sdxl-12gb", [f"train.budget_gib={arguments.budget:g}"])
         self.store = Store(folder / "store")
-        self.steps, self.answer = ((8, 40), 120) if not self.tiny else ((2, 3), 4)
+        self.steps, self.answer = (8, 120) if not self.tiny else (2, 4)
+        changes = {"steps": GUIDED_STEPS} if self.tiny else {}
+        self.drawing = self.profile.sheet.model_copy(update=changes)
         self.sizes = ((1536, 1024), (1024, 1024)) if not self.tiny else ((192, 96), (96, 96))  # the profile's first
-        self.trained: records.AdapterRecord | None = None
-        self.swept: records.SweepRecord | None = None
         cap_memory(self.device, self.budget)
         bench.stage(
             "configurations", lambda: {"folder": bool(random_models.write_configs(folder / "configs", self.tiny))}
@@ -134,13 +134,23 @@ class Run:
             self.editor.vae_area, self.editor.condition_area = 96 * 96, 56 * 56
         for name in ("text_encoder", "transformer"):
             self.bench.stage(f"make and place the {name.replace('_', ' ')}", partial(self._load, name))
-        few, many = self.steps
+        few, many, led = self.steps, self.drawing.steps, self.drawing.guidance
         for width, height in self.sizes:
             name = f"sheet {width}x{height}"
             self.bench.stage(f"{name}, {few} steps, Lightning, no CFG", partial(self._draw, width, height, few, 1.0))
-            whole = (width, height) == self.sizes[0] or self.tiny
-            steps = many if whole else 6
-            self.bench.stage(f"{name}, {many} steps, CFG", partial(self._draw, width, height, steps, 4.0, many))
+            if (width, height) == self.sizes[0]:
+                above = self.drawing.guided_above
+                words = f"{name}, {many} steps as the profile has it, CFG above {above:g}"
+                self.bench.stage(words, partial(self._draw, width, height, many, led, above))
+            slow = 40 if not self.tiny else GUIDED_STEPS
+            part = partial(self._draw, width, height, GUIDED_STEPS, led, 0.0, slow)
+            self.bench.stage(f"{name}, {slow} steps, CFG in all", part)
+        if self.profiled:
+            sheet, draft = (
+                partial(self._profile_sheet, *size, led) for size, led in zip(self.sizes, (4.0, 1.0), strict=True)
+            )
+            self.bench.stage("profile of two steps of the sheet, CFG", partial(sheet, GUIDED_STEPS))
+            self.bench.stage("profile of two steps of the smaller draft, Lightning, no CFG", partial(draft, few))
         self.loaded.forget("transformer", "vae")
 
     def _plan(self) -> MemoryPlan:
@@ -170,20 +180,30 @@ class Run:
         self.bench._wait()
         self.ticks.append(time.perf_counter())
 
-    def _draw(self, width: int, height: int, steps: int, guidance: float, wanted: int | None = None) -> dict[str, Any]:
+    def _draw(
+        self, width: int, height: int, steps: int, guidance: float, above: float = 0.0, wanted: int | None = None
+    ) -> dict[str, Any]:
         """One whole `draw`: encode, encode the template, denoise, decode; step times from the pipeline's own callback."""
         self.ticks: list[float] = []
         self.editor._encoded.clear()
         start = time.perf_counter()
-        image = self.editor.draw(template(width, height), PROMPT, seed=1, steps=steps, guidance=guidance)
+        counting = Stopwatch(torch.device("cpu"))  # waits for nothing
+        with counting.on(passes=(qwen_edit, "_predict")):
+            image = self.editor.draw(
+                template(width, height), PROMPT, seed=1, steps=steps, guidance=guidance, guided_above=above
+            )
         end = time.perf_counter()
-        step = statistics.median([b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)] or [0.0])
-        first = self.ticks[0] - start - step
+        each = [b - a for a, b in itertools.pairwise(self.ticks)] or [0.0]
+        step = statistics.median(each)
+        first = self.ticks[0] - start - max(each)  # which is led by both prompts
         stream = self.parts._streams["transformer"]
         streamed = sum(stream.hosts[index].nbytes for index in stream.streamed)
         facts = {
             "encode_and_place_s": round(first, 2),
+            "passes": counting.calls["passes"],
             "step_s": round(step, 3),
+            "quickest_step_s": round(min(each), 3),
+            "slowest_step_s": round(max(each), 3),
             "decode_s": round(end - self.ticks[-1], 2),
             "size": list(image.size),
             "resident_blocks": len(stream.blocks) - len(stream.streamed),
@@ -195,6 +215,21 @@ class Run:
             facts |= {"ran_steps": steps, "extrapolated_seconds": round(end - start + (wanted - steps) * step, 1)}
         return facts
 
+    def _profile_sheet(self, width: int, height: int, guidance: float, steps: int) -> dict[str, Any]:
+        """Of the second and third step: the first waits for the weights."""
+        found: dict[str, Any] = {}
+
+        def tick(done: int, steps: int) -> None:
+            if done == 1:
+                self.kernels.start()
+            elif done == min(3, steps):
+                found.update(self.kernels.stop())
+
+        self.editor.on_step = tick
+        self.editor.draw(template(width, height), PROMPT, seed=1, steps=steps, guidance=guidance)
+        self.editor.on_step = self._tick
+        return found
+
     def captions(self) -> None:
         """Three answers of a fixed length about three views at once, with the encoder's own weights."""
         room = self.parts.plan.encoder_room
@@ -203,8 +238,21 @@ class Run:
             if "text_encoder" not in self.parts._streams:
                 self.bench.stage("make and place the text encoder", partial(self._load, "text_encoder"))
             self.bench.stage(f"captions of three views, {self.answer} tokens each", lambda: self._caption(captioner))
+            self.bench.stage("first token and further ones", lambda: self._first_token(captioner))
+            if self.profiled:
+                few = partial(captioner.ask_all, self._shown(), QUESTION.format(noun=" woman"), max_tokens=9)
+                self.bench.stage("profile of nine tokens of a caption", partial(self.kernels.of, few))
         finally:
             self.loaded.forget("text_encoder", "transformer", "vae", "processor")
+
+    def stock(self) -> None:
+        """What diffusers takes for a sheet, captions and pictures."""
+        configs = self.folder / "configs"
+        sdxl = random_models.RandomSDXL(configs / "sdxl", self.device, self.dtype)
+        size = (832, 1216, 20) if not self.tiny else (64, 64, 2)
+        self.loaded.forget("text_encoder", "transformer", "vae", "processor")
+        beside = BesideDiffusers(self.bench, self.parts, sdxl, configs / "qwen")
+        beside.run(template(*self.sizes[0]), PROMPT, self._shown(), QUESTION.format(noun=" woman"), size)
 
     def _crop(self) -> dict[str, Any]:
         from charengine.stages.crop import crop_views
@@ -219,14 +267,30 @@ class Run:
 
     def _caption(self, captioner: QwenCaptioner) -> dict[str, Any]:
         """All views in one batch; placing the weights and making the processor are told apart from answering."""
-        images, question = [self._image(view.image) for view in self.views.views], QUESTION.format(noun=" woman")
+        images, question = self._shown(), QUESTION.format(noun=" woman")
         facts = {
             "place_s": self._seconds(partial(load_text_encoder, self.loaded, self.parts)),
             "processor_s": self._seconds(partial(self.loaded.get, "processor", self.parts.processor)),
         }
-        answer = partial(captioner.ask_all, images, question, max_tokens=self.answer)
-        facts["answers_s"] = self._seconds(answer)
-        return facts | {"ms_per_token_of_all": round(1000 * facts["answers_s"] / self.answer, 1)}
+        ask = partial(captioner.ask_all, images, question)
+        facts["answers_s"] = self._seconds(partial(ask, max_tokens=self.answer))
+        facts["ms_per_token_of_all"] = round(1000 * facts["answers_s"] / self.answer, 1)
+        return facts
+
+    def _first_token(self, captioner: QwenCaptioner) -> dict[str, Any]:
+        """Reading question and pictures, which the first token waits for; not a part of a run of its own."""
+        ask = partial(captioner.ask_all, self._shown(), QUESTION.format(noun=" woman"))
+        facts = {}
+        for way, recorded, tokens in (("", True, self.answer), ("_not_recorded", False, min(24, self.answer))):
+            captioner.recorded = recorded
+            first, few, whole = (self._seconds(partial(ask, max_tokens=count)) for count in (1, 4, tokens))
+            facts[f"first_token{way}_s"] = first
+            facts[f"ms_per_further_token{way}"] = round(1000 * (whole - few) / max(1, tokens - 4), 1)
+        captioner.recorded = True
+        return facts
+
+    def _shown(self) -> list[Image.Image]:
+        return [self._image(view.image) for view in self.views.views]
 
     def _seconds(self, work: Callable[[], Any]) -> float:
         self.bench._wait()
@@ -234,169 +298,6 @@ class Run:
         work()
         self.bench._wait()
         return round(time.perf_counter() - start, 2)
-
-    def _image(self, ref: records.Ref) -> Image.Image:
-        import io
-
-        return Image.open(io.BytesIO(self.store.get(ref))).convert("RGB")
-
-    # --- SDXL ---
-
-    def training(self) -> None:
-        """Encode, then train: 1,200 samples."""
-        self.bench.stage("encode captions and views", self._encode)
-        self.bench.stage("train 1,200 samples (400 steps of 3 views)", self._train)
-
-    def sweep(self) -> None:
-        """Draw and score with the trained adapter, or with one made up if training did not end."""
-        if self.trained is None:
-            self.bench.stage("make an adapter to sweep", self._adapter)
-        self.bench.stage("make the scorers", self._scorers)
-        self.bench.stage("sweep of 100 images, 832x1216, 20 steps, CFG", self._sweep)
-
-    def report(self) -> None:
-        """One page about all of it; without a finished cell there is none."""
-        if self.swept is None:
-            self.bench.skip("report", "no cell of a sweep was finished")
-        else:
-            self.bench.stage("report", self._report)
-
-    def _dataset(self) -> records.DatasetRecord:
-        from charengine.dataset.digest import dataset_digest
-
-        captions = tuple(
-            records.CaptionRecord(view=view.view, text=f"zorgal, woman, {view.view} view, full body")
-            for view in self.views.views
-        )
-        return records.DatasetRecord(
-            trigger="zorgal",
-            class_noun="woman",
-            views=self.views,
-            captions=captions,
-            digest=dataset_digest(self.views, captions),
-            side_bound=True,
-        )
-
-    def _encode(self) -> dict[str, Any]:
-        self.diffusion.encode_prompts([caption.text for caption in self.dataset.captions])
-        self.diffusion.unload("text_encoders")
-        self.diffusion.encode_images([self._image(view.image) for view in self.views.views])
-        self.diffusion.unload()
-        return {}
-
-    def _train_settings(self) -> Any:
-        changes = (
-            {"rank": 4, "conv_rank": 2, "steps": 4, "checkpoints": 2, "warmup": 0, "precision": "fp32"}
-            if self.tiny
-            else {}
-        )
-        return self.profile.train.model_copy(update=changes)
-
-    def _adapter(self) -> dict[str, Any]:
-        from charengine.adapter.files import save_adapter
-        from charengine.adapter.network import inject
-
-        adapter = inject(self.diffusion.unet(), self._train_settings(), seed=0)
-        tensors = {key: value.detach().cpu().to(torch.float16) for key, value in adapter.state_dict().items()}
-        generator = torch.Generator().manual_seed(0)
-        for key, value in tensors.items():
-            if "lora_up" in key:
-                value.normal_(0, 1e-3, generator=generator)
-        self.diffusion.unload()
-        refs = [
-            self.store.put(save_adapter(tensors, {"step": str(step)}), f"zorgal-{step}.safetensors")
-            for step in (200, 400)
-        ]
-        self.trained = records.AdapterRecord(
-            checkpoints=tuple(records.CheckpointRecord(step=step, adapter=ref, loss=0.1) for step, ref in zip((200, 400), refs, strict=True)),
-            steps=400, trigger="zorgal", class_noun="woman", dataset_digest=self.dataset.digest,
-            curve=self.store.put(b"step,loss,smoothed,learning_rate\n1,0.1,0.1,0.0003\n", "curve.csv"),
-        )  # fmt: skip
-        return {"adapter_mib": round(refs[0].size / 2**20, 1)}
-
-    def _scorers(self) -> dict[str, Any]:
-        clip, dino = random_models.write_scorers(self.folder, self.tiny, self.device)
-        dtype = self.dtype
-        self.embedder = PairEmbedder(
-            DinoEmbedder(dino, self.device, dtype, "random"),
-            ClipEmbedder(clip, self.device, dtype, "random", letterbox=True),
-        )
-        return {}
-
-    def _sweep(self) -> dict[str, Any]:
-        from charengine.stages.sweep.sweep import sweep_adapter
-
-        assert self.trained is not None, "there is no adapter to sweep"
-        left = self.bench.left
-        changes: dict[str, Any] = {
-            "design": "grid",
-            "strengths": (0.5, 1.0),
-            "checkpoints": 2,
-            "seeds": 4 if left > 120 else 2 if left > 60 else 1,
-            "prompts": SWEEP,
-            "steps": 20,
-        }
-        if self.tiny:
-            changes |= {"seeds": 1, "checkpoints": 1, "width": 64, "height": 64, "steps": 2}
-        settings = SweepSettings(**(self.profile.sweep.model_dump() | changes))
-        drawn = Drawing(self.diffusion)
-        start = time.perf_counter()
-        try:
-            self.swept = sweep_adapter(
-                self.trained, self.dataset, settings, drawn, self.embedder, self.store, seed=1,
-                should_stop=lambda: self.bench.left < 20, keep_cut=True,
-            )  # fmt: skip
-        except Interrupted:
-            drawn.stopped = True
-        finally:
-            self.diffusion.unload()
-            self.embedder.unload()
-        each = (time.perf_counter() - start) / drawn.images
-        facts: dict[str, Any] = {
-            "images": drawn.images,
-            "seconds_per_image": round(each, 3),
-            "sample_s": [round(seconds, 1) for seconds in drawn.seconds],  # strength 0 first, without an adapter
-            "pictures": "noise, the slowest to encode",
-        }
-        facts |= {"stopped": True} if drawn.stopped or _was_cut(self.swept) else {}
-        return facts if drawn.images == 100 or self.tiny else facts | {"extrapolated_seconds": round(100 * each, 1)}
-
-    def _train(self) -> dict[str, Any]:
-        from charengine.stages.train.loop import Progress, TrainingStopped, train_adapter
-
-        seen: list[Progress] = []
-        settings = self._train_settings()
-        facts: dict[str, Any] = {}
-        try:
-            record = train_adapter(
-                self.dataset, settings, self.diffusion, self.store, seed=1, state_dir=self.folder / "state",
-                should_stop=lambda: self.bench.left < 30, on_step=seen.append,
-            )  # fmt: skip
-            self.trained = record
-            facts |= {"plan": record.plan}
-        except TrainingStopped:
-            rest = (settings.steps - seen[-1].step) * seen[-1].ms_per_step / 1000
-            facts |= {"ran_steps": seen[-1].step, "extrapolated_rest_seconds": round(rest, 1)}
-        finally:
-            self.diffusion.unload()
-            cap_memory(self.device, self.budget)
-        return facts | {"steps": seen[-1].step, "ms_per_step": round(seen[-1].ms_per_step, 1)}
-
-    def _report(self) -> dict[str, Any]:
-        from charengine.stages.report.page import write_report
-
-        assert self.trained is not None, "there is no training to report"
-        run = records.RunRecord(
-            name="zorgal", prompt=PROMPT, trigger="zorgal", class_noun="woman", seed=1, profile="sdxl-12gb",
-            config={"profile": self.profile.model_dump(mode="json")},
-            sheet=self.sheet, views=self.views, dataset=self.dataset, training=self.trained, sweep=self.swept, stages=(),
-        )  # fmt: skip
-        facts = {"html_mib": round(write_report(run, self.store).html.size / 2**20, 2)}
-        return facts | ({"sweep": "cut short"} if _was_cut(self.swept) else {})
-
-
-def _was_cut(swept: records.SweepRecord | None) -> bool:
-    return swept is not None and any("was cut" in warning for warning in swept.warnings)
 
 
 if __name__ == "__main__":

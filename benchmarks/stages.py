@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ import sys
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -160,7 +161,7 @@ def table(results: dict[str, Any]) -> str:
 
 def prompt_to_report(stages: dict[str, dict[str, Any]], tiny: bool) -> dict[str, Any]:
     """Seconds of what a run does, one sheet included, without making up weights; `measured` unless a stage was cut."""
-    sheet = "sheet 192x96, 3 steps" if tiny else "sheet 1536x1024, 40 steps"
+    sheet = "sheet 192x96, 10 steps as" if tiny else "sheet 1536x1024, 30 steps as"
     parts = (sheet, "crop", "captions", "encode captions", "train 1,200", "sweep", "report")
     total, missing, measured = 0.0, [], True
     for part in parts:
@@ -170,8 +171,19 @@ def prompt_to_report(stages: dict[str, dict[str, Any]], tiny: bool) -> dict[str,
             missing.append(part)
             continue
         measured &= not rest and "extrapolated_seconds" not in facts
-        total += facts.get("extrapolated_seconds", facts["seconds"]) + rest
+        total += facts.get("extrapolated_seconds", facts["seconds"]) + rest - facts.get("making_up_s", 0.0)
     return {"seconds": round(total, 1), "measured": measured, "missing": missing}
+
+
+def quiet_step(seen: Sequence[tuple[float, Any]]) -> float:
+    """Milliseconds of a training step, the median of those reported with nothing between them but steps.
+
+    Args:
+        seen: when a report came, and its `Progress`.
+    """
+    pairs = [(a, b) for a, b in itertools.pairwise(seen) if not a[1].doing]
+    each = [1000 * (b[0] - a[0]) / (b[1].step - a[1].step) for a, b in pairs if b[1].step > a[1].step]
+    return round(statistics.median(each or [0.0]), 1)
 
 
 class Drawing:

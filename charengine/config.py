@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,12 @@ class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    silent: ClassVar[frozenset[str]] = frozenset()  # as they are by default, these leave no trace: they came later
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_silent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields, data = type(self).model_fields, write(self)
+        return {k: v for k, v in data.items() if k not in self.silent or getattr(self, k) != fields[k].default}
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, stable across machines, processes and key order."""
@@ -110,9 +116,7 @@ class ModelSettings(Settings):
     edit_config: str = Field(
         default="", description="diffusers folder giving configs/VAE/encoder when `edit` is a single file"
     )
-    vl: str = Field(
-        default="", description="Qwen2.5-VL: folder or ComfyUI text-encoder file; empty: the edit model's own"
-    )
+    vl: str = Field(default="", description="Qwen2.5-VL: folder or ComfyUI text-encoder file; empty: the editor's own")
     vae: str = Field(default="", description="Qwen-Image VAE file; empty: the edit model's own")
     lightning: str = Field(default="", description="Lightning LoRA file for 4/8-step sheets")
     edit_loras: tuple[EditLora, ...] = Field(
@@ -140,23 +144,33 @@ class ModelSettings(Settings):
     tagger: str = Field(default="", description="WD14 v3 tagger folder (model.onnx + selected_tags.csv)")
     clip: str = Field(default="", description="CLIP model folder for prompt adherence; empty: none")
     dino: str = Field(default="", description="DINOv2 model folder for identity; empty: the CLIP image tower")
-    folders: tuple[str, ...] = Field(
-        default=(), description="more places to look in: ComfyUI models folders, HF caches"
-    )
+    folders: tuple[str, ...] = Field(default=(), description="more places to look: ComfyUI models folders, HF caches")
     allow_downloads: bool = Field(default=False, description="fetch a hub id that is not on this machine yet")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="where the models work; auto = the GPU if there is one"
     )
+    cuda_graphs: Literal["auto", "off"] = Field(
+        default="auto", description="record a token of the vision-language model once and replay it (NVIDIA GPUs)"
+    )
 
 
-class SheetSettings(Settings):
+class _Guided(Settings):
+    """How far the edit model is led by a prompt, and where."""
+
+    silent = frozenset({"guided_above"})
+    guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
+    guided_above: float = Field(
+        default=0.0, ge=0, le=1, description="noise (of 1) under which guidance is off, at half the cost"
+    )
+    negative_prompt: str = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
+
+
+class SheetSettings(_Guided):
     """How the sheet is drawn."""
 
     width: int = Field(default=384, ge=96, le=2048, multiple_of=16, description="pixels of the sheet")
     height: int = Field(default=384, ge=96, le=2048, multiple_of=16, description="pixels of the sheet")
     steps: int = Field(default=16, ge=1, le=200, description="of the edit model; more is slower and cleaner")
-    guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
-    negative_prompt: str = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
     conditioning: Literal["latents", "vision"] = Field(
         default="latents",
         description="template as VAE latents too (diffusers), or vision tokens only (the origin's graph)",
@@ -179,17 +193,13 @@ class CropSettings(Settings):
     threshold: int = Field(default=24, ge=4, le=128, description="0-255: how far from the background a figure pixel is")
     bucket_area: int = Field(default=128 * 384, ge=64 * 64, le=2048 * 2048, description="pixels of a training image")
     bucket_step: int = Field(default=64, ge=8, le=128, description="bucket sides are multiples of this")
-    upscale: bool = Field(
-        default=True, description="enlarge a small figure to fill bucket_area; off: a smaller bucket instead"
-    )
+    upscale: bool = Field(default=True, description="enlarge a small figure to fill bucket_area; off: a smaller bucket")
 
 
-class ExpandSettings(Settings):
+class ExpandSettings(_Guided):
     """More views, drawn by the edit model from the sheet's own (docs/stages/expand.md)."""
 
-    count: int = Field(
-        default=0, ge=0, le=40, description="how many more views are asked for; 0 = none, stage left out"
-    )
+    count: int = Field(default=0, ge=0, le=40, description="how many more views are asked for; 0 = none, no stage")
     kinds: tuple[Literal["close-up", "three-quarter", "expression", "pose", "background"], ...] = Field(
         default=("close-up", "three-quarter", "expression", "pose", "background"),
         min_length=1,
@@ -206,8 +216,6 @@ class ExpandSettings(Settings):
         default=0.2, ge=0, le=0.5, description="share of those kept that is never trained on, only validated with"
     )
     steps: int = Field(default=16, ge=1, le=200, description="of the edit model; 8 or fewer use the Lightning LoRA")
-    guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
-    negative_prompt: str = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
 
 
 class CaptionSettings(Settings):
@@ -247,9 +255,7 @@ class TrainSettings(Settings):
     optimizer: Literal["adafactor", "adamw", "adamw8bit", "prodigy", "prodigy-schedulefree"] = Field(
         default="adafactor", description="how weights follow the loss; all but the first two need a package of [gpu]"
     )
-    learning_rate: float = Field(
-        default=1e-3, gt=0, le=10, description="size of a step; 1e-3, and 1.0 for the prodigies"
-    )
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="size of a step; 1e-3, and 1.0 for prodigies")
     schedule: Literal["constant", "cosine", "linear"] = Field(default="constant", description="fall of learning_rate")
     warmup: int = Field(default=0, ge=0, le=10_000, description="steps over which the learning rate rises from 0")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="pull of all weights towards 0; 0 = none")
@@ -265,28 +271,20 @@ class TrainSettings(Settings):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         default="auto", description="number format of the arithmetic; auto = bf16 where the GPU has it, fp32 on the CPU"
     )
-    flips: Literal["auto", "on", "off"] = Field(
-        default="auto", description="auto = off when an item is bound to one side"
-    )
+    flips: Literal["auto", "on", "off"] = Field(default="auto", description="auto = off if an item is bound to a side")
     caption_dropout: float = Field(
         default=0.05, ge=0, le=1, description="share of samples trained with an empty caption, so that guidance works"
     )
     square: int = Field(
         default=0, ge=0, le=2048, multiple_of=8, description="every second step shows views in such a square; 0 = off"
     )
-    distill: int = Field(
-        default=0, ge=0, le=256, description="pictures the base draws from the description to learn from; 0 = off"
-    )
+    distill: int = Field(default=0, ge=0, le=256, description="pictures that the base draws for lessons; 0 = off")
     distill_batch: int = Field(default=3, ge=1, le=64, description="samples of a step that learns from them")
     distill_size: int = Field(default=1024, ge=64, le=2048, multiple_of=8, description="their sides in pixels")
     distill_emphasis: float = Field(default=1.0, ge=0, le=4, description="how much more of the description they show")
     masked_loss: float = Field(default=0.0, ge=0, le=1, description="0 = plain loss; 1 = background carries no loss")
-    random_backgrounds: float = Field(
-        default=0.0, ge=0, le=1, description="share of samples composited on a random colour"
-    )
-    resample_latents: bool = Field(
-        default=True, description="draw from the VAE posterior each step instead of its mean"
-    )
+    random_backgrounds: float = Field(default=0.0, ge=0, le=1, description="share of samples laid on a random colour")
+    resample_latents: bool = Field(default=True, description="draw from the VAE posterior each step, not its mean")
     regularisation: str = Field(default="", description="folder of class images with .txt captions; empty = none")
     regularisation_weight: float = Field(
         default=1.0, ge=0, le=10, description="weight of a class image's loss beside a view's"
@@ -331,6 +329,7 @@ class TrainSettings(Settings):
 class SweepSettings(Settings):
     """Which checkpoints × strengths × prompts × seeds are tried."""
 
+    silent = frozenset({"solver", "guided_above", "guided_below"})
     design: Literal["race", "grid"] = Field(
         default="race", description="race: pictures go to the cells that may be the best; grid: every cell, every seed"
     )
@@ -339,29 +338,28 @@ class SweepSettings(Settings):
         default=(0.4, 0.6, 0.8, 1.0, 1.2, 1.4),
         description="tried on the checkpoints; 0, the base model, is always tried too",
     )
-    checkpoints: int = Field(
-        default=3, ge=1, le=40, description="how many of the trained checkpoints, evenly spread, last included"
-    )
-    prompts: tuple[str, ...] = Field(
-        default=(), description="with {subject}; empty: the built-in set of views, scenes and poses"
-    )
+    checkpoints: int = Field(default=3, ge=1, le=40, description="how many trained checkpoints, evenly spread")
+    prompts: tuple[str, ...] = Field(default=(), description="with {subject}; empty: built-in views, scenes and poses")
     prompt_set: Literal["quick", "full"] = Field(
         default="quick", description="which built-in set: 4 prompts for two CPU cores, or 10 for a GPU"
     )
     seeds: int = Field(
-        default=4, ge=1, le=64, description="paired: the same in every cell; race: at most this many in one"
+        default=4, ge=1, le=64, description="paired: the same in all cells; race: at most this many in one"
     )
     width: int = Field(default=256, ge=64, le=2048, multiple_of=8, description="pixels of each picture")
     height: int = Field(default=256, ge=64, le=2048, multiple_of=8, description="pixels of each picture")
     steps: int = Field(default=12, ge=1, le=200, description="denoising steps of each picture")
+    solver: Literal["euler", "dpm++"] = Field(default="euler", description="dpm++: second order, for fewer steps")
     guidance: float = Field(default=4.0, ge=1.0, le=30.0, description="CFG scale of each picture; 1 = off")
+    guided_above: float = Field(default=0.0, ge=0, description="noise (sigma) under which guidance is off")
+    guided_below: float = Field(default=0.0, ge=0, description="noise (sigma) over which guidance is off; 0 = none")
     merge: bool = Field(default=True, description="adapters are merged into the weights; false: hooked beside, slower")
     traits: Literal["rounds", "end", "off"] = Field(
         default="rounds",
         description="described traits are read off the pictures: in every round, once all are drawn, never",
     )
     adherence_floor: float = Field(
-        default=0.9, ge=0, le=1, description="a pick keeps this share of strength 0's adherence"
+        default=0.9, ge=0, le=1, description="a pick keeps so much of strength 0's adherence"
     )
     diversity_floor: float = Field(
         default=0.5, ge=0, le=1, description="a pick keeps this share of strength 0's variety between seeds"

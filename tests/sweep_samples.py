@@ -86,7 +86,15 @@ class Painter:
         return self.model
 
     def sample(
-        self, prompts: TextConditioning, negative: TextConditioning, *, seeds: Sequence[int], size, steps, guidance
+        self,
+        prompts: TextConditioning,
+        negative: TextConditioning,
+        *,
+        seeds: Sequence[int],
+        size,
+        steps,
+        guidance,
+        **_how: object,
     ) -> list[Image.Image]:
         assert len(prompts.embeds) == len(negative.embeds) == len(seeds)
         self.drawn.append((self.model.steps, self.model.strength, tuple(seeds)))
@@ -108,8 +116,10 @@ class Eye:
     """Identity by colours of the coat region; adherence by the colour of the background."""
 
     fingerprint = "eye"
+    loaded = False
 
     def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        self.loaded = True
         flat = thumbnails(images, 16)[:, :, 5:9, 6:10].flatten(1) - 0.5
         return flat / flat.norm(dim=1, keepdim=True)
 
@@ -120,7 +130,7 @@ class Eye:
         return torch.tensor([1 - sum(abs(a - b) for a, b in zip(*pair, strict=True)) / 765 for pair in pairs])
 
     def unload(self) -> None:
-        pass
+        self.loaded = False
 
 
 class Notebook(NullTracker):

@@ -30,7 +30,8 @@ MERGED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class AdapterMerger:
-    """Puts adapters on a U-Net, one at a time; a context manager, which leaves the U-Net with the base's bits whatever ends it.
+    """Puts adapters on a U-Net, one at a time; a context manager, which leaves the U-Net with the base's bits whatever ends it, and
+    then holds it no longer.
 
     Args:
         unet: frozen; nobody else may change its weights meanwhile.
@@ -51,6 +52,7 @@ class AdapterMerger:
     ) -> None:
         self.take_off()
         self._kept = {}
+        del self.unet  # 5 GB of a card, which whoever comes next may need
 
     def read(self, data: bytes) -> dict[str, Parts]:
         """An adapter file, ready for `put_on`: the parts of each layer, on the U-Net's device.
@@ -136,6 +138,16 @@ def why_hooked(unet: nn.Module, name: str) -> str:
     return ""
 
 
+def on_host(weight: Tensor) -> Tensor:
+    """A copy in host memory, page-locked if the weight is a GPU's, which then copies it while Python goes on."""
+    if weight.is_cuda:
+        try:
+            return torch.empty_like(weight, device="cpu", pin_memory=True).copy_(weight)
+        except RuntimeError as error:  # the system locks no more
+            log.warning("the base model's bits are kept in pageable memory, which is slower: %s", error)
+    return weight.to("cpu", copy=True)
+
+
 class _KeptWeight:
     """The base's weight of one layer, and what computes in its place."""
 
@@ -143,12 +155,13 @@ class _KeptWeight:
         assert isinstance(layer.weight, nn.Parameter)
         self.weight = layer.weight
         self.in_place = self.weight.device.type != "cpu" if in_place is None else in_place
-        self.bits: Tensor = self.weight.data.to("cpu", copy=True) if self.in_place else self.weight.data
+        self.bits: Tensor = on_host(self.weight.data) if self.in_place else self.weight.data
         self.replaced = False
 
     def replace(self, parts: Parts, strength: float) -> None:
         """Compute with the adapter at a strength; the sum is made in float32 and rounded once."""
-        base = self.bits.to(self.weight.device).to(torch.float32)  # converted there: half the bytes to copy
+        # converted there: half the bytes to copy
+        base = self.bits.to(self.weight.device, non_blocking=self.weight.is_cuda).to(torch.float32)
         wide = {part: value.to(torch.float32) for part, value in parts.items()}
         self._write(merged_weight(base, wide, strength).to(self.weight.dtype))
 
@@ -161,6 +174,6 @@ class _KeptWeight:
     def _write(self, value: Tensor) -> None:
         self.replaced = True
         if self.in_place:
-            self.weight.data.copy_(value)
+            self.weight.data.copy_(value, non_blocking=self.weight.is_cuda)
         else:
             self.weight.data = value

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ValidationError, field_validator
 
+from charengine.models.decoding import GreedyDecoder, is_recordable, rules_of
 from charengine.models.loading import Loaded, chunks, release_memory
 from charengine.models.protocols import Description
 from charengine.models.qwen_edit import over_white
@@ -91,6 +92,7 @@ class QwenCaptioner:
         max_pixels: larger pictures are shown smaller.
         loaded: shared with the sheet editor so that one set of weights serves both.
         room: bytes of GPU memory left to activations; decides how many pictures are answered about at once.
+        recorded: tokens as CUDA graphs (`models.cuda_graphs`).
     """
 
     def __init__(
@@ -102,9 +104,10 @@ class QwenCaptioner:
         max_pixels: int = MAX_PIXELS,
         loaded: Loaded | None = None,
         room: int | None = None,
+        recorded: bool = True,
     ) -> None:
         self.parts, self.device, self.fingerprint = parts, device, fingerprint
-        self.max_pixels, self.room = max_pixels, room
+        self.max_pixels, self.room, self.recorded = max_pixels, room, recorded
         self._loaded = loaded or Loaded()
 
     def describe(self, image: Image.Image, hint: str = "") -> Description:
@@ -155,7 +158,11 @@ class QwenCaptioner:
         text = [CHAT.format(question=PICTURE + question)] * len(images)
         inputs = dict(processor(text=text, images=images, padding=True, padding_side="left", return_tensors="pt"))
         model = load_text_encoder(self._loaded, self.parts)
-        return generate(model, processor, inputs, self.device, max_tokens)
+        return generate(model, processor, inputs, self.device, max_tokens, recorded=self.recorded)
+
+    def step_aside(self) -> None:
+        """Off the GPU; host memory keeps the weights where the memory plan says so."""
+        self._loaded.free("text_encoder")
 
     def unload(self) -> None:
         """Free all memory the weights take."""
@@ -208,13 +215,28 @@ class EmbeddedCaptioner:
 
 
 @torch.no_grad()
-def generate(model: Any, processor: Any, inputs: dict[str, Any], device: torch.device, max_tokens: int) -> list[str]:
-    """Greedy answers to prepared inputs padded on the left, without the prompt and special tokens."""
+def generate(
+    model: Any, processor: Any, inputs: dict[str, Any], device: torch.device, max_tokens: int, *, recorded: bool = True
+) -> list[str]:
+    """Greedy answers to prepared inputs padded on the left, without the prompt and special tokens.
+
+    Args:
+        model: Qwen2_5_VLForConditionalGeneration.
+        processor: its own.
+        inputs: what it takes.
+        device: where it computes.
+        max_tokens: of the longest answer.
+        recorded: a token is one CUDA graph, where there are such and the model can be recorded.
+    """
     placed = {name: value.to(device) for name, value in inputs.items()}
-    output = model.generate(
-        **placed, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens
-    )
-    answers = output[:, placed["input_ids"].shape[1] :]
+    rules = rules_of(model) if recorded and device.type == "cuda" and is_recordable(model) else None
+    if rules is not None:
+        answers = GreedyDecoder(model, placed, max_tokens, rules).run()
+    else:
+        output = model.generate(
+            **placed, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens
+        )
+        answers = output[:, placed["input_ids"].shape[1] :]
     return [str(text).strip() for text in processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import struct
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from charengine.errors import BadInput, MissingDependency, UnsafeFile
+from charengine.machine.memories import recall, remember
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ def file_digest(path: Path, memory: Path) -> str:
 
 
 def _digests(paths: Iterable[Path], memory: Path) -> list[str]:
-    known = _read_memory(memory)
+    known: dict[str, str] = recall(memory)
     digests, changed = [], False
     for path in paths:
         stat = path.stat()
@@ -255,7 +255,7 @@ def _digests(paths: Iterable[Path], memory: Path) -> list[str]:
             changed = True
         digests.append(known[key])
     if changed:
-        _write_memory(memory, known)
+        remember(memory, known)
     return digests
 
 
@@ -265,18 +265,3 @@ def _digest(path: Path) -> str:
     log.info("fingerprinting %s (%.1f GiB), once", path, path.stat().st_size / 2**30)
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _read_memory(memory: Path) -> dict[str, str]:
-    try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}  # a memory, not a record: losing it costs one hash
-    return known if isinstance(known, dict) else {}
-
-
-def _write_memory(memory: Path, known: dict[str, str]) -> None:
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = memory.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
-    temporary.replace(memory)

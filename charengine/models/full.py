@@ -117,7 +117,15 @@ def _qwen(profile: Profile, found: Survey, device: torch.device, dtype: torch.dt
         loras=loras.own,
         loaded=loaded,
     )
-    return editor, QwenCaptioner(parts, device, _fingerprint(*encoder), loaded=loaded, room=_room(placement, device))
+    captioner = QwenCaptioner(
+        parts,
+        device,
+        _fingerprint(*encoder),
+        loaded=loaded,
+        room=_room(placement, device),
+        recorded=profile.models.cuda_graphs == "auto",
+    )
+    return editor, captioner
 
 
 def _strengths(loras: EditLoras) -> str:

@@ -71,6 +71,8 @@ def release_memory(collect: bool = True) -> None:
         gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        if unlock := getattr(torch._C, "_host_emptyCache", None):
+            unlock()  # page-locked host memory that nobody uses goes back to the system
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
 

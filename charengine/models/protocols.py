@@ -6,6 +6,7 @@ Images are PIL RGB unless said otherwise. Every implementation loads its weights
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import torch
     from diffusers import UNet2DConditionModel
     from PIL.Image import Image
+
+
+Solver = Literal["euler", "dpm++"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ class SheetEditor(Protocol):
         seed: int,
         steps: int,
         guidance: float,
+        guided_above: float = 0.0,
         conditioning: str = "latents",
         redraw: tuple[int, int, int, int] | None = None,
         size: tuple[int, int] | None = None,
@@ -215,6 +220,10 @@ class TraitReader(Protocol):
         """
         ...
 
+    def step_aside(self) -> None:
+        """Leave the GPU to another model; host memory may keep the weights, so that the next use need not read them again."""
+        ...
+
     def unload(self) -> None:
         """Free all memory the weights take."""
         ...
@@ -265,8 +274,13 @@ class Diffusion(Protocol):
         size: tuple[int, int],
         steps: int,
         guidance: float,
+        solver: Solver = "euler",
+        guided: tuple[float, float] = (0.0, math.inf),
     ) -> list[Image]:
-        """One image a row; `size` = width, height; row i's noise comes from `seeds[i]` alone (batch-independent)."""
+        """One image a row; `size` = width, height; row i's noise comes from `seeds[i]` alone (batch-independent).
+
+        `solver` follows the noise down, `guided` = noise above and up to which there is guidance, in standard deviations.
+        """
         ...
 
     def trace(

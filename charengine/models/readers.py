@@ -55,6 +55,10 @@ class AskingReader:
                 row += read_answers(answer, len(part))
         return rows
 
+    def step_aside(self) -> None:
+        """Off the GPU; host memory may keep the weights."""
+        self._model.step_aside()
+
     def unload(self) -> None:
         """Free all memory the weights take."""
         self._model.unload()
@@ -92,6 +96,9 @@ class ProbeReader:
                 reading = probe.Reading(traits_read, view)
                 rows.append([_read(values, reading) for values in stated])
         return rows
+
+    def step_aside(self) -> None:
+        """Nothing: it is small."""
 
     def unload(self) -> None:
         """Free all memory the weights take."""

@@ -141,6 +141,7 @@ class BlockStream:
         """Choose the streamed blocks, and lock their memory."""
         count = len(self.blocks)
         self.streamed = streamed_blocks(count, max(0, count - resident))
+        self.module.streams_blocks = bool(self.streamed)  # type: ignore[assignment]  # a graph cannot be recorded over them
         self._order = {index: j for j, index in enumerate(self.streamed)}
         for index in range(count) if self.streamed and self.lock_resident else self.streamed:
             if index not in self.hosts:

@@ -1,6 +1,6 @@
 """How long a profile will take on this machine, before it has run: an estimate, stage by stage.
 
-Fitted to `benchmarks/results/full_pipeline.json` (one H200 under a 12 GiB cap). A stage's time there is cut into arithmetic (its
+Fitted to `benchmarks/results/full_pipeline.json` and, for the sweep, the one of 2026-11-24 (an H200 under a 12 GiB cap). A stage's time there is cut into arithmetic (its
 operations at `SHARE` of the card's published bf16 rate), memory traffic (what remains), and what depends on neither. Another card
 takes the first in proportion to its published bf16 rate and the second in proportion to its memory bandwidth; streamed weights pass
 through its bus. A card that is not listed is measured for a moment.
@@ -8,6 +8,7 @@ through its bus. A card that is not listed is measured for a moment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -130,13 +131,22 @@ def _sheet(profile: Profile, look: Survey, card: Card) -> StageTime:
     def drawing(steps: int) -> float:
         fast = bool(fused) or (loras.lightning is not None and steps <= 8)
         count = fused or (loras.lightning_steps if fast else steps)
-        forwards = 1 if fast or sheet.guidance <= 1 else 2
-        return count * forwards * _forward(tokens, card, plan, with_lora=fast and not fused) + _around(card)
+        guided = (
+            0 if fast or sheet.guidance <= 1 else _guided(count, sheet.width * sheet.height // 256, sheet.guided_above)
+        )
+        return (count + guided) * _forward(tokens, card, plan, with_lora=fast and not fused) + _around(card)
 
     final, draft = drawing(sheet.steps), drawing(sheet.draft_steps) if sheet.draft_steps else 0.0
     more = f"; a further candidate {_short(draft or final)}" if sheet.candidates > 1 else ""
     parts = f"one draft {_short(draft)}, one sheet {_short(final)}" if draft else f"one sheet of {sheet.steps} steps"
     return StageTime("sheet", final + draft, parts + more)
+
+
+def _guided(steps: int, tokens: int, above: float) -> int:
+    """How many of a sheet's steps have more noise than `above`, by Qwen-Image's own schedule."""
+    shift = math.exp(0.5 + (0.9 - 0.5) / (8192 - 256) * (tokens - 256))
+    noise = [shift / (shift + steps / (steps - step) - 1) for step in range(steps)]
+    return sum(level > above for level in noise)
 
 
 def _forward(tokens: int, card: Card, plan: MemoryPlan | None, *, with_lora: bool) -> float:
@@ -151,23 +161,26 @@ def _around(card: Card) -> float:
 
 
 CAPTION_TOKENS = 120
-TOKEN_FIXED, TOKEN_TRAFFIC = (
-    0.068,
-    0.0085,
-)  # of 76 ms a token: launches, and 41 GB read and written to unpack 7 G weights
+CAPTION_FIXED = 1.5  # placing the model, and the tokens before one is recorded
+PICTURE_SECONDS = 0.16  # a picture read, before the first token
+TOKEN_SECONDS_OF_ALL = 0.028  # a recorded token of several pictures at once: unpacking 7 G weights, and reading them
 
 
 def _caption(profile: Profile, card: Card) -> StageTime:
     if profile.caption.captioner == "wd14":
         return StageTime("caption", 5.0, "WD14 on the CPU")
-    return StageTime(
-        "caption", 1.1 + CAPTION_TOKENS * _a_token(card), f"three views at once, {CAPTION_TOKENS} tokens each"
-    )
+    seconds = CAPTION_FIXED + 3 * _a_picture(card) + CAPTION_TOKENS * _a_token(card)
+    return StageTime("caption", seconds, f"three views at once, {CAPTION_TOKENS} tokens each")
+
+
+def _a_picture(card: Card) -> float:
+    """Seconds that Qwen2.5-VL takes to see a picture and its question: 2 operations a weight and token, 1,344 tokens."""
+    return _time(card, 21.0, PICTURE_SECONDS)
 
 
 def _a_token(card: Card) -> float:
-    """Seconds that Qwen2.5-VL takes for a token of several pictures at once."""
-    return _time(card, 0.0, TOKEN_FIXED + TOKEN_TRAFFIC, TOKEN_FIXED)
+    """Seconds that Qwen2.5-VL takes for a token of several pictures at once, whole on the GPU."""
+    return _time(card, 0.0, TOKEN_SECONDS_OF_ALL)
 
 
 LESSON_STEPS = 20  # of a picture that lessons are taken from
@@ -214,7 +227,8 @@ def _sweep(profile: Profile, look: Survey, card: Card) -> StageTime:
     steps, guided = usage.steps(sweep.steps), usage.guidance(sweep.guidance) > 1
     passes = steps * (2 if guided else 1)
     an_image = _drawing(card, area, passes)
-    reading = -(-images // READ_AT_ONCE) * READ_TOKENS * _a_token(card) if sweep.traits == "end" else 0.0
+    a_batch = READ_TOKENS * _a_token(card) + READ_AT_ONCE * _a_picture(card)
+    reading = -(-images // READ_AT_ONCE) * a_batch if sweep.traits == "end" else 0.0
     read = f", read in {_short(reading)}" if reading else ""
     return StageTime("sweep", images * an_image + reading, f"{images} pictures of {an_image:.1f} s{read}")
 

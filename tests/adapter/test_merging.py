@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
@@ -210,3 +211,34 @@ def output_in(unet, kind: torch.dtype) -> torch.Tensor:
     conditions = {"text_embeds": draw(1, 16), "time_ids": torch.ones(1, 6, dtype=kind)}
     with torch.no_grad():
         return unet(draw(1, 4, 16, 8), torch.tensor([500]), draw(1, 8, 24), added_cond_kwargs=conditions).sample.float()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("locked", [True, False])
+def test_on_a_gpu_the_bases_bits_wait_in_page_locked_memory_and_come_back(
+    unet, locked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = file_of(tensors_of(unet, "LoRA"))
+    before = bits(unet)
+    with AdapterMerger(unet, in_place=True) as merger:
+        merger.put_on(merger.read(data), 0.7)
+        wanted = bits(unet)
+    unet.to("cuda")
+    if not locked:
+
+        def refused(*_: object, **__: object) -> torch.Tensor:
+            raise RuntimeError("no more memory can be locked")
+
+        monkeypatch.setattr(merging.torch, "empty_like", refused)
+    with AdapterMerger(unet) as merger:
+        layers = merger.read(data)
+        for strength in (1.4, 0.7):
+            merger.put_on(layers, strength)
+        kept = [one for one in merger._kept.values() if one is not None]
+        assert kept and all(one.bits.is_pinned() == locked for one in kept)
+        merged = copy.deepcopy(unet).to("cpu")
+    assert bits(copy.deepcopy(unet).to("cpu")) == before
+    for (name, found), kept_bytes in zip(merged.state_dict().items(), wanted.values(), strict=True):
+        on_cpu = torch.frombuffer(bytearray(kept_bytes), dtype=found.dtype).view(found.shape)
+        assert torch.allclose(found, on_cpu, atol=1e-6, rtol=1e-5), name

@@ -20,12 +20,14 @@ def test_the_benchmark_runs_every_stage_of_the_pipeline_on_tiny_models(tmp_path:
     stages = json.loads((tmp_path / "full_pipeline-tiny.json").read_text())["stages"]
     assert [name for name, facts in stages.items() if "error" in facts or "skipped" in facts] == []
     for words in (
-        "sheet 96x96",
+        "sheet 192x96, 10 steps as the profile has it",
         "captions of three views",
         "crop",
-        "sweep of 100 images",
+        "sweep of at most 64 images",
         "train 1,200 samples",
         "report",
     ):
         assert any(name.startswith(words) for name in stages), words
+    passes = {name.split(", ")[-1]: facts["passes"] for name, facts in stages.items() if "passes" in facts}
+    assert passes["CFG in all"] == 20 and 10 < passes["CFG above 0.7"] < 20 and passes["no CFG"] < 10, passes
     assert all(f"| {name} |" in done.stdout for name in stages)

@@ -246,6 +246,35 @@ def test_without_guidance_the_negative_prompt_is_not_even_encoded(editor: QwenEd
     assert len(editor._encoded) == 1
 
 
+def test_below_a_noise_level_there_is_no_guidance_and_a_step_is_one_pass(
+    folder_parts: QwenEditFolder, template: Image.Image
+):
+    editor = make(folder_parts, keep=("text_encoder", "transformer", "vae"))
+    passes: list[int] = []
+    transformer = editor._transformer(False)
+    transformer.register_forward_pre_hook(lambda *_: passes.append(1))
+
+    def drawn(guided_above: float, guidance: float = 3.0, **how) -> np.ndarray:
+        passes.clear()
+        return as_array(
+            editor.draw(template, "an orc", seed=3, steps=4, guidance=guidance, guided_above=guided_above, **how)
+        )
+
+    everywhere = drawn(0.0)
+    assert len(passes) == 8
+    first_two = drawn(0.7)
+    noise = editor._scheduler(False, 4, tokens=24 * 16 // 4).sigmas
+    assert len(passes) == 4 + int((noise[:4] > 0.7).sum())
+    assert 4 < len(passes) < 8
+    nowhere = drawn(1.0)
+    assert len(passes) == 4
+    assert np.array_equal(nowhere, drawn(0.0, guidance=1.0))
+    near, far = (np.abs(other - everywhere).mean() for other in (first_two, nowhere))
+    assert 0 < near < far
+    assert np.array_equal(first_two, drawn(0.7))
+    assert not np.array_equal(drawn(0.7, redraw=(4, 10, 24, 50)), drawn(0.0, redraw=(4, 10, 24, 50)))
+
+
 def test_a_transparent_template_is_seen_over_white(editor: QwenEdit, template: Image.Image):
     clear = template.convert("RGBA")
     clear.putalpha(Image.fromarray((np.asarray(template)[..., 0] < 128).astype(np.uint8) * 255))

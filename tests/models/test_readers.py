@@ -11,6 +11,8 @@ import torch
 from charengine.embedded.probe import to_images
 from charengine.embedded.traits import VIEWS, Traits, as_indices
 from charengine.embedded.world import render, view_yaw
+from charengine.models.captioners import QwenCaptioner
+from charengine.models.memory import TakingTurns
 from charengine.models.readers import MOST_TRAITS, AskingReader, ProbeReader, read_answers
 
 ORC = Traits(
@@ -104,3 +106,14 @@ def test_another_question_or_another_model_is_another_reader(monkeypatch: pytest
     assert AskingReader(SimpleNamespace(fingerprint="other")).fingerprint != before  # type: ignore[arg-type]
     monkeypatch.setattr(readers, "QUESTION", "Is it there?\n{noun}{lines}")
     assert AskingReader(Scripted()).fingerprint != before  # type: ignore[arg-type]
+
+
+def test_a_reader_that_stepped_aside_is_not_read_from_disk_again_where_the_host_keeps_it() -> None:
+    held: list[str] = []
+    loaded = TakingTurns(frozenset({"text_encoder"}), lambda name: not held.append(f"aside {name}"), held.append)
+    captioner = QwenCaptioner(SimpleNamespace(), torch.device("cpu"), "x", loaded=loaded)  # type: ignore[arg-type]
+    loaded.get("text_encoder", dict)
+    AskingReader(captioner).step_aside()
+    assert held == ["aside text_encoder"]
+    AskingReader(captioner).unload()
+    assert held[1:] == ["text_encoder", "processor"]

@@ -102,6 +102,56 @@ def test_a_picture_depends_on_its_seed_and_not_on_its_batch(sdxl: SDXL):
     assert np.array_equal(as_array(apart[0]), as_array(apart[2]))
 
 
+def test_a_second_order_solver_draws_as_the_stock_pipeline_does_with_its_scheduler(
+    sdxl: SDXL, pipeline: StableDiffusionXLPipeline
+):
+    from diffusers import DPMSolverMultistepScheduler
+
+    prompts, negative = sdxl.encode_prompts(["a robot"]), sdxl.encode_prompts(["blurry"])
+    kwargs = {"seeds": [7], "size": (48, 64), "guidance": 3.0}
+    ours = sdxl.sample(prompts, negative, **kwargs, steps=5, solver="dpm++")[0]
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing="trailing", algorithm_type="dpmsolver++", solver_order=2
+    )
+    theirs = pipeline(
+        prompt_embeds=prompts.embeds, pooled_prompt_embeds=prompts.pooled, negative_prompt_embeds=negative.embeds,
+        negative_pooled_prompt_embeds=negative.pooled, latents=noise_from_seeds([7], (4, 8, 6)), width=48, height=64,
+        num_inference_steps=5, guidance_scale=3.0,
+    ).images[0]  # fmt: skip
+    assert np.abs(as_array(ours) - as_array(theirs)).max() <= 1
+    assert np.abs(as_array(ours) - as_array(sdxl.sample(prompts, negative, **kwargs, steps=5)[0])).max() > 1
+
+
+def test_a_checkpoint_that_was_made_for_few_steps_keeps_its_solver(sdxl_folder: Path):
+    from diffusers import EulerDiscreteScheduler
+
+    zero, fast = velocity_model(sdxl_folder, True), velocity_model(sdxl_folder, False)
+    fast.usage = Usage(most_steps=4, most_guidance=1.0, distilled="Turbo")
+    for model in (zero, fast):
+        assert isinstance(model._sampling_scheduler("dpm++"), EulerDiscreteScheduler)
+
+
+def test_outside_of_an_interval_of_noise_a_step_is_one_row_a_picture(sdxl: SDXL):
+    prompts, negative = sdxl.encode_prompts(["a robot", "an elf"]), sdxl.encode_prompts(["blurry"])
+    kwargs = {"seeds": [7, 8], "size": (48, 64), "steps": 4, "guidance": 3.0}
+    rows: list[int] = []
+    hook = sdxl.unet().register_forward_pre_hook(lambda _unet, given: rows.append(len(given[0])))
+    everywhere = sdxl.sample(prompts, negative, **kwargs)
+    assert rows == [4] * 4
+    rows.clear()
+    scheduler = sdxl._sampling_scheduler()
+    scheduler.set_timesteps(4)
+    first, second, third, _, _ = scheduler.sigmas.tolist()
+    middle = sdxl.sample(prompts, negative, **kwargs, guided=((third + second) / 2, (first + second) / 2))
+    assert rows == [2, 4, 2, 2]
+    nowhere = sdxl.sample(prompts, negative, **kwargs, guided=(first, 2 * first))
+    hook.remove()
+    unguided = sdxl.sample(prompts, negative, **{**kwargs, "guidance": 1.0})
+    for one, two, three, four in zip(everywhere, middle, nowhere, unguided, strict=True):
+        assert np.array_equal(as_array(three), as_array(four))
+        assert np.abs(as_array(one) - as_array(two)).max() > 0 and np.abs(as_array(two) - as_array(four)).max() > 0
+
+
 def test_a_trace_is_every_pass_of_drawing_the_same_picture(sdxl: SDXL):
     prompts, beside = sdxl.encode_prompts(["a robot", "an elf"]), sdxl.encode_prompts(["a toy", "a tree"])
     negative = sdxl.encode_prompts(["blurry"])

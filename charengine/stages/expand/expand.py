@@ -144,6 +144,7 @@ def _draw(
         seed=seed,
         steps=settings.steps,
         guidance=settings.guidance,
+        guided_above=settings.guided_above,
         conditioning="latents",
         size=size,
     )

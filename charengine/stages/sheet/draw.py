@@ -163,6 +163,7 @@ class _SheetDrawing:
             seed=seed,
             steps=steps,
             guidance=self.settings.guidance,
+            guided_above=self.settings.guided_above,
             conditioning=self.settings.conditioning,
             redraw=redraw,
             reference=None if redraw else self.reference,  # the sheet that is repaired shows the character itself

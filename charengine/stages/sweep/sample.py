@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -56,5 +57,7 @@ def draw(
         size=(settings.width, settings.height),
         steps=settings.steps,
         guidance=settings.guidance,
+        solver=settings.solver,
+        guided=(settings.guided_above, settings.guided_below or math.inf),
     )
     return [images[row * len(seeds) : (row + 1) * len(seeds)] for row in range(count)]

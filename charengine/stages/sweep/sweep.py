@@ -71,7 +71,7 @@ def sweep_adapter(
         dataset: whose views are the identity references.
         settings: strengths, prompts, seeds, floors.
         diffusion: the base model; left exactly as it was.
-        embedder: identity embeddings and CLIP-T.
+        embedder: identity embeddings and CLIP-T; unloaded before the reader works where that reads at the end, and afterwards.
         store: where pictures and adapters go.
         seed: first of the paired seeds.
         reader: reads the traits of `description` off the pictures, so that the pick counts them; None: identity alone counts.
@@ -104,7 +104,9 @@ def sweep_adapter(
     _end_reading(session, dataset)
     if whole:
         log_cells(session)
-    return conclude(session, recipe, (*left_out, *cut))
+    found = conclude(session, recipe, (*left_out, *cut))
+    embedder.unload()  # whoever reads pictures next needs the room
+    return found
 
 
 def _reading(
@@ -124,18 +126,19 @@ def _begin_reading(session: Session, dataset: DatasetRecord) -> None:
 
 
 def _end_reading(session: Session, dataset: DatasetRecord) -> None:
-    """Read everything now where nothing was read before, the picture model out of the way; then the reader goes too."""
+    """Read everything now where nothing was read before, the picture model and the scorers out of the way; then the reader makes room."""
     reading = session.reading
     if reading is None:
         return
     if session.settings.traits == "end":
         session.diffusion.unload()
+        session.references.embedder.unload()
         session.sheet_shown = reading.of_views(_own_views(session, dataset))
         for index, cell in sorted(session.cells.items()):
             names = _names(session, Unit(index, tuple(range(cell.seeds))))
             images = [[open_image(session.store.get(cell.images[name])) for name in row] for row in names]
             cell.parts = [replace(cell.scores, shown=reading.of_cell(images, session.prompts))]
-    reading.reader.unload()
+    reading.reader.step_aside()  # it is asked again, about what the trigger brings
 
 
 def _own_views(session: Session, dataset: DatasetRecord) -> list[Image]:

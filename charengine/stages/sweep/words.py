@@ -160,7 +160,7 @@ def _shares(
                 images += pick.draw(more.of(0, min(len(templates), ENOUGH - len(images))), column)
     pick.diffusion.unload()
     read = reader.shown(images, traits, pick.training.class_noun)
-    reader.unload()
+    reader.step_aside()
     return shares_of(read, traits), len(images)
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def train_adapter(
     should_stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Progress], None] | None = None,
     description: str = "",
+    plans: Path | None = None,
 ) -> AdapterRecord:
     """Train an adapter on a character's views.
 
@@ -81,6 +83,7 @@ def train_adapter(
         should_stop: asked at every step.
         on_step: told at every read of the losses.
         description: what the character looks like, for lessons; without any trait in it there are none.
+        plans: file that remembers which memory plan fitted this machine; None: all are tried.
 
     Raises:
         BadInput: the data or `continue_from` cannot be used.
@@ -98,14 +101,14 @@ def train_adapter(
     with deterministic_kernels(settings.deterministic), threads_of(before, device):
         data = encode_dataset(dataset, settings, diffusion, store, with_squares=not traits)
         if traits:
-            lessons = kept_lessons(
-                state_dir, key, device, lambda: draw_lessons(dataset, traits, settings, diffusion, seed)
-            )
-            data = replace(data, lessons=lessons)
+            draw = partial(draw_lessons, dataset, traits, settings, diffusion, seed)
+            data = replace(data, lessons=kept_lessons(state_dir, key, device, draw))
             if settings.fp8_base:
                 diffusion.unload("unet")  # it is loaded anew beside the GPU, to be made smaller there
         with memory_cap(settings.budget_gib, device):
-            training = _Training(dataset, settings, diffusion, store, data, seed, state_dir, tracker, recipe, key)
+            training = _Training(
+                dataset, settings, diffusion, store, data, seed, state_dir, tracker, recipe, key, plans
+            )
             try:
                 made = training.run(should_stop, on_step)
                 return made.model_copy(update={"warnings": (*told, *made.warnings)})
@@ -128,13 +131,14 @@ class _Training:
         tracker: Tracker,
         recipe: dict[str, Any] | None,
         key: str,
+        plans: Path | None,
     ) -> None:
         self.dataset, self.settings, self.store, self.seed = dataset, settings, store, seed
         self.data, self.tracker, self.recipe, self.diffusion = data, tracker, recipe, diffusion
         saved = load_state(state_dir, key)
         self.history, tensors = saved or (History(machines=drawn_on(state_dir, key)), {})
         plan = Plan(**self.history.plan) if saved else None
-        self.setup = Setup(diffusion, settings, data, seed, plan, fresh=saved is None)
+        self.setup = Setup(diffusion, settings, data, seed, plan, fresh=saved is None, memory=plans)
         log.info("memory plan: %s", describe(self.setup.plan))
         if saved:
             self.setup.restore(tensors)

@@ -34,6 +34,7 @@ from charengine.stages.train.plan import (
     set_checkpointing,
     store_in_float8,
 )
+from charengine.stages.train.remembered import PlanMemory, plan_key
 from charengine.stages.train.sampler import LESSONS, Group, groups_of_step, hash_seed
 from charengine.stages.train.step import TrainStep
 from charengine.stages.train.storage import StackedParameters
@@ -55,6 +56,7 @@ class Setup:
         seed: of the adapter's first values and all noise.
         plan: the plan of a saved state, which must be kept; None to choose one.
         fresh: False when a state is about to be restored, so that `continue_from` is not read.
+        memory: file that says which plan fitted the same work before; None: all are tried.
 
     Raises:
         OutOfBudget: no plan fits.
@@ -68,6 +70,7 @@ class Setup:
         seed: int,
         plan: Plan | None,
         fresh: bool,
+        memory: Path | None = None,
     ) -> None:
         self.diffusion, self.settings, self.seed = diffusion, settings, seed
         self.device = torch.device(diffusion.device)
@@ -90,7 +93,7 @@ class Setup:
         with self._explained(plans):
             self._adapt(plans[0], fresh)
             self.base = self._base() if settings.continue_from and fresh else None
-            self.plan, self.step, self.validation = self._first_that_fits(self._possible(plans))
+            self.plan, self.step, self.validation = self._chosen(plans, memory)
 
     def _adapt(self, plan: Plan, fresh: bool) -> None:
         """What all plans share: the adapter, its parameters and the optimizer."""
@@ -123,6 +126,33 @@ class Setup:
         with self.evaluating(strength=0.0):
             return validation.measure(0)
 
+    def _chosen(self, plans: list[Plan], memory: Path | None) -> tuple[Plan, TrainStep, Validation]:
+        """What fitted the same work before, else the first that fits."""
+        kept = PlanMemory(memory, plan_key(self.settings, self._sizes(), self._model(), self.device))
+        known = kept.find(plans) if len(plans) > 1 else None
+        found = self._first_that_fits([known]) if known else None
+        if found is None:
+            plans = self._possible(plans)
+            found = self._first_that_fits(plans)
+        if found is None:
+            raise self._out_of_budget(plans)
+        kept.keep(found[0], self.device)
+        return found
+
+    def _sizes(self) -> list[Any]:
+        """Of everything that a step or a validation works on."""
+        held = [bucket.mean.shape for bucket in (*self.data.buckets, *self.data.held_out)]
+        lessons = [] if self.data.lessons is None else [self.data.lessons.noisy.shape]
+        return [
+            [list(shape) for shape in (*held, *lessons, self.data.empty_embeds.shape)],
+            [_shape(g) for g in self.shapes],
+        ]
+
+    def _model(self) -> dict[str, Any]:
+        """What of the base model takes memory."""
+        weights = list(self.unet.parameters())
+        return {"weights": sum(w.numel() for w in weights), "types": sorted({str(w.dtype) for w in weights})}
+
     def _possible(self, plans: list[Plan]) -> list[Plan]:
         """Leave out plans that, going by one measured sample, cannot fit; trying each takes seconds."""
         if self.device.type != "cuda" or len(plans) == 1:
@@ -144,7 +174,7 @@ class Setup:
         log.info("one sample takes %.2f GiB beside the %.2f GiB that are always held", sample, held)
         return [plan for plan in plans if plan.least_activations(sample) <= room] or plans[-1:]
 
-    def _first_that_fits(self, plans: list[Plan]) -> tuple[Plan, TrainStep, Validation]:
+    def _first_that_fits(self, plans: list[Plan]) -> tuple[Plan, TrainStep, Validation] | None:
         for i, plan in enumerate(plans):
             try:
                 return self._try(plan)
@@ -153,7 +183,7 @@ class Setup:
                     raise
                 log.info("memory plan %d of %d does not fit: %s", i + 1, len(plans), describe(plan))
             self._free()
-        raise self._out_of_budget(plans)
+        return None
 
     def _try(self, plan: Plan) -> tuple[Plan, TrainStep, Validation]:
         set_checkpointing(self.unet, plan)

@@ -10,6 +10,7 @@ from charengine.stage import Given, Stage
 def _work(given: Given, dataset: DatasetRecord) -> AdapterRecord:
     from charengine.adapter.metadata import recipe_of_dataset
     from charengine.language.phrases import with_traits
+    from charengine.machine.home import find_home
     from charengine.stages.train.loop import train_adapter
 
     assert given.state is not None
@@ -27,6 +28,7 @@ def _work(given: Given, dataset: DatasetRecord) -> AdapterRecord:
         should_stop=given.should_stop,
         on_step=given.on_step,
         description=with_traits(given.character.prompt, dataset.views.added),
+        plans=find_home().root / "plans.json",
     )
 
 

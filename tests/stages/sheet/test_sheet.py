@@ -237,7 +237,9 @@ def test_repair_redraws_only_the_box_to_blame(store):
 
 def test_the_edit_model_is_told_what_the_settings_say(store):
     painter = Painter(Sheet((384, 384)))
-    settings = SheetSettings(steps=9, guidance=2.5, negative_prompt="blurry", conditioning="vision", candidates=1)
+    settings = SheetSettings(
+        steps=9, guidance=2.5, guided_above=0.6, negative_prompt="blurry", conditioning="vision", candidates=1
+    )
     draw_sheet(HERO, settings, painter, store)
     told = {name: value for name, value in painter.calls[0].items() if name not in ("template", "prompt")}
     assert told == {
@@ -245,6 +247,7 @@ def test_the_edit_model_is_told_what_the_settings_say(store):
         "seed": 7,
         "steps": 9,
         "guidance": 2.5,
+        "guided_above": 0.6,
         "negative_prompt": "blurry",
         "conditioning": "vision",
         "redraw": None,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +24,14 @@ from charengine.models import Models, load
 from charengine.records import AdapterRecord, CheckpointRecord, SweepRecord
 from charengine.stages.sweep.sample import draw, encode_cell_inputs
 from charengine.stages.sweep.sweep import sweep_adapter
+from charengine.stages.sweep.words import Pick, find_words
 from charengine.store import Store
 
 SETTINGS = SweepSettings(
     design="grid", strengths=(0.3, 0.6), checkpoints=1, seeds=2, width=64, height=64, steps=3, guidance=2.0
 )
+
+WORDS = "an orc with red hair and a blue coat"
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +193,41 @@ def test_however_a_sweep_ends_the_base_model_has_its_own_bits(
     assert len(asked) == 2
     assert {name: value.numpy().tobytes() for name, value in unet.state_dict().items()} == before
     assert not [module for module in unet.modules() if "forward" in module.__dict__]
+
+
+class Looker:
+    """A reader that looks what else is there when it is asked."""
+
+    fingerprint = "looker"
+
+    def __init__(self, models: Models) -> None:
+        self.models, self.beside = models, list[str]()
+        self.unet = weakref.ref(models.diffusion.unet())
+
+    def shown(self, images: Sequence[Image.Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
+        gc.collect()
+        self.beside += ["U-Net"] if self.unet() is not None else []
+        self.beside += list(self.models.diffusion._loaded._held.keys() & {"unet", "vae", "text_encoders"})
+        self.beside += list(self.models.embedder._loaded._held)
+        return [[True] * len(traits) for _ in images]
+
+    def step_aside(self) -> None:
+        pass
+
+    unload = step_aside
+
+
+def test_a_reader_that_reads_at_the_end_has_the_card_to_itself(
+    training: AdapterRecord, models: Models, store: Store
+) -> None:
+    models.diffusion.unload()
+    reader, settings = Looker(models), SETTINGS.model_copy(update={"traits": "end", "seeds": 1, "steps": 1})
+    dataset = sample_dataset(store)
+    swept = sweep_adapter(
+        training, dataset, settings, models.diffusion, models.embedder, store, seed=5, reader=reader, description=WORDS
+    )
+    assert reader.beside == []
+    assert not models.embedder._loaded._held
+    reader.unet = weakref.ref(models.diffusion.unet())
+    find_words(Pick(training, swept, settings, models.diffusion, store, 5), WORDS, reader)
+    assert reader.beside == []

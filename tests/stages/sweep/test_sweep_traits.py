@@ -42,16 +42,23 @@ class Reader:
     asked: list[int] = field(default_factory=list)
     drawn_before: list[int] = field(default_factory=list)
     freed: int = 0
+    aside: int = 0
+    eye: Eye | None = None
+    beside: list[bool] = field(default_factory=list)
 
     def shown(self, images: Sequence[Image.Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
         assert class_noun == "orc"
         self.asked.append(len(images))
+        self.beside.append(self.eye is not None and self.eye.loaded)
         self.drawn_before.append(len(self.painter.drawn))
         return [[self._sees(image) if "hook" in words else None for words in traits] for image in images]
 
     def _sees(self, image: Image.Image) -> bool:
         red, green, _ = image.convert("RGB").getpixel((2, image.height - 3))  # type: ignore[misc]
         return image.size != (64, 64) or red - green > 150
+
+    def step_aside(self) -> None:
+        self.aside += 1
 
     def unload(self) -> None:
         self.freed += 1
@@ -60,10 +67,10 @@ class Reader:
 def swept(
     store: Store, dataset: DatasetRecord, traits: str, description: str = PROMPT, key: str = "", **settings
 ) -> tuple[SweepRecord, Reader, Notebook]:
-    painter, notebook = Hooked(), Notebook()
-    reader = Reader(painter)
+    painter, notebook, eye = Hooked(), Notebook(), Eye()
+    reader = Reader(painter, eye=eye)
     found = sweep.sweep_adapter(
-        trained(store, 100, 200), dataset, SETTINGS.model_copy(update={"traits": traits, **settings}), painter, Eye(),
+        trained(store, 100, 200), dataset, SETTINGS.model_copy(update={"traits": traits, **settings}), painter, eye,
         store, seed=7, reader=reader, description=description, tracker=notebook, key=key,
     )  # fmt: skip
     return found, reader, notebook
@@ -74,7 +81,7 @@ def test_what_only_a_reader_sees_decides_between_checkpoints_that_look_alike(sto
     assert (blind.pick.checkpoint_step, reader.asked) == (200, [])
     seeing, reader, _ = swept(store, dataset, "rounds")
     assert seeing.pick.checkpoint_step == 100
-    assert reader.freed == 1
+    assert reader.aside == 1
 
 
 def test_each_cell_says_what_was_read_and_strength_zero_what_the_sheet_shows(store, dataset) -> None:
@@ -92,7 +99,9 @@ def test_read_at_the_end_the_same_pictures_say_the_same_and_the_picture_model_ha
     found, reader, notebook = swept(store, dataset, "end")
     assert found.cells == now.cells and found.pick == now.pick
     assert set(reader.drawn_before) == {len(reader.painter.drawn)}  # nothing is read before the last picture
-    assert () in reader.painter.freed and reader.freed == 1
+    assert () in reader.painter.freed and reader.aside == 1
+    assert reader.beside and not any(reader.beside), "the scorers must have made room"
+    assert reader.eye is not None and not reader.eye.loaded
     gains = [run.metrics["gain"] for run in notebook.children.values()]
     assert gains == [cell.gain for cell in found.cells]
 

@@ -38,6 +38,7 @@ class Reader:
     fingerprint: str = "reader"
     seen: list[int] = field(default_factory=list)
     freed: bool = False
+    aside: int = 0
 
     def shown(self, images: Sequence[Image.Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
         assert self.painter.freed[-1] == (), "the diffusion model must have made room"
@@ -50,6 +51,9 @@ class Reader:
             red, _, blue = image.getpixel((image.width // 2, int(image.height * 0.4)))  # type: ignore[misc]
             return bool(blue > red)
         return SEEN[words](number)
+
+    def step_aside(self) -> None:
+        self.aside += 1
 
     def unload(self) -> None:
         self.freed = True

@@ -14,6 +14,7 @@ from charengine.errors import OutOfBudget
 from charengine.stages.train.kernels import _triton_works, geglu, geglu_backward
 from charengine.stages.train.loop import TrainingStopped
 from charengine.stages.train.optimizers import PACKAGES
+from charengine.stages.train.setup import Setup
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -73,6 +74,21 @@ def test_a_budget_too_small_is_refused_and_the_memory_given_back(store, tmp_path
     assert smallest is None or 0.5 < smallest < 2
     assert torch.cuda.get_per_process_memory_fraction() == cap
     assert train(store, tmp_path / "again", diffusion=cuda(), budget_gib=3).plan["peak_gib"] < 3
+
+
+def test_the_next_training_tries_the_plan_that_fitted_and_no_other(store, tmp_path, monkeypatch):
+    tried, possible, plans = [], [], tmp_path / "home" / "plans.json"
+    once, choose = Setup._try, Setup._possible
+    monkeypatch.setattr(Setup, "_try", lambda self, plan: tried.append(plan) or once(self, plan))
+    monkeypatch.setattr(Setup, "_possible", lambda self, among: possible.append(1) or choose(self, among))
+    first = train(store, tmp_path / "first", diffusion=cuda(), plans=plans)
+    assert plans.exists() and possible == [1]
+    tried.clear()
+    second = train(store, tmp_path / "second", diffusion=cuda(), plans=plans, learning_rate=1e-4)
+    assert len(tried) == 1 and possible == [1]
+    assert {**second.plan, "peak_gib": 0} == {**first.plan, "peak_gib": 0}
+    train(store, tmp_path / "third", diffusion=cuda(), plans=plans, budget_gib=9)
+    assert possible == [1, 1], "another budget is another plan"
 
 
 def test_a_float8_base_trains_in_segments_that_grow(store, tmp_path):

@@ -52,6 +52,7 @@ def train(
     tracker=None,
     on_step=None,
     description="",
+    plans=None,
     **changes,
 ):
     return train_adapter(
@@ -66,6 +67,7 @@ def train(
         should_stop=should_stop,
         on_step=on_step,
         description=description,
+        plans=plans,
     )
 
 

@@ -1,0 +1,61 @@
+"""What drawing a sheet fast may cost: three quarters of the steps, the noisier of them guided, against all steps guided."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from charengine.embedded import grammar, probe
+from charengine.embedded.making.check import without_rules
+from charengine.embedded.traits import from_indices, sample_indices
+from charengine.figures.template import template
+from charengine.models import load
+from charengine.profiles.loading import load_profile
+from charengine.stages.sheet.judge import judge_sheet
+from charengine.stages.sheet.prompt import full_prompt
+
+CHARACTERS, SEED = 4, 31
+FAST = {"steps": 0.75, "guided_above": 0.7}  # as the profile of full-size models has it: 30 of 40 steps
+LEVELS = 8.0  # of 255, by which a fast sheet may be off, on average over its pixels
+TRAITS = 0.03  # share of the traits that it may show less
+
+
+@pytest.mark.slow
+def test_a_fast_sheet_passes_the_gate_shows_the_same_traits_and_is_nearly_the_same_picture() -> None:
+    profile = load_profile("embedded", ["models.device=cpu"])
+    editor, judge, settings = load(profile).editor, probe.load_judge(device="cpu"), profile.sheet
+    indices = sample_indices(CHARACTERS, torch.Generator().manual_seed(SEED), "heldout")
+    off, shown = [], {"slow": [], "fast": []}
+    for i, traits in enumerate(from_indices(indices)):
+        described = grammar.describe(traits, rng=random.Random(f"sheet {i}"), style="prompt", keep=1.0)
+        prompt = full_prompt(described, traits.species, editor, pictured=False)
+
+        def drawn(steps: int, guided_above: float, prompt: str = prompt, i: int = i) -> Image.Image:
+            return editor.draw(
+                template(settings.width, settings.height), prompt, seed=SEED + i, steps=steps, guidance=settings.guidance,
+                guided_above=guided_above, conditioning=settings.conditioning,
+            )  # fmt: skip
+
+        slow, fast = drawn(settings.steps, 0.0), drawn(round(settings.steps * FAST["steps"]), FAST["guided_above"])
+        off.append(np.abs(np.asarray(slow, dtype=float) - np.asarray(fast, dtype=float)).mean())
+        for name, sheet in (("slow", slow), ("fast", fast)):
+            assert judge_sheet(sheet).accepted, f"{name} sheet of character {i}"
+            shown[name].append(_traits(judge, sheet, indices[i : i + 1]))
+    assert np.mean(off) < LEVELS
+    assert np.mean(shown["fast"]) > np.mean(shown["slow"]) - TRAITS
+
+
+def test_the_profile_of_full_size_models_draws_sheets_as_was_measured() -> None:
+    fast, slow = load_profile("sdxl-12gb").sheet, load_profile("origin").sheet
+    assert (fast.steps, fast.guided_above) == (round(40 * FAST["steps"]), FAST["guided_above"])
+    assert (slow.steps, slow.guided_above) == (50, 0.0)
+
+
+def _traits(judge: probe.Probe, sheet: Image.Image, row: torch.Tensor) -> float:
+    reading = probe.score_sheets(judge, without_rules(probe.to_tensor([sheet])))
+    truth, mask = row[:, None].expand(-1, 3, -1), probe.sheet_mask(row)
+    return probe.trait_accuracy(reading.traits, truth, mask)
