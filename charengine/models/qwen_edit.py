@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from charengine.errors import BadInput, StageFailed
+from charengine.errors import BadInput
 from charengine.models.loading import Loaded, noise_from_seeds
 from charengine.models.low_rank import switch_adapter
 from charengine.models.qwen_parts import (
@@ -26,6 +26,7 @@ from charengine.models.qwen_parts import (
     lightning_scheduler,
     load_loras,
     load_text_encoder,
+    refuse_nan,
 )
 from charengine.models.sdxl import images_to_tensor, tensor_to_images
 
@@ -269,12 +270,7 @@ class QwenEdit:
         cells = unpack(latents, size[1] // self._factor(), size[0] // self._factor()).to(vae.dtype)
         mean, std = _latent_statistics(vae, cells)
         pixels = vae.decode(cells * std + mean, return_dict=False)[0][:, :, 0]
-        if pixels.isnan().any():
-            model = "edit model" if cells.isnan().any() else "VAE of the edit model"
-            raise StageFailed(
-                f"the {model} answered with no numbers (NaN), which is no picture: its file or a LoRA's is damaged, or too much for "
-                f"{str(vae.dtype).removeprefix('torch.')}. Get it again, leave models.edit_loras out, or take another file of it"
-            )
+        refuse_nan(cells, pixels)
         image = tensor_to_images(pixels)[0]
         self._free_unless_kept("vae")
         return image

@@ -93,20 +93,23 @@ def sweep_adapter(
     session = open_session(training, dataset, settings, diffusion, embedder, store, seed, tracker, kept, reading)
     left_out = _examine(session)
     _begin_reading(session, dataset)
-    cut: tuple[str, ...] = ()
     whole = _run(session, should_stop, on_drawn)
-    if not whole:
-        drawn = len(session.cells) - (BASE in session.cells)
-        if not (keep_cut and drawn):
-            raise Interrupted(f"sweep stopped after {drawn} cells")
-        of = f" of {len(session.grid) - 1}" if settings.design == "grid" else ""
-        cut = (f"the sweep was cut after {drawn}{of} cells: the pick is among these alone",)
+    cut = () if whole else (_cut(session, keep_cut),)
     _end_reading(session, dataset)
     if whole:
         log_cells(session)
     found = conclude(session, recipe, (*left_out, *cut))
     embedder.unload()  # whoever reads pictures next needs the room
     return found
+
+
+def _cut(session: Session, keep_cut: bool) -> str:
+    """What is said of a sweep that was told to stop; Interrupted where nothing is to be concluded from it."""
+    drawn = len(session.cells) - (BASE in session.cells)
+    if not (keep_cut and drawn):
+        raise Interrupted(f"sweep stopped after {drawn} cells")
+    of = f" of {len(session.grid) - 1}" if session.settings.design == "grid" else ""
+    return f"the sweep was cut after {drawn}{of} cells: the pick is among these alone"
 
 
 def _reading(
