@@ -170,3 +170,14 @@ def test_checkpoints_are_spread_evenly_and_the_last_is_always_among_them(store) 
     assert [c.step for c in spread(checkpoints, 3)] == [30, 70, 100]
     assert [c.step for c in spread(checkpoints, 1)] == [100]
     assert len(spread(checkpoints, 40)) == 10
+
+
+def test_the_picks_numbers_are_told_at_the_step_that_was_picked(store, dataset) -> None:
+    class Steps(Notebook):
+        def log_metrics(self, metrics, step):
+            told.update({step: set(metrics)} if any(name.startswith("pick/") for name in metrics) else {})
+            super().log_metrics(metrics, step)
+
+    told: dict[int, set[str]] = {}
+    found = run_sweep(store, dataset, Painter(), 100, 200, tracker=Steps())
+    assert list(told) == [found.pick.checkpoint_step] and found.pick.checkpoint_step > 0

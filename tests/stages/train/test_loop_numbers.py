@@ -19,6 +19,7 @@ from charengine.adapter.files import load_adapter
 from charengine.config import TrainSettings
 from charengine.models.prediction import Prediction
 from charengine.records import AdapterRecord
+from charengine.stages.train.clock import Clock
 from charengine.stages.train.data import encode_dataset
 from charengine.stages.train.loop import state_key, train_adapter
 from charengine.stages.train.validation import Validation
@@ -195,3 +196,9 @@ def test_validation_means_each_views_errors_and_each_thirds_from_little_noise_to
     assert point.step == 40 and point.loss == pytest.approx(185.0)
     assert point.by_view == pytest.approx({"front": 5.0, "side": 50.0, "back": 500.0})
     assert point.by_third == pytest.approx({"low": 74.0, "mid": 185.0, "high": 296.0})
+
+
+def test_the_seconds_of_a_training_are_those_of_all_its_sessions() -> None:
+    clock = Clock(step=10, before=100.0)
+    assert 100.0 <= clock.read() < 160.0
+    assert 0.0 <= clock.per_step(20) < 6.0
