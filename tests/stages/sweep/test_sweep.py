@@ -120,7 +120,8 @@ def test_two_adapters_are_exported_as_trained_and_rescaled_to_the_pick(store, da
 
 def test_the_recommended_file_is_the_picked_checkpoint_with_the_picks_strength_as_its_one() -> None:
     exported, doubts = adapters.recommended(adapter_file(100), sample_cell(100, 0.6), None)
-    assert load_adapter(exported)[0]["lora_unet_x.alpha"].item() == pytest.approx(4.8)
+    tensors, metadata = load_adapter(exported)
+    assert tensors["lora_unet_x.alpha"].item() == pytest.approx(4.8) and metadata["charengine.strength"] == "0.6"
     assert doubts == ()
 
 

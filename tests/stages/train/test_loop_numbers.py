@@ -127,7 +127,8 @@ def test_facts_and_record_count_what_was_done(made: Made) -> None:
 
 def test_each_file_says_its_own_step_and_what_it_was_made_with(made: Made) -> None:
     for point in made.record.checkpoints:
-        metadata = load_adapter(made.store.get(point.adapter))[1]
+        tensors, metadata = load_adapter(made.store.get(point.adapter))
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}  # as precise as it was trained
         assert metadata["ss_steps"] == str(point.step)
         assert (metadata["ss_seed"], metadata["ss_max_train_steps"]) == ("3", "6")
         assert metadata["ss_resolution"] == "(64, 128)"
