@@ -19,6 +19,7 @@ from charengine.adapter.files import load_adapter
 from charengine.config import TrainSettings
 from charengine.models.prediction import Prediction
 from charengine.records import AdapterRecord
+from charengine.stages.train.clock import Clock
 from charengine.stages.train.data import encode_dataset
 from charengine.stages.train.loop import state_key, train_adapter
 from charengine.stages.train.validation import Validation
@@ -126,7 +127,8 @@ def test_facts_and_record_count_what_was_done(made: Made) -> None:
 
 def test_each_file_says_its_own_step_and_what_it_was_made_with(made: Made) -> None:
     for point in made.record.checkpoints:
-        metadata = load_adapter(made.store.get(point.adapter))[1]
+        tensors, metadata = load_adapter(made.store.get(point.adapter))
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}  # as precise as it was trained
         assert metadata["ss_steps"] == str(point.step)
         assert (metadata["ss_seed"], metadata["ss_max_train_steps"]) == ("3", "6")
         assert metadata["ss_resolution"] == "(64, 128)"
@@ -195,3 +197,9 @@ def test_validation_means_each_views_errors_and_each_thirds_from_little_noise_to
     assert point.step == 40 and point.loss == pytest.approx(185.0)
     assert point.by_view == pytest.approx({"front": 5.0, "side": 50.0, "back": 500.0})
     assert point.by_third == pytest.approx({"low": 74.0, "mid": 185.0, "high": 296.0})
+
+
+def test_the_seconds_of_a_training_are_those_of_all_its_sessions() -> None:
+    clock = Clock(step=10, before=100.0)
+    assert 100.0 <= clock.read() < 160.0
+    assert 0.0 <= clock.per_step(20) < 6.0
