@@ -58,6 +58,43 @@ def test_what_is_not_there_is_not_drawn(prompt: str, traits: dict[str, str | Non
         }
 
 
+@pytest.mark.parametrize(
+    ("prompt", "skin"),
+    [
+        ("a green orc woman in a blue coat", "green"),
+        ("the tall green goblin", "green"),
+        ("a green, hooded goblin in a red coat", None),  # said of nothing
+        ("a red demon", "red"),
+        ("a grey wolf with a sword in his left hand", "grey"),
+        ("a steel robot", "grey"),
+        ("a blue and white robot", "white"),
+        ("a light blue alien", "blue"),
+        ("an alien with dark green skin", "green"),
+        ("a man with dark brown skin", "dark"),
+        ("a pale girl in red shoes", "pale"),
+        ("a white woman", "pale"),
+        ("a black woman", "dark"),
+        ("a green orc with grey skin", "grey"),
+        ("a red headed woman", None),
+        ("a blue-eyed girl", None),
+        ("a red haired woman", None),
+        ("a black ninja", None),
+        ("the green knight", None),
+        ("a green hooded goblin", None),
+        ("a purple alien", None),
+    ],
+)  # fmt: skip
+def test_a_colour_before_a_species_is_its_skins_and_before_a_part_of_it_is_not(prompt: str, skin: str | None) -> None:
+    assert parse_prompt(prompt).get("skin") == skin
+    made = parse_prompt(complete_prompt(prompt, 3).text)
+    assert made["skin"] == skin if skin else made["skin"]
+
+
+def test_a_coats_colour_stays_its_own_whatever_stands_between() -> None:
+    found = parse_prompt("an orc in a red quilted coat and a black studded hat")
+    assert (found["top_colour"], found["headgear_colour"], "skin" in found) == ("red", "black", False)
+
+
 def test_known_words_stay_as_they_are() -> None:
     prompt = "A King with a gold crown, in golden armour, holding a lantern"
     assert in_known_words(prompt).text == prompt and in_known_words(prompt).changed == ()
