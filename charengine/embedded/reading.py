@@ -51,7 +51,7 @@ _STOP_WORDS = frozenset(
 _WORD = re.compile(r"[a-z0-9]+")
 OF_SPECIES = "of the species"  # a colour that waits for whether the skin is named
 PEOPLE = ("woman", "man", "girl")
-_SPOKEN_OF_SPECIES = frozenset((*COLOUR_WORDS, *TRAITS["skin"]))
+_SPOKEN_OF_SPECIES = (*COLOUR_WORDS, *TRAITS["skin"])
 _CLAUSE_END = re.compile(r"[,.;:]| and | with (?!the (?:left|right))| wearing | but ")
 _PATTERN_SUFFIX = re.compile(r"\bwith ((?:polka )?(?:stripes|dots|spots|checks|squares)\b)")
 
@@ -85,6 +85,9 @@ def _colour_as_skin(found: dict[str, str], written: set[str]) -> None:
     species, colour = found.get("species", ""), found.pop(OF_SPECIES, "")
     people = species in PEOPLE and not written & {word for phrase in SPECIES_WORDS[species] for word in phrase.split()}
     if not colour or people:
+        return
+    if colour == "blonde" or written & {"ginger", "auburn"}:  # said of people's hair
+        found.setdefault("hair_colour", colour)
         return
     colour = "dark" if colour == "black" else colour
     if colour == "white" and "pale" in NATURAL_SKINS.get(species, ()):

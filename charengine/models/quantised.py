@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from charengine.errors import BadInput, MissingDependency
+from charengine.models.files import shown
 
 FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 FP8_NAMES = {dtype: name for name, dtype in FP8.items()}
@@ -220,7 +221,7 @@ def check_complete(
     if not (missing or extra or wrong):
         return
     found = [f"{len(missing)} weights are missing ({missing[0]})"] if missing else []
-    found += [f"{len(extra)} are left over ({extra[0]})"] if extra else []
+    found += [f"{len(extra)} are left over ({shown(extra[0])})"] if extra else []
     found += (
         [f"{len(wrong)} have another shape ({wrong[0]}: {given[wrong[0]]}, not {expected[wrong[0]]})"] if wrong else []
     )
