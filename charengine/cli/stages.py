@@ -304,6 +304,8 @@ def _must_exist(path: Path) -> None:
     """Before models are looked for."""
     if not files.exists(path):
         raise BadInput(f"{path}: no such file or folder")
+    if not files.is_file(path) and not files.is_dir(path):
+        raise BadInput(f"{path} is neither a file nor a folder")
 
 
 def _must_be_folder(path: Path) -> None:

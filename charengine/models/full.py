@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from charengine import files
 from charengine.config import Profile
 from charengine.errors import BadInput, ConfigError, EngineError, MissingDependency
 from charengine.machine.home import find_home
@@ -151,7 +152,7 @@ def _room(placement: MemoryPlan, device: torch.device) -> int | None:
 
 def _sdxl(profile: Profile, found: Survey, device: torch.device, dtype: torch.dtype) -> SDXL:
     checkpoint, vae = found.stock.found["sdxl"].path, replacement_vae(profile)
-    whole = (checkpoint / "tokenizer_2").is_dir()
+    whole = files.is_dir(checkpoint / "tokenizer_2")
     tokenizer = found.tokenizers.clip
     folder = None if whole or tokenizer is None else as_folder(tokenizer, find_home().root)
     config = configurations(profile.models, found.stock.found).sdxl
@@ -171,9 +172,9 @@ def _embedder(stock: Inventory, device: torch.device, dtype: torch.dtype) -> Emb
 
 
 def _tagger(profile: Profile) -> WD14Captioner:
-    folder = Path(profile.models.tagger).expanduser()
-    files = [file for file in (folder / "model.onnx", folder / "selected_tags.csv") if file.is_file()]
-    return WD14Captioner(folder, fingerprint(files, _memory()), threshold=profile.caption.threshold)
+    folder = files.expanded(profile.models.tagger)
+    weights = [file for file in (folder / "model.onnx", folder / "selected_tags.csv") if files.is_file(file)]
+    return WD14Captioner(folder, fingerprint(weights, _memory()), threshold=profile.caption.threshold)
 
 
 def _fingerprint(*paths: Path) -> str:

@@ -104,6 +104,8 @@ def path_digest(path: Path) -> str:
         BadInput: it cannot be read.
     """
     if not files.is_dir(path):
+        if files.exists(path) and not files.is_file(path):  # a pipe would be waited for, a device never ends
+            raise BadInput(f"{path} cannot be read (it is no plain file); name a file that is there")
         try:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -115,11 +117,10 @@ def path_digest(path: Path) -> str:
     )
 
 
-def _settings(values: dict[str, Any], files: tuple[str, ...]) -> dict[str, Any]:
+def _settings(values: dict[str, Any], named: tuple[str, ...]) -> dict[str, Any]:
     """The settings with each file by its content."""
     return {
-        name: path_digest(Path(value).expanduser()) if name in files and value else value
-        for name, value in values.items()
+        name: path_digest(files.expanded(value)) if name in named and value else value for name, value in values.items()
     }
 
 
