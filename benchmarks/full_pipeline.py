@@ -52,6 +52,7 @@ from charengine.store import Store  # noqa: E402
 GUIDED_STEPS = (
     LIGHTNING_STEPS + 2
 )  # the fewest that are surely drawn with guidance: shorter ones use the Lightning LoRA
+FAST_ABOVE = 0.7  # noise above which a sheet of three quarters of the steps is guided
 GROUPS = ("sheets", "captions", "training", "sweep")
 
 
@@ -139,12 +140,14 @@ class Run(AdapterStages):
             name = f"sheet {width}x{height}"
             self.bench.stage(f"{name}, {few} steps, Lightning, no CFG", partial(self._draw, width, height, few, 1.0))
             if (width, height) == self.sizes[0]:
-                above = self.drawing.guided_above
-                words = f"{name}, {many} steps as the profile has it, CFG above {above:g}"
-                self.bench.stage(words, partial(self._draw, width, height, many, led, above))
-            slow = 40 if not self.tiny else GUIDED_STEPS
-            part = partial(self._draw, width, height, GUIDED_STEPS, led, 0.0, slow)
-            self.bench.stage(f"{name}, {slow} steps, CFG in all", part)
+                words = f"{name}, {many} steps as the profile has it, CFG above {self.drawing.guided_above:g}"
+                self.bench.stage(words, partial(self._draw, width, height, many, led, self.drawing.guided_above))
+                quick = round(0.75 * many)
+                fast = partial(self._draw, width, height, quick, led, FAST_ABOVE)
+                self.bench.stage(f"{name}, {quick} steps, CFG above {FAST_ABOVE:g}", fast)
+            else:
+                part = partial(self._draw, width, height, GUIDED_STEPS, led, 0.0, many)
+                self.bench.stage(f"{name}, {many} steps, CFG in all", part)
         if self.profiled:
             sheet, draft = (
                 partial(self._profile_sheet, *size, led) for size, led in zip(self.sizes, (4.0, 1.0), strict=True)

@@ -64,9 +64,8 @@ SHEETS: dict[
     "16 steps, not guided": (16, 1.0),
 }
 INTERVAL = {"guided_above": 0.28, "guided_below": 5.42}  # of SDXL, by Kynkäänniemi et al. 2404.07724
-SWEEPS: dict[
-    str, dict[str, Any]
-] = {  # settings of a sweep; the first is the slow way, the second shows what chance does
+# settings of a sweep; the first is the slow way, the second shows what chance does
+SWEEPS: dict[str, dict[str, Any]] = {
     "30 steps": {"steps": 30},
     "30 steps, other noise": {"steps": 30},
     "20 steps": {"steps": 20},
@@ -87,6 +86,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=0, help="characters; 48 and 6 by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, default=8.0, help="no further character is begun afterwards")
+    parser.add_argument("--ways", nargs="*", help="only these; the first is held against")
     parser.add_argument("--seeds", type=int, default=2, help="of every prompt in every cell")
     parser.add_argument("--set", nargs="*", default=[], help="settings of the profile")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -95,6 +95,9 @@ def main() -> None:
         torch.set_num_threads(1)
     measure: Callable[..., list[dict[str, Any]]] = sheets_of if chosen.what == "sheets" else sweeps_of
     table = sheets_table if chosen.what == "sheets" else sweeps_table
+    ways: dict[str, Any] = SHEETS if chosen.what == "sheets" else SWEEPS
+    for name in [name for name in ways if chosen.ways and name not in chosen.ways]:
+        del ways[name]
     count, started = chosen.count or {"sheets": 48, "sweeps": 6}[chosen.what], time.monotonic()
     profile = load_profile("embedded", [f"models.device={chosen.device}", *chosen.set])
     models, judge = load(profile), probe.load_judge(device=chosen.device)
@@ -188,9 +191,9 @@ def sweeps_of(index: int, profile: Any, models: Any, _judge: probe.Probe, seeds:
             (step.step, strength) for step in spread(training.checkpoints, 3) for strength in profile.sweep.strengths
         ]
         rows, slow = [], None
-        for number, (name, changes) in enumerate(SWEEPS.items()):
+        for name, changes in SWEEPS.items():
             settings = profile.sweep.model_copy(update=changes)
-            first = 42 + index + (OTHER_NOISE if number == 1 else 0)
+            first = 42 + index + (OTHER_NOISE if "other noise" in name else 0)
             started = time.monotonic()
             drawn = _every_cell(training, cells, settings, models, store, range(first, first + seeds))
             seconds = time.monotonic() - started

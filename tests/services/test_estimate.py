@@ -45,6 +45,8 @@ def test_on_the_card_it_was_fitted_to_every_stage_is_within_a_quarter_of_what_wa
     guessed = seconds(
         "NVIDIA H200",
         "sdxl-12gb",
+        "sheet.steps=30",
+        "sheet.guided_above=0.7",
         "sweep.prompts=['{subject}']",
         "sweep.strengths=[1.0]",
         "sweep.checkpoints=1",
