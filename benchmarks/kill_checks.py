@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kill_targets import Site, lock_holders
+from kill_targets import Site
 
 from charengine.records import AdapterRecord, DatasetRecord, Record, SheetRecord, SweepRecord, ViewsRecord
 from charengine.run.keys import content_digest
-from charengine.store import Store, refs_in
+from charengine.store import refs_in
 
 FINAL = ("COMPLETED", "CRASHED", "FAILED", "CANCELLED")
 RECORDS: dict[str, type[Record]] = {
@@ -30,23 +30,28 @@ def contents(site: Site) -> dict[str, Any]:
 
     A report shows when and in which run its character was made; it and the records beside it are left out.
     """
-    store = Store(site.home.store)
+    store = site.store()
     results: dict[str, str] = {}
-    for path in sorted((site.home.store / "results").glob("*.json")):
-        kind = RECORDS.get(path.name.split("-")[0])
-        record = store.result(path.stem, kind) if kind else None
+    for key in sorted(Path(path).stem for path in store.fs.glob(f"{store.root}/results/*.json")):
+        kind = RECORDS.get(key.split("-")[0])
+        record = store.result(key, kind) if kind else None
         if kind is None:
             continue
         whole = record is not None and all(store.has(ref) for ref in refs_in(record))
-        results[path.stem] = content_digest(record) if record is not None and whole else "lost or damaged"
-    pictures = ("*.png", "*.safetensors", "*.txt")
-    files = [path for pattern in pictures for path in sorted((site.work / "runs").rglob(pattern))]
-    digests = {
-        path.relative_to(site.work).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-        if "trade_off" not in path.name
-    }
+        results[key] = content_digest(record) if record is not None and whole else "lost or damaged"
+    digests: dict[str, str] = {}
+    for work in site.works:
+        for path, digest in _files(work):
+            same = digests.setdefault(path, digest) == digest
+            digests[path] = digest if same else "differs between machines"
     return {"results": results, "files": digests}
+
+
+def _files(work: Path) -> list[tuple[str, str]]:
+    """Path and digest of the files that must be the same each night."""
+    found = [path for pattern in ("*.png", "*.safetensors", "*.txt") for path in sorted((work / "runs").rglob(pattern))]
+    told = [path for path in found if "trade_off" not in path.name]
+    return [(path.relative_to(work).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()) for path in told]
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any], names: list[str]) -> list[str]:
@@ -94,12 +99,6 @@ def wrong_in_prefect(site: Site, names: list[str]) -> list[str]:
     wrong += [
         f"Prefect: {limit['name']} holds {limit['active_slots']} slots" for limit in limits if limit["active_slots"]
     ]
-    folder = site.home.prefect / "concurrency_leases"
-    wrong += [
-        f"Prefect: lease {path.name} is held"
-        for path in sorted(folder.glob("*.json"))
-        if path.name != "expirations.json"
-    ]
     return wrong
 
 
@@ -107,7 +106,7 @@ def wrong_in_mlflow(site: Site, names: list[str], steps: int) -> list[str]:
     """Runs that still run, or stand there twice; metrics lost or sent twice; a pick registered twice."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{site.home.mlflow / 'mlflow.db'}")
+    client = MlflowClient(tracking_uri=site.mlflow_uri)
     experiment = client.get_experiment_by_name("charengine")
     if experiment is None:
         return ["MLflow: no experiment"]
@@ -146,25 +145,25 @@ def left_behind(site: Site, caches: list[str]) -> list[str]:
         f"process: {kind} {process.pid} still runs"
         for kind, found in site.processes().items()
         for process in found
-        if kind not in site.also
+        if kind not in site.stays
     ]
-    held = lock_holders()
-    locks = [path for path in sorted(site.home.locks.glob("*")) if path.stat().st_ino in held]
-    wrong += [f"lock: {path.name} is held" for path in locks]
-    for place in (site.home.root, site.work):
+    wrong += site.held()
+    for place in (*(home.root for home in site.homes), *site.works):
         wrong += [
             f"temp file: {path.relative_to(site.folder)}"
             for pattern in TEMPORARY
             for path in sorted(place.rglob(pattern))
         ]
-    wrong += [
-        f"temp file: {path.relative_to(site.folder)}" for path in sorted(site.tmp.iterdir()) if path.name not in caches
-    ]
-    wrong += [f"temp file: {path.relative_to(site.folder)}" for path in sorted(site.home.temporary.glob("*"))]
-    for folder in ("spool", "journal"):
-        wrong += [f"not delivered: {path.name} in {folder}" for path in sorted((site.home.mlflow / folder).glob("*"))]
-    wrong += [f"state left: {path.name}" for path in sorted(site.home.state.glob("*"))]
-    return wrong
+    temporary = [path for folder in site.temporaries for path in sorted(folder.iterdir()) if path.name not in caches]
+    temporary += [path for home in site.homes for path in sorted(home.temporary.glob("*"))]
+    wrong += [f"temp file: {path.relative_to(site.folder)}" for path in temporary]
+    for home in site.homes:
+        for folder in ("spool", "journal"):
+            wrong += [f"not delivered: {path.name} in {folder}" for path in sorted((home.mlflow / folder).glob("*"))]
+        wrong += [f"state left: {path.name}" for path in sorted(home.state.glob("*"))]
+    store = site.store()
+    unfinished = [path for path in store.fs.find(f"{store.root}/state") if store.fs.isfile(path)]
+    return wrong + ([] if store.local else [f"state left: {path}" for path in unfinished])
 
 
 def read_contents(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from charengine.machine.addresses import Services, answers, running_services
 from charengine.machine.home import Home
 from charengine.run import request
 from charengine.services.prefect_api import PrefectApi
+from charengine.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 900.0
@@ -178,12 +179,74 @@ class Site:
                 words = process.cmdline()
                 if not words or process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                if kind := _kind(words, self.also):
+                if kind := kind_of(words, self.also):
                     found[kind].append(process)
                 elif process.environ().get("CHARENGINE_HOME") == mine:
-                    kind = _kind(words, COMMANDS) or "other"
-                    found["flow" if kind == STANDBY and _has_a_run(process) else kind].append(process)
+                    kind = kind_of(words, COMMANDS) or "other"
+                    found["flow" if kind == STANDBY and has_a_run(process) else kind].append(process)
         return found
+
+    def end_all(self, gently: bool = False) -> None:
+        """Whatever is left of its own processes, which have ended by themselves where their files are needed."""
+        for kind, found in self.processes().items():
+            for process in found if kind not in self.also else []:
+                with suppress(psutil.Error):
+                    process.kill()
+
+    # --- what is checked in the end ---
+
+    @property
+    def stays(self) -> Collection[str]:
+        """The kinds of process that run on once the night's work has been ended."""
+        return self.also
+
+    def store(self) -> Store:
+        """Where results are."""
+        return Store(self.home.store)
+
+    @property
+    def mlflow_uri(self) -> str:
+        """Where MLflow's runs are read, also once its server has ended."""
+        return f"sqlite:///{self.home.mlflow / 'mlflow.db'}"
+
+    @property
+    def homes(self) -> list[Home]:
+        """Where spools, states and temporary files are."""
+        return [self.home]
+
+    @property
+    def works(self) -> list[Path]:
+        """Where the folders of runs are."""
+        return [self.work]
+
+    @property
+    def temporaries(self) -> list[Path]:
+        """The temporary folders of all processes."""
+        return [self.tmp]
+
+    def held(self) -> list[str]:
+        """Locks and slots that somebody holds."""
+        holders = lock_holders()
+        locks = [path for path in sorted(self.home.locks.glob("*")) if path.stat().st_ino in holders]
+        leases = sorted((self.home.prefect / "concurrency_leases").glob("*.json"))
+        slots = [f"Prefect: lease {path.name} is held" for path in leases if path.name != "expirations.json"]
+        return [f"lock: {path.name} is held" for path in locks] + slots
+
+    # --- recovery ---
+
+    def subject(self, kind: str, process: psutil.Process) -> str:
+        """What is asked for after the kill of a process: a flow's run."""
+        return self.run_of(process.pid) if kind == "flow" else ""
+
+    def recovered(self, kind: str, subject: str, since: float) -> Callable[[], bool]:
+        """The question whose first yes ends the time of recovery.
+
+        Args:
+            kind: what was killed.
+            subject: what `subject` gave before that.
+            since: when.
+        """
+        return whole_again(self, kind, subject, since)
 
     def run_of(self, pid: int) -> str:
         """The id of the run that a process was given; empty for none."""
@@ -200,13 +263,13 @@ class Site:
         return ""
 
 
-def _kind(words: list[str], commands: Mapping[str, tuple[str, ...]]) -> str:
+def kind_of(words: list[str], commands: Mapping[str, tuple[str, ...]]) -> str:
     """The kind of process that a command line is of; empty for none."""
     line = " ".join(words)
     return next((name for name, texts in commands.items() if any(text in line for text in texts)), "")
 
 
-def _has_a_run(process: psutil.Process) -> bool:
+def has_a_run(process: psutil.Process) -> bool:
     """Whether a process in waiting was told of a run: its input is closed then (deployments/standby.py)."""
     return os.readlink(f"/proc/{process.pid}/fd/0") == os.devnull
 
@@ -234,7 +297,7 @@ def whole_again(site: Site, kind: str, run_id: str, since: float) -> Callable[[]
     def heard() -> bool:
         pool = "characters" if kind == "worker" else "orchestrate"
         workers = PrefectApi(site.services.prefect_api).post(f"work_pools/{pool}/workers/filter", {})
-        return any(_seconds(worker["last_heartbeat_time"]) > since for worker in workers)
+        return any(seconds_of(worker["last_heartbeat_time"]) > since for worker in workers)
 
     def noticed() -> bool:
         wanted = {"flow_runs": {"id": {"any_": [run_id]}}}
@@ -262,7 +325,8 @@ def seconds_until(question: Callable[[], bool], since: float, limit: float = NOT
     return None
 
 
-def _seconds(stamp: str) -> float:
+def seconds_of(stamp: str) -> float:
+    """A time of Prefect's, in seconds since 1970."""
     from datetime import datetime
 
     return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()

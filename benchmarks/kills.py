@@ -16,14 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
-import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -36,16 +34,27 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import psutil  # noqa: E402
 from kill_checks import FINAL, contents, differences, left_behind, read_contents, wrong_in_mlflow, wrong_in_prefect  # noqa: E402
-from kill_targets import STAGES, STANDBY, Site, seconds_until, whole_again  # noqa: E402
+from kill_machines import MACHINE, SERVERS, Studio  # noqa: E402
+from kill_tables import BETWEEN, machine, tables  # noqa: E402
+from kill_targets import STANDBY, Site, seconds_until  # noqa: E402
 from quick_settings import QUICK  # noqa: E402
 
 from charengine.services.up import PORTS  # noqa: E402
 
-BETWEEN = "between stages"
 STEPS = 6  # of QUICK's training
 NAMES = ("Aya", "Bo")
 PARTS = {"edit": "qwen", "sdxl": "sdxl", "clip": "clip"}
-WEIGHTS = {"flow": 8, "worker": 4, "batch worker": 2, "Prefect": 3, "MLflow": 4, "gallery": 1, "up": 2, STANDBY: 1}
+ON_ONE_MACHINE = {
+    "flow": 8,
+    "worker": 4,
+    "batch worker": 2,
+    "Prefect": 3,
+    "MLflow": 4,
+    "gallery": 1,
+    "up": 2,
+    STANDBY: 1,
+}
+ON_MANY = {"flow": 8, "worker": 4, "batch worker": 2, STANDBY: 1, MACHINE: 3} | dict.fromkeys(SERVERS, 3)
 PAUSE = (1.0, 10.0)  # seconds between the end of one recovery and the next kill
 IMPATIENT = 0.25  # share of kills after which the next one does not wait for the recovery
 AIMED = 0.5  # share of kills that wait for a stage to be under way: most of a quick night is between
@@ -65,20 +74,27 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="batches at a time")
     parser.add_argument("--until", default="", help="no batch is begun after this time of day, HH:MM")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "charengine-kills")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kills-one-machine.json"))
+    parser.add_argument(
+        "--out", type=Path, help="default: benchmarks/results/kills-one-machine.json, or kills-many-machines.json"
+    )
     parser.add_argument("--also", action="append", default=[], metavar="NAME=TEXT", help="kill this too")
     parser.add_argument("--environment", action="append", default=[], metavar="NAME=VALUE", help="for every process")
     parser.add_argument(
         "--nice", type=int, default=10, help="0 where other work would otherwise keep it from the processor"
     )
+    parser.add_argument(
+        "--many", action="store_true", help="three machines with PostgreSQL, Redis and S3, all killed too"
+    )
     parser.add_argument("--table", action="store_true", help="print the tables and do nothing")
     arguments = parser.parse_args()
-    batches = json.loads(arguments.out.read_text())["batches"] if arguments.out.exists() else []
+    usual = "kills-many-machines.json" if arguments.many else "kills-one-machine.json"
+    out = arguments.out or Path("benchmarks/results") / usual
+    batches = json.loads(out.read_text())["batches"] if out.exists() else []
     if not arguments.table:
         os.nice(max(0, arguments.nice - os.nice(0)))
         also = {name: (text,) for name, _, text in (one.partition("=") for one in arguments.also)}
         environment = dict(one.split("=", 1) for one in arguments.environment)
-        template = Template(arguments.folder, environment)
+        template = Template(arguments.folder / ("many" if arguments.many else "one"), environment, arguments.many)
         template.make()
         first = arguments.seed if arguments.seed is not None else max([one["seed"] for one in batches], default=0) + 1
 
@@ -90,8 +106,8 @@ def main() -> int:
         for told in several_at_a_time(make, range(first, first + arguments.batches), arguments.jobs):
             if told is not None:
                 batches.append(told)
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                arguments.out.write_text(json.dumps({"machine": machine(), "batches": batches}, indent=1) + "\n")
+                out.parent.mkdir(parents=True, exist_ok=True)
+                out.write_text(json.dumps({"machine": machine(), "batches": batches}, indent=1) + "\n")
     print("\n".join(tables(batches)))
     return int(any(one["wrong"] for one in batches))
 
@@ -122,10 +138,11 @@ class Template:
     Args:
         folder: where.
         environment: for all processes.
+        many: machines, instead of one.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder, self._environment = folder, environment
+    def __init__(self, folder: Path, environment: dict[str, str], many: bool = False) -> None:
+        self.folder, self._environment, self.many = folder, environment, many
         self.expected: dict[str, Any] = {}
         self.cast: list[dict[str, Any]] = []
 
@@ -143,23 +160,31 @@ class Template:
         if not content.exists():
             if not (self.folder / "template").exists():
                 self._models(family, sheet)
-                site = Site(self.folder / "template", self._environment)
+                site = self._site("template")
                 site.start()
                 site.stop()
-            quiet = self.copy("undisturbed")
+                site.end_all(gently=True)
+            content.write_text(json.dumps(self._undisturbed(), indent=1))
+        self.expected = read_contents(content)
+
+    def _undisturbed(self) -> dict[str, Any]:
+        """What a night makes in which nothing is killed."""
+        quiet, names = self.copy("undisturbed"), list(NAMES)
+        try:
             quiet.start()
-            names = list(NAMES)
             quiet.ask(self.cast, "undisturbed")
             wrong = wait_until_made(quiet, names)
             wrong += wrong_in_prefect(quiet, names)
             quiet.stop()
-            caches = sorted(path.name for path in quiet.tmp.iterdir())
+            caches = sorted({path.name for folder in quiet.temporaries for path in folder.iterdir()})
             wrong += wrong_in_mlflow(quiet, names, STEPS) + left_behind(quiet, caches)
-            if wrong:
-                raise SystemExit("not all is well without a kill:\n" + "\n".join(wrong))
-            content.write_text(json.dumps(contents(quiet) | {"caches": caches}, indent=1))
-            shutil.rmtree(quiet.folder)
-        self.expected = read_contents(content)
+            found = contents(quiet) | {"caches": caches}
+        finally:
+            quiet.end_all()
+        if wrong:
+            raise SystemExit("not all is well without a kill:\n" + "\n".join(wrong))
+        shutil.rmtree(quiet.folder)
+        return found
 
     def _models(self, family: Path, sheet: Path) -> None:
         """The embedded family's classes with random weights, and the sheet that such models cannot draw."""
@@ -174,13 +199,23 @@ class Template:
 
     def copy(self, name: str, place: int = 0) -> Site:
         """A site with a fresh home, whose servers ask for ports that no other place asks for."""
-        site = Site(self.folder / name, self._environment)
+        site = self._site(name, place)
         shutil.rmtree(site.folder, ignore_errors=True)
+        if self.many:
+            subprocess.run(
+                ["cp", "-a", f"{self.folder / 'template'}", f"{site.folder}"], check=True
+            )  # with whose they are
+            return site
         shutil.copytree(self.folder / "template" / "home", site.home.root)
         first = FIRST_PORT + place * len(PORTS) * PORTS_TRIED
         ports = {service: first + number * PORTS_TRIED for number, service in enumerate(PORTS)}
         site.home.ports_file.write_text(json.dumps(ports))
         return site
+
+    def _site(self, name: str, place: int = 0) -> Site:
+        if self.many:
+            return Studio(self.folder / name, self._environment, place=place)
+        return Site(self.folder / name, self._environment)
 
 
 def wait_until_made(site: Site, names: list[str]) -> list[str]:
@@ -245,7 +280,7 @@ class Batch:
             stopped = 0.0
             wrong.append(f"{type(error).__name__}: {error}")
         finally:
-            self._end_all()
+            self.site.end_all()
         told = {"seed": self.seed, "kills": self.kills, "asked": self.asked, "notes": self.notes, "wrong": wrong}
         told |= {"seconds": round(time.monotonic() - started), "stop_seconds": round(stopped, 1)}
         told = json.loads(json.dumps(told).replace(f"{self.site.folder.parent}", "..."))  # kept for other machines
@@ -267,9 +302,8 @@ class Batch:
                 return
             if self.dice.random() < AIMED:
                 self._wait_for_a_stage()
-            kind = self.dice.choices(
-                list(WEIGHTS | dict.fromkeys(self.also, 3)), [*WEIGHTS.values(), *[3] * len(self.also)]
-            )[0]
+            weights = (ON_MANY if self.template.many else ON_ONE_MACHINE) | dict.fromkeys(self.also, 3)
+            kind = self.dice.choices([*weights], [*weights.values()])[0]
             found = self.site.processes()[kind]
             wait = self.dice.random() >= IMPATIENT
             if not found:
@@ -277,9 +311,9 @@ class Batch:
             self._kill(kind, self.dice.choice(sorted(found, key=lambda process: process.pid)), wait)
 
     def _kill(self, kind: str, process: psutil.Process, wait: bool) -> None:
-        run_id, what = "", ""
+        subject, what = "", ""
         with suppress(psutil.Error):
-            run_id = self.site.run_of(process.pid) if kind == "flow" else ""
+            subject = self.site.subject(kind, process)
             what = " ".join(word.rpartition("/")[2] for word in process.cmdline()[-2:])[
                 :80
             ]  # no folder of this machine
@@ -296,7 +330,7 @@ class Batch:
             self._revive()
             told["seconds"] = round(time.time() - since, 1)
         elif wait:
-            told["seconds"] = seconds_until(whole_again(self.site, kind, run_id, since), since)
+            told["seconds"] = seconds_until(self.site.recovered(kind, subject, since), since)
             if told["seconds"] is None:
                 self.notes.append(f"kill {len(self.kills)} ({kind}, {what}) was not recovered from in time")
 
@@ -346,52 +380,6 @@ class Batch:
             time.sleep(1.0)
         left = {run["name"]: run["state_name"] for run in self.site.runs() if run["state_type"] != "COMPLETED"}
         return [f"not all was made within {SETTLE_SECONDS:.0f} s: {left}"]
-
-    def _end_all(self) -> None:
-        """Whatever is left of this batch's own processes."""
-        for kind, found in self.site.processes().items():
-            for process in found if kind not in self.also else []:
-                with suppress(psutil.Error):
-                    process.kill()
-
-
-# --- what all batches showed ---
-
-
-def tables(batches: list[dict[str, Any]]) -> list[str]:
-    """Counts by what was killed and in which stage, recovery, and what was wrong."""
-    kills = [kill for batch in batches for kill in batch["kills"]]
-    stages = [*STAGES, BETWEEN]
-    counts = Counter((kill["what"], kill["stage"] if kill["stage"] in STAGES else BETWEEN) for kill in kills)
-    kinds = sorted({kill["what"] for kill in kills})
-    lines = ["| killed | " + " | ".join(stages) + " | all |", "| --- |" + " ---: |" * (len(stages) + 1)]
-    for kind in kinds:
-        row = [counts[kind, stage] for stage in stages]
-        lines.append(f"| {kind} | " + " | ".join(str(count) for count in (*row, sum(row))) + " |")
-    row = [sum(counts[kind, stage] for kind in kinds) for stage in stages]
-    lines.append("| all | " + " | ".join(str(count) for count in (*row, sum(row))) + " |")
-    lines += ["", "| killed | measured | median s | most s | not within 200 s |", "| --- | ---: | ---: | ---: | ---: |"]
-    for kind in kinds:
-        waited = [kill for kill in kills if kill["what"] == kind and (kill["waited"] or kind == "up")]
-        found = [kill["seconds"] for kill in waited if kill["seconds"] is not None]
-        if found:
-            row = [len(found), f"{statistics.median(found):.1f}", f"{max(found):.1f}", len(waited) - len(found)]
-            lines.append(f"| {kind} | " + " | ".join(str(value) for value in row) + " |")
-    failed = [batch for batch in batches if batch["wrong"]]
-    lines += ["", f"{len(kills)} kills in {len(batches)} batches; in {len(failed)} of them something was wrong"]
-    return lines + [f"seed {batch['seed']}: {line}" for batch in failed for line in batch["wrong"]]
-
-
-def machine() -> dict[str, Any]:
-    """Where this was measured, and on which versions."""
-    from importlib.metadata import version
-
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("prefect", "mlflow", "torch")},
-    }
 
 
 if __name__ == "__main__":

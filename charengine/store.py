@@ -6,13 +6,16 @@ import hashlib
 import logging
 import mimetypes
 import os
+import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from charengine.errors import BadInput, StoreCorrupt
+from charengine.elsewhere import Elsewhere
+from charengine.errors import BadInput, MissingDependency, StoreCorrupt
 from charengine.mistakes import explain
 from charengine.records import Record, Ref
 from charengine.writing import remove_leftovers, write_atomically
@@ -28,17 +31,27 @@ class Store:
 
     Args:
         url: a folder path or an fsspec URL (`s3://bucket/prefix`, `memory://x`).
+        options: of fsspec's file system; what is not named is taken from the environment.
 
     Raises:
         BadInput: the place cannot be created or written.
+        MissingDependency: a package for URLs of this kind is not installed.
     """
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, **options: Any) -> None:
         import fsspec
 
         self.url = str(url)
-        self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **options)
+        except (ImportError, ValueError) as error:
+            raise MissingDependency(
+                f"store {self.url!r} cannot be reached ({error}); a folder and s3://BUCKET/PREFIX are allowed, the latter with "
+                'pip install "charengine[machines]"'
+            ) from error
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        if not self.local:
+            self.fs = Elsewhere(self.fs, self.url)
         try:
             self.fs.makedirs(f"{self.root}/sha256", exist_ok=True)
             self.fs.makedirs(f"{self.root}/results", exist_ok=True)
@@ -113,8 +126,55 @@ class Store:
     def drop_parts(self, key: str) -> None:
         """Forget the results below a key ("KEY/PART"): those of parts of a work whose whole is kept, or begun anew."""
         folder = f"{self.root}/results/{key}"
-        if self.fs.isdir(folder):
+        if not self.local:
+            self.drop_files(self._below(folder))
+        elif self.fs.isdir(folder):
             self.fs.rm(folder, recursive=True)
+
+    def has_result(self, key: str) -> bool:
+        """Whether anything is kept under this key."""
+        return bool(self.fs.exists(self._result(key)))
+
+    # --- the state of unfinished work: a folder of this machine, and in a store elsewhere a copy that other machines take up ---
+
+    def write_state(self, folder: Path, name: str, data: bytes) -> None:
+        """Write a file of a state, whole or not at all.
+
+        Args:
+            folder: of this machine; its name is the state's.
+            name: of the file.
+            data: its content.
+
+        Raises:
+            BadInput: it cannot be written.
+        """
+        write_atomically(folder / name, data)
+        if not self.local:
+            self.fs.pipe_file(f"{self._state(folder)}/{name}", data)
+
+    def take_state(self, folder: Path) -> None:
+        """Have in a folder of this machine what was written last, wherever that was; nothing when nothing was."""
+        if self.local:
+            return
+        place = self._state(folder)
+        there = self._below(place)
+        for path in sorted(folder.glob("*")) if folder.is_dir() else []:
+            if f"{place}/{path.name}" not in there:
+                path.unlink()
+        for name in there:
+            write_atomically(folder / name.rpartition("/")[2], self._read(name))
+
+    def drop_state(self, folder: Path) -> None:
+        """Forget a state, here and in the store."""
+        shutil.rmtree(folder, ignore_errors=True)
+        if not self.local:
+            self.drop_files(self._below(self._state(folder)))
+
+    def drop_files(self, paths: list[str]) -> None:
+        """Remove files by their paths in the store; those that have gone meanwhile count as removed."""
+        for path in paths:
+            with suppress(FileNotFoundError):
+                self.fs.rm_file(path)
 
     def export(self, ref: Ref, path: Path) -> Path:
         """Write the blob to `path` atomically and return the absolute path."""
@@ -127,6 +187,13 @@ class Store:
 
     def _result(self, key: str) -> str:
         return f"{self.root}/results/{key}.json"
+
+    def _below(self, place: str) -> list[str]:
+        """The files below a path; some servers name the path itself when nothing is left below it."""
+        return [path for path in self.fs.find(place) if path.startswith(f"{place}/")]
+
+    def _state(self, folder: Path) -> str:
+        return f"{self.root}/state/{folder.name}"
 
     def _where(self, digest: str) -> str:
         return f"{self.root}/sha256/{digest[:2]}/{digest}"

@@ -106,6 +106,16 @@ def is_running(pid: int) -> bool:
     return True
 
 
+def begun(pid: int) -> str:
+    """When a process of this number began, as the machine counts; a number comes again, on a machine or container that was started again
+    within minutes. Empty where the system does not say, or there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
 def _host() -> str:
     """This machine, in a file's name."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:6]

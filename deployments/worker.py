@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import warnings
@@ -17,8 +18,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.runner import _starter_engine
 from prefect.settings import get_current_settings
+from prefect.states import Crashed
 from prefect.utilities import processutils
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
@@ -133,14 +137,56 @@ with warnings.catch_warnings():
         async def setup(self) -> None:
             """Begin, and have a process made for the first run."""
             await super().setup()
+            await self._crash_what_was_begun()
             self._standby = Standby(*MODULES.get(self._work_pool_name, ()))
             _starter_engine.run_process = self._standby.run_process  # type: ignore[attr-defined]  # meant to be replaced
             await self._standby.prepare()
+
+        async def run(self, flow_run: FlowRun, configuration: Any, task_status: Any = None) -> Any:
+            """Prefect's, but a process is known by its machine too: numbers alone are the same on many."""
+            return await super().run(flow_run, configuration, _OnThisMachine(task_status) if task_status else None)
+
+        async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
+            """Prefect's; a run that is taken says at once by whom, so that it is not lost with a worker that dies before it begins."""
+            taken = await super()._propose_pending_state(flow_run)
+            if taken:
+                try:
+                    await self.client.update_flow_run(flow_run.id, infrastructure_pid=self._begun_here)
+                except Exception as error:  # it begins all the same
+                    self._logger.warning("run %s does not say which worker took it: %s", flow_run.id, error)
+            return bool(taken)
+
+        async def _crash_what_was_begun(self) -> None:
+            """What this worker's predecessor had taken and not begun will never begin."""
+            pending = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING]))
+            for run in await self.client.read_flow_runs(flow_run_filter=FlowRunFilter(state=pending)):
+                if run.infrastructure_pid == self._begun_here:
+                    died = Crashed(message=f"worker {self.name} took it and died before it began")
+                    await self.client.set_flow_run_state(run.id, died, force=True)
+
+        @property
+        def _begun_here(self) -> str:
+            return f"begun by {self.name}"
 
         async def teardown(self, *exc_info: Any) -> None:
             """End, with the process that waits."""
             await self._standby.close()
             await super().teardown(*exc_info)
+
+
+class _OnThisMachine:
+    """Whoever waits for a run's process to begin, told its machine and number.
+
+    Args:
+        task_status: of the task group that starts it.
+    """
+
+    def __init__(self, task_status: Any) -> None:
+        self._task_status = task_status
+
+    def started(self, pid: int) -> None:
+        """It has begun."""
+        self._task_status.started(f"{platform.node()}:{pid}")
 
 
 def main() -> None:

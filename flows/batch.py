@@ -15,10 +15,13 @@ from prefect.states import Failed
 
 from charengine.errors import EngineError, StageFailed
 from charengine.machine.home import find_home, in_work_folder
+from charengine.machine.shared import shared_store
 from charengine.records import RunResult
 from charengine.run import folder
 from charengine.run.cast import check_cast, check_each, read_cast
+from charengine.run.handing_over import fetch, lent
 from charengine.stages.report.cast import as_text, gallery_page, table
+from charengine.store import Store
 from flows.character import character
 from flows.pool import made_on_pool
 from tasks.live import LiveText
@@ -148,17 +151,29 @@ def _here(entry: dict[str, Any], told: _Told) -> dict[str, Any]:
 def _on_pool(cast: list[dict[str, Any]], batch_id: str, told: _Told) -> list[dict[str, Any]]:
     """All characters on the work pool; the same batch id never starts one twice."""
     outcomes: dict[int, dict[str, Any]] = {}
-    for ended in made_on_pool(cast, batch_id):
+    store = shared_store()
+    asked = [_for_any_machine(entry, store) for entry in cast] if store else cast
+    for ended in made_on_pool(asked, batch_id):
         entry = cast[ended.index]
         outcomes[ended.index] = _outcome_of_run(entry, ended.run) if ended.run else _outcome(entry, error=ended.error)
         told.ended(outcomes[ended.index], ended.run.id if ended.run else None)
     return [outcomes[index] for index in range(len(cast))]
 
 
+def _for_any_machine(entry: dict[str, Any], store: Store) -> dict[str, Any]:
+    """A character as any machine can make it: its pictures from the store, and its folder one of that machine's, which comes here afterwards."""
+    pictures = {name: lent(entry[name], store) for name in ("sheet", "reference")}
+    return {**entry, **pictures, "out": ""}
+
+
 def _outcome_of_run(entry: dict[str, Any], run: FlowRun) -> dict[str, Any]:
     if run.state and run.state.is_completed():
         try:
-            return _outcome(entry, result=folder.read_result(Path(entry["out"])))
+            store = shared_store()
+            out = Path(entry["out"])
+            return _outcome(entry, result=fetch(str(run.id), out, store) if store else folder.read_result(out))
+        except EngineError as error:
+            return _outcome(entry, error=f"it is done, but {error}")
         except (OSError, ValueError):
             return _outcome(entry, error=f"it is done, but its folder {entry['out']} cannot be read from here")
     message = (run.state.message if run.state else "") or "it failed"

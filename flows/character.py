@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +15,12 @@ from charengine.config import MAX_PROMPT
 from charengine.errors import EngineError
 from charengine.machine.home import find_home
 from charengine.machine.known_runs import note_run
+from charengine.machine.shared import shared_store
 from charengine.profiles.loading import profile_names
 from charengine.records import RunRecord, RunResult
 from charengine.run import folder
 from charengine.run.claim import claimed
+from charengine.run.handing_over import found, hand_over
 from charengine.run.opening import open_workspace
 from charengine.run.request import STAGES, CheckedRun, RunRequest, check, usual_name
 from charengine.run.result import Written, run_record, run_result
@@ -116,6 +119,8 @@ def character(
 
 def _prepare(request: RunRequest) -> tuple[CheckedRun, Workspace]:
     home = find_home()
+    if store := shared_store():
+        request = replace(request, sheet=found(request.sheet, store), reference=found(request.reference, store))
     run = check(request, home)
     return run, open_workspace(run, home)
 
@@ -165,6 +170,8 @@ def make_character(workspace: Workspace, out: Path) -> RunResult:
     written = Written(sheet_path, view_paths, caption_paths, adapter_path, recommended_path, report_path)
     result = run_result(run, written)
     folder.write_result(result, out)
+    if not store.local and (mine := flow_run_id()):
+        hand_over(out, mine, store)
     workspace.keep_whole()
     return result
 

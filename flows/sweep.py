@@ -10,6 +10,7 @@ from prefect import flow, runtime
 from charengine.errors import EngineError
 from charengine.machine.home import find_home, in_work_folder
 from charengine.machine.known_runs import note_run
+from charengine.machine.shared import open_store
 from charengine.records import SweepRecord
 from charengine.run import folder
 from charengine.run.earlier_runs import character_name, description, sweep_inputs
@@ -17,7 +18,6 @@ from charengine.run.keys import digest
 from charengine.run.paths import profile_as_named
 from charengine.run.request import RunRequest, check
 from charengine.run.workspace import Workspace
-from charengine.store import Store
 from charengine.tracking.protocol import closing
 from charengine.wording import slug
 from flows.character import ProfileName, Seed
@@ -78,7 +78,7 @@ def _swept(
     place = in_work_folder(source)
     training, dataset = sweep_inputs(
         place,
-        Store(home.store),
+        open_store(home),
         profile_as_named(profile, overrides),
         views=in_work_folder(views) if views else None,
         sheet=in_work_folder(sheet) if sheet else None,

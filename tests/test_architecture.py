@@ -30,6 +30,7 @@ embedded
 tracking figures
 machine adapter charts profiles
 store
+elsewhere
 stage
 pictures documents
 files writing

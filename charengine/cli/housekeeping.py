@@ -61,11 +61,11 @@ def export(
 ) -> None:
     """Hand a character over: adapters, card, preview, sidecars, report and recipe, as a folder or a zip."""
     listen()
+    from charengine.machine.shared import open_store
     from charengine.run.export import export as write
     from charengine.run.export import find_run
-    from charengine.store import Store
 
     home = find_home()
     folder = find_run(home, name)
-    place = write(folder, in_work_folder(str(to or f"{folder.name}.zip")), Store(home.store))
+    place = write(folder, in_work_folder(str(to or f"{folder.name}.zip")), open_store(home))
     say_json({"export": str(place), "run": str(folder)}) if as_json else say(str(place))

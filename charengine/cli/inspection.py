@@ -157,15 +157,15 @@ def compare(
 ) -> None:
     """What differs between runs: settings, pick, identity, adherence, curves and pictures; a table and a page."""
     from charengine.machine.home import find_home
+    from charengine.machine.shared import open_store
     from charengine.run.folder import read_run
     from charengine.run.request import check_file
     from charengine.stages.report.compare import compare_html, compare_text, comparison
-    from charengine.store import Store
     from charengine.writing import write_atomically
 
     check_file(out, "--out")
     records = [read_run(place) for place in runs]
-    write_atomically(out, compare_html(records, Store(find_home().store)).encode())
+    write_atomically(out, compare_html(records, open_store(find_home())).encode())
     if as_json:
         say_json({"runs": comparison(records), "page": str(out.absolute())})
         return

@@ -1,4 +1,4 @@
-"""`up`: the gallery, both servers, their pages and the workers, until Ctrl-C; `gallery`: the gallery alone."""
+"""`up`: the gallery, both servers, their pages and the workers, until Ctrl-C; `gallery`: the gallery alone; `worker`: one machine of several."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(up)
     app.command()(gallery)
+    app.command()(worker)
 
 
 def up(
@@ -54,4 +55,20 @@ def gallery(
     say(f"gallery  http://{HOST}:{chosen}   Ctrl-C stops it")
     with suppress(KeyboardInterrupt):
         serve(chosen)
+    say("stopped")
+
+
+def worker() -> None:
+    """Start a worker per GPU of this machine, for the Prefect, MLflow and store that PREFECT_API_URL, MLFLOW_TRACKING_URI and CHARENGINE_STORE name; Ctrl-C stops them."""
+    listen()
+    home = find_home()
+    from charengine.machine.interrupts import stop_signals
+    from charengine.services.workers import workers
+
+    with stop_signals() as stop, workers(home, stop) as running:
+        gpus = running.gpus
+        say(f"workers  {max(gpus, 1)} ({'one a GPU' if gpus else 'on the CPU'}); logs in {running.logs}")
+        say("ready; Ctrl-C stops all")
+        running.watch()
+        say("stopping…")
     say("stopped")

@@ -14,6 +14,7 @@ from charengine.cli.run import ProfileOption, ReferenceOption, SetOption
 from charengine.errors import BadInput
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import find_home, in_work_folder
+from charengine.machine.shared import open_store
 from charengine.wording import file_stem
 
 if TYPE_CHECKING:
@@ -229,11 +230,10 @@ def report(
     from charengine.run.folder import read_run
     from charengine.run.request import check_file
     from charengine.stages.report.page import write_report
-    from charengine.store import Store
 
     listen()
     check_file(out, "--out")
-    store = Store(find_home().create().store)
+    store = open_store(find_home().create())
     say(str(store.export(write_report(read_run(run), store).html, out)))
 
 
@@ -254,11 +254,10 @@ def _opened(profile: str, settings: list[str], out: Path) -> tuple[Profile, Stor
     listen()
     from charengine.run.paths import profile_as_named
     from charengine.run.request import check_folder
-    from charengine.store import Store
 
     chosen = profile_as_named(profile, settings)
     check_folder(out, "--out")
-    return chosen, Store(find_home().create().store)
+    return chosen, open_store(find_home().create())
 
 
 def _workspace(character: Character, profile: Profile) -> Workspace:

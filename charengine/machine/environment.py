@@ -12,6 +12,7 @@ import sys
 from charengine.machine.home import WORK_FOLDER, Home
 from charengine.machine.locks import LOCKS
 from charengine.machine.own_packages import INSTALLED
+from charengine.machine.shared import STORE
 from charengine.misspelt import did_you_mean, shown_value
 
 CORS_ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
@@ -25,6 +26,7 @@ OURS = (
     "CHARENGINE_HOME",
     WORK_FOLDER,
     LOCKS,
+    STORE,
     "CHARENGINE_GALLERY_ORIGINS",
 )  # docs/reference/settings.md says what each does
 NO_PROXY = ("no_proxy", "NO_PROXY")
@@ -53,8 +55,10 @@ DEFAULTS = {
     # the server's database does not grow for ever: events go after 7 days (Prefect's own), runs with their logs and pages after 90
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": "7776000",
+    # Prefect's server answers 500 while PostgreSQL below it is started again, for some 12 s: asked again for 31 s, as when it is away itself
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
+    "PREFECT_CLIENT_MAX_RETRIES": "5",
     # a dead server must not hold a GPU: MLflow's default retries take four minutes a call
-    "PREFECT_CLIENT_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

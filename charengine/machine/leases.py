@@ -1,4 +1,4 @@
-"""Locks between machines that share a folder: leases that run out, for file systems whose `flock` does not reach other machines.
+"""Locks between machines that share a folder or a store: leases that run out, where no `flock` reaches other machines.
 
 The holder of NAME is whoever made the file with the highest number, NAME.000001, NAME.000002…: a file is made only if there is none of
 that name, which a file system grants to one process alone, also over NFS. The holder rewrites its file every `BEAT` seconds. Who waits
@@ -25,10 +25,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from charengine.errors import BadInput
 from charengine.writing import create_atomically, is_running, write_atomically
+
+if TYPE_CHECKING:
+    from charengine.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,103 @@ BEAT = 5.0  # seconds between two signs of life
 EXPIRY = 60.0  # seconds without one, after which a lease is taken over
 LOOK_EVERY = 1.0  # seconds between two looks at a lease that is waited for
 KEPT = 8  # numbers
+PROMPT = 2.0  # seconds within which a look is answered while nothing is away
+
+
+class Place(Protocol):
+    """Where a lease's numbered files lie."""
+
+    name: str
+
+    def numbers(self) -> list[int]:
+        """Every number that is there, the highest last."""
+
+    def read(self, number: int) -> bytes:
+        """What a file says; FileNotFoundError when it has gone."""
+
+    def create(self, number: int, data: bytes) -> None:
+        """Write a file, unless there is one."""
+
+    def write(self, number: int, data: bytes) -> None:
+        """Write a file anew."""
+
+    def drop(self, number: int) -> None:
+        """Remove a file."""
+
+
+class InFolder:
+    """A folder that the machines share.
+
+    Args:
+        path: of the lease; a file's name ends with its number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+
+    def numbers(self) -> list[int]:
+        """Every number that is there, the highest last."""
+        try:
+            return _numbered([entry.name for entry in os.scandir(self.path.parent)], self.name)
+        except FileNotFoundError:
+            return []
+
+    def read(self, number: int) -> bytes:
+        """What a file says."""
+        return self._file(number).read_bytes()
+
+    def create(self, number: int, data: bytes) -> None:
+        """Write a file, unless there is one."""
+        create_atomically(self._file(number), data)
+
+    def write(self, number: int, data: bytes) -> None:
+        """Write a file anew."""
+        write_atomically(self._file(number), data)
+
+    def drop(self, number: int) -> None:
+        """Remove a file."""
+        self._file(number).unlink()
+
+    def _file(self, number: int) -> Path:
+        return self.path.with_name(f"{self.name}.{number:06d}")
+
+
+class InStore:
+    """A store that the machines share; a file is made by a write that the server refuses when there is one.
+
+    Args:
+        store: that is elsewhere.
+        name: of the lease.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._fs, self._begin, self.name = store.fs, f"{store.root}/locks/{name}", name
+
+    def numbers(self) -> list[int]:
+        """Every number that is there, the highest last."""
+        # all of the lease's own files, not of all leases: a night has thousands
+        paths = self._fs.find(self._begin)
+        return _numbered([path.rpartition("/")[2] for path in paths], self.name)
+
+    def read(self, number: int) -> bytes:
+        """What a file says."""
+        return bytes(self._fs.cat_file(self._file(number)))
+
+    def create(self, number: int, data: bytes) -> None:
+        """Write a file, unless there is one."""
+        with suppress(FileExistsError):
+            self._fs.create(self._file(number), data)
+
+    def write(self, number: int, data: bytes) -> None:
+        """Write a file anew."""
+        self._fs.pipe_file(self._file(number), data)
+
+    def drop(self, number: int) -> None:
+        """Remove a file."""
+        self._fs.rm_file(self._file(number))
+
+    def _file(self, number: int) -> str:
+        return f"{self._begin}/{self.name}.{number:06d}"
 
 
 @dataclass
@@ -46,11 +146,15 @@ class Seen:
     content: bytes = b""
     since: float = field(default_factory=time.monotonic)
 
-    def look(self, path: Path) -> None:
-        """Look again."""
-        number, content = latest(path)
+    def look(self, place: Place) -> None:
+        """Look again. While nobody answered, the holder could show no sign of life either: that time does not count."""
+        began = time.monotonic()
+        number, content = latest(place)
+        took = time.monotonic() - began
         if (number, content) != (self.number, self.content):
             self.number, self.content, self.since = number, content, time.monotonic()
+        elif took > PROMPT:
+            self.since += took
 
     @property
     def takeable(self) -> bool:
@@ -60,8 +164,11 @@ class Seen:
         return not self.number or bool(told.get("free")) or gone or time.monotonic() - self.since >= EXPIRY
 
 
+_asked_for: dict[str, Seen] = {}  # by `lease_if_free`, which does not wait itself
+
+
 @contextmanager
-def lease(path: Path, waiting_for: str) -> Iterator[bool]:
+def lease(place: Place, waiting_for: str) -> Iterator[bool]:
     """Hold the lease of this name; says whether another process had to be waited for.
 
     Raises:
@@ -69,71 +176,75 @@ def lease(path: Path, waiting_for: str) -> Iterator[bool]:
     """
     seen, waited = Seen(), False
     while True:
-        seen.look(path)
-        number = _taken(path, seen.number + 1) if seen.takeable else 0
+        seen.look(place)
+        number = _taken(place, seen.number + 1) if seen.takeable else 0
         if number:
             break
         if not waited:
             log.info("waiting for another process: %s", waiting_for)
         waited = True
         time.sleep(LOOK_EVERY)
-    with _kept_alive(path, number):
+    with _kept_alive(place, number):
         yield waited
 
 
 @contextmanager
-def lease_if_free(path: Path, make: bool = False) -> Iterator[bool]:
-    """Hold the lease if it is free now; says whether it is held. One that nobody ever held is free, and held only with `make`."""
-    seen = Seen()
-    if path.parent.is_dir():
-        seen.look(path)
+def lease_if_free(place: Place, make: bool = False) -> Iterator[bool]:
+    """Hold the lease if it is free now; says whether it is held. One that nobody ever held is free, and held only with `make`.
+
+    That of a holder which died on another machine is free for who asks again a minute later, from the same process.
+    """
+    seen = _asked_for.setdefault(place.name, Seen())
+    seen.look(place)
     if not seen.number and not make:
         yield True
         return
-    number = _taken(path, seen.number + 1) if seen.takeable else 0
+    number = _taken(place, seen.number + 1) if seen.takeable else 0
     if not number:
         yield False
         return
-    with _kept_alive(path, number):
+    with _kept_alive(place, number):
         yield True
 
 
-def latest(path: Path) -> tuple[int, bytes]:
+def latest(place: Place) -> tuple[int, bytes]:
     """The highest number of a lease and what its file says; 0 when there is none."""
-    numbers = _numbers(path)
+    numbers = place.numbers()
     if not numbers:
         return 0, b""
     try:
-        return numbers[-1], _file(path, numbers[-1]).read_bytes()
+        return numbers[-1], place.read(numbers[-1])
     except FileNotFoundError:  # a listing of before
         return numbers[-1], b""
 
 
-def _taken(path: Path, number: int) -> int:
+def _taken(place: Place, number: int) -> int:
     """The number when this process made it and it is the highest; else 0."""
-    file, mine = _file(path, number), _content(free=False)
-    create_atomically(file, mine)
+    mine = _content(free=False)
+    place.create(number, mine)
     with suppress(FileNotFoundError):
-        if file.read_bytes() != mine:
+        if place.read(number) != mine:
             return 0
-        if _numbers(path)[-1] == number:
+        if place.numbers()[-1] == number:
             return number
-        file.unlink()  # made long after it had been used up
+        place.drop(number)  # made long after it had been used up
     return 0
 
 
 @contextmanager
-def _kept_alive(path: Path, number: int) -> Iterator[None]:
+def _kept_alive(place: Place, number: int) -> Iterator[None]:
     """Show signs of life until left, then give the lease back."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(BEAT):
-            if not _is_mine(path, number):
-                log.warning("%s was taken over: this process stood still for longer than %.0f s", path.name, EXPIRY)
-                return
-            with suppress(BadInput):  # the next one may get through
-                write_atomically(_file(path, number), _content(free=False))
+            with suppress(BadInput, OSError):  # the next one may get through
+                if not _is_mine(place, number):
+                    log.warning(
+                        "%s was taken over: this process stood still for longer than %.0f s", place.name, EXPIRY
+                    )
+                    return
+                place.write(number, _content(free=False))
 
     thread = threading.Thread(target=beat, name="lease", daemon=True)
     thread.start()
@@ -142,30 +253,22 @@ def _kept_alive(path: Path, number: int) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        if _is_mine(path, number):
-            write_atomically(_file(path, number), _content(free=True))
-        for old in _numbers(path)[:-KEPT]:
+        if _is_mine(place, number):
+            place.write(number, _content(free=True))
+        for old in place.numbers()[:-KEPT]:
             with suppress(OSError):
-                _file(path, old).unlink()
+                place.drop(old)
 
 
-def _is_mine(path: Path, number: int) -> bool:
-    numbers = _numbers(path)
+def _is_mine(place: Place, number: int) -> bool:
+    numbers = place.numbers()
     return bool(numbers) and numbers[-1] == number
 
 
-def _numbers(path: Path) -> list[int]:
-    """Every number of a lease that is there, the highest last."""
-    begin = f"{path.name}."
-    try:
-        names = [entry.name for entry in os.scandir(path.parent) if entry.name.startswith(begin)]
-    except FileNotFoundError:
-        return []
-    return sorted(int(end) for name in names if (end := name.removeprefix(begin)).isdigit())
-
-
-def _file(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.name}.{number:06d}")
+def _numbered(names: list[str], lease_name: str) -> list[int]:
+    """The numbers of those files that are a lease's, the highest last."""
+    begin = f"{lease_name}."
+    return sorted(int(end) for name in names if name.startswith(begin) and (end := name.removeprefix(begin)).isdigit())
 
 
 def _content(*, free: bool) -> bytes:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from charengine.errors import BadInput
-from charengine.machine.leases import lease, lease_if_free
+from charengine.machine.leases import InFolder, InStore, Place, lease, lease_if_free
+from charengine.machine.shared import shared_store
 
 LOCKS, KINDS = "CHARENGINE_LOCKS", ("flock", "lease")
 
@@ -25,13 +26,37 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def single_flight(path: Path, waiting_for: str) -> Iterator[bool]:
-    """Hold the lock of this name, on this machine or on all that share the folder; says whether another process had to be waited for.
+    """Hold the lock of this name, on this machine or on all that share it; says whether another process had to be waited for.
 
     Raises:
         BadInput: CHARENGINE_LOCKS names no kind of lock.
     """
-    with lease(path, waiting_for) if _leases() else flocked(path, waiting_for) as waited:
+    place = _place_of_lease(path)
+    with lease(place, waiting_for) if place else flocked(path, waiting_for) as waited:
         yield waited
+
+
+@contextmanager
+def single_flight_at_home(path: Path, waiting_for: str) -> Iterator[bool]:
+    """The same for what belongs to the home, and so to one machine where only the store is shared.
+
+    Raises:
+        BadInput: CHARENGINE_LOCKS names no kind of lock.
+    """
+    with lease(InFolder(path), waiting_for) if _leases() else flocked(path, waiting_for) as waited:
+        yield waited
+
+
+def reach_other_machines() -> bool:
+    """Whether who holds a lock knows that nobody on any machine does."""
+    return _leases() or shared_store() is not None
+
+
+def _place_of_lease(path: Path) -> Place | None:
+    """Where the lease of a lock lies; None where locks are the kernel's."""
+    if store := shared_store():
+        return InStore(store, path.name)
+    return InFolder(path) if _leases() else None
 
 
 def _leases() -> bool:
@@ -69,8 +94,8 @@ def if_free(path: Path, make: bool = False) -> Iterator[bool]:
         path: of the lock.
         make: one that was never held is made and held; else nothing is made, and so nobody is kept from it.
     """
-    if _leases():
-        with lease_if_free(path, make) as free:
+    if place := _place_of_lease(path):
+        with lease_if_free(place, make) as free:
             yield free
         return
     if make:

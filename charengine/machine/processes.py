@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import IO
 
 from charengine.errors import BadInput
-from charengine.writing import is_running
+from charengine.writing import begun, is_running
 
 HOST = "127.0.0.1"
 STOP_SECONDS = 15.0
@@ -57,14 +57,19 @@ def _is_free(port: int) -> bool:
 
 
 def this_process() -> str:
-    """This process, among all machines' that share a tracking server: host and process id."""
-    return f"{platform.node()}:{os.getpid()}"
+    """This process, among all machines' that share a tracking server: host, process id, and when it began, since ids come again."""
+    pid = os.getpid()
+    began = begun(pid)
+    return f"{platform.node()}:{pid}{f'_{began}' if began else ''}"
 
 
 def has_ended(process: str) -> bool:
     """Whether a process (`this_process`) of this machine runs no more; of other machines' nobody here knows."""
-    host, _, pid = process.rpartition(":")
-    return host == platform.node() and pid.isdigit() and not is_running(int(pid))
+    host, _, named = process.rpartition(":")
+    pid, _, began = named.partition("_")
+    if host != platform.node() or not pid.isdigit():
+        return False
+    return not is_running(int(pid)) or began not in ("", begun(int(pid)))
 
 
 def spawn(command: list[object], output: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

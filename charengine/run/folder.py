@@ -118,6 +118,13 @@ def write_dataset(dataset: DatasetRecord, out: Path, store: Store, caption_key: 
     return captions
 
 
+def edited_captions(out: Path) -> set[Path]:
+    """The caption files of a run's folder that the user edited since they were written there."""
+    captions = _read_marker(out / "dataset").get("captions")
+    found = {out / "dataset" / name: text for name, text in (captions if isinstance(captions, dict) else {}).items()}
+    return {path for path, text in found.items() if files.is_file(path) and _differs(path, text)}
+
+
 def _dataset_folder(out: Path) -> Path:
     """`dataset/` of a run.
 

@@ -7,7 +7,6 @@ declares, its result kept, the models freed, and how it went noted.
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -107,6 +106,8 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
             )
             stack.enter_context(working_threads(usual_threads(workspace.profile.models.family)))
             if stage.long:
+                for state in (_state(key, workspace), _smaller(_state(key, workspace))):
+                    workspace.store.take_state(state)
                 return _made_stoppably(replace(given, state=_state(key, workspace)), workspace, inputs, kept)
             return kept(stage.work(given, *inputs))
     finally:
@@ -140,7 +141,7 @@ def _state(key: str, workspace: Workspace) -> Path:
 def _forget_progress(key: str, workspace: Workspace) -> None:
     """Drop what unfinished work under a key has kept: it is finished, or begun anew."""
     for state in (_state(key, workspace), _smaller(_state(key, workspace))):
-        shutil.rmtree(state, ignore_errors=True)
+        workspace.store.drop_state(state)
     workspace.store.drop_parts(key)
 
 

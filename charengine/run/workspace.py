@@ -13,13 +13,13 @@ from charengine.config import Character, Profile
 from charengine.language.naming import NO_NOUN, derive_class_noun, derive_trigger
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
+from charengine.machine.shared import open_store
 from charengine.models import Models, load
 from charengine.records import Record, StageFact
 from charengine.run.keys import content_digest, digest, path_digest
 from charengine.run.watching import current_watcher
 from charengine.stage import Progress
 from charengine.stages.sheet.reference import ReferenceRecord
-from charengine.store import Store
 from charengine.tracking.open_tracker import PROJECT, open_tracker
 from charengine.tracking.protocol import NullTracker, Tracker
 from charengine.tracking.views import KIND_TAG, NOTE_TAG
@@ -74,7 +74,7 @@ class Workspace:
         self.refresh = refresh
         self.given, self.starts_from, self.reference = given, starts_from, reference
         self.home = home.create()
-        self.store = Store(home.store)
+        self.store = open_store(home)
         self.on_step = on_step or current_watcher()
         self.on_drawn: Callable[[int, int], None] | None = None
         self.facts: list[StageFact] = []

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +115,14 @@ class Children:
         self.running = [child for child in self.running if not child.name.startswith(named)]
         self._remember()
 
+    def end_families(self, named: str = "") -> None:
+        """The same, with all that they have started."""
+        family = _descendants([child.popen.pid for child in self.running if child.name.startswith(named)])
+        self.end(named)
+        for straggler in family:
+            with suppress(ProcessLookupError):
+                os.kill(straggler, signal.SIGKILL)
+
     def end_left(self, home: Path) -> None:
         """End what children of an earlier `up` of this home left running when that was killed: a server's child holds its port."""
         try:
@@ -124,6 +135,17 @@ class Children:
     def _remember(self) -> None:
         """Process ids, for the next `up` when this one is killed."""
         (self.logs / REMEMBERED).write_text(json.dumps([child.popen.pid for child in self.running]), encoding="utf-8")
+
+
+def _descendants(pids: list[int]) -> list[int]:
+    """Processes that these have started, and theirs; of this process's other children, none."""
+    import psutil
+
+    found = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            found += [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return found
 
 
 def _spawn(command: list[object], log_file: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

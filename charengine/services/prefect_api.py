@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from charengine.machine.environment import CLIENT_AUTH, SERVER_AUTH
@@ -99,8 +100,31 @@ def crash_left_runs(url: str) -> int:
         OSError: the server does not answer, or refuses.
     """
     api = PrefectApi(url)
-    runs = _active(api)
-    state = {"type": "CRASHED", "name": "Crashed", "message": "its process ended when charengine up did"}
+    return _crash(api, _active(api), "its process ended when charengine up did")
+
+
+def crash_runs_of(url: str, host: str, is_there: Callable[[int], bool]) -> int:
+    """The same for the runs of one machine whose process is gone; those of other machines go on. How many there were.
+
+    Args:
+        url: of the API.
+        host: name of the machine, as its runs' processes are called in Prefect: `HOST:PID`.
+        is_there: whether a process of this machine is that of a flow.
+
+    Raises:
+        OSError: the server does not answer, or refuses.
+    """
+    api = PrefectApi(url)
+    gone = []
+    for run in _active(api):
+        named, _, pid = str(run.get("infrastructure_pid") or "").rpartition(":")
+        if named == host and pid.isdigit() and not is_there(int(pid)):
+            gone.append(run)
+    return _crash(api, gone, f"its process on {host} is gone")
+
+
+def _crash(api: PrefectApi, runs: list[dict[str, Any]], why: str) -> int:
+    state = {"type": "CRASHED", "name": "Crashed", "message": why}
     for run in runs:
         api.post(f"flow_runs/{run['id']}/set_state", {"state": state, "force": True})
     return len(runs)

@@ -6,12 +6,10 @@ import json
 import logging
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,16 +21,13 @@ from charengine.machine.processes import HOST, choose_port, end, spawn
 from charengine.services.children import Children
 from charengine.services.delivery import Delivery
 from charengine.services.prefect_api import cancel_active_runs, crash_left_runs
+from charengine.services.workers import WORKER, count_gpus, start_workers
 
 log = logging.getLogger(__name__)
 
 PORTS = {"gallery": 4300, "prefect": 4200, "mlflow": 5000}
 START_SECONDS = 180.0  # the first start makes both databases
 CANCEL_SECONDS = 40.0  # a training saves its state well within this
-# Of NVIDIA, of AMD, of Windows for its Linux; a machine without them has no GPU
-DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-WORKER = "worker"  # how the names of the workers begin
-ORCHESTRATE_LIMIT = 4  # batch parents only wait, so several share one worker
 
 
 @dataclass
@@ -112,12 +107,7 @@ class Up:
 
         self.mlflow_page = experiment_page(self.home, self.addresses.mlflow)
         self._end_set_up()
-        for index in range(max(gpus, 1)):
-            device = {"CUDA_VISIBLE_DEVICES": str(index)} if gpus else {}
-            self._run(f"{WORKER}-{index}", _worker("characters", f"characters-{index}", 1), **device)
-        self._run(
-            f"{WORKER}-orchestrate", _worker("orchestrate", "orchestrate", ORCHESTRATE_LIMIT), CUDA_VISIBLE_DEVICES=""
-        )
+        start_workers(self.children, gpus, self._environment())
         self._write_state()
 
     def watch(self) -> None:
@@ -136,19 +126,11 @@ class Up:
         self.home.services_file.unlink(missing_ok=True)
         if any(child.name.startswith(WORKER) for child in self.children.running):
             self._cancel_runs()
-            self._end(WORKER)  # with the runs: nobody is at work any more in what is delivered
+            self.children.end_families(WORKER)  # with the runs: nobody is at work any more in what is delivered
             self.delivery.finish(self.children.restart_ended)
         if self._setting_up and self._setting_up.poll() is None:
             end(self._setting_up)
-        self._end("")
-
-    def _end(self, named: str) -> None:
-        """End the children whose name begins so, and what they started."""
-        family = _descendants([child.popen.pid for child in self.children.running if child.name.startswith(named)])
-        self.children.end(named)
-        for straggler in family:
-            with suppress(ProcessLookupError):
-                os.kill(straggler, signal.SIGKILL)
+        self.children.end_families("")
 
     def _cancel_runs(self) -> None:
         try:
@@ -281,27 +263,3 @@ def _mlflow_limits(port: int) -> dict[str, str]:
         "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(own_origins(port)),
     }
     return {name: os.environ.get(name) or value for name, value in limits.items()}
-
-
-def count_gpus() -> int:
-    """CUDA devices that this process may use; without a driver none, which is known before torch is imported."""
-    if sys.platform == "linux" and not any(Path(device).exists() for device in DRIVERS):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _worker(pool: str, name: str, limit: int) -> list[object]:
-    return ["deployments.worker", "start", "--pool", pool, "--name", name, "--limit", limit]
-
-
-def _descendants(pids: list[int]) -> list[int]:
-    """Processes that these have started, and theirs; of this process's other children, none."""
-    import psutil
-
-    found = []
-    for pid in pids:
-        with suppress(psutil.NoSuchProcess):
-            found += [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    return found

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from charengine.machine.locks import if_free, single_flight
+from charengine.machine.locks import if_free, reach_other_machines, single_flight_at_home
 from charengine.machine.processes import has_ended, this_process
 from charengine.tracking.journal import deliver
 from charengine.tracking.protocol import Status
@@ -32,7 +32,9 @@ def catch_up(connection: Any, open_run: Callable[..., Any], known: Callable[[str
     """
     receiver = _Receiver(connection, open_run, known, own)
     try:
-        with single_flight(connection.locks / "mlflow-journal.lock", "another run tells MLflow what it had missed"):
+        with single_flight_at_home(
+            connection.locks / "mlflow-journal.lock", "another run tells MLflow what it had missed"
+        ):
             if sent := deliver(connection.journal, receiver, is_running):
                 log.info("MLflow was told of %d runs that it had missed", sent)
             receiver.close_left_runs()
@@ -96,7 +98,7 @@ class _Receiver:
         return (
             run.status_before == "RUNNING"
             and run.process_before not in ("", this_process())
-            and not has_ended(run.process_before)
+            and not _has_ended(run.process_before)
         )
 
     def is_away(self) -> bool:
@@ -107,7 +109,12 @@ class _Receiver:
         for key in self._connection.unfinished_keys():
             with self.alone({key}) as alone:
                 run = self._known(key) if alone else None
-                if run is None or (run.status_before == "RUNNING" and not has_ended(run.process_before)):
+                if run is None or (run.status_before == "RUNNING" and not _has_ended(run.process_before)):
                     continue
                 self._connection.spool.recover(run.run_id, run.delivered_steps)
                 self.close(run, "KILLED")
+
+
+def _has_ended(process: str) -> bool:
+    """Whether a process is not at work in a run whose locks are held here: known of this machine's, and of others' by their leases."""
+    return reach_other_machines() or has_ended(process)

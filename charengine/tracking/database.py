@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from charengine.machine.addresses import database_uri
 from charengine.machine.home import Home
-from charengine.machine.locks import single_flight
+from charengine.machine.locks import single_flight_at_home
 
 
 def initialise_database(home: Home) -> None:
@@ -20,7 +20,7 @@ def initialise_database(home: Home) -> None:
         return
     import mlflow
 
-    with single_flight(home.locks / "mlflow-database.lock", "MLflow's database is being made"):
+    with single_flight_at_home(home.locks / "mlflow-database.lock", "MLflow's database is being made"):
         if marker.exists():
             return
         if database.exists():

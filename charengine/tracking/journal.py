@@ -1,6 +1,6 @@
 """A run that began while MLflow was away: written down from the first second, sent by the next run that reaches MLflow, or by `charengine up`.
 
-One file of lines a process, `mlflow/journal/<process>-<number>.jsonl`, pictures and adapters in a folder beside it. `deliver` plays
+One file of lines a process, `mlflow/journal/<process>_<when it began>-<number>.jsonl`, pictures and adapters in a folder beside it. `deliver` plays
 it to trackers that are open; what MLflow holds already is not sent twice.
 """
 
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from charengine.errors import EngineError
 from charengine.tracking.protocol import Status, Tracker
 from charengine.tracking.views import inherited
-from charengine.writing import write_atomically
+from charengine.writing import begun, write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -161,7 +161,8 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
+        pid = os.getpid()
+        self._path = folder / f"{pid}_{begun(pid)}-{uuid.uuid4().hex[:8]}.jsonl"
         self._waiting: list[tuple[dict[str, Any], bytes | None]] = []
 
     def write(self, line: dict[str, Any], data: bytes | None = None) -> None:
@@ -272,17 +273,19 @@ def left_journals(folder: Path, alive: Callable[[int], bool]) -> Iterator[set[st
 def _is_over(path: Path, lines: list[dict[str, Any]], alive: Callable[[int], bool]) -> bool:
     """Whether nobody writes to a journal any more: its run has ended, or its process."""
     ended = bool(lines) and lines[-1]["what"] == "finish" and lines[-1]["run"] == lines[0]["run"]
-    return ended or not alive(_process(path))
+    return ended or not _is_alive(path, alive)
 
 
 def _orphans(folder: Path, alive: Callable[[int], bool]) -> list[Path]:
     """Folders of journals that have gone, whose process was killed between the two."""
     found = [path for path in folder.glob("*") if path.suffix != ".jsonl"]
-    return [path for path in found if not path.with_suffix(".jsonl").exists() and not alive(_process(path))]
+    return [path for path in found if not path.with_suffix(".jsonl").exists() and not _is_alive(path, alive)]
 
 
-def _process(path: Path) -> int:
-    return int(path.name.partition("-")[0])
+def _is_alive(path: Path, alive: Callable[[int], bool]) -> bool:
+    """Whether the process that a journal is named after runs; another one that has its number now, does not count."""
+    number, _, began = path.name.partition("-")[0].partition("_")
+    return alive(int(number)) and began in ("", begun(int(number)))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -19,8 +19,9 @@ from charengine.adapter.card import pick_facts
 from charengine.machine.addresses import database_uri, running_services, tracking_uri
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import Home
-from charengine.machine.locks import single_flight
+from charengine.machine.locks import reach_other_machines, single_flight
 from charengine.machine.processes import this_process
+from charengine.machine.shared import open_store
 from charengine.tracking.attempts import Attempts
 from charengine.tracking.catching_up import catch_up
 from charengine.tracking.database import initialise_database
@@ -67,7 +68,8 @@ def tell_what_waits(home: Home, project: str) -> None:
     Raises:
         MlflowException: MLflow cannot be reached.
     """
-    connection = Connection(home, project, of_up=True)
+    # a server elsewhere keeps files where it says, not on this machine
+    connection = Connection(home, project, of_up=not reach_other_machines())
     catch_up(connection, partial(_open, connection), partial(_known, connection), own="")
     connection.spool.close()
 
@@ -89,7 +91,7 @@ class Connection(Attempts):
         self.spool = MetricSpool(home.mlflow / SPOOL, self.send)
         self.journal = home.mlflow / JOURNAL
         self.locks = home.locks
-        self._results = home.store / "results"
+        self._home = home
 
     def _experiment(self, home: Home, project: str, of_up: bool) -> str:
         found = self.client.get_experiment_by_name(project)
@@ -117,7 +119,7 @@ class Connection(Attempts):
 
     def status_of(self, key: str, ended: Status) -> Status:
         """What a run is in MLflow whose last process ended so: finished once all of it is kept, whatever came later."""
-        return "FINISHED" if (self._results / f"{key}.json").exists() else ended
+        return "FINISHED" if open_store(self._home).has_result(key) else ended
 
     def send(self, run_id: str, points: list[Point]) -> None:
         """Metrics of one run, at once."""

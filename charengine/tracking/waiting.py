@@ -6,14 +6,18 @@ The question whether something waits is answered from the home alone: nothing he
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import ExitStack
 
 from charengine.machine.home import Home, find_home
-from charengine.machine.locks import if_free
+from charengine.machine.leases import EXPIRY
+from charengine.machine.locks import if_free, reach_other_machines
 from charengine.tracking.journal import JOURNAL, left_journals
 from charengine.tracking.open_tracker import PROJECT
 from charengine.tracking.spool import SPOOL, left_points
 from charengine.writing import is_running
+
+PAUSE = 15.0  # seconds between two questions whether somebody is at work in what waits
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +27,12 @@ def something_waits(home: Home) -> bool:
     if left_points(home.mlflow / SPOOL):
         return True
     return any(_are_free(home, keys) for keys in left_journals(home.mlflow / JOURNAL, is_running))
+
+
+def is_left(home: Home) -> bool:
+    """Whether anything waits, also what somebody may be at work in."""
+    journals = left_journals(home.mlflow / JOURNAL, lambda process: False)
+    return left_points(home.mlflow / SPOOL) or any(True for _ in journals)
 
 
 def _are_free(home: Home, keys: set[str]) -> bool:
@@ -38,8 +48,14 @@ def main() -> int:
     logging.captureWarnings(True)
     from charengine.tracking.mlflow import tell_what_waits
 
+    home = find_home()
+    until = time.monotonic() + EXPIRY + PAUSE
     try:
-        tell_what_waits(find_home(), PROJECT)
+        tell_what_waits(home, PROJECT)
+        # what is left may be held by one that died on another machine, which takes a minute to be known
+        while reach_other_machines() and is_left(home) and time.monotonic() < until:
+            time.sleep(PAUSE)
+            tell_what_waits(home, PROJECT)
     except Exception as error:  # whatever the server or the network raise: `up` tries again
         log.warning("MLflow cannot be used (%s)", (str(error).splitlines() or [type(error).__name__])[0][:300])
         return 1

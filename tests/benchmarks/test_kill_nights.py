@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -15,7 +16,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
 
-from kill_checks import differences, wrong_in_prefect
+from kill_checks import contents, differences, wrong_in_prefect
+from kill_servers import Ports, Servers
 from kill_targets import Site
 from kills import Batch
 
@@ -153,3 +155,27 @@ def test_a_killed_up_is_started_again_and_its_time_is_taken(tmp_path: Path) -> N
     finally:
         site.popen.kill()
         site.popen.wait()
+
+
+def test_a_server_of_before_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    """One that an earlier batch left would answer in place of the one that is killed."""
+    with socket.socket() as left:
+        left.bind(("127.0.0.1", 0))
+        left.listen()
+        port = left.getsockname()[1]
+        with pytest.raises(RuntimeError, match=rf"ports \[{port}\] are taken"):
+            Servers(tmp_path, Ports(port)).start()
+
+
+def test_files_that_two_machines_made_otherwise_are_not_those_of_the_undisturbed_night(tmp_path: Path) -> None:
+    class Two(Site):
+        @property
+        def works(self) -> list[Path]:
+            return [self.folder / "m1", self.folder / "m2"]
+
+    for machine, made in (("m1", b"bytes"), ("m2", b"bytes")):
+        (tmp_path / machine / "runs" / "aya").mkdir(parents=True)
+        (tmp_path / machine / "runs" / "aya" / "a.png").write_bytes(made)
+    same = contents(Two(tmp_path))["files"]
+    (tmp_path / "m2" / "runs" / "aya" / "a.png").write_bytes(b"others")
+    assert contents(Two(tmp_path))["files"] == {"runs/aya/a.png": "differs between machines"} != same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Completed, Failed
+from sheet_samples import Sheet, paint
 
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home
 from charengine.records import RunResult
 from flows import batch as module
+from flows.pool import Ended
 
 CAST = [{"name": "Aya", "prompt": "an orc"}, {"name": "Nix", "prompt": "a robot"}]
 
@@ -132,3 +135,36 @@ def test_a_cast_that_cannot_be_read_is_one_sentence_and_its_traceback_a_file(pre
     assert kept.read_text(encoding="utf-8").startswith("Traceback")
     with pytest.raises(BadInput):
         module.batch(file=str(file))
+
+
+def test_on_machines_that_share_a_store_each_takes_a_folder_of_its_own_and_what_it_made_comes_here(
+    prefect: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = SimpleNamespace(id="the-run", state=Completed())
+    asked: list[dict[str, Any]] = []
+
+    def made_on_pool(cast: list[dict[str, Any]], _: str) -> list[Any]:
+        asked.extend(cast)
+        return [Ended(0, run), Ended(1, run)]
+
+    def fetch(flow_run: str, out: Path, store: Any) -> RunResult:
+        if out.name == "nix":
+            raise BadInput("the store holds no folder of run the-run")
+        return result(out.name)
+
+    sheet = tmp_path / "my sheet.png"
+    paint(Sheet()).save(sheet)
+    monkeypatch.setenv("CHARENGINE_WORK_FOLDER", str(tmp_path))
+    monkeypatch.setenv("CHARENGINE_STORE", "memory://studio/store")
+    monkeypatch.setattr(module, "made_on_pool", made_on_pool)
+    monkeypatch.setattr(module, "fetch", fetch)
+    monkeypatch.setattr(module, "gallery_page", lambda outcomes, path: path)
+    outcomes = module.batch(characters=[CAST[0], {**CAST[1], "sheet": "my sheet.png"}], workers=True)
+    assert [one["out"] for one in asked] == ["", ""]
+    assert [one["sheet"] for one in asked] == [
+        "",
+        f"store:{hashlib.sha256(sheet.read_bytes()).hexdigest()}/my sheet.png",
+    ]
+    assert [bool(one["result"]) for one in outcomes["characters"]] == [True, False]
+    assert "holds no folder" in outcomes["characters"][1]["error"]
+    assert outcomes["summary"] == str(tmp_path / "runs" / "batch.html")

@@ -70,3 +70,16 @@ def test_prefect_s_database_forgets_old_runs_by_its_own_settings(monkeypatch: py
     found = ServerServicesDBVacuumSettings()
     assert found.enabled == {"events", "flow_runs"}
     assert found.retention_period.days == 90
+
+
+def test_a_server_whose_database_is_started_again_is_asked_for_longer_than_that_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prefect answers 500 without PostgreSQL, which took 12 s to be back; its client's pauses are 1, 2, 4… seconds."""
+    from prefect.settings import Settings
+
+    for name, value in environment.DEFAULTS.items():
+        monkeypatch.setenv(name, value)
+    client = Settings().client
+    assert 500 in client.retry_extra_codes
+    assert 25 < sum(2**number for number in range(client.max_retries)) < 60

@@ -96,7 +96,7 @@ def _train(given: Given, drawn: Drawn) -> Trained:
     key = drawn.image.sha256
     given.store.get(drawn.mask)
     seed = int.from_bytes(given.store.get(drawn.image)[:4], "big")
-    writer = StateWriter(given.state, key)
+    writer = StateWriter(given.state, key, given.store)
     found = load_state(given.state, key)
     history, tensors = found or (History(), {"weights": torch.tensor([seed], dtype=torch.int64)})
     weights, last_logged = int(tensors["weights"][0]), given.tracker.last_step(LOSS)

@@ -457,6 +457,8 @@ def simulated() -> Iterator[Callable[[Night], None]]:
             (processes, "is_running", lambda process: current().schedule.is_running(process)),
             (catching_up, "is_running", lambda process: current().schedule.is_running(process)),
             (writing, "is_running", lambda process: current().schedule.is_running(process)),
+            (journal, "begun", lambda process: ""),  # its numbers never come again
+            (processes, "begun", lambda process: ""),
             (processes, "os", os_here),
             (writing, "os", os_here),
             (journal, "os", os_here),

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from charengine.machine.home import Home
+from charengine.services import prefect_api
 from charengine.services.children import Child
-from charengine.services.prefect_api import PrefectApi, cancel_active_runs
+from charengine.services.prefect_api import PrefectApi, cancel_active_runs, crash_runs_of
 from charengine.services.up import Addresses, Up
 
 PASSWORD = "ann:secret"
@@ -118,3 +119,16 @@ def test_up_says_so_when_what_runs_could_not_be_cancelled(
     with caplog.at_level(logging.WARNING):
         up.stop()
     assert "could not be cancelled (HTTP Error 401" in caplog.text
+
+
+def test_a_machine_marks_those_of_its_own_runs_as_crashed_whose_process_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pids = {"gone": "m1:7", "there": "m1:8", "elsewhere": "m2:7", "pending": None, "strange": "7"}
+    monkeypatch.setattr(
+        prefect_api, "_active", lambda api: [{"id": name, "infrastructure_pid": pid} for name, pid in pids.items()]
+    )
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(PrefectApi, "post", lambda self, path, body: told.append((path, body["state"]["type"])))
+    assert crash_runs_of("http://127.0.0.1:1/api", "m1", lambda pid: pid == 8) == 1
+    assert told == [("flow_runs/gone/set_state", "CRASHED")]

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import anyio
 import pytest
 from command_line import ROOT, child_environment
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.states import Pending, Scheduled
 
 from charengine.machine.home import Home
 from deployments import worker
 from deployments.worker import ENGINE, DirectConfiguration, Standby
 
 ECHO = "import sys, json; told = json.loads(sys.stdin.readline()); print(told['environment']['PREFECT__FLOW_RUN_ID'])"
+
+
+@flow
+def nothing() -> None:
+    """Whose runs are taken."""
 
 
 @pytest.fixture
@@ -129,6 +142,50 @@ def test_a_run_that_does_not_fit_gets_a_process_and_a_session_of_its_own() -> No
         return said.lines
 
     assert anyio.run(run) == ["True"]
+
+
+def test_a_runs_process_is_known_by_its_machine_and_number() -> None:
+    told: list[str] = []
+    worker._OnThisMachine(SimpleNamespace(started=told.append)).started(7)
+    assert told == [f"{platform.node()}:7"]
+
+
+def test_what_a_worker_took_and_did_not_begin_before_it_died_is_marked_as_crashed_by_its_successor(
+    prefect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what another worker has taken, nor what has a process."""
+    monkeypatch.setattr(worker, "STANDBY", [sys.executable, "-c", ""])
+    given = {"first": "begun by m1", "another": "begun by m2", "at work": "m1:7"}
+
+    async def restarted() -> dict[str, str]:
+        async with get_client() as client:
+            with suppress(ObjectAlreadyExists):
+                await client.create_work_pool(WorkPoolCreate(name="p", type="process"))
+            made = {name: await client.create_flow_run(nothing, state=Pending()) for name in given}
+            for name, run in made.items():
+                await client.update_flow_run(run.id, infrastructure_pid=given[name])
+            async with worker.QuickWorker(work_pool_name="p", name="m1"):
+                pass
+            return {name: str((await client.read_flow_run(run.id)).state.name) for name, run in made.items()}
+
+    assert anyio.run(restarted) == {"first": "Crashed", "another": "Pending", "at work": "Pending"}
+
+
+def test_a_run_that_is_taken_says_by_whom_before_its_process_begins(
+    prefect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "STANDBY", [sys.executable, "-c", ""])
+
+    async def taken() -> str:
+        async with get_client() as client:
+            with suppress(ObjectAlreadyExists):
+                await client.create_work_pool(WorkPoolCreate(name="p", type="process"))
+            run = await client.create_flow_run(nothing, state=Scheduled())
+            async with worker.QuickWorker(work_pool_name="p", name="m1") as own:
+                assert await own._propose_pending_state(run)
+            return str((await client.read_flow_run(run.id)).infrastructure_pid)
+
+    assert anyio.run(taken) == "begun by m1"
 
 
 def test_the_engine_is_started_directly_and_a_deployments_own_command_stays() -> None:

@@ -14,6 +14,7 @@ from charengine.machine.home import Home
 from charengine.tracking.journal import JOURNAL, JournalTracker, deliver
 from charengine.tracking.open_tracker import open_tracker
 from charengine.tracking.protocol import Tracker
+from charengine.writing import begun, is_running
 
 AWAY = "http://127.0.0.1:1"
 
@@ -97,6 +98,28 @@ def test_a_journal_stays_while_its_process_works_and_while_mlflow_is_away(
     receiver = _Silent(away=False)
     assert deliver(folder, receiver, lambda pid: False) == 1 and not list(folder.glob("*"))
     assert receiver.told == ["run-1", 5, "KILLED"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc when a process began")
+def test_another_process_that_has_a_dead_ones_number_keeps_no_journal_back(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine or container that is started again gives the same numbers within minutes."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder: Path = home.mlflow / JOURNAL
+    opened(home, "run-1").log_metrics({"x": 1}, 5)
+    opened(home, "run-2").log_bytes(b"page", "report.html")
+    there = sorted(folder.glob("*.jsonl"))
+    assert len(there) == 2 and deliver(folder, _Silent(away=False), is_running) == 0
+    for path in there:
+        for kept in (path, path.with_suffix("")):
+            if kept.exists():
+                kept.rename(kept.with_name(kept.name.replace(f"_{begun(os.getpid())}-", "_1-")))
+    for path in folder.glob("*.jsonl"):
+        if path.with_suffix("").exists():
+            path.unlink()  # a folder whose journal went a moment before its process was killed
+    assert deliver(folder, _Silent(away=False), is_running) == 1 and not list(folder.glob("*"))
 
 
 def test_what_the_disk_did_not_take_is_written_before_a_result_is_kept(

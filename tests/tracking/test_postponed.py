@@ -184,7 +184,7 @@ def test_a_run_that_is_whole_is_finished_however_a_later_process_of_it_ends(
 ) -> None:
     """Else a cast that is given again and killed leaves a character that is made and called KILLED for ever."""
     opened(home).finish()
-    (home.store / "results").mkdir(parents=True)
+    (home.store / "results").mkdir(parents=True, exist_ok=True)
     (home.store / "results" / "run-1.json").write_text("{}")
     again = opened(home)
     (run,) = server.mlflow.runs.values()

@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse
 
 from charengine.errors import BadInput
 from charengine.machine.home import Home
+from charengine.machine.shared import open_store
 from charengine.services.gallery.characters import Character, given_folder, join
 from charengine.services.gallery.folders import Folders
 from charengine.services.gallery.prefect import AGE, Prefect, PrefectAway
@@ -50,7 +51,7 @@ class Gallery:
     reduced: Reduced = field(default_factory=Reduced)
 
     def __post_init__(self) -> None:
-        self.store = Store(self.home.store)
+        self.store = open_store(self.home)
         self.folders = Folders(self.home)
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),

@@ -27,7 +27,7 @@ from charengine.language.traits import VIEW_TAGS
 from charengine.models import Diffusion
 from charengine.records import DatasetRecord
 from charengine.stages.train.machines import Machine, this_machine
-from charengine.writing import write_atomically
+from charengine.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def draw_lessons(
     )
 
 
-def kept_lessons(folder: Path, key: str, device: torch.device, draw: Callable[[], Lessons]) -> Lessons:
+def kept_lessons(folder: Path, key: str, device: torch.device, store: Store, draw: Callable[[], Lessons]) -> Lessons:
     """The lessons of a training that was begun in `folder`, else new ones, kept there: a GPU would not draw them equal again."""
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save
@@ -160,7 +160,7 @@ def kept_lessons(folder: Path, key: str, device: torch.device, draw: Callable[[]
         log.debug("no lessons in %s: %s", path, error)
     lessons = draw()
     held = {name: tensor.cpu().contiguous() for name, tensor in lessons.tensors().items()}
-    write_atomically(path, save(held, {"key": key, "machine": json.dumps(this_machine(device, 0))}))
+    store.write_state(folder, FILE, save(held, {"key": key, "machine": json.dumps(this_machine(device, 0))}))
     return lessons
 
 

@@ -102,7 +102,7 @@ def train_adapter(
         data = encode_dataset(dataset, settings, diffusion, store, with_squares=not traits)
         if traits:
             draw = partial(draw_lessons, dataset, traits, settings, diffusion, seed)
-            data = replace(data, lessons=kept_lessons(state_dir, key, device, draw))
+            data = replace(data, lessons=kept_lessons(state_dir, key, device, store, draw))
             if settings.fp8_base:
                 diffusion.unload("unet")  # it is loaded anew beside the GPU, to be made smaller there
         with memory_cap(settings.budget_gib, device):
@@ -146,7 +146,7 @@ class _Training:
         self.history.plan = self.setup.plan.facts()
         self.history.machines = with_this(self.history.machines, self.setup.device, self.history.step)
         self.cuda = self.setup.device.type == "cuda"
-        self.writer = StateWriter(state_dir, key)
+        self.writer = StateWriter(state_dir, key, store)
         self.last_logged = max(tracker.last_step(name) for name in ("train/loss", "train/lesson_loss"))
 
     def run(self, should_stop: Callable[[], bool], on_step: Callable[[Progress], None] | None) -> AdapterRecord:

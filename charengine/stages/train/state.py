@@ -14,7 +14,7 @@ from torch import Tensor
 
 from charengine.records import CheckpointRecord, LossPoint
 from charengine.stages.train.machines import Machine
-from charengine.writing import write_atomically
+from charengine.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,11 @@ class StateWriter:
     Args:
         folder: of this training, made if missing.
         key: what the state belongs to (settings, dataset, seed, model); another key's state is never taken up.
+        store: that gets a copy when it lies elsewhere, for other machines.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, key: str, store: Store) -> None:
+        self.folder, self.key, self.store = folder, key, store
         self.thread = ThreadPoolExecutor(1, "training-state")
         self.pending: Future[None] | None = None
 
@@ -77,7 +78,7 @@ class StateWriter:
     def _write(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         from safetensors.torch import save
 
-        write_atomically(self.folder / FILE, save(tensors, metadata))
+        self.store.write_state(self.folder, FILE, save(tensors, metadata))
 
     def wait(self) -> None:
         """Until the last state is on disk.

@@ -230,18 +230,18 @@ def test_losses_of_lessons_and_of_views_are_told_apart_once_each(store, tmp_path
 def test_lessons_begun_with_are_kept_and_those_of_other_settings_are_not_taken(store, tmp_path, monkeypatch):
     made = drawn(store)
     cpu = torch.device("cpu")
-    first = kept_lessons(tmp_path, "a", cpu, lambda: made)
+    first = kept_lessons(tmp_path, "a", cpu, Store(tmp_path / "store"), lambda: made)
 
     def again():
         raise AssertionError("drawn again")
 
-    second = kept_lessons(tmp_path, "a", cpu, again)
+    second = kept_lessons(tmp_path, "a", cpu, Store(tmp_path / "store"), again)
     assert all(torch.equal(first.tensors()[name], tensor) for name, tensor in second.tensors().items())
     with pytest.raises(AssertionError, match="drawn again"):
-        kept_lessons(tmp_path, "b", cpu, again)
+        kept_lessons(tmp_path, "b", cpu, Store(tmp_path / "store"), again)
     (tmp_path / FILE).write_bytes(b"half")
     with pytest.raises(AssertionError, match="drawn again"):
-        kept_lessons(tmp_path, "a", cpu, again)
+        kept_lessons(tmp_path, "a", cpu, Store(tmp_path / "store"), again)
 
 
 def test_another_description_does_not_continue_a_training(store, tmp_path):

@@ -1,0 +1,58 @@
+"""The store of a home: its own folder, or one that several machines share, named by CHARENGINE_STORE.
+
+Machines that share a store share no folder. What a stage made is taken from the store wherever it was made, a training goes on
+from the state that is kept there, and the locks are leases in it (charengine/machine/leases.py).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import TYPE_CHECKING
+
+from charengine.errors import BadInput
+from charengine.machine.home import Home
+
+if TYPE_CHECKING:
+    from charengine.store import Store
+
+STORE = "CHARENGINE_STORE"
+
+
+def shared_url() -> str:
+    """The URL of the store that machines share; empty when this machine's home has one of its own.
+
+    Raises:
+        BadInput: the variable names a folder.
+    """
+    url = os.environ.get(STORE, "")
+    if url and "://" not in url:
+        raise BadInput(
+            f"{STORE}={url!r} is no URL: s3://BUCKET/PREFIX is allowed; a folder that all machines see is shared with CHARENGINE_HOME"
+        )
+    return url
+
+
+def open_store(home: Home) -> Store:
+    """The store that stages write to and read from.
+
+    Raises:
+        BadInput: it cannot be written.
+        MissingDependency: a package for its kind of URL is not installed.
+    """
+    from charengine.store import Store
+
+    return shared_store() or Store(home.store)
+
+
+def shared_store() -> Store | None:
+    """The store that machines share; None without one."""
+    url = shared_url()
+    return _opened(url) if url else None
+
+
+@cache
+def _opened(url: str) -> Store:
+    from charengine.store import Store
+
+    return Store(url)
