@@ -166,6 +166,8 @@ class _Builder:
 def read_csv(text: str, source: str, columns: tuple[str, ...], most: int) -> list[dict[str, str]]:
     """The rows of a table with a header, separated by commas, semicolons or tabs: whichever its header uses.
 
+    Empty columns behind the last named one and rows without any value are what spreadsheets leave; they are passed over.
+
     Args:
         text: the table.
         source: whose it is, before the line in messages.
@@ -176,20 +178,27 @@ def read_csv(text: str, source: str, columns: tuple[str, ...], most: int) -> lis
         ConfigError: everything wrong with the table, each with its line and column.
     """
     lines = [(number, line) for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1) if line.strip()]
-    if lines and (said := re.fullmatch(r"sep=(.)", lines[0][1].strip())):  # written by spreadsheets
-        delimiter, lines = said[1], lines[1:]
-    elif lines:
-        delimiter = max(DELIMITERS, key=lambda mark: len(_known(lines[0][1], mark, columns)))
-    else:
+    said = re.fullmatch(r"sep=(.)", lines[0][1].strip("\r\n ")) if lines else None  # written by spreadsheets
+    if said and said[1] not in DELIMITERS:
+        raise ConfigError(
+            f"{source}, line {lines[0][0]}: {said[1]!a} separates no fields here; use a comma, a semicolon or a tab"
+        )
+    lines = lines[1:] if said else lines
+    if not lines:
         raise ConfigError(f"{source} is empty: write a header line with at least {columns[0]!r}")
+    delimiter = said[1] if said else max(DELIMITERS, key=lambda mark: len(_known(lines[0][1], mark, columns)))
     problems: list[str] = []
     header = [name.strip().lower() for name in _cells(*lines[0], delimiter, [], source, problems)]
+    header = header[: _filled(header)]
     problems += _header_problems(header, columns, f"{source}, line {lines[0][0]}")
     rows: list[dict[str, str]] = []
     for number, line in lines[1:]:
         if problems and not rows and len(problems) > 20:
             break
         cells = _cells(number, line, delimiter, header, source, problems)
+        if cells and not _filled(cells):
+            continue
+        cells = cells[: max(len(header), _filled(cells))]
         if cells and len(cells) != len(header):
             problems.append(
                 f"{source}, line {number}: {len(cells)} fields, the header has {len(header)} ({', '.join(header)}); "
@@ -203,14 +212,21 @@ def read_csv(text: str, source: str, columns: tuple[str, ...], most: int) -> lis
     return rows
 
 
+def _filled(cells: list[str]) -> int:
+    """Up to which column a row holds anything."""
+    return max((column for column, cell in enumerate(cells, start=1) if cell.strip()), default=0)
+
+
 def _known(line: str, delimiter: str, columns: tuple[str, ...]) -> set[str]:
     return {cell.strip().strip('"').lower() for cell in line.split(delimiter)} & set(columns)
 
 
 def _header_problems(header: list[str], columns: tuple[str, ...], place: str) -> list[str]:
-    unknown = [name for name in header if name not in columns]
+    unknown = [name for name in header if name and name not in columns]
+    nameless = [f"{place}: column {number} has no name" for number, name in enumerate(header, start=1) if not name]
     doubled = sorted({name for name in header if header.count(name) > 1})
     return [
+        *nameless,
         *(
             f"{place}: no such field: {name!r}; fields are {', '.join(columns)}{did_you_mean(name, columns)}"
             for name in unknown
@@ -237,6 +253,10 @@ def _cells(number: int, line: str, delimiter: str, header: list[str], source: st
             problems.append(
                 f"{place}, column {column}{name}: a quote opened in line {number} is never closed in it; "
                 'close it, or write a quote inside a field as ""'
+            )
+        elif "field larger" in str(error):
+            problems.append(
+                f"{place}, column {column}{name}: a field has more than {csv.field_size_limit():,} characters"
             )
         else:
             problems.append(f'{place}, column {column}{name}: {error}; write a quote inside a field as ""')

@@ -98,7 +98,7 @@ class Given:
         models: its declared models; reading another raises NotDeclared.
         store: where results go.
         tracker: its own MLflow run when it is `long`, else one that records nothing.
-        recipe: how everything was asked for, for the files it writes; never read by the work itself.
+        recipe: what it reads, as its key was made from it, for the files it writes; never read by the work itself.
         key: of its result; results of parts of the work that are kept lie below it, and go when the whole is kept.
         state: folder for resumable state, of a `long` stage.
         should_stop: asked between two steps, by a `long` stage.

@@ -318,8 +318,10 @@ class CharacterRun:
 
     def _record(self) -> RunRecord:
         from charengine.run.result import run_record
+        from charengine.run.whole_recipe import with_whole_recipe
 
-        sweep, training, dataset = self._sweep(), self._training(), self._dataset()
+        sweep = with_whole_recipe(self._sweep(), self.workspace)
+        training, dataset = self._training(), self._dataset()
         return run_record(self.workspace, self._sheet(), self._expansion(), dataset, training, sweep)
 
     def _report(self, run: RunRecord) -> ReportRecord:

@@ -10,11 +10,11 @@ from prefect import flow, runtime
 from charengine.errors import EngineError
 from charengine.machine.home import find_home, in_work_folder
 from charengine.machine.known_runs import note_run
-from charengine.profiles.loading import load_profile
 from charengine.records import SweepRecord
 from charengine.run import folder
 from charengine.run.earlier_runs import character_name, description, sweep_inputs
 from charengine.run.keys import digest
+from charengine.run.paths import profile_as_named
 from charengine.run.request import RunRequest, check
 from charengine.run.workspace import Workspace
 from charengine.store import Store
@@ -79,7 +79,7 @@ def _swept(
     training, dataset = sweep_inputs(
         place,
         Store(home.store),
-        load_profile(profile, overrides),
+        profile_as_named(profile, overrides),
         views=in_work_folder(views) if views else None,
         sheet=in_work_folder(sheet) if sheet else None,
         trigger=trigger,

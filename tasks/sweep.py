@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from charengine.records import AdapterRecord, DatasetRecord, SweepRecord
 from charengine.run.beside import facts_of, is_rescaled
+from charengine.run.whole_recipe import with_whole_recipe
 from charengine.run.workspace import Workspace
 from charengine.stages.sweep.stage import SWEEP
 from tasks.artifacts import show_sweep
@@ -21,7 +22,7 @@ def sweep_adapter(workspace: Workspace, training: AdapterRecord, dataset: Datase
     workspace.on_drawn = live.on_drawn
     try:
         with live.following():
-            swept = sweep(workspace, training, dataset)
+            swept = with_whole_recipe(sweep(workspace, training, dataset), workspace)
     finally:
         workspace.on_drawn = None
     on_page(how(workspace.facts[-1]))  # the last step stood there

@@ -9,11 +9,27 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("charengine", "flows", "tasks", "deployments")
-ASKED = ("run", "cli", "dataset", "profiles", "stages", "pictures.py", "documents.py", "config.py")  # read users' paths
+ASKED = (
+    "models",
+    "run",
+    "cli",
+    "dataset",
+    "profiles",
+    "stages",
+    "pictures.py",
+    "documents.py",
+    "config.py",
+)  # read users' paths
 ASKING = {"exists", "is_file", "is_dir", "is_symlink", "stat", "lstat", "rglob", "glob", "iterdir"}
 OWN = {  # paths that the engine made itself
     "charengine/stages/train/state.py": "resumable state in the home folder",
     "charengine/profiles/loading.py": "the package's own profiles (importlib.resources)",
+    "charengine/models/files.py": "size and time, asked through files.asked",
+    "charengine/models/fit.py": "likewise",
+    "charengine/models/embedded.py": "likewise",
+    "charengine/models/vocabularies.py": "likewise, and names in caches that were found to be there",
+    "charengine/models/places.py": "names in folders that were found to be there",
+    "charengine/models/loading.py": "the package's own weights",
     "charengine/dataset/folder.py": "expansion.json's pictures, removed from the folder it stands in",
 }
 

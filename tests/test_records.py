@@ -11,9 +11,18 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from run_samples import sample_run
+from run_samples import sample_extra, sample_run
 
-from charengine.records import CellMetrics, CheckpointRecord, LossPoint, Ref, RunRecord, SweepRecord, picture_name
+from charengine.records import (
+    CellMetrics,
+    CheckpointRecord,
+    ExpansionRecord,
+    LossPoint,
+    Ref,
+    RunRecord,
+    SweepRecord,
+    picture_name,
+)
 from charengine.store import Store
 
 EARLIER = {
@@ -92,3 +101,13 @@ def test_a_pictures_name_says_step_strength_prompt_and_seed() -> None:
 
 def test_an_earlier_sweep_has_no_verdict() -> None:
     assert SweepRecord.model_fields["verdict"].default is None
+
+
+def test_more_views_are_kept_unless_refused_and_trained_on_unless_held_out(tmp_path: Path) -> None:
+    run = sample_run(Store(tmp_path))
+    fates = ("refused", "trained", "held out")
+    views = tuple(sample_extra(run.views.views[0].image, view=fate.replace(" ", "-"), fate=fate) for fate in fates)
+    kept = ExpansionRecord(views=views).kept
+    dataset = run.dataset.model_copy(update={"extras": kept})
+    told = [[extra.view for extra in one] for one in (kept, dataset.trained_extras, dataset.held_out)]
+    assert told == [["trained", "held-out"], ["trained"], ["held-out"]]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from charengine.adapter.header import header_of, read_header
+from charengine.adapter.header import header_of, read_header, with_metadata
 from charengine.adapter.keys import BASES, known_stems
 from charengine.adapter.parts import Parts, checked_parts
 from charengine.adapter.sorting import SortedKeys, shown, sort_keys, split_key
@@ -28,7 +27,7 @@ def save_adapter(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     """A safetensors file in memory; the same tensors and metadata give the same bytes."""
     from safetensors.torch import save
 
-    return _sorted_metadata(save({key: tensors[key] for key in sorted(tensors)}, dict(metadata)))
+    return with_metadata(save({key: tensors[key] for key in sorted(tensors)}, dict(metadata)), {})
 
 
 def load_adapter(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -146,14 +145,3 @@ def _refuse_unknown(found: SortedKeys, count: int) -> None:
         )
     if not found.layers:
         raise BadInput(f"the file holds no U-Net adapter; {NEEDED}")
-
-
-def _sorted_metadata(data: bytes) -> bytes:
-    """The file with its header's keys in order: safetensors writes metadata in hash order, which changes from run to run."""
-    size = int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = json.loads(data[8 : 8 + size])
-    metadata = header.pop("__metadata__", {})
-    ordered = {"__metadata__": dict(sorted(metadata.items())), **header} if metadata else header
-    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + size :]

@@ -97,6 +97,18 @@ def header_of(data: bytes) -> Header:
     return _read(io.BytesIO(data), len(data), "the adapter")
 
 
+def with_metadata(data: bytes, changes: Mapping[str, str]) -> bytes:
+    """The file with some of its metadata changed, its tensors untouched, and the header's keys in order: safetensors writes
+    metadata in hash order, which changes from run to run."""
+    size = int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8 : 8 + size])
+    metadata = header.pop("__metadata__", {}) | dict(changes)
+    ordered = {"__metadata__": dict(sorted(metadata.items())), **header} if metadata else header
+    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
 def _open_at_once(path: str, flags: int) -> int:
     """Opening a pipe would wait for a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

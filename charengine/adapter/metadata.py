@@ -54,6 +54,29 @@ def told_by(metadata: Mapping[str, str]) -> Told:
     )
 
 
+def recipe_of_dataset(recipe: Mapping[str, Any], trigger: str, class_noun: str, digest: str) -> dict[str, Any]:
+    """A stage's recipe with what its data set says: who is in it, and its digest."""
+    character = {**_section(recipe, "character"), "trigger": trigger, "class_noun": class_noun}
+    return {**recipe, "character": character, "dataset_digest": digest}
+
+
+def recipe_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a file that a later stage made of another file.
+
+    Of how the first was made it says what that said: who it is, of which data, on which machines, with which settings. The later
+    stage's own settings, models and seed stand beside it, and its version of the engine.
+    """
+    joined = {**after, **before}
+    for name in ("profile", "models", "seeds"):
+        if both := {**_section(before, name), **_section(after, name)}:
+            joined[name] = both
+    if character := {**_section(after, "character"), **_section(before, "character")}:
+        joined["character"] = character
+    if "engine_version" in after:
+        joined["engine_version"] = after["engine_version"]
+    return joined
+
+
 def adapter_metadata(
     settings: TrainSettings,
     *,
@@ -79,7 +102,7 @@ def adapter_metadata(
         resolution: width, height of the training images in pixels.
         step: optimizer steps done.
         seed: the seed trained with.
-        recipe: the whole resolved config, dataset digest, ….
+        recipe: what training read: its settings, models and seed, who it is, the digest of the data set, ….
         base: sd-scripts' names of the checkpoint trained on, without which an adapter for Illustrious looks like one for plain SDXL.
         velocity: the base model predicts v, not the noise.
         zero_terminal_snr: its noise schedule ends in pure noise.

@@ -252,11 +252,11 @@ def _workspace_for(request: RunRequest, out: Path) -> Workspace:
 def _opened(profile: str, settings: list[str], out: Path) -> tuple[Profile, Store]:
     """Profile and store, with everything cheap checked first."""
     listen()
-    from charengine.profiles.loading import load_profile
+    from charengine.run.paths import profile_as_named
     from charengine.run.request import check_folder
     from charengine.store import Store
 
-    chosen = load_profile(profile, settings)
+    chosen = profile_as_named(profile, settings)
     check_folder(out, "--out")
     return chosen, Store(find_home().create().store)
 
@@ -304,6 +304,8 @@ def _must_exist(path: Path) -> None:
     """Before models are looked for."""
     if not files.exists(path):
         raise BadInput(f"{path}: no such file or folder")
+    if not files.is_file(path) and not files.is_dir(path):
+        raise BadInput(f"{path} is neither a file nor a folder")
 
 
 def _must_be_folder(path: Path) -> None:

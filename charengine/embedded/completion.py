@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from charengine.embedded import grammar
+from charengine.embedded.reading import PEOPLE
 from charengine.embedded.traits import (
     HAIR_UNDER,
     NATURAL_SKINS,
@@ -23,7 +24,7 @@ from charengine.embedded.traits import (
 )
 
 HAIRLESS = ("robot", "skeleton", "alien")
-PEOPLE = ("woman", "man", "girl")
+
 USUAL = {
     "build": ("average",),
     "hair_style": ("short", "long", "ponytail", "bun", "braids", "curly"),

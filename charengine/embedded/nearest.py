@@ -41,6 +41,8 @@ _THINGS: dict[str, str] = {
     "shield": "buckler",
     "barefoot": "shoeless, barefooted, bare footed",
     "bald": "bald headed, clean shaven head",
+    "red haired": "redhead, red headed, redheaded, ginger haired, auburn haired",
+    "brown haired": "brunette",
     "golden": "gold, gilded",
     "grey": "metallic, iron",
     "blue": "turquoise, teal, cyan, aqua, indigo, sapphire",
@@ -132,6 +134,9 @@ def _without_negated(text: str, changed: dict[str, None]) -> str:
             left += [_NOTHING[kind]] if kind in _NOTHING else []
         return f"{match['before'] if left else ''}{' and '.join(dict.fromkeys(left))}"
 
+    if match := _NOT_BUT.search(text):
+        changed[f"no {match['species'].lower()}"] = None
+        text = _NOT_BUT.sub("", text)
     text = _NEGATION.sub(gone, text)
     return re.sub(r"\s+([,.;])", r"\1", re.sub(r"\s{2,}", " ", text)).strip(" ,;")
 
@@ -157,6 +162,9 @@ def _negatable() -> dict[str, str]:
         words |= dict.fromkeys(values, "item")
     for value in ("coat", "armour", "vest", "shirt", "robe", "dress", "tunic", "trousers", "skirt", "shorts"):
         words |= dict.fromkeys(GARMENT_WORDS[value], "garment")
+    words |= dict.fromkeys(
+        ("ponytail", "pony tail", "mohawk", "bun", "topknot", "braids", "pigtails", "afro", "curls"), "style"
+    )
     patterns = ("stripes", "dots", "polka dots", "spots", "checks")
     plural = {f"{word}s": kind for word, kind in words.items() if not word.endswith("s")}
     singular = {word.removesuffix("s"): kind for word, kind in words.items() if word in ("boots", "shoes", "horns")}
@@ -169,12 +177,14 @@ _THING = (
     rf"(?:(?:an?|any|the|her|his|its)\s+)?(?:(?!no\b|with|and\b)[a-z]+[\s-]+){{0,3}}?(?:{_any(list(_NEGATABLE))})\b"
 )
 _NEGATION = re.compile(
-    r"(?P<before>\s?)(?:\b(?:and|but|with|has|have|wearing|wears)\s+)*\b(?:no(?!-)|without|not wearing|isn't wearing|is not wearing|doesn't wear|"
-    r"does not wear|never wears|lacks|lacking)\s+"
+    r"(?P<before>\s?)(?:\b(?:and|but|with|has|have|wearing|wears|holding|carrying)\s+)*\b(?:no(?!-)|without|neither|minus|lacks|lacking|"
+    r"(?:not|never|isn't|is not)\s+(?:wearing|holding|carrying|with)|(?:doesn't|does not|never)\s+(?:wears?|have|has|holds?|carry|carries)|"
+    r"never)\s+"
     rf"(?P<things>{_THING}(?:\s*,?\s*\b(?:or|nor)\s+{_THING})*)"
     r"(?:\s+(?:in|on)\s+(?:her|his|its|the)\s+(?:left|right)\s+(?:hand|arm|eye)\b)?",
     re.IGNORECASE,
 )
+_NOT_BUT = re.compile(rf"\bnot\s+an?\s+(?P<species>{_any(sorted(_SPECIES))})\s*,?\s*but\s+", re.IGNORECASE)
 _WORDS = re.compile(
     rf"\b(?:(?:{_any([word for word in _NEAREST if word not in TAUGHT])})s?|gold(?!\s+crown)|(?<!cat\s)persons?)\b",
     re.IGNORECASE,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 AGREEING = ("hair_colour", "top_colour", "bottom_colour")
 SCENE_SIZES = ((128, 384), (192, 320), (256, 256))
 SIDE_ITEMS = ("right_item", "left_item")
+HALF_WAY, CLEAR = 0.78, 0.45  # radians from a view: a figure in a scene is turned so far, a view is its name so far
 _HEADS = (*(len(values) for values in TRAITS.values()), len(VIEWS))
 
 
@@ -44,11 +45,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Rendered ground truth: pictures uint8 (n, 3, h, w), traits (n, n_traits), views (n,)."""
+    """Rendered ground truth: pictures uint8 (n, 3, h, w), traits (n, n_traits), views (n,), the nearest ones.
+
+    `clear`, bool (n,), is False where a figure is turned so far that neither of two views is right.
+    """
 
     images: torch.Tensor
     traits: torch.Tensor
     views: torch.Tensor
+    clear: torch.Tensor
 
 
 class _Block(nn.Module):
@@ -108,16 +113,18 @@ def probe_data(
     size: tuple[int, int] = (128, 384),
     split: str = "train",
 ) -> ProbeData:
-    """Render ground truth: sheet views, or scenes with any pose, background, yaw near a view, and a little zoom."""
+    """Render ground truth: sheet views, or scenes with any pose, background and zoom, turned as far as half-way to the next view."""
     indices = sample_indices(n, generator, split, device)
     views = torch.randint(0, len(VIEWS), (n,), generator=generator).to(device)
-    yaw, zero = view_yaw(views), torch.zeros(n, dtype=torch.long, device=device)
+    zero = torch.zeros(n, dtype=torch.long, device=device)
+    turn = torch.zeros(n, device=device)
     pose, background, zoom = zero, zero, 1 - 0.08 * torch.rand(n, generator=generator).to(device)
     if scenes:
         pose = torch.randint(0, len(POSES), (n,), generator=generator).to(device)
         background = torch.randint(0, len(BACKGROUNDS), (n,), generator=generator).to(device)
-        zoom = 1.02 - 0.20 * torch.rand(n, generator=generator).to(device)
-        yaw = yaw + 0.3 * (torch.rand(n, generator=generator).to(device) - 0.5)
+        zoom = 1.02 - 0.30 * torch.rand(n, generator=generator).to(device)
+        turn = HALF_WAY * (2 * torch.rand(n, generator=generator).to(device) - 1)
+    yaw = view_yaw(views) + turn
     made = []
     for i in range(0, n, 512):
         part = slice(i, i + 512)
@@ -126,7 +133,7 @@ def probe_data(
             framing=zoom[part], generator=generator,
         ).image  # fmt: skip
         made.append((image * 255).round().byte())
-    return ProbeData(torch.cat(made), indices, views)
+    return ProbeData(torch.cat(made), indices, views, turn.abs() < CLEAR)
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -134,12 +141,14 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     n, device = len(images), images.device
 
     def chance(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=generator).to(device)
+        if device.type == "cuda":  # on the device, so that a step with it can be captured
+            return torch.rand(*shape, device=device)
+        return torch.rand(*shape, generator=generator)
 
-    span = 2 * (chance(n, 2) - 0.5) * torch.tensor([0.06, 0.03], device=device)
+    across, down = (2 * reach * (chance(n) - 0.5) for reach in (0.06, 0.03))
     zoom = 1 + 0.06 * (chance(n) - 0.5)
     zero = torch.zeros_like(zoom)
-    move = torch.stack([torch.stack([zoom, zero, span[:, 0]], 1), torch.stack([zero, zoom, span[:, 1]], 1)], 1)
+    move = torch.stack([torch.stack([zoom, zero, across], 1), torch.stack([zero, zoom, down], 1)], 1)
     grid = F.affine_grid(move, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     half = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear", align_corners=False)
@@ -226,10 +235,11 @@ def position(maps: torch.Tensor) -> torch.Tensor:
 
 
 def reading_loss(
-    logits: list[torch.Tensor], traits: torch.Tensor, views: torch.Tensor, mask: torch.Tensor
+    logits: list[torch.Tensor], traits: torch.Tensor, views: torch.Tensor, clear: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Mean cross entropy over the traits that the view shows (`traits.visible_mask`), plus the view's."""
-    total = F.cross_entropy(logits[-1], views)
+    """Mean cross entropy over the traits that the view shows (`traits.visible_mask`), plus the view's where it is clear."""
+    named = F.cross_entropy(logits[-1], views, reduction="none")
+    total = (named * clear).sum() / clear.sum().clamp(min=1)
     for i, head in enumerate(logits[:-1]):
         each = F.cross_entropy(head, traits[:, i], reduction="none", label_smoothing=0.02)
         total = total + (each * mask[:, i]).sum() / mask[:, i].sum().clamp(min=1)

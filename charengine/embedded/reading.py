@@ -7,6 +7,7 @@ import re
 from charengine.embedded.lexicon import (
     ADJECTIVES,
     BACKGROUND_PHRASES,
+    COLOUR_WORDS,
     GARMENT_WORDS,
     HAIR_PHRASES,
     HEADGEAR_PHRASES,
@@ -19,7 +20,7 @@ from charengine.embedded.lexicon import (
 )
 from charengine.embedded.nearest import in_known_words
 from charengine.embedded.tags import SIDES
-from charengine.embedded.traits import TRAITS
+from charengine.embedded.traits import NATURAL_SKINS, TRAITS
 
 _STOP_WORDS = frozenset(
     [
@@ -48,25 +49,51 @@ _STOP_WORDS = frozenset(
     ]
 )
 _WORD = re.compile(r"[a-z0-9]+")
+OF_SPECIES = "of the species"  # a colour that waits for whether the skin is named
+PEOPLE = ("woman", "man", "girl")
+_SPOKEN_OF_SPECIES = (*COLOUR_WORDS, *TRAITS["skin"])
 _CLAUSE_END = re.compile(r"[,.;:]| and | with (?!the (?:left|right))| wearing | but ")
 _PATTERN_SUFFIX = re.compile(r"\bwith ((?:polka )?(?:stripes|dots|spots|checks|squares)\b)")
 
 
 def parse_prompt(prompt: str) -> dict[str, str]:
     """Traits, view, pose and background named in free text, by phrase matching; what is not named is absent."""
-    text = " ".join(
-        re.findall(r"[a-z0-9]+|[,.;:]", in_known_words(prompt).text.lower().replace("-", " ").replace("'s", ""))
-    )
+    text = _words_of(in_known_words(prompt).text)
     found: dict[str, str] = {}
     text = _PATTERN_SUFFIX.sub(r"\1", _take_phrases(text, found))
     for clause in _CLAUSE_END.split(text):
         _read_clause(clause.split(), found)
+    _colour_as_skin(found, set(_words_of(prompt).split()))
     if "species" not in found:
         roles = [ROLE_WORDS[word] for word in text.split() if word in ROLE_WORDS]
         found |= {"species": roles[0]} if roles else {}
     if found.get("hair_style") == "bald":
         found.pop("hair_colour", None)
     return found
+
+
+def _words_of(prompt: str) -> str:
+    """A prompt in small letters: words, and the marks that end a clause, with one space between."""
+    return " ".join(re.findall(r"[a-z0-9]+|[,.;:]", prompt.lower().replace("-", " ").replace("'s", "")))
+
+
+def _colour_as_skin(found: dict[str, str], written: set[str]) -> None:
+    """A colour said of a species is its skin's, unless the skin is named: a green orc, a white woman, a red demon.
+
+    A black ninja is drawn as a man, and wears black: of people it counts only where the word itself was written.
+    """
+    species, colour = found.get("species", ""), found.pop(OF_SPECIES, "")
+    people = species in PEOPLE and not written & {word for phrase in SPECIES_WORDS[species] for word in phrase.split()}
+    if not colour or people:
+        return
+    if colour == "blonde" or written & {"ginger", "auburn"}:  # said of people's hair
+        found.setdefault("hair_colour", colour)
+        return
+    colour = "dark" if colour == "black" else colour
+    if colour == "white" and "pale" in NATURAL_SKINS.get(species, ()):
+        colour = "pale"
+    if colour in TRAITS["skin"]:
+        found.setdefault("skin", colour)
 
 
 def unknown_words(prompt: str) -> tuple[str, ...]:
@@ -112,6 +139,17 @@ def _read_clause(words: list[str], found: dict[str, str]) -> None:
             pending[kind] = value
         elif word in ("hand", "arm", "eye", "eyes"):
             pending = {}
+        elif (
+            word.endswith("ed") or word == "clad"
+        ):  # red headed, blue eyed, black clad: no skin, though a coat may be red and quilted
+            pending["of a part"] = word
+
+
+def _skin_word(pending: dict[str, str]) -> str | None:
+    """Dark skin, and green skin, also where it is dark green; dark brown is dark."""
+    tone, colour = pending.get("tone"), pending.get("colour")
+    shade = tone and colour in TRAITS["skin"] and [*pending].index("tone") < [*pending].index("colour")
+    return colour if shade and (tone, colour) != ("dark", "brown") else tone or colour
 
 
 def _known_chunks(words: list[str]) -> list[str]:
@@ -135,10 +173,13 @@ def _bind(meaning: tuple[str, str], pending: dict[str, str], found: dict[str, st
             del found["hair_style"]
         allowed, target = TRAITS["hair_colour"], "hair_colour"
     elif name == "skin":
-        allowed, target = TRAITS["skin"], "skin"
-        colour = pending.get("tone", colour)
+        allowed, target, colour = TRAITS["skin"], "skin", _skin_word(pending)
     elif name == "tattoo":
         allowed, target, colour = TRAITS["tattoo"], "tattoo", colour or "blue"
+    elif name == "species":
+        found.setdefault("species", value)
+        allowed, target = _SPOKEN_OF_SPECIES, OF_SPECIES
+        colour = None if "of a part" in pending else _skin_word(pending)
     else:
         found.setdefault(name, value)
         allowed, target = TRAITS.get(f"{name}_colour", ()), f"{name}_colour"

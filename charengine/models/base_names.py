@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from charengine import files
 from charengine.models.files import file_digest
 
 OLD_HASH_FROM, OLD_HASH_BYTES = 0x100000, 0x10000
@@ -21,7 +22,7 @@ def base_metadata(source: Path, memory: Path) -> dict[str, str]:
         source: the checkpoint's file or folder.
         memory: where digests of files are remembered (`<home>/fingerprints.json`): a file is hashed once.
     """
-    if not source.is_file():
+    if not files.is_file(source):
         return {"ss_sd_model_name": source.name}
     return {
         "ss_sd_model_name": source.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from charengine import files
+from charengine.models.files import read_json
 from charengine.models.quantised import State
 
 DEPTH = re.compile(r"transformer_blocks\.(\d+)\.")
@@ -25,9 +26,8 @@ def packaged_config(name: str) -> Path:
 def read_config(folder: Path, family: str, part: str) -> dict[str, Any]:
     """A part's `config.json`, from `folder` if it has one, else the published model's."""
     own = folder / part / "config.json"
-    file = own if own.is_file() else packaged_config(family) / part / "config.json"
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return config
+    file = own if files.is_file(own) else packaged_config(family) / part / "config.json"
+    return read_json(file)
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
@@ -101,7 +101,7 @@ def scorer(folder: Path, kind: str) -> Any:
     """CLIPModel or the DINOv2 class that a folder's configuration names."""
     from transformers import CLIPConfig, CLIPModel
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     if kind == "clip":
         return on_meta(lambda: CLIPModel(CLIPConfig.from_dict(config)))
     model, settings = dino_class(str(config.get("model_type")))

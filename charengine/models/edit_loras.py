@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from charengine import files
 from charengine.config import ModelSettings
 from charengine.errors import BadInput, ConfigError
 from charengine.models import layouts
@@ -82,8 +83,8 @@ def edit_loras(settings: ModelSettings, stock: Inventory) -> EditLoras:
 
 
 def _file_of(text: str, settings: ModelSettings) -> Path:
-    path = Path(text).expanduser()
-    if path.is_file():
+    path = files.expanded(text)
+    if files.is_file(path):
         return path
     names = {path.name, f"{path.name}.safetensors"}
     found = [file for _, file in model_files(settings) if file.name in names]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from charengine import files
 from charengine.config import ModelSettings, Profile
 from charengine.embedded.grammar import parse_tags, unknown_words
 from charengine.embedded.shape import EMBEDDED_CONDITION_AREA, EMBEDDED_VAE_AREA
@@ -77,8 +79,11 @@ def load(profile: Profile) -> Models:
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the names and contents of a folder's files; computed once a process while they stay the same."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stamps = tuple((str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    found = sorted(files.below(folder))
+    stats = [files.asked(path, lambda path=path: os.stat(path)) for path in found]  # type: ignore[misc]
+    stamps = tuple(
+        (str(path.relative_to(folder)), s.st_size, s.st_mtime_ns) for path, s in zip(found, stats, strict=True)
+    )
     return _digest(folder, stamps)
 
 
@@ -107,7 +112,7 @@ def _tagger(profile: Profile) -> Captioner:
             "caption.captioner is 'wd14' but models.tagger is empty: name the folder with model.onnx and "
             "selected_tags.csv, or set caption.captioner=vl"
         )
-    folder = Path(profile.models.tagger).expanduser()
+    folder = files.expanded(profile.models.tagger)
     tagger = WD14Captioner(folder, "", threshold=profile.caption.threshold)
     tagger.fingerprint = fingerprint(folder)
     return tagger

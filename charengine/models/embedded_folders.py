@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from charengine import files
 from charengine.config import ModelSettings
 from charengine.errors import MissingDependency
 
@@ -37,8 +38,8 @@ def folder_of(name: str, settings: ModelSettings) -> Path:
         MissingDependency: it lacks a part; says which and what to do.
     """
     given = getattr(settings, name)
-    folder = Path(given).expanduser() if given else _packaged(PACKAGED[name])
-    missing = [part for part in NEEDED[name] if not (folder / part).exists()]
+    folder = files.expanded(given) if given else _packaged(PACKAGED[name])
+    missing = [part for part in NEEDED[name] if not files.exists(folder / part)]
     if missing:
         cure = (
             f"set models.{name} to a diffusers folder of the embedded family, or leave it empty for the packaged one"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from charengine import files
 from charengine.errors import BadInput, MissingDependency, StageFailed
 from charengine.models.classes import dino_class
-from charengine.models.files import shards
+from charengine.models.files import read_json, shards
 from charengine.models.loading import Loaded, chunks
 
 VARIANT = re.compile(r"^model\.(\w+?)(-\d+-of-\d+)?\.safetensors$")  # "fp16" of a folder that holds no other files
@@ -50,11 +50,11 @@ class Preparation:
             MissingDependency: it is not there.
         """
         file = folder / "preprocessor_config.json"
-        if not file.is_file():
+        if not files.is_file(file):
             raise MissingDependency(
                 f"{folder} has no {file.name}: download the whole model folder, not only its weights"
             )
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
         size, crop = config.get("size", 224), config.get("crop_size", 224)
         crops = config.get("do_center_crop", True)
         return cls(
@@ -189,7 +189,7 @@ class DinoEmbedder:
 
     def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Class-token embeddings (n, d), L2-normalised float32 on the CPU."""
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(self.folder / "config.json")
         kind = dino_class(str(config.get("model_type")))[0]
         model = self._loaded.get("model", lambda: _load(kind, self.folder, self.device, self.dtype))
         preparation = Preparation.from_folder(self.folder, letterbox=self.letterbox)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from charengine import files
 from charengine.models import classes, layouts
 from charengine.models.classes import packaged_config
 from charengine.models.llama_names import files_of_text_encoder
@@ -113,7 +114,9 @@ class QwenFiles:
         from charengine.models.processor import ImageTextProcessor
 
         own = self.config / "processor" / "preprocessor_config.json"
-        file = own if own.is_file() else packaged_config("qwen-image-edit") / "processor" / "preprocessor_config.json"
+        file = (
+            own if files.is_file(own) else packaged_config("qwen-image-edit") / "processor" / "preprocessor_config.json"
+        )
         known = (
             "min_pixels",
             "max_pixels",
@@ -136,7 +139,7 @@ class QwenFiles:
         """The flow-matching scheduler of the configuration."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        own = (self.config / "scheduler" / "scheduler_config.json").is_file()
+        own = files.is_file(self.config / "scheduler" / "scheduler_config.json")
         folder = self.config if own else packaged_config("qwen-image-edit")
         return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
 
@@ -177,8 +180,8 @@ class QwenFiles:
         placement = self.plan.encoder
         self._fill(module, state, "text_encoder", "language_model.layers." if placement.fp8 else "")
         own = self.config / "text_encoder" / "generation_config.json"
-        folder = own.parent if own.is_file() else packaged_config("qwen-image-edit") / "text_encoder"
-        if own.is_file() or not (self.config / "text_encoder" / "config.json").is_file():
+        folder = own.parent if files.is_file(own) else packaged_config("qwen-image-edit") / "text_encoder"
+        if files.is_file(own) or not files.is_file(self.config / "text_encoder" / "config.json"):
             module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
         return self._stream(module, module.model.language_model.layers, placement.resident)
 
@@ -220,7 +223,7 @@ class SDXLFiles(SDXLFolder):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__(checkpoint if checkpoint.is_dir() else config, device, dtype)
+        super().__init__(checkpoint if files.is_dir(checkpoint) else config, device, dtype)
         self.checkpoint, self.tokenizer_folder, self.vae_path = checkpoint, tokenizer, vae
         self.config = self.folder
 
@@ -247,7 +250,7 @@ class SDXLFiles(SDXLFolder):
     def vae(self) -> AutoencoderKL:
         """The VAE, float32 (its half precision overflows), one picture at a time."""
         source = self.vae_path or self.checkpoint
-        inner = source / "vae" if (source / "vae").is_dir() else source
+        inner = source / "vae" if files.is_dir(source / "vae") else source
         module = classes.sdxl_vae(source if inner != source else self.config)
         vae = self._filled(module, layouts.sdxl_vae(inner, dict(module.config)), torch.float32)
         vae.enable_slicing()
@@ -262,7 +265,7 @@ class SDXLFiles(SDXLFolder):
 
     def _part(self, name: str) -> State:
         """A part of a diffusers folder, whatever its files are called; nothing where the checkpoint is one file."""
-        return layouts.sdxl_part_of_folder(self.checkpoint / name) if self.checkpoint.is_dir() else {}
+        return layouts.sdxl_part_of_folder(self.checkpoint / name) if files.is_dir(self.checkpoint) else {}
 
     def _filled(self, module: nn.Module, state: State, dtype: torch.dtype | None = None) -> Any:
         state = classes.without_text_model(module, state)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import struct
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import IO, Any
 
+from charengine import files
 from charengine.errors import BadInput, MissingDependency, UnsafeFile
 from charengine.machine.memories import recall, remember
 
@@ -64,6 +66,11 @@ class Header:
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
+def shown(name: str) -> str:
+    """A name out of a file as it may be printed: short, and without control characters."""
+    return name if name.isprintable() and len(name) <= 120 else ascii(name[:120])[1:-1] + "…"
+
+
 def refuse_unsafe(path: Path) -> None:
     """Refuse formats that may run code when opened.
 
@@ -86,17 +93,17 @@ def read_header(path: Path) -> Header:
         BadInput: not such a file, or truncated; says what was found.
     """
     refuse_unsafe(path)
-    if not path.is_file():
+    if not files.is_file(path):
         raise BadInput(f"model file {path} does not exist or is not a file")
-    stat = path.stat()
+    stat = files.asked(path, lambda: os.stat(path))
     return _read_header(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
 def _read_header(path: Path, _size: int, _time: int) -> Header:
     """Once for each state of a file: a search looks at the same ones for several needs, and GGUF's take seconds."""
-    with path.open("rb") as stream:
-        start = stream.read(8)
+    with files.asked(path, lambda: path.open("rb")) as stream:
+        start = files.asked(path, lambda: stream.read(8))
         if start[:4] == GGUF_MAGIC or path.suffix.lower() == ".gguf":
             return _gguf_header(path, start)
         return _safetensors_header(path, start, stream)
@@ -121,32 +128,73 @@ def shards(folder: Path) -> list[Path]:
         BadInput: no weights, or a shard is missing.
         UnsafeFile: the folder holds only pickles.
     """
-    indices = sorted(folder.glob("*.safetensors.index*.json"), key=lambda path: len(path.name))  # .index.fp16.json too
+    found = files.entries(folder)
+    indices = _named_like("*.safetensors.index*.json", found)  # .index.fp16.json too
     if indices:
-        names = sorted(set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
+        names = _names_of_shards(indices[0])
+        missing = [name for name in names if not files.is_file(folder / name)]
         if missing:
             raise BadInput(f"{folder} lacks {len(missing)} of {len(names)} shards ({missing[0]}…): download it again")
         return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"), key=lambda path: len(path.name))
-    if not files:
-        for pickle in sorted(path for path in folder.glob("*") if path.suffix in UNSAFE_SUFFIXES):
+    weights = _named_like("*.safetensors", found)
+    if not weights:
+        for pickle in (path for path in found if path.suffix in UNSAFE_SUFFIXES):
             refuse_unsafe(pickle)
         raise BadInput(f"{folder} holds no .safetensors weights")
-    return files[:1]
+    return weights[:1]
+
+
+def _named_like(pattern: str, found: list[Path]) -> list[Path]:
+    """The files of a folder whose names match, the shortest name first."""
+    return sorted((path for path in found if path.match(pattern)), key=lambda path: len(path.name))
+
+
+def _names_of_shards(index: Path) -> list[str]:
+    """The files that an index names, all in its own folder.
+
+    Raises:
+        BadInput: it is damaged, or names a file elsewhere.
+    """
+    shards_of = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in shards_of.values()}) if isinstance(shards_of, dict) else []
+    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+        raise BadInput(f"{index} is damaged: its weight_map names no safetensors files beside it; download it again")
+    return names
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration that lies beside weights.
+
+    Raises:
+        BadInput: it is missing, cannot be read, or holds anything but one JSON object.
+    """
+    text = files.read_text(path)
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is damaged ({error}): download it again") from error
+    if not isinstance(config, dict):
+        raise BadInput(f"{path} is damaged (it holds no JSON object): download it again")
+    return config
 
 
 def weight_files(path: Path) -> list[Path]:
     """The files a model's bytes are in: the file itself, a model folder's shards, or those of a pipeline's parts."""
-    if path.is_file():
+    if files.is_file(path):
         return [path]
-    inner = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and any(folder.glob("*.safetensors"))]
-    own = shards(path) if any(path.glob("*.safetensors")) and (path / "config.json").is_file() else []
+    found = files.entries(path)
+    inner = [folder for folder in found if files.is_dir(folder) and holds_weights(folder)]
+    own = shards(path) if holds_weights(path) and files.is_file(path / "config.json") else []
     return own or [file for folder in inner for file in shards(folder)]
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder is there and safetensors lie in it."""
+    return files.is_dir(folder) and any(path.suffix == ".safetensors" for path in files.entries(folder))
+
+
 def _safetensors_header(path: Path, start: bytes, stream: IO[bytes]) -> Header:
-    size = path.stat().st_size
+    size = files.size(path)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= length <= MAX_HEADER:
         raise BadInput(
@@ -156,17 +204,17 @@ def _safetensors_header(path: Path, start: bytes, stream: IO[bytes]) -> Header:
         raise BadInput(f"{path} is truncated inside its header ({size:,} bytes): download it again")
     try:
         entries = json.loads(stream.read(length))
-        metadata = entries.pop("__metadata__", {})
+        metadata = {str(key): str(value) for key, value in (entries.pop("__metadata__", None) or {}).items()}
         tensors = {name: _tensor(name, entry, 8 + length) for name, entry in entries.items()}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path} has a damaged safetensors header ({error}): download it again") from error
     if 8 + length + end != size:
         raise BadInput(
             f"{path} is {'truncated' if size < 8 + length + end else 'damaged'}: its header promises "
             f"{8 + length + end:,} bytes, the file has {size:,}: download it again"
         )
-    return Header(path, "safetensors", tensors, {str(k): str(v) for k, v in metadata.items()})
+    return Header(path, "safetensors", tensors, metadata)
 
 
 def _tensor(name: str, entry: dict[str, Any], data: int) -> TensorInfo:
@@ -217,8 +265,8 @@ def _gguf_header(path: Path, start: bytes) -> Header:
         for tensor in reader.tensors
     }
     end = max((int(tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors), default=0)
-    if end > path.stat().st_size:
-        raise BadInput(f"{path} is truncated: {end:,} bytes promised, {path.stat().st_size:,} found: download it again")
+    if end > (size := files.size(path)):
+        raise BadInput(f"{path} is truncated: {end:,} bytes promised, {size:,} found: download it again")
     name = reader.get_field("general.architecture")
     architecture = bytes(name.parts[name.data[0]]).decode() if name is not None else ""
     return Header(path, "gguf", tensors, {"general.architecture": architecture})
@@ -248,7 +296,7 @@ def _digests(paths: Iterable[Path], memory: Path) -> list[str]:
     known: dict[str, str] = recall(memory)
     digests, changed = [], False
     for path in paths:
-        stat = path.stat()
+        stat = files.asked(path, lambda path=path: os.stat(path))  # type: ignore[misc]
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
         if key not in known:
             known[key] = _digest(path)
@@ -262,6 +310,6 @@ def _digests(paths: Iterable[Path], memory: Path) -> list[str]:
 def _digest(path: Path) -> str:
     if BLOB_NAME.match(path.resolve().name):
         return path.resolve().name
-    log.info("fingerprinting %s (%.1f GiB), once", path, path.stat().st_size / 2**30)
+    log.info("fingerprinting %s (%.1f GiB), once", path, files.size(path) / 2**30)
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

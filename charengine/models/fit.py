@@ -6,6 +6,7 @@ translation as the weights will, so nothing that passes here can fail on its sha
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from charengine import files
 from charengine.errors import BadInput
 from charengine.models import layouts
 from charengine.models.classes import (
@@ -74,8 +76,9 @@ _fits: set[tuple[Any, ...]] = (
 
 
 def _stamp(path: Path) -> tuple[tuple[int, int], ...]:
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    found = [path] if files.is_file(path) else files.below(path)
+    stats = [files.asked(file, lambda file=file: os.stat(file)) for file in found]  # type: ignore[misc]
+    return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
 
 
 def _compare(module: nn.Module, state: State, path: Path) -> None:
@@ -126,11 +129,11 @@ def _qwen_vae(path: Path, _identity: Identity, configurations: Configurations) -
 
 
 def _is_part(path: Path) -> bool:
-    return path.is_dir() and path.name == "vae" and (path / "config.json").is_file()
+    return files.is_dir(path) and path.name == "vae" and files.is_file(path / "config.json")
 
 
 def _sdxl(path: Path, identity: Identity, configurations: Configurations) -> None:
-    folder = path if path.is_dir() else None
+    folder = path if files.is_dir(path) else None
     config = folder or configurations.sdxl
     unet = _built(sdxl_unet, config)
     if unet.config["in_channels"] != 4:

@@ -8,18 +8,20 @@ from pathlib import Path
 
 import torch
 
+from charengine import files
 from charengine.config import Profile
 from charengine.errors import BadInput, ConfigError, EngineError, MissingDependency
 from charengine.machine.home import find_home
 from charengine.models.base_names import base_metadata
 from charengine.models.captioners import QwenCaptioner
+from charengine.models.edit_loras import EditLoras
 from charengine.models.embedders import ClipEmbedder, DinoEmbedder, PairEmbedder
 from charengine.models.file_parts import QwenFiles, SDXLFiles
-from charengine.models.files import fingerprint, weight_files
-from charengine.models.lightning import fused_steps
+from charengine.models.files import file_digest, fingerprint, weight_files
+from charengine.models.lightning import USUAL_STEPS, fused_steps
 from charengine.models.llama_names import files_of_text_encoder
 from charengine.models.loading import resolve_device
-from charengine.models.locate import Inventory, configurations
+from charengine.models.locate import FoundModel, Inventory, configurations
 from charengine.models.memory import MemoryPlan, TakingTurns, cap_memory
 from charengine.models.onlookers import AskingOnlooker
 from charengine.models.prediction import Prediction
@@ -105,11 +107,10 @@ def _qwen(profile: Profile, found: Survey, device: torch.device, dtype: torch.dt
     rivals = frozenset() if placement.together else frozenset({"text_encoder", "transformer"})
     loaded = TakingTurns(rivals, parts.release, parts.drop)
     encoder = files_of_text_encoder(vl.path)
-    strengths = "".join(f"|{strength:g}" for _, strength in loras.own)
     editor = QwenEdit(
         parts,
         device,
-        _fingerprint(edit.path, *encoder, vae.path, *loras.files) + strengths,
+        _fingerprint(edit.path, *encoder, vae.path, *loras.files) + _strengths(loras) + _reading(edit, loras),
         variant=edit_variant(edit),
         lightning=loras.lightning,
         lightning_steps=loras.lightning_steps or LIGHTNING_STEPS,
@@ -128,13 +129,30 @@ def _qwen(profile: Profile, found: Survey, device: torch.device, dtype: torch.dt
     return editor, captioner
 
 
+def _strengths(loras: EditLoras) -> str:
+    """Of the user's own LoRAs; of several, each with its file's digest: `fingerprint` knows no order of files."""
+    if len(loras.own) < 2:
+        return "".join(f"|{strength:g}" for _, strength in loras.own)
+    return "".join(f"|{file_digest(file, _memory())[:16]}@{strength:g}" for file, strength in loras.own)
+
+
+def _reading(edit: FoundModel, loras: EditLoras) -> str:
+    """How the names of the files say that these weights are drawn with, where that is not as 2511 with a Lightning of 4 steps is."""
+    variant, fused = edit_variant(edit), fused_steps(edit.path.name)
+    told = variant if variant == "edit" else "" if "2511" in edit.identity.note else "2509"
+    steps = loras.lightning_steps if loras.lightning and loras.lightning_steps != USUAL_STEPS else 0
+    return "".join(
+        f"|{part}" for part in (told, f"{steps} steps" if steps else "", f"in {fused}" if fused else "") if part
+    )
+
+
 def _room(placement: MemoryPlan, device: torch.device) -> int | None:
     return placement.encoder_room if device.type == "cuda" else None
 
 
 def _sdxl(profile: Profile, found: Survey, device: torch.device, dtype: torch.dtype) -> SDXL:
     checkpoint, vae = found.stock.found["sdxl"].path, replacement_vae(profile)
-    whole = (checkpoint / "tokenizer_2").is_dir()
+    whole = files.is_dir(checkpoint / "tokenizer_2")
     tokenizer = found.tokenizers.clip
     folder = None if whole or tokenizer is None else as_folder(tokenizer, find_home().root)
     config = configurations(profile.models, found.stock.found).sdxl
@@ -154,9 +172,9 @@ def _embedder(stock: Inventory, device: torch.device, dtype: torch.dtype) -> Emb
 
 
 def _tagger(profile: Profile) -> WD14Captioner:
-    folder = Path(profile.models.tagger).expanduser()
-    files = [file for file in (folder / "model.onnx", folder / "selected_tags.csv") if file.is_file()]
-    return WD14Captioner(folder, fingerprint(files, _memory()), threshold=profile.caption.threshold)
+    folder = files.expanded(profile.models.tagger)
+    weights = [file for file in (folder / "model.onnx", folder / "selected_tags.csv") if files.is_file(file)]
+    return WD14Captioner(folder, fingerprint(weights, _memory()), threshold=profile.caption.threshold)
 
 
 def _fingerprint(*paths: Path) -> str:

@@ -6,14 +6,14 @@ only that model has.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from charengine import files
 from charengine.errors import BadInput
-from charengine.models.files import Header, read_header, read_header_of_folder
+from charengine.models.files import Header, read_header, read_header_of_folder, read_json, shown
 from charengine.models.llama_names import is_language, is_vision
 from charengine.models.packing import MARKER_2511, refuse_unread_packing
 
@@ -34,6 +34,11 @@ TITLES: dict[str, str] = {
 ADAPTER_ENDINGS = (
     ".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight", ".lora.down.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a",
 )  # fmt: skip
+QWEN_IMAGE_21 = (
+    "Qwen-Image-2.1, which is not used here: its licence (Qwen Research) allows research and evaluation alone, and it needs Qwen3-VL "
+    "and a VAE of its own; use Qwen-Image-Edit-2511 (Apache-2.0)"
+)
+RELATIVES = re.compile(r"qwen[-_. ]?image[-_. ]?2[-_.]1|qwenimage21", re.IGNORECASE)  # how it is called
 UNET = "model.diffusion_model."
 SDXL_FIRST, SDXL_SECOND = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
 QWEN_LAYER = re.compile(  # a transformer block that is not inside a U-Net's attentions
@@ -86,6 +91,8 @@ def identify(header: Header) -> Identity:
     prefix = next((p for p in (UNET, "diffusion_model.", "transformer.") if any(k.startswith(p) for k in keys)), "")
     if f"{prefix}transformer_blocks.0.img_mod.1.weight" in keys and f"{prefix}txt_norm.weight" in keys:
         return _qwen_image(header, prefix)
+    if f"{prefix}txt_in.text_norm.weight" in keys and f"{prefix}modulation.1.weight" in keys:
+        return Identity("other", header.format, f"a transformer of {QWEN_IMAGE_21}", prefix)
     if any(key.endswith("visual.blocks.0.attn.qkv.weight") for key in keys):
         return _qwen_vl(header)
     if is_vision(header):
@@ -106,7 +113,7 @@ def identify_path(path: Path) -> Identity:
         BadInput: not a model, damaged, or truncated.
         UnsafeFile: a pickle.
     """
-    return _identify_folder(path) if path.is_dir() else identify(read_header(path))
+    return _identify_folder(path) if files.is_dir(path) else identify(read_header(path))
 
 
 def expect(path: Path, kinds: tuple[Kind, ...], field: str) -> Identity:
@@ -171,6 +178,8 @@ def _qwen_vae(header: Header, entry: str, layout: str, title: str) -> Identity:
     if any(".upsamples.0.upsamples." in key or ".downsamples.0.downsamples." in key for key in header.tensors):
         return Identity("other", layout, "a VAE of Wan 2.2 or Qwen-Image-2.1")
     if first is not None and len(first.shape) > 1 and first.shape[1] != 3:
+        if len(first.shape) == 4:
+            return Identity("other", layout, f"a VAE of Qwen-Image-2.1 ({first.shape[1]} image channels)")
         of = "Qwen-Image-Layered" if first.shape[1] == 4 else "another model"
         return Identity("other", layout, f"a VAE of {of} ({first.shape[1]} image channels)")
     return Identity("qwen-image-vae", layout, title)
@@ -220,16 +229,18 @@ def _other(header: Header, prefix: str) -> Identity:
         if key in header.tensors or prefix + key in header.tensors:
             return Identity("other", "", title)
     keys = list(header.tensors)
-    return Identity("other", "", f"something not known here (first key {keys[0]!r})" if keys else "something empty")
+    return Identity(
+        "other", "", f"something not known here (first key {shown(keys[0])!r})" if keys else "something empty"
+    )
 
 
 def _identify_folder(folder: Path) -> Identity:
     index, config = folder / "model_index.json", folder / "config.json"
-    if index.is_file():
-        return _pipeline(folder, str(json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")))
-    if not config.is_file():
+    if files.is_file(index):
+        return _pipeline(folder, str(read_json(index).get("_class_name", "")))
+    if not files.is_file(config):
         raise BadInput(f"{folder} is no model folder: it holds neither model_index.json nor config.json")
-    return _by_config(folder, json.loads(config.read_text(encoding="utf-8")))
+    return _by_config(folder, read_json(config))
 
 
 def _pipeline(folder: Path, name: str) -> Identity:
@@ -243,12 +254,14 @@ def _pipeline(folder: Path, name: str) -> Identity:
         return Identity("qwen-image-edit", "diffusers", f"{name} folder", note=name + note)
     if name.startswith("StableDiffusionXL"):
         return Identity("sdxl", "diffusers", f"{name} folder")
-    return Identity("other", "diffusers", f"{with_article(name)} folder")
+    if RELATIVES.search(name):
+        return Identity("other", "diffusers", f"a pipeline folder of {QWEN_IMAGE_21}")
+    return Identity("other", "diffusers", f"{with_article(shown(name) if name.strip() else 'pipeline')} folder")
 
 
 def _transformer_config(folder: Path) -> dict[str, object]:
     path = folder / "transformer" / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if files.is_file(path) else {}
 
 
 def _by_config(folder: Path, config: dict[str, object]) -> Identity:
@@ -258,7 +271,7 @@ def _by_config(folder: Path, config: dict[str, object]) -> Identity:
         "qwen2_5_vl": "qwen2.5-vl", "clip": "clip", "dinov2": "dino", "dinov2_with_registers": "dino",
     }  # fmt: skip
     if name not in kinds:
-        return Identity("other", "", f"a folder of {name or 'an unnamed model'}")
+        return Identity("other", "", f"a folder of {shown(name) or 'an unnamed model'}")
     refuse_unread_packing(read_header_of_folder(folder))  # and pickles, missing shards, truncated files: now
     note = "2511" if config.get("zero_cond_t") else ""
     return Identity(

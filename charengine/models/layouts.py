@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from charengine.errors import BadInput
-from charengine.models.files import weight_files
+from charengine.models.files import shown, weight_files
 from charengine.models.identify import SDXL_FIRST, SDXL_SECOND, UNET
 from charengine.models.llama_names import from_llama_names
 from charengine.models.quantised import State
@@ -123,7 +123,7 @@ def check_adapter(path: Path, layers: dict[str, tuple[int, int]]) -> None:
     unknown = sorted(parts.keys() - layers.keys())
     if unknown:
         raise BadInput(
-            f"{path} adapts {len(unknown)} layers this model lacks (first {unknown[0]}): it was made for another model"
+            f"{path} adapts {len(unknown)} layers this model lacks (first {shown(unknown[0])}): it was made for another model"
         )
     for name, part in parts.items():
         shape = (part["up"].shape[0], part["down"].shape[1])
@@ -141,7 +141,7 @@ def _adapter_parts(path: Path, layers: Iterable[str], read: Reader) -> Parts:
                 break
         else:
             raise BadInput(
-                f"{path}: adapter key {key!r} is not a LoRA's; read are lora_down/lora_up/alpha and lora_A/lora_B"
+                f"{path}: adapter key {shown(key)!r} is not a LoRA's; read are lora_down/lora_up/alpha and lora_A/lora_B"
             )
     for name, parts in found.items():
         if not {"down", "up"} <= parts.keys():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from charengine import files
 from charengine.errors import BadInput
 from charengine.models.files import Header, TensorInfo, read_header
 from charengine.models.quantised import State
@@ -74,8 +75,8 @@ def vision_beside(path: Path) -> Path:
     width = read_header(path).tensors[WIDTH_KEY].shape[1]
     stem = QUANTISATION.sub("", path.stem.lower())
     found = []
-    for file in sorted(path.parent.glob("*.gguf")):
-        if file == path or "mmproj" not in file.name.lower():
+    for file in files.entries(path.parent):
+        if file.suffix != ".gguf" or file == path or "mmproj" not in file.name.lower():
             continue
         header = read_header(file)
         if is_vision(header) and header.tensors[MERGER_KEY].shape[0] == width:

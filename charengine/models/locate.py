@@ -11,15 +11,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from charengine import files
 from charengine.config import ModelSettings
 from charengine.errors import BadInput, ConfigError, EngineError, MissingDependency
 from charengine.models.catalogue import EDIT, LIGHTNING, NEEDS, SDXL, VAE, VL, Need
 from charengine.models.classes import packaged_config
-from charengine.models.files import UNSAFE_SUFFIXES, read_header, refuse_unsafe
+from charengine.models.files import UNSAFE_SUFFIXES, holds_weights, read_header, refuse_unsafe
 from charengine.models.fit import Configurations, check_fit
-from charengine.models.identify import Identity, expect, identify_path, with_article
+from charengine.models.identify import QWEN_IMAGE_21, RELATIVES, Identity, expect, identify_path, with_article
 from charengine.models.lightning import base_of, fused_steps, steps_of
-from charengine.models.places import SUFFIXES, cached_snapshot, missing_folders, model_files, model_folders, roots
+from charengine.models.places import (
+    SUFFIXES,
+    cached_snapshot,
+    missing_folders,
+    model_files,
+    model_folders,
+    named_folders,
+    roots,
+)
 
 __all__ = ["missing_folders", "roots"]
 
@@ -100,6 +109,7 @@ def take_stock(settings: ModelSettings, preferences: Preferences = Preferences()
     Raises:
         BadInput: a file named in the profile is the wrong thing, damaged or unsafe; several mistakes together.
     """
+    named_folders(settings)  # what cannot be asked is said before anything is looked for
     found: dict[str, FoundModel] = {}
     missing: dict[str, Missing] = {}
     rejected: list[Rejected] = []
@@ -178,7 +188,8 @@ class _Search:
                     yield FoundModel(need, folder, identity, str(root))
 
     def _named(self, path: Path) -> bool:
-        return all(word in path.name.lower() for word in self.need.words)
+        relative = self.need is EDIT and RELATIVES.search(path.name) is not None  # told by name why it is not taken
+        return relative or all(word in path.name.lower() for word in self.need.words)
 
     def _is(self, path: Path) -> Identity | None:
         """What a file is, if it is of use here; one that only has the name is remembered with the reason."""
@@ -216,14 +227,14 @@ def configurations(settings: ModelSettings, found: dict[str, FoundModel]) -> Con
     """The folders whose configurations describe single files: the profile's, the edit folder's own, or the packaged ones."""
     edit, given = found.get("edit"), settings.edit_config
     own = edit.path if edit is not None and edit.identity.kind == "qwen-image-edit" else None
-    qwen = own or (Path(given).expanduser() if given else packaged_config("qwen-image-edit"))
-    sdxl = Path(settings.sdxl_config).expanduser() if settings.sdxl_config else packaged_config("sdxl")
+    qwen = own or (files.expanded(given) if given else packaged_config("qwen-image-edit"))
+    sdxl = files.expanded(settings.sdxl_config) if settings.sdxl_config else packaged_config("sdxl")
     return Configurations(qwen, sdxl)
 
 
 def _given(need: Need, text: str, settings: ModelSettings) -> FoundModel:
-    path = Path(text).expanduser()
-    if path.exists():
+    path = files.expanded(text)
+    if files.exists(path):
         return FoundModel(need, path, expect(path, need.kinds, f"models.{need.field}"), "set in the profile")
     if path.suffix.lower() in UNSAFE_SUFFIXES:
         refuse_unsafe(path)
@@ -240,10 +251,10 @@ def _inside_edit_folder(need: Need, settings: ModelSettings, found: dict[str, Fo
     """The edit model's own encoder or VAE, when it came as a whole diffusers folder (or `edit_config` is one)."""
     folders = [found["edit"].path] if "edit" in found and found["edit"].identity.kind == "qwen-image-edit" else []
     if settings.edit_config:
-        folders.append(Path(settings.edit_config).expanduser())
+        folders.append(files.expanded(settings.edit_config))
     for folder in folders:
         inner = folder / ("text_encoder" if need is VL else "vae")
-        if any(inner.glob("*.safetensors")):
+        if holds_weights(inner):
             return FoundModel(need, inner, expect(inner, need.kinds, f"models.{need.field}"), f"in {folder.name}")
     return None
 
@@ -269,7 +280,7 @@ def _preference(candidate: FoundModel, preferences: Preferences) -> tuple[int, i
         )
     else:
         newest = -next((i for i, hub in enumerate(need.hubs) if hub.split("/")[1] in str(candidate.path)), 0)
-    packed = candidate.path.is_file() and _is_packed(candidate.path)
+    packed = files.is_file(candidate.path) and _is_packed(candidate.path)
     return newest, int(packed != preferences.roomy) + int(packed and "fp8" in name), local
 
 
@@ -289,19 +300,22 @@ def _one_sdxl(candidates: list[FoundModel]) -> list[FoundModel]:
 
 def _download(need: Need, hub: str, settings: ModelSettings) -> FoundModel:
     field = f"models.{need.field}"
+    if RELATIVES.search(hub):
+        raise BadInput(f"{field}: {hub} is {QWEN_IMAGE_21}")
+    size, licence = (need.size, need.licence) if hub in need.hubs else ("its size", "its licence: see its page")
     cached = cached_snapshot(hub, settings)
     if cached is not None:
         return FoundModel(need, cached, expect(cached, need.kinds, field), "Hugging Face cache")
     if not settings.allow_downloads:
         raise MissingDependency(
-            f"{field}: {hub} is not in the Hugging Face cache, and downloads are off; {need.size}, {need.licence}. "
+            f"{field}: {hub} is not in the Hugging Face cache, and downloads are off; {size}, {licence}. "
             f"Set models.allow_downloads: true, or: hf download {hub}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        log.info("downloading %s (%s, %s)", hub, need.size, need.licence)
+        log.info("downloading %s (%s, %s)", hub, size, licence)
         folder = Path(snapshot_download(hub, allow_patterns=WANTED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, OSError) as error:
         raise MissingDependency(

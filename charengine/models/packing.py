@@ -43,7 +43,7 @@ def notes_of(header: Header) -> Notes:
         if any(key.endswith(NOTE) for key in header.tensors):
             for file in weight_files(header.path):
                 notes |= _notes_in(file)
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadInput(
             f"{header.path}: a note on how a layer is packed is damaged ({error}): download it again"
         ) from error
@@ -74,7 +74,7 @@ def refuse_unread_packing(header: Header) -> None:
         _refuse(header, _name_of_packing(header))
     notes = notes_of(header)
     for layer, note in notes.items():
-        if note.get("format") not in FORMATS:
+        if str(note.get("format")) not in FORMATS:
             _refuse(header, repr(note.get("format")), layer)
     for key, tensor in header.tensors.items():
         if tensor.dtype == "I8" and len(tensor.shape) == 2:

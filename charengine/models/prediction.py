@@ -6,15 +6,15 @@ Marks people's files carry: the empty keys `v_pred` and `ztsnr` (ComfyUI), `mode
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from charengine import files
 from charengine.config import ModelSettings
 from charengine.errors import BadInput
-from charengine.models.files import Header, read_header
+from charengine.models.files import Header, read_header, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +75,7 @@ def prediction_of(checkpoint: Path, settings: ModelSettings) -> Prediction | Non
     Raises:
         BadInput: the files say something that is neither trained nor sampled here.
     """
-    said = _of_folder(checkpoint) if checkpoint.is_dir() else _of_header(read_header(checkpoint))
+    said = _of_folder(checkpoint) if files.is_dir(checkpoint) else _of_header(read_header(checkpoint))
     kind = settings.prediction_type
     if kind != "auto":
         zero = bool(said and said.zero_terminal_snr) and kind == "v_prediction"
@@ -92,9 +92,9 @@ def prediction_of(checkpoint: Path, settings: ModelSettings) -> Prediction | Non
 
 def _of_folder(folder: Path) -> Prediction | None:
     file = folder / "scheduler" / "scheduler_config.json"
-    if not file.is_file():
+    if not files.is_file(file):
         return _of_name(folder.name)
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file)
     kind = _kind(str(config.get("prediction_type", "epsilon")), f"{file}: prediction_type")
     return Prediction(kind, bool(config.get("rescale_betas_zero_snr")), "scheduler_config.json")
 

@@ -15,11 +15,13 @@ from torch import nn
 from torch.nn import functional
 
 from charengine.errors import BadInput, MissingDependency
+from charengine.models.files import shown
 
 FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 FP8_NAMES = {dtype: name for name, dtype in FP8.items()}
 FP8_MAX = 448.0  # largest float8_e4m3fn
 INT8 = "I8"
+WHOLE, SLICE = 2**26, 2**25  # weights: a larger GGUF matrix (a head of 152,064 words) is unpacked so many at a time
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def rotate(weight: torch.Tensor, size: int) -> torch.Tensor:
     """Undo (or do: it is its own inverse) a rotation of a weight's inputs in groups of `size`; 0 leaves it as it is."""
     if not size:
         return weight
-    matrix = hadamard(size).to(weight.device, weight.dtype)
+    matrix = _hadamard_on(size, weight.device, weight.dtype)
     turned: torch.Tensor = weight.view(weight.shape[0], -1, size) @ matrix
     return turned.view(weight.shape)
 
@@ -102,6 +104,12 @@ def hadamard(size: int) -> torch.Tensor:
         matrix = torch.kron(matrix, four)
     scaled: torch.Tensor = matrix / size**0.5
     return scaled
+
+
+@lru_cache(maxsize=32)
+def _hadamard_on(size: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Kept where it is used: copied for each of 1,700 layers a step, it made the host wait for the GPU each time."""
+    return hadamard(size).to(device, dtype)
 
 
 def _gguf_function(packing: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -148,7 +156,12 @@ class PackedLinear(nn.Module):
         return rotate(unpack(self.packed, self.packing, dtype), self.rotation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x @ weight.T + bias`; a scale multiplies the product, so that it is rounded once and the weight never."""
+        """`x @ weight.T + bias`; a scale multiplies the product, so that it is rounded once and the weight never.
+
+        GGUF weights are unpacked in float32, several copies at once: 8 GiB for the head of Qwen2.5-VL, which is taken in slices.
+        """
+        if self.packing not in (*FP8, INT8) and self.out_features * self.in_features > WHOLE:
+            return self._in_slices(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         scaled = self.row_scale is not None or self.factor != 1.0
         y = functional.linear(x, self._unscaled(x.dtype), None if scaled else bias)
@@ -157,6 +170,16 @@ class PackedLinear(nn.Module):
         elif scaled and bias is not None:
             row = self.row_scale
             y = torch.add(bias, y, alpha=self.factor) if row is None else torch.addcmul(bias, y, row.to(x.dtype))
+        return y
+
+    def _in_slices(self, x: torch.Tensor) -> torch.Tensor:
+        """The product, some rows of the weight at a time."""
+        rows = max(1, SLICE // self.in_features)
+        y = x.new_empty(*x.shape[:-1], self.out_features)
+        for start in range(0, self.out_features, rows):
+            weight = unpack(self.packed[start : start + rows], self.packing, x.dtype)
+            bias = None if self.bias is None else self.bias[start : start + rows].to(x.dtype)
+            y[..., start : start + rows] = functional.linear(x, weight, bias)
         return y
 
 
@@ -220,7 +243,7 @@ def check_complete(
     if not (missing or extra or wrong):
         return
     found = [f"{len(missing)} weights are missing ({missing[0]})"] if missing else []
-    found += [f"{len(extra)} are left over ({extra[0]})"] if extra else []
+    found += [f"{len(extra)} are left over ({shown(extra[0])})"] if extra else []
     found += (
         [f"{len(wrong)} have another shape ({wrong[0]}: {given[wrong[0]]}, not {expected[wrong[0]]})"] if wrong else []
     )

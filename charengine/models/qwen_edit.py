@@ -26,6 +26,7 @@ from charengine.models.qwen_parts import (
     lightning_scheduler,
     load_loras,
     load_text_encoder,
+    refuse_nan,
 )
 from charengine.models.sdxl import images_to_tensor, tensor_to_images
 
@@ -268,7 +269,9 @@ class QwenEdit:
         vae = self._vae()
         cells = unpack(latents, size[1] // self._factor(), size[0] // self._factor()).to(vae.dtype)
         mean, std = _latent_statistics(vae, cells)
-        image = tensor_to_images(vae.decode(cells * std + mean, return_dict=False)[0][:, :, 0])[0]
+        pixels = vae.decode(cells * std + mean, return_dict=False)[0][:, :, 0]
+        refuse_nan(cells, pixels)
+        image = tensor_to_images(pixels)[0]
         self._free_unless_kept("vae")
         return image
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from charengine.errors import StageFailed
 from charengine.models.layouts import adapter_layers
 from charengine.models.loading import Loaded
 from charengine.models.low_rank import add_adapter
@@ -139,3 +140,17 @@ def lightning_scheduler() -> Any:
         time_shift_type="exponential",
         use_dynamic_shifting=True,
     )
+
+
+def refuse_nan(cells: torch.Tensor, pixels: torch.Tensor) -> None:
+    """What the VAE made of the transformer's latents is a picture, or it is said whose numbers are none.
+
+    Raises:
+        StageFailed: some of the pixels are NaN.
+    """
+    if pixels.isnan().any():
+        model = "edit model" if cells.isnan().any() else "VAE of the edit model"
+        raise StageFailed(
+            f"the {model} answered with no numbers (NaN), which is no picture: its file or a LoRA's is damaged, or too much for "
+            f"{str(pixels.dtype).removeprefix('torch.')}. Get it again, leave models.edit_loras out, or take another file of it"
+        )

@@ -11,8 +11,17 @@ from typing import Any
 
 import torch
 
+from charengine import files
 from charengine.errors import BadInput
-from charengine.models.files import Header, gguf_reader, read_header, read_header_of_folder, weight_files
+from charengine.models.files import (
+    Header,
+    gguf_reader,
+    holds_weights,
+    read_header,
+    read_header_of_folder,
+    shown,
+    weight_files,
+)
 from charengine.models.packing import GGUF_READ, IGNORED, SCALES, Notes, notes_of, rotation_of
 from charengine.models.quantised import FP8_NAMES, Packed, State, packed_bytes
 
@@ -52,7 +61,7 @@ def read_plain(path: Path, wanted: Wanted = everything) -> State:
 
 def header_state(path: Path, wanted: Wanted = everything) -> State:
     """What `read_state` gives, as tensors without memory: names and shapes from the header, in milliseconds."""
-    header = read_header(path) if path.is_file() else _folder_header(path)
+    header = read_header(path) if files.is_file(path) else _folder_header(path)
     if header.format == "gguf":
         return {key: _gguf_entry(header, key) for key in header.tensors if wanted(key) and not key.endswith(IGNORED)}
     raw = {
@@ -69,8 +78,7 @@ def header_plain(path: Path, wanted: Wanted = everything) -> State:
 
 
 def _folder_header(path: Path) -> Header:
-    own = any(path.glob("*.safetensors"))
-    return read_header_of_folder(path) if own else Header(path, "safetensors", {})
+    return read_header_of_folder(path) if holds_weights(path) else Header(path, "safetensors", {})
 
 
 def read_tensors(path: Path, wanted: Wanted = everything) -> dict[str, torch.Tensor]:
@@ -99,8 +107,17 @@ def fold_scales(raw: dict[str, torch.Tensor], notes: Notes) -> State:
         if packed and tensor.ndim == 2:
             state[key] = packed_bytes(tensor, scale, rotation_of(notes.get(layer)))
         else:
-            state[key] = tensor if scale is None else tensor.float() * scale.float()
+            state[key] = tensor if scale is None else tensor.float() * _by_rows(scale, tensor, key)
     return state
+
+
+def _by_rows(scale: torch.Tensor, weight: torch.Tensor, key: str) -> torch.Tensor:
+    """A scale as it multiplies a weight of any number of axes: one value, or one for each of the first axis."""
+    if scale.numel() not in (1, weight.shape[0] if weight.ndim else 1):
+        raise BadInput(
+            f"{shown(key)} of shape {tuple(weight.shape)} has {scale.numel()} scales: block-wise scales are not read"
+        )
+    return scale.float().reshape(-1, *[1] * max(0, weight.ndim - 1)) if weight.ndim else scale.float().reshape(())
 
 
 # --- GGUF ------------------------------------------------------------------------------------------------------------

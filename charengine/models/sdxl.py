@@ -138,7 +138,7 @@ class SDXL:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
-        """Images from scaled latents (n, 4, h/8, w/8)."""
+        """Images from scaled latents (n, 4, h/8, w/8); where a model answered with NaN they are black, and the log says so."""
         vae = self._vae()
         factor = _factor(vae)
         shift, scale = _shift_and_scale(vae)
@@ -146,7 +146,9 @@ class SDXL:
         width, height = latents.shape[3] * factor, latents.shape[2] * factor
         for part in chunks(len(latents), _rows_per_pass(VAE_PIXELS_PER_PASS, width, height)):
             rows = latents[part].float() / scale + shift
-            images += tensor_to_images(vae.decode(rows.to(vae.device, vae.dtype)).sample)
+            pixels = vae.decode(rows.to(vae.device, vae.dtype)).sample
+            _tell_of_black(latents[part], pixels)
+            images += tensor_to_images(pixels)
         return images
 
     def _vae(self) -> AutoencoderKL:
@@ -356,9 +358,25 @@ def images_to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
 
 
 def tensor_to_images(pixels: torch.Tensor) -> list[Image.Image]:
-    """PIL images from (n, 3, h, w) in [-1, 1]."""
-    scaled = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    """PIL images from (n, 3, h, w) in [-1, 1]; NaN is black, which the caller has to say."""
+    known = pixels.float().nan_to_num(nan=-1.0)
+    scaled = ((known / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return [Image.fromarray(row) for row in scaled.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def _tell_of_black(latents: torch.Tensor, pixels: torch.Tensor) -> None:
+    """Say which model answered with NaN, if one did."""
+    black = pixels.isnan().flatten(1).any(1)
+    if not black.any():
+        return
+    model = "U-Net" if latents[black].isnan().any() else "VAE"
+    log.warning(
+        "%d of %d pictures are black: the %s answered with no numbers (NaN). Without an adapter it is damaged: get its file again; "
+        "with one, the adapter is too strong or damaged: take a lower strength",
+        int(black.sum()),
+        len(black),
+        model,
+    )
 
 
 def _shift_and_scale(vae: Any) -> tuple[float, float]:

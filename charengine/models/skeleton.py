@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from charengine import files
 from charengine.config import ModelSettings
 from charengine.errors import BadInput
 
@@ -36,7 +37,9 @@ def _config(settings: ModelSettings) -> dict[str, Any]:
     packaged = resources.files(package) / folder / "unet" / "config.json"
     try:
         text = (
-            own.read_text(encoding="utf-8") if settings.sdxl and own.is_file() else packaged.read_text(encoding="utf-8")
+            own.read_text(encoding="utf-8")
+            if settings.sdxl and files.is_file(own)
+            else packaged.read_text(encoding="utf-8")
         )
         config = json.loads(text)
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from charengine import files
 from charengine.config import Profile
 from charengine.errors import BadInput, EngineError, OutOfBudget
 from charengine.models.catalogue import CLIP_TOKENIZER, QWEN_TOKENIZER
@@ -154,8 +155,8 @@ def _check_sdxl(profile: Profile, stock: Inventory) -> None:
 def _check_tagger(profile: Profile, _stock: Inventory) -> None:
     if profile.caption.captioner != "wd14" or not profile.models.tagger:
         return
-    folder = Path(profile.models.tagger).expanduser()
-    lacking = [name for name in TAGGER_FILES if not (folder / name).is_file()]
+    folder = files.expanded(profile.models.tagger)
+    lacking = [name for name in TAGGER_FILES if not files.is_file(folder / name)]
     if lacking:
         raise BadInput(
             f"models.tagger: {folder} has no {' and no '.join(lacking)}; a WD14 v3 tagger's folder holds both"
@@ -164,7 +165,7 @@ def _check_tagger(profile: Profile, _stock: Inventory) -> None:
 
 def replacement_vae(profile: Profile) -> Path | None:
     """The VAE used instead of the SDXL checkpoint's own."""
-    return Path(profile.models.sdxl_vae).expanduser() if profile.models.sdxl_vae else None
+    return files.expanded(profile.models.sdxl_vae) if profile.models.sdxl_vae else None
 
 
 def _notes_on_edit(edit: FoundModel, loras: EditLoras) -> list[str]:
@@ -190,9 +191,9 @@ def header_of(path: Path, prefix: str = "") -> Header:
         path: the model.
         prefix: of the keys that count, where a file holds more than one model.
     """
-    if path.is_dir():
+    if files.is_dir(path):
         inner = path / "transformer"
-        return read_header_of_folder(inner if inner.is_dir() else path)
+        return read_header_of_folder(inner if files.is_dir(inner) else path)
     header = read_header(path)
     if prefix:
         kept = {key: tensor for key, tensor in header.tensors.items() if key.startswith(prefix)}

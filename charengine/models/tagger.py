@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from charengine import files
 from charengine.errors import BadInput, MissingDependency
 from charengine.models.loading import Loaded
 from charengine.models.protocols import Description
@@ -48,7 +49,7 @@ class WD14Captioner:
         threshold: float = 0.35,
         character_threshold: float = CHARACTER_THRESHOLD,
     ) -> None:
-        missing = [name for name in FILES if not (folder / name).is_file()]
+        missing = [name for name in FILES if not files.is_file(folder / name)]
         if missing:
             raise MissingDependency(
                 f"tagger folder {folder} has no {missing[0]}: put {' and '.join(FILES)} of one WD v3 tagger there, "

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from charengine import files
 from charengine.config import ModelSettings
 from charengine.models.files import read_header
 
@@ -111,7 +112,7 @@ def names_of(checkpoint: Path) -> str:
     """Everything that may name a checkpoint's family: its file's or folder's name and its metadata."""
     hub = checkpoint.parent.parent.name if checkpoint.parent.name == "snapshots" else ""
     said = []
-    if checkpoint.is_file():
+    if files.is_file(checkpoint):
         metadata = read_header(checkpoint).metadata
         said = [metadata[key] for key in TOLD_BY if key in metadata]
     return " | ".join([hub, checkpoint.name, *said])

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from charengine import files
 from charengine.config import ModelSettings
 from charengine.models.files import gguf_reader
 from charengine.models.places import comfy_sources, hub_caches, roots
@@ -48,9 +49,7 @@ def find_tokenizers(
         settings: `models` of a profile.
         edit, vl, sdxl, clip: the model files and folders that were found.
     """
-    edit_config, sdxl_config = (
-        Path(t).expanduser() if t else None for t in (settings.edit_config, settings.sdxl_config)
-    )
+    edit_config, sdxl_config = (files.expanded(t) if t else None for t in (settings.edit_config, settings.sdxl_config))
     qwen_folders = _inside([edit_config, edit, vl], ("tokenizer", "processor", "."))
     qwen_folders += [source / "comfy" / "text_encoders" / "qwen25_tokenizer" for source in comfy_sources(settings)]
     qwen_folders += _in_caches(settings, QWEN_HUBS, ("tokenizer", "processor", "."))
@@ -69,7 +68,7 @@ def find_tokenizers(
 
 
 def _inside(places: list[Path | None], inner: tuple[str, ...]) -> list[Path]:
-    return [place / name for place in places if place is not None and place.is_dir() for name in inner]
+    return [place / name for place in places if place is not None and files.is_dir(place) for name in inner]
 
 
 def _in_caches(settings: ModelSettings, hubs: tuple[str, ...], inner: tuple[str, ...]) -> list[Path]:
@@ -84,8 +83,8 @@ def _in_caches(settings: ModelSettings, hubs: tuple[str, ...], inner: tuple[str,
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a BPE tokenizer's files."""
-    pair = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    return pair or (folder / "tokenizer.json").is_file()
+    pair = all(os.path.isfile(folder / name) for name in ("vocab.json", "merges.txt"))
+    return pair or os.path.isfile(folder / "tokenizer.json")
 
 
 def _installed_merges() -> Iterator[Path]:
@@ -93,7 +92,7 @@ def _installed_merges() -> Iterator[Path]:
         spec = importlib.util.find_spec(package)
         for place in (spec.submodule_search_locations or []) if spec else []:
             file = Path(place) / CLIP_MERGES
-            if file.is_file():
+            if files.is_file(file):
                 yield file
 
 
@@ -111,9 +110,9 @@ def as_folder(source: Path, home: Path) -> Path:
         source: of `Tokenizers`.
         home: the engine's folder; what is made is kept there, by the file's path, size and time.
     """
-    if source.is_dir():
+    if files.is_dir(source):
         return source
-    stat = source.stat()
+    stat = files.asked(source, lambda: os.stat(source))
     stamp = hashlib.sha256(f"{source.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     folder = home / "tokenizers" / f"{'qwen' if source.suffix.lower() == '.gguf' else 'clip'}-{stamp}"
     if not has_tokenizer(folder):

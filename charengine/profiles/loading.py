@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -214,9 +214,15 @@ def _apply(data: dict[str, Any], text: str) -> str | None:
     except ConfigError as error:
         return f"{error}; got {value[:80]!r}"
     section, _, key = place.partition(".")
-    chosen = "" if parsed in (None, "null") else parsed
+    chosen = _emptied(place) if parsed in (None, "null") else parsed
     if not key:
         data[section] = chosen
     elif isinstance(data.setdefault(section, {}), dict):
         data[section] = {**data[section], key: chosen}
     return None  # a section that is no mapping is refused with the profile
+
+
+def _emptied(name: str) -> str | None:
+    """A setting without a value: None where it may be empty, else no text."""
+    field = field_at(Profile, tuple(name.split(".")))
+    return None if field and type(None) in get_args(field.annotation) else ""

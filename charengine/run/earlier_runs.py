@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Literal
 
 from charengine import files
 from charengine.config import Character, Profile
@@ -63,30 +63,30 @@ def sweep_inputs(
 
 
 def character_name(source: Path) -> str:
-    """The name that the character of a run, or of an adapter file, was given; empty when a file does not say it."""
-    if files.is_dir(source) or source.suffix == ".json":
-        from charengine.run.folder import read_run
-
-        return read_run(source).name
-    from charengine.adapter.header import read_metadata
-
-    recipe = json.loads(read_metadata(source).get("charengine.recipe", "{}"))
-    return str(recipe.get("character", {}).get("name", ""))
+    """The name that the character of a run, or of an adapter file, was given; empty when a file does not say it, or not as a name can be."""
+    return _character_says(source, "name")
 
 
 def description(source: Path) -> str:
     """What the character of a run, or of an adapter file, looks like; empty when a file does not say it, or not as a prompt can be."""
+    return _character_says(source, "prompt")
+
+
+def _character_says(source: Path, field: Literal["name", "prompt"]) -> str:
+    """A field of the character of a run, or of the recipe in an adapter file; empty where there is none that a character can have."""
     if files.is_dir(source) or source.suffix == ".json":
         from charengine.run.folder import read_run
 
-        return read_run(source).prompt
+        return str(getattr(read_run(source), field))
     from charengine.adapter.header import read_metadata
     from charengine.adapter.metadata import told_by
 
     character = told_by(read_metadata(source)).recipe.get("character")
-    said = character.get("prompt") if isinstance(character, dict) else None
+    said = character.get(field) if isinstance(character, dict) else None
+    if not isinstance(said, str):
+        return ""
     try:
-        return Character(name="somebody", prompt=said).prompt if isinstance(said, str) else ""
+        return str(getattr(Character.model_validate({"name": "somebody", "prompt": "somebody", field: said}), field))
     except ValueError:  # another program's, or damaged: a sweep works without
         return ""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from charengine import files
 from charengine.adapter.header import read_metadata
+from charengine.adapter.metadata import told_by
 from charengine.errors import BadInput, StoreCorrupt
 from charengine.machine.home import Home
 from charengine.machine.known_runs import known_runs
@@ -102,7 +103,7 @@ def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
         content = {**_beside(run, store), **content}
     pages = [run_folder / name for name in PAGES]
     content |= {path.name: path.read_bytes() for path in pages if files.is_file(path)}
-    recipe = json.loads(read_metadata(place / recommended).get("charengine.recipe", "{}"))
+    recipe = told_by(read_metadata(place / recommended)).recipe
     content["recipe.json"] = json.dumps(recipe, indent=2, sort_keys=True, ensure_ascii=False).encode()
     return dict(sorted(content.items()))
 

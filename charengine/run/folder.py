@@ -214,6 +214,8 @@ def read_run(place: Path) -> RunRecord:
         BadInput: there is none, or it is not one.
     """
     path = place / "run.json" if files.is_dir(place) else place
+    if files.exists(path) and not files.is_file(path):  # a pipe would be waited for, a device never ends
+        raise BadInput(f"{path} is not a file; give a run's folder or its run.json")
     try:
         return RunRecord.model_validate_json(path.read_bytes())
     except OSError as error:

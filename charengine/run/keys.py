@@ -14,6 +14,7 @@ from charengine.errors import BadInput
 from charengine.models import Models
 from charengine.records import Record
 from charengine.stage import Stage
+from charengine.version import __version__
 
 Input = Record | Path
 """What a stage takes from the one before: a record, or a file that somebody has."""
@@ -24,21 +25,46 @@ def stage_key(
 ) -> str:
     """Key of one stage's result; equal on every machine and in every process for equal work.
 
-    It holds what the stage declares: name, version, its fields of the character, its settings (files that these name by
-    their content), the fingerprints of its models, the seed if it has one, and the content of its inputs.
+    It holds the stage's name, version, what it reads by its declaration, and the content of its inputs.
     """
-    settings = getattr(profile, stage.settings) if stage.settings else None
-    drawn = stage.draws_with(settings)
     body = {
         "stage": stage.name,
         "version": stage.version,
+        **_read(stage, character, profile, models),
+        "inputs": [content_digest(item, shown=stage.shows_provenance) for item in inputs],
+    }
+    return f"{stage.name}-{digest(body)[:40]}"
+
+
+def stage_recipe(stage: Stage[Any], character: Character, profile: Profile, models: Models) -> dict[str, Any]:
+    """How a stage's work was asked for, as the files it writes say it: what its key is made from, so that equal keys make equal files.
+
+    Of the other sections of the profile there is nothing in it, nor where a file lies: both may differ where the key does not.
+    """
+    read = _read(stage, character, profile, models)
+    return {
+        "character": read["character"],
+        "profile": {
+            "models": {"family": profile.models.family},
+            **({stage.settings: read["settings"]} if stage.settings else {}),
+        },
+        "models": {stage.name: read["models"]},
+        "seeds": {stage.name: read["seed"]},
+        "engine_version": __version__,
+    }
+
+
+def _read(stage: Stage[Any], character: Character, profile: Profile, models: Models) -> dict[str, Any]:
+    """What a stage reads beside its inputs: its fields of the character, its settings (files that these name by their content),
+    the fingerprints of its models, and the seed if it has one."""
+    settings = getattr(profile, stage.settings) if stage.settings else None
+    drawn = stage.draws_with(settings)
+    return {
         "character": {name: getattr(character, name) for name in stage.character},
         "settings": _settings(settings.model_dump(mode="json"), stage.files) if settings else {},
-        "inputs": [content_digest(item, shown=stage.shows_provenance) for item in inputs],
         "models": {name: _fingerprint(models, name, drawn) for name in stage.models_for(settings)},
         "seed": character.seed if stage.seeded else None,
     }
-    return f"{stage.name}-{digest(body)[:40]}"
 
 
 def _fingerprint(models: Models, name: str, drawn: bool) -> str:
@@ -78,6 +104,8 @@ def path_digest(path: Path) -> str:
         BadInput: it cannot be read.
     """
     if not files.is_dir(path):
+        if files.exists(path) and not files.is_file(path):  # a pipe would be waited for, a device never ends
+            raise BadInput(f"{path} cannot be read (it is no plain file); name a file that is there")
         try:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -89,11 +117,10 @@ def path_digest(path: Path) -> str:
     )
 
 
-def _settings(values: dict[str, Any], files: tuple[str, ...]) -> dict[str, Any]:
+def _settings(values: dict[str, Any], named: tuple[str, ...]) -> dict[str, Any]:
     """The settings with each file by its content."""
     return {
-        name: path_digest(Path(value).expanduser()) if name in files and value else value
-        for name, value in values.items()
+        name: path_digest(files.expanded(value)) if name in named and value else value for name, value in values.items()
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from charengine import files
@@ -10,6 +11,7 @@ from charengine.config import ModelSettings, Profile
 from charengine.documents import read_yaml
 from charengine.errors import ConfigError
 from charengine.machine.home import in_work_folder
+from charengine.profiles.loading import load_profile
 
 # a string of `models` is a path or a hub id, so only one that is there is taken for a path
 MODELS = tuple(name for name, field in ModelSettings.model_fields.items() if field.annotation is str)
@@ -24,6 +26,15 @@ def absolute_file(text: str) -> str:
 def absolute_profile(name: str) -> str:
     """A profile's file, absolute; the name of a shipped one as it is."""
     return absolute_file(name) if Path(name).suffix in (".yaml", ".yml") else name
+
+
+def profile_as_named(name: str, overrides: Sequence[str] = ()) -> Profile:
+    """A profile as a user names it: its file, and every file that it or an override names, starts in the work folder.
+
+    Raises:
+        ConfigError: as `load_profile`.
+    """
+    return with_absolute_files(load_profile(absolute_profile(name), list(overrides)))
 
 
 def absolute_override(text: str) -> str:
@@ -45,6 +56,9 @@ def with_absolute_files(profile: Profile) -> Profile:
         update={
             **{name: _absolute_model(getattr(profile.models, name)) for name in MODELS},
             "folders": tuple(absolute_file(folder) for folder in profile.models.folders),
+            "edit_loras": tuple(
+                lora.model_copy(update={"file": _absolute_model(lora.file)}) for lora in profile.models.edit_loras
+            ),
         }
     )
     train = profile.train.model_copy(update={name: absolute_file(getattr(profile.train, name)) for name in TRAIN})

@@ -23,10 +23,9 @@ from charengine.machine.home import Home, in_work_folder
 from charengine.misspelt import did_you_mean
 from charengine.mistakes import explain
 from charengine.pictures import picture_problems
-from charengine.profiles.loading import load_profile
 from charengine.run.claim import free_folder, others_run
 from charengine.run.keys import path_digest
-from charengine.run.paths import absolute_file, absolute_override, absolute_profile, with_absolute_files
+from charengine.run.paths import absolute_file, absolute_override, absolute_profile, profile_as_named
 from charengine.run.starting_files import starting_problems
 from charengine.wording import slug
 
@@ -203,7 +202,7 @@ def _character(request: RunRequest, unsaid: Path | None, problems: list[str]) ->
 
 def _profile(request: RunRequest, problems: list[str]) -> Profile | None:
     try:
-        return with_absolute_files(load_profile(absolute_profile(request.profile), list(request.overrides)))
+        return profile_as_named(request.profile, request.overrides)
     except ConfigError as error:
         problems += error.problems
         return None

@@ -22,7 +22,7 @@ from charengine.machine.interrupts import run_stoppable
 from charengine.machine.locks import gpu_slot, single_flight
 from charengine.machine.threads import usual_threads, working_threads
 from charengine.records import Record, StageFact
-from charengine.run.keys import Input, stage_key
+from charengine.run.keys import Input, stage_key, stage_recipe
 from charengine.run.workspace import Workspace
 from charengine.stage import Given, Stage, only_character, only_models
 from charengine.store import refs_in
@@ -89,7 +89,7 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
         models=only_models(workspace.models, stage, settings),
         store=workspace.store,
         tracker=NullTracker(),
-        recipe=workspace.recipe(),
+        recipe=stage_recipe(stage, workspace.character, workspace.profile, workspace.models),
         key=key,
         on_step=workspace.on_step,
         on_drawn=workspace.on_drawn,

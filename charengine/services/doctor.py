@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from charengine import files
 from charengine.config import Profile
 from charengine.errors import BadInput, EngineError, MissingDependency
 from charengine.machine.home import find_home
@@ -215,7 +216,7 @@ def _driver() -> str:
 
 def _existing(path: Path) -> Path:
     """The path, or its nearest ancestor that exists."""
-    return path if path.exists() or path == path.parent else _existing(path.parent)
+    return path if files.exists(path) or path == path.parent else _existing(path.parent)
 
 
 def _network(downloads: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from charengine.adapter.metadata import adapter_metadata
+from charengine.adapter.metadata import adapter_metadata, recipe_after, recipe_of_dataset
 from charengine.config import TrainSettings
 
 SETTINGS = TrainSettings(
@@ -72,6 +72,11 @@ def test_every_setting_stands_under_its_own_name() -> None:
         "modelspec.resolution": "320x1024",
         "modelspec.trigger_phrase": "zorgax",
         "modelspec.prediction_type": "epsilon",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.usage_hint": "write 'zorgax' in the prompt",
+        "ss_v_parameterization": "False",
+        "ss_zero_terminal_snr": "False",
         "charengine.version": "0.1.0",
     }
     told = metadata()
@@ -84,6 +89,56 @@ def test_the_network_the_tags_and_the_recipe_are_json() -> None:
     assert (network["algo"], network["conv_dim"], network["conv_alpha"]) == ("locon", "4", "2.5")
     assert json.loads(told["ss_tag_frequency"]) == {"1_zorgax": {"zorgax": 3, "orc": 3, "front view": 1, "profile": 2}}
     assert json.loads(told["charengine.recipe"]) == {"dataset_digest": "d" * 64, "character": {"seed": 7}}
+
+
+def test_a_recipe_says_who_its_data_set_shows() -> None:
+    asked = {"character": {"name": "Grisha", "prompt": "an orc"}, "engine_version": "0.1.0"}
+    assert recipe_of_dataset(asked, "griqul", "orc woman", "d" * 64) == {
+        "character": {"name": "Grisha", "prompt": "an orc", "trigger": "griqul", "class_noun": "orc woman"},
+        "dataset_digest": "d" * 64,
+        "engine_version": "0.1.0",
+    }
+
+
+TRAINED = {
+    "character": {"name": "Grisha", "prompt": "an orc"},
+    "profile": {"models": {"family": "sdxl"}, "train": {"steps": 100}, "sweep": {"seeds": 2}},
+    "models": {"train": {"diffusion": "a"}},
+    "seeds": {"train": 7},
+    "dataset_digest": "d" * 64,
+    "machines": [{"from_step": 0}],
+    "engine_version": "0.1.0",
+}
+SWEPT = {
+    "character": {"name": "griqul", "prompt": "griqul orc"},
+    "profile": {"models": {"family": "sdxl"}, "sweep": {"seeds": 3}},
+    "models": {"sweep": {"diffusion": "b"}},
+    "seeds": {"sweep": 42},
+    "dataset_digest": "e" * 64,
+    "engine_version": "0.2.0",
+}
+
+
+def test_a_file_that_is_swept_goes_on_saying_how_it_was_trained() -> None:
+    """Another command, profile or seed sweeps it; none of these trained it."""
+    assert recipe_after(TRAINED, SWEPT) == {
+        "character": {"name": "Grisha", "prompt": "an orc"},
+        "profile": {"models": {"family": "sdxl"}, "train": {"steps": 100}, "sweep": {"seeds": 3}},
+        "models": {"train": {"diffusion": "a"}, "sweep": {"diffusion": "b"}},
+        "seeds": {"train": 7, "sweep": 42},
+        "dataset_digest": "d" * 64,
+        "machines": [{"from_step": 0}],
+        "engine_version": "0.2.0",
+    }
+
+
+def test_a_file_that_says_nothing_of_its_making_says_how_it_was_swept() -> None:
+    assert recipe_after({}, SWEPT) == SWEPT
+    assert recipe_after({"profile": 7, "character": "x"}, {"seeds": {"sweep": 1}}) == {
+        "profile": 7,
+        "character": "x",
+        "seeds": {"sweep": 1},
+    }
 
 
 def test_a_network_without_convolutions_names_none() -> None:

@@ -45,6 +45,17 @@ def test_a_field_without_a_value_is_left_out(tmp_path: Path, nothing: str) -> No
     assert (entry.trigger, entry.seed) == ("", 42)
 
 
+@pytest.mark.parametrize("nothing", ["", "~", "null"])
+def test_a_setting_that_may_be_empty_can_be_emptied_again(tmp_path: Path, nothing: str) -> None:
+    """Empty leaves it to the checkpoint's files; no text at all is written ''."""
+    settings = "{negative_prompt: blurry, prompt_prefix: masterpiece, zero_terminal_snr: true, sdxl: x}"
+    text = f"extends: embedded\nname: mine\nmodels: {settings}\n"
+    names = ("negative_prompt", "prompt_prefix", "zero_terminal_snr", "sdxl")
+    models = profile_of(tmp_path, text, *(f"models.{name}={nothing}" for name in names)).models
+    assert [getattr(models, name) for name in names] == [None, None, None, ""]
+    assert profile_of(tmp_path, text, "models.negative_prompt=''").models.negative_prompt == ""
+
+
 def test_keys_that_stand_twice_are_all_refused_with_both_lines(tmp_path: Path) -> None:
     told = refused(
         tmp_path,
@@ -127,6 +138,13 @@ def test_what_spreadsheets_write_is_read(tmp_path: Path) -> None:
     assert entry.prompt == 'an orc; with "tusks"' and entry.overrides == ("train.steps=9", "train.rank=4")
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_empty_columns_and_rows_that_a_spreadsheet_leaves_are_passed_over(tmp_path: Path, mark: str) -> None:
+    text = "name,prompt,,\nGrisha,an orc,,\n,,,\nTom,a robot\n,,\n \n"
+    entries = cast_of(tmp_path, text.replace(",", mark), "cast.csv")
+    assert [(entry.name, entry.prompt) for entry in entries] == [("Grisha", "an orc"), ("Tom", "a robot")]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -142,6 +160,13 @@ def test_what_spreadsheets_write_is_read(tmp_path: Path) -> None:
         ("name|prompt\nA|an orc\n", "line 1: no such field"),
         ("name,prompt\nA,an \x1b[31morc\n", "line 2: the control character"),
         ("", "is empty"),
+        ("sep=;\n", "is empty: write a header line"),
+        ("sep=;", "is empty"),
+        ('sep="\nname"prompt\nA"an orc\n', "line 1: '\"' separates no fields here; use a comma"),
+        ("sep=e\nname,prompt\nA,an orc\n", "line 1: 'e' separates no fields"),
+        ("name,,prompt\nA,x,an orc\n", "line 1: column 2 has no name"),
+        ("name,prompt,,\nA,an orc,,x\n", "line 2: 4 fields, the header has 2"),
+        ("name,prompt\nA," + "an orc " * 40000, "column 2 (prompt): a field has more than 131,072 characters"),
         ("prompt\n" + "an orc\n" * 1500, "characters; 1 to 1000"),
         ("prompt,seed\nan orc,3.5\n", "seed must be a whole number"),
     ],

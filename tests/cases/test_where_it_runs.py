@@ -161,3 +161,50 @@ def test_one_stage_alone_needs_only_the_folder_it_writes(tmp_path: Path, monkeyp
     with pytest.raises(ConfigError, match="cannot be written"):
         check(RunRequest("an orc"), home)
     assert not out.exists() and not (out / CLAIM).exists()
+
+
+COMMANDS = (
+    ["crop", "PATH"], ["caption", "PATH", "--name", "A", "--prompt", "x"], ["expand", "PATH", "--prompt", "x"], ["train", "PATH"],
+    ["sweep", "PATH"], ["report", "PATH"], ["compare", "PATH"], ["export", "PATH"], ["inspect", "PATH"], ["batch", "PATH"],
+    ["doctor", "--profile", "PATH"], ["run", "an orc", "--sheet", "PATH"], ["run", "an orc", "--set", "train.continue_from=PATH"],
+)  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+@pytest.mark.timeout(60)
+def test_no_command_waits_for_a_pipe_or_reads_a_device_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    from charengine.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / "home"))
+    for path in (tmp_path / "pipe", tmp_path / "pipe.json", Path("/dev/zero")):
+        if path.parent == tmp_path:
+            os.mkfifo(path)
+        monkeypatch.setattr("sys.argv", ["charengine", *(word.replace("PATH", str(path)) for word in command)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        told = capfd.readouterr().err
+        assert end.value.code == 2 and path.name in told and "defect" not in told
+    assert {path.name for path in tmp_path.iterdir()} <= {"pipe", "pipe.json", "home"}
+
+
+def test_the_doctor_tells_of_a_home_that_can_never_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from charengine.profiles.loading import load_profile
+    from charengine.services.doctor import examine
+
+    monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / ("d" * 300)))
+    with pytest.raises(BadInput, match="File name too long"):
+        examine(load_profile("embedded"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_a_folder_as_a_digest_holds_no_pipe_and_a_pipe_has_none(tmp_path: Path) -> None:
+    from charengine.run.keys import path_digest
+
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInput, match="it is no plain file"):
+        path_digest(tmp_path / "pipe")
+    assert path_digest(tmp_path) == path_digest(tmp_path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from charengine.embedded import probe
+from charengine.embedded.making import images
 from charengine.embedded.making.clock import write_weights
 from charengine.embedded.making.eye import NAME, Eye, build_eye, load_eye
 from charengine.embedded.making.judge import halves
@@ -81,3 +82,40 @@ def test_latents_are_held_where_they_were() -> None:
 
 def test_the_eye_is_not_shipped() -> None:
     assert NAME not in PLACES
+
+
+def test_the_picture_model_shows_the_eye_some_of_its_guesses_if_there_is_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_vae(run, "sdxl", 5)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    look = images.look
+
+    def watched(
+        looking: Eye, vae: Autoencoder, guessed: torch.Tensor, clean: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        seen.append((guessed, clean))
+        return look(looking, vae, guessed, clean, weights)
+
+    monkeypatch.setattr(images, "look", watched)
+    images.train_images(run, 5)
+    assert not seen
+    write_weights(run.out, {NAME: halves(build_eye(run))})
+    images.train_images(run, 5)
+    assert len(seen) == run.max_steps
+    assert all(guessed.requires_grad and guessed.shape == clean.shape for guessed, clean in seen)
+
+
+def test_what_the_picture_model_guesses_is_compared_as_pictures(run: Run) -> None:
+    train_vae(run, "sdxl", 5)
+    vae = Autoencoder("sdxl", run.sizes, run.device)
+    assert vae.load(run.made)
+    vae.model.requires_grad_(False)
+    clean = torch.randn(2, 4, 16, 8, generator=torch.Generator().manual_seed(2))
+    guessed = (clean + 0.5).requires_grad_()
+    weights = torch.ones(2, 1, 16, 8)
+    other = images.look(eye(), vae, guessed, clean, weights)
+    assert images.look(eye(), vae, clean, clean, weights) < 1e-5 < other
+    other.backward()
+    assert guessed.grad is not None and guessed.grad.abs().sum() > 0
+    torch.testing.assert_close(vae.from_latents(clean).div(2).add(0.5).clamp(0, 1), vae.to_pictures(clean))

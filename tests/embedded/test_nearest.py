@@ -45,6 +45,12 @@ def test_an_everyday_word_is_read_as_its_nearest_with_its_colour(prompt: str, tr
         ("a robot without any tattoos", {"tattoo": None}),
         ("a girl in a dress with no polka dots", {"top": "dress", "pattern": None}),
         ("a no-nonsense woman with a hat", {"species": "woman", "headgear": "hat"}),
+        ("an orc with neither a hat nor shoes, in a red coat", {"headgear": None, "footwear": "barefoot", "top": "coat"}),
+        ("a woman, never a sword", {"right_item": None, "left_item": None}),
+        ("a man minus his hat", {"species": "man", "headgear": None}),
+        ("an orc not holding a sword", {"species": "orc", "right_item": None}),
+        ("a robot that doesn't have a shield", {"right_item": None, "left_item": None}),
+        ("not a woman but a man", {"species": "man"}),
         ("a man without a hat and with black boots", {"headgear": None, "footwear": "boots", "footwear_colour": "black"}),
     ],
 )  # fmt: skip
@@ -56,6 +62,63 @@ def test_what_is_not_there_is_not_drawn(prompt: str, traits: dict[str, str | Non
         assert {name: made.get(name) for name in traits if name not in ("top", "headgear_colour")} == {
             name: value for name, value in traits.items() if name not in ("top", "headgear_colour")
         }
+
+
+@pytest.mark.parametrize(
+    ("prompt", "skin"),
+    [
+        ("a green orc woman in a blue coat", "green"),
+        ("the tall green goblin", "green"),
+        ("a green, hooded goblin in a red coat", None),  # said of nothing
+        ("a red demon", "red"),
+        ("a grey wolf with a sword in his left hand", "grey"),
+        ("a steel robot", "grey"),
+        ("a blue and white robot", "white"),
+        ("a light blue alien", "blue"),
+        ("an alien with dark green skin", "green"),
+        ("a man with dark brown skin", "dark"),
+        ("a pale girl in red shoes", "pale"),
+        ("a white woman", "pale"),
+        ("a black woman", "dark"),
+        ("a green orc with grey skin", "grey"),
+        ("a red headed woman", None),
+        ("a blue-eyed girl", None),
+        ("a red haired woman", None),
+        ("a black ninja", None),
+        ("the green knight", None),
+        ("a green hooded goblin", None),
+        ("a purple alien", None),
+    ],
+)  # fmt: skip
+def test_a_colour_before_a_species_is_its_skins_and_before_a_part_of_it_is_not(prompt: str, skin: str | None) -> None:
+    assert parse_prompt(prompt).get("skin") == skin
+    made = parse_prompt(complete_prompt(prompt, 3).text)
+    assert made["skin"] == skin if skin else made["skin"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "hair"),
+    [
+        ("a blonde woman", "blonde"),
+        ("a ginger man", "red"),
+        ("a redhead", "red"),
+        ("a red-headed woman", "red"),
+        ("a brunette girl", "brown"),
+    ],
+)
+def test_what_is_said_of_a_person_may_be_the_hairs_colour(prompt: str, hair: str) -> None:
+    found = parse_prompt(prompt)
+    assert found["hair_colour"] == hair and "skin" not in found
+
+
+def test_no_ponytail_is_another_hair() -> None:
+    assert "hair_style" not in parse_prompt("a woman with no ponytail")
+    assert parse_prompt("a woman with short hair and no braids")["hair_style"] == "short"
+
+
+def test_a_coats_colour_stays_its_own_whatever_stands_between() -> None:
+    found = parse_prompt("an orc in a red quilted coat and a black studded hat")
+    assert (found["top_colour"], found["headgear_colour"], "skin" in found) == ("red", "black", False)
 
 
 def test_known_words_stay_as_they_are() -> None:

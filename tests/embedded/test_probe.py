@@ -12,6 +12,7 @@ from charengine.embedded.probe import (
     cross_view_agreement,
     load_probe,
     probe_data,
+    reading_loss,
     score_images,
     score_sheets,
     sheet_mask,
@@ -50,6 +51,21 @@ def test_training_data_holds_no_heldout_character_and_every_view() -> None:
     assert data.images.dtype == torch.uint8 and data.images.shape == (12, 3, 96, 32)
     assert not is_heldout(data.traits).any()
     assert set(data.views.tolist()) == set(range(len(VIEWS)))
+
+
+def test_figures_in_scenes_are_turned_and_no_view_is_asked_of_one_between_two() -> None:
+    generator = torch.Generator().manual_seed(4)
+    scenes = probe_data(64, generator, "cpu", scenes=True, size=(32, 32))
+    sheets = probe_data(4, generator, "cpu", scenes=False, size=(32, 96))
+    assert 0.3 < scenes.clear.float().mean() < 0.85
+    assert sheets.clear.all()
+    logits = [torch.zeros(2, len(values)) for values in TRAITS.values()] + [torch.tensor([[9.0, 0, 0], [9.0, 0, 0]])]
+    traits, views = torch.zeros(2, len(TRAITS), dtype=torch.long), torch.tensor([0, 2])
+    shown = torch.ones_like(traits, dtype=torch.bool)
+    both, first = (
+        reading_loss(logits, traits, views, torch.tensor(clear), shown) for clear in ([True, True], [True, False])
+    )
+    assert (both - first) * len(logits) == pytest.approx(4.5, abs=0.01)  # the second figure's view is read wrong
 
 
 def test_accuracy_counts_visible_traits_only() -> None:

@@ -256,3 +256,57 @@ def test_the_2511_model_keeps_its_reference_at_time_zero(comfyui: Path, qwen_fol
     editor = load(profile(comfyui, edit=str(file))).editor
     assert editor.variant == "edit_plus"
     assert editor.parts.transformer().config["zero_cond_t"] is True
+
+
+DIFFUSION = "diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors"
+LIGHTNING = "loras/Qwen-Image-Edit-2509-Lightning-8steps-V1.0-bf16.safetensors"
+
+
+def editor_with(comfyui: Path, folder: Path, old: str = "", new: str = "", **changes: object) -> QwenEdit:
+    """The edit model of a copy of the folder in which a file has another name; Lightning is there if it is that one."""
+    root = folder / "ComfyUI"
+    shutil.copytree(comfyui.parent, root)
+    if old:
+        (root / "models" / old).rename(root / "models" / new)
+    if old == DIFFUSION:  # a fused one is taken only where it is named
+        changes["edit"] = str(root / "models" / new)
+    if old != LIGHTNING:
+        (root / "models" / LIGHTNING).unlink()
+    editor = load(profile(root / "models", **changes)).editor
+    assert isinstance(editor, QwenEdit)
+    return editor
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "other"),
+    [
+        (DIFFUSION, "diffusion_models/my_qwen_image_edit_2509.safetensors", False),
+        (DIFFUSION, "diffusion_models/qwen_image_edit_fp8.safetensors", True),  # the first model, another pipeline
+        (DIFFUSION, "diffusion_models/qwen_image_edit_2511_fp8.safetensors", True),  # keeps its reference at time 0
+        (DIFFUSION, "diffusion_models/qwen_image_edit_2509_rapid_4steps.safetensors", True),  # distilled
+        (LIGHTNING, "loras/Qwen-Image-Edit-2509-Lightning-4steps-V1.0.safetensors", True),
+        (LIGHTNING, "loras/Qwen-Image-Edit-2509-Lightning-8steps.safetensors", False),
+    ],
+)
+def test_a_name_by_which_the_same_weights_are_drawn_with_otherwise_makes_other_work(
+    comfyui: Path, tmp_path: Path, old: str, new: str, other: bool
+) -> None:
+    """Else a renamed file would be handed the sheet that was drawn with it in another way."""
+    before, after = editor_with(comfyui, tmp_path / "a", old, old), editor_with(comfyui, tmp_path / "b", old, new)
+    assert (after.fingerprint != before.fingerprint) is other
+
+
+def test_which_of_two_loras_has_which_strength_counts(comfyui: Path, tmp_path: Path) -> None:
+    def fingerprint(name: str, *loras: tuple[str, float]) -> str:
+        own = [{"file": str(files / f"{file}.safetensors"), "strength": strength} for file, strength in loras]
+        return editor_with(comfyui, tmp_path / name, edit_loras=tuple(own)).fingerprint
+
+    files = tmp_path / "loras"
+    one = load_file(comfyui / LIGHTNING)
+    original.write(files / "hair.safetensors", one)
+    original.write(files / "coat.safetensors", {key: value * 2 for key, value in one.items()})
+    first = fingerprint("a", ("hair", 0.5), ("coat", 1.0))
+    assert fingerprint("b", ("coat", 0.5), ("hair", 1.0)) != first
+    assert fingerprint("c", ("hair", 1.0), ("coat", 0.5)) != first
+    (files / "coat.safetensors").rename(files / "blue coat.safetensors")
+    assert fingerprint("d", ("hair", 0.5), ("blue coat", 1.0)) == first

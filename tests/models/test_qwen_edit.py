@@ -14,7 +14,7 @@ from diffusers import QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image, ImageDraw
 
-from charengine.errors import BadInput
+from charengine.errors import BadInput, StageFailed
 from charengine.models.loading import Loaded
 from charengine.models.processor import ImageTextProcessor, fix_position_ids
 from charengine.models.qwen_edit import QwenEdit, dimensions, pack, unpack
@@ -100,6 +100,18 @@ def test_a_template_and_a_reference_are_shown_as_the_stock_edit_plus_pipeline_sh
     assert np.abs(as_array(ours) - as_array(theirs)).max() <= 1
     alone = editor.draw(template, "an orc woman", seed=3, steps=3, guidance=3.0)
     assert not np.array_equal(as_array(ours), as_array(alone))
+
+
+@pytest.mark.parametrize(("part", "called"), [("transformer", "the edit model"), ("vae", "the VAE of the edit model")])
+def test_what_is_no_picture_is_said_and_never_handed_on(
+    editor: QwenEdit, template: Image.Image, part: str, called: str
+):
+    editor.draw(template, "an orc woman", **DRAW)
+    broken = editor._transformer(False).proj_out if part == "transformer" else editor._vae().decoder.conv_out
+    with torch.no_grad():
+        broken.weight.fill_(float("nan"))
+    with pytest.raises(StageFailed, match=rf"{called} answered with no numbers \(NaN\).*float32. Get it again"):
+        editor.draw(template, "an orc woman", **DRAW)
 
 
 @pytest.mark.parametrize("how", [{"variant": "edit"}, {"prompt_style": "plain"}], ids=["edit", "plain"])

@@ -185,6 +185,24 @@ def test_a_trace_does_not_depend_on_its_batch_and_without_guidance_nothing_is_ne
     torch.testing.assert_close(apart.noisy, together.noisy, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("part", "called"), [("unet", "U-Net"), ("vae", "VAE")])
+def test_a_picture_that_a_model_answers_with_no_numbers_is_black_and_said_so(
+    sdxl: SDXL, caplog: pytest.LogCaptureFixture, part: str, called: str
+):
+    def drawn() -> list[Image.Image]:
+        text = sdxl.encode_prompts(["an orc woman", "a robot"])
+        return sdxl.sample(text, sdxl.encode_prompts([""]), seeds=[1, 2], size=(64, 64), steps=2, guidance=3.0)
+
+    with caplog.at_level(logging.WARNING):
+        assert all(image.getbbox() for image in drawn()) and not caplog.records
+        broken = sdxl.unet().conv_out if part == "unet" else sdxl._vae().decoder.conv_out
+        with torch.no_grad():
+            broken.weight.fill_(float("nan"))
+        assert [image.getbbox() for image in drawn()] == [None, None]
+    assert f"2 of 2 pictures are black: the {called} answered with no numbers (NaN)" in caplog.text
+    assert "get its file again" in caplog.text
+
+
 def test_latents_are_the_scaled_posterior_and_decode_back(sdxl: SDXL, pipeline: StableDiffusionXLPipeline):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)

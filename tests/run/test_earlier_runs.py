@@ -10,7 +10,7 @@ import torch
 from run_samples import sample_run
 
 from charengine.adapter.files import save_adapter
-from charengine.run.earlier_runs import description
+from charengine.run.earlier_runs import character_name, description
 from charengine.store import Store
 
 
@@ -24,8 +24,10 @@ def test_a_run_and_a_file_of_ours_say_what_the_character_looks_like(tmp_path: Pa
     run = sample_run(Store(tmp_path / "store"))
     (tmp_path / "run.json").write_text(run.model_dump_json())
     assert description(tmp_path) == description(tmp_path / "run.json") == run.prompt
+    assert character_name(tmp_path) == run.name
     recipe = json.dumps({"character": {"name": "Zorga", "prompt": "an orc in a blue coat"}})
     assert description(file_with(recipe, tmp_path)) == "an orc in a blue coat"
+    assert character_name(file_with(recipe, tmp_path)) == "Zorga"
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,14 @@ def test_a_run_and_a_file_of_ours_say_what_the_character_looks_like(tmp_path: Pa
 )  # fmt: skip
 def test_a_file_that_says_nothing_usable_is_swept_without(recipe: str, tmp_path: Path) -> None:
     assert description(file_with(recipe, tmp_path)) == ""
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["", "not json", "[]", "7", '{"character": 7}', '{"character": {"name": ["Zorga"]}}',
+     '{"character": {"name": "../zorga"}}', json.dumps({"character": {"name": "zo\x1b[2Jrga"}})],
+)  # fmt: skip
+def test_a_file_whose_character_has_no_name_that_a_character_can_have_is_named_by_its_trigger(
+    recipe: str, tmp_path: Path
+) -> None:
+    assert character_name(file_with(recipe, tmp_path)) == ""

@@ -8,9 +8,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from run_samples import sample_run
 from sweep_samples import adapter_file
 
+from charengine.adapter.files import save_adapter
 from charengine.errors import BadInput
 from charengine.machine.home import Home
 from charengine.machine.known_runs import note_run
@@ -79,6 +81,14 @@ def test_a_run_of_an_earlier_version_gets_its_sidecars_with_the_strength_of_thei
     assert json.loads(found["recipe.json"]) == {"class_noun": "orc"}
     card = found["README.md"].decode()
     assert run.recommended_prompt in card and "zorgax_recommended.safetensors" in card
+
+
+@pytest.mark.parametrize("recipe", ["", "not json", "7"])
+def test_an_adapter_whose_recipe_cannot_be_read_is_handed_over_without(home, store, tmp_path, recipe: str) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    damaged = save_adapter({"lora_unet_x.alpha": torch.tensor(8.0)}, {"charengine.recipe": recipe})
+    (folder / "adapters/zorgax_recommended.safetensors").write_bytes(damaged)
+    assert contents(folder, store)["recipe.json"] == b"{}"
 
 
 def test_what_lies_beside_the_adapters_already_is_handed_over_as_it_is(home, store, tmp_path) -> None:

@@ -34,7 +34,7 @@ from charengine.records import (
     ViewRecord,
     ViewsRecord,
 )
-from charengine.run.keys import stage_key
+from charengine.run.keys import stage_key, stage_recipe
 from charengine.stage import Stage
 from charengine.stages.caption import CAPTION
 from charengine.stages.crop import CROP
@@ -42,7 +42,7 @@ from charengine.stages.expand.stage import EXPAND
 from charengine.stages.report.page import REPORT
 from charengine.stages.sheet.draw import DRAWN_SHEET
 from charengine.stages.sheet.given import GIVEN_SHEET
-from charengine.stages.sheet.reference import LOOK
+from charengine.stages.sheet.reference import LOOK, ReferenceRecord
 from charengine.stages.sweep.stage import SWEEP
 from charengine.stages.train.stage import TRAIN
 
@@ -410,13 +410,17 @@ def changed_profile(setting: str, value: Any) -> Profile:
     )
 
 
-@pytest.mark.parametrize("setting", OTHER_VALUES)
-def test_a_setting_makes_its_own_stage_again_and_no_other(
-    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder and the file that settings of the table name, where one stands."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "classes").mkdir()
     (tmp_path / "classes/a.png").write_bytes(b"a woman")
+
+
+@pytest.mark.parametrize("setting", OTHER_VALUES)
+@pytest.mark.usefixtures("classes")
+def test_a_setting_makes_its_own_stage_again_and_no_other(setting: str) -> None:
     section = setting.partition(".")[0]
     wanted = NOT_OF_ITS_SECTION.get(setting, set() if section == "models" else {section})  # models: by fingerprint
     profile = changed_profile(setting, OTHER_VALUES[setting])
@@ -440,6 +444,55 @@ def test_what_a_setting_names_counts_by_its_content(setting: str, tmp_path: Path
 
 def test_the_table_names_every_setting() -> None:
     assert sorted(OTHER_VALUES) == sorted(setting_names())
+
+
+# --- what a stage's own files say of how they were made ---------------------------------------------------------------
+
+
+def recipe(name: str, *, character: Character = GRISHA, profile: Profile = PROFILE, models: Any = MODELS) -> Any:
+    return stage_recipe(INPUTS[name][0], character, profile, models)
+
+
+@pytest.mark.parametrize("setting", sorted(set(OTHER_VALUES) - {"models.family"}))  # goes with the models' fingerprints
+@pytest.mark.usefixtures("classes")
+def test_a_setting_that_makes_a_stage_again_stands_in_its_files_and_another_does_not(setting: str) -> None:
+    """What a file says counts in its digest, and so in the key of whatever reads it: equal keys must make equal files."""
+    profile = changed_profile(setting, OTHER_VALUES[setting])
+    assert {name for name in INPUTS if recipe(name, profile=profile) != recipe(name)} == made_again(profile=profile)
+
+
+@pytest.mark.parametrize("field", CHARACTER)
+def test_a_field_of_the_character_stands_in_the_files_of_the_stages_that_read_it(field: str) -> None:
+    other = GRISHA.model_copy(update={field: CHARACTER[field][0]})
+    assert {name for name in INPUTS if recipe(name, character=other) != recipe(name)} == made_again(character=other)
+
+
+@pytest.mark.parametrize("model", USED_BY)
+def test_a_model_stands_in_the_files_of_the_stages_that_use_it(model: str) -> None:
+    another = SimpleNamespace(fingerprint="another", sampling_fingerprint="another")
+    other = SimpleNamespace(**{**vars(MODELS), model: another})
+    assert {name for name in INPUTS if recipe(name, models=other) != recipe(name)} == USED_BY[model]
+
+
+def test_a_file_of_the_user_s_stands_there_by_its_content_wherever_it_lies(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "start.safetensors").write_bytes(b"adapter")
+    one, two = (
+        recipe("train", profile=changed_profile("train.continue_from", str(tmp_path / name / "start.safetensors")))
+        for name in ("one", "two")
+    )
+    assert one == two != recipe("train")
+
+
+def test_a_recipe_says_settings_models_seed_and_engine_by_stage() -> None:
+    told = recipe("train")
+    assert told["character"] == {"name": "Grisha", "prompt": "an orc woman"}
+    assert set(told["profile"]) == {"models", "train"} and told["profile"]["models"] == {"family": "embedded"}
+    assert told["profile"]["train"]["steps"] == 300
+    assert (told["models"], told["seeds"]) == ({"train": {"diffusion": "diffusion-1"}}, {"train": 42})
+    assert told["engine_version"] == "0.1.0"
+    assert recipe("report")["profile"] == {"models": {"family": "embedded"}}
 
 
 # --- what a stage takes from the one before ---------------------------------------------------------------------------
@@ -607,10 +660,31 @@ def test_each_part_of_an_input_makes_the_stage_again_or_does_not(table: str) -> 
     assert found == {place: wanted for place, (_, wanted) in rows.items()}
 
 
+REFERENCE = ReferenceRecord(image=ref("a"), box=None, background=None, class_noun="orc", description="an orc woman")
+REFERENCE_ROWS: Rows = {
+    **under("image", REF),
+    "box": ((0, 0, 8, 8), True),
+    "background": ((255, 255, 255), True),
+    "class_noun": ("elf", True),
+    "description": ("an elf", True),
+    "warnings": (("odd",), False),
+}
+
+
+def test_each_part_of_a_reference_makes_its_sheet_again_or_does_not() -> None:
+    assert key("sheet", REFERENCE) != key("sheet")
+    found = {
+        place: key("sheet", changed(REFERENCE, place, value)) != key("sheet", REFERENCE)
+        for place, (value, _) in REFERENCE_ROWS.items()
+    }
+    assert found == {place: wanted for place, (_, wanted) in REFERENCE_ROWS.items()}
+
+
 @pytest.mark.parametrize(
     ("kind", "rows"),
     [
         (Ref, REF),
+        (ReferenceRecord, REFERENCE_ROWS),
         (SheetRecord, SHEET_ROWS),
         (ViewRecord, VIEW),
         (ViewsRecord, VIEWS_ROWS),

@@ -66,6 +66,24 @@ def test_a_folder_counts_by_names_and_contents(tmp_path: Path) -> None:
     assert path_digest(tmp_path / "here") != path_digest(tmp_path / "there")
 
 
+def test_what_lies_deeper_in_a_folder_counts_with_its_place(tmp_path: Path) -> None:
+    for name in ("here", "there", "flat"):
+        (tmp_path / name / "10_woman").mkdir(parents=True)
+        (tmp_path / name / "10_woman" / "a.png").write_bytes(b"a")
+    digests = [path_digest(tmp_path / name) for name in ("here", "there")]
+    assert digests[0] == digests[1]
+    (tmp_path / "there" / "10_woman" / "a.png").write_bytes(b"b")
+    (tmp_path / "flat" / "10_woman" / "a.png").rename(tmp_path / "flat" / "a.png")
+    assert len({digests[0], path_digest(tmp_path / "there"), path_digest(tmp_path / "flat")}) == 3
+
+
+def test_a_file_of_ones_home_may_be_named_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one.png").write_bytes(b"pixels")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert key("train.continue_from=~/one.png") == key(f"train.continue_from={tmp_path / 'one.png'}")
+
+
 def test_another_process_makes_the_same_key() -> None:
     code = (
         "from types import SimpleNamespace as N; from charengine.config import Character; "

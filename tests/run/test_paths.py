@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from charengine.config import Profile
 from charengine.machine import home as home_module
 from charengine.machine.home import STARTED_BY_WORKER, WORK_FOLDER, Home, work_folder
 from charengine.run.cast import check_cast
+from charengine.run.paths import profile_as_named
 from charengine.run.request import RunRequest, check
 
 
@@ -112,3 +114,48 @@ def test_a_command_starts_where_the_user_stands(work: Path, monkeypatch: pytest.
     monkeypatch.delenv(WORK_FOLDER)
     monkeypatch.delenv(STARTED_BY_WORKER)
     assert work_folder() == Path.cwd() != work
+
+
+class Asked(Exception):
+    """Carries what a sweep or a training was about to be made with."""
+
+
+def test_a_sweep_from_the_page_names_its_profile_and_the_files_in_it_in_the_work_folder(
+    work: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.sweep as flow
+
+    def stop(place: Path, store: object, profile: Profile, **_: object) -> None:
+        raise Asked(place, profile)
+
+    monkeypatch.setattr(flow, "sweep_inputs", stop)
+    with pytest.raises(Asked) as asked:
+        flow._swept("runs/aya", "", "", "", "", 42, "mine.yaml", ["models.sdxl=sdxl"], "")
+    place, profile = asked.value.args
+    assert place == work / "runs/aya"
+    assert (profile.train.steps, profile.train.continue_from) == (17, f"{work}/start.safetensors")
+    assert profile.models.sdxl == f"{work}/sdxl"
+
+
+def test_a_stage_by_command_finds_the_same_files_as_a_run(
+    work: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from charengine.cli import stages
+
+    (work / "ours.safetensors").write_bytes(b"")
+    monkeypatch.setenv("HOME", str(work))
+    monkeypatch.setattr(stages, "listen", lambda: None)
+    profile, _ = stages._opened("mine.yaml", ["train.continue_from=~/ours.safetensors"], work / "adapters")
+    assert (profile.train.steps, profile.train.continue_from) == (17, f"{work}/ours.safetensors")
+
+
+def test_a_lora_of_the_edit_model_may_be_named_from_the_work_folder_or_by_its_name_alone(
+    work: Path, home: Home
+) -> None:
+    (work / "hair.safetensors").write_bytes(b"")
+    named = "models.edit_loras=[hair.safetensors, {file: elsewhere.safetensors, strength: 0.5}]"
+    loras = profile_as_named("embedded", [named]).models.edit_loras
+    assert [(lora.file, lora.strength) for lora in loras] == [
+        (f"{work}/hair.safetensors", 1.0),
+        ("elsewhere.safetensors", 0.5),  # in a loras folder
+    ]

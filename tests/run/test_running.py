@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +21,12 @@ from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
 from charengine.profiles.loading import load_profile
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, Ref, ReportRecord
+from charengine.run.keys import stage_recipe
 from charengine.run.running import key_of, peak_rss_gib, run
 from charengine.run.workspace import Workspace
 from charengine.stage import Given, NotDeclared, Stage
 from charengine.stages.train.stage import smaller_plan
+from charengine.tracking.protocol import NullTracker
 
 GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman", trigger="griqul")
 
@@ -34,8 +37,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return workspace_in(Home(tmp_path / "home"))
 
 
-def workspace_in(home: Home) -> Workspace:
-    made = Workspace(GRISHA, load_profile("embedded"), home)
+def workspace_in(home: Home, *overrides: str) -> Workspace:
+    made = Workspace(GRISHA, load_profile("embedded", list(overrides)), home)
     made.__dict__["models"] = SimpleNamespace(
         **{name: Model(name) for name in ("editor", "captioner", "diffusion", "embedder")}
     )
@@ -75,7 +78,7 @@ def test_a_kept_result_that_is_not_whole_is_made_again(workspace: Workspace, dam
     if damage == "gone":
         blob.unlink()
     elif damage == "changed":
-        blob.write_bytes(b"b")
+        blob.write_bytes(b"gape")  # as long as before
     else:
         (workspace.home.store / "results" / f"{key_of(stage, workspace)}.json").write_text("{}")
     assert run(stage, workspace) == record
@@ -135,6 +138,18 @@ def test_work_can_read_what_its_stage_declares_and_nothing_else(workspace: Works
             undeclared()
 
 
+def test_the_files_of_a_stage_say_what_it_read_so_that_another_stages_setting_changes_no_byte(tmp_path: Path) -> None:
+    stage, calls = counted(character=("prompt",), models=("captioner",), settings="caption")
+    changes = ((), ("sheet.steps=17", "sweep.seeds=3"), ("caption.max_tags=41",))
+    places = [workspace_in(Home(tmp_path / str(number)), *change) for number, change in enumerate(changes)]
+    keys = [key_of(stage, place) for place in places]
+    for place in places:
+        run(stage, place)
+    assert keys[0] == keys[1] != keys[2]
+    assert calls[0].recipe == calls[1].recipe != calls[2].recipe
+    assert calls[0].recipe == stage_recipe(stage, GRISHA, places[0].profile, places[0].models)
+
+
 def test_declared_models_are_freed_after_work_and_after_failure(workspace: Workspace) -> None:
     stage, _ = counted([BadInput("x")], models=("editor", "embedder"))
     with pytest.raises(BadInput):
@@ -156,6 +171,64 @@ def test_work_with_models_takes_the_gpu_and_work_without_does_not(
     run(counted(gpu=True)[0], workspace)
     run(counted(version=2)[0], workspace)
     assert slots == [torch.device("cpu"), None]
+
+
+def test_work_is_done_with_the_threads_that_its_family_works_with(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another number makes other bytes; the caller's own is what it was afterwards."""
+    from contextlib import contextmanager
+
+    from charengine.run import running
+
+    told: list[object] = []
+
+    @contextmanager
+    def threads(count: int) -> Iterator[None]:
+        told.append(count)
+        yield
+        told.append("given back")
+
+    monkeypatch.setattr(running, "usual_threads", {"embedded": 5}.__getitem__)
+    monkeypatch.setattr(running, "working_threads", threads)
+
+    def work(given: Given) -> ReportRecord:
+        told.append("work")
+        return page(given)
+
+    run(Stage(name="crop", version=1, makes=ReportRecord, work=work), workspace)
+    run(long_stage(work), workspace)
+    assert told == [5, "work", "given back"] * 2
+
+
+def test_the_run_of_long_work_is_found_again_by_its_key_and_has_its_settings(workspace: Workspace) -> None:
+    opened: list[tuple[str, str, object, object]] = []
+
+    class Parent(NullTracker):
+        def child(self, name, *, key, params=None, tags=None):  # type: ignore[no-untyped-def]
+            opened.append((name, key, params, tags))
+            return self
+
+    workspace._tracker = Parent()
+    run(long_stage(page), workspace)
+    [(name, key, params, tags)] = opened
+    assert (name, key) == ("train", key_of(long_stage(page), workspace))
+    assert params == workspace.profile.train.params("train") and tags == {"charengine.kind": "train"}
+
+
+def test_what_a_run_has_made_or_taken_counts_as_used_now_so_that_it_is_not_cleared_away(workspace: Workspace) -> None:
+    first, _ = counted()
+    second, _ = counted(name="expand")
+    places = [workspace.home.store / "results" / f"{key_of(stage, workspace)}.json" for stage in (first, second)]
+    for stage in (first, second):
+        run(stage, workspace)
+    for place in places:
+        os.utime(place, (1, 1))
+    run(second, workspace)  # the first belongs to the same run
+    assert all(place.stat().st_mtime > time.time() - 600 for place in places)
+    os.utime(places[1], (1, 1))
+    run(second, workspace_in(workspace.home))  # taken by a run that made nothing
+    assert places[1].stat().st_mtime > time.time() - 600
 
 
 def test_long_work_is_tracked_and_keeps_state_under_its_key(workspace: Workspace) -> None:

@@ -29,6 +29,11 @@ MODELS: Any = SimpleNamespace(
 DATASET: Any = SimpleNamespace(
     digest="d" * 64, trigger="griqul", class_noun="orc woman", views=SimpleNamespace(added=("green skin",))
 )
+RECIPE = {
+    "engine_version": "0.1.0",
+    "character": {"trigger": "griqul", "class_noun": "orc woman"},
+    "dataset_digest": "d" * 64,
+}
 TOLD = "an orc woman, green skin"  # the prompt, and what the sheet was told beside it
 
 
@@ -124,7 +129,7 @@ def test_training_has_the_seed_the_state_and_the_recipe_and_its_run_the_data_set
     train_stage.TRAIN.work(handed(train_stage.TRAIN, tracker=tracker), DATASET)
     assert calls.positional == (DATASET, PROFILE.train, "diffusion", "store")
     assert (calls.named["seed"], calls.named["state_dir"]) == (7, Path("state"))
-    assert calls.named["recipe"] == {"engine_version": "0.1.0"}
+    assert calls.named["recipe"] == RECIPE
     assert calls.named["description"] == TOLD
     assert calls.named["tracker"] is tracker and calls.named["should_stop"]()
     assert logged == [("griqul", "d" * 64, {"trigger": "griqul", "class_noun": "orc woman"})]
@@ -140,7 +145,7 @@ def test_the_sweep_has_the_seed_and_writes_the_data_set_into_its_recipe(
     assert calls.positional == ("training", DATASET, PROFILE.sweep, "diffusion", "embedder", "store")
     assert calls.named["seed"] == 7 and calls.named["should_stop"]()
     assert (calls.named["reader"], calls.named["description"]) == ("reader", TOLD)
-    assert calls.named["recipe"] == {"engine_version": "0.1.0", "dataset_digest": "d" * 64}
+    assert calls.named["recipe"] == RECIPE
     pick = words.Pick("training", "made", PROFILE.sweep, "diffusion", "store", 7)  # type: ignore[arg-type]
     assert found.positional == (pick, TOLD, "reader")
     assert found.named["should_stop"]()

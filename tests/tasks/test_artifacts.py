@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from run_samples import sample_extra, sample_run, told_apart, with_words
 
+from charengine.config import Profile
 from charengine.records import ExpansionRecord, RunRecord
 from charengine.store import Store
 from tasks import artifacts
 from tasks.summary import summary
+from tasks.sweep import register_pick
 
 
 @pytest.fixture
@@ -117,3 +119,28 @@ def test_more_views_are_a_table_with_identity_and_threshold_apart(run: RunRecord
     }
     assert [row["fate"] for row in shown["zorga-more-views"]] == ["refused", "trained"]
     assert "pose-1" not in shown and shown["pose-2"] == kept.image
+
+
+def test_the_pick_is_registered_with_its_own_numbers_and_its_own_file(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    run = told_apart(sample_run(store))
+    told: list[Any] = []
+
+    def register(*given: Any, **more: Any) -> None:
+        told.append((given, more))
+
+    workspace: Any = SimpleNamespace(
+        slug="zorga",
+        store=store,
+        character=SimpleNamespace(name="Zorga", prompt="an orc"),
+        profile=Profile(name="sample"),
+        tracker=SimpleNamespace(register_pick=register),
+    )
+    register_pick(workspace, run.sweep, run.dataset)
+    [((name, data, step, strength, metrics), more)] = told
+    assert (name, data) == ("character-zorga", store.get(run.sweep.recommended_adapter))
+    assert (step, strength) == (200, 0.6)
+    picked = run.sweep.pick.metrics
+    assert metrics == {"identity": picked.identity, "adherence": picked.adherence, "score": picked.score}
+    assert len(set(metrics.values())) == 3 and metrics["score"] != run.sweep.pick.baseline.score
+    assert (more["facts"]["character"], more["facts"]["prompt"]) == ("Zorga", "an orc")

@@ -38,7 +38,7 @@ def train_judge(run: Run, minutes: float, name: str = "probe") -> None:
         old = pools[k]
         pools[k] = source.ProbeData(
             torch.cat([old.images, fresh.images])[-room:], torch.cat([old.traits, fresh.traits])[-room:],
-            torch.cat([old.views, fresh.views])[-room:],
+            torch.cat([old.views, fresh.views])[-room:], torch.cat([old.clear, fresh.clear])[-room:],
         )  # fmt: skip
 
     fill = Clock(run.scale(200, 0) / 600 * min(1.0, minutes / 3))
@@ -49,11 +49,11 @@ def train_judge(run: Run, minutes: float, name: str = "probe") -> None:
     batch = run.scale(192, 2)
 
     def step(
-        images: torch.Tensor, traits: torch.Tensor, views: torch.Tensor, mask: torch.Tensor
+        images: torch.Tensor, traits: torch.Tensor, views: torch.Tensor, clear: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
-            logits = model(images)
-        loss = source.reading_loss([x.float() for x in logits], traits, views, mask)
+            logits = model(source.augment(images.float() / 255, generator))
+        loss = source.reading_loss([x.float() for x in logits], traits, views, clear, mask)
         loss.backward()
         return (loss.detach(),)
 
@@ -62,9 +62,8 @@ def train_judge(run: Run, minutes: float, name: str = "probe") -> None:
     while clock.progress < 1:
         data = rng.choices(pools, weights=(3, 1, 1, 3)[: len(pools)])[0]
         pick = torch.randint(0, len(data.images), (batch,), generator=generator).to(device)
-        images = source.augment(data.images[pick].float() / 255, generator)
-        traits, views = data.traits[pick], data.views[pick]
-        (loss,) = train_step(images.shape, images, traits, views, visible_mask(traits, views))
+        images, traits, views = data.images[pick], data.traits[pick], data.views[pick]
+        (loss,) = train_step(images.shape, images, traits, views, data.clear[pick], visible_mask(traits, views))
         optimiser.step()
         refill.tick()
         if clock.step % run.every(200) == 0:
@@ -85,12 +84,12 @@ def measure(run: Run, log: Log, model: source.Probe, scenes: bool, size: tuple[i
     generator = torch.Generator().manual_seed(995)
     test = source.probe_data(run.scale(600, 2), generator, run.device, scenes=scenes, size=size, split="heldout")
     reading = source.score_images(model, test.images.float() / 255)
-    traits, views = test.traits.cpu(), test.views.cpu()
+    traits, views, clear = test.traits.cpu(), test.views.cpu(), test.clear.cpu()
     mask = visible_mask(traits, views)
     by_trait = {k: round(v, 4) for k, v in source.trait_accuracies(reading.traits, traits, mask).items()}
     log.write(
         event="measured", size=size, accuracy=source.trait_accuracy(reading.traits, traits, mask),
-        views=source.view_accuracy(reading.views, views), by_trait=by_trait,
+        views=source.view_accuracy(reading.views[clear], views[clear]), by_trait=by_trait,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ class Autoencoder:
         """Pictures (n, 3, h, w) from raw latents, not clamped as `decode` does: a clamped pixel has no gradient."""
         pictures: torch.Tensor = self.decoder(self.model.post_quant_conv(self._frames(latents)))
         return pictures[:, :, 0] if self.kind == "qwen" else pictures
+
+    def from_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures (n, 3, h, w), about [-1, 1], of normalised latents, for a gradient to go through."""
+        mean, std = self.scales
+        return self.rebuild(latents.float() * std + mean)
+
+    @cached_property
+    def scales(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The statistics where the model is: what comes from the host cannot be captured."""
+        return self._facts(next(self.model.parameters()))
 
     def _frames(self, stills: torch.Tensor) -> torch.Tensor:
         return stills.unsqueeze(2) if self.kind == "qwen" else stills

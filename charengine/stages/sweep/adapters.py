@@ -9,7 +9,7 @@ from typing import Any
 
 from charengine.adapter.files import check_values, load_adapter, save_adapter
 from charengine.adapter.header import read_metadata
-from charengine.adapter.metadata import told_by
+from charengine.adapter.metadata import recipe_after, told_by
 from charengine.adapter.rescaling import rescale
 from charengine.errors import BadInput, ConfigError
 from charengine.records import AdapterRecord, CellMetrics, CheckpointRecord
@@ -71,7 +71,5 @@ def recommended(data: bytes, picked: CellMetrics, recipe: dict[str, Any] | None)
     tensors, metadata = load_adapter(data)
     metadata["charengine.pick"] = picked.model_dump_json(exclude={"mlflow_run_id"})
     if recipe is not None:
-        trained_on = told_by(metadata).recipe.get("machines")
-        machines = {"machines": trained_on} if trained_on else {}
-        metadata["charengine.recipe"] = json.dumps({**recipe, **machines}, sort_keys=True)
+        metadata["charengine.recipe"] = json.dumps(recipe_after(told_by(metadata).recipe, recipe), sort_keys=True)
     return save_adapter(tensors, metadata), doubts

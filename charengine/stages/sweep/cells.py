@@ -49,6 +49,11 @@ class Cell:
         """How many were drawn."""
         return sum(part.identity.shape[1] for part in self.parts)
 
+    @property
+    def black(self) -> int:
+        """How many pictures are black all over, as where the U-Net answers with NaN."""
+        return sum(thumb.getbbox() is None for thumb in self.thumbs.values())
+
 
 class UnitRecord(Record):
     """A finished unit of a sweep that is not."""

@@ -63,8 +63,22 @@ def conclude(session: Session, recipe: dict[str, Any] | None, told: tuple[str, .
         adapter=store.put(store.get(session.training.checkpoints[-1].adapter), f"{file_stem(trigger)}.safetensors"),
         recommended_adapter=store.put(as_picked, f"{file_stem(trigger)}_recommended.safetensors"),
         mlflow_run_id=session.tracker.run_id,
-        warnings=(*told, *choice.warnings, *doubt, *scale_warnings(session.scale)),
+        warnings=(*told, *_black(session), *choice.warnings, *doubt, *scale_warnings(session.scale)),
     )
+
+
+def _black(session: Session) -> tuple[str, ...]:
+    """Which cells have pictures that are none."""
+    told = []
+    for index, cell in sorted(session.cells.items()):
+        if cell.black:
+            step, strength = session.grid[index]
+            place = f"step {step} at strength {strength:g}" if step else "strength 0"
+            told.append(
+                f"{place}: {cell.black} of {len(cell.thumbs)} pictures are black, as where the U-Net answers with no numbers (NaN), and "
+                "count as they are; leave that strength out of sweep.strengths, or train with a lower train.learning_rate"
+            )
+    return tuple(told)
 
 
 def log_cells(session: Session) -> None:

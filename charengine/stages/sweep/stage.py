@@ -7,6 +7,7 @@ from charengine.stage import Given, Stage
 
 
 def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> SweepRecord:
+    from charengine.adapter.metadata import recipe_of_dataset
     from charengine.language.phrases import with_traits
     from charengine.stages.sweep.sweep import sweep_adapter
     from charengine.stages.sweep.words import Pick, find_words
@@ -23,7 +24,7 @@ def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> Swee
         description=description,
         seed=given.seed,
         tracker=given.tracker,
-        recipe={**given.recipe, "dataset_digest": dataset.digest},
+        recipe=recipe_of_dataset(given.recipe, dataset.trigger, dataset.class_noun, dataset.digest),
         should_stop=given.should_stop,
         key=given.key,
         on_drawn=given.on_drawn,

@@ -16,7 +16,7 @@ import torch
 
 from charengine.adapter.network import examine_adapter
 from charengine.config import SweepSettings
-from charengine.errors import Interrupted
+from charengine.errors import Interrupted, StageFailed
 from charengine.likeness.metrics import CellScores
 from charengine.likeness.scoring import score_cell
 from charengine.pictures import open_image
@@ -86,26 +86,30 @@ def sweep_adapter(
     Raises:
         Interrupted: `should_stop` said so, and `keep_cut` is off or no cell was finished.
         BadInput: `sweep.pictures` is not enough for strength 0 and one cell.
+        StageFailed: the base model draws black pictures.
     """
     reading = _reading(training, settings, reader, description)
     kept = KeptUnits(store, key)
     session = open_session(training, dataset, settings, diffusion, embedder, store, seed, tracker, kept, reading)
     left_out = _examine(session)
     _begin_reading(session, dataset)
-    cut: tuple[str, ...] = ()
     whole = _run(session, should_stop, on_drawn)
-    if not whole:
-        drawn = len(session.cells) - (BASE in session.cells)
-        if not (keep_cut and drawn):
-            raise Interrupted(f"sweep stopped after {drawn} cells")
-        of = f" of {len(session.grid) - 1}" if settings.design == "grid" else ""
-        cut = (f"the sweep was cut after {drawn}{of} cells: the pick is among these alone",)
+    cut = () if whole else (_cut(session, keep_cut),)
     _end_reading(session, dataset)
     if whole:
         log_cells(session)
     found = conclude(session, recipe, (*left_out, *cut))
     embedder.unload()  # whoever reads pictures next needs the room
     return found
+
+
+def _cut(session: Session, keep_cut: bool) -> str:
+    """What is said of a sweep that was told to stop; Interrupted where nothing is to be concluded from it."""
+    drawn = len(session.cells) - (BASE in session.cells)
+    if not (keep_cut and drawn):
+        raise Interrupted(f"sweep stopped after {drawn} cells")
+    of = f" of {len(session.grid) - 1}" if session.settings.design == "grid" else ""
+    return f"the sweep was cut after {drawn}{of} cells: the pick is among these alone"
 
 
 def _reading(
@@ -248,6 +252,11 @@ def _keep(session: Session, unit: Unit, found: ScoredCell) -> None:
     cell.parts.append(found.scores)
     cell.images |= found.images
     cell.thumbs |= {(row, unit.seeds[column]): thumb for (row, column), thumb in found.thumbs.items()}
+    if unit.cell == BASE and cell.black == len(cell.thumbs):
+        raise StageFailed(
+            "every picture of the base model is black, so nothing can be compared with it: its U-Net or its VAE answers with no numbers "
+            "(NaN). Get models.sdxl again, or take another checkpoint, or models.sdxl_vae"
+        )
     step, strength = session.grid[unit.cell]
     log.info("sweep: step %d strength %g: %d seeds", step, strength, cell.seeds)
     if session.settings.design == "grid" and not (session.reading and session.settings.traits == "end"):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from charengine.adapter.files import load_adapter, save_adapter
+from charengine.adapter.header import with_metadata
 from charengine.adapter.merging import AdapterMerger
 from charengine.config import SweepSettings
 from charengine.errors import Interrupted
@@ -133,11 +133,14 @@ def find_words(
 
 def with_words(data: bytes, words: Words) -> bytes:
     """An adapter file whose metadata says the recommended prompt and the traits that the trigger brings."""
-    tensors, metadata = load_adapter(data)
-    metadata["charengine.recommended_prompt"] = words.recommended_prompt
-    metadata["charengine.traits"] = json.dumps(words.shares)
-    metadata["modelspec.usage_hint"] = f"begin the prompt with {words.recommended_prompt!r}"
-    return save_adapter(tensors, metadata)
+    return with_metadata(
+        data,
+        {
+            "charengine.recommended_prompt": words.recommended_prompt,
+            "charengine.traits": json.dumps(words.shares),
+            "modelspec.usage_hint": f"begin the prompt with {words.recommended_prompt!r}",
+        },
+    )
 
 
 def _shares(

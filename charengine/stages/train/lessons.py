@@ -10,6 +10,7 @@ negative prompt, where the adapter should change nothing.
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -20,10 +21,12 @@ import torch
 from torch import Tensor
 
 from charengine.config import TrainSettings
+from charengine.errors import StageFailed
 from charengine.language.phrases import fitting
 from charengine.language.traits import VIEW_TAGS
 from charengine.models import Diffusion
 from charengine.records import DatasetRecord
+from charengine.stages.train.machines import Machine, this_machine
 from charengine.writing import write_atomically
 
 log = logging.getLogger(__name__)
@@ -94,6 +97,9 @@ def draw_lessons(
         settings: how many, how large, with how much emphasis.
         diffusion: the base model, no adapter on it.
         seed: of poses, places and noise.
+
+    Raises:
+        StageFailed: the base model answers with NaN.
     """
     usage, noun = diffusion.usage, dataset.class_noun
     ends = _ends(settings.distill, seed)
@@ -117,6 +123,11 @@ def draw_lessons(
         guidance=GUIDANCE,
     )
     diffusion.unload("vae")
+    if not (trace.prompted.isfinite().all() and trace.beside.isfinite().all() and trace.negative.isfinite().all()):
+        raise StageFailed(
+            "the base model's U-Net answered with no numbers (NaN) while it drew the lessons: its file (models.sdxl) is damaged, or too "
+            f"much for {str(diffusion.dtype).removeprefix('torch.')}. Get it again, or take another checkpoint"
+        )
     told = trace.prompted + settings.distill_emphasis * (trace.prompted - trace.beside)
     effect = (told - trace.negative).float().square().mean((1, 2, 3, 4))
     weight = effect.mean() / effect.clamp(min=1e-12)
@@ -149,8 +160,20 @@ def kept_lessons(folder: Path, key: str, device: torch.device, draw: Callable[[]
         log.debug("no lessons in %s: %s", path, error)
     lessons = draw()
     held = {name: tensor.cpu().contiguous() for name, tensor in lessons.tensors().items()}
-    write_atomically(path, save(held, {"key": key}))
+    write_atomically(path, save(held, {"key": key, "machine": json.dumps(this_machine(device, 0))}))
     return lessons
+
+
+def drawn_on(folder: Path, key: str) -> list[Machine]:
+    """Where the lessons that lie in `folder` for this training were drawn; empty when there are none. No tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / FILE, "pt") as file:
+            told = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return []
+    return [json.loads(told["machine"])] if told.get("key") == key and "machine" in told else []
 
 
 def _ends(count: int, seed: int) -> list[str]:

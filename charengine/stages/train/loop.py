@@ -28,7 +28,7 @@ from charengine.stage import Progress
 from charengine.stages.train.clock import Clock
 from charengine.stages.train.curve import as_csv, last_of_views, losses_of_step, smoothed
 from charengine.stages.train.data import TrainingData, encode_dataset
-from charengine.stages.train.lessons import draw_lessons, kept_lessons
+from charengine.stages.train.lessons import draw_lessons, drawn_on, kept_lessons
 from charengine.stages.train.machines import moved, threads_of, with_this
 from charengine.stages.train.plan import RESERVE_GIB, Plan, memory_cap
 from charengine.stages.train.sampler import groups_of_step
@@ -79,7 +79,7 @@ def train_adapter(
         seed: of the initial adapter and of all noise.
         state_dir: where the resumable state lives; the same call finds it there and continues, bit for bit.
         tracker: the run that losses, parameters and checkpoints are logged to.
-        recipe: the whole resolved config, written into the files.
+        recipe: what the training was asked for, written into the files.
         should_stop: asked at every step.
         on_step: told at every read of the losses.
         description: what the character looks like, for lessons; without any trait in it there are none.
@@ -97,7 +97,7 @@ def train_adapter(
     device = torch.device(diffusion.device)
     traits = trait_phrases(description.replace(dataset.trigger, " "), dataset.class_noun) if settings.distill else ()
     key = state_key(dataset, settings, diffusion, seed, traits)
-    before = saved_machines(state_dir, key)
+    before = saved_machines(state_dir, key) or drawn_on(state_dir, key)
     with deterministic_kernels(settings.deterministic), threads_of(before, device):
         data = encode_dataset(dataset, settings, diffusion, store, with_squares=not traits)
         if traits:
@@ -136,7 +136,7 @@ class _Training:
         self.dataset, self.settings, self.store, self.seed = dataset, settings, store, seed
         self.data, self.tracker, self.recipe, self.diffusion = data, tracker, recipe, diffusion
         saved = load_state(state_dir, key)
-        self.history, tensors = saved or (History(), {})
+        self.history, tensors = saved or (History(machines=drawn_on(state_dir, key)), {})
         plan = Plan(**self.history.plan) if saved else None
         self.setup = Setup(diffusion, settings, data, seed, plan, fresh=saved is None, memory=plans)
         log.info("memory plan: %s", describe(self.setup.plan))

@@ -8,6 +8,7 @@ from charengine.stage import Given, Stage
 
 
 def _work(given: Given, dataset: DatasetRecord) -> AdapterRecord:
+    from charengine.adapter.metadata import recipe_of_dataset
     from charengine.language.phrases import with_traits
     from charengine.machine.home import find_home
     from charengine.stages.train.loop import train_adapter
@@ -23,7 +24,7 @@ def _work(given: Given, dataset: DatasetRecord) -> AdapterRecord:
         seed=given.seed,
         state_dir=given.state,
         tracker=given.tracker,
-        recipe=given.recipe,
+        recipe=recipe_of_dataset(given.recipe, dataset.trigger, dataset.class_noun, dataset.digest),
         should_stop=given.should_stop,
         on_step=given.on_step,
         description=with_traits(given.character.prompt, dataset.views.added),

@@ -113,14 +113,15 @@ def test_two_adapters_are_exported_as_trained_and_rescaled_to_the_pick(store, da
     assert tensors["lora_unet_x.alpha"].item() == pytest.approx(8.0 * found.pick.strength)
     assert metadata["ss_steps"] == str(found.pick.checkpoint_step)
     assert json.loads(metadata["charengine.pick"])["strength"] == found.pick.strength
-    assert json.loads(metadata["charengine.recipe"]) == {"seed": 7}
+    assert json.loads(metadata["charengine.recipe"]) == {"class_noun": "orc", "seed": 7}  # its own, and ours
     assert found.adapter.name == "zorgax.safetensors"
     assert found.recommended_adapter.name == "zorgax_recommended.safetensors"
 
 
 def test_the_recommended_file_is_the_picked_checkpoint_with_the_picks_strength_as_its_one() -> None:
     exported, doubts = adapters.recommended(adapter_file(100), sample_cell(100, 0.6), None)
-    assert load_adapter(exported)[0]["lora_unet_x.alpha"].item() == pytest.approx(4.8)
+    tensors, metadata = load_adapter(exported)
+    assert tensors["lora_unet_x.alpha"].item() == pytest.approx(4.8) and metadata["charengine.strength"] == "0.6"
     assert doubts == ()
 
 
@@ -170,3 +171,14 @@ def test_checkpoints_are_spread_evenly_and_the_last_is_always_among_them(store) 
     assert [c.step for c in spread(checkpoints, 3)] == [30, 70, 100]
     assert [c.step for c in spread(checkpoints, 1)] == [100]
     assert len(spread(checkpoints, 40)) == 10
+
+
+def test_the_picks_numbers_are_told_at_the_step_that_was_picked(store, dataset) -> None:
+    class Steps(Notebook):
+        def log_metrics(self, metrics, step):
+            told.update({step: set(metrics)} if any(name.startswith("pick/") for name in metrics) else {})
+            super().log_metrics(metrics, step)
+
+    told: dict[int, set[str]] = {}
+    found = run_sweep(store, dataset, Painter(), 100, 200, tracker=Steps())
+    assert list(told) == [found.pick.checkpoint_step] and found.pick.checkpoint_step > 0

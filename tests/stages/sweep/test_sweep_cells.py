@@ -6,9 +6,10 @@ import threading
 
 import pytest
 import torch
+from PIL import Image
 from sweep_samples import GPU, PROMPTS, SETTINGS, Eye, Painter, Unet, run_sweep, trained
 
-from charengine.errors import BadInput, Interrupted
+from charengine.errors import BadInput, Interrupted, StageFailed
 from charengine.pictures import webp
 from charengine.records import Ref
 from charengine.stages.sweep import sweep
@@ -128,3 +129,31 @@ def test_stored_pictures_are_in_order_and_the_bytes_of_each_are_its_own(store, d
     scene = painter.encode_prompts([PROMPTS[2]])
     again = painter.sample(scene, scene, seeds=[8], size=(64, 64), steps=1, guidance=1.0)[0]
     assert store.get(found.images["200/0.5/2/8"]) == webp(again)
+
+
+class Blackout(Painter):
+    """Draws black where the U-Net would answer with NaN."""
+
+    black_from: float = 0.0
+
+    def sample(self, *args, size, **kwargs):
+        images = super().sample(*args, size=size, **kwargs)
+        return [Image.new("RGB", size)] * len(images) if self.model.strength >= self.black_from else images
+
+
+def test_a_cell_of_black_pictures_is_named_with_what_to_do_and_never_picked(store, dataset) -> None:
+    painter = Blackout()
+    painter.black_from = 0.9
+    found = run_sweep(store, dataset, painter, 100)
+    told = [warning for warning in found.warnings if "black" in warning]
+    assert len(told) == 1 and told[0].startswith("step 100 at strength 1: ")
+    assert "sweep.strengths" in told[0] and "train.learning_rate" in told[0]
+    assert found.pick.strength < 0.9
+    assert not any("black" in warning for warning in run_sweep(store, dataset, Painter(), 100).warnings)
+
+
+def test_a_base_that_draws_black_ends_the_sweep_before_anything_is_compared_with_it(store, dataset) -> None:
+    painter = Blackout()
+    with pytest.raises(StageFailed, match=r"every picture of the base model is black.*models\.sdxl"):
+        run_sweep(store, dataset, painter, 100, 200)
+    assert len(painter.drawn) <= 2 and painter.model == Unet()

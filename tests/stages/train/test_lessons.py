@@ -14,7 +14,7 @@ from tiny_sdxl import FakeDiffusion, make_dataset
 
 from charengine.adapter.network import apply_adapter, load_adapter
 from charengine.config import TrainSettings
-from charengine.errors import ConfigError
+from charengine.errors import ConfigError, StageFailed
 from charengine.likeness.prompts import FULL
 from charengine.stages.train import lessons as module
 from charengine.stages.train.data import encode_dataset
@@ -122,6 +122,15 @@ def test_what_is_told_has_its_own_words_and_its_share(store):
     assert torch.equal(lessons.embeds[0], triggered.embeds) and torch.equal(lessons.pooled[0], triggered.pooled)
     assert torch.equal(lessons.embeds[1], said.embeds) and torch.equal(lessons.pooled[1], said.pooled)
     assert torch.equal(lessons.embeds[2], negative.embeds.expand(3, -1, -1))
+
+
+def test_a_base_that_answers_with_no_numbers_teaches_nothing_and_is_named(store):
+    """Else the first step's loss would be NaN, and the advice a lower learning rate."""
+    diffusion = FakeDiffusion()
+    with torch.no_grad():
+        diffusion.unet().conv_out.weight.fill_(float("nan"))
+    with pytest.raises(StageFailed, match=r"models\.sdxl\) is damaged, or too much for float32"):
+        drawn(store, diffusion)
 
 
 def test_every_second_step_takes_lessons_and_no_view_loses_its_turn(store):

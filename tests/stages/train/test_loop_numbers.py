@@ -17,7 +17,9 @@ from tiny_sdxl import FakeDiffusion, make_dataset
 
 from charengine.adapter.files import load_adapter
 from charengine.config import TrainSettings
+from charengine.models.prediction import Prediction
 from charengine.records import AdapterRecord
+from charengine.stages.train.clock import Clock
 from charengine.stages.train.data import encode_dataset
 from charengine.stages.train.loop import state_key, train_adapter
 from charengine.stages.train.validation import Validation
@@ -125,16 +127,38 @@ def test_facts_and_record_count_what_was_done(made: Made) -> None:
 
 def test_each_file_says_its_own_step_and_what_it_was_made_with(made: Made) -> None:
     for point in made.record.checkpoints:
-        metadata = load_adapter(made.store.get(point.adapter))[1]
+        tensors, metadata = load_adapter(made.store.get(point.adapter))
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}  # as precise as it was trained
         assert metadata["ss_steps"] == str(point.step)
         assert (metadata["ss_seed"], metadata["ss_max_train_steps"]) == ("3", "6")
         assert metadata["ss_resolution"] == "(64, 128)"
+        assert metadata["ss_sd_model_name"] == "fake.safetensors" and metadata["ss_num_reg_images"] == "0"
+        assert (metadata["ss_v_parameterization"], metadata["ss_zero_terminal_snr"]) == ("False", "False")
         recipe = json.loads(metadata["charengine.recipe"])
         assert [one["from_step"] for one in recipe.pop("machines")] == [0]
         assert recipe == {"profile": "test", "dataset_digest": "d" * 64}
         assert point.adapter.name == f"zorgal-step{point.step:06d}.safetensors"
         with Image.open(io.BytesIO(made.store.get(point.samples[0]))) as sample:
             assert sample.size == (64, 128) and sample.getpixel((0, 0)) == (3, 0, 0)  # drawn with the seed
+
+
+def test_a_file_says_what_its_base_predicts_and_how_many_class_images_it_saw(tmp_path: Any) -> None:
+    class Velocity(FakeDiffusion):
+        prediction = Prediction("v_prediction", True)
+
+    classes = tmp_path / "classes"
+    classes.mkdir()
+    for name in "ab":
+        Image.new("RGB", (64, 128), "red").save(classes / f"{name}.png")
+        (classes / f"{name}.txt").write_text("a woman")
+    store, settings = (
+        Store(tmp_path / "store"),
+        SETTINGS.model_copy(update={"steps": 1, "regularisation": str(classes)}),
+    )
+    record = train_adapter(make_dataset(store), settings, Velocity(), store, seed=3, state_dir=tmp_path / "state")
+    metadata = load_adapter(store.get(record.checkpoints[-1].adapter))[1]
+    assert (metadata["ss_v_parameterization"], metadata["ss_zero_terminal_snr"]) == ("True", "True")
+    assert (metadata["modelspec.prediction_type"], metadata["ss_num_reg_images"]) == ("v", "2")
 
 
 @pytest.mark.parametrize("change", ["settings", "dataset", "captions", "model", "seed"])
@@ -173,3 +197,9 @@ def test_validation_means_each_views_errors_and_each_thirds_from_little_noise_to
     assert point.step == 40 and point.loss == pytest.approx(185.0)
     assert point.by_view == pytest.approx({"front": 5.0, "side": 50.0, "back": 500.0})
     assert point.by_third == pytest.approx({"low": 74.0, "mid": 185.0, "high": 296.0})
+
+
+def test_the_seconds_of_a_training_are_those_of_all_its_sessions() -> None:
+    clock = Clock(step=10, before=100.0)
+    assert 100.0 <= clock.read() < 160.0
+    assert 0.0 <= clock.per_step(20) < 6.0

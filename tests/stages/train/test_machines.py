@@ -68,6 +68,35 @@ def test_a_continued_training_works_with_the_threads_it_began_with_and_ends_byte
     assert continued.warnings == ()
 
 
+def test_killed_before_its_first_state_it_goes_on_with_the_threads_that_drew_its_lessons(
+    store, tmp_path, monkeypatch
+) -> None:
+    """The lessons are half of what it learns from, and are not drawn again."""
+    monkeypatch.setattr(machines, "cores", lambda: 2)
+    teaching = SHORT | {"distill": 2, "distill_size": 64, "save_state_every": 50, "checkpoints": 1}
+    torch.set_num_threads(2)
+    whole = train(store, tmp_path / "whole", description="a woman with red hair", **teaching)
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(store, tmp_path / "s", description="a woman with red hair", on_step=killed, **teaching)
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"lessons.safetensors"}
+    torch.set_num_threads(1)
+    continued = train(store, tmp_path / "s", description="a woman with red hair", **teaching)
+    assert [one["threads"] for one in machines_in(store, continued)] == [2]
+    assert [point.adapter for point in continued.checkpoints] == [point.adapter for point in whole.checkpoints]
+
+    monkeypatch.setattr(machines, "processor", lambda: "another")  # it was carried to another machine
+    with pytest.raises(KeyboardInterrupt):
+        train(store, tmp_path / "t", description="a woman with red hair", on_step=killed, **teaching)
+    monkeypatch.setattr(machines, "processor", lambda: "yet another")
+    carried = train(store, tmp_path / "t", description="a woman with red hair", **teaching)
+    told = [(one["from_step"], one["device"]) for one in machines_in(store, carried)]
+    assert told == [(0, "another"), (0, "yet another")] and "yet another" in carried.warnings[0]
+
+
 def test_with_fewer_cores_it_continues_and_the_files_and_the_record_say_so(
     store, tmp_path, monkeypatch, caplog
 ) -> None:
