@@ -42,8 +42,10 @@ HOLD = (
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     folder = tmp_path_factory.mktemp("servers")
-    for place in (folder, *folder.parents[:2]):
-        place.chmod(0o755)  # PostgreSQL's user goes through them
+    roots = [place for place in folder.parents if place.name.startswith("pytest-of-")]
+    for place in (folder, *folder.parents):
+        if roots and place.is_relative_to(roots[0]):
+            place.chmod(0o755)  # PostgreSQL's user goes through them; of several processes each has a folder more
     running = Servers(folder / "all", Ports(FIRST_PORT + 10 * number))
     running.start()
     yield running
