@@ -17,6 +17,7 @@ from charengine.mistakes import allowed_words, explain, field_at, model_at
 from charengine.profiles.listing import sections, settings_in
 
 LARGEST = 200_000  # bytes of a profile
+LONGEST_NAMED = 300  # letters of an unknown name in a message
 LONGEST_CHAIN = 20  # profiles that extend one another
 EXTENDS = "; a profile without it needs the line `extends: NAME`, with one of the shipped profiles"
 
@@ -131,8 +132,9 @@ def _read_profile(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
         identity = name
         text = (resources.files("charengine.profiles") / f"{name}.yaml").read_text(encoding="utf-8")
     else:
+        named = name if len(name) <= LONGEST_NAMED else f"{name[: LONGEST_NAMED - 3]}..."  # a path may be long
         raise ConfigError(
-            f"unknown profile {name[:80]!r}; shipped profiles are {', '.join(profile_names())}, or give a .yaml file"
+            f"unknown profile {named!r}; shipped profiles are {', '.join(profile_names())}, or give a .yaml file"
             + did_you_mean(name, profile_names())
         )
     if identity in extending or len(extending) > LONGEST_CHAIN:

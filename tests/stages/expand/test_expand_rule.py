@@ -67,7 +67,7 @@ def test_the_edit_model_is_told_what_the_settings_say_with_a_seed_made_of_charac
     seeds = [1614459777, 207459209, 181644458, 1404722718]
     assert told == [
         {
-            "seed": seed, "steps": 9, "guidance": 2.5, "negative_prompt": "blurry", "conditioning": "latents",
+            "seed": seed, "steps": 9, "guidance": 2.5, "guided_above": 0.0, "negative_prompt": "blurry", "conditioning": "latents",
             "size": painter.told[0]["template"].size,
         }
         for seed in seeds
