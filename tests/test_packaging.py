@@ -10,13 +10,15 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import distribution
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from quick_settings import QUICK
 
@@ -56,6 +58,18 @@ def test_the_pins_hold_no_address_no_hash_and_no_build_of_a_card() -> None:
     cards = {name for name in pins() if re.match(r"(torch|torchvision|triton|cuda-.*|nvidia-.*)$", name)}
     assert cards <= {"nvidia-ml-py"}  # Python over the driver's library: one build for all
     assert len(lines) == len(pins())  # none twice
+
+
+def test_every_pinned_release_takes_the_oldest_python_that_we_promise() -> None:
+    """Where one does not, pip tries all others for minutes and gives up ("resolution-too-deep")."""
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    refused = {}
+    for name in pins():
+        with suppress(PackageNotFoundError):
+            asked = distribution(name).metadata["Requires-Python"]
+            if asked and not SpecifierSet(asked).contains(f"{oldest}.0"):
+                refused[name] = asked
+    assert refused == {}
 
 
 def test_make_bounds_torch_as_the_project_does() -> None:
