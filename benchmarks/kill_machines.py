@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from kill_servers import AGAIN_SECONDS, Ports, Servers
+from kill_servers import Ports, Servers, is_due
 from kill_targets import COMMANDS, ROOT, STAGES, STANDBY, Site, has_a_run, kind_of, seconds_of
 
 from charengine.machine.addresses import Services
@@ -195,11 +195,8 @@ class Studio(Site):
         """A machine that went off is switched on again, as its owner would."""
         while not self._ending.wait(0.2):
             for machine in self.machines:
-                if machine.popen and machine.popen.poll() is not None:
-                    if not machine.start_at:
-                        machine.start_at = time.monotonic() + AGAIN_SECONDS
-                    elif time.monotonic() >= machine.start_at:
-                        machine.start(self._told)
+                if is_due(machine):
+                    machine.start(self._told)
 
     def stop(self) -> float:
         """Ctrl-C on each machine; the seconds until the last has ended. The servers go on for the checks.

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 HOST = "127.0.0.1"
 PORTS = ("prefect", "mlflow", "postgres", "redis", "master", "volume", "filer", "s3")
@@ -65,6 +66,23 @@ class Server:
     ready: Callable[[], bool]
     popen: subprocess.Popen[bytes] | None = None
     start_at: float = 0.0
+
+
+class Restarted(Protocol):
+    """What is started again a while after it has ended; its own start sets `start_at` back to 0."""
+
+    popen: subprocess.Popen[bytes] | None
+    start_at: float
+
+
+def is_due(ended: Restarted) -> bool:
+    """Whether it ended long enough ago; that it ended is noted the first time it is asked."""
+    if not ended.popen or ended.popen.poll() is None:
+        return False
+    if not ended.start_at:
+        ended.start_at = time.monotonic() + AGAIN_SECONDS
+        return False
+    return time.monotonic() >= ended.start_at
 
 
 @dataclass
@@ -181,12 +199,9 @@ class Servers:
     def _keep_running(self) -> None:
         while not self._ending.wait(0.2):
             for server in self.all:
-                if server.popen and server.popen.poll() is not None:
-                    if not server.start_at:
-                        server.start_at = time.monotonic() + AGAIN_SECONDS
-                    elif time.monotonic() >= server.start_at:
-                        self._end_group(server)
-                        self._begin(server)
+                if is_due(server):
+                    self._end_group(server)
+                    self._begin(server)
 
     def _begin(self, server: Server) -> None:
         with server.log.open("ab") as output:

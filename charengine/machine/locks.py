@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,8 +31,7 @@ def single_flight(path: Path, waiting_for: str) -> Iterator[bool]:
     Raises:
         BadInput: CHARENGINE_LOCKS names no kind of lock.
     """
-    place = _place_of_lease(path)
-    with lease(place, waiting_for) if place else flocked(path, waiting_for) as waited:
+    with _held(_place_of_lease(path), path, waiting_for) as waited:
         yield waited
 
 
@@ -43,8 +42,13 @@ def single_flight_at_home(path: Path, waiting_for: str) -> Iterator[bool]:
     Raises:
         BadInput: CHARENGINE_LOCKS names no kind of lock.
     """
-    with lease(InFolder(path), waiting_for) if _leases() else flocked(path, waiting_for) as waited:
+    with _held(_place_at_home(path), path, waiting_for) as waited:
         yield waited
+
+
+def _held(place: Place | None, path: Path, waiting_for: str) -> AbstractContextManager[bool]:
+    """The lease of a lock, or the kernel's lock where there is no place for one."""
+    return lease(place, waiting_for) if place else flocked(path, waiting_for)
 
 
 def reach_other_machines() -> bool:
@@ -54,8 +58,12 @@ def reach_other_machines() -> bool:
 
 def _place_of_lease(path: Path) -> Place | None:
     """Where the lease of a lock lies; None where locks are the kernel's."""
-    if store := shared_store():
-        return InStore(store, path.name)
+    store = shared_store()
+    return InStore(store, path.name) if store else _place_at_home(path)
+
+
+def _place_at_home(path: Path) -> Place | None:
+    """The same among who shares the home."""
     return InFolder(path) if _leases() else None
 
 

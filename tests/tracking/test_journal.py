@@ -19,6 +19,12 @@ from charengine.writing import begun, is_running
 AWAY = "http://127.0.0.1:1"
 
 
+@pytest.fixture(autouse=True)
+def _mlflow_is_away(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
 def opened(home: Home, key: str) -> Tracker:
     return open_tracker(home, project="charengine", name="Mone", key=key, params={"a": 1}, tags={"character": "Mone"})
 
@@ -38,8 +44,6 @@ def make(tracker: Tracker) -> None:
 
 
 def test_everything_waits_and_is_told_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = opened(home, "run-1")
     assert isinstance(away, JournalTracker)
     make(away)
@@ -84,11 +88,7 @@ class _Silent:
         return self.away
 
 
-def test_a_journal_stays_while_its_process_works_and_while_mlflow_is_away(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+def test_a_journal_stays_while_its_process_works_and_while_mlflow_is_away(home: Home) -> None:
     folder: Path = home.mlflow / JOURNAL
     opened(home, "run-1").log_metrics({"x": 1}, 5)
     assert deliver(folder, _Silent(away=False), lambda pid: pid == os.getpid()) == 0
@@ -101,12 +101,8 @@ def test_a_journal_stays_while_its_process_works_and_while_mlflow_is_away(
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc when a process began")
-def test_another_process_that_has_a_dead_ones_number_keeps_no_journal_back(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_process_that_has_a_dead_ones_number_keeps_no_journal_back(home: Home) -> None:
     """A machine or container that is started again gives the same numbers within minutes."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     folder: Path = home.mlflow / JOURNAL
     opened(home, "run-1").log_metrics({"x": 1}, 5)
     opened(home, "run-2").log_bytes(b"page", "report.html")
@@ -122,11 +118,7 @@ def test_another_process_that_has_a_dead_ones_number_keeps_no_journal_back(
     assert deliver(folder, _Silent(away=False), is_running) == 1 and not list(folder.glob("*"))
 
 
-def test_what_the_disk_did_not_take_is_written_before_a_result_is_kept(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+def test_what_the_disk_did_not_take_is_written_before_a_result_is_kept(home: Home) -> None:
     (home.mlflow / JOURNAL).write_bytes(b"")  # in the place of the folder
     tracker = opened(home, "run-1")
     tracker.log_metrics({"x": 1.0}, 5)
