@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 900.0  # seconds that the server may be away, as long as Prefect may (flows/pool.py)
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 ANSWERS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")  # of S3's own library, which are none of Python's
 REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict")  # of a file that is there already
 
 
@@ -53,6 +54,8 @@ class Elsewhere:
             except Exception as error:
                 if _is_refusal(error):
                     raise FileExistsError(str(error)) from error
+                if type(error).__name__ in NO_CREDENTIALS:
+                    raise PermissionError(str(error)) from error
                 if not _is_outage(error) or time.monotonic() + pause > deadline:
                     raise
                 log.warning(

@@ -8,6 +8,7 @@ import mimetypes
 import os
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,11 @@ R = TypeVar("R", bound=Record)
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN = 0.02  # seconds after which a missing file is looked for once more
+YOUNG = (
+    12 * 3600.0
+)  # seconds for which a file elsewhere counts as just wanted: half of the time that `prune` leaves it alone
+CLOCK_EVERY = 600.0  # seconds after which a store elsewhere is asked for its time again
+WRITTEN = ("LastModified", "last_modified", "updated", "mtime", "created")  # what file systems call a file's time
 
 
 class Store:
@@ -52,19 +58,24 @@ class Store:
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
         if not self.local:
             self.fs = Elsewhere(self.fs, self.url)
+        self.after_prune: Callable[[], None] = lambda: None  # waits while a machine that shares it removes files
+        self._clock = (-CLOCK_EVERY, 0.0)  # when it was asked for its time, by this process's clock, and what it said
         try:
             self.fs.makedirs(f"{self.root}/sha256", exist_ok=True)
             self.fs.makedirs(f"{self.root}/results", exist_ok=True)
         except OSError as error:
-            raise BadInput(
-                f"store {self.url!r} cannot be created ({error}); choose a writable folder with --out or CHARENGINE_HOME"
-            ) from error
+            remedy = (
+                "choose a writable folder with --out or CHARENGINE_HOME"
+                if self.local
+                else "look at AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, and at the bucket's name"
+            )
+            raise BadInput(f"store {self.url!r} cannot be created ({error}); {remedy}") from error
 
     def put(self, data: bytes, name: str, media_type: str | None = None) -> Ref:
         """Store `data`, returning its ref; storing the same bytes again is free."""
         digest = hashlib.sha256(data).hexdigest()
         target = self._where(digest)
-        if not (self._holds(target, len(data)) and self._use(target)):
+        if not self._is_wanted_already(target, len(data)):
             self._write(target, data)
         elif self.local:
             remove_leftovers(Path(target))
@@ -135,6 +146,20 @@ class Store:
         """Whether anything is kept under this key."""
         return bool(self.fs.exists(self._result(key)))
 
+    def now(self) -> float:
+        """The time in seconds since 1970 that the store writes on its files; elsewhere that is another machine's clock.
+
+        A machine's own clock says nothing about the age of a file elsewhere, for either may be wrong.
+        """
+        if self.local:
+            return time.time()
+        asked, said = self._clock
+        if time.monotonic() - asked >= CLOCK_EVERY:
+            place = f"{self.root}/clock"
+            self.fs.pipe_file(place, b"")
+            asked, said = self._clock = (time.monotonic(), written(self.fs.info(place)))
+        return said + time.monotonic() - asked
+
     # --- the state of unfinished work: a folder of this machine, and in a store elsewhere a copy that other machines take up ---
 
     def write_state(self, folder: Path, name: str, data: bytes) -> None:
@@ -171,8 +196,12 @@ class Store:
             self.drop_files(self._below(self._state(folder)))
 
     def drop_files(self, paths: list[str]) -> None:
-        """Remove files by their paths in the store; those that have gone meanwhile count as removed."""
-        for path in paths:
+        """Remove files by their paths in the store, all at once; those that have gone meanwhile count as removed."""
+        with suppress(FileNotFoundError):
+            if paths:
+                self.fs.rm(paths)
+            return
+        for path in paths:  # not every file system goes on after one that has gone
             with suppress(FileNotFoundError):
                 self.fs.rm_file(path)
 
@@ -198,19 +227,38 @@ class Store:
     def _where(self, digest: str) -> str:
         return f"{self.root}/sha256/{digest[:2]}/{digest}"
 
-    def _holds(self, target: str, size: int) -> bool:
-        return bool(self.fs.exists(target)) and self.fs.size(target) == size
+    def _is_wanted_already(self, target: str, size: int) -> bool:
+        """Whether a file of this size is there, and `prune` knows that it is wanted."""
+        if self.local:
+            return bool(self.fs.exists(target)) and self.fs.size(target) == size and self._use(target)
+        try:
+            facts = self.fs.info(target)
+        except FileNotFoundError:
+            return False
+        return facts["size"] == size and self._is_young(facts)
+
+    def _is_young(self, facts: Mapping[str, Any]) -> bool:
+        return self.now() - written(facts) < YOUNG
 
     def _use(self, target: str) -> bool:
         """Mark a file as wanted now, so that `prune` leaves it; False when it has gone meanwhile."""
-        if self.local:
-            try:
-                os.utime(target)
-            except FileNotFoundError:
-                return False
-            except OSError:  # another user's: whose it is may prune it
-                pass
+        if not self.local:
+            return self._use_elsewhere(target)
+        try:
+            os.utime(target)
+        except FileNotFoundError:
+            return False
+        except OSError:  # another user's: whose it is may prune it
+            pass
         return True
+
+    def _use_elsewhere(self, target: str) -> bool:
+        """The same where times cannot be set: a file is written again, twice a day at most."""
+        with suppress(FileNotFoundError):
+            if not self._is_young(self.fs.info(target)):
+                self._write(target, bytes(self.fs.cat_file(target)))
+            return True
+        return False
 
     def _read(self, target: str) -> bytes:
         """A file's bytes; one that is missing is looked for once more, since `prune` puts back what it finds in use."""
@@ -223,8 +271,22 @@ class Store:
     def _write(self, target: str, data: bytes) -> None:
         if self.local:
             write_atomically(Path(target), data)
-        else:  # object stores put whole objects atomically
+            return
+        while True:  # object stores put whole objects atomically
             self.fs.pipe_file(target, data)
+            # a `prune` that had found an older file here may take this one for it; one that begins now finds it young
+            self.after_prune()
+            if self.fs.exists(target):
+                return
+
+
+def written(facts: Mapping[str, Any]) -> float:
+    """When a file was written last, in seconds since 1970 by the clock of its file system, of what that says about a file.
+
+    0 where it does not say: such a file counts as old for who wants it, who then writes it again.
+    """
+    said = next((facts[name] for name in WRITTEN if facts.get(name)), 0.0)
+    return float(said.timestamp() if hasattr(said, "timestamp") else said)
 
 
 def refs_in(value: Any) -> list[Ref]:

@@ -15,13 +15,13 @@ from prefect.states import Failed
 
 from charengine.errors import EngineError, StageFailed
 from charengine.machine.home import find_home, in_work_folder
+from charengine.machine.known_runs import note_run
 from charengine.machine.shared import shared_store
 from charengine.records import RunResult
 from charengine.run import folder
 from charengine.run.cast import check_cast, check_each, read_cast
-from charengine.run.handing_over import fetch, lent
+from charengine.run.handing_over import fetch, for_any_machine
 from charengine.stages.report.cast import as_text, gallery_page, table
-from charengine.store import Store
 from flows.character import character
 from flows.pool import made_on_pool
 from tasks.live import LiveText
@@ -152,7 +152,7 @@ def _on_pool(cast: list[dict[str, Any]], batch_id: str, told: _Told) -> list[dic
     """All characters on the work pool; the same batch id never starts one twice."""
     outcomes: dict[int, dict[str, Any]] = {}
     store = shared_store()
-    asked = [_for_any_machine(entry, store) for entry in cast] if store else cast
+    asked = [for_any_machine(entry, store) for entry in cast] if store else cast
     for ended in made_on_pool(asked, batch_id):
         entry = cast[ended.index]
         outcomes[ended.index] = _outcome_of_run(entry, ended.run) if ended.run else _outcome(entry, error=ended.error)
@@ -160,24 +160,26 @@ def _on_pool(cast: list[dict[str, Any]], batch_id: str, told: _Told) -> list[dic
     return [outcomes[index] for index in range(len(cast))]
 
 
-def _for_any_machine(entry: dict[str, Any], store: Store) -> dict[str, Any]:
-    """A character as any machine can make it: its pictures from the store, and its folder one of that machine's, which comes here afterwards."""
-    pictures = {name: lent(entry[name], store) for name in ("sheet", "reference")}
-    return {**entry, **pictures, "out": ""}
-
-
 def _outcome_of_run(entry: dict[str, Any], run: FlowRun) -> dict[str, Any]:
     if run.state and run.state.is_completed():
         try:
-            store = shared_store()
-            out = Path(entry["out"])
-            return _outcome(entry, result=fetch(str(run.id), out, store) if store else folder.read_result(out))
+            return _outcome(entry, result=_result_of_run(run, Path(entry["out"])))
         except EngineError as error:
             return _outcome(entry, error=f"it is done, but {error}")
         except (OSError, ValueError):
             return _outcome(entry, error=f"it is done, but its folder {entry['out']} cannot be read from here")
     message = (run.state.message if run.state else "") or "it failed"
     return _outcome(entry, error=message.removeprefix("Flow run encountered an exception: "))
+
+
+def _result_of_run(run: FlowRun, out: Path) -> RunResult:
+    """What a run made, in its folder; from the store, where machines share that and no folder."""
+    store = shared_store()
+    if not store:
+        return folder.read_result(out)
+    result = fetch(str(run.id), out, store)
+    note_run(find_home(), out)
+    return result
 
 
 def _outcome(entry: dict[str, Any], result: RunResult | None = None, error: str = "") -> dict[str, Any]:

@@ -104,8 +104,9 @@ def _swept(
         with closing(workspace.tracker):
             record = sweep_adapter(workspace, training, dataset)
             workspace.keep_whole()
+    said = _written(record, dataset.trigger, run.out, workspace)
     note_run(home, run.out, [workspace.key, *(fact.key for fact in workspace.facts)])
-    return _written(record, dataset.trigger, run.out, workspace)
+    return said
 
 
 def _written(record: SweepRecord, trigger: str, out: Path, workspace: Workspace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 
 from charengine import elsewhere
 from charengine.elsewhere import Elsewhere
-from charengine.errors import MissingDependency
+from charengine.errors import BadInput, MissingDependency
 from charengine.store import Store
 
 
@@ -64,6 +64,20 @@ def test_what_a_store_says_is_no_outage(answer: Exception) -> None:
     with pytest.raises(type(answer)):
         Elsewhere(fs, "s3://studio").cat_file("a")
     assert fs.calls == 1
+
+
+def test_a_store_without_credentials_is_refused_at_once_with_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(BadInput, match=r"Unable to locate credentials.*AWS_ACCESS_KEY_ID"):
+        Store("s3://studio/store", skip_instance_cache=True)
 
 
 def test_a_store_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,12 +32,18 @@ def prune(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What the home no longer needs: shown, and removed with --delete. Safe while runs go on."""
+    """What the home, and a store that machines share, no longer need: shown, and removed with --delete. Safe while runs go on."""
     listen()
+    from charengine.machine.shared import shared_store
     from charengine.services import prune as pruning
+    from charengine.services import prune_shared
 
     home = find_home()
-    found = pruning.remove(home, older_than) if delete else pruning.leftovers(home, older_than)
+    found: list[pruning.Leftover | prune_shared.SharedLeftover] = []
+    if store := shared_store():  # first: the home's notes of deleted folders go with the home's leftovers
+        shared = prune_shared.remove if delete else prune_shared.leftovers
+        found += shared(store, home, older_than)
+    found += pruning.remove(home, older_than) if delete else pruning.leftovers(home, older_than)
     if as_json:
         say_json(pruning.as_dict(found, removed=delete))
         return
@@ -49,7 +55,7 @@ def prune(
         say(f"{kind:28} {count:8} {sizes[kind] / MIB:12.1f} MiB")
     total = f"{sum(sizes.values()) / MIB:.1f} MiB"
     if not found:
-        say(f"nothing can go from {home.root}")
+        say(f"nothing can go from {home.root}" + (f" and {store.url}" if store else ""))
     else:
         say(f"{total} removed" if delete else f"{total} can go: charengine prune --delete removes it")
 

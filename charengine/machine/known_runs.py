@@ -1,21 +1,32 @@
-"""Which folders hold runs: noted in the home, so that what they refer to is never taken for rubbish."""
+"""Which folders hold runs: noted in the home, so that what they refer to is never taken for rubbish.
+
+Machines that share a store do not see each other's folders. So each notes in the store, too, what its folders refer to.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from charengine import files
 from charengine.errors import BadInput
 from charengine.machine.home import Home, work_folder
+from charengine.machine.shared import shared_store
 from charengine.writing import write_atomically
 
+if TYPE_CHECKING:
+    from charengine.store import Store
+
 RECORDS = ("run.json", "sweep.json")  # either makes a folder a run's
+DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
+KEY = re.compile(r"\b[a-z]+-[0-9a-f]{40}\b")
 
 
 @dataclass(frozen=True)
@@ -44,10 +55,36 @@ class KnownRun:
 
 
 def note_run(home: Home, folder: Path, keys: Iterable[str] = ()) -> None:
-    """Note a run's folder, again with the keys of its stages once they are known."""
-    place = str(folder.absolute())
-    name = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    write_atomically(home.known_runs / f"{name}.json", json.dumps({"folder": place, "keys": [*keys]}).encode())
+    """Note a run's folder, again with the keys of its stages once they are known; for other machines with what it refers to."""
+    run = KnownRun(folder.absolute(), (*keys,))
+    told = {"folder": str(run.folder), "keys": [*run.keys]}
+    write_atomically(home.known_runs / f"{_name(run)}.json", json.dumps(told).encode())
+    if store := shared_store():
+        note_for_others(run, store)
+
+
+def note_for_others(run: KnownRun, store: Store) -> None:
+    """Note in a store that machines share what a folder of this one refers to."""
+    texts = [text.decode("utf-8", "replace") for text in records_of(run)]
+    told = {
+        "machine": platform.node(),
+        "folder": str(run.folder),
+        "keys": sorted({*run.keys, *(key for text in texts for key in KEY.findall(text))}),
+        "digests": sorted({digest for text in texts for digest in DIGEST.findall(text)}),
+    }
+    store.fs.pipe_file(place_for_others(run, store), json.dumps(told).encode())
+
+
+def place_for_others(run: KnownRun, store: Store) -> str:
+    """Where `note_for_others` keeps its note: one for each folder of each machine, told apart by the machines' names."""
+    return f"{store.root}/known-runs/{re.sub(r'[^A-Za-z0-9._-]', '_', platform.node())}-{_name(run)}.json"
+
+
+def records_of(run: KnownRun) -> Iterator[bytes]:
+    """The records in a run's folder."""
+    for name in RECORDS:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            yield (run.folder / name).read_bytes()
 
 
 def known_runs(home: Home) -> list[KnownRun]:
@@ -72,3 +109,8 @@ def _noted(home: Home) -> Iterator[KnownRun]:
             told = json.loads(files.read_text(note))
         if isinstance(told, dict) and isinstance(told.get("folder"), str):
             yield KnownRun(Path(told["folder"]), tuple(map(str, told.get("keys", ()))), note)
+
+
+def _name(run: KnownRun) -> str:
+    """Of the note of a folder."""
+    return hashlib.sha256(str(run.folder).encode("utf-8", "surrogateescape")).hexdigest()[:32]

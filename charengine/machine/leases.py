@@ -161,7 +161,7 @@ class Seen:
         """Whether nobody holds the lease."""
         told = _told(self.content)
         gone = told.get("host") == this_host() and not is_running(int(told.get("pid", 0)))
-        return not self.number or bool(told.get("free")) or gone or time.monotonic() - self.since >= EXPIRY
+        return not self.number or is_given_back(self.content) or gone or time.monotonic() - self.since >= EXPIRY
 
 
 _asked_for: dict[str, Seen] = {}  # by `lease_if_free`, which does not wait itself
@@ -205,6 +205,22 @@ def lease_if_free(place: Place, make: bool = False) -> Iterator[bool]:
         return
     with _kept_alive(place, number):
         yield True
+
+
+def wait_until_free(place: Place, waiting_for: str) -> None:
+    """Wait while somebody holds the lease of this name, without holding it afterwards; that of a dead holder is given back."""
+    seen, waited = Seen(), False
+    while True:
+        seen.look(place)
+        if not seen.number or is_given_back(seen.content):
+            return
+        if seen.takeable:
+            with lease(place, waiting_for):
+                return
+        if not waited:
+            log.info("waiting for another process: %s", waiting_for)
+        waited = True
+        time.sleep(LOOK_EVERY)
 
 
 def latest(place: Place) -> tuple[int, bytes]:
@@ -275,6 +291,11 @@ def _content(*, free: bool) -> bytes:
     """Never the same twice."""
     told = {"host": this_host(), "pid": os.getpid(), "free": free, "sign": uuid.uuid4().hex}
     return json.dumps(told).encode()
+
+
+def is_given_back(content: bytes) -> bool:
+    """Whether what a lease's highest file says is that nobody holds it any more."""
+    return bool(_told(content).get("free"))
 
 
 def _told(content: bytes) -> dict[str, Any]:

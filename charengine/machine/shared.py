@@ -7,16 +7,20 @@ from the state that is kept there, and the locks are leases in it (charengine/ma
 from __future__ import annotations
 
 import os
+import uuid
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
 from charengine.errors import BadInput
 from charengine.machine.home import Home
+from charengine.machine.leases import InStore, wait_until_free
 
 if TYPE_CHECKING:
     from charengine.store import Store
 
 STORE = "CHARENGINE_STORE"
+PRUNING = "prune.lock"  # the lease of who removes files from a store that machines share
 
 
 def shared_url() -> str:
@@ -51,8 +55,32 @@ def shared_store() -> Store | None:
     return _opened(url) if url else None
 
 
+def check_locks(store: Store) -> None:
+    """Whether locks hold in a store that machines share: its server must refuse to write a file that is there.
+
+    Raises:
+        BadInput: it does not.
+    """
+    place = f"{store.root}/try-{uuid.uuid4().hex}"
+    try:
+        with suppress(FileExistsError):  # the answer was lost, and what was written is found
+            store.fs.create(place, b"1")
+        store.fs.create(place, b"2")
+    except FileExistsError:
+        return
+    finally:
+        store.drop_files([place])
+    raise BadInput(
+        f"the server of {store.url} writes over a file that is there (If-None-Match: * has no effect), and the machines' locks "
+        "rest on that it refuses: take another S3 server (docs/howto/many-machines.md names some)"
+    )
+
+
 @cache
 def _opened(url: str) -> Store:
     from charengine.store import Store
 
-    return Store(url)
+    store = Store(url)
+    removal = InStore(store, PRUNING)
+    store.after_prune = lambda: wait_until_free(removal, "charengine prune removes files from the store there")
+    return store

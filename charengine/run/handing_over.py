@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from charengine import files
 from charengine.errors import BadInput, StoreCorrupt
@@ -32,8 +33,25 @@ def lent(picture: str, store: Store) -> str:
     """A picture's file of this machine, as any machine finds it: `store:SHA256/NAME`; empty for none."""
     if not picture:
         return ""
-    ref = store.put_file(Path(picture))
+    return lent_as(keep_picture(Path(picture).read_bytes(), Path(picture).name, store))
+
+
+def lent_as(ref: Ref) -> str:
+    """A picture of the store, as any machine finds it."""
     return f"{LENT}{ref.sha256}/{ref.name}"
+
+
+def keep_picture(data: bytes, name: str, store: Store) -> Ref:
+    """Keep a picture that a run will be given: it may wait for days, and until then only its parameters name it, which `prune` does not read."""
+    ref = store.put(data, name)
+    store.put_result(f"picture-{ref.sha256[:40]}", ref)
+    return ref
+
+
+def for_any_machine(parameters: dict[str, Any], store: Store) -> dict[str, Any]:
+    """A character's parameters as any machine can make it: its pictures from the store, and its folder one of that machine's."""
+    pictures = {name: lent(parameters[name], store) for name in ("sheet", "reference")}
+    return {**parameters, **pictures, "out": ""}
 
 
 def found(picture: str, store: Store) -> str:

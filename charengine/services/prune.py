@@ -16,23 +16,25 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from charengine.machine.home import Home
-from charengine.machine.known_runs import RECORDS, known_runs
+from charengine.machine.known_runs import DIGEST, KEY, known_runs, records_of
 from charengine.machine.locks import if_free
+from charengine.machine.shared import shared_store
+
+if TYPE_CHECKING:
+    from charengine.services.prune_shared import SharedLeftover
 
 log = logging.getLogger(__name__)
 
 DAY = 86400.0
 GRACE = DAY  # a younger file may be part of something that is not written down yet
 LEAST_LINKED = 64 * 1024  # bytes; linking smaller files gains nothing
-DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
-KEY = re.compile(r"\b[a-z]+-[0-9a-f]{40}\b")
 PARTIAL = re.compile(r"\..+\.(tmp|pruned)")
 SMALLER = "-smaller"  # at the end of the name of a state
 
@@ -127,9 +129,11 @@ def _unused(home: Home, before: float) -> Iterator[Leftover]:
 def _progress(home: Home, gone: set[Path]) -> Iterator[Leftover]:
     """States and cells whose stage has its result: killed just before they were dropped."""
     places = [*_folders(home.state), *_folders(home.store / "results")]
+    elsewhere = shared_store()
     for folder in places:
         key = folder.name.removesuffix(SMALLER)
-        if folder not in gone and (home.store / "results" / f"{key}.json").exists():
+        made = (home.store / "results" / f"{key}.json").exists() or bool(elsewhere and elsewhere.has_result(key))
+        if folder not in gone and made:
             yield Leftover(PROGRESS, folder, _size(folder), _newest(folder), key)
 
 
@@ -186,9 +190,7 @@ def _keys_of_runs(home: Home) -> set[str]:
 
 def _records_of_runs(home: Home) -> Iterator[bytes]:
     for run in known_runs(home):
-        for name in RECORDS:
-            with suppress(FileNotFoundError, NotADirectoryError):
-                yield (run.folder / name).read_bytes()
+        yield from records_of(run)
 
 
 def _key_of(home: Home, result: Path) -> str:
@@ -254,7 +256,7 @@ def _linked(path: Path, twin: Path) -> bool:
 # --- sizes -------------------------------------------------------------------------------------------------------------
 
 
-def as_dict(found: list[Leftover], *, removed: bool) -> dict[str, Any]:
+def as_dict(found: Sequence[Leftover | SharedLeftover], *, removed: bool) -> dict[str, Any]:
     """For JSON."""
     return {
         "removed": removed,

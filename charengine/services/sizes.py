@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from charengine.machine.home import Home
-from charengine.machine.known_runs import RECORDS, known_runs
-from charengine.services.prune import DIGEST
+from charengine.machine.known_runs import DIGEST, KnownRun, known_runs, records_of
+from charengine.machine.shared import open_store, shared_url
+from charengine.services import sizes_shared
+from charengine.services.sizes_shared import Counted
 
 MOST_SHOWN = 20  # runs, the largest first
 MIB = 2**20
@@ -17,15 +19,23 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class RunSize:
-    """What a run takes: its folder, and the objects of the store that it refers to (others may too), in bytes."""
+    """What a run takes: its folder, and the objects of the store that it refers to (others may too), in bytes.
+
+    `objects` is None where a store that machines share was not counted to its end.
+    """
 
     folder: Path
     own: int
-    objects: int
+    objects: int | None
+
+    @property
+    def known(self) -> int:
+        """All of it, as far as that was counted."""
+        return self.own + (self.objects or 0)
 
 
 def describe(home: Home) -> list[str]:
-    """Lines for a terminal: the parts of the home, then the largest runs."""
+    """Lines for a terminal: the parts of the home, a store that machines share, then the largest runs."""
     parts = {
         "store": home.store,
         "states of trainings": home.state,
@@ -34,19 +44,48 @@ def describe(home: Home) -> list[str]:
         "logs": home.logs,
     }
     lines = [f"{name:20} {size_of(place) / MIB:10.1f} MiB" for name, place in parts.items() if place.is_dir()]
-    runs = sorted(run_sizes(home), key=lambda run: -(run.own + run.objects))
-    lines += [
-        f"{run.folder.name:20} {(run.own + run.objects) / MIB:10.1f} MiB ({run.own / MIB:.1f} in {run.folder}, {run.objects / MIB:.1f} in the store)"
-        for run in runs[:MOST_SHOWN]
-    ]
+    counted = _shared(home)
+    lines += _of_shared(counted) if counted else []
+    runs = sorted(_run_sizes(home, counted), key=lambda run: -run.known)
+    lines += [f"{run.folder.name:20} {run.known / MIB:10.1f} MiB ({_of_run(run)})" for run in runs[:MOST_SHOWN]]
     return lines + ([f"and {len(runs) - MOST_SHOWN} smaller runs"] if len(runs) > MOST_SHOWN else [])
 
 
 def run_sizes(home: Home) -> list[RunSize]:
     """Every known run whose folder is there."""
+    return _run_sizes(home, _shared(home))
+
+
+def _run_sizes(home: Home, counted: Counted | None) -> list[RunSize]:
     return [
-        RunSize(run.folder, size_of(run.folder), _objects(home, run.folder)) for run in known_runs(home) if run.finished
+        RunSize(run.folder, size_of(run.folder), _objects(home, run, counted))
+        for run in known_runs(home)
+        if run.finished
     ]
+
+
+def _shared(home: Home) -> Counted | None:
+    """What a store that machines share holds; None without one."""
+    if not shared_url():
+        return None
+    wanted = {digest for run in known_runs(home) for digest in _digests(run)}
+    return sizes_shared.count(lambda: open_store(home), wanted, sizes_shared.SECONDS)
+
+
+def _of_shared(counted: Counted) -> list[str]:
+    url, size = shared_url(), f"{counted.bytes.total() / MIB:.1f} MiB"
+    states = f"{counted.bytes['state'] / MIB:.1f} MiB in states of trainings"
+    if not counted.problem:
+        return [f"{url} {size} ({states})"]
+    if not counted.parts:
+        return [f"{url} not counted ({counted.problem})"]
+    told = f"{counted.parts} of {len(sizes_shared.PARTS)} parts of it"
+    return [f"{url} at least {size} ({states}); {told} were counted, the others not ({counted.problem})"]
+
+
+def _of_run(run: RunSize) -> str:
+    objects = "not counted" if run.objects is None else f"{run.objects / MIB:.1f}"
+    return f"{run.own / MIB:.1f} in {run.folder}, {objects} in the store"
 
 
 def size_of(place: Path) -> int:
@@ -60,14 +99,16 @@ def size_of(place: Path) -> int:
     return sum(seen.values())
 
 
-def _objects(home: Home, folder: Path) -> int:
-    """Bytes of the objects that a run's records name."""
-    digests: set[str] = set()
-    for name in RECORDS:
-        with suppress(OSError):
-            digests |= set(DIGEST.findall((folder / name).read_text(encoding="utf-8", errors="replace")))
+def _objects(home: Home, run: KnownRun, counted: Counted | None) -> int | None:
+    """Bytes of the objects that a run's records name; None where they were not all counted."""
+    if counted:
+        return None if counted.problem else sum(counted.objects.get(digest, 0) for digest in _digests(run))
     total = 0
-    for digest in digests:
+    for digest in _digests(run):
         with suppress(OSError):
             total += os.stat(home.store / "sha256" / digest[:2] / digest).st_size
     return total
+
+
+def _digests(run: KnownRun) -> set[str]:
+    return {digest for text in records_of(run) for digest in DIGEST.findall(text.decode("utf-8", "replace"))}

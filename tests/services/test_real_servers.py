@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +22,11 @@ from kill_servers import Ports, Servers, missing_programs
 from charengine.machine import leases
 from charengine.machine.home import Home
 from charengine.machine.leases import InStore, lease
+from charengine.machine.shared import PRUNING
 from charengine.records import Ref
+from charengine.services import prune_shared, sizes_shared
 from charengine.services.prefect_api import PrefectApi
+from charengine.services.prune import OBJECTS
 from charengine.store import Store
 
 FIRST_PORT = 13_000  # with ten for each of pytest's processes
@@ -102,6 +107,46 @@ def test_a_lease_on_s3_is_anothers_until_its_dead_holder_has_been_silent_for_lon
     began = time.monotonic()
     with lease(InStore(store, "train-0.lock"), "x") as waited:
         assert waited and time.monotonic() - began > 7.0
+
+
+def test_prune_removes_from_s3_what_nothing_refers_to_and_what_another_machine_wants_meanwhile_is_there(
+    store: Store, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune_shared, "GRACE", 0.0)  # what is not written now is old
+    monkeypatch.setattr("charengine.store.YOUNG", 0.0)
+    monkeypatch.setattr(leases, "LOOK_EVERY", 0.2)
+    key = "train-" + "0" * 40
+    orphans = [store.put(f"orphan {number}".encode(), "a.bin") for number in range(5)]
+    wanted = store.put(b"wanted", "b.bin")
+    store.put_result(key, wanted)
+    store.put_result(f"{key}/cell", wanted)
+    with lease(InStore(store, f"{key}.lock"), "x"):
+        assert not prune_shared._removed_under_its_lease(store, next(prune_shared._progress(store, set())))
+    time.sleep(1.1)  # S3 tells whole seconds
+    there = Store(store.url)
+    there.after_prune = lambda: leases.wait_until_free(InStore(there, PRUNING), "x")
+    wants, drop = threading.Thread(target=lambda: there.put(b"orphan 0", "a.bin")), store.drop_files
+
+    def drop_late(paths: list[str]) -> None:
+        if any(orphans[0].sha256 in path for path in paths):
+            wants.start()
+            time.sleep(2)  # it is written anew, and waits
+        drop(paths)
+
+    monkeypatch.setattr(store, "drop_files", drop_late)
+    seen = prune_shared.leftovers(store, home)
+    gone = prune_shared.remove(store, home)
+    wants.join(60)
+    assert Counter(item.kind for item in seen)[OBJECTS] == 5
+    assert sorted(item.path[-64:] for item in gone if item.kind == OBJECTS) == sorted(ref.sha256 for ref in orphans)
+    assert there.get(orphans[0]) == b"orphan 0" and not any(store.has(ref) for ref in orphans[1:])
+    assert store.get(wanted) == b"wanted" and store.has_result(key) and not store.has_result(f"{key}/cell")
+
+
+def test_the_size_of_a_store_on_s3_is_counted(store: Store) -> None:
+    refs = [store.put(bytes(1000 + number), "a.bin") for number in range(3)]
+    counted = sizes_shared.count(lambda: store, {refs[1].sha256}, seconds=60)
+    assert (counted.problem, counted.bytes["sha256"], counted.objects) == ("", 3003, {refs[1].sha256: 1001})
 
 
 def test_what_is_written_while_the_s3_server_is_away_waits_for_it_and_what_it_had_is_there(

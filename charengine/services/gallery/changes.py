@@ -19,7 +19,7 @@ from charengine.services.gallery.characters import Character
 from charengine.services.gallery.pages import cast_form, one_character, start_form
 from charengine.services.gallery.parts import TOKEN, Gallery
 from charengine.services.gallery.prefect import PrefectAway
-from charengine.services.gallery.starting import StartForm, check_start, resume_parameters
+from charengine.services.gallery.starting import StartForm, check_start, parameters_of, resume_parameters
 from charengine.services.gallery.trying import sweep_parameters
 from charengine.services.gallery.uploads import Upload
 from charengine.wording import slug
@@ -102,7 +102,9 @@ def start(gallery: Gallery, request: Request, sent: Sent) -> Response:
     if checked.run:
         character = checked.run.character
         try:
-            gallery.prefect.start("character", checked.run.parameters(), character.name, once=_once(sent))
+            gallery.prefect.start(
+                "character", parameters_of(checked.run, gallery.store), character.name, once=_once(sent)
+            )
         except (PrefectAway, BadInput) as error:
             checked.add("", str(error))
         else:
@@ -144,7 +146,7 @@ def start_cast(gallery: Gallery, request: Request, sent: Sent) -> Response:
             assert row.run
             name = row.run.character.name
             gallery.prefect.start(
-                "character", row.run.parameters(), name, once=f"{once}-{slug(name)}", queue=BATCH_QUEUE
+                "character", parameters_of(row.run, gallery.store), name, once=f"{once}-{slug(name)}", queue=BATCH_QUEUE
             )
             started += 1
     except (PrefectAway, BadInput) as error:
@@ -177,7 +179,9 @@ def resume(gallery: Gallery, request: Request, sent: Sent) -> Response:
     """Start a character again that failed or was stopped: what is done is taken, training goes on from its last state."""
     character = gallery.character(request)
     if not character.active:
-        gallery.prefect.start("character", resume_parameters(character), character.name, once=_once(sent))
+        gallery.prefect.start(
+            "character", resume_parameters(character, gallery.store), character.name, once=_once(sent)
+        )
     return _to(character)
 
 

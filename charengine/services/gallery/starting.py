@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from charengine.errors import BadInput, ConfigError
+from charengine.errors import BadInput, ConfigError, StoreCorrupt
 from charengine.machine.home import Home
 from charengine.misspelt import NO_SETTING
 from charengine.profiles.loading import load_profile, setting_names
 from charengine.records import Ref
 from charengine.run.claim import free_folder, identity_of
+from charengine.run.handing_over import for_any_machine, found, lent_as
 from charengine.run.paths import absolute_profile
 from charengine.run.request import REFERENCE, CheckedRun, RunRequest, check, usual_name
 from charengine.services.gallery.characters import Character
@@ -136,6 +137,11 @@ def check_request(
     )
 
 
+def parameters_of(run: CheckedRun, store: Store) -> dict[str, Any]:
+    """The flow's parameters that ask for a run; of any machine, where machines share the store and no folder."""
+    return run.parameters() if store.local else for_any_machine(run.parameters(), store)
+
+
 def field_of(problem: str) -> str:
     """The field that a problem is about, by how our own checks begin their sentences."""
     head = re.split(r"[:\s]", problem, maxsplit=1)[0]
@@ -166,8 +172,8 @@ def in_page_words(problem: str) -> str:
     return said.partition(" ")[2] if re.match(rf"({'|'.join(TEXTS)}) is ", said) else said
 
 
-def resume_parameters(character: Character) -> dict[str, Any]:
-    """The flow's parameters with which a run that ended early goes on: as before, in the same folder.
+def resume_parameters(character: Character, store: Store) -> dict[str, Any]:
+    """The flow's parameters with which a run that ended early goes on: as before, in the same folder; on any machine where they share the store.
 
     Raises:
         BadInput: Prefect does not know the run.
@@ -175,7 +181,7 @@ def resume_parameters(character: Character) -> dict[str, Any]:
     if not character.flow_run:
         raise BadInput(f"{character.name}: Prefect does not know its run any more; start it again with the same prompt")
     parameters = dict(character.flow_run.get("parameters") or {})
-    return {**parameters, "out": str(character.path), "refresh": []}
+    return {**parameters, "out": str(character.path) if store.local else "", "refresh": []}
 
 
 def _free(run: CheckedRun, taken: set[Path]) -> Path:
@@ -191,43 +197,49 @@ def _sheet(form: StartForm, store: Store, checked: Checked) -> str:
             crop = load_profile(absolute_profile(form.profile), form.overrides).crop
         except ConfigError:
             crop = None
-        found = take_sheet_upload(form.picture, store, crop)
-        for problem in found.problems:
+        looked = take_sheet_upload(form.picture, store, crop)
+        for problem in looked.problems:
             checked.add("picture", problem)
-        checked.shown = found.shown
-        checked.kept_picture = found.path.name if found.path else ""
-        return str(found.path or "")
-    path = _kept(form.kept_picture, "picture", store, checked)
-    checked.kept_picture = form.kept_picture if path else ""
-    return path
+        checked.shown = looked.shown
+        kept = looked.kept
+    else:
+        kept = _kept(form.kept_picture, "", "picture", store, checked)
+    checked.kept_picture = kept.sha256 if kept else ""
+    return _path(kept, store)
 
 
 def _reference(form: StartForm, store: Store, checked: Checked) -> str:
     """The path of the reference that was sent, now or before; empty without one."""
+    name = form.text("reference_name")
     if form.reference:
-        found = take_reference_upload(form.reference, store)
-        for problem in found.problems:
+        looked = take_reference_upload(form.reference, store)
+        for problem in looked.problems:
             checked.add("reference", problem)
-        checked.kept_reference = found.path.name if found.path else ""
-        checked.reference_name = form.reference.plain_name
-        return str(found.path or "")
-    path = _kept(form.kept_reference, "reference", store, checked)
-    checked.kept_reference, checked.reference_name = (form.kept_reference if path else ""), form.text("reference_name")
-    return path
+        kept, name = looked.kept, form.reference.plain_name
+    else:
+        kept = _kept(form.kept_reference, name, "reference", store, checked)
+    checked.kept_reference, checked.reference_name = (kept.sha256 if kept else ""), name
+    return _path(kept, store)
 
 
-def _kept(digest: str, name: str, store: Store, checked: Checked) -> str:
-    """The path of a picture that was sent before; empty without one."""
+def _kept(digest: str, name: str, field_name: str, store: Store, checked: Checked) -> Ref | None:
+    """A picture that was sent before; None without one."""
     if not digest:
-        return ""
+        return None
     try:
-        path = store.path(Ref(sha256=digest, size=0, media_type="", name=""))
-    except ValueError:
-        path = None
-    if path is None or not path.is_file():
-        checked.add(name, "the picture that was sent before is gone: choose it again")
+        ref = Ref(sha256=digest, size=0, media_type="", name=Upload(name, b"").plain_name)
+        store.get(ref)
+    except (ValueError, StoreCorrupt):
+        checked.add(field_name, "the picture that was sent before is gone: choose it again")
+        return None
+    return ref
+
+
+def _path(kept: Ref | None, store: Store) -> str:
+    """Where a picture of the store lies on this machine; empty without one."""
+    if kept is None:
         return ""
-    return str(path)
+    return str(store.path(kept) or found(lent_as(kept), store))
 
 
 def _place(name: str) -> int:

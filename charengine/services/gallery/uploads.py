@@ -12,6 +12,7 @@ from charengine.config import CropSettings
 from charengine.errors import BadInput, SheetRejected
 from charengine.pictures import picture_problems
 from charengine.records import Ref
+from charengine.run.handing_over import keep_picture
 from charengine.services.local_only import App, Message, Receive, Scope, Send
 from charengine.store import Store, guess_media_type
 from charengine.wording import file_stem
@@ -88,9 +89,9 @@ class Upload:
 
 @dataclass(frozen=True)
 class PictureCheck:
-    """An upload that was looked at: where it lies, or what is wrong with it and the picture that shows it."""
+    """An upload that was looked at: as it is kept, or what is wrong with it and the picture that shows it."""
 
-    path: Path | None
+    kept: Ref | None
     problems: tuple[str, ...] = ()
     shown: Ref | None = None
 
@@ -119,7 +120,7 @@ def take_sheet_upload(upload: Upload, store: Store, crop: CropSettings | None = 
             return PictureCheck(None, (words,), _kept_picture(error, store))
         except BadInput as error:
             return PictureCheck(None, (_without(path, str(error)),))
-    return PictureCheck(keep(upload, store))
+    return PictureCheck(keep_picture(upload.data, upload.plain_name, store))
 
 
 def take_reference_upload(upload: Upload, store: Store) -> PictureCheck:
@@ -132,20 +133,7 @@ def take_reference_upload(upload: Upload, store: Store) -> PictureCheck:
         problems = picture_problems(path, "picture") or reference_problems(path)
         if problems:
             return PictureCheck(None, tuple(_without(path, problem) for problem in problems))
-    return PictureCheck(keep(upload, store))
-
-
-def keep(upload: Upload, store: Store) -> Path:
-    """The upload's place in the store.
-
-    Raises:
-        BadInput: the store is not a folder of this machine.
-    """
-    ref = store.put(upload.data, upload.plain_name)
-    path = store.path(ref)
-    if path is None:
-        raise BadInput("uploads need a store on this machine; give the file's path in Prefect's form instead")
-    return path
+    return PictureCheck(keep_picture(upload.data, upload.plain_name, store))
 
 
 def _kept_picture(error: SheetRejected, store: Store) -> Ref | None:
