@@ -26,6 +26,7 @@ from prefect.utilities.callables import parameter_schema
 
 from charengine.machine.addresses import answers
 from charengine.machine.own_packages import take_own_packages
+from charengine.services.admission import refusal_of_prefect
 
 log = logging.getLogger("charengine.deployments")
 
@@ -46,9 +47,12 @@ def main() -> None:
     flows = {one["name"]: load_flow_from_entrypoint(one["entrypoint"]) for one in wanted}
     if WAIT in sys.argv[1:]:
         wait_for_server()
+    if refusal := refusal_of_prefect(PREFECT_API_URL.value() or ""):
+        sys.exit(f"error: {refusal}")
     missing = asyncio.run(_make_all(wanted, flows))
     if missing:
         deploy(path, missing)
+    print(f"ready: the pools {' and '.join(POOLS)}, the deployments {', '.join(flows)}")
 
 
 def project_file() -> Path:
@@ -58,10 +62,14 @@ def project_file() -> Path:
 
 
 def deploy(path: Path, names: list[str]) -> None:
-    """Make deployments of a `prefect.yaml`, with everything it says about them."""
+    """Make deployments of a `prefect.yaml`, with everything it says about them; what Prefect says is shown when that fails."""
     wanted = [part for name in names for part in ("--name", name)]
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *wanted, "--prefect-file", path.name]
-    subprocess.run(command, check=True, cwd=path.parent, env={**os.environ, "PREFECT_LOGGING_LEVEL": "WARNING"})
+    environment = {**os.environ, "PREFECT_LOGGING_LEVEL": "WARNING"}
+    # it advises to start workers of Prefect's own, which are not ours
+    made = subprocess.run(command, cwd=path.parent, env=environment, capture_output=True, text=True)
+    if made.returncode:
+        sys.exit(f"error: the deployments could not be made:\n{made.stdout}{made.stderr}")
 
 
 def wait_for_server() -> None:

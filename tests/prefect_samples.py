@@ -66,6 +66,8 @@ class Server:
             timeout=120,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1].startswith("ready: the pools characters and orchestrate")
+        assert "prefect worker" not in done.stdout
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class Delivery:
                 self._begin()
                 self._wait(deadline, meanwhile)
             if something_waits(self.home):
-                log.warning("not all that waits for MLflow was delivered; the next run or `charengine up` does it")
+                log.warning("not all that waits for MLflow was delivered; the next run, `up` or `worker` does it")
         except Exception as error:
             log.warning("what waits for MLflow could not be delivered: %s", error)
         finally:

@@ -18,7 +18,8 @@ from charengine.machine.addresses import answers
 from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import WORK_FOLDER, Home, work_folder
 from charengine.machine.locks import reach_other_machines
-from charengine.machine.shared import STORE, open_store, shared_store
+from charengine.machine.shared import STORE, check_locks, open_store, shared_store
+from charengine.services.admission import refusal_of_mlflow, refusal_of_prefect
 from charengine.services.children import Children
 from charengine.services.delivery import Delivery
 from charengine.services.prefect_api import crash_runs_of
@@ -59,10 +60,14 @@ class Workers:
 
         Raises:
             Interrupted: asked to stop meanwhile.
-            BadInput: the store cannot be used.
+            BadInput: the store cannot be used or locked, or Prefect does not let this machine in.
         """
-        open_store(self.home)
+        if store := shared_store():
+            check_locks(store)
+        else:
+            open_store(self.home)
         self._wait_for_servers()
+        self._ask_to_be_let_in()
         self._crash_left_runs()
         self._forget_copies()
         self.gpus = count_gpus()
@@ -97,6 +102,13 @@ class Workers:
                 log.warning("waiting for %s", " and ".join(f"{name}={os.environ[name]}" for name in missing))
             waited = True
             time.sleep(LOOK_AGAIN)
+
+    def _ask_to_be_let_in(self) -> None:
+        """Without Prefect nothing is made; what MLflow refuses waits, as while it is away."""
+        if refusal := refusal_of_prefect(os.environ["PREFECT_API_URL"]):
+            raise BadInput(refusal)
+        if refusal := refusal_of_mlflow(os.environ["MLFLOW_TRACKING_URI"]):
+            log.warning("%s; until then what it is told waits", refusal)
 
     def _crash_left_runs(self) -> None:
         """What Prefect believes to run here has no process any more: no worker of this home is there."""

@@ -50,6 +50,34 @@ def test_servers_that_do_not_answer_yet_are_waited_for(
     assert not (home.temporary / platform.node()).exists()
 
 
+def test_a_store_whose_server_writes_over_what_is_there_is_refused(
+    addresses: None, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from charengine.machine.shared import shared_store
+
+    store = shared_store()
+    assert store
+    plain = store.fs._fs.pipe_file
+    monkeypatch.setattr(store.fs._fs, "pipe_file", lambda path, data, mode="": plain(path, data))
+    with pytest.raises(BadInput, match="If-None-Match"), workers(home, lambda: True):
+        pass
+    assert not [path for path in store.fs.find(store.root) if "try-" in path]
+
+
+def test_a_machine_that_prefect_refuses_ends_and_one_that_mlflow_refuses_goes_on_and_says_so(
+    addresses: None, home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "answers", lambda url: True)
+    monkeypatch.setattr(module, "crash_runs_of", lambda *_: 0)
+    monkeypatch.setattr(module, "start_workers", lambda *_: None)
+    monkeypatch.setattr(module, "refusal_of_mlflow", lambda uri: f"{uri} refuses")
+    with workers(home, lambda: True):
+        assert "http://127.0.0.1:2 refuses; until then what it is told waits" in caplog.text
+    monkeypatch.setattr(module, "refusal_of_prefect", lambda api: f"{api} refuses")
+    with pytest.raises(BadInput, match="http://127.0.0.1:1/api refuses"), workers(home, lambda: True):
+        pass
+
+
 def test_each_gpu_that_may_be_used_gets_a_worker_of_its_own_and_casts_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
