@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ValidationError, field_validator
 
+from charengine.models.choosing import choose
 from charengine.models.decoding import GreedyDecoder, is_recordable, rules_of
 from charengine.models.loading import Loaded, chunks, release_memory
 from charengine.models.protocols import Description
@@ -21,6 +22,7 @@ from charengine.models.qwen_parts import QwenVLParts, load_text_encoder
 log = logging.getLogger(__name__)
 
 Filled = TypeVar("Filled", bound=BaseModel)
+Answer = TypeVar("Answer")
 
 MAX_PIXELS = 1024 * 28 * 28  # of a picture shown to Qwen2.5-VL: 1,024 vision tokens
 MAX_ROWS = 8  # pictures answered about at once
@@ -44,6 +46,7 @@ CHAT = (
     "<|im_start|>user\n{question}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
+BEFORE, BEHIND = CHAT.split("{question}")
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
@@ -160,6 +163,38 @@ class QwenCaptioner:
         model = load_text_encoder(self._loaded, self.parts)
         return generate(model, processor, inputs, self.device, max_tokens, recorded=self.recorded)
 
+    def choose_all(
+        self, images: Sequence[Image.Image], common: str, questions: Sequence[str], words: Sequence[str]
+    ) -> list[list[str]]:
+        """Which of a few words answers each of several questions about each picture; one forward for all of them.
+
+        Args:
+            images: any size or mode.
+            common: said before each question.
+            questions: each is asked as if it stood alone.
+            words: the answers allowed, in small letters.
+
+        Returns:
+            A word for each picture and question.
+        """
+        shown = [shrink(over_white(image), self.max_pixels) for image in images]
+        processor, model = (
+            self._loaded.get("processor", self.parts.processor),
+            load_text_encoder(self._loaded, self.parts),
+        )
+        behind = [_tokens(processor, question + BEHIND) for question in questions]
+        begins = beginnings(processor, words)
+        tokens = self.max_pixels // 28**2 + len(_tokens(processor, BEFORE + common)) + sum(map(len, behind))
+
+        def answered(few: list[Image.Image]) -> list[list[str]]:
+            text = [BEFORE + PICTURE + common] * len(few)
+            inputs = processor(text=text, images=few, padding=True, padding_side="left", return_tensors="pt")
+            placed = {name: value.to(self.device) for name, value in dict(inputs).items()}
+            best = choose(load_text_encoder(self._loaded, self.parts), placed, behind, begins).argmax(-1)
+            return [[words[index] for index in row] for row in best.tolist()]
+
+        return in_batches(shown, rows_that_fit(model, tokens, 0, self.room), answered)
+
     def step_aside(self) -> None:
         """Off the GPU; host memory keeps the weights where the memory plan says so."""
         self._loaded.free("text_encoder")
@@ -240,9 +275,21 @@ def generate(
     return [str(text).strip() for text in processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
-def in_batches(images: Sequence[Image.Image], rows: int, answer: Callable[[list[Image.Image]], list[str]]) -> list[str]:
+def beginnings(processor: Any, words: Sequence[str]) -> list[list[int]]:
+    """The tokens that an answer of each word may begin with, written in small letters or not, behind a space or not.
+
+    What two of the words may begin with says nothing and is left out.
+    """
+    written = [{form for own in (word, word.capitalize()) for form in (own, f" {own}")} for word in words]
+    first = [{_tokens(processor, form)[0] for form in forms} for forms in written]
+    return [sorted(own - set().union(*first[:i], *first[i + 1 :])) for i, own in enumerate(first)]
+
+
+def in_batches(
+    images: Sequence[Image.Image], rows: int, answer: Callable[[list[Image.Image]], list[Answer]]
+) -> list[Answer]:
     """Answers about at most `rows` pictures at a time; one at a time where more turn out not to fit the GPU's memory."""
-    answers: list[str] = []
+    answers: list[Answer] = []
     for part in chunks(len(images), rows):
         few = list(images[part])
         try:
@@ -318,6 +365,11 @@ def _clean(tag: str) -> str:
     """Lower case, without quotes, brackets, bullets and full stops; empty for "none" and the like."""
     text = " ".join(tag.lower().replace(",", " ").split()).strip(" .;:*-_\"'`{}[]")
     return "" if text in ("none", "n/a", "unknown", "not visible", "null") else text
+
+
+def _tokens(processor: Any, text: str) -> list[int]:
+    found: list[int] = processor.tokenizer(text, add_special_tokens=False).input_ids
+    return found
 
 
 def _noun(hint: str) -> str:
