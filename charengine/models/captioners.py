@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 
 Filled = TypeVar("Filled", bound=BaseModel)
 Answer = TypeVar("Answer")
+Inputs = dict[str, torch.Tensor]
 
 MAX_PIXELS = 1024 * 28 * 28  # of a picture shown to Qwen2.5-VL: 1,024 vision tokens
 MAX_ROWS = 8  # pictures answered about at once
@@ -149,18 +152,22 @@ class QwenCaptioner:
 
         A token takes about as long for several pictures as for one: each unpacks and reads all weights.
         """
-        shown = [shrink(over_white(image), self.max_pixels) for image in images]
-        model = load_text_encoder(self._loaded, self.parts)
-        tokens = self.max_pixels // 28**2 + TEXT_TOKENS
+        model, tokens = load_text_encoder(self._loaded, self.parts), self.max_pixels // 28**2 + TEXT_TOKENS
         rows = rows_that_fit(model, tokens, max_tokens, self.room)
-        return in_batches(shown, rows, lambda few: self._answer(question, few, max_tokens))
+        text = CHAT.format(question=PICTURE + question)
+        return in_batches(images, rows, partial(self._prepare, text), partial(self._answer, max_tokens=max_tokens))
 
-    def _answer(self, question: str, images: list[Image.Image], max_tokens: int) -> list[str]:
-        """One answer a picture."""
+    def _prepare(self, text: str, images: list[Image.Image]) -> Inputs:
+        """The same text about each picture."""
         processor = self._loaded.get("processor", self.parts.processor)
-        text = [CHAT.format(question=PICTURE + question)] * len(images)
-        inputs = dict(processor(text=text, images=images, padding=True, padding_side="left", return_tensors="pt"))
+        shown = [shrink(over_white(image), self.max_pixels) for image in images]
+        text_of_each = [text] * len(shown)
+        return dict(processor(text=text_of_each, images=shown, padding=True, padding_side="left", return_tensors="pt"))
+
+    def _answer(self, inputs: Inputs, max_tokens: int) -> list[str]:
+        """One answer a picture."""
         model = load_text_encoder(self._loaded, self.parts)
+        processor = self._loaded.get("processor", self.parts.processor)
         return generate(model, processor, inputs, self.device, max_tokens, recorded=self.recorded)
 
     def choose_all(
@@ -177,23 +184,19 @@ class QwenCaptioner:
         Returns:
             A word for each picture and question.
         """
-        shown = [shrink(over_white(image), self.max_pixels) for image in images]
-        processor, model = (
-            self._loaded.get("processor", self.parts.processor),
-            load_text_encoder(self._loaded, self.parts),
-        )
+        model = load_text_encoder(self._loaded, self.parts)
+        processor = self._loaded.get("processor", self.parts.processor)
         behind = [_tokens(processor, question + BEHIND) for question in questions]
         begins = beginnings(processor, words)
         tokens = self.max_pixels // 28**2 + len(_tokens(processor, BEFORE + common)) + sum(map(len, behind))
 
-        def answered(few: list[Image.Image]) -> list[list[str]]:
-            text = [BEFORE + PICTURE + common] * len(few)
-            inputs = processor(text=text, images=few, padding=True, padding_side="left", return_tensors="pt")
-            placed = {name: value.to(self.device) for name, value in dict(inputs).items()}
+        def answer(inputs: Inputs) -> list[list[str]]:
+            placed = {name: value.to(self.device) for name, value in inputs.items()}
             best = choose(load_text_encoder(self._loaded, self.parts), placed, behind, begins).argmax(-1)
             return [[words[index] for index in row] for row in best.tolist()]
 
-        return in_batches(shown, rows_that_fit(model, tokens, 0, self.room), answered)
+        rows = rows_that_fit(model, tokens, 0, self.room)
+        return in_batches(images, rows, partial(self._prepare, BEFORE + PICTURE + common), answer)
 
     def step_aside(self) -> None:
         """Off the GPU; host memory keeps the weights where the memory plan says so."""
@@ -234,15 +237,19 @@ class EmbeddedCaptioner:
 
     def describe_all(self, images: Sequence[Image.Image], hint: str = "") -> list[Description]:
         """What `describe` says of each picture, asked about all at once."""
-        answers = in_batches([over_white(image) for image in images], MAX_ROWS, self._answer)
+        answers = in_batches(images, MAX_ROWS, self._prepare, self._answer)
         return [Description(split_tags(raw), raw, self._parse(raw)) for raw in answers]
 
-    def _answer(self, images: list[Image.Image]) -> list[str]:
+    def _prepare(self, images: list[Image.Image]) -> Inputs:
         from charengine.models.processor import caption_inputs
 
         processor = self._loaded.get("processor", self.parts.processor)
+        return caption_inputs(processor, [over_white(image) for image in images])
+
+    def _answer(self, inputs: Inputs) -> list[str]:
         model = load_text_encoder(self._loaded, self.parts)
-        return generate(model, processor, caption_inputs(processor, images), self.device, TAG_TOKENS)
+        processor = self._loaded.get("processor", self.parts.processor)
+        return generate(model, processor, inputs, self.device, TAG_TOKENS)
 
     def unload(self) -> None:
         """Free all memory the weights take."""
@@ -286,14 +293,23 @@ def beginnings(processor: Any, words: Sequence[str]) -> list[list[int]]:
 
 
 def in_batches(
-    images: Sequence[Image.Image], rows: int, answer: Callable[[list[Image.Image]], list[Answer]]
+    images: Sequence[Image.Image],
+    rows: int,
+    prepare: Callable[[list[Image.Image]], Inputs],
+    answer: Callable[[Inputs], list[Answer]],
 ) -> list[Answer]:
-    """Answers about at most `rows` pictures at a time; one at a time where more turn out not to fit the GPU's memory."""
+    """Answers about at most `rows` pictures at a time; one at a time where more turn out not to fit the GPU's memory.
+
+    Args:
+        images: any sizes.
+        rows: at once.
+        prepare: inputs of some of them, on the CPU; called on a thread while others are answered about.
+        answer: one for each.
+    """
     answers: list[Answer] = []
-    for part in chunks(len(images), rows):
-        few = list(images[part])
+    for few, inputs in _ahead([list(images[part]) for part in chunks(len(images), rows)], prepare):
         try:
-            answers += answer(few)
+            answers += answer(inputs)
             continue
         except torch.cuda.OutOfMemoryError:
             if len(few) == 1:
@@ -301,8 +317,21 @@ def in_batches(
         log.warning("out of GPU memory asking about %d pictures at once: asking about one at a time", len(few))
         release_memory()
         for image in few:
-            answers += answer([image])
+            answers += answer(prepare([image]))
     return answers
+
+
+def _ahead(
+    batches: Sequence[list[Image.Image]], prepare: Callable[[list[Image.Image]], Inputs]
+) -> Iterator[tuple[list[Image.Image], Inputs]]:
+    """Each batch with its inputs, those of the next one being prepared meanwhile: a fifth of a second for a large picture."""
+    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
+        coming = pool.submit(prepare, batches[0]) if batches else None
+        for number, batch in enumerate(batches, 1):
+            assert coming is not None
+            inputs = coming.result()
+            coming = pool.submit(prepare, batches[number]) if number < len(batches) else None
+            yield batch, inputs
 
 
 def rows_that_fit(model: Any, prompt: int, answer: int, room: int | None) -> int:

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import sys
+import threading
 import weakref
 from itertools import dropwhile
 from pathlib import Path
@@ -288,6 +289,25 @@ def test_a_batch_that_runs_out_of_gpu_memory_is_asked_one_by_one(
     assert QwenCaptioner(parts, CPU, "x").ask_all(three_sizes, "What?") == ["one", "two", "three"]
     assert parts.model.rows == [1, 1, 1]
     assert "one at a time" in caplog.text
+
+
+def test_the_next_pictures_are_prepared_while_these_are_answered_about_and_no_further_ones():
+    begun = [threading.Event() for _ in range(4)]
+    pictures = [Image.new("RGB", (1, 1), (number, 0, 0)) for number in range(7)]
+
+    def prepare(few):
+        numbers = [image.getpixel((0, 0))[0] for image in few]
+        begun[numbers[0] // 2].set()
+        return numbers
+
+    def answer(inputs):
+        batch = inputs[0] // 2
+        assert batch == 3 or begun[batch + 1].wait(20)
+        assert not any(event.is_set() for event in begun[batch + 2 :])
+        return [10 * number for number in inputs]
+
+    assert captioners.in_batches(pictures, 2, prepare, answer) == [0, 10, 20, 30, 40, 50, 60]
+    assert captioners.in_batches([], 2, prepare, answer) == []
 
 
 def test_editor_and_captioner_share_one_set_of_weights_and_really_free_it(qwen_folder: Path, image: Image.Image):
