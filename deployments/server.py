@@ -32,7 +32,7 @@ def serve(port: int) -> None:
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
-    from charengine.services.unlocked import give_locks_back
+    from deployments.sqlite_connections import give_locks_back
 
     give_locks_back()
     settings = get_current_settings().server

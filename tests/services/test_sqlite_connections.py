@@ -13,14 +13,14 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from charengine.services.unlocked import UnlockingConnection
+from deployments.sqlite_connections import UnlockingConnection
 
 SLOW = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 1500000) SELECT count(*) FROM t"
 CANCELLED = """
 import asyncio, os, sys
-from tests.services.test_unlocked import cancelled
+from tests.services.test_sqlite_connections import cancelled
 if sys.argv[2] == "given back":
-    from charengine.services.unlocked import give_locks_back
+    from deployments.sqlite_connections import give_locks_back
     give_locks_back()
 print(asyncio.new_event_loop().run_until_complete(cancelled(sys.argv[1], int(sys.argv[3]))), flush=True)
 os._exit(0)  # aiosqlite waits for ever for a thread that has ended
@@ -114,7 +114,7 @@ def test_prefect_s_server_makes_such_connections_alone(monkeypatch: pytest.Monke
     try:
         server.serve(4200)
     finally:
-        from charengine.services import unlocked
+        from deployments import sqlite_connections as unlocked
 
         sa.event.remove(sa.engine.Engine, "do_connect", unlocked._unlocking)
     assert given == [UnlockingConnection]
