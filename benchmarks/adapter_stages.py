@@ -17,6 +17,7 @@ from charengine import records
 from charengine.adapter.merging import AdapterMerger
 from charengine.config import Profile
 from charengine.errors import Interrupted
+from charengine.models import captioners
 from charengine.models.captioners import QwenCaptioner
 from charengine.models.embedders import ClipEmbedder, DinoEmbedder, PairEmbedder
 from charengine.models.memory import TakingTurns, cap_memory
@@ -67,7 +68,9 @@ class AdapterStages:
         if self.trained is None:
             self.bench.stage("make an adapter to sweep", self._adapter)
         self.bench.stage("make the scorers", self._scorers)
-        self.bench.stage("sweep of at most 64 images, 832x1216, 20 steps, CFG", self._sweep)
+        asked = self.profile.sweep
+        words = f"{asked.width}x{asked.height}, {asked.steps} steps ({asked.solver}), CFG"
+        self.bench.stage(f"sweep of at most {asked.pictures} images, {words}", self._sweep)
 
     def report(self) -> None:
         """One page about all of it; without a finished cell there is none."""
@@ -152,7 +155,7 @@ class AdapterStages:
         start = time.perf_counter()
         try:
             with watch.on(
-                merging=(AdapterMerger, "put_on"), decoding=(self.diffusion, "decode"), answering=(asked, "_answer"),
+                merging=(AdapterMerger, "put_on"), decoding=(self.diffusion, "decode"), answering=(captioners, "choose"),
                 reading=(reader, "shown"), making_up=(random_models, "random_state"),
             ):  # fmt: skip
                 swept = sweep_adapter(

@@ -148,6 +148,7 @@ class BesideDiffusers:
             unet=self.sdxl.unet(),
             scheduler=EulerDiscreteScheduler.from_config(self.sdxl.scheduler().config),
         )
+        pipeline.vae.to(pipeline.unet.dtype)  # this pipeline knows no VAE that is wider than its U-Net
         pipeline.set_progress_bar_config(disable=True)
         seconds = []
         for seed in (1, 2):

@@ -2,6 +2,7 @@
 
     python benchmarks/shortcuts.py sheets --device cuda           # 48 sheets a way: gate, traits, views, difference; two minutes
     python benchmarks/shortcuts.py sweeps --device cuda           # the order of a sweep's cells against 30 steps; a minute a character
+    python benchmarks/shortcuts.py sweeps --device cuda --jobs 8  # characters at once, each by a process
     python benchmarks/shortcuts.py sheets --count 2               # on a CPU
 
 A way is a shortcut's settings. Of sheets the shipped probe reads traits and views, and the gate judges. Of sweeps every cell (15 of
@@ -12,12 +13,15 @@ the cells is held against that of the slow way, and so is the cell that a way wo
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,10 +60,13 @@ SHEETS: dict[
     str, tuple[int, float]
 ] = {  # steps, and the noise above which there is guidance; the first is the slow way
     "16 steps, guided in all": (16, 0.0),
-    "16 steps, guided above 0.7": (16, 0.7),
     "12 steps, guided in all": (12, 0.0),
+    "10 steps, guided in all": (10, 0.0),
+    "8 steps, guided in all": (8, 0.0),
+    "6 steps, guided in all": (6, 0.0),
+    "16 steps, guided above 0.7": (16, 0.7),
     "12 steps, guided above 0.7": (12, 0.7),
-    "12 steps, guided above 0.85": (12, 0.85),
+    "10 steps, guided above 0.5": (10, 0.5),
     "8 steps, guided above 0.7": (8, 0.7),
     "16 steps, not guided": (16, 1.0),
 }
@@ -70,6 +77,7 @@ SWEEPS: dict[str, dict[str, Any]] = {
     "30 steps, other noise": {"steps": 30},
     "20 steps": {"steps": 20},
     "12 steps": {"steps": 12},
+    "16 steps, dpm++": {"steps": 16, "solver": "dpm++"},
     "12 steps, dpm++": {"steps": 12, "solver": "dpm++"},
     "10 steps, dpm++": {"steps": 10, "solver": "dpm++"},
     "8 steps, dpm++": {"steps": 8, "solver": "dpm++"},
@@ -77,6 +85,7 @@ SWEEPS: dict[str, dict[str, Any]] = {
     "10 steps, dpm++, in an interval": {"steps": 10, "solver": "dpm++", **INTERVAL},
 }
 OTHER_NOISE = 1000  # added to the seeds
+_MODELS: list[Any] = []  # profile, models and judge of this process
 
 
 def main() -> None:
@@ -88,30 +97,55 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="no further character is begun afterwards")
     parser.add_argument("--ways", nargs="*", help="only these; the first is held against")
     parser.add_argument("--seeds", type=int, default=2, help="of every prompt in every cell")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--set", nargs="*", default=[], help="settings of the profile")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     chosen = parser.parse_args()
-    if chosen.device == "cpu":
-        torch.set_num_threads(1)
-    measure: Callable[..., list[dict[str, Any]]] = sheets_of if chosen.what == "sheets" else sweeps_of
     table = sheets_table if chosen.what == "sheets" else sweeps_table
+    _leave_out(chosen)
+    count, started = chosen.count or {"sheets": 48, "sweeps": 6}[chosen.what], time.monotonic()
+    rows: list[dict[str, Any]] = []
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for done, found_rows in enumerate(_each(range(count), chosen, started), 1):
+        rows += found_rows
+        found = {"characters": done, "torch": torch.__version__, "device": chosen.device, "table": table(rows)}
+        (chosen.out / f"shortcuts_{chosen.what}.json").write_text(json.dumps(found | {"rows": rows}, indent=1) + "\n")
+        print(f"--- {done} characters, {time.monotonic() - started:.0f} s", flush=True)
+        for name, values in found["table"].items():
+            print(f"{name:34}" + "".join(f"{key} {value:<9}" for key, value in values.items()), flush=True)
+
+
+def _each(indices: range, chosen: argparse.Namespace, started: float) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each character, in the order of being done; no further one is begun when time is up."""
+    left = (index for index in indices if time.monotonic() - started < 60 * chosen.minutes)
+    if chosen.jobs == 1:
+        yield from (_measured(index, chosen) for index in left)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(chosen.jobs, mp_context=context, initializer=_leave_out, initargs=(chosen,)) as pool:
+        waiting = {pool.submit(_measured, index, chosen) for index in itertools.islice(left, chosen.jobs)}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            waiting |= {pool.submit(_measured, index, chosen) for index in itertools.islice(left, len(done))}
+            yield from (one.result() for one in done)
+
+
+def _measured(index: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """One character; models are loaded once a process."""
+    if not _MODELS:
+        if chosen.device == "cpu":
+            torch.set_num_threads(1)
+        profile = load_profile("embedded", [f"models.device={chosen.device}", *chosen.set])
+        _MODELS.extend((profile, load(profile), probe.load_judge(device=chosen.device)))
+    measure: Callable[..., list[dict[str, Any]]] = sheets_of if chosen.what == "sheets" else sweeps_of
+    return measure(index, *_MODELS, chosen.seeds)
+
+
+def _leave_out(chosen: argparse.Namespace) -> None:
+    """The ways that nobody asked for."""
     ways: dict[str, Any] = SHEETS if chosen.what == "sheets" else SWEEPS
     for name in [name for name in ways if chosen.ways and name not in chosen.ways]:
         del ways[name]
-    count, started = chosen.count or {"sheets": 48, "sweeps": 6}[chosen.what], time.monotonic()
-    profile = load_profile("embedded", [f"models.device={chosen.device}", *chosen.set])
-    models, judge = load(profile), probe.load_judge(device=chosen.device)
-    rows: list[dict[str, Any]] = []
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        if time.monotonic() - started > 60 * chosen.minutes:
-            break
-        rows += measure(index, profile, models, judge, chosen.seeds)
-        found = {"characters": index + 1, "torch": torch.__version__, "device": chosen.device, "table": table(rows)}
-        (chosen.out / f"shortcuts_{chosen.what}.json").write_text(json.dumps(found | {"rows": rows}, indent=1) + "\n")
-        print(f"--- {index + 1} characters, {time.monotonic() - started:.0f} s", flush=True)
-        for name, values in found["table"].items():
-            print(f"{name:34}" + "".join(f"{key} {value:<9}" for key, value in values.items()), flush=True)
 
 
 # --- sheets -----------------------------------------------------------------------------------------------------------

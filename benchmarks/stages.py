@@ -159,10 +159,9 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def prompt_to_report(stages: dict[str, dict[str, Any]], tiny: bool) -> dict[str, Any]:
+def prompt_to_report(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Seconds of what a run does, one sheet included, without making up weights; `measured` unless a stage was cut."""
-    sheet = "sheet 192x96, 10 steps as" if tiny else "sheet 1536x1024, 40 steps as"
-    parts = (sheet, "crop", "captions", "encode captions", "train 1,200", "sweep", "report")
+    parts = ("the profile's sheet", "crop", "captions", "encode captions", "train 1,200", "sweep", "report")
     total, missing, measured = 0.0, [], True
     for part in parts:
         facts = next((facts for name, facts in stages.items() if name.startswith(part) and "seconds" in facts), {})

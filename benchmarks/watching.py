@@ -28,6 +28,7 @@ class Stopwatch:
         self.device = device
         self.seconds: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
+        self.longest: Counter[str] = Counter()
 
     @contextmanager
     def on(self, **functions: tuple[Any, str]) -> Iterator[Stopwatch]:
@@ -52,14 +53,20 @@ class Stopwatch:
                 return work(*args, **kwargs)
             finally:
                 self._wait()
-                self.seconds[name] += time.perf_counter() - start
+                took = time.perf_counter() - start
+                self.seconds[name] += took
+                self.longest[name] = max(self.longest[name], took)
                 self.calls[name] += 1
 
         return timed
 
     def facts(self) -> dict[str, float]:
-        """`name_s` of everything that was called."""
-        return {f"{name}_s": round(seconds, 2) for name, seconds in self.seconds.items()}
+        """Seconds, calls and the longest call of everything that was called."""
+        return {
+            f"{name}{what}": round(facts[name], 2)
+            for name in self.seconds
+            for what, facts in (("_s", self.seconds), ("_calls", self.calls), ("_longest_s", self.longest))
+        }
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

@@ -383,6 +383,9 @@ class Profile(Settings):
     name: str = Field(description="what the profile is called in reports and MLflow")
     description: str = Field(default="", description="one line for `charengine profiles`")
     budget_gib: float = Field(default=12.0, gt=0.5, le=200, description="GPU memory every stage must fit in")
+    retrain: int = Field(
+        default=0, ge=0, le=4, description="trainings more, at most, where the sweep's verdict asks for one"
+    )
     models: ModelSettings = ModelSettings()
     sheet: SheetSettings = SheetSettings()
     crop: CropSettings = CropSettings()
@@ -412,7 +415,5 @@ class Profile(Settings):
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A stage that is off leaves no trace in configs, recipes and keys: they are what they were before there was one."""
-        data: dict[str, Any] = write(self)
-        if not self.expand.count:
-            data.pop("expand", None)
-        return data
+        is_on = {"expand": self.expand.count > 0, "retrain": self.retrain > 0}
+        return {name: value for name, value in write(self).items() if is_on.get(name, True)}

@@ -32,6 +32,9 @@ def serve(port: int) -> None:
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
+    from deployments.sqlite_connections import give_locks_back
+
+    give_locks_back()
     settings = get_current_settings().server
     app = AgainWhenBusy(create_app(final=True))
     uvicorn.run(

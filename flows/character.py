@@ -23,7 +23,8 @@ from charengine.run.claim import claimed
 from charengine.run.handing_over import found, hand_over
 from charengine.run.opening import open_workspace
 from charengine.run.request import STAGES, CheckedRun, RunRequest, check, usual_name
-from charengine.run.result import Written, run_record, run_result
+from charengine.run.result import Written, run_record, run_result, seconds_of
+from charengine.run.retraining import Attempt, until_right
 from charengine.run.workspace import Workspace
 from charengine.tracking.protocol import closing
 from charengine.wording import LONGEST_NOUN, NAME_PATTERN, TRIGGER_PATTERN
@@ -34,7 +35,7 @@ from tasks.expand import expand_views
 from tasks.page import failed_state, showing
 from tasks.report import write_report
 from tasks.sheet import make_sheet
-from tasks.sweep import sweep_adapter
+from tasks.sweep import register_pick, sweep_adapter
 from tasks.train import train_adapter
 from tasks.workspace import flow_run_id, track
 
@@ -153,13 +154,16 @@ def make_character(workspace: Workspace, out: Path) -> RunResult:
     dataset, caption_key = caption_views(workspace, views, extras, out)
     caption_paths = folder.write_dataset(dataset, out, store, caption_key)
 
-    training = train_adapter(workspace, dataset)
+    def attempt(own: Workspace) -> Attempt:
+        training = train_adapter(own, dataset)
+        return Attempt(own, training, sweep_adapter(own, training, dataset))
 
-    sweep = sweep_adapter(workspace, training, dataset)
+    used, training, sweep = until_right(workspace, attempt)
+    register_pick(used, sweep, dataset)
     adapter_path, recommended_path = folder.write_adapters(sweep, dataset.trigger, out, store)
     folder.write_pictures(sweep, out, store)
 
-    run = run_record(workspace, sheet, expansion, dataset, training, sweep, flow_run_id=flow_run_id())
+    run = run_record(used, sheet, expansion, dataset, training, sweep, flow_run_id=flow_run_id())
     report = write_report(workspace, run)
     run = run.model_copy(update={"stages": tuple(workspace.facts)})
     report_path = folder.write_report(report, run, out, store)
@@ -193,7 +197,8 @@ def _log_outcome(workspace: Workspace, run: RunRecord, out: Path) -> None:
         numbers |= {
             f"expand/{fate.replace(' ', '_')}": fates.count(fate) for fate in ("trained", "held out", "refused")
         }
-    numbers |= {f"seconds/{fact.stage}": fact.seconds for fact in run.stages if not fact.cached}
+    took = seconds_of([fact for fact in run.stages if not fact.cached])
+    numbers |= {f"seconds/{stage}": seconds for stage, seconds in took.items()}
     workspace.tracker.log_metrics(numbers, step=0)
     workspace.tracker.set_tags(
         {

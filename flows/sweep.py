@@ -22,7 +22,7 @@ from charengine.tracking.protocol import closing
 from charengine.wording import slug
 from flows.character import ProfileName, Seed
 from tasks.page import failed_state
-from tasks.sweep import sweep_adapter
+from tasks.sweep import register_pick, sweep_adapter
 from tasks.workspace import track
 
 
@@ -103,6 +103,7 @@ def _swept(
         track(workspace)
         with closing(workspace.tracker):
             record = sweep_adapter(workspace, training, dataset)
+            register_pick(workspace, record, dataset)
             workspace.keep_whole()
     said = _written(record, dataset.trigger, run.out, workspace)
     note_run(home, run.out, [workspace.key, *(fact.key for fact in workspace.facts)])

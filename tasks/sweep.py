@@ -16,7 +16,7 @@ sweep = stage_task(SWEEP)
 
 
 def sweep_adapter(workspace: Workspace, training: AdapterRecord, dataset: DatasetRecord) -> SweepRecord:
-    """Cells, pictures and the pick; the pick is registered."""
+    """Cells, pictures and the pick."""
     on_page = stage_line("sweep")
     live = LiveProgress(f"{workspace.slug}-sweeping", workspace.character.name, "sweeping", on_page)
     workspace.on_drawn = live.on_drawn
@@ -26,7 +26,6 @@ def sweep_adapter(workspace: Workspace, training: AdapterRecord, dataset: Datase
     finally:
         workspace.on_drawn = None
     on_page(how(workspace.facts[-1]))  # the last step stood there
-    register_pick(workspace, swept, dataset)
     show_sweep(workspace, swept)
     return swept
 

@@ -67,14 +67,18 @@ def run(
     profile: ProfileOption = "embedded",
     sheet: Annotated[str, typer.Option(help="A sheet you already have (PNG, JPEG, WebP).")] = "",
     reference: ReferenceOption = "",
+    auto_retrain: Annotated[
+        int, typer.Option(help="Train again, so often at most, as the sweep's verdict says (--set retrain=N).")
+    ] = 0,
     out: OutOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Make a character: prompt to sheet, views, captions, adapter, sweep, pick and report."""
     from charengine.run.request import RunRequest
 
+    overrides = (*settings, *([f"retrain={auto_retrain}"] if auto_retrain else []))
     request = RunRequest(
-        prompt, name, class_noun, trigger, seed, profile, tuple(settings), sheet, out, tuple(refresh), reference
+        prompt, name, class_noun, trigger, seed, profile, overrides, sheet, out, tuple(refresh), reference
     )
     start(request, as_json)
 

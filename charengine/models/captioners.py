@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
 from PIL import Image
 from pydantic import BaseModel, ValidationError, field_validator
 
+from charengine.models.choosing import choose
 from charengine.models.decoding import GreedyDecoder, is_recordable, rules_of
 from charengine.models.loading import Loaded, chunks, release_memory
 from charengine.models.protocols import Description
@@ -21,6 +24,8 @@ from charengine.models.qwen_parts import QwenVLParts, load_text_encoder
 log = logging.getLogger(__name__)
 
 Filled = TypeVar("Filled", bound=BaseModel)
+Answer = TypeVar("Answer")
+Inputs = dict[str, torch.Tensor]
 
 MAX_PIXELS = 1024 * 28 * 28  # of a picture shown to Qwen2.5-VL: 1,024 vision tokens
 MAX_ROWS = 8  # pictures answered about at once
@@ -44,6 +49,7 @@ CHAT = (
     "<|im_start|>user\n{question}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
+BEFORE, BEHIND = CHAT.split("{question}")
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
@@ -146,19 +152,51 @@ class QwenCaptioner:
 
         A token takes about as long for several pictures as for one: each unpacks and reads all weights.
         """
-        shown = [shrink(over_white(image), self.max_pixels) for image in images]
-        model = load_text_encoder(self._loaded, self.parts)
-        tokens = self.max_pixels // 28**2 + TEXT_TOKENS
+        model, tokens = load_text_encoder(self._loaded, self.parts), self.max_pixels // 28**2 + TEXT_TOKENS
         rows = rows_that_fit(model, tokens, max_tokens, self.room)
-        return in_batches(shown, rows, lambda few: self._answer(question, few, max_tokens))
+        text = CHAT.format(question=PICTURE + question)
+        return in_batches(images, rows, partial(self._prepare, text), partial(self._answer, max_tokens=max_tokens))
 
-    def _answer(self, question: str, images: list[Image.Image], max_tokens: int) -> list[str]:
-        """One answer a picture."""
+    def _prepare(self, text: str, images: list[Image.Image]) -> Inputs:
+        """The same text about each picture."""
         processor = self._loaded.get("processor", self.parts.processor)
-        text = [CHAT.format(question=PICTURE + question)] * len(images)
-        inputs = dict(processor(text=text, images=images, padding=True, padding_side="left", return_tensors="pt"))
+        shown = [shrink(over_white(image), self.max_pixels) for image in images]
+        text_of_each = [text] * len(shown)
+        return dict(processor(text=text_of_each, images=shown, padding=True, padding_side="left", return_tensors="pt"))
+
+    def _answer(self, inputs: Inputs, max_tokens: int) -> list[str]:
+        """One answer a picture."""
         model = load_text_encoder(self._loaded, self.parts)
+        processor = self._loaded.get("processor", self.parts.processor)
         return generate(model, processor, inputs, self.device, max_tokens, recorded=self.recorded)
+
+    def choose_all(
+        self, images: Sequence[Image.Image], common: str, questions: Sequence[str], words: Sequence[str]
+    ) -> list[list[str]]:
+        """Which of a few words answers each of several questions about each picture; one forward for all of them.
+
+        Args:
+            images: any size or mode.
+            common: said before each question.
+            questions: each is asked as if it stood alone.
+            words: the answers allowed, in small letters.
+
+        Returns:
+            A word for each picture and question.
+        """
+        model = load_text_encoder(self._loaded, self.parts)
+        processor = self._loaded.get("processor", self.parts.processor)
+        behind = [_tokens(processor, question + BEHIND) for question in questions]
+        begins = beginnings(processor, words)
+        tokens = self.max_pixels // 28**2 + len(_tokens(processor, BEFORE + common)) + sum(map(len, behind))
+
+        def answer(inputs: Inputs) -> list[list[str]]:
+            placed = {name: value.to(self.device) for name, value in inputs.items()}
+            best = choose(load_text_encoder(self._loaded, self.parts), placed, behind, begins).argmax(-1)
+            return [[words[index] for index in row] for row in best.tolist()]
+
+        rows = rows_that_fit(model, tokens, 0, self.room)
+        return in_batches(images, rows, partial(self._prepare, BEFORE + PICTURE + common), answer)
 
     def step_aside(self) -> None:
         """Off the GPU; host memory keeps the weights where the memory plan says so."""
@@ -199,15 +237,19 @@ class EmbeddedCaptioner:
 
     def describe_all(self, images: Sequence[Image.Image], hint: str = "") -> list[Description]:
         """What `describe` says of each picture, asked about all at once."""
-        answers = in_batches([over_white(image) for image in images], MAX_ROWS, self._answer)
+        answers = in_batches(images, MAX_ROWS, self._prepare, self._answer)
         return [Description(split_tags(raw), raw, self._parse(raw)) for raw in answers]
 
-    def _answer(self, images: list[Image.Image]) -> list[str]:
+    def _prepare(self, images: list[Image.Image]) -> Inputs:
         from charengine.models.processor import caption_inputs
 
         processor = self._loaded.get("processor", self.parts.processor)
+        return caption_inputs(processor, [over_white(image) for image in images])
+
+    def _answer(self, inputs: Inputs) -> list[str]:
         model = load_text_encoder(self._loaded, self.parts)
-        return generate(model, processor, caption_inputs(processor, images), self.device, TAG_TOKENS)
+        processor = self._loaded.get("processor", self.parts.processor)
+        return generate(model, processor, inputs, self.device, TAG_TOKENS)
 
     def unload(self) -> None:
         """Free all memory the weights take."""
@@ -240,13 +282,34 @@ def generate(
     return [str(text).strip() for text in processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
-def in_batches(images: Sequence[Image.Image], rows: int, answer: Callable[[list[Image.Image]], list[str]]) -> list[str]:
-    """Answers about at most `rows` pictures at a time; one at a time where more turn out not to fit the GPU's memory."""
-    answers: list[str] = []
-    for part in chunks(len(images), rows):
-        few = list(images[part])
+def beginnings(processor: Any, words: Sequence[str]) -> list[list[int]]:
+    """The tokens that an answer of each word may begin with, written in small letters or not, behind a space or not.
+
+    What two of the words may begin with says nothing and is left out.
+    """
+    written = [{form for own in (word, word.capitalize()) for form in (own, f" {own}")} for word in words]
+    first = [{_tokens(processor, form)[0] for form in forms} for forms in written]
+    return [sorted(own - set().union(*first[:i], *first[i + 1 :])) for i, own in enumerate(first)]
+
+
+def in_batches(
+    images: Sequence[Image.Image],
+    rows: int,
+    prepare: Callable[[list[Image.Image]], Inputs],
+    answer: Callable[[Inputs], list[Answer]],
+) -> list[Answer]:
+    """Answers about at most `rows` pictures at a time; one at a time where more turn out not to fit the GPU's memory.
+
+    Args:
+        images: any sizes.
+        rows: at once.
+        prepare: inputs of some of them, on the CPU; called on a thread while others are answered about.
+        answer: one for each.
+    """
+    answers: list[Answer] = []
+    for few, inputs in _ahead([list(images[part]) for part in chunks(len(images), rows)], prepare):
         try:
-            answers += answer(few)
+            answers += answer(inputs)
             continue
         except torch.cuda.OutOfMemoryError:
             if len(few) == 1:
@@ -254,8 +317,21 @@ def in_batches(images: Sequence[Image.Image], rows: int, answer: Callable[[list[
         log.warning("out of GPU memory asking about %d pictures at once: asking about one at a time", len(few))
         release_memory()
         for image in few:
-            answers += answer([image])
+            answers += answer(prepare([image]))
     return answers
+
+
+def _ahead(
+    batches: Sequence[list[Image.Image]], prepare: Callable[[list[Image.Image]], Inputs]
+) -> Iterator[tuple[list[Image.Image], Inputs]]:
+    """Each batch with its inputs, those of the next one being prepared meanwhile: a fifth of a second for a large picture."""
+    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
+        coming = pool.submit(prepare, batches[0]) if batches else None
+        for number, batch in enumerate(batches, 1):
+            assert coming is not None
+            inputs = coming.result()
+            coming = pool.submit(prepare, batches[number]) if number < len(batches) else None
+            yield batch, inputs
 
 
 def rows_that_fit(model: Any, prompt: int, answer: int, room: int | None) -> int:
@@ -318,6 +394,11 @@ def _clean(tag: str) -> str:
     """Lower case, without quotes, brackets, bullets and full stops; empty for "none" and the like."""
     text = " ".join(tag.lower().replace(",", " ").split()).strip(" .;:*-_\"'`{}[]")
     return "" if text in ("none", "n/a", "unknown", "not visible", "null") else text
+
+
+def _tokens(processor: Any, text: str) -> list[int]:
+    found: list[int] = processor.tokenizer(text, add_special_tokens=False).input_ids
+    return found
 
 
 def _noun(hint: str) -> str:

@@ -14,6 +14,7 @@ from charengine.errors import BadInput, ConfigError, EngineError, MissingDepende
 from charengine.machine.home import find_home
 from charengine.models.base_names import base_metadata
 from charengine.models.captioners import QwenCaptioner
+from charengine.models.classes import packaged_config
 from charengine.models.edit_loras import EditLoras
 from charengine.models.embedders import ClipEmbedder, DinoEmbedder, PairEmbedder
 from charengine.models.file_parts import QwenFiles, SDXLFiles
@@ -35,6 +36,7 @@ from charengine.models.tagger import WD14Captioner
 from charengine.models.vocabularies import as_folder
 
 log = logging.getLogger(__name__)
+TOLD = (".json", ".txt")  # of a diffusers folder
 
 NATIVE_AREA = 1024 * 1024  # pixels SDXL was trained on
 
@@ -104,13 +106,16 @@ def _qwen(profile: Profile, found: Survey, device: torch.device, dtype: torch.dt
         zero_cond_t="2511" in edit.identity.note,
         roomy_host=roomy_host(placement),
     )
+    told = _told(parts.config)
     rivals = frozenset() if placement.together else frozenset({"text_encoder", "transformer"})
     loaded = TakingTurns(rivals, parts.release, parts.drop)
     encoder = files_of_text_encoder(vl.path)
     editor = QwenEdit(
         parts,
         device,
-        _fingerprint(edit.path, *encoder, vae.path, *loras.files) + _strengths(loras) + _reading(edit, loras),
+        _fingerprint(edit.path, *encoder, vae.path, *loras.files, told=told)
+        + _strengths(loras)
+        + _reading(edit, loras),
         variant=edit_variant(edit),
         lightning=loras.lightning,
         lightning_steps=loras.lightning_steps or LIGHTNING_STEPS,
@@ -121,7 +126,7 @@ def _qwen(profile: Profile, found: Survey, device: torch.device, dtype: torch.dt
     captioner = QwenCaptioner(
         parts,
         device,
-        _fingerprint(*encoder),
+        _fingerprint(*encoder, told=told),
         loaded=loaded,
         room=_room(placement, device),
         recorded=profile.models.cuda_graphs == "auto",
@@ -157,7 +162,7 @@ def _sdxl(profile: Profile, found: Survey, device: torch.device, dtype: torch.dt
     folder = None if whole or tokenizer is None else as_folder(tokenizer, find_home().root)
     config = configurations(profile.models, found.stock.found).sdxl
     parts = SDXLFiles(checkpoint, config, folder, vae, device, dtype)
-    weights = _fingerprint(checkpoint, *([vae] if vae else []))
+    weights = _fingerprint(checkpoint, *([vae] if vae else []), told=_told(parts.config))
     prediction = found.prediction or measured_prediction(parts, device, weights, find_home())
     if found.prediction is None and profile.models.zero_terminal_snr is not None:
         prediction = Prediction(prediction.kind, profile.models.zero_terminal_snr, prediction.source)
@@ -177,8 +182,19 @@ def _tagger(profile: Profile) -> WD14Captioner:
     return WD14Captioner(folder, fingerprint(weights, _memory()), threshold=profile.caption.threshold)
 
 
-def _fingerprint(*paths: Path) -> str:
-    return fingerprint([file for path in paths for file in weight_files(path)], _memory())
+def _fingerprint(*paths: Path, told: Sequence[Path] = ()) -> str:
+    return fingerprint([*(file for path in paths for file in weight_files(path)), *told], _memory())
+
+
+def _told(folder: Path) -> list[Path]:
+    """What a folder says beside weights that changes what is drawn: configurations, schedules, tokenizers.
+
+    Nothing of the packaged folders, which change with this program alone.
+    """
+    if folder.is_relative_to(packaged_config("sdxl").parent):
+        return []
+    inside = [folder, *filter(files.is_dir, files.entries(folder))]
+    return [file for one in inside for file in files.entries(one) if file.suffix in TOLD and files.is_file(file)]
 
 
 def _memory() -> Path:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from charengine.errors import BadInput, MissingDependency
 from charengine.models.files import shown
+from charengine.models.gguf_blocks import UNPACK
 
 FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 FP8_NAMES = {dtype: name for name, dtype in FP8.items()}
@@ -74,7 +75,7 @@ def unpack(data: torch.Tensor, packing: str, dtype: torch.dtype) -> torch.Tensor
     if packing == INT8:
         return data.view(torch.int8).to(dtype)
     if packing not in FP8:
-        return _gguf_function(packing)(data).to(dtype)
+        return _gguf_function(packing)(data, dtype)
     if data.device.type == "mps":  # has no float8, though it can look values up
         return float8_values(packing).to(data.device, dtype)[data.int()]
     return data.view(FP8[packing]).to(dtype)
@@ -112,7 +113,7 @@ def _hadamard_on(size: int, device: torch.device, dtype: torch.dtype) -> torch.T
     return hadamard(size).to(device, dtype)
 
 
-def _gguf_function(packing: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def _gguf_function(packing: str) -> Callable[[torch.Tensor, torch.dtype], torch.Tensor]:
     try:
         import gguf
         from diffusers.quantizers.gguf import utils
@@ -121,9 +122,12 @@ def _gguf_function(packing: str) -> Callable[[torch.Tensor], torch.Tensor]:
     kind = gguf.GGMLQuantizationType[packing]
     block, size = gguf.GGML_QUANT_SIZES[kind]
 
-    def dequantise(data: torch.Tensor) -> torch.Tensor:
+    def dequantise(data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         blocks = data.reshape(-1, size)
-        values: torch.Tensor = utils.dequantize_functions[kind](blocks, block, size, dtype=torch.float32)
+        if packing in UNPACK:
+            values = UNPACK[packing](blocks, dtype)
+        else:
+            values = utils.dequantize_functions[kind](blocks, block, size, dtype=torch.float32).to(dtype)
         return values.reshape(*data.shape[:-1], -1)
 
     return dequantise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,19 +20,16 @@ if TYPE_CHECKING:
 
     from charengine.models.captioners import QwenCaptioner
 
-MOST_TRAITS = 24  # in one question
-ANSWER_TOKENS = 6  # of one line of the answer: number, stop, word, line break, and one to spare
-QUESTION = (
-    "Look at the {noun} in this picture. Say of each line whether the picture shows it:\n{lines}\n"
-    "Answer with one line each: the number and one word, yes, no, or hidden when that part of the body is not in the picture "
-    "or turned away. Left and right are the character's own. Write nothing else."
+MOST_TRAITS = 24  # in one pass
+ASKED = (
+    "Look at the {noun} in this picture. Does the picture show what is named below? Left and right are the character's own. "
+    "Answer with one word: yes, no, or hidden when that part of the body is not in the picture or turned away.\n"
 )
-_ANSWER = re.compile(r"^\W*(\d+)\W+(yes|no|hidden)\b", re.IGNORECASE | re.MULTILINE)
-_MEANING = {"yes": True, "no": False, "hidden": None}
+MEANING = {"yes": True, "no": False, "hidden": None}
 
 
 class AskingReader:
-    """`TraitReader` that asks Qwen2.5-VL about all traits of a picture in one question.
+    """`TraitReader` that asks Qwen2.5-VL about each trait of a picture, all of them in one pass.
 
     Args:
         model: the captioner, whose weights these are.
@@ -41,18 +37,16 @@ class AskingReader:
 
     def __init__(self, model: QwenCaptioner) -> None:
         self._model = model
-        self.fingerprint = hashlib.sha256(f"{model.fingerprint}|{QUESTION}".encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(f"{model.fingerprint}|{ASKED}".encode()).hexdigest()
 
     def shown(self, images: Sequence[Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
-        """Answers by picture and trait; None also where the model gave no answer that can be read."""
+        """By picture and trait; None where the model says that it cannot be seen."""
         rows: list[list[bool | None]] = [[] for _ in images]
+        asked = ASKED.format(noun=class_noun or "character")
         for start in range(0, len(traits), MOST_TRAITS):
-            part = traits[start : start + MOST_TRAITS]
-            lines = "\n".join(f"{number}. {words}" for number, words in enumerate(part, 1))
-            question = QUESTION.format(noun=class_noun or "character", lines=lines)
-            answers = self._model.ask_all(images, question, max_tokens=ANSWER_TOKENS * len(part) + ANSWER_TOKENS)
-            for row, answer in zip(rows, answers, strict=True):
-                row += read_answers(answer, len(part))
+            answers = self._model.choose_all(images, asked, traits[start : start + MOST_TRAITS], tuple(MEANING))
+            for row, said in zip(rows, answers, strict=True):
+                row += [MEANING[word] for word in said]
         return rows
 
     def step_aside(self) -> None:
@@ -62,12 +56,6 @@ class AskingReader:
     def unload(self) -> None:
         """Free all memory the weights take."""
         self._model.unload()
-
-
-def read_answers(answer: str, count: int) -> list[bool | None]:
-    """What the model said of lines 1 to `count`; None for a line that it left out."""
-    said = {int(number): _MEANING[word.lower()] for number, word in _ANSWER.findall(answer)}
-    return [said.get(number) for number in range(1, count + 1)]
 
 
 class ProbeReader:

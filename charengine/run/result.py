@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from charengine.records import (
     RunRecord,
     RunResult,
     SheetRecord,
+    StageFact,
     SweepRecord,
 )
 from charengine.run.workspace import Workspace
@@ -72,8 +74,17 @@ def run_record(
     )
 
 
+def seconds_of(facts: Sequence[StageFact]) -> dict[str, float]:
+    """Seconds by stage, in the order of the stages; one that was made several times (a training tried again) has their sum."""
+    return {
+        stage: sum(fact.seconds for fact in facts if fact.stage == stage)
+        for stage in dict.fromkeys(fact.stage for fact in facts)
+    }
+
+
 def run_result(run: RunRecord, written: Written) -> RunResult:
     """What the flow, the command's `--json` and Python say about a run."""
+    made = {fact.stage for fact in run.stages if not fact.cached}
     return RunResult(
         name=run.name,
         trigger=run.trigger,
@@ -89,7 +100,7 @@ def run_result(run: RunRecord, written: Written) -> RunResult:
         report=written.report,
         mlflow_run_id=run.mlflow_run_id,
         prefect_flow_run_id=run.prefect_flow_run_id,
-        cached_stages=tuple(fact.stage for fact in run.stages if fact.cached),
+        cached_stages=tuple(stage for stage in seconds_of(run.stages) if stage not in made),
         warnings=run.warnings,
-        seconds={fact.stage: round(fact.seconds, 3) for fact in run.stages},
+        seconds={stage: round(seconds, 3) for stage, seconds in seconds_of(run.stages).items()},
     )

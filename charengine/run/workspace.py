@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from charengine.config import Character, Profile
+from charengine.config import Character, Profile, TrainSettings
 from charengine.language.naming import NO_NOUN, derive_class_noun, derive_trigger
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
@@ -118,6 +119,12 @@ class Workspace:
             tags=own | (tags or {}),
         )
         return self._tracker
+
+    def with_training(self, settings: TrainSettings) -> Workspace:
+        """The same run with another training: its models, its MLflow run and what it notes are shared."""
+        other = copy.copy(self)
+        other.profile = self.profile.model_copy(update={"train": settings})
+        return other
 
     def keep_whole(self) -> None:
         """Keep that all of this run is made: a later process of an equal run that dies or fails does not unmake it in MLflow."""

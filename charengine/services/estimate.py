@@ -100,7 +100,7 @@ def estimate(profile: Profile, look: Survey, card: Card) -> list[StageTime]:
         _caption(profile, card),
         _train(profile, card),
         _sweep(profile, look, card),
-        StageTime("report", 2.0, ""),
+        StageTime("report", 7.0, ""),
     ]
 
 
@@ -117,7 +117,7 @@ TOKEN_SECONDS = 55e-6  # of one token in one forward of the edit transformer: 1.
 TOKEN_TFLOP = 0.041  # 20.4 G multiply-adds a token
 LORA_SHARE = 0.1  # that a Lightning LoRA beside the weights adds: 0.688 against 0.623 s
 TEXT_TOKENS = 1100
-ENCODE_SECONDS = 2.3  # prompt and template through Qwen2.5-VL, and placing the transformer
+ENCODE_SECONDS = 3.7  # prompt and template through Qwen2.5-VL, and placing the transformer
 DECODE_SECONDS = 1.1
 
 
@@ -186,6 +186,7 @@ def _a_token(card: Card) -> float:
 LESSON_STEPS = 20  # of a picture that lessons are taken from
 VIEW_MEGAPIXELS = 0.3125  # of a view cut from a sheet of 1536×1024
 STEP_SECONDS = 0.100  # three views, bf16, one CUDA graph
+START_SECONDS = 20.0  # loading, trying plans, the base's own loss; 6 where the plan is remembered
 FORWARD_TFLOP = 6.76  # of the U-Net at one megapixel
 PASSES = 3.15  # forward, backward to the inputs and to the adapter, 15 % of the blocks again
 
@@ -203,8 +204,8 @@ def _train(profile: Profile, card: Card) -> StageTime:
 
     a_step = step((train.batch or 3) * train.accumulate * area)
     lessons = train.steps // 2 if train.distill else 0
-    seconds = 15.0 + (train.steps - lessons) * a_step
-    what = f"{train.steps - lessons} steps of {1000 * a_step:.0f} ms, 15 s to start"
+    seconds = START_SECONDS + (train.steps - lessons) * a_step
+    what = f"{train.steps - lessons} steps of {1000 * a_step:.0f} ms, {START_SECONDS:.0f} s to start"
     if lessons:
         size = train.distill_size**2 / 2**20
         a_lesson, drawn = step(train.distill_batch * size), train.distill * _drawing(card, size, 3 * LESSON_STEPS)
@@ -213,12 +214,13 @@ def _train(profile: Profile, card: Card) -> StageTime:
     return StageTime("train", seconds, what)
 
 
-IMAGE_SECONDS = 1.105  # 832×1216, 20 steps, guided; drawn, decoded and scored
+IMAGE_SECONDS = 0.865  # 832×1216, 20 steps, guided; drawn and decoded
+IMAGE_SHARE = 0.69  # of it that the steps take
 IMAGE_MEGAPIXELS = 832 * 1216 / 2**20
-READ_AT_ONCE, READ_TOKENS = (
-    16,
-    80,
-)  # pictures whose traits are asked for together, tokens of an answer: counted, not measured
+MERGED_SECONDS = 0.27  # of each picture: an adapter is put on for every four
+PREPARED_SECONDS = 0.27  # of each picture whose traits are read, by the processor beside the GPU
+CHANGES_SECONDS = 29.0  # models put on the GPU in turn, prompts encoded, pictures stored
+WORD_PICTURES, WORD_READINGS = 12, 16  # drawn and read to find the words, and the four scenes
 
 
 def _sweep(profile: Profile, look: Survey, card: Card) -> StageTime:
@@ -227,15 +229,16 @@ def _sweep(profile: Profile, look: Survey, card: Card) -> StageTime:
     steps, guided = usage.steps(sweep.steps), usage.guidance(sweep.guidance) > 1
     passes = steps * (2 if guided else 1)
     an_image = _drawing(card, area, passes)
-    a_batch = READ_TOKENS * _a_token(card) + READ_AT_ONCE * _a_picture(card)
-    reading = -(-images // READ_AT_ONCE) * a_batch if sweep.traits == "end" else 0.0
-    read = f", read in {_short(reading)}" if reading else ""
-    return StageTime("sweep", images * an_image + reading, f"{images} pictures of {an_image:.1f} s{read}")
+    readings = WORD_READINGS + (images if sweep.traits == "end" else 0)
+    reading = readings * (PREPARED_SECONDS + _a_picture(card))
+    seconds = (images + WORD_PICTURES) * (an_image + MERGED_SECONDS) + reading + CHANGES_SECONDS
+    what = f"{images} pictures of {an_image:.1f} s and {WORD_PICTURES} for the words, traits read in {_short(reading)}"
+    return StageTime("sweep", seconds, what)
 
 
 def _drawing(card: Card, megapixels: float, passes: int) -> float:
     """Seconds a picture."""
-    reference = IMAGE_SECONDS * megapixels / IMAGE_MEGAPIXELS * (0.2 + 0.8 * passes / 40)
+    reference = IMAGE_SECONDS * megapixels / IMAGE_MEGAPIXELS * (1 - IMAGE_SHARE + IMAGE_SHARE * passes / 40)
     return _time(card, FORWARD_TFLOP * megapixels * passes, reference)
 
 

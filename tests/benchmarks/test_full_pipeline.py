@@ -20,7 +20,7 @@ def test_the_benchmark_runs_every_stage_of_the_pipeline_on_tiny_models(tmp_path:
     stages = json.loads((tmp_path / "full_pipeline-tiny.json").read_text())["stages"]
     assert [name for name, facts in stages.items() if "error" in facts or "skipped" in facts] == []
     for words in (
-        "sheet 192x96, 10 steps as the profile has it",
+        "the profile's sheet 192x96, 10 steps",
         "captions of three views",
         "crop",
         "sweep of at most 64 images",

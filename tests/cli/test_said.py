@@ -71,3 +71,14 @@ def test_a_cast_is_told_character_by_character_and_why_one_failed(tmp_path: Path
     assert "2 characters, 1 failed." in page
     assert "Trigger <b>zorgax</b>; step 200 at strength 0.6." in page and 'href="zorga/report.html"' in page
     assert "<h2>Bea</h2><p>a &lt;bee&gt;</p>" in page and "the GPU\nis gone" in page
+
+
+def test_auto_retrain_is_a_setting_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from charengine.cli import run as command
+    from charengine.cli.main import app
+
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(command, "start", lambda request, _: asked.append(request.overrides))
+    for more in ([], ["--auto-retrain", "2"]):
+        app(["run", "an orc", "--set", "train.steps=5", *more], standalone_mode=False)
+    assert asked == [("train.steps=5",), ("train.steps=5", "retrain=2")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +11,21 @@ from typing import Any
 import pytest
 from run_samples import sample_run, told_apart, with_words
 
+from charengine.config import TrainSettings
 from charengine.machine.home import Home
 from charengine.machine.known_runs import known_runs
-from charengine.records import ReportRecord, RunRecord, RunResult, StageFact
+from charengine.records import ReportRecord, RunRecord, RunResult, StageFact, SweepRecord, Verdict
+from charengine.run.result import Written, run_result, seconds_of
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker
 from flows import character as flow
 
+AGAIN = (
+    StageFact(stage="train", key="train-1", cached=True, seconds=0.5),
+    StageFact(stage="sweep", key="sweep-1", cached=True, seconds=0.25),
+    StageFact(stage="train", key="train-2", cached=False, seconds=20.0),
+    StageFact(stage="sweep", key="sweep-2", cached=True, seconds=0.5),
+)
 FACTS = tuple(
     StageFact(stage=stage, key=f"{stage}-1", cached=cached, seconds=seconds)
     for stage, cached, seconds in (("sheet", True, 0.1234), ("crop", False, 0.5), ("train", False, 92.0))
@@ -36,9 +45,12 @@ def run(store: Store) -> RunRecord:
     return made.model_copy(update={"sheet": sheet, "training": training})
 
 
-def made(run: RunRecord, store: Store, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunResult, dict[str, Any]]:
+def made(
+    run: RunRecord, store: Store, out: Path, monkeypatch: pytest.MonkeyPatch, sweeps: Sequence[SweepRecord] = ()
+) -> tuple[RunResult, dict[str, Any]]:
     """The flow's result, and what each stage was handed."""
     handed: dict[str, Any] = {}
+    swept, retrain = iter(sweeps or [run.sweep]), max(0, len(sweeps) - 1)
     character = SimpleNamespace(name="Zorga", prompt=run.prompt, seed=7)
     tracker = NullTracker()
     tracker.run_id = "mlflow-run"
@@ -46,19 +58,27 @@ def made(run: RunRecord, store: Store, out: Path, monkeypatch: pytest.MonkeyPatc
         home=Home(out.parent / "home").create(),
         store=store,
         character=character,
-        profile=SimpleNamespace(name="embedded"),
+        profile=SimpleNamespace(name="embedded", retrain=retrain, train=TrainSettings(steps=300)),
         config=run.config,
         facts=list(FACTS),
         tracker=tracker,
         key="run-1",
         keep_whole=lambda: handed.update(whole=(out / "result.json").exists()),
     )
+
+    def with_training(settings: TrainSettings) -> Any:
+        profile = SimpleNamespace(name="trained otherwise", retrain=retrain, train=settings)
+        return SimpleNamespace(
+            **{**vars(workspace), "profile": profile, "config": {**run.config, "steps": settings.steps}}
+        )
+
+    workspace.with_training = with_training
     page = ReportRecord(html=store.put(b"<html>", "report.html"))
 
     def stage(name: str, record: Any) -> Any:
         def give(_: Any, *inputs: Any) -> Any:
             handed[name] = inputs
-            return record
+            return next(swept) if name == "sweep_adapter" else record
 
         return give
 
@@ -69,6 +89,7 @@ def made(run: RunRecord, store: Store, out: Path, monkeypatch: pytest.MonkeyPatc
         ("caption_views", (run.dataset, "caption-1")),
         ("train_adapter", run.training),
         ("sweep_adapter", run.sweep),
+        ("register_pick", None),
         ("write_report", page),
         ("show_run", None),
     ):
@@ -85,6 +106,7 @@ def test_each_stage_is_handed_the_records_of_those_before(
     assert handed["caption_views"] == (run.dataset.views, (), tmp_path / "out")
     assert handed["train_adapter"] == (run.dataset,)
     assert handed["sweep_adapter"] == (run.training, run.dataset)
+    assert handed["register_pick"] == (run.sweep, run.dataset)
     [record] = handed["write_report"]
     assert (record.sheet, record.dataset, record.training, record.sweep) == (
         run.sheet,
@@ -92,6 +114,34 @@ def test_each_stage_is_handed_the_records_of_those_before(
         run.training,
         run.sweep,
     )
+
+
+def test_a_training_that_was_made_again_is_the_one_that_the_record_tells_of(
+    run: RunRecord, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = [run.sweep.pick.metrics.model_copy(update={"score": score}) for score in (0.5, 0.6)]
+    first, second = (
+        run.sweep.model_copy(
+            update={
+                "pick": run.sweep.pick.model_copy(update={"metrics": own}),
+                "verdict": Verdict(kind=kind, line=kind),
+            }
+        )
+        for own, kind in zip(metrics, ("under", "right"), strict=True)
+    )
+    _, handed = made(run, store, tmp_path / "out", monkeypatch, sweeps=[first, second])
+    record = RunRecord.model_validate_json((tmp_path / "out/run.json").read_bytes())
+    assert (record.profile, record.config["steps"], record.sweep) == ("trained otherwise", 600, second)
+    assert handed["register_pick"] == (second, run.dataset)
+    assert any("trained 2 times" in warning for warning in record.warnings)
+
+
+def test_a_stage_that_was_made_twice_took_both_times_and_is_unchanged_only_if_both_were(run: RunRecord) -> None:
+    here = Path("x")
+    result = run_result(run.model_copy(update={"stages": AGAIN}), Written(here, [], [], here, here, here))
+    assert result.cached_stages == ("sweep",)
+    assert result.seconds == seconds_of(AGAIN) == {"train": 20.5, "sweep": 0.75}
+    assert seconds_of([fact for fact in AGAIN if not fact.cached]) == {"train": 20.0}
 
 
 def test_the_record_is_the_character_as_made_with_every_warning_once(

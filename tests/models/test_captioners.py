@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import re
 import sys
+import threading
 import weakref
 from itertools import dropwhile
 from pathlib import Path
@@ -19,10 +21,14 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from charengine.embedded.grammar import parse_tags
 from charengine.errors import BadInput, MissingDependency
+from charengine.models import captioners
 from charengine.models.captioners import (
+    CHAT,
     MAX_ROWS,
+    PICTURE,
     EmbeddedCaptioner,
     QwenCaptioner,
+    beginnings,
     read_sighting,
     rows_that_fit,
     shrink,
@@ -199,6 +205,55 @@ def test_several_pictures_of_other_sizes_get_token_for_token_the_answers_they_ge
     assert len({tuple(row) for row in generated[0]}) == 3  # the pictures matter
 
 
+TRAITS = ("red hair", "a hook for a right hand", "blue coat with brass buttons", "boots")
+
+
+def test_several_questions_about_several_pictures_get_the_words_that_each_gets_alone(
+    qwen_folder: Path, three_sizes: list[Image.Image]
+):
+    captioner = QwenCaptioner(Opinionated(qwen_folder, CPU, torch.float32), CPU, "x")
+    allowed = ("red", "blue", "tall")
+    together = captioner.choose_all(three_sizes, "Look at it.\n", TRAITS, allowed)
+    alone = [
+        [captioner.choose_all([image], "Look at it.\n", [question], allowed)[0][0] for question in TRAITS]
+        for image in three_sizes
+    ]
+    assert together == alone
+    assert len({tuple(row) for row in together}) > 1 and len({word for row in together for word in row}) > 1
+    assert together != captioner.choose_all(three_sizes, "Say something else about it.\n", TRAITS, allowed)
+
+
+def test_a_question_of_one_word_is_put_as_any_other_in_the_model_s_own_form_of_a_talk(
+    qwen_folder: Path, three_sizes: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[tuple[list[str], list[str]]] = []
+    captioner = QwenCaptioner(QwenEditFolder(qwen_folder, CPU, torch.float32), CPU, "x", room=0)
+    tokenizer = captioner.parts.processor().tokenizer
+
+    def watched(model, inputs, questions, words):
+        kept = [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+        seen.append((tokenizer.batch_decode(kept), tokenizer.batch_decode(questions)))
+        return torch.tensor([0.1, 0.2, 0.7]).expand(len(kept), len(questions), 3)
+
+    monkeypatch.setattr(captioners, "choose", watched)
+    found = captioner.choose_all(three_sizes, "Is it there?\n", TRAITS, ("yes", "no", "hidden"))
+    assert found == [["hidden"] * len(TRAITS)] * 3
+    assert [len(rows) for rows, _ in seen] == [1, 1, 1]  # there was no room for more at once
+    for (row,), questions in seen:
+        row = re.sub(r"(<\|image_pad\|>)+", "<|image_pad|>", row)
+        for question, trait in zip(questions, TRAITS, strict=True):
+            assert row + question == CHAT.format(question=f"{PICTURE}Is it there?\n{trait}")
+
+
+def test_a_word_may_begin_large_or_behind_a_space_but_not_as_another_word_may():
+    begins = {"yes": 1, "Yes": 2, " yes": 3, " Yes": 4, "no": 5, "No": 6, " no": 3, " No": 7}
+
+    def tokenizer(text: str, add_special_tokens: bool) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[begins[text], 9])
+
+    assert beginnings(SimpleNamespace(tokenizer=tokenizer), ("yes", "no")) == [[1, 2, 4], [5, 6, 7]]
+
+
 def test_only_unreadable_answers_of_a_batch_are_asked_again(qwen_folder: Path, three_sizes: list[Image.Image]):
     answers = [
         json.dumps(ANSWER),
@@ -234,6 +289,25 @@ def test_a_batch_that_runs_out_of_gpu_memory_is_asked_one_by_one(
     assert QwenCaptioner(parts, CPU, "x").ask_all(three_sizes, "What?") == ["one", "two", "three"]
     assert parts.model.rows == [1, 1, 1]
     assert "one at a time" in caplog.text
+
+
+def test_the_next_pictures_are_prepared_while_these_are_answered_about_and_no_further_ones():
+    begun = [threading.Event() for _ in range(4)]
+    pictures = [Image.new("RGB", (1, 1), (number, 0, 0)) for number in range(7)]
+
+    def prepare(few):
+        numbers = [image.getpixel((0, 0))[0] for image in few]
+        begun[numbers[0] // 2].set()
+        return numbers
+
+    def answer(inputs):
+        batch = inputs[0] // 2
+        assert batch == 3 or begun[batch + 1].wait(20)
+        assert not any(event.is_set() for event in begun[batch + 2 :])
+        return [10 * number for number in inputs]
+
+    assert captioners.in_batches(pictures, 2, prepare, answer) == [0, 10, 20, 30, 40, 50, 60]
+    assert captioners.in_batches([], 2, prepare, answer) == []
 
 
 def test_editor_and_captioner_share_one_set_of_weights_and_really_free_it(qwen_folder: Path, image: Image.Image):

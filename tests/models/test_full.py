@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import types
 from collections.abc import Callable
@@ -310,3 +311,33 @@ def test_which_of_two_loras_has_which_strength_counts(comfyui: Path, tmp_path: P
     assert fingerprint("c", ("hair", 1.0), ("coat", 0.5)) != first
     (files / "coat.safetensors").rename(files / "blue coat.safetensors")
     assert fingerprint("d", ("hair", 0.5), ("blue coat", 1.0)) == first
+
+
+SAID = (
+    ("qwen/scheduler/scheduler_config.json", {"editor", "captioner"}),
+    ("qwen/transformer/config.json", {"editor", "captioner"}),
+    ("qwen/text_encoder/generation_config.json", {"editor", "captioner"}),
+    ("sdxl/scheduler/scheduler_config.json", {"diffusion"}),
+    ("sdxl/unet/config.json", {"diffusion"}),
+)
+
+
+@pytest.mark.parametrize(("file", "changed"), SAID)
+def test_what_a_configuration_says_beside_the_weights_makes_other_work(
+    comfyui: Path, tmp_path: Path, file: str, changed: set[str]
+) -> None:
+    """Else a sheet drawn on another schedule, or an adapter of another U-Net, would be taken from the cache."""
+    root = tmp_path / "ComfyUI"
+    shutil.copytree(comfyui.parent, root)
+    told = root / "configs" / file
+
+    def fingerprints() -> dict[str, str]:
+        models = load(profile(root / "models"))
+        return {name: getattr(models, name).fingerprint for name in ("editor", "captioner", "diffusion")}
+
+    before = fingerprints()
+    assert fingerprints() == before
+    said = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+    told.write_text(json.dumps(said | {"_note": "another"}), encoding="utf-8")
+    after = fingerprints()
+    assert {name for name in before if after[name] != before[name]} == changed

@@ -13,7 +13,7 @@ from charengine.embedded.traits import VIEWS, Traits, as_indices
 from charengine.embedded.world import render, view_yaw
 from charengine.models.captioners import QwenCaptioner
 from charengine.models.memory import TakingTurns
-from charengine.models.readers import MOST_TRAITS, AskingReader, ProbeReader, read_answers
+from charengine.models.readers import MOST_TRAITS, AskingReader, ProbeReader
 
 ORC = Traits(
     "orc", "stocky", "green", "long", "red", "coat", "blue", "plain", "trousers", "black", "boots", "brown", "none", "none",
@@ -70,33 +70,27 @@ class Scripted:
 
     fingerprint = "vl"
 
-    def __init__(self, *answers: str) -> None:
-        self.answers, self.asked, self.tokens = list(answers), [], []
+    def __init__(self, *answers: list[list[str]]) -> None:
+        self.answers, self.asked = list(answers), []
 
-    def ask_all(self, images: list[Any], question: str, *, max_tokens: int) -> list[str]:
-        self.asked.append(question)
-        self.tokens.append(max_tokens)
-        return [self.answers.pop(0) for _ in images]
+    def choose_all(self, images: list[Any], common: str, questions: Any, words: Any) -> list[list[str]]:
+        self.asked.append((common, tuple(questions), set(words)))
+        return self.answers.pop(0)
 
 
-def test_each_picture_is_asked_once_about_all_traits_and_its_answers_are_its_own() -> None:
-    model = Scripted("1. yes\n2. No\n3: hidden", "3. yes\n1. no")
+def test_every_picture_is_asked_about_every_trait_in_one_pass_and_its_answers_are_its_own() -> None:
+    model = Scripted([["yes", "no", "hidden"], ["no", "hidden", "yes"]])
     shown = AskingReader(model).shown(["one", "two"], ("red hair", "blue coat", "hook"), "orc woman")  # type: ignore
     assert shown == [[True, False, None], [False, None, True]]
-    assert len(model.asked) == 1 and "orc woman" in model.asked[0] and "2. blue coat" in model.asked[0]
+    ((common, questions, words),) = model.asked
+    assert "orc woman" in common and questions == ("red hair", "blue coat", "hook")
+    assert words == {"yes", "no", "hidden"}
 
 
-def test_many_traits_are_asked_about_in_several_questions() -> None:
-    count = MOST_TRAITS + 2
-    every = "\n".join(f"{number}. yes" for number in range(1, MOST_TRAITS + 1))
-    model = Scripted(every, "1. no\n2. yes")
-    shown = AskingReader(model).shown(["one"], [f"trait {i}" for i in range(count)], "orc")  # type: ignore
+def test_many_traits_are_asked_about_in_several_passes() -> None:
+    model = Scripted([["yes"] * MOST_TRAITS], [["no", "yes"]])
+    shown = AskingReader(model).shown(["one"], [f"trait {i}" for i in range(MOST_TRAITS + 2)], "orc")  # type: ignore
     assert shown == [[True] * MOST_TRAITS + [False, True]]
-
-
-@pytest.mark.parametrize("answer", ["", "I cannot say.", "yes, all of them", "1. maybe\n2. perhaps", "{'1': true}"])
-def test_an_answer_of_another_form_tells_nothing(answer: str) -> None:
-    assert read_answers(answer, 2) == [None, None]
 
 
 def test_another_question_or_another_model_is_another_reader(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +98,7 @@ def test_another_question_or_another_model_is_another_reader(monkeypatch: pytest
 
     before = AskingReader(Scripted()).fingerprint  # type: ignore[arg-type]
     assert AskingReader(SimpleNamespace(fingerprint="other")).fingerprint != before  # type: ignore[arg-type]
-    monkeypatch.setattr(readers, "QUESTION", "Is it there?\n{noun}{lines}")
+    monkeypatch.setattr(readers, "ASKED", "Is it there, {noun}?\n")
     assert AskingReader(Scripted()).fingerprint != before  # type: ignore[arg-type]
 
 

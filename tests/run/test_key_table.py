@@ -281,6 +281,7 @@ OTHER_VALUES: dict[str, Any] = {
     "name": "another",
     "description": "another",
     "budget_gib": 13.0,
+    "retrain": 2,
     "models.family": "sdxl",
     "models.edit": "x",
     "models.edit_config": "x",
@@ -400,6 +401,7 @@ NOT_OF_ITS_SECTION = {
     "name": set[str](),
     "description": set[str](),
     "budget_gib": {"train"},  # what training must fit in, too
+    "retrain": set[str](),  # each training has settings of its own
 }
 
 
