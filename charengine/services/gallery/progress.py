@@ -47,19 +47,22 @@ class Progress:
         return sum(line.how == MADE for line in self.stages)
 
 
-def progress_of(task_runs: list[Json], artifact: Json | None) -> Progress:
+def progress_of(task_runs: list[Json], artifact: Json | None, active: bool = True) -> Progress:
     """From what Prefect says.
 
     Args:
         task_runs: of the flow run, in the order started.
         artifact: its newest progress artifact: `data` 0 to 100, `description` in words.
+        active: whether the run goes on; where it was killed, Prefect's task runs still say so.
     """
     newest: dict[str, Json] = {}
     for task in task_runs:  # a stage that is tried again has one task run; one that was started twice has two
         stage = str(task.get("name", "")).split("-")[0]
         if stage in STAGES:
             newest[stage] = task
-    lines = tuple(_line(stage, newest.get(stage)) for stage in STAGES if stage in newest or stage not in OPTIONAL)
+    lines = tuple(
+        _line(stage, newest.get(stage), active) for stage in STAGES if stage in newest or stage not in OPTIONAL
+    )
     now = next((line for line in lines if line.how == NOW), None)
     if now is None or not artifact or not _belongs(artifact, now.stage):
         return Progress(lines)
@@ -71,7 +74,7 @@ def _belongs(artifact: Json, stage: str) -> bool:
     return str(artifact.get("key", "")).rpartition("-")[2].startswith(stage)
 
 
-def _line(stage: str, task: Json | None) -> StageLine:
+def _line(stage: str, task: Json | None, active: bool) -> StageLine:
     if task is None:
         return StageLine(stage, WAITS, "waits")
     kind = task.get("state_type")
@@ -83,4 +86,9 @@ def _line(stage: str, task: Json | None) -> StageLine:
         return StageLine(stage, FAILED, "failed")
     if kind in ("CANCELLED", "CANCELLING"):
         return StageLine(stage, FAILED, "stopped")
-    return StageLine(stage, NOW, "is being made") if kind == "RUNNING" else StageLine(stage, WAITS, "waits")
+    if kind != "RUNNING":
+        return StageLine(stage, WAITS, "waits")
+    if not active:
+        return StageLine(stage, FAILED, "stopped")
+    seconds = float(task.get("estimated_run_time") or 0.0)
+    return StageLine(stage, NOW, f"is being made, {seconds:.0f} s so far" if seconds >= 1 else "is being made")
