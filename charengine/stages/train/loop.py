@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,7 @@ def train_adapter(
     with deterministic_kernels(settings.deterministic), threads_of(before, device):
         data = encode_dataset(dataset, settings, diffusion, store, with_squares=not traits)
         if traits:
-            draw = _drawing(should_stop, on_step, settings.steps, dataset, traits, settings, diffusion, seed)
+            draw = _drawing((dataset, traits, settings, diffusion, seed), should_stop, on_step)
             data = replace(data, lessons=kept_lessons(state_dir, key, device, store, draw))
             if settings.fp8_base:
                 diffusion.unload("unet")  # it is loaded anew beside the GPU, to be made smaller there
@@ -117,20 +116,21 @@ def train_adapter(
 
 
 def _drawing(
-    should_stop: Callable[[], bool], on_step: Callable[[Progress], None] | None, steps: int, *what: Any
+    what: tuple[DatasetRecord, Sequence[str], TrainSettings, Diffusion, int],
+    should_stop: Callable[[], bool],
+    on_step: Callable[[Progress], None] | None,
 ) -> Callable[[], Lessons]:
     """Draws lessons, which on a CPU takes longer than many a training: it stops when asked to, and says how far it is."""
+    steps = what[2].steps
 
     def on_pass(done: int, of: int) -> None:
         if should_stop():
-            raise TrainingStopped(
-                f"stopped before the first of {steps} steps; the same command begins the training anew"
-            )
+            raise TrainingStopped(f"stopped before the first of {steps} steps; the same command begins anew")
         if on_step:
             doing = f"drawing what the base model knows of the description, {100 * done // of} % done"
             on_step(Progress(0, steps, math.nan, math.nan, 0.0, 0.0, math.nan, 0.0, doing))
 
-    return partial(draw_lessons, *what, on_pass=on_pass)
+    return lambda: draw_lessons(*what, on_pass)
 
 
 class _Training:
