@@ -197,7 +197,7 @@ def _progress(gallery: Gallery, character: Character) -> Progress | None:
         artifact = gallery.prefect.progress([character.run_id]).get(character.run_id) if character.active else None
     except (PrefectAway, BadInput):
         return None
-    return progress_of(tasks, artifact, character.active)
+    return progress_of(tasks, artifact, "" if character.active else character.state)
 
 
 def _later_sweeps(gallery: Gallery, character: Character) -> list[dict[str, str]]:

@@ -131,6 +131,10 @@ def test_a_stage_says_how_long_it_has_been_made_and_one_that_was_killed_is_not_b
     visit.prefect.runs = [running("Now", "CANCELLED")]
     page = visit.get(visit.address("Now"))
     assert "<b>sheet</b> <span>stopped</span>" in page and "is being made" not in page
+    task["state_type"] = "FAILED"  # as a training that is stopped ends
+    assert "<b>sheet</b> <span>stopped</span>" in visit.get(visit.address("Now"))
+    visit.prefect.runs = [running("Now", "FAILED")]
+    assert "<b>sheet</b> <span>failed</span>" in visit.get(visit.address("Now"))
 
 
 def test_one_that_was_stopped_still_links_to_its_run_in_mlflow(visit: Visit) -> None:
