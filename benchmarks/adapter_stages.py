@@ -191,6 +191,8 @@ class AdapterStages:
         facts: dict[str, Any] = {}
 
         def on_step(progress: Progress) -> None:
+            if not progress.step:  # the lessons are drawn
+                return
             seen.append((time.perf_counter(), progress))
             if self.profiled and progress.step == PROFILED_STEP:
                 self.kernels.start()

@@ -176,9 +176,7 @@ def _decoded(path: Path, label: str, smallest: int, decode: bool) -> tuple[Image
             image.load()
         return image, animated
     except UnidentifiedImageError as error:
-        raise BadInput(
-            f"{name} is not a PNG, JPEG or WebP picture, or not a readable PNG, JPEG or WebP: convert it to PNG"
-        ) from error
+        raise BadInput(f"{name} is not a readable PNG, JPEG or WebP: convert it to PNG") from error
     except Image.DecompressionBombError as error:
         raise BadInput(f"{name} has far too many pixels: reduce it first") from error
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, IndexError, OverflowError) as error:

@@ -24,7 +24,10 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is; memory in GiB (0 without a GPU); `doing` says in words what comes before the next step, if anything does."""
+    """How far training is; memory in GiB (0 without a GPU); `doing` says in words what comes before the next step, if anything does.
+
+    Before the first step, at step 0, there are no losses yet (NaN).
+    """
 
     step: int
     steps: int

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from charengine.embedded import onlooker as embedded
 from charengine.embedded.completion import described
+from charengine.embedded.shape import PICTURE_SIZE, VIEW_SIZE
 from charengine.errors import BadInput
 from charengine.models.captioners import REMINDER, read_object
 from charengine.models.loading import Loaded, packaged_digest
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 220
+UPRIGHT = 1.9  # height / width of a picture that is shown as the views of a sheet are
 SURE = 0.6  # how likely "several" or "a face alone" must be before a picture is refused for it
 QUESTION = """A character is to be drawn anew from this picture. Answer with one JSON object and nothing else:
 {"figures": how many people, creatures or robots the picture shows, 0 if it shows none; the same one drawn three times counts three,
@@ -120,13 +122,20 @@ class EmbeddedOnlooker:
         framing = _framing(likely)
         if framing == "face":
             return Sight(1, framing)
-        seen = self._captioner.describe(image).facts
+        seen = self._captioner.describe(_as_taught(image)).facts
         return Sight(1, framing, seen.get("species", ""), described(seen))
 
     def unload(self) -> None:
         """Free all memory the weights take."""
         self._captioner.unload()
         self._loaded.free()
+
+
+def _as_taught(image: Image) -> Image:
+    """At most as large as the captioner was taught: of what is shown larger it names a half, and that wrongly."""
+    smaller = image.copy()
+    smaller.thumbnail(VIEW_SIZE if image.height >= UPRIGHT * image.width else PICTURE_SIZE)
+    return smaller
 
 
 def _framing(likely: dict[str, float]) -> Framing:

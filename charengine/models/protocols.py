@@ -7,7 +7,7 @@ Images are PIL RGB unless said otherwise. Every implementation loads its weights
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -293,8 +293,12 @@ class Diffusion(Protocol):
         size: tuple[int, int],
         steps: int,
         guidance: float,
+        on_pass: Callable[[int, int], None] | None = None,
     ) -> Trace:
-        """Every pass of drawing what `sample` would draw, and what the U-Net predicts there by `beside`, row by row."""
+        """Every pass of drawing what `sample` would draw, and what the U-Net predicts there by `beside`, row by row.
+
+        `on_pass` is told after each pass how many of how many are done; what it raises ends the drawing.
+        """
         ...
 
     def unload(self, *parts: str) -> None:

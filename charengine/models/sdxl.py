@@ -237,13 +237,21 @@ class SDXL:
         size: tuple[int, int],
         steps: int,
         guidance: float,
+        on_pass: Callable[[int, int], None] | None = None,
     ) -> Trace:
         """Every pass of drawing what `sample` would draw, and what the U-Net predicts there by `beside`, row by row."""
         steps, guidance = self.usage.steps(steps), self.usage.guidance(guidance)
         traces = []
         pixels = self.pixels_per_pass * 2 // 3  # three rows a picture, not two
-        for part in chunks(len(seeds), _rows_per_pass(pixels, *size)):
+        parts = list(chunks(len(seeds), _rows_per_pass(pixels, *size)))
+        for number, part in enumerate(parts):
             seen: list[tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]] = []
+
+            def watch(*one: Any, seen: list[Any] = seen, number: int = number) -> None:
+                seen.append(one)
+                if on_pass:
+                    on_pass(number * steps + len(seen), len(parts) * steps)
+
             self._denoise(
                 prompts.rows(part.start, part.stop),
                 negative,
@@ -251,7 +259,7 @@ class SDXL:
                 size,
                 steps,
                 guidance,
-                lambda *one, seen=seen: seen.append(one),
+                watch,
                 beside.rows(part.start, part.stop),
             )
             noisy = torch.stack([inputs for inputs, _, _ in seen])

@@ -132,6 +132,7 @@ def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
     problems += _folder_problems(home.root, "home folder")
     if profile:
         problems += starting_problems(profile)
+        problems += _sweep_problems(profile) if whole else []
         problems += _space_problems({out, home.root}, MIN_FREE_GIB[profile.models.family])
     if problems or character is None or profile is None:
         raise ConfigError(problems)
@@ -206,6 +207,18 @@ def _profile(request: RunRequest, problems: list[str]) -> Profile | None:
     except ConfigError as error:
         problems += error.problems
         return None
+
+
+def _sweep_problems(profile: Profile) -> list[str]:
+    """Known before anything is drawn, so it is not said after the training."""
+    from charengine.likeness.prompts import sweep_prompts
+    from charengine.stages.sweep.race import check_budget
+
+    try:
+        check_budget(profile.sweep, len(sweep_prompts(profile.sweep)))
+    except BadInput as error:
+        return [f"sweep.pictures: {str(error).removeprefix('sweep.pictures ')}"]
+    return []
 
 
 def _picture(text: str, option: str, problems: list[str]) -> Path | None:

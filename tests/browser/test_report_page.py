@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from axe import script, serious
 from chromium import Page, chromium, program
 from run_samples import sample_run, with_words
 
@@ -59,6 +60,14 @@ def test_it_fits_asks_nobody_and_keeps_the_picked_column_in_view(
         "Math.min(...[...document.querySelectorAll('.side img, .cells img, .scenes img')].map(i => i.clientWidth))"
     )
     assert narrowest >= 100
+
+
+@pytest.mark.parametrize(("width", "dark"), LOOKS)
+def test_axe_finds_nothing_serious(page: Page, width: int, dark: bool) -> None:
+    if script() is None:
+        pytest.skip("axe-core comes from npm")
+    page.look(width, dark=dark)
+    assert serious(page) == []
 
 
 def test_every_control_has_a_name_and_every_scrolled_region_takes_the_keyboard(page: Page) -> None:

@@ -125,6 +125,20 @@ def test_a_character_in_a_pose_and_a_place_is_described_and_named(embedded: Embe
     assert not told.keys() & {"view", "pose", "background"}
 
 
+@pytest.mark.parametrize(("size", "scale"), [((256, 256), 4), ((128, 384), 3.5)])
+def test_a_large_picture_is_described_as_the_same_picture_small(
+    embedded: EmbeddedOnlooker, size: tuple[int, int], scale: float
+) -> None:
+    row = sample_indices(6, torch.Generator().manual_seed(7), "heldout")[:1]
+    standing_on_white = {"pose": torch.zeros(1, dtype=torch.long), "background": torch.zeros(1, dtype=torch.long)}
+    drawn = render(row, yaw=torch.zeros(1), **standing_on_white, size=size, framing=0.95)
+    image = to_images(drawn.image)[0]
+    large = image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.BICUBIC)
+    small, told = (parse_prompt(embedded.look(one).description) for one in (image, large))
+    assert len(small) >= 6
+    assert sum(told.get(name) == value for name, value in small.items()) >= 0.8 * len(small), (told, small)
+
+
 def test_nobody_is_not_described(embedded: EmbeddedOnlooker) -> None:
     sight = embedded.look(Image.new("RGB", (256, 256), (90, 140, 220)))
     assert (sight.figures, sight.description) == (0, "")

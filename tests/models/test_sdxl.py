@@ -180,7 +180,10 @@ def test_a_trace_does_not_depend_on_its_batch_and_without_guidance_nothing_is_ne
     together = sdxl.trace(prompts, beside, sdxl.encode_prompts(["blurry"]), **kwargs)
     assert torch.equal(together.negative, together.beside)
     sdxl.pixels_per_pass = 64 * 64
-    apart = sdxl.trace(prompts, beside, sdxl.encode_prompts(["ugly"]), **kwargs)
+    passes: list[tuple[int, int]] = []
+    on_pass = lambda *one: passes.append(one)  # noqa: E731
+    apart = sdxl.trace(prompts, beside, sdxl.encode_prompts(["ugly"]), **kwargs, on_pass=on_pass)
+    assert passes == [(1, 4), (2, 4), (3, 4), (4, 4)]
     torch.testing.assert_close(apart.prompted, together.prompted, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(apart.noisy, together.noisy, atol=1e-5, rtol=1e-4)
 

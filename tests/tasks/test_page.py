@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -162,6 +163,18 @@ def test_the_bar_of_work_that_is_made_is_full_and_has_no_time_left_and_of_work_t
         stopped.on_step(STEPS[-1])
         raise KeyboardInterrupt
     assert (sent[-1]["progress"], sent[-1]["description"]) == (30.0, "step 3 of 10, loss 0.4000, 1 min 5 s left")
+
+
+def test_before_the_first_step_it_is_told_what_is_being_prepared_and_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = math.nan
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(live, "EVERY", 0.05)
+    monkeypatch.setattr(live, "create_progress_artifact", lambda **values: sent.append(values))
+    training = live.LiveProgress("zorga-training", "Zorga", "training")
+    with training.following():
+        training.on_step(Progress(0, 10, nan, nan, 0.0, 0.0, nan, 0.0, "drawing lessons, 40 % done"))
+        time.sleep(0.12)
+    assert sent[0]["progress"] == 0.0 and sent[0]["description"] == "drawing lessons, 40 % done"
 
 
 def test_what_comes_between_two_steps_is_told_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:

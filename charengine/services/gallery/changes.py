@@ -56,7 +56,10 @@ def _bound(change: Change, gallery: Gallery) -> Callable[[Request], Awaitable[Re
                     Upload(value.filename or "", await value.read()) if isinstance(value, UploadFile) else value
                 )
         gallery.check_token(sent.get(TOKEN))
-        return await run_in_threadpool(change, gallery, request, sent)
+        try:
+            return await run_in_threadpool(change, gallery, request, sent)
+        finally:
+            gallery.forget()
 
     return endpoint
 

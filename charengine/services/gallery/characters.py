@@ -33,6 +33,7 @@ STATES: dict[str, State] = {
 ORDER: tuple[State, ...] = ("being made", "stopping", "waits")  # before all others, which stand by time
 ACTIVE = frozenset(ORDER)
 LONGEST_SEARCH = 200
+CANCELLED = "Flow run was cancelled successfully."  # as Prefect's worker says it, in words of its own place
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Character:
     def message(self) -> str:
         """Why it failed or stopped, or its record cannot be read; else empty."""
         if self.state in ("failed", "stopped") and self.flow_run:
-            return str((self.flow_run.get("state") or {}).get("message") or "")
+            said = str((self.flow_run.get("state") or {}).get("message") or "")
+            return "It was cancelled; it can be continued from where it was." if said == CANCELLED else said
         return self.folder.problem if self.folder else ""
 
     @property

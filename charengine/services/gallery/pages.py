@@ -24,7 +24,7 @@ from charengine.services.gallery.parts import NOT_FOUND, Gallery
 from charengine.services.gallery.prefect import PrefectAway
 from charengine.services.gallery.progress import Progress, progress_of
 from charengine.services.gallery.reduced import WIDTHS
-from charengine.services.gallery.settings_form import profile_choices, setting_fields
+from charengine.services.gallery.settings_form import LABELS, SHOWN, profile_choices, setting_fields
 from charengine.services.gallery.starting import StartForm
 from charengine.services.gallery.times import expected, in_words
 from charengine.services.gallery.trying import pictures_of
@@ -44,7 +44,7 @@ class Card:
     """A character with what its card or page shows besides."""
 
     character: Character
-    pictures: tuple[Ref, ...]
+    pictures: tuple[tuple[Ref, str], ...]  # at the pick, each with its prompt
     progress: Progress | None
     prefect: str
     mlflow: str
@@ -127,7 +127,7 @@ def one_character(gallery: Gallery, character: Character, request: Request, **mo
         sample = gallery.tracked.latest_sample(gallery.tracked.run_of(character.run_id))
     pictures = pictures_of(run, folder.sweeps) if run and folder else None
     return {
-        "card": card_of(gallery, character),
+        "card": card_of(gallery, character, alone=True),
         "character": character,
         "run": run,
         "folder": folder,
@@ -136,7 +136,7 @@ def one_character(gallery: Gallery, character: Character, request: Request, **mo
         "pictures": pictures,
         "shown": _chosen(pictures, run, request) if pictures and run else None,
         "base": _chosen(pictures, run, request, strength=0.0) if pictures and run else None,
-        "subject": run.recommended_prompt if run else "",
+        "subject": f"{run.trigger} {run.class_noun}" if run else "",  # as the sweep says it
         "minutes": _minutes(run),
         "before": any(one.active and one.id != character.id for one in gallery.characters(fresh=False)[0]),
         "form": {},
@@ -147,14 +147,15 @@ def one_character(gallery: Gallery, character: Character, request: Request, **mo
     }
 
 
-def card_of(gallery: Gallery, character: Character) -> Card:
-    """What the card needs from the two servers."""
+def card_of(gallery: Gallery, character: Character, alone: bool = False) -> Card:
+    """What the card needs from the two servers; `alone`, also what would be too slow to ask for of many."""
     run = character.folder.run if character.folder else None
     mlflow_id = run.mlflow_run_id or "" if run else ""
     if (
         not mlflow_id
         and character.run_id
-        and (character.state == "elsewhere" or (character.active and character.state != "waits"))
+        and character.state != "waits"
+        and (alone or character.active or character.state == "elsewhere")
     ):
         mlflow_id = gallery.tracked.run_of(character.run_id)
     return Card(
@@ -179,9 +180,13 @@ def _sheet(gallery: Gallery, character: Character, mlflow_id: str) -> str:
     return f"/tracked/{mlflow_id}/{SHEET_PICTURE}" if there else ""
 
 
-def _pick_pictures(run: RunRecord) -> tuple[Ref, ...]:
-    found = (run.sweep.picture(run.sweep.pick.metrics, prompt) for prompt in range(len(run.sweep.prompts)))
-    return tuple(ref for ref in found if ref)[:4]
+def _pick_pictures(run: RunRecord) -> tuple[tuple[Ref, str], ...]:
+    """Told the recommended prompt, as whoever takes the adapter will; of earlier versions the sweep's, told the trigger alone."""
+    sweep, words = run.sweep, run.sweep.words
+    if words:
+        return tuple(zip(words.drawn, words.scenes, strict=False))[:4]
+    found = ((sweep.picture(sweep.pick.metrics, number), prompt) for number, prompt in enumerate(sweep.prompts))
+    return tuple((ref, prompt) for ref, prompt in found if ref)[:4]
 
 
 def _progress(gallery: Gallery, character: Character) -> Progress | None:
@@ -192,7 +197,7 @@ def _progress(gallery: Gallery, character: Character) -> Progress | None:
         artifact = gallery.prefect.progress([character.run_id]).get(character.run_id) if character.active else None
     except (PrefectAway, BadInput):
         return None
-    return progress_of(tasks, artifact)
+    return progress_of(tasks, artifact, "" if character.active else character.state)
 
 
 def _later_sweeps(gallery: Gallery, character: Character) -> list[dict[str, str]]:
@@ -336,6 +341,7 @@ def start_form(gallery: Gallery, form: StartForm, **more: Any) -> dict[str, Any]
     return {
         "form": form.values,
         "fields": setting_fields(),
+        "labels": {**SHOWN, **LABELS},
         "profiles": profile_choices(gallery.home),
         "estimate": _estimate(gallery, form),
         "problems": {},

@@ -81,6 +81,10 @@ class Gallery:
         self._kept = (time.monotonic(), found)
         return found
 
+    def forget(self) -> None:
+        """What was found a moment ago is out of date: somebody changed something."""
+        self._kept = (-1e9, ([], ""))
+
     def character(self, request: Request) -> Character:
         """The one that the address names.
 

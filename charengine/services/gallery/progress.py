@@ -47,19 +47,22 @@ class Progress:
         return sum(line.how == MADE for line in self.stages)
 
 
-def progress_of(task_runs: list[Json], artifact: Json | None) -> Progress:
+def progress_of(task_runs: list[Json], artifact: Json | None, ended: str = "") -> Progress:
     """From what Prefect says.
 
     Args:
         task_runs: of the flow run, in the order started.
         artifact: its newest progress artifact: `data` 0 to 100, `description` in words.
+        ended: how the run ended, "stopped" or otherwise; empty while it goes on. Where it was killed, Prefect's task runs still go on.
     """
     newest: dict[str, Json] = {}
     for task in task_runs:  # a stage that is tried again has one task run; one that was started twice has two
         stage = str(task.get("name", "")).split("-")[0]
         if stage in STAGES:
             newest[stage] = task
-    lines = tuple(_line(stage, newest.get(stage)) for stage in STAGES if stage in newest or stage not in OPTIONAL)
+    lines = tuple(
+        _line(stage, newest.get(stage), ended) for stage in STAGES if stage in newest or stage not in OPTIONAL
+    )
     now = next((line for line in lines if line.how == NOW), None)
     if now is None or not artifact or not _belongs(artifact, now.stage):
         return Progress(lines)
@@ -71,7 +74,7 @@ def _belongs(artifact: Json, stage: str) -> bool:
     return str(artifact.get("key", "")).rpartition("-")[2].startswith(stage)
 
 
-def _line(stage: str, task: Json | None) -> StageLine:
+def _line(stage: str, task: Json | None, ended: str) -> StageLine:
     if task is None:
         return StageLine(stage, WAITS, "waits")
     kind = task.get("state_type")
@@ -80,7 +83,12 @@ def _line(stage: str, task: Json | None) -> StageLine:
         seconds = float(task.get("total_run_time") or 0.0)
         return StageLine(stage, MADE, "unchanged, taken from an earlier run" if kept else f"done in {seconds:.0f} s")
     if kind in ("FAILED", "CRASHED"):
-        return StageLine(stage, FAILED, "failed")
+        return StageLine(stage, FAILED, "stopped" if ended == "stopped" else "failed")  # training ends so when stopped
     if kind in ("CANCELLED", "CANCELLING"):
         return StageLine(stage, FAILED, "stopped")
-    return StageLine(stage, NOW, "is being made") if kind == "RUNNING" else StageLine(stage, WAITS, "waits")
+    if kind != "RUNNING":
+        return StageLine(stage, WAITS, "waits")
+    if ended:
+        return StageLine(stage, FAILED, "stopped")
+    seconds = float(task.get("estimated_run_time") or 0.0)
+    return StageLine(stage, NOW, f"is being made, {seconds:.0f} s so far" if seconds >= 1 else "is being made")

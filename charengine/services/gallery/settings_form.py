@@ -25,6 +25,18 @@ SHOWN = {
     "sweep.pictures": "Sweep pictures",
     "sweep.strengths": "Strengths to try",
 }
+LABELS = {  # of the start page's other fields: `reference` and `picture` are what a run calls them
+    "prompt": "Prompt",
+    "reference": "Picture",
+    "picture": "Sheet",
+    "name": "Name",
+    "profile": "Profile",
+    "class_noun": "Class noun",
+    "trigger": "Trigger",
+    "seed": "Seed",
+    "profile_file": "Profile file",
+    "more_settings": "More settings",
+}
 MOST_PROFILES = 100  # own files that are looked at
 
 

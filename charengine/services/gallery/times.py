@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
@@ -11,14 +12,19 @@ from charengine.records import RunRecord
 from charengine.services.estimate import sweep_pictures
 
 NEWEST = 30  # runs that are asked
+ALIKE = 2.0  # times as many steps, or as few: a training of ten steps does not say how long one of six hundred takes
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds by stage, and from how many runs."""
+    """Seconds by stage, from how many runs, and of how many steps where all were much shorter (else 0).
+
+    Validations and checkpoints, which are few whatever the steps, then count as if each step took so long: too much.
+    """
 
     stages: dict[str, float]
     runs: int
+    shorter: int = 0
 
     @property
     def seconds(self) -> float:
@@ -31,7 +37,8 @@ class Estimate:
         longest = sorted(self.stages.items(), key=lambda item: -item[1])[:3]
         parts = ", ".join(f"{stage} {in_words(seconds)}" for stage, seconds in longest if seconds >= 1)
         came = "one earlier run" if self.runs == 1 else f"{self.runs} earlier runs"
-        return f"about {in_words(self.seconds)} ({parts}; measured on {came} with this profile)"
+        most, steps = ("at most ", f" of {self.shorter} steps") if self.shorter else ("", "")
+        return f"{most}about {in_words(self.seconds)} ({parts}; measured on {came}{steps} with this profile)"
 
 
 def expected(profile: Profile, runs: Iterable[RunRecord]) -> Estimate | None:
@@ -39,7 +46,7 @@ def expected(profile: Profile, runs: Iterable[RunRecord]) -> Estimate | None:
 
     The training is reckoned by its steps, the sweep by its pictures, every other stage as it was.
     """
-    alike = [run for run in runs if run.profile == profile.name][:NEWEST]
+    alike, shorter = _nearest([run for run in runs if run.profile == profile.name][:NEWEST], profile.train.steps)
     found: dict[str, list[float]] = {}
     for run in alike:
         for fact in run.stages:
@@ -48,7 +55,19 @@ def expected(profile: Profile, runs: Iterable[RunRecord]) -> Estimate | None:
     if not profile.expand.count:
         found.pop("expand", None)
     stages = {stage: median(times) for stage, times in found.items()}
-    return Estimate(stages, len(alike)) if "train" in stages else None
+    return Estimate(stages, len(alike), shorter) if "train" in stages else None
+
+
+def _nearest(runs: list[RunRecord], steps: int) -> tuple[list[RunRecord], int]:
+    """Runs with about as many training steps, else those that come nearest; and how many these have, if that is too few."""
+
+    def far(run: RunRecord) -> float:
+        return abs(math.log(max(1, run.training.steps) / steps))
+
+    near = max(math.log(ALIKE), min(map(far, runs), default=0.0))
+    found = [run for run in runs if far(run) <= near]
+    most = max((run.training.steps for run in found), default=0)
+    return found, most if found and most * ALIKE < steps else 0
 
 
 def in_words(seconds: float) -> str:

@@ -172,4 +172,4 @@ def _work(given: Given, file: Path) -> ReferenceRecord:
     return look_at(file, given.models.onlooker, given.store)
 
 
-LOOK = Stage(name="reference", version=1, makes=ReferenceRecord, work=_work, models=("onlooker",), gpu=True)
+LOOK = Stage(name="reference", version=2, makes=ReferenceRecord, work=_work, models=("onlooker",), gpu=True)

@@ -25,6 +25,7 @@ from charengine.errors import StageFailed
 from charengine.language.phrases import fitting
 from charengine.language.traits import VIEW_TAGS
 from charengine.models import Diffusion
+from charengine.models.protocols import Trace
 from charengine.records import DatasetRecord
 from charengine.stages.train.machines import Machine, this_machine
 from charengine.store import Store
@@ -87,7 +88,12 @@ class Lessons:
 
 
 def draw_lessons(
-    dataset: DatasetRecord, traits: Sequence[str], settings: TrainSettings, diffusion: Diffusion, seed: int
+    dataset: DatasetRecord,
+    traits: Sequence[str],
+    settings: TrainSettings,
+    diffusion: Diffusion,
+    seed: int,
+    on_pass: Callable[[int, int], None] | None = None,
 ) -> Lessons:
     """Lessons from `settings.distill` pictures; the text encoders and the VAE are unloaded afterwards.
 
@@ -97,6 +103,7 @@ def draw_lessons(
         settings: how many, how large, with how much emphasis.
         diffusion: the base model, no adapter on it.
         seed: of poses, places and noise.
+        on_pass: told after each pass how many of how many are done; what it raises ends the drawing.
 
     Raises:
         StageFailed: the base model answers with NaN.
@@ -121,18 +128,14 @@ def draw_lessons(
         size=size,
         steps=STEPS,
         guidance=GUIDANCE,
+        on_pass=on_pass,
     )
     diffusion.unload("vae")
-    if not (trace.prompted.isfinite().all() and trace.beside.isfinite().all() and trace.negative.isfinite().all()):
-        raise StageFailed(
-            "the base model's U-Net answered with no numbers (NaN) while it drew the lessons: its file (models.sdxl) is damaged, or too "
-            f"much for {str(diffusion.dtype).removeprefix('torch.')}. Get it again, or take another checkpoint"
-        )
+    _refuse_nan(trace, diffusion)
     told = trace.prompted + settings.distill_emphasis * (trace.prompted - trace.beside)
     effect = (told - trace.negative).float().square().mean((1, 2, 3, 4))
     weight = effect.mean() / effect.clamp(min=1e-12)
-    steps, count = trace.noisy.shape[:2]
-    device = trace.noisy.device
+    (steps, count), device = trace.noisy.shape[:2], trace.noisy.device
     log.info("%d lessons from %d pictures by the base model, told %s", steps * count, count, ", ".join(traits))
     return Lessons(
         noisy=trace.noisy.flatten(0, 1),
@@ -144,6 +147,14 @@ def draw_lessons(
         pooled=torch.stack([triggered.pooled, said.pooled, negative.pooled.expand_as(said.pooled)]),
         time_ids=torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=device),
     )
+
+
+def _refuse_nan(trace: Trace, diffusion: Diffusion) -> None:
+    if not (trace.prompted.isfinite().all() and trace.beside.isfinite().all() and trace.negative.isfinite().all()):
+        raise StageFailed(
+            "the base model's U-Net answered with no numbers (NaN) while it drew the lessons: its file (models.sdxl) is damaged, or too "
+            f"much for {str(diffusion.dtype).removeprefix('torch.')}. Get it again, or take another checkpoint"
+        )
 
 
 def kept_lessons(folder: Path, key: str, device: torch.device, store: Store, draw: Callable[[], Lessons]) -> Lessons:

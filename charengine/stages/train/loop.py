@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from charengine.stage import Progress
 from charengine.stages.train.clock import Clock
 from charengine.stages.train.curve import as_csv, last_of_views, losses_of_step, smoothed
 from charengine.stages.train.data import TrainingData, encode_dataset
-from charengine.stages.train.lessons import draw_lessons, drawn_on, kept_lessons
+from charengine.stages.train.lessons import Lessons, draw_lessons, drawn_on, kept_lessons
 from charengine.stages.train.machines import moved, threads_of, with_this
 from charengine.stages.train.plan import RESERVE_GIB, Plan, memory_cap
 from charengine.stages.train.sampler import groups_of_step
@@ -81,14 +80,14 @@ def train_adapter(
         tracker: the run that losses, parameters and checkpoints are logged to.
         recipe: what the training was asked for, written into the files.
         should_stop: asked at every step.
-        on_step: told at every read of the losses.
+        on_step: told at every read of the losses, and before the first step at every pass of the lessons.
         description: what the character looks like, for lessons; without any trait in it there are none.
         plans: file that remembers which memory plan fitted this machine; None: all are tried.
 
     Raises:
         BadInput: the data or `continue_from` cannot be used.
         OutOfBudget: no plan fits `budget_gib`; carries the smallest budget that would.
-        TrainingStopped: `should_stop` said so; the state is saved.
+        TrainingStopped: `should_stop` said so; the state is saved, if a step was made.
         TrainingDiverged: a loss became NaN, that of a step or of a validation.
     """
     told = known_word_warnings(dataset.trigger, diffusion.count_tokens)
@@ -101,7 +100,7 @@ def train_adapter(
     with deterministic_kernels(settings.deterministic), threads_of(before, device):
         data = encode_dataset(dataset, settings, diffusion, store, with_squares=not traits)
         if traits:
-            draw = partial(draw_lessons, dataset, traits, settings, diffusion, seed)
+            draw = _drawing((dataset, traits, settings, diffusion, seed), should_stop, on_step)
             data = replace(data, lessons=kept_lessons(state_dir, key, device, store, draw))
             if settings.fp8_base:
                 diffusion.unload("unet")  # it is loaded anew beside the GPU, to be made smaller there
@@ -114,6 +113,24 @@ def train_adapter(
                 return made.model_copy(update={"warnings": (*told, *made.warnings)})
             finally:
                 training.close()
+
+
+def _drawing(
+    what: tuple[DatasetRecord, Sequence[str], TrainSettings, Diffusion, int],
+    should_stop: Callable[[], bool],
+    on_step: Callable[[Progress], None] | None,
+) -> Callable[[], Lessons]:
+    """Draws lessons, which on a CPU takes longer than many a training: it stops when asked to, and says how far it is."""
+    steps = what[2].steps
+
+    def on_pass(done: int, of: int) -> None:
+        if should_stop():
+            raise TrainingStopped(f"stopped before the first of {steps} steps; the same command begins anew")
+        if on_step:
+            doing = f"drawing what the base model knows of the description, {100 * done // of} % done"
+            on_step(Progress(0, steps, math.nan, math.nan, 0.0, 0.0, math.nan, 0.0, doing))
+
+    return lambda: draw_lessons(*what, on_pass)
 
 
 class _Training:

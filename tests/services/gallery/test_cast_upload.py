@@ -42,7 +42,9 @@ def test_rows_are_shown_and_nothing_starts_until_asked_then_all_do(visit: Visit,
 def test_a_wrong_row_is_shown_with_what_is_wrong_and_the_cast_cannot_start(visit: Visit) -> None:
     text = "name,prompt,overrides\nAnn,a knight,\nBob/..,a wizard,\nCid,a thief,train.stps=3\n"
     page = show(visit, text, status=422)
-    assert "2 of them cannot start" in page and "did you mean train.steps" in page and "is not allowed" in page
+    assert (
+        "2 of them cannot start as they are" in page and "did you mean train.steps" in page and "is not allowed" in page
+    )
     assert 'action="/cast/start"' not in page
 
 

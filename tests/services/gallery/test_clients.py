@@ -138,6 +138,11 @@ def test_the_time_is_reckoned_by_steps_and_pictures_of_runs_with_the_same_profil
     assert found.stages["train"] == pytest.approx(92 - 300 * 0.21 + 100 * 0.21)
     assert found.stages["sweep"] == pytest.approx(75.5 * 39 / sum(cell.images for cell in run.sweep.cells))
     assert expected(load_profile("sdxl-12gb"), [run]) is None
+    longer = [run.model_copy(update={"training": run.training.model_copy(update={"steps": 1200})}), run]
+    alike = expected(load_profile("embedded", ["train.steps=200"]), longer)
+    assert alike and alike.runs == 1 and alike.stages["train"] == pytest.approx(92 - 300 * 0.21 + 200 * 0.21)
+    far = expected(load_profile("embedded", ["train.steps=6000"]), [run])
+    assert far and far.words.startswith("at most about") and "one earlier run of 300 steps" in far.words
     grid = load_profile(
         "embedded", ["sweep.design=grid", "sweep.strengths=[0.5, 1.0]", "sweep.checkpoints=2", "sweep.seeds=3"]
     )

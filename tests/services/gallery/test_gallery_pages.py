@@ -123,6 +123,25 @@ def test_progress_of_a_stage_that_has_ended_is_not_shown_for_the_next(visit: Vis
     assert "step 9 of 9" not in visit.get(f"/part{visit.address('Now')}")
 
 
+def test_a_stage_says_how_long_it_has_been_made_and_one_that_was_killed_is_not_being_made(visit: Visit) -> None:
+    visit.prefect.runs = [running("Now")]
+    task = {"name": "sheet-now", "state_type": "RUNNING", "state_name": "Running", "estimated_run_time": 12.4}
+    visit.prefect.tasks["run-of-now"] = [task]
+    assert "is being made, 12 s so far" in visit.get(f"/part{visit.address('Now')}")
+    visit.prefect.runs = [running("Now", "CANCELLED")]
+    page = visit.get(visit.address("Now"))
+    assert "<b>sheet</b> <span>stopped</span>" in page and "is being made" not in page
+    task["state_type"] = "FAILED"  # as a training that is stopped ends
+    assert "<b>sheet</b> <span>stopped</span>" in visit.get(visit.address("Now"))
+    visit.prefect.runs = [running("Now", "FAILED")]
+    assert "<b>sheet</b> <span>failed</span>" in visit.get(visit.address("Now"))
+
+
+def test_one_that_was_stopped_still_links_to_its_run_in_mlflow(visit: Visit) -> None:
+    visit.prefect.runs = [running("Now", "CANCELLED")]
+    assert "Its run in MLflow" in visit.get(visit.address("Now"))
+
+
 @pytest.mark.parametrize(
     ("state", "buttons"),
     [("RUNNING", "cancel"), ("SCHEDULED", "cancel"), ("FAILED", "resume"), ("CRASHED", "resume"), ("CANCELLING", "")],

@@ -48,6 +48,7 @@ def problem_of(page: str, field: str) -> str:
         ("train.rank", "1000", "1 to 128"),
         ("sweep.strengths", "0.5, 3", "got 3"),
         ("sweep.strengths", "0", "none above 0"),
+        ("sweep.pictures", "8", "is 8, but strength 0 and one cell take 12 with 4 prompts: set it to 12 or more"),
         ("sheet.candidates", "99", "1 to 16"),
         ("profile", "embeded", "did you mean embedded"),
         ("profile_file", "nowhere.yaml", "does not exist"),
@@ -69,6 +70,13 @@ def test_a_mistake_is_said_beside_its_field_and_nothing_starts(visit: Visit, fie
     assert visit.prefect.started == []
 
 
+def test_the_summary_calls_a_field_as_its_label_does(visit: Visit) -> None:
+    broken = {"picture": ("sheet.png", b"no picture", "image/png")}
+    page = visit.post("/start", {**GOOD, "train.steps": "0"}, files=broken, status=422).text
+    summary = page[page.index('id="problems"') : page.index("<form")]
+    assert re.findall(r'<a href="#[^"]+">([^<]+)</a>', summary) == ["Sheet", "Training steps"]
+
+
 def test_several_mistakes_are_said_together_and_what_was_filled_in_is_still_there(visit: Visit) -> None:
     page = visit.post("/start", {**GOOD, "name": "a/b", "train.steps": "0", "seed": "x"}, status=422).text
     assert "3 things have to be mended" in page
@@ -78,7 +86,7 @@ def test_several_mistakes_are_said_together_and_what_was_filled_in_is_still_ther
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"MZ not a picture", "is not a PNG, JPEG or WebP picture"),
+        (b"MZ not a picture", "is not a readable PNG, JPEG or WebP"),
         (png(doll())[:200], "damaged"),
         (b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR\x00\x01\x00\x00\x00\x01\x00\x00\x08\x02\x00\x00\x00", "PNG"),
         (png(Image.new("RGB", (20, 20))), "both sides must be at least 96"),
@@ -228,6 +236,18 @@ def test_cancel_reaches_the_run_and_only_one_that_goes_on(visit: Visit) -> None:
 
 
 # --- one picture of the character -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "after"), [("RUNNING", "cancel", "CANCELLING"), ("FAILED", "resume", "SCHEDULED")]
+)
+def test_the_page_that_follows_a_change_shows_it(visit: Visit, before: str, change: str, after: str) -> None:
+    visit.prefect.runs = [running("Ann", before)]
+    address = visit.address("Ann")
+    assert f'action="{address}/{change}"' in visit.get(address)
+    visit.post(f"{address}/{change}")
+    visit.prefect.runs = [running("Ann", after)]
+    assert f'action="{address}/{change}"' not in visit.get(address)
 
 
 def reference(image: Image.Image, name: str = "Tavern keeper.png") -> dict[str, Any]:

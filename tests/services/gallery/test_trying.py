@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from gallery_samples import Visit, made, running
+from run_samples import with_words
 
 from charengine.profiles.loading import load_profile
 from charengine.records import RunRecord
@@ -29,6 +30,21 @@ def test_the_picture_that_the_address_asks_for_is_shown_with_its_own_numbers(vis
         assert base == run.sweep.images[f"0/0/{prompt}/{seed}"].sha256
         assert f"identity {cell.identity:.3f}, adherence {cell.adherence:.3f}" in page
         assert f"step {step} at strength {strength:g}<" in page
+
+
+def test_the_sweeps_pictures_say_the_words_that_they_were_drawn_from_and_the_others_the_recommended(
+    visit: Visit, sample: Sample
+) -> None:
+    run = with_words(sample[0], visit.gallery.store)
+    assert run.sweep.words
+    made(visit, run)
+    page = html.unescape(visit.get(visit.address("Zorga")))
+    asked = re.findall(r"<option value=\"\d\"[^>]*>([^<]+, [^<]+)</option>", page)
+    assert asked == [prompt.replace("{subject}", f"{run.trigger} {run.class_noun}") for prompt in run.sweep.prompts]
+    for shown in (page, html.unescape(visit.get("/"))):
+        for picture, scene in zip(run.sweep.words.drawn, run.sweep.words.scenes, strict=True):
+            at = shown.index(f"/picture/{picture.sha256}?w=")
+            assert scene.replace("{subject}", "Zorga") in shown[at : at + 300]
 
 
 def test_every_picture_of_the_sweep_is_there_for_the_slider(visit: Visit, sample: Sample) -> None:

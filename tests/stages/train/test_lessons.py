@@ -244,6 +244,25 @@ def test_lessons_begun_with_are_kept_and_those_of_other_settings_are_not_taken(s
         kept_lessons(tmp_path, "a", cpu, Store(tmp_path / "store"), again)
 
 
+class Told(FakeDiffusion):
+    """Says each pass, as the real one does."""
+
+    def trace(self, *args, steps, on_pass, **how):
+        for done in range(1, steps + 1):
+            on_pass(done, steps)
+        return super().trace(*args, steps=steps, **how)
+
+
+def test_while_lessons_are_drawn_it_is_told_how_far_they_are_and_a_stop_ends_them(store, tmp_path):
+    taught = {"description": WORDS, "diffusion": Told(), "distill": 2, "distill_size": 64}
+    seen = []
+    with pytest.raises(TrainingStopped, match="before the first of 6 steps"):
+        train(store, tmp_path / "state", on_step=seen.append, should_stop=stop_after(3), **taught)
+    assert [one.step for one in seen] == [0, 0] and seen[-1].doing.endswith("40 % done")
+    assert not (tmp_path / "state" / FILE).exists()
+    assert train(store, tmp_path / "state", **taught).steps == 6
+
+
 def test_another_description_does_not_continue_a_training(store, tmp_path):
     taught = {"distill": 2, "distill_size": 64}
     with pytest.raises(TrainingStopped):

@@ -92,7 +92,7 @@ class FakeDiffusion:
         return [Image.new("RGB", size, (seed % 256, 0, 0)) for seed in seeds]
 
     @torch.no_grad()
-    def trace(self, prompts, beside, negative, *, seeds, size, steps, guidance):
+    def trace(self, prompts, beside, negative, *, seeds, size, steps, guidance, on_pass=None):
         times = torch.linspace(951, 1, steps, device=self.device)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         start = torch.stack([torch.randn(4, size[1] // 8, size[0] // 8, generator=one) for one in generators])
