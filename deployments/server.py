@@ -32,6 +32,9 @@ def serve(port: int) -> None:
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
+    from deployments.sqlite_cursors import close_in_their_own_threads
+
+    close_in_their_own_threads()
     settings = get_current_settings().server
     app = AgainWhenBusy(create_app(final=True))
     uvicorn.run(
