@@ -116,7 +116,7 @@ def test_nothing_is_forked_beside_what_a_fork_would_lose_and_each_run_gets_a_pro
         standby = Standby()
         await standby.prepare()
         assert standby._nursery
-        await anyio.to_thread.run_sync(standby._nursery._popen.wait)
+        await anyio.to_thread.run_sync(standby._nursery._popen.wait, 60)
         monkeypatch.setattr(worker, "STANDBY", [sys.executable, "-c", "input()"])
         await standby.prepare()
         forked = isinstance(standby._waiting, Forked)
