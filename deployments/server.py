@@ -33,8 +33,10 @@ def serve(port: int) -> None:
     from prefect.settings import get_current_settings
 
     from deployments.sqlite_connections import give_locks_back
+    from deployments.sqlite_cursors import close_in_their_own_threads
 
     give_locks_back()
+    close_in_their_own_threads()
     settings = get_current_settings().server
     app = AgainWhenBusy(create_app(final=True))
     uvicorn.run(

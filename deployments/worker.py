@@ -13,8 +13,9 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -26,12 +27,18 @@ from prefect.states import Crashed
 from prefect.utilities import processutils
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
+from charengine.services.workers import DRIVERS
+from deployments.forked import CAN_FORK, Forked, NotForked, Nursery
+from deployments.standby import FORK, THEN
+
 ENGINE = [sys.executable, "-m", "prefect.engine"]
 STANDBY = [sys.executable, "-P", "-m", "deployments.standby"]  # -P: no modules of the folder where it stands
 OF_ITS_OWN: dict[str, Any] = {"start_new_session": True}  # a worker killed with its group leaves its run alone
 OF_ONE_RUN = "PREFECT__"  # begins the names of what a run alone is told
 # What a process in waiting imports, by work pool: the flows, and of what a character needs the half that costs most for its memory
 MODULES = {"characters": ("flows.character", "flows.sweep", "torch", "mlflow"), "orchestrate": ("flows.batch",)}
+# and where one imports for all, later: the other half. Not beside a GPU, with which these begin to talk, and of which a fork knows nothing
+LATER = {"characters": ("transformers", "diffusers", "peft")}
 
 
 class DirectConfiguration(ProcessJobConfiguration):
@@ -48,12 +55,15 @@ class Standby:
 
     Args:
         modules: that it imports.
+        later: that are imported, where processes are forked, once the first is there.
     """
 
-    def __init__(self, *modules: str) -> None:
-        self._command = [*STANDBY, *modules]
+    def __init__(self, *modules: str, later: Sequence[str] = ()) -> None:
+        self._modules, self._later = modules, later
+        self._forks = CAN_FORK
         self._environment: dict[str, str] = {}
         self._waiting: anyio.abc.Process | None = None
+        self._nursery: Nursery | None = None
 
     async def close(self) -> None:
         """Nobody needs it any more."""
@@ -61,16 +71,33 @@ class Standby:
         if process and process.returncode is None:
             process.terminate()
             await process.aclose()
+        if self._nursery:
+            self._nursery.close()
 
     async def prepare(self) -> None:
         """Start it, unless one waits already."""
         if self._waiting and self._waiting.returncode is None:
             return
-        settings = get_current_settings().to_environment_variables(exclude_unset=True)
-        self._environment = {**os.environ, **settings}
+        if self._nursery and self._nursery.refused:
+            self._forks = False
+        self._waiting = self._fork() if self._forks else await self._start()
+
+    def _fork(self) -> Forked:
+        """From the one that has imported everything, which is made anew when it has died."""
+        if self._nursery and self._nursery.lives:
+            with suppress(NotForked):
+                return self._nursery.fork()
+        if self._nursery:
+            self._nursery.close()
+        self._environment = _environment()
+        self._nursery = Nursery([*STANDBY, FORK, *self._modules, THEN, *self._later], self._environment)
+        return self._nursery.fork()
+
+    async def _start(self) -> anyio.abc.Process:
+        self._environment = _environment()
         pipe = subprocess.PIPE
-        self._waiting = await anyio.open_process(
-            self._command, env=self._environment, stdin=pipe, stdout=pipe, stderr=pipe, **OF_ITS_OWN
+        return await anyio.open_process(
+            [*STANDBY, *self._modules], env=self._environment, stdin=pipe, stdout=pipe, stderr=pipe, **OF_ITS_OWN
         )
 
     def fits(self, command: list[str], environment: Mapping[str, str]) -> bool:
@@ -88,6 +115,8 @@ class Standby:
             async with process:
                 told = {"environment": dict(environment), "folder": folder}
                 await process.stdin.send(json.dumps(told).encode() + b"\n")
+                if isinstance(process, Forked):
+                    await process.begun()
                 yield process
         finally:
             if process.returncode is None:
@@ -121,6 +150,11 @@ class Standby:
         return process
 
 
+def _environment() -> dict[str, str]:
+    """Of a run's process, but for what the run alone is told."""
+    return {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
+
+
 def _shared(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not name.startswith(OF_ONE_RUN)}
 
@@ -138,7 +172,9 @@ with warnings.catch_warnings():
             """Begin, and have a process made for the first run."""
             await super().setup()
             await self._crash_what_was_begun()
-            self._standby = Standby(*MODULES.get(self._work_pool_name, ()))
+            pool = self._work_pool_name
+            later = () if any(Path(device).exists() for device in DRIVERS) else LATER.get(pool, ())
+            self._standby = Standby(*MODULES.get(pool, ()), later=later)
             _starter_engine.run_process = self._standby.run_process  # type: ignore[attr-defined]  # meant to be replaced
             await self._standby.prepare()
 

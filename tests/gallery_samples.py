@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class MadeUpPrefect(Prefect):
         self.artifacts: dict[str, Json] = {}
         self.started: list[Json] = []
         self.cancelled: list[str] = []
+        self.asked_for_tasks = 0
         self.away = ""
         self.most = 10_000  # runs that are taken before it goes away
 
@@ -42,8 +44,9 @@ class MadeUpPrefect(Prefect):
         self._answer()
         return list(self.sweeps)
 
-    def task_runs(self, run_id: str) -> list[Json]:
-        return self.tasks.get(run_id, [])
+    def task_runs(self, run_ids: Sequence[str]) -> dict[str, list[Json]]:
+        self.asked_for_tasks += 1
+        return {run_id: self.tasks.get(run_id, []) for run_id in run_ids}
 
     def progress(self, run_ids: list[str]) -> dict[str, Json]:
         return {run_id: self.artifacts[run_id] for run_id in run_ids if run_id in self.artifacts}

@@ -36,7 +36,8 @@ def nothing() -> None:
 
 @pytest.fixture
 def echoing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in waiting that says which run it is told, instead of running it."""
+    """A process in waiting that says which run it is told, instead of running it; started as where nothing is forked."""
+    monkeypatch.setattr(worker, "CAN_FORK", False)
     monkeypatch.setattr(worker, "STANDBY", [sys.executable, "-c", ECHO])
 
 
@@ -137,8 +138,9 @@ def test_a_run_that_does_not_fit_gets_a_process_and_a_session_of_its_own() -> No
     script = "import os; print(os.getsid(0) == os.getpid())"
 
     async def run() -> list[str]:
-        said = Said()
-        await Standby().run_process([sys.executable, "-c", script], stream_output=(said, said), env=dict(os.environ))
+        said, standby = Said(), Standby()
+        await standby.run_process([sys.executable, "-c", script], stream_output=(said, said), env=dict(os.environ))
+        await standby.close()
         return said.lines
 
     assert anyio.run(run) == ["True"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,9 @@ def _list(gallery: Gallery, request: Request) -> dict[str, Any]:
     words = request.query_params.get("q", "")[:LONGEST_SEARCH]
     everybody, notice = gallery.characters()
     found = [one for one in everybody if one.matches(words)]
-    cards = [card_of(gallery, one) for one in found[:MOST_SHOWN]]
+    shown = found[:MOST_SHOWN]
+    stages = _stages_of(gallery, shown)
+    cards = [card_of(gallery, one, stages) for one in shown]
     counts = {state: sum(one.state == state for one in everybody) for state in ("being made", "waits", "failed")}
     return {
         "cards": cards,
@@ -127,7 +129,7 @@ def one_character(gallery: Gallery, character: Character, request: Request, **mo
         sample = gallery.tracked.latest_sample(gallery.tracked.run_of(character.run_id))
     pictures = pictures_of(run, folder.sweeps) if run and folder else None
     return {
-        "card": card_of(gallery, character, alone=True),
+        "card": card_of(gallery, character, _stages_of(gallery, [character]), alone=True),
         "character": character,
         "run": run,
         "folder": folder,
@@ -147,8 +149,17 @@ def one_character(gallery: Gallery, character: Character, request: Request, **mo
     }
 
 
-def card_of(gallery: Gallery, character: Character, alone: bool = False) -> Card:
-    """What the card needs from the two servers; `alone`, also what would be too slow to ask for of many."""
+def card_of(
+    gallery: Gallery, character: Character, stages: Mapping[str, list[dict[str, Any]]], *, alone: bool = False
+) -> Card:
+    """What the card needs from the two servers.
+
+    Args:
+        gallery: its parts.
+        character: whose.
+        stages: of the runs that have not come to their end, by run.
+        alone: also what would be too slow to ask for of many.
+    """
     run = character.folder.run if character.folder else None
     mlflow_id = run.mlflow_run_id or "" if run else ""
     if (
@@ -161,7 +172,7 @@ def card_of(gallery: Gallery, character: Character, alone: bool = False) -> Card
     return Card(
         character,
         _pick_pictures(run) if run else (),
-        _progress(gallery, character),
+        _progress(gallery, character, stages.get(character.run_id)),
         f"{gallery.prefect_page}/runs/flow-run/{character.run_id}" if gallery.prefect_page and character.run_id else "",
         gallery.tracked.run_page(mlflow_id) if mlflow_id else "",
         _sheet(gallery, character, mlflow_id),
@@ -189,15 +200,24 @@ def _pick_pictures(run: RunRecord) -> tuple[tuple[Ref, str], ...]:
     return tuple((ref, prompt) for ref, prompt in found if ref)[:4]
 
 
-def _progress(gallery: Gallery, character: Character) -> Progress | None:
-    if not character.flow_run or character.state in ("made", "waits", "elsewhere"):
+def _stages_of(gallery: Gallery, characters: list[Character]) -> dict[str, list[dict[str, Any]]]:
+    """Prefect's task runs of those that are being made or ended early, by run; empty when Prefect does not answer."""
+    told = ("made", "waits", "elsewhere")  # nothing is shown of the stages of these
+    runs = [one.run_id for one in characters if one.flow_run and one.state not in told]
+    try:
+        return gallery.prefect.task_runs(runs)
+    except (PrefectAway, BadInput):
+        return {}
+
+
+def _progress(gallery: Gallery, character: Character, stages: list[dict[str, Any]] | None) -> Progress | None:
+    if stages is None:
         return None
     try:
-        tasks = gallery.prefect.task_runs(character.run_id)
         artifact = gallery.prefect.progress([character.run_id]).get(character.run_id) if character.active else None
     except (PrefectAway, BadInput):
         return None
-    return progress_of(tasks, artifact, "" if character.active else character.state)
+    return progress_of(stages, artifact, "" if character.active else character.state)
 
 
 def _later_sweeps(gallery: Gallery, character: Character) -> list[dict[str, str]]:

@@ -44,6 +44,7 @@ class Tracked:
         self.uri = uri.rstrip("/") if uri.startswith("http") else ""
         self._lock = threading.Lock()
         self._kept: dict[str, tuple[float, Any]] = {}
+        self._runs: dict[str, str] = {}
         self._silent_until = 0.0
 
     def run_page(self, run_id: str) -> str:
@@ -70,9 +71,13 @@ class Tracked:
         return f"{self.uri}{losses_page(experiment)}" if experiment else ""
 
     def run_of(self, flow_run_id: str) -> str:
-        """MLflow's id of the run that a run of Prefect's writes to."""
+        """MLflow's id of the run that a run of Prefect's writes to; once known it stays."""
+        if flow_run_id in self._runs:
+            return self._runs[flow_run_id]
         found = self._search(f"tags.`prefect.flow_run_id` = '{flow_run_id}'") if _plain(flow_run_id) else []
-        return str(found[0]["info"]["run_id"]) if found else ""
+        if found:
+            self._runs[flow_run_id] = str(found[0]["info"]["run_id"])
+        return self._runs.get(flow_run_id, "")
 
     def latest_sample(self, run_id: str) -> tuple[int, str] | None:
         """Step and path of the newest sample picture of a character's training, with the id of the run that has it before the path."""

@@ -19,6 +19,8 @@ from charengine.services.gallery.server import allowed_origins
 from charengine.services.gallery.times import expected, in_words
 from charengine.services.gallery.tracked import Tracked
 
+Json = dict[str, Any]
+
 
 class Busy(http.server.BaseHTTPRequestHandler):
     """Answers as Prefect does: busy at first, with a token that runs out."""
@@ -96,13 +98,42 @@ def test_one_that_stays_busy_is_away_and_one_that_refuses_says_why(prefect: Pref
 
 
 def test_pages_that_are_open_together_ask_once(prefect: Prefect) -> None:
-    prefect.task_runs("a")
-    prefect.task_runs("a")
-    prefect.task_runs("b")
+    prefect.task_runs(["a"])
+    prefect.task_runs(["a"])
+    prefect.task_runs(["b"])
     assert len(Busy.asked) == 2
     prefect.cancel("a")
-    prefect.task_runs("a")  # what was answered before a change is out of date
+    prefect.task_runs(["a"])  # what was answered before a change is out of date
     assert len(Busy.asked) == 4
+
+
+def test_the_stages_of_hundreds_of_runs_are_asked_for_together_and_none_is_left_out(
+    prefect: Prefect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def answer(path: str, body: Json) -> list[Json]:
+        """Six stages a run, but of one run 150; 200 at most."""
+        runs = body["flow_runs"]["id"]["any_"]
+        asked.append(len(runs))
+        tasks = [{"flow_run_id": run, "name": f"{n}"} for run in runs for n in range(150 if run == "run 3" else 6)]
+        return tasks[:200]
+
+    monkeypatch.setattr(prefect, "_ask", answer)
+    found = prefect.task_runs([f"run {number}" for number in range(200)])
+    assert {run: len(tasks) for run, tasks in found.items() if run != "run 3"} == {
+        f"run {n}": 6 for n in range(200) if n != 3
+    }
+    assert len(found["run 3"]) == 150 and len(asked) < 15
+    assert prefect.task_runs([]) == {}
+
+
+def test_a_run_of_mlflows_that_is_known_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracked, asked = Tracked("http://mlflow"), []
+    answers = iter([[], [{"info": {"run_id": "ab" * 16}}]])
+    monkeypatch.setattr(tracked, "_search", lambda wanted: asked.append(wanted) or next(answers))
+    assert [tracked.run_of("a-1") for _ in range(3)] == ["", "ab" * 16, "ab" * 16]
+    assert len(asked) == 2
 
 
 def test_a_silent_mlflow_is_no_reason_to_wait_or_fail() -> None:

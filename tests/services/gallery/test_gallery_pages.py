@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import time
 import zipfile
 from pathlib import Path
 
@@ -152,6 +153,23 @@ def test_only_what_goes_on_can_be_cancelled_and_only_what_ended_early_can_be_res
     visit.prefect.runs = [running("Ann", state)]
     page = visit.get(visit.address("Ann"))
     assert re.findall(r'action="/character/[^/"]+/(cancel|resume)"', page) == ([buttons] if buttons else [])
+
+
+def test_a_page_of_many_that_failed_asks_prefect_for_their_stages_once(visit: Visit) -> None:
+    visit.prefect.runs = [running(f"Ann {number}", "FAILED") for number in range(60)]
+    visit.prefect.tasks["run-of-ann 7"] = [{"name": "sheet-ann", "state_type": "FAILED"}]
+    page = visit.get("/")
+    assert page.count("Ann ") >= 60 and visit.prefect.asked_for_tasks == 1
+
+
+@pytest.mark.slow
+def test_a_thousand_characters_are_shown_again_within_a_second(visit: Visit, sample: Sample) -> None:
+    for number in range(1000):
+        made(visit, sample[0], f"Ann {number:04d}")
+    visit.get("/")
+    began = time.process_time()
+    assert "Ann 0999" in visit.get("/part/characters")
+    assert time.process_time() - began < 1.0
 
 
 def test_search_finds_names_prompts_and_triggers(visit: Visit, sample: Sample) -> None:
