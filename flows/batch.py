@@ -29,6 +29,7 @@ from tasks.page import failed_state
 
 log = logging.getLogger("charengine.flows")
 
+MOST_ROWS = 200  # of the page that is written anew whenever a character begins or ends
 LONGEST_MESSAGE = 4000  # characters of the table that Prefect's page shows as the reason
 
 
@@ -127,11 +128,21 @@ class _Told:
         self._show()
 
     def _show(self) -> None:
+        rows, count = list(self._rows.items()), len(self._rows)
+        if count > MOST_ROWS:  # of many, those that one looks for
+            rows = sorted(rows, key=lambda row: _looked_for(row[1][0]))[:MOST_ROWS]
         lines = [
             f"| {f'[{as_text(name)}]({link})' if link else as_text(name)} | {as_text(said)[:400]} |"
-            for name, (said, link) in self._rows.items()
+            for name, (said, link) in rows
         ]
+        if len(rows) < count:
+            lines.append(f"| and {count - len(rows)} more | {self._ended} of {count} have ended |")
         self._live.show("\n".join(["| character | |", "| --- | --- |", *lines]))
+
+
+def _looked_for(said: str) -> int:
+    """What failed comes first, then what is being made, then what is made, at last what waits."""
+    return 0 if said.startswith("failed") else 1 if said == "is being made" else 2 if said == "made" else 3
 
 
 def _here(entry: dict[str, Any], told: _Told) -> dict[str, Any]:

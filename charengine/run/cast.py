@@ -19,7 +19,7 @@ from charengine.wording import slug
 
 log = logging.getLogger(__name__)
 
-MAX_CAST = 1000
+MAX_CAST = 10_000
 WHOLE = re.compile(r"[-+]?[0-9]{1,12}")
 SECTIONS = ("characters", "defaults")
 COLUMNS = tuple(field.name for field in fields(RunRequest))

@@ -15,6 +15,7 @@ from sheet_samples import Sheet, paint
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home
 from charengine.records import RunResult
+from charengine.run.cast import read_cast
 from flows import batch as module
 from flows.pool import Ended
 
@@ -168,3 +169,28 @@ def test_on_machines_that_share_a_store_each_takes_a_folder_of_its_own_and_what_
     assert [bool(one["result"]) for one in outcomes["characters"]] == [True, False]
     assert "holds no folder" in outcomes["characters"][1]["error"]
     assert outcomes["summary"] == str(tmp_path / "runs" / "batch.html")
+
+
+def test_the_page_of_thousands_shows_what_one_looks_for_and_counts_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(module.LiveText, "show", lambda _, text: shown.append(text))
+    names = [f"C{number}" for number in range(10_000)]
+    told = module._Told([{"name": name} for name in names])
+    for name in names[:500]:
+        told.ended({"name": name, "error": ""})
+    told.ended({"name": "C9000", "error": "no such setting"})
+    told.began("C9001")
+    lines = shown[-1].splitlines()
+    assert len(lines) == 2 + module.MOST_ROWS + 1
+    assert "C9000" in lines[2] and "no such setting" in lines[2] and "C9001" in lines[3]
+    assert lines[-1] == "| and 9800 more | 501 of 10000 have ended |"
+
+
+def test_a_cast_of_ten_thousand_is_taken_and_one_more_is_not(tmp_path: Path) -> None:
+    cast = tmp_path / "cast.csv"
+    rows = [f"C{number},an orc with red hair,{number}" for number in range(10_001)]
+    cast.write_text("\n".join(["name,prompt,seed", *rows[:-1]]))
+    assert len(read_cast(cast)) == 10_000
+    cast.write_text("\n".join(["name,prompt,seed", *rows]))
+    with pytest.raises(BadInput, match="10001 characters; 1 to 10000"):
+        read_cast(cast)

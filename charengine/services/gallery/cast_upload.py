@@ -11,7 +11,7 @@ from charengine.errors import BadInput, ConfigError
 from charengine.files import MOST_TEXT
 from charengine.machine.home import Home
 from charengine.records import Ref
-from charengine.run.cast import read_cast
+from charengine.run.cast import MAX_CAST, read_cast
 from charengine.run.claim import free_folder
 from charengine.run.request import CheckedRun, RunRequest
 from charengine.services.gallery.characters import Character
@@ -80,7 +80,7 @@ def check_cast_upload(
     if len(requests) > MOST_ROWS:
         cast.problems.append(
             f"{cast.name} has {len(requests)} characters; the page starts at most {MOST_ROWS} at once: divide the file, or use "
-            "`charengine batch --workers`, which takes 1000"
+            f"`charengine batch --workers`, which takes {MAX_CAST}"
         )
         return cast
     cast.digest = store.put(upload.data, upload.plain_name).sha256
