@@ -78,8 +78,8 @@ class Nursery:
         self._popen.wait()
 
 
-class Receiving(anyio.abc.ByteReceiveStream):
-    """The end of a pipe that is read.
+class _End:
+    """One of a pipe's two.
 
     Args:
         descriptor: its number.
@@ -89,6 +89,16 @@ class Receiving(anyio.abc.ByteReceiveStream):
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._closed = False
+
+    async def aclose(self) -> None:
+        """Close it; whoever has the other end is told so."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._descriptor)
+
+
+class Receiving(_End, anyio.abc.ByteReceiveStream):
+    """The end of a pipe that is read."""
 
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
         """What comes next."""
@@ -109,24 +119,9 @@ class Receiving(anyio.abc.ByteReceiveStream):
         except BlockingIOError:
             return None
 
-    async def aclose(self) -> None:
-        """End it."""
-        if not self._closed:
-            self._closed = True
-            os.close(self._descriptor)
 
-
-class Sending(anyio.abc.ByteSendStream):
-    """The end of a pipe that is written.
-
-    Args:
-        descriptor: its number.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        os.set_blocking(descriptor, False)
-        self._descriptor = descriptor
-        self._closed = False
+class Sending(_End, anyio.abc.ByteSendStream):
+    """The end of a pipe that is written."""
 
     async def send(self, item: bytes) -> None:
         """All of it."""
@@ -137,12 +132,6 @@ class Sending(anyio.abc.ByteSendStream):
                 await anyio.wait_writable(self._descriptor)
             except BrokenPipeError as error:
                 raise anyio.BrokenResourceError from error
-
-    async def aclose(self) -> None:
-        """End it: the reader is told so."""
-        if not self._closed:
-            self._closed = True
-            os.close(self._descriptor)
 
 
 class Forked(anyio.abc.Process):
