@@ -12,9 +12,10 @@ from charengine.config import SweepSettings
 from charengine.likeness import metrics
 from charengine.likeness.metrics import CellScores, Scale
 from charengine.records import CellMetrics
+from charengine.stages.sweep.budget import base_seeds
 from charengine.stages.sweep.estimate import BASE, Estimate, estimate
 from charengine.stages.sweep.pick import choose
-from charengine.stages.sweep.race import base_seeds, plan_round
+from charengine.stages.sweep.race import plan_round
 from charengine.stages.sweep.summary import summarise, with_certainty
 from charengine.stages.sweep.verdict import WORTH, judge_training
 

@@ -212,7 +212,7 @@ def _profile(request: RunRequest, problems: list[str]) -> Profile | None:
 def _sweep_problems(profile: Profile) -> list[str]:
     """Known before anything is drawn, so it is not said after the training."""
     from charengine.likeness.prompts import sweep_prompts
-    from charengine.stages.sweep.race import check_budget
+    from charengine.stages.sweep.budget import check_budget
 
     try:
         check_budget(profile.sweep, len(sweep_prompts(profile.sweep)))

@@ -279,7 +279,7 @@ class _Dataset:
         ("a.txt", "na\xefve".encode("latin-1"), "a.txt is not UTF-8"),
         ("a.txt", b" \n", "a.txt is empty"),
         ("a.txt", b"an \x1b[31morc", "a.txt holds the control character"),
-        ("a.png", b"nothing", "a.png is not a PNG"),
+        ("a.png", b"nothing", "a.png is not a readable PNG"),
     ],
 )
 def test_what_is_wrong_with_class_images_is_said_before_anything_runs(

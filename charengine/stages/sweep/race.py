@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from charengine.config import SweepSettings
-from charengine.errors import BadInput
+from charengine.stages.sweep.budget import SEEDS_TO_PICK, base_seeds
 from charengine.stages.sweep.estimate import BASE, Estimate, Grid
 
 DECIDED = 0.002  # score: another cell is not expected to be better by more than this
-SEEDS_TO_PICK = 2  # of a cell that is picked: variety is measured between seeds
 AT_ONCE = 2  # units of a round after the opening: the leader and its rival
 MIDDLE = 0.6  # the lower strength of the opening, if it is in the grid
 
@@ -28,21 +27,6 @@ class Unit:
 
     cell: int
     seeds: tuple[int, ...]
-
-
-def base_seeds(settings: SweepSettings) -> int:
-    """Seeds of strength 0: its pictures are the zero of every axis, and what variety is compared with."""
-    return settings.seeds if settings.design == "grid" else min(settings.seeds, SEEDS_TO_PICK)
-
-
-def check_budget(settings: SweepSettings, prompts: int) -> None:
-    """Refuse a race that cannot draw a single cell."""
-    least = prompts * (base_seeds(settings) + 1)
-    if settings.design == "race" and settings.pictures < least:
-        raise BadInput(
-            f"sweep.pictures is {settings.pictures}, but strength 0 and one cell take {least} with {prompts} prompts: "
-            f"set it to {least} or more (56 and 4 prompts is the default)"
-        )
 
 
 def plan_round(

@@ -16,9 +16,10 @@ from charengine.likeness.metrics import Scale
 from charengine.likeness.prompts import SweepPrompt, sweep_prompts
 from charengine.likeness.scoring import References
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord
+from charengine.stages.sweep.budget import check_budget
 from charengine.stages.sweep.cells import Cell, KeptUnits
 from charengine.stages.sweep.estimate import BASE, Estimate, estimate
-from charengine.stages.sweep.race import Unit, check_budget, plan_round
+from charengine.stages.sweep.race import Unit, plan_round
 from charengine.stages.sweep.sample import CellInputs, encode_cell_inputs
 from charengine.stages.sweep.traits import TraitReading
 from charengine.store import Store

@@ -380,8 +380,8 @@ def test_what_is_no_usable_sheet_is_refused_by_name_with_a_remedy(tmp_path, stor
     for name, words in {
         "absent.png": "is not a file",
         "cut.png": "damaged",
-        "notes.png": "not a PNG, JPEG or WebP",
-        "anim.gif": "not a PNG, JPEG or WebP",
+        "notes.png": "not a readable PNG, JPEG or WebP",
+        "anim.gif": "not a readable PNG, JPEG or WebP",
         "bomb.png": "pixels",
         "tiny.png": "at least 96",
         "strip.png": "three figures side by side",

@@ -6,7 +6,8 @@ from sweep_estimates import known
 from test_pick import cell
 
 from charengine.config import SweepSettings
-from charengine.stages.sweep.race import Unit, base_seeds, next_round, opening, units_left, whole_grid
+from charengine.stages.sweep.budget import base_seeds
+from charengine.stages.sweep.race import Unit, next_round, opening, units_left, whole_grid
 
 SETTINGS = SweepSettings()
 GRID = [(0, 0.0), *((step, strength) for step in (75, 225, 300) for strength in SETTINGS.strengths)]

@@ -10,7 +10,7 @@ from charengine.errors import BadInput, Interrupted
 from charengine.likeness.prompts import sweep_prompts
 from charengine.profiles.loading import load_profile
 from charengine.stages.sweep import sweep
-from charengine.stages.sweep.race import base_seeds
+from charengine.stages.sweep.budget import base_seeds
 
 pytestmark = pytest.mark.usefixtures("known_adapter")
 RACE = SETTINGS.model_copy(
