@@ -131,7 +131,9 @@ def batch(
     cast: Annotated[Path, typer.Argument(help="YAML or CSV file with one character an entry.")],
     settings: SetOption,
     profile: ProfileOption = "embedded",
-    workers: Annotated[bool, typer.Option("--workers", help="Hand the characters to the work pool of `up`.")] = False,
+    workers: Annotated[
+        bool, typer.Option("--workers", help="Hand the characters to the work pool of `up` or `worker`.")
+    ] = False,
     out: OutOption = "",
     as_json: JsonOption = False,
 ) -> None:

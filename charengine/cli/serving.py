@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from charengine.cli.console import listen, say
+from charengine.errors import Interrupted
 from charengine.machine.home import find_home
 
 
@@ -63,8 +64,12 @@ def worker() -> None:
     listen()
     home = find_home()
     from charengine.machine.interrupts import stop_signals
-    from charengine.services.workers import workers
+    from charengine.services.workers import check_addresses, workers
 
+    try:  # before the signals are taken over, so that Ctrl-C ends the wait for the store's server
+        check_addresses()
+    except KeyboardInterrupt:
+        raise Interrupted("stopped before the store answered") from None
     with stop_signals() as stop, workers(home, stop) as running:
         gpus = running.gpus
         say(f"workers  {max(gpus, 1)} ({'one a GPU' if gpus else 'on the CPU'}); logs in {running.logs}")

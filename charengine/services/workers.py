@@ -138,13 +138,11 @@ def own_folder(folder: Path) -> Path:
     return folder / platform.node()
 
 
-@contextmanager
-def workers(home: Home, asked_to_stop: Callable[[], bool]) -> Iterator[Workers]:
-    """The workers of this machine; everything is stopped on the way out, however that is.
+def check_addresses() -> None:
+    """Whether the three are named; the store is opened, which waits while its server is away.
 
     Raises:
-        BadInput: an address is not named.
-        Interrupted: asked to stop before the servers answered.
+        BadInput: one is not, or the store cannot be used.
     """
     if unnamed := [name for name in ADDRESSES if not os.environ.get(name)]:
         raise BadInput(f"set {' and '.join(unnamed)}: the addresses of the servers (docs/howto/many-machines.md)")
@@ -153,6 +151,17 @@ def workers(home: Home, asked_to_stop: Callable[[], bool]) -> Iterator[Workers]:
             f"set {STORE} to the store that the machines share, s3://BUCKET/PREFIX; or where they share a folder, "
             "CHARENGINE_HOME to that and CHARENGINE_LOCKS=lease"
         )
+
+
+@contextmanager
+def workers(home: Home, asked_to_stop: Callable[[], bool]) -> Iterator[Workers]:
+    """The workers of this machine; everything is stopped on the way out, however that is.
+
+    Raises:
+        BadInput: an address is not named.
+        Interrupted: asked to stop before the servers answered.
+    """
+    check_addresses()
     apply_defaults(home.create())
     running = Workers(home, asked_to_stop)
     running.logs.mkdir(parents=True, exist_ok=True)

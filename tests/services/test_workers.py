@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from charengine.cli import serving
 from charengine.errors import BadInput, Interrupted
 from charengine.machine.home import Home
 from charengine.services import workers as module
@@ -17,6 +21,14 @@ from charengine.services.children import Children
 from charengine.services.workers import Workers, start_workers, workers
 
 WAITS = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """As in a terminal, whatever pytest was started from."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -37,6 +49,19 @@ def test_what_is_not_named_is_asked_for(home: Home, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:2")
     with pytest.raises(BadInput, match="CHARENGINE_STORE"), workers(home, lambda: True):
         pass
+
+
+def test_ctrl_c_ends_the_wait_for_a_store_that_is_away(
+    addresses: None, ctrl_c: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        pytest.fail("it waits on")
+
+    monkeypatch.setattr(module, "reach_other_machines", away)
+    with pytest.raises(Interrupted, match="before the store answered"):
+        serving.worker()
 
 
 def test_servers_that_do_not_answer_yet_are_waited_for(
