@@ -167,7 +167,7 @@ def test_empty_columns_and_rows_that_a_spreadsheet_leaves_are_passed_over(tmp_pa
         ("name,,prompt\nA,x,an orc\n", "line 1: column 2 has no name"),
         ("name,prompt,,\nA,an orc,,x\n", "line 2: 4 fields, the header has 2"),
         ("name,prompt\nA," + "an orc " * 40000, "column 2 (prompt): a field has more than 131,072 characters"),
-        ("prompt\n" + "an orc\n" * 1500, "characters; 1 to 1000"),
+        ("prompt\n" + "an orc\n" * 15_000, "characters; 1 to 10000"),
         ("prompt,seed\nan orc,3.5\n", "seed must be a whole number"),
     ],
 )

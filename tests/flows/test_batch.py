@@ -79,9 +79,9 @@ def test_a_file_that_is_no_cast_is_refused(tmp_path: Path, name: str, content: s
         read_cast(tmp_path / name)
 
 
-def test_a_thousand_and_one_characters_are_too_many() -> None:
-    with pytest.raises(BadInput, match="1001"):
-        check_cast([{"prompt": "an orc"}] * 1001)
+def test_ten_thousand_and_one_characters_are_too_many() -> None:
+    with pytest.raises(BadInput, match="10001"):
+        check_cast([{"prompt": "an orc"}] * 10_001)
 
 
 def test_one_failure_never_stops_the_others(
