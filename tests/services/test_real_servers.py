@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -44,17 +46,16 @@ HOLD = (
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def servers() -> Iterator[Servers]:
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    folder = tmp_path_factory.mktemp("servers")
-    roots = [place for place in folder.parents if place.name.startswith("pytest-of-")]
-    for place in (folder, *folder.parents):
-        if roots and place.is_relative_to(roots[0]):
-            place.chmod(0o755)  # PostgreSQL's user goes through them; of several processes each has a folder more
+    # not among pytest's own folders, which each further pytest closes to other users: PostgreSQL is one, and is started again here
+    folder = Path(tempfile.mkdtemp(prefix="charengine-servers-"))
+    folder.chmod(0o755)
     running = Servers(folder / "all", Ports(FIRST_PORT + 10 * number))
     running.start()
     yield running
     running.stop(gently=False)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
