@@ -15,7 +15,6 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -27,7 +26,7 @@ from prefect.states import Crashed
 from prefect.utilities import processutils
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
-from charengine.services.workers import DRIVERS
+from charengine.services.workers import has_driver
 from deployments.forked import CAN_FORK, Forked, NotForked, Nursery
 from deployments.standby import FORK, THEN
 
@@ -173,7 +172,7 @@ with warnings.catch_warnings():
             await super().setup()
             await self._crash_what_was_begun()
             pool = self._work_pool_name
-            later = () if any(Path(device).exists() for device in DRIVERS) else LATER.get(pool, ())
+            later = () if has_driver() else LATER.get(pool, ())
             self._standby = Standby(*MODULES.get(pool, ()), later=later)
             _starter_engine.run_process = self._standby.run_process  # type: ignore[attr-defined]  # meant to be replaced
             await self._standby.prepare()

@@ -65,12 +65,12 @@ def note_run(home: Home, folder: Path, keys: Iterable[str] = ()) -> None:
 
 def note_for_others(run: KnownRun, store: Store) -> None:
     """Note in a store that machines share what a folder of this one refers to."""
-    texts = [text.decode("utf-8", "replace") for text in records_of(run)]
+    texts = [*records_of(run)]
     told = {
         "machine": platform.node(),
         "folder": str(run.folder),
-        "keys": sorted({*run.keys, *(key for text in texts for key in KEY.findall(text))}),
-        "digests": sorted({digest for text in texts for digest in DIGEST.findall(text)}),
+        "keys": sorted({*run.keys, *named_in(texts, KEY)}),
+        "digests": sorted(named_in(texts, DIGEST)),
     }
     store.fs.pipe_file(place_for_others(run, store), json.dumps(told).encode())
 
@@ -85,6 +85,11 @@ def records_of(run: KnownRun) -> Iterator[bytes]:
     for name in RECORDS:
         with suppress(FileNotFoundError, NotADirectoryError):
             yield (run.folder / name).read_bytes()
+
+
+def named_in(texts: Iterable[bytes], what: re.Pattern[str]) -> set[str]:
+    """The keys (`KEY`) or digests (`DIGEST`) that records name; whatever looks like one counts as one."""
+    return {name for text in texts for name in what.findall(text.decode("utf-8", "replace"))}
 
 
 def known_runs(home: Home) -> list[KnownRun]:

@@ -174,18 +174,12 @@ def lease(place: Place, waiting_for: str) -> Iterator[bool]:
     Raises:
         BadInput: the folder cannot be written.
     """
-    seen, waited = Seen(), False
-    while True:
-        seen.look(place)
+    for seen, waited in _looked_at(place, waiting_for):
         number = _taken(place, seen.number + 1) if seen.takeable else 0
         if number:
-            break
-        if not waited:
-            log.info("waiting for another process: %s", waiting_for)
-        waited = True
-        time.sleep(LOOK_EVERY)
-    with _kept_alive(place, number):
-        yield waited
+            with _kept_alive(place, number):
+                yield waited
+            return
 
 
 @contextmanager
@@ -209,14 +203,20 @@ def lease_if_free(place: Place, make: bool = False) -> Iterator[bool]:
 
 def wait_until_free(place: Place, waiting_for: str) -> None:
     """Wait while somebody holds the lease of this name, without holding it afterwards; that of a dead holder is given back."""
-    seen, waited = Seen(), False
-    while True:
-        seen.look(place)
+    for seen, _ in _looked_at(place, waiting_for):
         if not seen.number or is_given_back(seen.content):
             return
         if seen.takeable:
             with lease(place, waiting_for):
                 return
+
+
+def _looked_at(place: Place, waiting_for: str) -> Iterator[tuple[Seen, bool]]:
+    """The lease, looked at again and again, and whether it was waited for already, which is said once."""
+    seen, waited = Seen(), False
+    while True:
+        seen.look(place)
+        yield seen, waited
         if not waited:
             log.info("waiting for another process: %s", waiting_for)
         waited = True

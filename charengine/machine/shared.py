@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STORE = "CHARENGINE_STORE"
 PRUNING = "prune.lock"  # the lease of who removes files from a store that machines share
+REMOVING = "charengine prune removes files from the store there"  # what is waited for meanwhile
 
 
 def shared_url() -> str:
@@ -82,5 +83,5 @@ def _opened(url: str) -> Store:
 
     store = Store(url)
     removal = InStore(store, PRUNING)
-    store.after_prune = lambda: wait_until_free(removal, "charengine prune removes files from the store there")
+    store.after_prune = lambda: wait_until_free(removal, REMOVING)
     return store

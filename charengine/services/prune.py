@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charengine.machine.home import Home
-from charengine.machine.known_runs import DIGEST, KEY, known_runs, records_of
+from charengine.machine.known_runs import DIGEST, KEY, known_runs, named_in, records_of
 from charengine.machine.locks import if_free
 from charengine.machine.shared import shared_store
 
@@ -179,13 +179,13 @@ def _digests_wanted(home: Home, gone: set[Path]) -> set[str]:
     texts = [_read(path) for path, _ in _results(home) if path not in gone]
     states = [path for path, _ in _files(home.state) if path.suffix == ".safetensors" and path.parent not in gone]
     texts += [*map(_header, states), *_records_of_runs(home)]
-    return {digest for text in texts for digest in DIGEST.findall(text.decode("utf-8", "replace"))}
+    return named_in(texts, DIGEST)
 
 
 def _keys_of_runs(home: Home) -> set[str]:
     """Keys of stages that a run's folder names, or its note when the folder's disk may be away."""
     keys = {key for run in known_runs(home) if not run.deleted for key in run.keys}
-    return keys | {key for text in _records_of_runs(home) for key in KEY.findall(text.decode("utf-8", "replace"))}
+    return keys | named_in(_records_of_runs(home), KEY)
 
 
 def _records_of_runs(home: Home) -> Iterator[bytes]:

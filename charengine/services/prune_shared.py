@@ -22,9 +22,17 @@ from itertools import groupby
 from typing import Any
 
 from charengine.machine.home import Home
-from charengine.machine.known_runs import DIGEST, KEY, known_runs, note_for_others, place_for_others, records_of
+from charengine.machine.known_runs import (
+    DIGEST,
+    KEY,
+    known_runs,
+    named_in,
+    note_for_others,
+    place_for_others,
+    records_of,
+)
 from charengine.machine.leases import EXPIRY, InStore, is_given_back, lease, lease_if_free
-from charengine.machine.shared import PRUNING
+from charengine.machine.shared import PRUNING, REMOVING
 from charengine.services.prune import DAY, GRACE, LOCKS, OBJECTS, PROGRESS, RESULTS, SMALLER, STATES
 from charengine.store import Store, written
 
@@ -167,10 +175,8 @@ def _digests_wanted(store: Store, home: Home, gone: set[str]) -> set[str]:
     """Digests that any record names: results, states and the folders of runs. Whatever looks like a digest counts as one."""
     texts = _read_all(store, [file.path for file in _results(store) if file.path not in gone])
     states = (file.path for file in files_below(store, "state") if file.path not in gone)
-    found = {digest for text in texts for digest in DIGEST.findall(text.decode("utf-8", "replace"))}
-    for path in states:
-        found |= set(DIGEST.findall(_header(store, path).decode("utf-8", "replace")))
-    return found | _named_by_runs(store, home, DIGEST)
+    headers = (_header(store, path) for path in states)
+    return named_in(texts, DIGEST) | named_in(headers, DIGEST) | _named_by_runs(store, home, DIGEST)
 
 
 def _named_by_runs(store: Store, home: Home, what: re.Pattern[str]) -> set[str]:
@@ -179,8 +185,7 @@ def _named_by_runs(store: Store, home: Home, what: re.Pattern[str]) -> set[str]:
     deleted = {place_for_others(run, store) for run in here if run.deleted}
     notes = [file.path for file in files_below(store, "known-runs") if file.path not in deleted]
     texts = [*_read_all(store, notes), *(text for run in here for text in records_of(run))]
-    found = {name for text in texts for name in what.findall(text.decode("utf-8", "replace"))}
-    return found | {key for run in here if not run.deleted for key in run.keys if what is KEY}
+    return named_in(texts, what) | {key for run in here if not run.deleted for key in run.keys if what is KEY}
 
 
 def _results(store: Store) -> list[File]:
@@ -295,4 +300,4 @@ def _written_now(store: Store, path: str) -> float:
 
 def _alone(store: Store) -> Any:
     """The lease that who writes an old file again waits for."""
-    return lease(InStore(store, PRUNING), "charengine prune removes files from the store there")
+    return lease(InStore(store, PRUNING), REMOVING)

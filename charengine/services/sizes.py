@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from charengine.machine.home import Home
-from charengine.machine.known_runs import DIGEST, KnownRun, known_runs, records_of
+from charengine.machine.known_runs import DIGEST, KnownRun, known_runs, named_in, records_of
 from charengine.machine.shared import open_store, shared_url
 from charengine.services import sizes_shared
 from charengine.services.sizes_shared import Counted
@@ -111,4 +111,4 @@ def _objects(home: Home, run: KnownRun, counted: Counted | None) -> int | None:
 
 
 def _digests(run: KnownRun) -> set[str]:
-    return {digest for text in records_of(run) for digest in DIGEST.findall(text.decode("utf-8", "replace"))}
+    return named_in(records_of(run), DIGEST)

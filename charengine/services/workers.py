@@ -198,9 +198,14 @@ def start_workers(children: Children, gpus: int, environment: Mapping[str, str],
     children.start(f"{WORKER}-orchestrate", command, {**environment, VISIBLE: ""})
 
 
+def has_driver() -> bool:
+    """Whether Linux has a GPU's driver here."""
+    return any(Path(device).exists() for device in DRIVERS)
+
+
 def count_gpus() -> int:
     """CUDA devices that this process may use; without a driver none, which is known before torch is imported."""
-    if sys.platform == "linux" and not any(Path(device).exists() for device in DRIVERS):
+    if sys.platform == "linux" and not has_driver():
         return 0
     import torch
 
