@@ -183,7 +183,8 @@ class AdapterStages:
         return facts | ({"stopped": True} if drawn.stopped or _was_cut(self.swept) else {})
 
     def _train(self) -> dict[str, Any]:
-        from charengine.stages.train.loop import Progress, TrainingStopped, train_adapter
+        from charengine.stages.train.loop import Progress, StateWriter, TrainingStopped, _Training, train_adapter
+        from charengine.stages.train.setup import Setup
 
         seen: list[tuple[float, Progress]] = []
         launched: list[float] = []
@@ -203,12 +204,20 @@ class AdapterStages:
             launched.append(time.perf_counter())
             return self.bench.left < 60
 
+        watch = Stopwatch(self.device)
+        parts = {"adapt": (Setup, "_adapt"), "leave_out": (Setup, "_possible"), "try": (Setup, "_first_that_fits")}
+        parts |= {
+            "validate": (_Training, "_validate"),
+            "keep": (_Training, "_checkpoint"),
+            "save": (StateWriter, "save"),
+        }
         start = time.perf_counter()
         try:
-            record = train_adapter(
-                self.dataset, settings, self.diffusion, self.store, seed=1, state_dir=self.folder / "state",
-                should_stop=should_stop, on_step=on_step, plans=self.folder / "plans.json",
-            )  # fmt: skip
+            with watch.on(unet=(self.diffusion, "unet"), **parts):
+                record = train_adapter(
+                    self.dataset, settings, self.diffusion, self.store, seed=1, state_dir=self.folder / "state",
+                    should_stop=should_stop, on_step=on_step, plans=self.folder / "plans.json",
+                )  # fmt: skip
             self.trained = record
             facts |= {"plan": record.plan}
         except TrainingStopped:
@@ -218,12 +227,16 @@ class AdapterStages:
             self.diffusion.unload()
             cap_memory(self.device, self.budget)
         last = seen[-1][1]
-        return facts | {
-            "steps": last.step,
-            "first_step_after_s": round(launched[0] - start, 2),
-            "ms_per_step": round(last.ms_per_step, 1),
-            "ms_per_step_between_reads": quiet_step(seen),
-        }
+        return (
+            facts
+            | watch.facts()
+            | {
+                "steps": last.step,
+                "first_step_after_s": round(launched[0] - start, 2),
+                "ms_per_step": round(last.ms_per_step, 1),
+                "ms_per_step_between_reads": quiet_step(seen),
+            }
+        )
 
     def _train_next(self) -> dict[str, Any]:
         """Another character's first step, for which the plan is known."""

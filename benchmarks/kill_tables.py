@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from kill_targets import STAGES
 
 BETWEEN = "between stages"
+COLUMNS = ("what", "stage", "seconds", "waited", "process")  # of a kill in the file, whose rows are short
+
+
+def read_batches(path: Path) -> list[dict[str, Any]]:
+    """The batches of a file, each kill with its facts by name; none where there is no file."""
+    batches: list[dict[str, Any]] = json.loads(path.read_text())["batches"] if path.exists() else []
+    return [batch | {"kills": [dict(zip(COLUMNS, row, strict=False)) for row in batch["kills"]]} for batch in batches]
+
+
+def write_batches(path: Path, batches: list[dict[str, Any]]) -> None:
+    """All batches and where they were made, a batch a line, a kill as a row of COLUMNS."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        batch | {"kills": [[kill[name] for name in COLUMNS if name in kill] for kill in batch["kills"]]}
+        for batch in batches
+    ]
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
+    path.write_text(f'{{"machine":{json.dumps(machine())},"columns":{json.dumps(COLUMNS)},"batches":[\n{lines}\n]}}\n')
 
 
 def tables(batches: list[dict[str, Any]]) -> list[str]:

@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 import psutil  # noqa: E402
 from kill_checks import FINAL, contents, differences, left_behind, read_contents, wrong_in_mlflow, wrong_in_prefect  # noqa: E402
 from kill_machines import MACHINE, SERVERS, Studio  # noqa: E402
-from kill_tables import BETWEEN, machine, tables  # noqa: E402
+from kill_tables import BETWEEN, read_batches, tables, write_batches  # noqa: E402
 from kill_targets import STANDBY, Site, seconds_until  # noqa: E402
 from quick_settings import QUICK  # noqa: E402
 
@@ -89,7 +89,7 @@ def main() -> int:
     arguments = parser.parse_args()
     usual = "kills-many-machines.json" if arguments.many else "kills-one-machine.json"
     out = arguments.out or Path("benchmarks/results") / usual
-    batches = json.loads(out.read_text())["batches"] if out.exists() else []
+    batches = read_batches(out)
     if not arguments.table:
         os.nice(max(0, arguments.nice - os.nice(0)))
         also = {name: (text,) for name, _, text in (one.partition("=") for one in arguments.also)}
@@ -106,8 +106,7 @@ def main() -> int:
         for told in several_at_a_time(make, range(first, first + arguments.batches), arguments.jobs):
             if told is not None:
                 batches.append(told)
-                out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_text(json.dumps({"machine": machine(), "batches": batches}, indent=1) + "\n")
+                write_batches(out, batches)
     print("\n".join(tables(batches)))
     return int(any(one["wrong"] for one in batches))
 

@@ -3,14 +3,19 @@
 diffusers' own functions, which read all the other packings, copy a table of shifts to the GPU for each matrix, and the host waits
 for the GPU each time; and they write every weight some six times. Here shifts are plain numbers, and a product is rounded as it is
 written. The values are the same to the bit. Layouts: ggml's `block_q4_K`, `block_q5_K`, `block_q6_K`, 256 weights each.
+On a GPU with Triton each is one kernel (`gguf_kernels.py`), which writes a weight once where torch writes it three times.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from charengine.machine import kernels
 
 WEIGHTS = 256  # of a block
 GROUP, GROUPS = 32, 8  # weights that share a scale and a least value, and such groups, of Q4_K and Q5_K
@@ -49,6 +54,34 @@ UNPACK: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {
     "Q5_K": unpack_q5_k,
     "Q6_K": unpack_q6_k,
 }
+
+
+def unpack_blocks(packing: str, blocks: Tensor, dtype: torch.dtype) -> Tensor:
+    """(n, 256) in `dtype` of blocks (n, bytes of a block) of uint8, of a packing in UNPACK; where the blocks are."""
+    if blocks.is_cuda and blocks.is_contiguous() and _kernels_work(blocks.device):
+        unpacked: Tensor = _kernels().unpacked(packing, blocks, dtype)
+        return unpacked
+    return UNPACK[packing](blocks, dtype)
+
+
+@functools.cache
+def _kernels_work(device: torch.device) -> bool:
+    """Whether every kernel gives on this device what torch gives, to the bit."""
+
+    def trial() -> None:
+        for packing, size in {"Q4_K": 144, "Q5_K": 176, "Q6_K": 210}.items():
+            blocks = (torch.arange(9 * size) * 37 % 101).view(9, size).to(device, torch.uint8)
+            for dtype in (torch.float32, torch.bfloat16):
+                if not torch.equal(_kernels().unpacked(packing, blocks, dtype), UNPACK[packing](blocks, dtype)):
+                    raise ArithmeticError(f"{packing} is unpacked to other values")
+
+    return kernels.work(trial, "GGUF weights")
+
+
+def _kernels() -> Any:
+    from charengine.models import gguf_kernels
+
+    return gguf_kernels
 
 
 def _nibbles(packed: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from charengine.errors import BadInput, MissingDependency
 from charengine.models.files import shown
-from charengine.models.gguf_blocks import UNPACK
+from charengine.models.gguf_blocks import UNPACK, unpack_blocks
 
 FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 FP8_NAMES = {dtype: name for name, dtype in FP8.items()}
@@ -125,7 +125,7 @@ def _gguf_function(packing: str) -> Callable[[torch.Tensor, torch.dtype], torch.
     def dequantise(data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         blocks = data.reshape(-1, size)
         if packing in UNPACK:
-            values = UNPACK[packing](blocks, dtype)
+            values = unpack_blocks(packing, blocks, dtype)
         else:
             values = utils.dequantize_functions[kind](blocks, block, size, dtype=torch.float32).to(dtype)
         return values.reshape(*data.shape[:-1], -1)

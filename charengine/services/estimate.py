@@ -100,7 +100,7 @@ def estimate(profile: Profile, look: Survey, card: Card) -> list[StageTime]:
         _caption(profile, card),
         _train(profile, card),
         _sweep(profile, look, card),
-        StageTime("report", 7.0, ""),
+        StageTime("report", 8.5, ""),
     ]
 
 

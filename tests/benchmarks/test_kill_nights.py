@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
 
 from kill_checks import contents, differences, wrong_in_prefect
 from kill_servers import Ports, Servers
+from kill_tables import read_batches, tables, write_batches
 from kill_targets import Site
 from kills import Batch
 
@@ -179,3 +180,13 @@ def test_files_that_two_machines_made_otherwise_are_not_those_of_the_undisturbed
     same = contents(Two(tmp_path))["files"]
     (tmp_path / "m2" / "runs" / "aya" / "a.png").write_bytes(b"others")
     assert contents(Two(tmp_path))["files"] == {"runs/aya/a.png": "differs between machines"} != same
+
+
+def test_batches_are_read_as_they_were_written_and_counted_by_what_was_killed_where(tmp_path: Path) -> None:
+    killed: dict[str, Any] = {"what": "flow", "stage": "train", "seconds": 4.5, "waited": True}
+    batch = {"seed": 3, "kills": [killed, {**killed, "process": "flow-1", "seconds": None}], "wrong": ["a lease"]}
+    assert read_batches(tmp_path / "kills.json") == []
+    write_batches(tmp_path / "kills.json", [batch])
+    assert read_batches(tmp_path / "kills.json") == [batch]
+    said = tables([batch])
+    assert "| flow | 1 | 4.5 | 4.5 | 1 |" in said and "seed 3: a lease" in said

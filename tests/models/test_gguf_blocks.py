@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import gguf
 import numpy as np
 import pytest
 import torch
 from diffusers.quantizers.gguf import utils
 
+from charengine.models import gguf_blocks
 from charengine.models.gguf_blocks import UNPACK
 from charengine.models.quantised import unpack
 
@@ -60,3 +68,57 @@ def test_nothing_is_copied_from_the_host_for_a_matrix(monkeypatch: pytest.Monkey
         monkeypatch.setattr(torch, made, copied)
     for packing, some in blocks.items():
         unpack(some, packing, torch.bfloat16)
+
+
+KERNELS = """
+import sys, torch
+from charengine.models import gguf_kernels
+from charengine.models.gguf_blocks import UNPACK
+for packing, blocks in torch.load(sys.argv[1]).items():
+    for dtype in (torch.float32, torch.float16):
+        assert torch.equal(gguf_kernels.unpacked(packing, blocks, dtype), UNPACK[packing](blocks, dtype)), (packing, dtype)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton, which CUDA builds of torch bring")
+def test_the_kernels_unpack_to_the_same_values(tmp_path: Path) -> None:
+    """Interpreted, in a process of its own: Triton decides at import whether it interprets; 5 is no whole number of tiles."""
+    torch.save({packing: blocks_of(packing, 5) for packing in UNPACK}, tmp_path / "blocks")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", KERNELS, tmp_path / "blocks"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, change: float) -> list[str]:
+    """Kernels that are said to run, and whose values are off by `change`; the packings they were asked for."""
+    asked: list[str] = []
+
+    def unpacked(packing: str, blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        asked.append(packing)
+        return UNPACK[packing](blocks, dtype) + change
+
+    monkeypatch.setattr(gguf_blocks, "_kernels", lambda: SimpleNamespace(unpacked=unpacked))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(gguf_blocks, "_kernels_work", gguf_blocks._kernels_work.__wrapped__)
+    return asked
+
+
+@pytest.mark.parametrize(("change", "works"), [(0.0, True), (1.0, False)])
+def test_kernels_are_used_only_where_they_give_the_same_values(
+    change: float, works: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = stand_in(monkeypatch, change)
+    assert gguf_blocks._kernels_work(torch.device("cpu")) == works
+    assert set(asked) == (set(UNPACK) if works else {"Q4_K"})
+    assert ("Q4_K is unpacked to other values" in caplog.text) != works
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("packing", UNPACK)
+def test_on_a_gpu_the_kernels_give_the_same_values(packing: str) -> None:
+    blocks = blocks_of(packing, 1001).cuda()
+    assert gguf_blocks._kernels_work(blocks.device)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert torch.equal(gguf_blocks.unpack_blocks(packing, blocks, dtype), UNPACK[packing](blocks, dtype))

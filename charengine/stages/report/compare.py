@@ -75,7 +75,7 @@ def compare_html(runs: Sequence[RunRecord], store: Store) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Runs compared</title><style>{CSS}</style></head><body><main>{''.join(parts)}</main></body></html>"
+        f"<title>Runs compared</title><style>{CSS}</style></head><body><main>{pictures.filled(''.join(parts))}</main></body></html>"
     )
 
 

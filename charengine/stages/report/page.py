@@ -56,7 +56,7 @@ def render(run: RunRecord, store: Store) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{text(run.name)}: Character Engine</title><style>{CSS}</style></head>"
-        f"<body><main>{''.join(parts)}</main>{LARGE}<script>{SCRIPT}</script></body></html>"
+        f"<body><main>{pictures.filled(''.join(parts))}</main>{LARGE}<script>{SCRIPT}</script></body></html>"
     )
 
 

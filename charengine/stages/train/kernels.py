@@ -6,8 +6,6 @@ Only the projection is kept for the backward, which gives back the activation to
 from __future__ import annotations
 
 import functools
-import importlib.util
-import logging
 import math
 from typing import Any
 
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-log = logging.getLogger(__name__)
+from charengine.machine import kernels
 
 BLOCK = 1024
 
@@ -51,17 +49,12 @@ def _use_triton(tensor: Tensor) -> bool:
 
 @functools.cache
 def _triton_works(device: torch.device) -> bool:
-    """Whether Triton is there and can compile: its launchers need a C compiler and Python's headers, which containers often lack."""
-    if importlib.util.find_spec("triton") is None:
-        return False
     tried = torch.zeros(2, 32, device=device)
-    try:
+
+    def trial() -> None:
         _kernels()[0][(1,)](tried, tried.new_empty(2, 16), 32, 16, BLOCK=BLOCK)
-    except Exception as error:  # whatever its compiler, its driver or its cache raises: plain torch does the same work
-        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        log.warning("Triton does not work here (%s): a slower way is taken", told)
-        return False
-    return True
+
+    return kernels.work(trial, "GEGLU")
 
 
 @functools.cache

@@ -29,7 +29,8 @@ def run(store: Store) -> RunRecord:
 
 
 def test_each_scene_is_shown_with_the_adapter_above_and_without_below(run: RunRecord, store: Store) -> None:
-    page = scenes(run, Pictures(store))
+    shown = Pictures(store)
+    page = shown.filled(scenes(run, shown))
     assert re.findall(r'alt="([^"]*)"', page) == [
         "with the adapter: facing the viewer, meadow",
         "with the adapter: facing the viewer, desert",
@@ -39,7 +40,11 @@ def test_each_scene_is_shown_with_the_adapter_above_and_without_below(run: RunRe
     pictures = re.findall(r'src="([^"]*)"', page)
     assert run.sweep.words is not None
     wanted = [*run.sweep.words.drawn, *run.sweep.words.base]
-    assert pictures == [re.findall(r'src="([^"]*)"', Pictures(store).image(ref, ""))[0] for ref in wanted]
+    alone = [Pictures(store) for _ in wanted]
+    assert [f'<img alt="" src="{data}">' for data in pictures] == [
+        one.filled(one.image(ref, "")) for one, ref in zip(alone, wanted, strict=True)
+    ]
+    assert all(data.startswith("data:image/webp;base64,") for data in pictures)
     assert len(set(pictures)) == 4
 
 
