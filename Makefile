@@ -8,7 +8,7 @@ WORKERS ?= 2
 # imported: Python compiles those when it first does, which takes a minute less than pip compiling all of them.
 INSTALL := -m pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: demo test lint types tests test-long mutants docs constraints clean
+.PHONY: demo test lint types tests test-long browser mutants docs constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/charengine demo
@@ -30,6 +30,10 @@ tests: $(VENV)/.ready-dev
 # what takes more than half a minute a test, and every code block of the manual: before a release
 test-long: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest --minutes -m "slow or long"
+
+# the pages in a headless Chromium, ten minutes; AGAIN="--last-failed" repeats what failed
+browser: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest --minutes -m "slow or long" $(AGAIN) tests/browser
 
 # what pip chooses today within pyproject's bounds; run `make test` afterwards and commit both answers together
 constraints:

@@ -157,6 +157,7 @@ class AdapterStages:
             with watch.on(
                 merging=(AdapterMerger, "put_on"), decoding=(self.diffusion, "decode"), answering=(captioners, "choose"),
                 reading=(reader, "shown"), making_up=(random_models, "random_state"),
+                placing=(captioners, "load_text_encoder"), preparing=(asked, "_prepare"),
             ):  # fmt: skip
                 swept = sweep_adapter(
                     self.trained, self.dataset, settings, drawn, self.embedder, self.store, seed=1, reader=reader,
