@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 ACTIVE = ("RUNNING", "PENDING", "CANCELLING")
 SECONDS = 20.0  # for one call; a machine that trains is slow to answer
+REFUSED = 403  # also what a CSRF token gets that has run out, an hour after it was given
 NO_CSRF = (404, 422)  # what a server without CSRF protection answers when asked for a token
 
 
@@ -40,8 +41,14 @@ class PrefectApi:
         Raises:
             OSError: the server does not answer, or refuses.
         """
-        headers = {"Content-Type": "application/json", **self._csrf_headers()}
-        return self._call(urllib.request.Request(f"{self._url}/{path}", json.dumps(body).encode(), headers))
+        try:
+            return self._post(path, body)
+        except urllib.error.HTTPError as error:
+            if error.code != REFUSED or not self._csrf:
+                raise
+            error.close()
+        self._csrf = None
+        return self._post(path, body)
 
     def get(self, path: str) -> Any:
         """The answer to a GET.
@@ -50,6 +57,10 @@ class PrefectApi:
             OSError: the server does not answer, or refuses.
         """
         return self._call(urllib.request.Request(f"{self._url}/{path}"))
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json", **self._csrf_headers()}
+        return self._call(urllib.request.Request(f"{self._url}/{path}", json.dumps(body).encode(), headers))
 
     def _csrf_headers(self) -> dict[str, str]:
         if self._csrf is None:

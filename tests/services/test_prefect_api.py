@@ -29,19 +29,20 @@ class Protected(http.server.BaseHTTPRequestHandler):
     """Answers as Prefect does with a password, and with CSRF protection unless `csrf` is off: two runs are active."""
 
     csrf = True
+    hour = 0  # tokens of another one have run out
     cancelled: list[str] = []
     busy_polls = 0  # how many questions after a cancellation it fails to answer
 
     def do_GET(self) -> None:
         if self.path.startswith("/api/csrf-token?client="):
             client = self.path.rpartition("=")[2]
-            self.answer(*((200, {"token": f"token of {client}"}) if self.csrf else (422, {})))
+            self.answer(*((200, {"token": f"token {self.hour} of {client}"}) if self.csrf else (422, {})))
         else:
             self.answer(404, {})
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        token = f"token of {self.headers['Prefect-Csrf-Client']}"
+        token = f"token {self.hour} of {self.headers['Prefect-Csrf-Client']}"
         if self.csrf and self.headers["Prefect-Csrf-Token"] != token:
             self.answer(403, {"detail": "Missing CSRF token."})
         elif self.path == "/api/flow_runs/first/set_state":
@@ -132,3 +133,16 @@ def test_a_machine_marks_those_of_its_own_runs_as_crashed_whose_process_is_gone(
     monkeypatch.setattr(PrefectApi, "post", lambda self, path, body: told.append((path, body["state"]["type"])))
     assert crash_runs_of("http://127.0.0.1:1/api", "m1", lambda pid: pid == 8) == 1
     assert told == [("flow_runs/gone/set_state", "CRASHED")]
+
+
+def test_a_token_that_has_run_out_is_taken_anew(protected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's are good for an hour; whoever looks on all night would be refused from then on."""
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", PASSWORD)
+    api = PrefectApi(protected)
+    assert len(api.post("flow_runs/filter", {})) == 2
+    monkeypatch.setattr(Protected, "hour", 1)
+    assert len(api.post("flow_runs/filter", {})) == 2
+    monkeypatch.setattr(Protected, "csrf", None)  # it is refused whatever it brings
+    monkeypatch.setattr(Protected, "do_POST", lambda self: self.answer(403, {}))
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        api.post("flow_runs/filter", {})

@@ -20,7 +20,6 @@ ACTIVE = ("SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED")
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds between attempts: SQLite answers one writer at a time, the others with 503
 BUSY = (408, 429, 500, 502, 503, 504)
-REFUSED = 403  # also what a CSRF token that has run out gets
 PAGE = 200  # runs that Prefect gives at once
 TOGETHER = 25  # flow runs whose task runs, six or seven each, fit on such a page
 MOST_ACTIVE = 2000
@@ -187,9 +186,7 @@ class Prefect:
             except urllib.error.HTTPError as error:
                 with error:
                     why = f"{error.code}: {_detail(error)}"
-                if error.code == REFUSED:
-                    self._client = PrefectApi(self.api)  # takes a token anew
-                elif error.code not in BUSY:
+                if error.code not in BUSY:
                     raise BadInput(f"Prefect refuses this ({why})") from error
             except (OSError, ValueError, http.client.HTTPException) as error:
                 why = str(getattr(error, "reason", error) or type(error).__name__)
