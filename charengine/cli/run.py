@@ -134,22 +134,35 @@ def batch(
     workers: Annotated[
         bool, typer.Option("--workers", help="Hand the characters to the work pool of `up` or `worker`.")
     ] = False,
+    max_hours: Annotated[
+        float, typer.Option(help="After so many hours no further character is begun; those that run are finished.")
+    ] = 0.0,
+    max_characters: Annotated[
+        int, typer.Option(help="So many are made at most; what was made before does not count.")
+    ] = 0,
     out: OutOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Make a whole cast; a character that fails never stops the others. Exit status 4 when any failed."""
+    from charengine.run.budget import Budget
     from charengine.run.cast import check_each, read_cast
     from charengine.services.prefect_server import reach_prefect
 
     listen(quiet=as_json)
     home = find_home()
+    Budget(max_hours, max_characters)
     requests = read_cast(cast, profile=profile, overrides=tuple(settings), out=out)
     check_each(requests, cast.name, home)
     reach_prefect(home)()
     from flows.batch import batch as batch_flow
 
     with training_bar(quiet=as_json):
-        result = batch_flow([request.as_parameters() for request in requests], workers=workers)
+        result = batch_flow(
+            [request.as_parameters() for request in requests],
+            workers=workers,
+            max_hours=max_hours,
+            max_characters=max_characters,
+        )
     say_json(result) if as_json else say(result["table"])
     if result["failed"]:
         raise typer.Exit(4)

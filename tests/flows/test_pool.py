@@ -8,9 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import Completed, Crashed, Failed, Running
+from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
 
+from charengine.run.budget import Budget
 from flows import pool
 
 CAST = [{"name": f"Who {i}"} for i in range(60)]
@@ -34,7 +37,7 @@ class Prefect:
         self.keys.append(idempotency_key)
         self.open += 1
         self.most = max(self.most, self.open)
-        return SimpleNamespace(id=uuid.uuid4(), name=parameters["name"], state=Running())
+        return SimpleNamespace(id=uuid.uuid4(), name=parameters["name"], state=Scheduled())
 
     def read(self, run: Any) -> Any:
         self.open -= 1
@@ -94,3 +97,58 @@ def test_a_server_that_stays_away_is_said(prefect_with: Any, monkeypatch: pytest
     monkeypatch.setattr(pool, "PATIENCE", 0.0)
     prefect.errors = [status(503)]
     assert "503" in next(iter(pool.made_on_pool(CAST[:1], "night"))).error or prefect.errors == []
+
+
+def test_once_the_budget_is_spent_what_no_worker_took_is_taken_back_and_what_runs_ends(
+    prefect_with: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker: the first runs, the others wait in the queue."""
+    prefect, clock = prefect_with(), [0.0]
+    budget = Budget(max_hours=1, began=1.0, now=lambda: clock[0])
+    states: dict[str, Any] = {}
+    taken_back: list[str] = []
+
+    def read(run: Any) -> Any:
+        clock[0] += 1000
+        over = run.name == "Who 0" and clock[0] > 7000
+        states.setdefault(run.name, Running() if run.name == "Who 0" else Scheduled())
+        return SimpleNamespace(id=run.id, name=run.name, state=Completed() if over else states[run.name])
+
+    def withdrawn(run: Any) -> bool:
+        if run.state.is_scheduled():
+            taken_back.append(run.name)
+        return bool(run.state.is_scheduled())
+
+    monkeypatch.setattr(pool, "read", read)
+    monkeypatch.setattr(pool, "withdrawn", withdrawn)
+    ended = list(pool.made_on_pool(CAST, "night", budget))
+    assert [one.index for one in ended] == [0]
+    assert len(prefect.keys) <= pool.AHEAD + 1 and taken_back == [f"Who {i}" for i in range(1, len(prefect.keys))]
+
+
+def test_with_a_number_no_more_are_under_way_than_may_be_made(prefect_with: Any) -> None:
+    prefect, budget = prefect_with(Who_0=[Failed()]), Budget(max_characters=3)
+    ended = []
+    for one in pool.made_on_pool(CAST, "night", budget):
+        ended.append(one.index)
+        budget.made += bool(one.run and one.run.state.is_completed())
+    assert ended == [0, 1, 2, 3] and prefect.most == 3
+
+
+def test_what_an_earlier_try_took_back_is_made_under_another_key(prefect_with: Any) -> None:
+    prefect = prefect_with(Who_1=[Cancelled(name=pool.WITHDRAWN), Completed()])
+    assert sorted(one.index for one in pool.made_on_pool(CAST[:2], "night")) == [0, 1]
+    assert [key.rpartition(":")[2] for key in prefect.keys if ":who-1:" in key][1:] == ["again-1"]
+
+
+def test_prefect_takes_a_waiting_run_back_and_no_worker_can_take_it_any_more(prefect: str) -> None:
+    @flow
+    def nothing() -> None: ...
+
+    with get_client(sync_client=True) as client:
+        waits, runs = (client.create_flow_run(nothing, state=state) for state in (Scheduled(), Running()))
+        assert pool.withdrawn(client.read_flow_run(waits.id)) and not pool.withdrawn(client.read_flow_run(runs.id))
+        assert client.set_flow_run_state(waits.id, Pending()).state.name == pool.WITHDRAWN or (
+            client.read_flow_run(waits.id).state.name == pool.WITHDRAWN
+        )
+        assert client.read_flow_run(runs.id).state.is_running()
