@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from charengine.errors import ConfigError
 from charengine.records import RunResult
 from charengine.run.cast import MAX_CAST
 
-MOST_HOURS = 8760.0  # a year
+MOST_HOURS = 8760  # a year
 NAMED = 5  # of those not begun, in one sentence
 
 
@@ -36,15 +35,15 @@ class Budget:
     made: int = 0
 
     def __post_init__(self) -> None:
-        problems = []
-        if not (math.isfinite(self.max_hours) and 0 <= self.max_hours <= MOST_HOURS):
-            problems.append(
-                f"max_hours: got {self.max_hours:g}; allowed is 0 (no limit) to {MOST_HOURS:.0f}: give hours, e.g. 6.5"
-            )
-        if not 0 <= self.max_characters <= MAX_CAST:
-            problems.append(
-                f"max_characters: got {self.max_characters}; allowed is 0 (no limit) to {MAX_CAST}: give a whole number, e.g. 20"
-            )
+        limits = (
+            ("max_hours", self.max_hours, MOST_HOURS, "hours, e.g. 6.5"),
+            ("max_characters", self.max_characters, MAX_CAST, "a whole number, e.g. 20"),
+        )
+        problems = [
+            f"{name}: got {got:g}; allowed is 0 (no limit) to {most}: give {give}"
+            for name, got, most, give in limits
+            if not 0 <= got <= most
+        ]
         if problems:
             raise ConfigError(problems)
         self.began = self.began or self.now()

@@ -105,25 +105,16 @@ def test_once_the_budget_is_spent_what_no_worker_took_is_taken_back_and_what_run
     """One worker: the first runs, the others wait in the queue."""
     prefect, clock = prefect_with(), [0.0]
     budget = Budget(max_hours=1, began=1.0, now=lambda: clock[0])
-    states: dict[str, Any] = {}
-    taken_back: list[str] = []
 
     def read(run: Any) -> Any:
         clock[0] += 1000
-        over = run.name == "Who 0" and clock[0] > 7000
-        states.setdefault(run.name, Running() if run.name == "Who 0" else Scheduled())
-        return SimpleNamespace(id=run.id, name=run.name, state=Completed() if over else states[run.name])
-
-    def withdrawn(run: Any) -> bool:
-        if run.state.is_scheduled():
-            taken_back.append(run.name)
-        return bool(run.state.is_scheduled())
+        state = Scheduled() if run.name != "Who 0" else Running() if clock[0] < 7000 else Completed()
+        return SimpleNamespace(id=run.id, name=run.name, state=state)
 
     monkeypatch.setattr(pool, "read", read)
-    monkeypatch.setattr(pool, "withdrawn", withdrawn)
-    ended = list(pool.made_on_pool(CAST, "night", budget))
-    assert [one.index for one in ended] == [0]
-    assert len(prefect.keys) <= pool.AHEAD + 1 and taken_back == [f"Who {i}" for i in range(1, len(prefect.keys))]
+    monkeypatch.setattr(pool, "withdrawn", lambda run: run.state.is_scheduled())
+    assert [one.index for one in pool.made_on_pool(CAST, "night", budget)] == [0]
+    assert len(prefect.keys) <= pool.AHEAD + 1
 
 
 def test_with_a_number_no_more_are_under_way_than_may_be_made(prefect_with: Any) -> None:
@@ -141,14 +132,13 @@ def test_what_an_earlier_try_took_back_is_made_under_another_key(prefect_with: A
     assert [key.rpartition(":")[2] for key in prefect.keys if ":who-1:" in key][1:] == ["again-1"]
 
 
-def test_prefect_takes_a_waiting_run_back_and_no_worker_can_take_it_any_more(prefect: str) -> None:
+def test_prefect_takes_a_waiting_run_back_for_good_and_leaves_one_that_runs(prefect: str) -> None:
     @flow
     def nothing() -> None: ...
 
     with get_client(sync_client=True) as client:
         waits, runs = (client.create_flow_run(nothing, state=state) for state in (Scheduled(), Running()))
         assert pool.withdrawn(client.read_flow_run(waits.id)) and not pool.withdrawn(client.read_flow_run(runs.id))
-        assert client.set_flow_run_state(waits.id, Pending()).state.name == pool.WITHDRAWN or (
-            client.read_flow_run(waits.id).state.name == pool.WITHDRAWN
-        )
+        client.set_flow_run_state(waits.id, Pending())  # a worker that has just found it
+        assert client.read_flow_run(waits.id).state.name == pool.WITHDRAWN
         assert client.read_flow_run(runs.id).state.is_running()
