@@ -24,8 +24,10 @@ from charengine.run import folder
 from charengine.run.budget import MOST_HOURS, Budget, not_begun_said
 from charengine.run.cast import MAX_CAST, check_cast, check_each, read_cast
 from charengine.run.handing_over import fetch, for_any_machine
+from charengine.run.inbox import Inbox, opened
+from charengine.run.request import RunRequest
 from charengine.stages.report.cast import as_text, gallery_page, table
-from flows.character import character
+from flows.character import ProfileName, character
 from flows.pool import made_on_pool
 from tasks.live import LiveText
 from tasks.page import failed_state
@@ -67,6 +69,9 @@ def _batch(
     batch_id: str = "",
     max_hours: Hours = 0.0,
     max_characters: Count = 0,
+    inbox: bool = False,
+    profile: ProfileName = "embedded",
+    overrides: list[str] = [],  # noqa: B006
 ) -> Any:
     """Make every character of a cast, all checked before the first is made, and a summary with their pictures.
 
@@ -77,22 +82,38 @@ def _batch(
         batch_id: With the same id nothing is started twice. Empty: the time this was scheduled for.
         max_hours: After so many hours since this began no further character is begun; those that run are finished. 0: no limit.
         max_characters: So many are made at most; what was made before does not count. 0: no limit.
+        inbox: Take what lies in the inbox, the folder `inbox` of the home, instead of a file.
+        profile: Of characters that name none.
+        overrides: Settings to change for all, one an item: train.steps=800
     """
+    how = profile, tuple(overrides)
     try:
         budget = Budget(max_hours, max_characters, began=_first_began())
-        requests = check_cast(characters) if characters else read_cast(in_work_folder(file))
+        if inbox:
+            with opened(find_home(), *how) as box:
+                return _make(box.requests, workers, batch_id, budget, box)
+        requests = check_cast(characters, "cast", *how) if characters else read_cast(in_work_folder(file), *how)
         check_each(requests, "cast" if characters else Path(file).name, find_home())
     except EngineError as error:
         return failed_state(error, "batch")
+    return _make(requests, workers, batch_id, budget)
+
+
+def _make(requests: list[RunRequest], workers: bool, batch_id: str, budget: Budget, box: Inbox | None = None) -> Any:
+    """Make the characters, and put away the files that asked for them."""
     cast = [request.as_parameters() for request in requests]
     started = time.monotonic()
     told = _Told(cast)
     made = _on_pool(cast, batch_id or _default_id(), told, budget) if workers else _one_by_one(cast, told, budget)
     outcomes = [made[index] for index in sorted(made)]
+    if box:
+        box.settle({index: outcome["error"] for index, outcome in made.items()})
+        outcomes += [_outcome({"name": file, "prompt": ""}, error=why) for file, why in box.refused]
     not_begun = [entry["name"] for index, entry in enumerate(cast) if index not in made]
     said = not_begun_said(not_begun, budget.spent)
     told.stopped(said)
-    page = gallery_page(outcomes, Path(cast[0]["out"]).parent / "batch.html", said)
+    folder_of_all = Path(cast[0]["out"]).parent if cast else in_work_folder("runs")
+    page = gallery_page(outcomes, folder_of_all / "batch.html", said) if outcomes else ""
     result = {
         "characters": outcomes,
         "failed": [outcome["name"] for outcome in outcomes if outcome["error"]],
@@ -101,7 +122,7 @@ def _batch(
         "seconds": round(time.monotonic() - started, 1),
         "table": "\n\n".join(filter(None, (table(outcomes), as_text(said)))),
     }
-    return _ended(result, len(cast), said)
+    return _ended(result, len(outcomes) + len(not_begun), said)
 
 
 def _ended(result: dict[str, Any], count: int, said: str) -> Any:
@@ -117,7 +138,13 @@ def run_name() -> str:
     """The cast's file, or how many characters it has; and the batch's id, if it was given one."""
     given = runtime.flow_run.parameters
     count = len(given.get("characters") or [])
-    what = f"{count} character{'s' * (count != 1)}" if count else Path(str(given.get("file") or "")).stem
+    what = (
+        "inbox"
+        if given.get("inbox")
+        else f"{count} character{'s' * (count != 1)}"
+        if count
+        else Path(str(given.get("file") or "")).stem
+    )
     return " ".join(filter(None, ("batch:", what, str(given.get("batch_id") or ""))))
 
 

@@ -225,3 +225,18 @@ def test_hours_that_are_over_begin_nobody_also_when_the_batch_is_tried_again(
 def test_a_budget_that_cannot_be_is_refused_before_anything(prefect: str, fails: set[str]) -> None:
     state = module.batch(characters=CAST, max_hours=-1.0, return_state=True)
     assert state.is_failed() and "max_hours: got -1; allowed is 0 (no limit) to 8760" in state.message
+
+
+def test_a_batch_of_the_inbox_makes_what_lies_there_and_fails_for_a_file_that_it_cannot_read(
+    prefect: str, home: Home, fails: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charengine.run.inbox.QUIET", 0.0)
+    assert module.batch(inbox=True)["characters"] == []
+    (home.inbox / "cast.yaml").write_text("- {name: Aya, prompt: an orc}\n- {name: Nix, prompt: a robot}\n")
+    (home.inbox / "cast.docx").write_text("")
+    made = module.batch(inbox=True, max_characters=1)
+    assert made["failed"] == ["cast_docx"] and made["not_begun"] == ["Nix"]
+    again = module.batch(inbox=True)
+    assert [one["name"] for one in again["characters"]] == ["Aya", "Nix"] and again["failed"] == []
+    assert module.batch(inbox=True)["characters"] == []
+    assert sorted(path.name for path in home.inbox.glob("*/*/*")) == ["cast.docx", "cast.docx.txt", "cast.yaml"]
