@@ -21,7 +21,7 @@ from charengine.machine.known_runs import note_run
 from charengine.machine.shared import shared_store
 from charengine.records import RunResult
 from charengine.run import folder
-from charengine.run.budget import MOST_HOURS, Budget, not_begun_said
+from charengine.run.budget import MOST_HOURS, QUEUES, Budget, not_begun_said, queue_of
 from charengine.run.cast import MAX_CAST, check_cast, check_each, read_cast
 from charengine.run.handing_over import fetch, for_any_machine
 from charengine.run.inbox import Inbox, opened
@@ -40,6 +40,7 @@ LONGEST_MESSAGE = 4000  # characters of the table that Prefect's page shows as t
 
 # what Prefect's form checks; as in flows/character.py
 Hours = Annotated[float, Field(json_schema_extra={"minimum": 0, "maximum": MOST_HOURS})]
+Priority = Annotated[str, Field(json_schema_extra={"enum": [*QUEUES]})]
 Count = Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": MAX_CAST})]
 
 
@@ -72,6 +73,7 @@ def _batch(
     inbox: bool = False,
     profile: ProfileName = "embedded",
     overrides: list[str] = [],  # noqa: B006
+    priority: Priority = "normal",
 ) -> Any:
     """Make every character of a cast, all checked before the first is made, and a summary with their pictures.
 
@@ -85,26 +87,28 @@ def _batch(
         inbox: Take what lies in the inbox, the folder `inbox` of the home, instead of a file.
         profile: Of characters that name none.
         overrides: Settings to change for all, one an item: train.steps=800
+        priority: Of the characters on the work pool, among casts: a single character goes before all.
     """
     how = profile, tuple(overrides)
     try:
         budget = Budget(max_hours, max_characters, began=_first_began())
+        queue = queue_of(priority) if workers else ""
         if inbox:
             with opened(find_home(), *how) as box:
-                return _make(box.requests, workers, batch_id, budget, box)
+                return _make(box.requests, queue, batch_id, budget, box)
         requests = check_cast(characters, "cast", *how) if characters else read_cast(in_work_folder(file), *how)
         check_each(requests, "cast" if characters else Path(file).name, find_home())
     except EngineError as error:
         return failed_state(error, "batch")
-    return _make(requests, workers, batch_id, budget)
+    return _make(requests, queue, batch_id, budget)
 
 
-def _make(requests: list[RunRequest], workers: bool, batch_id: str, budget: Budget, box: Inbox | None = None) -> Any:
-    """Make the characters, and put away the files that asked for them."""
+def _make(requests: list[RunRequest], queue: str, batch_id: str, budget: Budget, box: Inbox | None = None) -> Any:
+    """Make the characters, here or through a queue of the work pool, and put away the files that asked for them."""
     cast = [request.as_parameters() for request in requests]
     started = time.monotonic()
     told = _Told(cast)
-    made = _on_pool(cast, batch_id or _default_id(), told, budget) if workers else _one_by_one(cast, told, budget)
+    made = _on_pool(cast, batch_id or _default_id(), told, budget, queue) if queue else _one_by_one(cast, told, budget)
     outcomes = [made[index] for index in sorted(made)]
     if box:
         box.settle({index: outcome["error"] for index, outcome in made.items()})
@@ -227,12 +231,14 @@ def _here(entry: dict[str, Any], told: _Told, budget: Budget) -> dict[str, Any]:
     return outcome
 
 
-def _on_pool(cast: list[dict[str, Any]], batch_id: str, told: _Told, budget: Budget) -> dict[int, dict[str, Any]]:
+def _on_pool(
+    cast: list[dict[str, Any]], batch_id: str, told: _Told, budget: Budget, queue: str
+) -> dict[int, dict[str, Any]]:
     """The same on the work pool; the same batch id never starts one twice."""
     outcomes: dict[int, dict[str, Any]] = {}
     store = shared_store()
     asked = [for_any_machine(entry, store) for entry in cast] if store else cast
-    for ended in made_on_pool(asked, batch_id, budget):
+    for ended in made_on_pool(asked, batch_id, budget, queue):
         entry = cast[ended.index]
         result, error = _of_run(entry, ended.run) if ended.run else (None, ended.error)
         budget.count(result)

@@ -18,7 +18,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled
 
-from charengine.run.budget import Budget
+from charengine.run.budget import QUEUES, Budget
 from charengine.wording import slug
 
 DEPLOYMENT = "character/character"
@@ -56,7 +56,9 @@ class Ended:
     error: str = ""
 
 
-def made_on_pool(entries: list[dict[str, Any]], batch_id: str, budget: Budget | None = None) -> Iterator[Ended]:
+def made_on_pool(
+    entries: list[dict[str, Any]], batch_id: str, budget: Budget | None = None, queue: str = QUEUES["normal"]
+) -> Iterator[Ended]:
     """Each character as it ends, whatever becomes of the others; the same batch id never starts one twice.
 
     Once the budget is spent, those that run end, and those that no worker has taken are taken back: they never come.
@@ -65,6 +67,7 @@ def made_on_pool(entries: list[dict[str, Any]], batch_id: str, budget: Budget | 
         entries: the flow's parameters, one a character.
         batch_id: begins every run's idempotency key.
         budget: whoever asks counts in it what has ended; None: all are made.
+        queue: of the work pool.
     """
     to_come = deque((index, 1) for index in range(len(entries)))
     waiting: list[_Waiting] = []
@@ -75,7 +78,7 @@ def made_on_pool(entries: list[dict[str, Any]], batch_id: str, budget: Budget | 
         while to_come and len(waiting) < WINDOW and _may_begin(waiting, budget):
             index, tries = to_come.popleft()
             try:
-                waiting.append(_Waiting(index, tries, submit(entries[index], batch_id, tries)))
+                waiting.append(_Waiting(index, tries, submit(entries[index], batch_id, tries, queue)))
             except PrefectAway as error:
                 yield Ended(index, None, str(error))
         for one in list(waiting):
@@ -106,7 +109,7 @@ def _may_begin(waiting: list[_Waiting], budget: Budget | None) -> bool:
     return ahead < AHEAD and budget.allows(len(waiting))
 
 
-def submit(entry: dict[str, Any], batch_id: str, tries: int) -> FlowRun:
+def submit(entry: dict[str, Any], batch_id: str, tries: int, queue: str) -> FlowRun:
     """A run of the character's deployment; submitting the same again gives the same run.
 
     Raises:
@@ -123,7 +126,7 @@ def submit(entry: dict[str, Any], batch_id: str, tries: int) -> FlowRun:
             as_subflow=True,
             idempotency_key=f"{batch_id}:{slug(entry['name'])}:{wanted}{again}",
             flow_run_name=entry["name"],
-            work_queue_name="batch",
+            work_queue_name=queue,
         )
         return cast("FlowRun", submitted)  # awaitable only inside an async flow
 

@@ -144,18 +144,21 @@ def batch(
     max_characters: Annotated[
         int, typer.Option(help="So many are made at most; what was made before does not count.")
     ] = 0,
+    priority: Annotated[str, typer.Option(help="With --workers, among casts: low, normal or high.")] = "normal",
     out: OutOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Make a whole cast; a character that fails never stops the others. Exit status 4 when any failed."""
-    from charengine.run.budget import Budget
+    from charengine.run.budget import Budget, queue_of
     from charengine.run.cast import check_each, read_cast
     from charengine.services.prefect_server import reach_prefect
 
     listen(quiet=as_json)
     home = find_home()
-    how: dict[str, Any] = {"workers": workers, "max_hours": max_hours, "max_characters": max_characters}
     Budget(max_hours, max_characters)
+    queue_of(priority)
+    how: dict[str, Any] = {"workers": workers, "priority": priority}
+    how |= {"max_hours": max_hours, "max_characters": max_characters}
     if cast and not inbox:
         requests = read_cast(cast, profile, tuple(settings), out)
         check_each(requests, cast.name, home)

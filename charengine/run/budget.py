@@ -1,4 +1,4 @@
-"""What a cast may take at once: hours, or a number of characters. What is over is left for the next time it is asked for."""
+"""What a cast may take at once: hours, or a number of characters; and before whom. What is over is left for the next time it is asked for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from charengine.errors import ConfigError
+from charengine.errors import BadInput, ConfigError
 from charengine.records import RunResult
 from charengine.run.cast import MAX_CAST
 
 MOST_HOURS = 8760  # a year
+QUEUES = {
+    "low": "batch-low",
+    "normal": "batch",
+    "high": "batch-high",
+}  # of the work pool; single characters have another, before all
 NAMED = 5  # of those not begun, in one sentence
 
 
@@ -82,3 +87,14 @@ def not_begun_said(names: list[str], why: str) -> str:
         f"{why}: {len(names)} not begun ({', '.join(names[:NAMED])}{more}). Ask for the same cast again: what is made is "
         "taken from the store, and the others are made."
     )
+
+
+def queue_of(priority: str) -> str:
+    """The queue of a cast's characters.
+
+    Raises:
+        BadInput: there is no such priority.
+    """
+    if priority not in QUEUES:
+        raise BadInput(f"priority: got {priority!r}; allowed are {', '.join(QUEUES)}: leave it out for normal")
+    return QUEUES[priority]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,9 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
 
-from charengine.run.budget import Budget
+from charengine.errors import BadInput
+from charengine.run.budget import Budget, queue_of
+from deployments import set_up
 from flows import pool
 
 CAST = [{"name": f"Who {i}"} for i in range(60)]
@@ -31,7 +34,8 @@ class Prefect:
         self.ends, self.keys, self.open, self.most = ends, [], 0, 0  # type: ignore[var-annotated]
         self.errors: list[Exception] = []
 
-    def run_deployment(self, name: str, parameters: dict[str, Any], idempotency_key: str, **_: Any) -> Any:
+    def run_deployment(self, name: str, parameters: dict[str, Any], idempotency_key: str, **how: Any) -> Any:
+        self.queue = how["work_queue_name"]
         if self.errors:
             raise self.errors.pop(0)
         self.keys.append(idempotency_key)
@@ -142,3 +146,29 @@ def test_prefect_takes_a_waiting_run_back_for_good_and_leaves_one_that_runs(pref
         client.set_flow_run_state(waits.id, Pending())  # a worker that has just found it
         assert client.read_flow_run(waits.id).state.name == pool.WITHDRAWN
         assert client.read_flow_run(runs.id).state.is_running()
+
+
+def test_a_single_character_goes_before_all_casts_and_these_by_their_priority(prefect: str, prefect_with: Any) -> None:
+    assert [queue_of(name) for name in ("low", "normal", "high")] == ["batch-low", "batch", "batch-high"]
+    with pytest.raises(BadInput, match="priority: got 'urgent'; allowed are low, normal, high"):
+        queue_of("urgent")
+    fake = prefect_with()
+    assert list(pool.made_on_pool(CAST[:1], "night", None, "batch-low")) and fake.queue == "batch-low"
+
+    @flow
+    def nothing() -> None: ...
+
+    async def taken() -> list[str]:
+        async with get_client() as client:
+            await set_up._make_pool(client, set_up.POOLS[0])
+            for name, priority in set_up.QUEUES.items():
+                await set_up._make_queue(client, name, priority)
+            made = await client.create_deployment(
+                await client.create_flow(nothing), "one", work_pool_name=set_up.POOLS[0]
+            )
+            for queue in ("batch-low", "batch", "batch-high", "interactive"):
+                await client.create_flow_run_from_deployment(made, name=queue, work_queue_name=queue)
+            answer = await client.get_scheduled_flow_runs_for_work_pool(set_up.POOLS[0])
+            return [one.flow_run.name for one in answer]
+
+    assert asyncio.run(taken()) == ["interactive", "batch-high", "batch", "batch-low"]
