@@ -11,7 +11,7 @@
 set -euo pipefail
 source "${1:?the path of the checkout}/.venv/bin/activate"
 source studio.env
-# on the node's own disk, which has the locks that a shared one may lack; states of trainings are in the store
+# on the node's own disk, which has locks; states of trainings are in the store
 export CHARENGINE_HOME="${CHARENGINE_HOME:-/tmp/charengine-$USER}"
 export CHARENGINE_WORK_FOLDER="${CHARENGINE_WORK_FOLDER:-$CHARENGINE_HOME/work}"
 umask 077

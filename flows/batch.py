@@ -135,7 +135,7 @@ def _ended(result: dict[str, Any], count: int, said: str) -> Any:
     if failed:
         message = " ".join(filter(None, (f"{failed} of {count} characters could not be made.", said)))
         return Failed(message=f"{message}\n\n{result['table']}"[:LONGEST_MESSAGE], data=CastFailed(result))
-    return Completed(message=said, data=result) if said else result
+    return Completed(message=said or f"{count} characters are made", data=result)
 
 
 def run_name() -> str:

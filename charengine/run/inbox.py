@@ -31,7 +31,7 @@ PICTURES, SENTENCES = (".png", ".jpg", ".jpeg", ".webp"), (".txt",)
 UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", "~")  # of programs that rename at the end
 QUIET = 10.0  # seconds in which a file must not change
 LONGEST_NAME = 200  # bytes, before the ending of the text beside it
-AGAIN = "Mend it and put it into the inbox again: what is made already is taken from the store."
+AGAIN = "Mend it and put it into the inbox again: what is made is taken from the store."
 
 Stamp = tuple[int, int, int]
 
@@ -103,7 +103,7 @@ class Inbox:
             lines = files.read_text(path).splitlines()
             return check_cast([{"prompt": line} for line in lines if line.strip()], path.name, *self._how)
         allowed = ", ".join((*CASTS, *PICTURES, *SENTENCES))
-        raise BadInput(f"files that end so are not read ({ending or 'no ending'}); allowed are {allowed}")
+        raise BadInput(f"got {ending or 'a name without ending'}; allowed are {allowed}")
 
     def _put_away(self, path: Path, told: str) -> None:
         day = self._home.inbox / ("failed" if told else "done") / time.strftime("%Y-%m-%d")

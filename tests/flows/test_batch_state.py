@@ -108,7 +108,7 @@ def test_a_mistake_of_one_character_is_told_before_the_first_is_made(
 
 def test_a_batch_without_a_failure_is_green_and_its_page_says_how_each_is(prefect: str, fails: set[str]) -> None:
     state = module.batch(characters=CAST, return_state=True)
-    assert state.is_completed() and state.result()["failed"] == []
+    assert state.is_completed() and state.result()["failed"] == [] and state.message == "2 characters are made"
     page = newest_page("batch-summary")
     assert "Aya" in page and page.count("| made |") == 2
 
