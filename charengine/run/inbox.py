@@ -21,7 +21,7 @@ from charengine.pictures import picture_problems
 from charengine.run.cast import CASTS, MAX_CAST, check_cast, check_each, read_cast
 from charengine.run.claim import numbered
 from charengine.run.handing_over import found, keep_picture, lent_as
-from charengine.run.request import RunRequest, usual_name
+from charengine.run.request import RunRequest, check, usual_name
 from charengine.wording import file_stem, slug
 from charengine.writing import write_atomically
 
@@ -45,10 +45,11 @@ class Inbox:
         overrides: settings of all.
 
     Raises:
-        BadInput: its folders cannot be used.
+        BadInput: its folders cannot be used, or what holds for all files is wrong: none is touched then.
     """
 
     def __init__(self, home: Home, profile: str, overrides: tuple[str, ...]) -> None:
+        check(RunRequest("a robot", profile=profile, overrides=overrides), home)
         self.requests: list[RunRequest] = []
         self.refused: list[tuple[str, str]] = []
         self._home, self._how, self._taken = home, (profile, overrides), home.inbox / "taken"

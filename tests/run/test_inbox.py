@@ -86,3 +86,10 @@ def test_nothing_is_moved_through_a_link(home: Home, put: Path, tmp_path: Path) 
     (put / "done").symlink_to(tmp_path)
     with pytest.raises(BadInput, match="done is a link"):
         opened(home)
+
+
+def test_a_mistake_in_what_holds_for_all_touches_no_file(home: Home, put: Path) -> None:
+    (put / "a.txt").write_text("an orc")
+    with pytest.raises(BadInput, match="sdxl-12g"), inbox.opened(home, "sdxl-12g", ()):
+        pass
+    assert lying(put) == ["a.txt"]
