@@ -62,6 +62,16 @@ def size(path: Path) -> int:
     return asked(path, lambda: os.stat(path).st_size)
 
 
+def stamp(path: Path) -> tuple[int, int, int]:
+    """Of the path itself, not of what it links to: bytes, when they changed, and when it or its name did (ns since 1970).
+
+    Raises:
+        BadInput: nothing is there, or it cannot be told.
+    """
+    found = asked(path, lambda: os.lstat(path))
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def entries(folder: Path) -> list[Path]:
     """What stands in a folder, by name.
 

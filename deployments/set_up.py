@@ -35,7 +35,7 @@ WARNING = "warning: "  # begins the lines that `charengine up` says again
 POOLS = ("characters", "orchestrate")  # one worker slot a GPU; batch parents, which only wait
 WAIT = "--wait"  # for a server that begins at the same time
 START_SECONDS = 180.0  # that it may take
-QUEUES = {"interactive": 1, "batch": 5}  # of `characters`; 1 goes first
+QUEUES = {"interactive": 1, "batch-high": 3, "batch": 5, "batch-low": 7}  # of `characters`; 1 goes first
 
 
 def main() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from typing import cast as cast_type
 
 from prefect import Flow, runtime
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_UI_URL
-from prefect.states import Failed
+from prefect.states import Completed, Failed
+from pydantic import Field
 
 from charengine.errors import EngineError, StageFailed
 from charengine.machine.home import find_home, in_work_folder
@@ -19,10 +21,13 @@ from charengine.machine.known_runs import note_run
 from charengine.machine.shared import shared_store
 from charengine.records import RunResult
 from charengine.run import folder
-from charengine.run.cast import check_cast, check_each, read_cast
+from charengine.run.budget import MOST_HOURS, QUEUES, Budget, not_begun_said, queue_of
+from charengine.run.cast import MAX_CAST, check_cast, check_each, read_cast
 from charengine.run.handing_over import fetch, for_any_machine
+from charengine.run.inbox import Inbox, opened
+from charengine.run.request import RunRequest
 from charengine.stages.report.cast import as_text, gallery_page, table
-from flows.character import character
+from flows.character import ProfileName, character
 from flows.pool import made_on_pool
 from tasks.live import LiveText
 from tasks.page import failed_state
@@ -31,6 +36,12 @@ log = logging.getLogger("charengine.flows")
 
 MOST_ROWS = 200  # of the page that is written anew whenever a character begins or ends
 LONGEST_MESSAGE = 4000  # characters of the table that Prefect's page shows as the reason
+
+
+# what Prefect's form checks; as in flows/character.py
+Hours = Annotated[float, Field(json_schema_extra={"minimum": 0, "maximum": MOST_HOURS})]
+Priority = Annotated[str, Field(json_schema_extra={"enum": [*QUEUES]})]
+Count = Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": MAX_CAST})]
 
 
 class CastFailed(StageFailed):
@@ -57,6 +68,12 @@ def _batch(
     file: str = "",
     workers: bool = False,
     batch_id: str = "",
+    max_hours: Hours = 0.0,
+    max_characters: Count = 0,
+    inbox: bool = False,
+    profile: ProfileName = "embedded",
+    overrides: list[str] = [],  # noqa: B006
+    priority: Priority = "normal",
 ) -> Any:
     """Make every character of a cast, all checked before the first is made, and a summary with their pictures.
 
@@ -65,36 +82,73 @@ def _batch(
         file: YAML or CSV file with one character an entry.
         workers: Hand the characters to the work pool instead of making them here.
         batch_id: With the same id nothing is started twice. Empty: the time this was scheduled for.
+        max_hours: After so many hours since this began no further character is begun; those that run are finished. 0: no limit.
+        max_characters: So many are made at most; what was made before does not count. 0: no limit.
+        inbox: Take what lies in the inbox, the folder `inbox` of the home, instead of a file.
+        profile: Of characters that name none.
+        overrides: Settings to change for all, one an item: train.steps=800
+        priority: Of the characters on the work pool, among casts: a single character goes before all.
     """
+    how = profile, tuple(overrides)
     try:
-        requests = check_cast(characters) if characters else read_cast(in_work_folder(file))
+        budget = Budget(max_hours, max_characters, began=_first_began())
+        queue = queue_of(priority) if workers else ""
+        if inbox:
+            with opened(find_home(), *how) as box:
+                return _make(box.requests, queue, batch_id, budget, box)
+        requests = check_cast(characters, "cast", *how) if characters else read_cast(in_work_folder(file), *how)
         check_each(requests, "cast" if characters else Path(file).name, find_home())
     except EngineError as error:
         return failed_state(error, "batch")
+    return _make(requests, queue, batch_id, budget)
+
+
+def _make(requests: list[RunRequest], queue: str, batch_id: str, budget: Budget, box: Inbox | None = None) -> Any:
+    """Make the characters, here or through a queue of the work pool, and put away the files that asked for them."""
     cast = [request.as_parameters() for request in requests]
     started = time.monotonic()
     told = _Told(cast)
-    outcomes = _on_pool(cast, batch_id or _default_id(), told) if workers else [_here(entry, told) for entry in cast]
-    failed = [outcome["name"] for outcome in outcomes if outcome["error"]]
-    page = gallery_page(outcomes, Path(cast[0]["out"]).parent / "batch.html")
+    made = _on_pool(cast, batch_id or _default_id(), told, budget, queue) if queue else _one_by_one(cast, told, budget)
+    outcomes = [made[index] for index in sorted(made)]
+    if box:
+        box.settle({index: outcome["error"] for index, outcome in made.items()})
+        outcomes += [_outcome({"name": file, "prompt": ""}, error=why) for file, why in box.refused]
+    not_begun = [entry["name"] for index, entry in enumerate(cast) if index not in made]
+    said = not_begun_said(not_begun, budget.spent)
+    told.stopped(said)
+    folder_of_all = Path(cast[0]["out"]).parent if cast else in_work_folder("runs")
+    page = gallery_page(outcomes, folder_of_all / "batch.html", said) if outcomes else ""
     result = {
         "characters": outcomes,
-        "failed": failed,
+        "failed": [outcome["name"] for outcome in outcomes if outcome["error"]],
+        "not_begun": not_begun,
         "summary": str(page),
         "seconds": round(time.monotonic() - started, 1),
-        "table": table(outcomes),
+        "table": "\n\n".join(filter(None, (table(outcomes), as_text(said)))),
     }
-    if not failed:
-        return result
-    said = f"{len(failed)} of {len(cast)} characters could not be made\n\n{result['table']}"
-    return Failed(message=said[:LONGEST_MESSAGE], data=CastFailed(result))
+    return _ended(result, len(outcomes) + len(not_begun), said)
+
+
+def _ended(result: dict[str, Any], count: int, said: str) -> Any:
+    """The result, in a state that says what Prefect's page is to show of it."""
+    failed = len(result["failed"])
+    if failed:
+        message = " ".join(filter(None, (f"{failed} of {count} characters could not be made.", said)))
+        return Failed(message=f"{message}\n\n{result['table']}"[:LONGEST_MESSAGE], data=CastFailed(result))
+    return Completed(message=said or f"{count} characters are made", data=result)
 
 
 def run_name() -> str:
     """The cast's file, or how many characters it has; and the batch's id, if it was given one."""
     given = runtime.flow_run.parameters
     count = len(given.get("characters") or [])
-    what = f"{count} character{'s' * (count != 1)}" if count else Path(str(given.get("file") or "")).stem
+    what = (
+        "inbox"
+        if given.get("inbox")
+        else f"{count} character{'s' * (count != 1)}"
+        if count
+        else Path(str(given.get("file") or "")).stem
+    )
     return " ".join(filter(None, ("batch:", what, str(given.get("batch_id") or ""))))
 
 
@@ -107,6 +161,7 @@ class _Told:
     def __init__(self, cast: list[dict[str, Any]]) -> None:
         self._rows = {entry["name"]: ("waits", "") for entry in cast}
         self._ended = 0
+        self._note = ""
         self._live = LiveText("batch-summary", "the cast")
         self._show()
 
@@ -123,6 +178,16 @@ class _Told:
         ui = PREFECT_UI_URL.value()
         self._say(outcome["name"], said, f"{ui}/runs/flow-run/{run_id}" if ui and run_id else "")
 
+    def stopped(self, note: str) -> None:
+        """Why the rest was not begun; empty when there is none."""
+        if note:
+            log.info("%s", note)
+            self._note = f"\n\n{as_text(note)}"
+            self._rows = {
+                name: ("not begun" if said == "waits" else said, link) for name, (said, link) in self._rows.items()
+            }
+            self._show()
+
     def _say(self, name: str, said: str, link: str = "") -> None:
         self._rows[name] = (said, link)
         self._show()
@@ -137,7 +202,7 @@ class _Told:
         ]
         if len(rows) < count:
             lines.append(f"| and {count - len(rows)} more | {self._ended} of {count} have ended |")
-        self._live.show("\n".join(["| character | |", "| --- | --- |", *lines]))
+        self._live.show("\n".join(["| character | |", "| --- | --- |", *lines]) + self._note)
 
 
 def _looked_for(said: str) -> int:
@@ -145,42 +210,54 @@ def _looked_for(said: str) -> int:
     return 0 if said.startswith("failed") else 1 if said == "is being made" else 2 if said == "made" else 3
 
 
-def _here(entry: dict[str, Any], told: _Told) -> dict[str, Any]:
+def _one_by_one(cast: list[dict[str, Any]], told: _Told, budget: Budget) -> dict[int, dict[str, Any]]:
+    """The outcomes of those that the budget lets begin, by their place in the cast."""
+    made: dict[int, dict[str, Any]] = {}
+    for index, entry in enumerate(cast):
+        if not budget.allows(0):
+            break
+        made[index] = _here(entry, told, budget)
+    return made
+
+
+def _here(entry: dict[str, Any], told: _Told, budget: Budget) -> dict[str, Any]:
     """One character as a subflow of this one."""
     told.began(entry["name"])
     state = cast_type("State[RunResult]", character(**entry, return_state=True))  # awaitable only inside an async flow
-    made = state.is_completed()
-    outcome = (
-        _outcome(entry, result=state.result())
-        if made
-        else _outcome(entry, error=_reason(state.result(raise_on_failure=False)))
-    )
+    result = state.result() if state.is_completed() else None
+    budget.count(result)
+    outcome = _outcome(entry, result, "" if result else _reason(state.result(raise_on_failure=False)))
     told.ended(outcome, state.state_details.flow_run_id)
     return outcome
 
 
-def _on_pool(cast: list[dict[str, Any]], batch_id: str, told: _Told) -> list[dict[str, Any]]:
-    """All characters on the work pool; the same batch id never starts one twice."""
+def _on_pool(
+    cast: list[dict[str, Any]], batch_id: str, told: _Told, budget: Budget, queue: str
+) -> dict[int, dict[str, Any]]:
+    """The same on the work pool; the same batch id never starts one twice."""
     outcomes: dict[int, dict[str, Any]] = {}
     store = shared_store()
     asked = [for_any_machine(entry, store) for entry in cast] if store else cast
-    for ended in made_on_pool(asked, batch_id):
+    for ended in made_on_pool(asked, batch_id, budget, queue):
         entry = cast[ended.index]
-        outcomes[ended.index] = _outcome_of_run(entry, ended.run) if ended.run else _outcome(entry, error=ended.error)
+        result, error = _of_run(entry, ended.run) if ended.run else (None, ended.error)
+        budget.count(result)
+        outcomes[ended.index] = _outcome(entry, result, error)
         told.ended(outcomes[ended.index], ended.run.id if ended.run else None)
-    return [outcomes[index] for index in range(len(cast))]
+    return outcomes
 
 
-def _outcome_of_run(entry: dict[str, Any], run: FlowRun) -> dict[str, Any]:
+def _of_run(entry: dict[str, Any], run: FlowRun) -> tuple[RunResult | None, str]:
+    """What a run made, or why it made nothing that can be read here."""
     if run.state and run.state.is_completed():
         try:
-            return _outcome(entry, result=_result_of_run(run, Path(entry["out"])))
+            return _result_of_run(run, Path(entry["out"])), ""
         except EngineError as error:
-            return _outcome(entry, error=f"it is done, but {error}")
+            return None, f"it is done, but {error}"
         except (OSError, ValueError):
-            return _outcome(entry, error=f"it is done, but its folder {entry['out']} cannot be read from here")
+            return None, f"it is done, but its folder {entry['out']} cannot be read from here"
     message = (run.state.message if run.state else "") or "it failed"
-    return _outcome(entry, error=message.removeprefix("Flow run encountered an exception: "))
+    return None, message.removeprefix("Flow run encountered an exception: ")
 
 
 def _result_of_run(run: FlowRun, out: Path) -> RunResult:
@@ -206,6 +283,13 @@ def _reason(error: Any) -> str:
     if isinstance(error, EngineError):
         return str(error)
     return f"{type(error).__name__}: {error}"
+
+
+def _first_began() -> float:
+    """Seconds since 1970; of a run that Prefect tries again, when it first began; 0: just now."""
+    context = FlowRunContext.get()
+    began = context.flow_run.start_time if context and context.flow_run else None
+    return began.timestamp() if began else 0.0
 
 
 def _default_id() -> str:

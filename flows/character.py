@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow, runtime
+from prefect.states import Completed
 from pydantic import Field
 
 from charengine.config import MAX_PROMPT
@@ -113,7 +114,10 @@ def character(
                 page.begin(workspace, own.out)
                 track(workspace)
                 with closing(workspace.tracker):
-                    return make_character(workspace, own.out)
+                    made = make_character(workspace, own.out)
+                    # what a notification of Prefect's says of it (docs/howto/cast.md)
+                    pick = f"step {made.checkpoint_step} at strength {made.strength:g}"
+                    return Completed(message=f"{pick}; say {made.recommended_prompt!r}", data=made)
     except EngineError as error:
         return failed_state(error, name)
 

@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import httpx
+from prefect.client.schemas import OrchestrationResult
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Cancelled
 
+from charengine.run.budget import QUEUES, Budget
 from charengine.wording import slug
 
 DEPLOYMENT = "character/character"
 WINDOW = 24  # runs that are submitted and not finished: Prefect's page and database stay quick with thousands to come
+AHEAD = 4  # of them not begun, where there is a budget: they go on when the cast's process dies
+WITHDRAWN = "Not begun"  # state of a run that was taken back
 TRIES = 3  # of a character whose process died; one that failed by itself would fail again
 POLL_SECONDS = 5.0
 PATIENCE = 900.0  # seconds that Prefect may be away before a character is given up
@@ -51,20 +56,29 @@ class Ended:
     error: str = ""
 
 
-def made_on_pool(entries: list[dict[str, Any]], batch_id: str) -> Iterator[Ended]:
+def made_on_pool(
+    entries: list[dict[str, Any]], batch_id: str, budget: Budget | None = None, queue: str = QUEUES["normal"]
+) -> Iterator[Ended]:
     """Each character as it ends, whatever becomes of the others; the same batch id never starts one twice.
+
+    Once the budget is spent, those that run end, and those that no worker has taken are taken back: they never come.
 
     Args:
         entries: the flow's parameters, one a character.
         batch_id: begins every run's idempotency key.
+        budget: whoever asks counts in it what has ended; None: all are made.
+        queue: of the work pool.
     """
     to_come = deque((index, 1) for index in range(len(entries)))
     waiting: list[_Waiting] = []
     while to_come or waiting:
-        while to_come and len(waiting) < WINDOW:
+        if budget and budget.spent:
+            to_come.clear()
+            waiting = [one for one in waiting if not withdrawn(one.run)]
+        while to_come and len(waiting) < WINDOW and _may_begin(waiting, budget):
             index, tries = to_come.popleft()
             try:
-                waiting.append(_Waiting(index, tries, submit(entries[index], batch_id, tries)))
+                waiting.append(_Waiting(index, tries, submit(entries[index], batch_id, tries, queue)))
             except PrefectAway as error:
                 yield Ended(index, None, str(error))
         for one in list(waiting):
@@ -77,7 +91,9 @@ def made_on_pool(entries: list[dict[str, Any]], batch_id: str) -> Iterator[Ended
             if one.run.state is None or not one.run.state.is_final():
                 continue
             waiting.remove(one)
-            if one.run.state.is_crashed() and one.tries < TRIES:
+            if one.run.state.name == WITHDRAWN:  # by an earlier try of this batch, and its key is used up
+                to_come.append((one.index, one.tries + 1))
+            elif one.run.state.is_crashed() and one.tries < TRIES:
                 log.warning("%s: its process died; trying again", entries[one.index]["name"])
                 to_come.append((one.index, one.tries + 1))
             else:
@@ -86,7 +102,14 @@ def made_on_pool(entries: list[dict[str, Any]], batch_id: str) -> Iterator[Ended
             time.sleep(POLL_SECONDS)
 
 
-def submit(entry: dict[str, Any], batch_id: str, tries: int) -> FlowRun:
+def _may_begin(waiting: list[_Waiting], budget: Budget | None) -> bool:
+    if budget is None or not budget.limits:
+        return True
+    ahead = sum(one.run.state is None or one.run.state.is_scheduled() for one in waiting)
+    return ahead < AHEAD and budget.allows(len(waiting))
+
+
+def submit(entry: dict[str, Any], batch_id: str, tries: int, queue: str) -> FlowRun:
     """A run of the character's deployment; submitting the same again gives the same run.
 
     Raises:
@@ -103,13 +126,33 @@ def submit(entry: dict[str, Any], batch_id: str, tries: int) -> FlowRun:
             as_subflow=True,
             idempotency_key=f"{batch_id}:{slug(entry['name'])}:{wanted}{again}",
             flow_run_name=entry["name"],
-            work_queue_name="batch",
+            work_queue_name=queue,
         )
         return cast("FlowRun", submitted)  # awaitable only inside an async flow
 
     run = patiently(call, f"{entry['name']} could not be submitted")
     log.info("%s is run %s on the work pool", entry["name"], run.id)
     return run
+
+
+def withdrawn(run: FlowRun) -> bool:
+    """Take a run back that no worker has taken; whether it is."""
+    from prefect.client.orchestration import get_client
+
+    if run.state is None or not run.state.is_scheduled():
+        return False
+
+    def call() -> bool:
+        with get_client(sync_client=True) as client:
+            why = "the budget of its cast was spent before a worker took it"
+            answer: OrchestrationResult[Any] = client.set_flow_run_state(run.id, Cancelled(name=WITHDRAWN, message=why))
+            return answer.state is not None and answer.state.is_cancelled()
+
+    try:
+        return patiently(call, f"{run.name} could not be taken back")
+    except PrefectAway as error:
+        log.warning("%s; it is made too", error)
+        return False
 
 
 def read(run: FlowRun) -> FlowRun:

@@ -67,7 +67,7 @@ def test_the_entry_point_is_the_packages_command(text: str) -> None:
 def test_the_one_for_cuda_can_compile_what_triton_makes_and_asks_for_the_gpu() -> None:
     text = (ROOT / "deployments" / "Dockerfile.cuda").read_text(encoding="utf-8")
     assert {"gcc", "libc6-dev", "python3-dev"} <= set(text.split())
-    assert '".[gpu]"' in text and "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in text
+    assert '".[gpu,machines]"' in text and "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in text
 
 
 def test_no_secret_is_passed_while_building(text: str) -> None:

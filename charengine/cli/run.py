@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from charengine.cli.console import listen, say, say_json, training_bar
+from charengine.errors import BadInput
 from charengine.machine.home import find_home
 
 if TYPE_CHECKING:
@@ -128,28 +129,49 @@ def say_result(result: RunResult, as_json: bool) -> None:
 
 
 def batch(
-    cast: Annotated[Path, typer.Argument(help="YAML or CSV file with one character an entry.")],
     settings: SetOption,
+    cast: Annotated[Path | None, typer.Argument(help="YAML or CSV file with one character an entry.")] = None,
+    inbox: Annotated[
+        bool, typer.Option("--inbox", help="Take what lies in the folder `inbox` of the home instead.")
+    ] = False,
     profile: ProfileOption = "embedded",
     workers: Annotated[
         bool, typer.Option("--workers", help="Hand the characters to the work pool of `up` or `worker`.")
     ] = False,
+    max_hours: Annotated[
+        float, typer.Option(help="After so many hours no further character is begun; those that run are finished.")
+    ] = 0.0,
+    max_characters: Annotated[
+        int, typer.Option(help="So many are made at most; what was made before does not count.")
+    ] = 0,
+    priority: Annotated[str, typer.Option(help="With --workers, among casts: low, normal or high.")] = "normal",
     out: OutOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Make a whole cast; a character that fails never stops the others. Exit status 4 when any failed."""
+    from charengine.run.budget import Budget, queue_of
     from charengine.run.cast import check_each, read_cast
     from charengine.services.prefect_server import reach_prefect
 
     listen(quiet=as_json)
     home = find_home()
-    requests = read_cast(cast, profile=profile, overrides=tuple(settings), out=out)
-    check_each(requests, cast.name, home)
+    Budget(max_hours, max_characters)
+    queue_of(priority)
+    how: dict[str, Any] = {"workers": workers, "priority": priority}
+    how |= {"max_hours": max_hours, "max_characters": max_characters}
+    if cast and not inbox:
+        requests = read_cast(cast, profile, tuple(settings), out)
+        check_each(requests, cast.name, home)
+        how |= {"characters": [request.as_parameters() for request in requests]}
+    elif inbox and not cast and not out:
+        how |= {"inbox": True, "profile": profile, "overrides": settings}
+    else:
+        raise BadInput("give either a cast's file or --inbox; --out is a file's alone")
     reach_prefect(home)()
     from flows.batch import batch as batch_flow
 
     with training_bar(quiet=as_json):
-        result = batch_flow([request.as_parameters() for request in requests], workers=workers)
+        result = batch_flow(**how)
     say_json(result) if as_json else say(result["table"])
     if result["failed"]:
         raise typer.Exit(4)

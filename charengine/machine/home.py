@@ -40,6 +40,11 @@ class Home:
         return self.root / "locks"
 
     @property
+    def inbox(self) -> Path:
+        """Casts, sentences and pictures that are to be made."""
+        return self.root / "inbox"
+
+    @property
     def known_runs(self) -> Path:
         """Notes of the folders that hold runs."""
         return self.root / "known-runs"

@@ -21,12 +21,13 @@ log = logging.getLogger(__name__)
 
 MAX_CAST = 10_000
 WHOLE = re.compile(r"[-+]?[0-9]{1,12}")
+CASTS = (".csv", ".tsv", ".yaml", ".yml")
 SECTIONS = ("characters", "defaults")
 COLUMNS = tuple(field.name for field in fields(RunRequest))
 
 
 def read_cast(
-    path: Path, *, profile: str = "embedded", overrides: tuple[str, ...] = (), out: str = ""
+    path: Path, profile: str = "embedded", overrides: tuple[str, ...] = (), out: str = ""
 ) -> list[RunRequest]:
     """The characters of a cast file; an entry's own profile, settings and folder win over the ones given.
 
@@ -96,7 +97,7 @@ def _own(folder: Path, request: RunRequest) -> Path:
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     suffix = path.suffix.lower()
-    if suffix not in (".csv", ".tsv", ".yaml", ".yml"):
+    if suffix not in CASTS:
         raise BadInput(f"{path}: a cast is a .yaml, .yml or .csv file (.tsv with tabs)")
     text = files.read_text(path, "cast")
     if suffix in (".csv", ".tsv"):

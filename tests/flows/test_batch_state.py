@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ CAST = [{"name": "Aya", "prompt": "an orc"}, {"name": "Nix", "prompt": "a robot"
 
 def result(name: str) -> RunResult:
     paths = dict.fromkeys(("sheet", "adapter", "recommended_adapter", "report"), Path("x"))
-    more = {"views": (), "captions": (), "cached_stages": (), "warnings": (), "seconds": {}}
+    more = {"views": (), "captions": (), "cached_stages": (), "warnings": (), "seconds": {"sheet": 1.0}}
     numbers = {"checkpoint_step": 3, "strength": 0.5, "mlflow_run_id": None, "prefect_flow_run_id": None}
     return RunResult(name=name, trigger="ohw", recommended_prompt="ohw orc", **paths, **more, **numbers)
 
@@ -39,7 +40,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
         return Failed(message="no", data=error) if name in failing else Completed(data=result(name))
 
     monkeypatch.setattr(module, "character", character)
-    monkeypatch.setattr(module, "gallery_page", lambda outcomes, path: tmp_path / "batch.html")
+    monkeypatch.setattr(module, "gallery_page", lambda outcomes, path, note: tmp_path / "batch.html")
     return failing
 
 
@@ -94,7 +95,7 @@ def test_a_mistake_of_one_character_is_told_before_the_first_is_made(
     """As the command does: a batch that a page or a schedule starts reads the same cast."""
     begun: list[str] = []
     monkeypatch.setattr(module, "character", lambda **entry: begun.append(entry["name"]))
-    monkeypatch.setattr(module, "made_on_pool", lambda cast, _: begun.extend(entry["name"] for entry in cast))
+    monkeypatch.setattr(module, "made_on_pool", lambda cast, *_: begun.extend(entry["name"] for entry in cast))
     wrong = {"name": "Zoe", "prompt": "a knight", "overrides": ["train.rank=0"], "sheet": "nowhere.png"}
     state = module.batch(characters=[*CAST, wrong], workers=workers, return_state=True)
     assert state.is_failed() and begun == []
@@ -107,7 +108,7 @@ def test_a_mistake_of_one_character_is_told_before_the_first_is_made(
 
 def test_a_batch_without_a_failure_is_green_and_its_page_says_how_each_is(prefect: str, fails: set[str]) -> None:
     state = module.batch(characters=CAST, return_state=True)
-    assert state.is_completed() and state.result()["failed"] == []
+    assert state.is_completed() and state.result()["failed"] == [] and state.message == "2 characters are made"
     page = newest_page("batch-summary")
     assert "Aya" in page and page.count("| made |") == 2
 
@@ -144,7 +145,7 @@ def test_on_machines_that_share_a_store_each_takes_a_folder_of_its_own_and_what_
     run = SimpleNamespace(id="the-run", state=Completed())
     asked: list[dict[str, Any]] = []
 
-    def made_on_pool(cast: list[dict[str, Any]], _: str) -> list[Any]:
+    def made_on_pool(cast: list[dict[str, Any]], *_: Any) -> list[Any]:
         asked.extend(cast)
         return [Ended(0, run), Ended(1, run)]
 
@@ -159,7 +160,7 @@ def test_on_machines_that_share_a_store_each_takes_a_folder_of_its_own_and_what_
     monkeypatch.setenv("CHARENGINE_STORE", "memory://studio/store")
     monkeypatch.setattr(module, "made_on_pool", made_on_pool)
     monkeypatch.setattr(module, "fetch", fetch)
-    monkeypatch.setattr(module, "gallery_page", lambda outcomes, path: path)
+    monkeypatch.setattr(module, "gallery_page", lambda outcomes, path, note: path)
     outcomes = module.batch(characters=[CAST[0], {**CAST[1], "sheet": "my sheet.png"}], workers=True)
     assert [one["out"] for one in asked] == ["", ""]
     assert [one["sheet"] for one in asked] == [
@@ -194,3 +195,48 @@ def test_a_cast_of_ten_thousand_is_taken_and_one_more_is_not(tmp_path: Path) -> 
     cast.write_text("\n".join(["name,prompt,seed", *rows]))
     with pytest.raises(BadInput, match="10001 characters; 1 to 10000"):
         read_cast(cast)
+
+
+def test_a_spent_budget_begins_no_more_and_the_page_says_who_is_left_and_how_to_go_on(
+    prefect: str, fails: set[str]
+) -> None:
+    cast = [*CAST, {"name": "Zoe", "prompt": "a knight"}]
+    state = module.batch(characters=cast, max_characters=2, return_state=True)
+    made = state.result()
+    assert state.is_completed() and [one["name"] for one in made["characters"]] == ["Aya", "Nix"]
+    assert made["not_begun"] == ["Zoe"] and made["failed"] == []
+    assert state.message.startswith("2 characters (max_characters) are made: 1 not begun (Zoe). Ask for the same cast")
+    page = newest_page("batch-summary")
+    assert "| Zoe | not begun |" in page and "Ask for the same cast again" in page
+
+
+def test_hours_that_are_over_begin_nobody_also_when_the_batch_is_tried_again(
+    prefect: str, fails: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect keeps when a run first began."""
+    long_ago = datetime.now(UTC) - timedelta(hours=3)
+    context = SimpleNamespace(get=lambda: SimpleNamespace(flow_run=SimpleNamespace(start_time=long_ago)))
+    monkeypatch.setattr(module, "FlowRunContext", context)
+    made = module.batch(characters=CAST, max_hours=2.5)
+    assert made["not_begun"] == ["Aya", "Nix"] and "2.5 hours" in made["table"]
+    assert module.batch(characters=CAST, max_hours=3.5)["not_begun"] == []
+
+
+def test_a_budget_that_cannot_be_is_refused_before_anything(prefect: str, fails: set[str]) -> None:
+    state = module.batch(characters=CAST, max_hours=-1.0, return_state=True)
+    assert state.is_failed() and "max_hours: got -1; allowed is 0 (no limit) to 8760" in state.message
+
+
+def test_a_batch_of_the_inbox_makes_what_lies_there_and_fails_for_a_file_that_it_cannot_read(
+    prefect: str, home: Home, fails: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charengine.run.inbox.QUIET", 0.0)
+    assert module.batch(inbox=True)["characters"] == []
+    (home.inbox / "cast.yaml").write_text("- {name: Aya, prompt: an orc}\n- {name: Nix, prompt: a robot}\n")
+    (home.inbox / "cast.docx").write_text("")
+    made = module.batch(inbox=True, max_characters=1)
+    assert made["failed"] == ["cast_docx"] and made["not_begun"] == ["Nix"]
+    again = module.batch(inbox=True)
+    assert [one["name"] for one in again["characters"]] == ["Aya", "Nix"] and again["failed"] == []
+    assert module.batch(inbox=True)["characters"] == []
+    assert sorted(path.name for path in home.inbox.glob("*/*/*")) == ["cast.docx", "cast.docx.txt", "cast.yaml"]

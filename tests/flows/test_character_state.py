@@ -1,13 +1,16 @@
-"""A character that cannot be made, in Prefect: one sentence, and the same error for whoever called."""
+"""How a character ends in Prefect: one sentence, and the same result or error for whoever called."""
 
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from charengine.errors import ConfigError
+from flows import character as module
 from flows.character import character
 
 
@@ -24,3 +27,16 @@ def test_a_mistake_in_the_form_is_one_sentence_on_the_page_and_an_error_for_the_
     assert "Traceback" not in caplog.text and not [record for record in caplog.records if record.exc_info]
     with pytest.raises(ConfigError, match="--set 'train.rank'"):
         character(**asked)
+
+
+def test_the_end_of_a_character_says_the_pick_and_its_caller_has_the_result(
+    prefect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = SimpleNamespace(checkpoint_step=300, strength=0.8, recommended_prompt="ohw orc")
+    anything = SimpleNamespace(begin=lambda *_: None, out=Path(), tracker=None, alone=nullcontext)
+    for name in ("showing", "claimed", "closing"):
+        monkeypatch.setattr(module, name, lambda *_: nullcontext(anything))
+    for name, given in (("_prepare", (anything, anything)), ("track", None), ("make_character", made)):
+        monkeypatch.setattr(module, name, lambda *_, given=given: given)
+    assert character(prompt="an orc", return_state=True).message == "step 300 at strength 0.8; say 'ohw orc'"
+    assert character(prompt="an orc") == made

@@ -247,6 +247,7 @@ class State:
 
     type: str
     message: str = ""
+    name: str = ""
 
     def is_final(self) -> bool:
         return self.type in ("COMPLETED", "CRASHED", "FAILED", "CANCELLED")

@@ -11,7 +11,7 @@ from charengine.errors import BadInput, ConfigError
 from charengine.files import MOST_TEXT
 from charengine.machine.home import Home
 from charengine.records import Ref
-from charengine.run.cast import MAX_CAST, read_cast
+from charengine.run.cast import CASTS, MAX_CAST, read_cast
 from charengine.run.claim import free_folder
 from charengine.run.request import CheckedRun, RunRequest
 from charengine.services.gallery.characters import Character
@@ -21,7 +21,6 @@ from charengine.services.gallery.uploads import Upload
 from charengine.store import Store
 
 MOST_ROWS = 200  # that are started from the page at once; `charengine batch --workers` takes a thousand
-ENDINGS = (".csv", ".tsv", ".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def check_cast_upload(
         characters: all there are; none that is being made is started again.
     """
     cast = CheckedCast(upload.plain_name)
-    if not cast.name.endswith(ENDINGS):
+    if not cast.name.endswith(CASTS):
         cast.problems.append(f"{cast.name}: a cast is a .csv, .tsv, .yaml or .yml file")
         return cast
     if len(upload.data) > MOST_TEXT:

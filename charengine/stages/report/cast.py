@@ -19,7 +19,7 @@ body{{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;paddin
 section{{display:flex;gap:1.5rem;background:#fff;border:1px solid #ddd;border-radius:8px;padding:1rem;margin:1rem 0}}
 img{{max-width:{thumb}px;height:auto;border-radius:4px}}.failed{{border-color:#c33}}.why{{color:#a22;white-space:pre-wrap}}
 @media(max-width:48rem){{section{{display:block}}}}
-</style></head><body><h1>Cast</h1><p>{count} characters, {failed} failed.</p>{sections}</body></html>"""
+</style></head><body><h1>Cast</h1><p>{count} characters, {failed} failed.</p>{note}{sections}</body></html>"""
 
 
 def table(outcomes: list[dict[str, Any]]) -> str:
@@ -42,11 +42,12 @@ def as_text(text: str) -> str:
     return MARKUP.sub(r"\\\1", " ".join(text.split()))
 
 
-def gallery_page(outcomes: list[dict[str, Any]], path: Path) -> Path:
-    """A self-contained page with every character's sheet, pick and report, or why it failed."""
+def gallery_page(outcomes: list[dict[str, Any]], path: Path, note: str = "") -> Path:
+    """A self-contained page with every character's sheet, pick and report, or why it failed; `note` stands above them."""
     sections = "".join(_section(outcome, path.parent) for outcome in outcomes)
     failed = sum(bool(outcome["error"]) for outcome in outcomes)
-    page = PAGE.format(thumb=THUMB, count=len(outcomes), failed=failed, sections=sections)
+    above = f"<p>{html.escape(note)}</p>" if note else ""
+    page = PAGE.format(thumb=THUMB, count=len(outcomes), failed=failed, note=above, sections=sections)
     write_atomically(path, page.encode())
     return path.resolve()
 
