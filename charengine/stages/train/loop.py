@@ -21,6 +21,7 @@ from charengine.errors import StageFailed
 from charengine.language.naming import known_word_warnings
 from charengine.language.phrases import trait_phrases
 from charengine.models import Diffusion, TextConditioning
+from charengine.models.base_names import NAME
 from charengine.pictures import png
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint, Ref
 from charengine.stage import Progress
@@ -350,7 +351,7 @@ class _Training:
                 "dataset_digest": self.dataset.digest,
                 "machines": self.history.machines,
             },
-            base=self.diffusion.base_names,
+            base={key: value for key, value in self.diffusion.base_names.items() if key != NAME},  # the run says that
         )
         kind = torch.float32 if self.setup.plan.precision == "fp32" else torch.float16
         with self.setup.evaluating():
