@@ -43,12 +43,22 @@ def addresses(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_what_is_not_named_is_asked_for(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "CHARENGINE_STORE"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(BadInput, match="PREFECT_API_URL and MLFLOW_TRACKING_URI"), workers(home, lambda: True):
-        pass
+    with pytest.raises(BadInput, match="PREFECT_API_URL and MLFLOW_TRACKING_URI"):
+        serving.worker()
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:2")
-    with pytest.raises(BadInput, match="CHARENGINE_STORE"), workers(home, lambda: True):
-        pass
+    with pytest.raises(BadInput, match="CHARENGINE_STORE"):
+        serving.worker()
+
+
+def test_addresses_are_checked_once(addresses: None, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[None] = []
+    monkeypatch.setattr(module, "reach_other_machines", lambda: not checked.append(None))
+    monkeypatch.setattr(module, "answers", lambda url: True)
+    monkeypatch.setattr(module, "refusal_of_prefect", lambda api: f"{api} refuses")
+    with pytest.raises(BadInput, match="refuses"):
+        serving.worker()
+    assert len(checked) == 1
 
 
 def test_ctrl_c_ends_the_wait_for_a_store_that_is_away(
