@@ -262,15 +262,17 @@ def adapter(given: Given) -> AdapterRecord:
 
 def test_out_of_memory_gets_one_smaller_plan_that_is_told(workspace: Workspace) -> None:
     asked: list[tuple[str, TrainSettings]] = []
+    recipes: list[dict[str, Any]] = []
 
     def short_of_memory(given: Given) -> AdapterRecord:
         assert given.state is not None
         asked.append((given.state.name, given.settings))
+        recipes.append(given.recipe)
         if given.settings.checkpointing != "full":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return adapter(given)
 
-    plan = TrainSettings(checkpointing="full", batch=1)
+    plan = workspace.profile.train.model_copy(update={"checkpointing": "full", "batch": 1})
     stage = Stage(
         name="train",
         version=1,
@@ -285,6 +287,8 @@ def test_out_of_memory_gets_one_smaller_plan_that_is_told(workspace: Workspace) 
     key = key_of(stage, workspace)
     assert [name for name, _ in asked] == [key, f"{key}-smaller"]  # the state of one plan is not the other's
     assert asked[1][1] == plan
+    assert recipes[1].pop("went_on_with") == {"train": {"checkpointing": "full", "batch": 1}}
+    assert recipes[1] == recipes[0]  # as it was asked for, and as the key says
     assert "batch=1" in made.warnings[0] and "checkpointing=full" in made.warnings[0]
 
 

@@ -24,6 +24,7 @@ TRAINED: dict[str, Any] = {
     "profile": {"train": {"steps": 100}},
     "dataset_digest": "d" * 64,
     "machines": [{"from_step": 0}],
+    "went_on_with": {"train": {"batch": 1}},
 }
 
 
