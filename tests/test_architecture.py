@@ -194,20 +194,8 @@ def test_no_module_is_too_long_to_read_in_one_sitting() -> None:
     assert {path: length for path, length in lengths.items() if length > LONGEST_MODULE} == {}
 
 
-# longer than a screen for a reason: each is one table or one body, and parts of it would have no name
-LONG_FUNCTIONS = {
-    "charengine/adapter/metadata.py:adapter_metadata": "one table of keys",
-    "charengine/embedded/figure.py:_add_arm": "geometry",
-    "charengine/embedded/head.py:_add_species_parts": "geometry",
-    "charengine/embedded/head.py:_add_hair": "geometry",
-    "charengine/embedded/head.py:_add_headgear": "geometry",
-}
-# to be split as train_sheets was; the list only ever gets shorter
-TOO_LONG_YET = {
-    "charengine/embedded/making/images.py:train_images",
-    "charengine/embedded/making/judge.py:train_judge",
-    "charengine/embedded/making/vae.py:train_vae",
-}
+# longer than a screen for a reason: parts of it would have no name
+LONG_FUNCTIONS = {"charengine/adapter/metadata.py:adapter_metadata": "one table of keys"}
 
 
 def long_functions(path: Path) -> set[str]:
@@ -229,7 +217,7 @@ def test_long_functions_are_known_by_name_with_a_reason() -> None:
         for path in sources("charengine", "tasks", "flows", "deployments")
         for name in long_functions(path)
     }
-    assert found == set(LONG_FUNCTIONS) | TOO_LONG_YET, "split it; one that is split leaves the list"
+    assert found == set(LONG_FUNCTIONS), "split it; one that is split leaves the list"
 
 
 def test_only_functions_of_the_command_line_start_flows() -> None:
