@@ -64,11 +64,9 @@ def test_both_adapters_say_the_whole_request_beside_what_training_wrote(opened: 
     assert told.model_copy(update={"adapter": swept.adapter, "recommended_adapter": swept.recommended_adapter}) == swept
 
 
-def test_both_say_how_the_base_models_file_is_called_in_this_run_whoever_trained_them(
-    opened: Workspace, swept: SweepRecord, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_say_how_the_base_models_file_is_called_in_this_run(opened: Workspace, swept: SweepRecord) -> None:
     for name in ("noob.safetensors", "renamed.safetensors"):
-        monkeypatch.setattr(opened.models.diffusion, "base_names", {"ss_sd_model_name": name, "ss_sd_model_hash": "a"})
+        opened.models.diffusion.base_names = {"ss_sd_model_name": name, "ss_sd_model_hash": "a"}
         swept = with_whole_recipe(swept, opened)
         for ref in (swept.adapter, swept.recommended_adapter):
             metadata = metadata_of(ref, opened)
