@@ -172,11 +172,7 @@ INPUTS: dict[str, tuple[Stage[Any], tuple[Record, ...]]] = {
 
 
 def key(
-    name: str,
-    *inputs: Record,
-    character: Character = GRISHA,
-    profile: Profile = PROFILE,
-    models: Any = MODELS,
+    name: str, *inputs: Record, character: Character = GRISHA, profile: Profile = PROFILE, models: Any = MODELS
 ) -> str:
     """The key of a stage of the sample run, with what is given instead of the sample's."""
     stage, own = INPUTS[name]

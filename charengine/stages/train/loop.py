@@ -298,12 +298,7 @@ class _Training:
             self.tracker.log_metrics(metrics, step)
         history.checkpoints.append(
             CheckpointRecord(
-                step=step,
-                adapter=ref,
-                loss=loss,
-                validation_loss=validation,
-                samples=samples,
-                logged_model_id=model_id,
+                step=step, adapter=ref, loss=loss, validation_loss=validation, samples=samples, logged_model_id=model_id
             )
         )
 
@@ -346,11 +341,7 @@ class _Training:
             velocity=self.diffusion.prediction.velocity,
             zero_terminal_snr=self.diffusion.prediction.zero_terminal_snr,
             class_images=sum(len(one.names) for one in self.data.buckets if one.regularisation),
-            recipe={
-                **(self.recipe or {}),
-                "dataset_digest": self.dataset.digest,
-                "machines": self.history.machines,
-            },
+            recipe={**(self.recipe or {}), "dataset_digest": self.dataset.digest, "machines": self.history.machines},
             base={key: value for key, value in self.diffusion.base_names.items() if key != NAME},  # the run says that
         )
         kind = torch.float32 if self.setup.plan.precision == "fp32" else torch.float16
