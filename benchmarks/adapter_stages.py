@@ -136,8 +136,7 @@ class AdapterStages:
         clip, dino = random_models.write_scorers(self.folder, self.tiny, self.device)
         dtype = self.dtype
         self.embedder = PairEmbedder(
-            DinoEmbedder(dino, self.device, dtype, "random"),
-            ClipEmbedder(clip, self.device, dtype, "random", letterbox=True),
+            DinoEmbedder(dino, self.device, dtype, "random"), ClipEmbedder(clip, self.device, dtype, "random")
         )
         return {}
 

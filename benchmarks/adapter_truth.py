@@ -97,13 +97,7 @@ def draw_missing(told: argparse.Namespace) -> None:
             if not path.exists():
                 print(f"drawing {path.name}", flush=True)
                 draw_sample(
-                    index,
-                    recipe,
-                    split=told.split,
-                    seeds=told.seeds,
-                    device=told.device,
-                    overrides=told.set,
-                    path=path,
+                    index, recipe, split=told.split, seeds=told.seeds, device=told.device, overrides=told.set, path=path
                 )
 
 
@@ -193,10 +187,7 @@ def picks(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """Both tables in words and columns."""
-    lines = [
-        f"split {result['split']}, judge {result['judge']}, {result['pictures_a_cell']} pictures a cell",
-        "",
-    ]
+    lines = [f"split {result['split']}, judge {result['judge']}, {result['pictures_a_cell']} pictures a cell", ""]
     for recipe, row in result["adapters"].items():
         lines.append(f"{recipe:10} " + "  ".join(f"{name} {value:.3g}" for name, value in row.items()))
     lines.append("at the pick:")

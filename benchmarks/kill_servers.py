@@ -272,38 +272,18 @@ class Servers:
         data = self.folder / "redis"
         data.mkdir(exist_ok=True)
         port = self.ports.redis
-        command = [
-            _program("redis-server"),
-            "--port",
-            f"{port}",
-            "--bind",
-            HOST,
-            "--dir",
-            f"{data}",
-            "--appendonly",
-            "yes",
-        ]
-        return Server("Redis", [*command, "--save", ""], {}, self._log("redis"), lambda: _listens(port))
+        command = [_program("redis-server"), "--port", f"{port}", "--bind", HOST, "--dir", f"{data}"]
+        command += ["--appendonly", "yes", "--save", ""]
+        return Server("Redis", command, {}, self._log("redis"), lambda: _listens(port))
 
     def _s3(self) -> Server:
         data = self.folder / "s3"
         data.mkdir(exist_ok=True)
         ports = self.ports
         command = [_program("weed"), "server", f"-dir={data}", f"-ip={HOST}", f"-ip.bind={HOST}"]
-        command += [
-            f"-master.port={ports.master}",
-            f"-volume.port={ports.volume}",
-            "-filer",
-            f"-filer.port={ports.filer}",
-        ]
-        command += [
-            "-s3",
-            f"-s3.port={ports.s3}",
-            "-volume.max=50",
-            "-master.volumeSizeLimitMB=256",
-            "-s3.port.iceberg=0",
-            "-s3.port.lance=0",
-        ]
+        command += [f"-master.port={ports.master}", f"-volume.port={ports.volume}", "-filer"]
+        command += [f"-filer.port={ports.filer}", "-s3", f"-s3.port={ports.s3}", "-volume.max=50"]
+        command += ["-master.volumeSizeLimitMB=256", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         accounts = self.folder / "s3.json"
         keys = [{"accessKey": KEY, "secretKey": SECRET}]
         accounts.write_text(json.dumps({"identities": [{"name": "studio", "credentials": keys, "actions": ["Admin"]}]}))
@@ -349,17 +329,8 @@ class Servers:
         )
 
     def _mlflow(self) -> Server:
-        command = [
-            sys.executable,
-            "-m",
-            "deployments.mlflow_server",
-            "--host",
-            HOST,
-            "--port",
-            f"{self.ports.mlflow}",
-            "--workers",
-            "1",
-        ]
+        command = [sys.executable, "-m", "deployments.mlflow_server", "--workers", "1"]
+        command += ["--host", HOST, "--port", f"{self.ports.mlflow}"]
         command += ["--backend-store-uri", self.database("mlflow"), "--artifacts-destination", f"s3://{BUCKET}/mlflow"]
         environment = {
             "CHARENGINE_HOME": f"{self.folder / 'home'}",

@@ -25,7 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.sd_scripts import measure_sd_scripts
-from benchmarks.train_cases import CAP_GIB, CASES, LARGE, VIEW, Machine
+from benchmarks.train_cases import CASES
+from benchmarks.train_machine import CAP_GIB, LARGE, VIEW, Machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")

@@ -30,9 +30,11 @@ def last_line(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter as a user starts one: it searches the folder first, as notebooks and `python -c` do."""
+    """A fresh interpreter as a user starts one, which must end well: it searches the folder first, as notebooks do."""
     given = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder), **environment}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=given)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=given)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 # each line asks for a process: the command line in a fork of what has imported the heavy libraries, before any thread is begun

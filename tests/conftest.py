@@ -23,6 +23,7 @@ from quick_settings import QUICK
 from charengine.machine.environment import CONSOLE_LEVEL, apply_defaults
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
+from charengine.store import Store
 
 # Prefect reads its settings when it is imported, so the session's home is named before any test module is
 SESSION_HOME = Home(Path(tempfile.mkdtemp(prefix="charengine-tests-")))
@@ -97,6 +98,22 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     place = made_once(tmp_path_factory, "mlflow-template", lambda place: initialise_database(Home(place).create()))
     return Home(place).mlflow
+
+
+@pytest.fixture
+def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No models, no home and no hub of whoever runs the tests."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "COMFYUI_PATH"):
+        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / "charengine"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty one of this test's own."""
+    return Store(tmp_path / "store")
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 import yaml
+from command_line import python
 
 ROOT = Path(__file__).parent.parent
 TOP = ("charengine/cli/", "charengine/studio.py")  # the top of the order; they import flows inside functions only
@@ -195,20 +194,8 @@ def test_no_module_is_too_long_to_read_in_one_sitting() -> None:
     assert {path: length for path, length in lengths.items() if length > LONGEST_MODULE} == {}
 
 
-# longer than a screen for a reason: each is one table or one body, and parts of it would have no name
-LONG_FUNCTIONS = {
-    "charengine/adapter/metadata.py:adapter_metadata": "one table of keys",
-    "charengine/embedded/figure.py:_add_arm": "geometry",
-    "charengine/embedded/head.py:_add_species_parts": "geometry",
-    "charengine/embedded/head.py:_add_hair": "geometry",
-    "charengine/embedded/head.py:_add_headgear": "geometry",
-}
-# to be split as train_sheets was; the list only ever gets shorter
-TOO_LONG_YET = {
-    "charengine/embedded/making/images.py:train_images",
-    "charengine/embedded/making/judge.py:train_judge",
-    "charengine/embedded/making/vae.py:train_vae",
-}
+# longer than a screen for a reason: parts of it would have no name
+LONG_FUNCTIONS = {"charengine/adapter/metadata.py:adapter_metadata": "one table of keys"}
 
 
 def long_functions(path: Path) -> set[str]:
@@ -230,7 +217,7 @@ def test_long_functions_are_known_by_name_with_a_reason() -> None:
         for path in sources("charengine", "tasks", "flows", "deployments")
         for name in long_functions(path)
     }
-    assert found == set(LONG_FUNCTIONS) | TOO_LONG_YET, "split it; one that is split leaves the list"
+    assert found == set(LONG_FUNCTIONS), "split it; one that is split leaves the list"
 
 
 def test_only_functions_of_the_command_line_start_flows() -> None:
@@ -269,7 +256,7 @@ def test_prefect_yaml_names_flows_that_exist() -> None:
         assert flow in names
 
 
-def test_help_answers_without_the_heavy_libraries() -> None:
+def test_help_answers_without_the_heavy_libraries(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['charengine', '--help']\n"
         "from charengine.cli import main\n"
@@ -278,19 +265,17 @@ def test_help_answers_without_the_heavy_libraries() -> None:
         "heavy = {'torch', 'prefect', 'mlflow', 'diffusers', 'transformers', 'scipy', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "run" in done.stdout and "doctor" in done.stdout
+    said = python(code, tmp_path).stdout
+    assert "run" in said and "doctor" in said
 
 
 @pytest.mark.parametrize(
     "module",
     ["charengine.run.export", "charengine.run.cast", "charengine.services.gallery.app", "flows.batch", "flows.pool"],
 )
-def test_a_process_that_only_submits_reads_or_shows_runs_does_not_import_torch(module: str) -> None:
+def test_a_process_that_only_submits_reads_or_shows_runs_does_not_import_torch(module: str, tmp_path: Path) -> None:
     code = f"import sys, {module}; heavy = {{'torch', 'diffusers', 'transformers', 'mlflow'}} & set(sys.modules); assert not heavy, heavy"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-1000:]
+    python(code, tmp_path)
 
 
 def test_importing_the_engine_writes_nothing_and_starts_nothing(tmp_path: Path) -> None:
@@ -302,15 +287,7 @@ def test_importing_the_engine_writes_nothing_and_starts_nothing(tmp_path: Path) 
         "assert threading.active_count() == 1, threading.enumerate()\n"
         "assert 'prefect' not in sys.modules and 'mlflow' not in sys.modules\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+    assert python(code, tmp_path, OMP_NUM_THREADS="1").stdout == ""
     assert [path for path in tmp_path.rglob("*") if "cache" not in str(path).lower()] == []
 
 

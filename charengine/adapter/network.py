@@ -32,15 +32,7 @@ from charengine.errors import BadInput, ConfigError
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-__all__ = [
-    "Adapter",
-    "apply_adapter",
-    "examine_adapter",
-    "inject",
-    "load_adapter",
-    "rescale",
-    "save_adapter",
-]
+__all__ = ["Adapter", "apply_adapter", "examine_adapter", "inject", "load_adapter", "rescale", "save_adapter"]
 
 log = logging.getLogger(__name__)
 

@@ -34,8 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect_file(
-    file: Annotated[Path, typer.Argument(help="An adapter (.safetensors).")],
-    as_json: JsonOption = False,
+    file: Annotated[Path, typer.Argument(help="An adapter (.safetensors).")], as_json: JsonOption = False
 ) -> None:
     """An adapter's recipe, metadata, and where it loads."""
     facts = adapter_facts(file)

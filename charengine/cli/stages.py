@@ -171,6 +171,7 @@ def train(
     with training_bar():
         workspace = _workspace(_character_of(dataset, seed, prompt), chosen)
         from charengine.run.running import run
+        from charengine.run.whole_recipe import with_base_name
         from charengine.stages.train.stage import TRAIN
         from charengine.tracking.protocol import closing
 
@@ -179,7 +180,9 @@ def train(
     last = record.checkpoints[-1]
     for point in record.checkpoints:
         mark = "" if point is last else f"-{point.step:06d}"
-        path = store.export(point.adapter, out / f"{file_stem(record.trigger)}{mark}.safetensors")
+        path = store.export(
+            with_base_name(point.adapter, workspace), out / f"{file_stem(record.trigger)}{mark}.safetensors"
+        )
         say(f"{path}  step {point.step}, loss {point.loss:.4f}")
     _warn((*dataset.warnings, *record.warnings))
 

@@ -38,24 +38,10 @@ def _add_stool(b: SolidBuilder, j: Joints, pose: torch.Tensor) -> None:
     seat = j.hip - b.point(0, 0.115, 0) - j.forward * 0.02
     ground = seat * b.point(1, 0, 1)
     wood: Look = {"group": G_SKIRT + 60, "when": pose == POSES.index("sitting")}
-    b.cone(
-        "stool_seat",
-        seat - b.point(0, 0.03, 0),
-        seat,
-        j.size["hip"] * 1.15,
-        j.size["hip"] * 1.15,
-        colour=(0.62, 0.42, 0.22),
-        **wood,
-    )
-    b.cone(
-        "stool_leg",
-        ground,
-        seat - b.point(0, 0.03, 0),
-        j.size["hip"] * 0.9,
-        j.size["hip"] * 0.8,
-        colour=(0.45, 0.29, 0.15),
-        **wood,
-    )
+    b.cone("stool_seat", seat - b.point(0, 0.03, 0), seat, j.size["hip"] * 1.15, j.size["hip"] * 1.15,
+           colour=(0.62, 0.42, 0.22), **wood)  # fmt: skip
+    b.cone("stool_leg", ground, seat - b.point(0, 0.03, 0), j.size["hip"] * 0.9, j.size["hip"] * 0.8,
+           colour=(0.45, 0.29, 0.15), **wood)  # fmt: skip
 
 
 def _face(wearer: Wearer) -> dict[str, torch.Tensor]:
@@ -94,15 +80,8 @@ def _add_torso(b: SolidBuilder, w: Wearer, j: Joints) -> None:
     below = torch.where(one_piece[:, None], w.top, w.bottom)
     pelvis = torch.stack([hips, b.number(0.085), hips * 0.74], -1)
     b.ellipsoid("pelvis", hip - up * 0.025, pelvis, yoke, colour=below, group=G_LEG)
-    b.cone(
-        "neck",
-        chest - up * 0.04,
-        j.head,
-        size["limb"] * 0.55 + 0.022,
-        size["limb"] * 0.55 + 0.022,
-        colour=w.skin,
-        group=G_SKIN,
-    )
+    b.cone("neck", chest - up * 0.04, j.head, size["limb"] * 0.55 + 0.022, size["limb"] * 0.55 + 0.022, colour=w.skin,
+           group=G_SKIN)  # fmt: skip
     belted = w.has("top", "tunic", "robe", "dress", "armour")
     leather = torch.tensor([0.36, 0.22, 0.12], device=w.top.device).expand_as(w.top)
     sash = torch.where(
@@ -134,54 +113,26 @@ def _add_arm(b: SolidBuilder, w: Wearer, j: Joints, i: int, side: str) -> None:
     gears = torch.where(mechanical, look.SEGMENTS, look.PLAIN)
     thick = torch.where(sleeve, limb * 1.12 + 0.012, limb)
     thick = torch.where(mechanical, torch.maximum(thick, b.number(0.055)), thick)
-    b.ellipsoid(
-        f"{side}_shoulder",
-        shoulder,
-        (thick * 1.12)[:, None].expand(-1, 3),
-        colour=colour,
-        group=group,
-        pattern=torch.where(pattern == 1, 0, pattern),
-    )
+    b.ellipsoid(f"{side}_shoulder", shoulder, (thick * 1.12)[:, None].expand(-1, 3), colour=colour, group=group,
+                pattern=torch.where(pattern == 1, 0, pattern))  # fmt: skip
     plated = w.has("top", "armour") & ~mechanical
     steel = torch.tensor([0.76, 0.79, 0.84], device=w.skin.device).expand_as(w.skin)
     b.ellipsoid(f"{side}_pauldron", shoulder + j.up * 0.02, torch.stack([limb * 1.3 + 0.04, limb + 0.035, limb * 1.3 + 0.04], -1),
                 low=-0.35, colour=steel, group=group + 4, when=plated)  # fmt: skip
-    b.cone(
-        f"{side}_upper_arm",
-        shoulder,
-        elbow,
-        thick,
-        thick * 0.92,
-        colour=colour,
-        pattern=pattern,
-        group=group,
-        paint=gears,
-    )
+    b.cone(f"{side}_upper_arm", shoulder, elbow, thick, thick * 0.92, colour=colour, pattern=pattern, group=group,
+           paint=gears)  # fmt: skip
     joint = torch.where(mechanical[:, None], brass * 0.4, torch.where(long[:, None], colour, skin))
-    b.ellipsoid(
-        f"{side}_elbow",
-        elbow,
-        (torch.where(long & ~mechanical, thick * 0.94, limb * 0.95))[:, None].expand(-1, 3),
-        colour=joint,
-        group=group,
-    )
+    b.ellipsoid(f"{side}_elbow", elbow,
+                (torch.where(long & ~mechanical, thick * 0.94, limb * 0.95))[:, None].expand(-1, 3), colour=joint,
+                group=group)  # fmt: skip
     wrist = elbow + (hand - elbow) * 0.86
     rings = torch.where(mechanical, look.SEGMENTS, look.RINGS)
     thin = torch.where(mechanical, torch.maximum(limb * 0.9, b.number(0.046)), limb * 0.88)
     b.cone(f"{side}_forearm", elbow, wrist, thin, thin * 0.9, colour=skin, group=group, paint=rings)
     cuff = elbow + (hand - elbow) * 0.42
     wide = torch.where(w.has("top", "robe"), limb * 1.2 + 0.045, limb * 1.1 + 0.015)
-    b.cone(
-        f"{side}_sleeve",
-        elbow,
-        cuff,
-        thick * 0.94,
-        wide,
-        colour=w.top,
-        pattern=w.pattern,
-        group=group + 2,
-        when=long & ~mechanical,
-    )
+    b.cone(f"{side}_sleeve", elbow, cuff, thick * 0.94, wide, colour=w.top, pattern=w.pattern, group=group + 2,
+           when=long & ~mechanical)  # fmt: skip
     palm = torch.maximum(limb * 0.95, b.number(0.044))
     b.ellipsoid(f"{side}_hand", hand, palm[:, None].expand(-1, 3), colour=torch.where(mechanical[:, None], brass * 0.8, skin),
                 group=group + 6, when=~hooked)  # fmt: skip
@@ -209,16 +160,8 @@ def _add_leg(b: SolidBuilder, w: Wearer, j: Joints, i: int, side: str) -> None:
     axes = torch.stack([torch.linalg.cross(-shin, toe), -shin, toe], -1)
     b.ellipsoid(f"{side}_foot", ankle + shin * 0.018 + toe * 0.045, radii, axes, colour=bare, group=G_FOOT)
     boot_top = knee + (ankle - knee) * 0.40
-    b.cone(
-        f"{side}_boot",
-        boot_top,
-        ankle + shin * 0.02,
-        leg + 0.026,
-        leg * 0.86 + 0.018,
-        colour=w.shoes,
-        group=G_FOOT,
-        when=boot,
-    )
+    b.cone(f"{side}_boot", boot_top, ankle + shin * 0.02, leg + 0.026, leg * 0.86 + 0.018, colour=w.shoes, group=G_FOOT,
+           when=boot)  # fmt: skip
     b.cone(f"{side}_boot_cuff", boot_top - shin * 0.028, boot_top + shin * 0.028, leg + 0.036, leg + 0.036, colour=w.shoes * 0.7 + 0.12,
            group=G_FOOT + 30, when=boot)  # fmt: skip
 
@@ -239,40 +182,16 @@ def _add_skirts(b: SolidBuilder, w: Wearer, j: Joints) -> None:
            group=G_SKIRT + 30, when=skirt)  # fmt: skip
     b.cone("hem", start, hip + down * thigh_length * 0.50, flare * 1.02, flare * 1.30 + 0.035 + spread, 0.84, when=coat,
            **{**top_cloth, "paint": torch.full_like(w.pattern, look.OPENING)})  # fmt: skip
-    b.cone(
-        "hem",
-        start,
-        hip + down * thigh_length * 0.36,
-        flare * 1.02,
-        flare * 1.18 + 0.015 + spread * 0.6,
-        0.84,
-        when=tunic,
-        **top_cloth,
-    )
+    b.cone("hem", start, hip + down * thigh_length * 0.36, flare * 1.02, flare * 1.18 + 0.015 + spread * 0.6, 0.84,
+           when=tunic, **top_cloth)  # fmt: skip
     plates: Look = {"colour": b.point(0.74, 0.77, 0.82), "group": G_SKIRT}
     b.cone("hem", start, hip + down * thigh_length * 0.32, flare * 1.04, flare * 1.20 + 0.015 + spread * 0.6, 0.84,
            when=w.has("top", "armour"), **plates)  # fmt: skip
-    b.cone(
-        "hem",
-        start,
-        hip + down * thigh_length * 0.98,
-        flare * 0.98,
-        flare * 1.42 + 0.06 + spread,
-        0.84,
-        when=dress,
-        **top_cloth,
-    )
+    b.cone("hem", start, hip + down * thigh_length * 0.98, flare * 0.98, flare * 1.42 + 0.06 + spread, 0.84, when=dress,
+           **top_cloth)  # fmt: skip
     b.cone("hem", start, hip + down * thigh_length, flare, flare * 1.18 + spread, 0.84, when=robe, **top_cloth)
     knee = hip + down * thigh_length
     shin = torch.nn.functional.normalize(ankles - knees, dim=-1)
-    b.cone(
-        "robe",
-        knee,
-        knee + shin * (thigh_length * 0.72),
-        flare * 1.18 + spread,
-        flare * 1.38 + 0.02 + spread,
-        0.84,
-        when=robe,
-        **top_cloth,
-    )
+    b.cone("robe", knee, knee + shin * (thigh_length * 0.72), flare * 1.18 + spread, flare * 1.38 + 0.02 + spread, 0.84,
+           when=robe, **top_cloth)  # fmt: skip
     b.ellipsoid("robe_knee", knee, (flare * 1.15 + spread)[:, None] * b.point(1, 0.5, 0.82), when=robe, **top_cloth)

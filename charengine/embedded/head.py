@@ -62,16 +62,8 @@ def _add_species_parts(b: SolidBuilder, w: Wearer, j: Joints, s: _Skull) -> None
         b.cone(
             ear, s.at(x * 0.9, -0.05, -0.05), s.at(x * 1.55, 0.38, -0.35), s.width * 0.22, 0.004, 0.5, when=elf, **skin
         )
-        b.cone(
-            ear,
-            s.at(x * 0.85, -0.05, -0.05),
-            s.at(x * 1.50, 0.62, -0.25),
-            s.width * 0.36,
-            0.004,
-            0.4,
-            when=goblin,
-            **skin,
-        )
+        b.cone(ear, s.at(x * 0.85, -0.05, -0.05), s.at(x * 1.50, 0.62, -0.25), s.width * 0.36, 0.004, 0.4, when=goblin,
+               **skin)  # fmt: skip
         b.cone(
             ear, s.at(x * 0.55, 0.62, -0.05), s.at(x * 0.84, 1.65, -0.05), s.width * 0.42, 0.004, 0.45, when=cat, **skin
         )
@@ -80,26 +72,11 @@ def _add_species_parts(b: SolidBuilder, w: Wearer, j: Joints, s: _Skull) -> None
         tip = s.at(x * 0.62, 1.5, 0.0)
         b.cone(f"feeler_{i}", s.at(x * 0.35, 0.8, 0), tip, 0.016, 0.012, when=alien, **skin)
         b.ellipsoid(f"feeler_tip_{i}", tip, s.size(0.15, 0.15, 0.15), when=alien, colour=w.skin * 0.6, group=G_EAR)
-        b.cone(
-            f"tusk_{i}",
-            s.at(x * 0.28, -0.60, 0.84),
-            s.at(x * 0.33, -0.34, 1.02),
-            0.026,
-            0.006,
-            colour=_BONE,
-            group=G_EAR,
-            when=orc,
-        )
+        b.cone(f"tusk_{i}", s.at(x * 0.28, -0.60, 0.84), s.at(x * 0.33, -0.34, 1.02), 0.026, 0.006, colour=_BONE,
+               group=G_EAR, when=orc)  # fmt: skip
     b.cone("feeler_0", s.at(0, 0.85, 0), s.at(0, 1.35, 0), 0.013, 0.013, when=robot, colour=_DARK, group=G_EAR)
-    b.ellipsoid(
-        "feeler_tip_0",
-        s.at(0, 1.42, 0),
-        s.size(0.14, 0.14, 0.14),
-        when=robot,
-        colour=(1.0, 0.25, 0.2),
-        group=G_EAR,
-        glow=1.0,
-    )
+    b.ellipsoid("feeler_tip_0", s.at(0, 1.42, 0), s.size(0.14, 0.14, 0.14), when=robot, colour=(1.0, 0.25, 0.2),
+                group=G_EAR, glow=1.0)  # fmt: skip
     nose = w.has("species", "woman", "man", "girl", "elf")
     b.ellipsoid(
         "nose", s.at(0, -0.24, 0.97), s.size(0.085, 0.10, 0.10), s.axes, when=nose, colour=w.skin * 0.93, group=G_HEAD
@@ -107,16 +84,8 @@ def _add_species_parts(b: SolidBuilder, w: Wearer, j: Joints, s: _Skull) -> None
     b.ellipsoid(
         "nose", s.at(0, -0.20, 0.95), s.size(0.20, 0.15, 0.14), s.axes, when=orc, colour=w.skin * 0.9, group=G_HEAD
     )
-    b.cone(
-        "nose",
-        s.at(0, -0.12, 0.85),
-        s.at(0, -0.42, 1.55),
-        s.width * 0.17,
-        s.width * 0.06,
-        when=goblin,
-        colour=w.skin * 0.93,
-        group=G_EAR,
-    )
+    b.cone("nose", s.at(0, -0.12, 0.85), s.at(0, -0.42, 1.55), s.width * 0.17, s.width * 0.06, when=goblin,
+           colour=w.skin * 0.93, group=G_EAR)  # fmt: skip
     b.ellipsoid("jaw", s.at(0, -0.45, 0.12), s.size(0.80, 0.55, 0.82), s.axes, when=orc, colour=w.skin, group=G_HEAD)
     b.cone("jaw", s.at(0, -0.55, 0.25), s.at(0, -1.0, 0.32), s.width * 0.62, s.width * 0.5, when=w.has("species", "skeleton"),
            colour=w.skin * 0.92, group=G_HEAD)  # fmt: skip
@@ -144,15 +113,8 @@ def _add_hair(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
     b.ellipsoid("fringe", s.at(0.25, 0.66, 0.60), s.size(0.62, 0.26, 0.42), s.axes, when=capped & ~covered, **hair)
     for i, x in enumerate((-1.0, 1.0)):
         lock, loose = f"lock_{i}", ~hood
-        b.cone(
-            lock,
-            s.at(x * 0.86, 0.2, -0.15),
-            s.at(x * 0.98, -1.55, -0.1),
-            s.width * 0.30,
-            s.width * 0.20,
-            when=style["long"] & loose,
-            **hair,
-        )
+        b.cone(lock, s.at(x * 0.86, 0.2, -0.15), s.at(x * 0.98, -1.55, -0.1), s.width * 0.30, s.width * 0.20,
+               when=style["long"] & loose, **hair)  # fmt: skip
         b.cone(lock, s.at(x * 0.95, -0.1, -0.1), s.at(x * 1.12, -1.35, 0.2), s.width * 0.21, s.width * 0.17,
                when=style["braids"] & loose, **hair)  # fmt: skip
         b.ellipsoid(
@@ -163,38 +125,18 @@ def _add_hair(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
         b.ellipsoid(f"curl_{i}", s.at(x * 0.98, 0.25, -0.1), s.size(0.48, 0.55, 0.55), when=style["curly"], **hair)
         b.ellipsoid(f"curl_top_{i}", s.at(x * 0.55, 0.98, 0.15), s.size(0.48, 0.42, 0.5), when=style["curly"], **hair)
     b.ellipsoid("curl_front", s.at(0, 0.92, 0.62), s.size(0.55, 0.34, 0.4), when=style["curly"], **hair)
-    b.ellipsoid(
-        "back_hair",
-        s.at(0, -0.75, -0.55),
-        s.radii * b.point(0.92, 1.30, 0.52),
-        s.axes,
-        when=style["long"] & ~hood,
-        **hair,
-    )
-    b.ellipsoid(
-        "back_hair",
-        s.at(0, 0.20, -1.05),
-        s.size(0.30, 0.28, 0.30),
-        when=style["ponytail"] & ~hood,
-        colour=(0.9, 0.25, 0.25),
-        group=G_TIE,
-    )
+    b.ellipsoid("back_hair", s.at(0, -0.75, -0.55), s.radii * b.point(0.92, 1.30, 0.52), s.axes,
+                when=style["long"] & ~hood, **hair)  # fmt: skip
+    b.ellipsoid("back_hair", s.at(0, 0.20, -1.05), s.size(0.30, 0.28, 0.30), when=style["ponytail"] & ~hood,
+                colour=(0.9, 0.25, 0.25), group=G_TIE)  # fmt: skip
     bend = s.at(0, 0.10, -1.45)
     b.ellipsoid("tail_root", bend, s.size(0.32, 0.36, 0.32), when=style["ponytail"] & ~hood, **hair)
     b.cone(
         "tail_hair", bend, s.at(0, -1.35, -1.35), s.width * 0.31, s.width * 0.08, when=style["ponytail"] & ~hood, **hair
     )
     b.ellipsoid("tail_root", s.at(0, 1.18, -0.25), s.size(0.46, 0.42, 0.46), when=style["bun"], **hair)
-    b.ellipsoid(
-        "back_hair",
-        s.at(0, 0.42, -0.12),
-        s.radii * b.point(0.17, 1.18, 1.22),
-        s.axes,
-        0.6,
-        low=-0.05,
-        when=style["mohawk"],
-        **hair,
-    )
+    b.ellipsoid("back_hair", s.at(0, 0.42, -0.12), s.radii * b.point(0.17, 1.18, 1.22), s.axes, 0.6, low=-0.05,
+                when=style["mohawk"], **hair)  # fmt: skip
 
 
 def _add_headgear(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
@@ -212,61 +154,18 @@ def _add_headgear(b: SolidBuilder, w: Wearer, s: _Skull) -> None:
     b.cone(
         "brim", s.at(0, -1.45, -0.05), s.at(0, -0.70, -0.12), s.width * 1.25, s.width * 0.80, 0.85, when=hood, **cloth
     )
-    b.ellipsoid(
-        "gear",
-        s.at(0, 0.06, -0.02),
-        s.radii * (s.cap + 0.09),
-        s.axes,
-        0.30,
-        low=0.12,
-        colour=_STEEL,
-        group=G_GEAR,
-        when=helmet,
-    )
-    b.cone(
-        "brim",
-        s.at(0, 0.24, 0.03),
-        s.at(0, 0.42, 0.0),
-        s.width * 1.24,
-        s.width * 1.22,
-        1.0,
-        colour=(0.55, 0.58, 0.63),
-        group=G_TIE,
-        when=helmet,
-    )
-    b.cone(
-        "band",
-        s.at(0, 0.42, 1.16),
-        s.at(0, -0.22, 1.20),
-        0.024,
-        0.018,
-        colour=(0.55, 0.58, 0.63),
-        group=G_TIE,
-        when=helmet,
-    )
-    b.cone(
-        "gear",
-        s.at(0, 0.66, -0.05),
-        s.at(0, 1.0, -0.08),
-        s.width * 0.92,
-        s.width * 1.0,
-        1.0,
-        colour=_GOLD,
-        group=G_GEAR,
-        when=crown,
-    )
+    b.ellipsoid("gear", s.at(0, 0.06, -0.02), s.radii * (s.cap + 0.09), s.axes, 0.30, low=0.12, colour=_STEEL,
+                group=G_GEAR, when=helmet)  # fmt: skip
+    b.cone("brim", s.at(0, 0.24, 0.03), s.at(0, 0.42, 0.0), s.width * 1.24, s.width * 1.22, 1.0,
+           colour=(0.55, 0.58, 0.63), group=G_TIE, when=helmet)  # fmt: skip
+    b.cone("band", s.at(0, 0.42, 1.16), s.at(0, -0.22, 1.20), 0.024, 0.018, colour=(0.55, 0.58, 0.63), group=G_TIE,
+           when=helmet)  # fmt: skip
+    b.cone("gear", s.at(0, 0.66, -0.05), s.at(0, 1.0, -0.08), s.width * 0.92, s.width * 1.0, 1.0, colour=_GOLD,
+           group=G_GEAR, when=crown)  # fmt: skip
     for k, angle in enumerate(torch.arange(6) * (torch.pi / 3)):
         x, z = float(angle.sin()) * 0.9, float(angle.cos()) * 0.9
-        b.cone(
-            f"spike_{k}",
-            s.at(x, 0.95, z - 0.08),
-            s.at(x * 1.12, 1.42, z * 1.12 - 0.08),
-            s.width * 0.24,
-            0.004,
-            colour=_GOLD,
-            group=G_GEAR,
-            when=crown,
-        )
+        b.cone(f"spike_{k}", s.at(x, 0.95, z - 0.08), s.at(x * 1.12, 1.42, z * 1.12 - 0.08), s.width * 0.24, 0.004,
+               colour=_GOLD, group=G_GEAR, when=crown)  # fmt: skip
     for i, x in enumerate((-1.0, 1.0)):
         bend = s.at(x * 1.15, 0.98, 0.1)
         bone: Look = {"colour": _BONE, "group": G_GEAR, "when": horns}

@@ -36,16 +36,8 @@ def _add_hook(
 ) -> None:
     when = w.has(f"{side}_item", "hook")
     steel: Look = {"colour": _STEEL, "group": G_ITEM + 1, "when": when}
-    b.cone(
-        f"{side}_item_0",
-        hand - arm * 0.055,
-        hand + arm * 0.02,
-        0.062,
-        0.05,
-        colour=(0.30, 0.20, 0.14),
-        group=G_ITEM,
-        when=when,
-    )
+    b.cone(f"{side}_item_0", hand - arm * 0.055, hand + arm * 0.02, 0.062, 0.05, colour=(0.30, 0.20, 0.14),
+           group=G_ITEM, when=when)  # fmt: skip
     bend = normalize(ahead * 0.75 + b.point(-1.0 if side == "right" else 1.0, 0, 0) * 0.65, dim=-1)
     points = [
         hand + arm * a + bend * c
@@ -65,29 +57,13 @@ def _add_blades(
     turned = normalize(outward * 0.72 + b.point(0, 0, 0.69), dim=-1)
     blade = normalize(torch.linalg.cross(turned, along), dim=-1)
     steel: Look = {"colour": _STEEL, "group": G_ITEM + 1}
-    b.cone(
-        f"{side}_item_0",
-        hand - along * 0.10,
-        hand + along * 0.08,
-        0.019,
-        0.019,
-        colour=(0.35, 0.22, 0.12),
-        group=G_ITEM,
-        when=sword,
-    )
+    b.cone(f"{side}_item_0", hand - along * 0.10, hand + along * 0.08, 0.019, 0.019, colour=(0.35, 0.22, 0.12),
+           group=G_ITEM, when=sword)  # fmt: skip
     b.cone(f"{side}_item_1", hand + along * 0.07, hand + along * 0.56, 0.038, 0.030, 0.35, outward, when=sword, **steel)
     b.cone(f"{side}_item_2", hand + along * 0.56, hand + along * 0.65, 0.030, 0.002, 0.35, outward, when=sword, **steel)
     guard = hand + along * 0.065
-    b.cone(
-        f"{side}_item_3",
-        guard - across * 0.10,
-        guard + across * 0.10,
-        0.022,
-        0.022,
-        colour=_GOLD,
-        group=G_ITEM + 2,
-        when=sword,
-    )
+    b.cone(f"{side}_item_3", guard - across * 0.10, guard + across * 0.10, 0.022, 0.022, colour=_GOLD, group=G_ITEM + 2,
+           when=sword)  # fmt: skip
     b.cone(f"{side}_item_0", hand - along * 0.14, hand + along * 0.42, 0.02, 0.02, colour=_WOOD, group=G_ITEM, when=axe)
     head = hand + along * 0.36
     for k, way in ((1, 1.0), (2, -1.0)):
@@ -100,15 +76,8 @@ def _add_staff(b: SolidBuilder, w: Wearer, side: str, hand: torch.Tensor, outwar
     foot = hand - up * (hand[:, 1:2] * 0.92).clamp(max=0.75)
     top = hand + up * 0.62
     b.cone(f"{side}_item_0", foot, top, 0.019, 0.022, colour=_WOOD, group=G_ITEM, when=when)
-    b.ellipsoid(
-        f"{side}_item_1",
-        top,
-        b.point(0.055, 0.055, 0.055),
-        colour=(0.55, 0.35, 0.95),
-        group=G_ITEM + 1,
-        glow=1.0,
-        when=when,
-    )
+    b.ellipsoid(f"{side}_item_1", top, b.point(0.055, 0.055, 0.055), colour=(0.55, 0.35, 0.95), group=G_ITEM + 1,
+                glow=1.0, when=when)  # fmt: skip
     b.cone(f"{side}_item_2", top - up * 0.075, top - up * 0.035, 0.026, 0.05, colour=_GOLD, group=G_ITEM + 2, when=when)
 
 
@@ -117,17 +86,8 @@ def _add_lantern(b: SolidBuilder, w: Wearer, side: str, hand: torch.Tensor) -> N
     up = b.point(0, 1, 0)
     body = hand - up * 0.17
     b.cone(f"{side}_item_0", hand, body + up * 0.08, 0.012, 0.012, colour=_DARK, group=G_ITEM, when=when)
-    b.cone(
-        f"{side}_item_1",
-        body - up * 0.065,
-        body + up * 0.055,
-        0.064,
-        0.064,
-        colour=(1.0, 0.88, 0.35),
-        group=G_ITEM + 1,
-        glow=1.0,
-        when=when,
-    )
+    b.cone(f"{side}_item_1", body - up * 0.065, body + up * 0.055, 0.064, 0.064, colour=(1.0, 0.88, 0.35),
+           group=G_ITEM + 1, glow=1.0, when=when)  # fmt: skip
     b.cone(f"{side}_item_2", body + up * 0.05, body + up * 0.10, 0.076, 0.02, colour=_DARK, group=G_ITEM, when=when)
     b.cone(f"{side}_item_3", body - up * 0.09, body - up * 0.06, 0.076, 0.076, colour=_DARK, group=G_ITEM, when=when)
 
@@ -136,26 +96,10 @@ def _add_shield(b: SolidBuilder, w: Wearer, side: str, centre: torch.Tensor, out
     when = w.has(f"{side}_item", "shield")
     face = normalize(outward * 0.72 + b.point(0, 0, 0.70), dim=-1)
     middle = centre + face * 0.065
-    b.cone(
-        f"{side}_item_0",
-        middle - face * 0.012,
-        middle + face * 0.012,
-        0.165,
-        0.165,
-        colour=(0.62, 0.42, 0.20),
-        group=G_ITEM,
-        when=when,
-    )
-    b.cone(
-        f"{side}_item_1",
-        middle + face * 0.010,
-        middle + face * 0.018,
-        0.115,
-        0.115,
-        colour=(0.75, 0.20, 0.16),
-        group=G_ITEM + 1,
-        when=when,
-    )
+    b.cone(f"{side}_item_0", middle - face * 0.012, middle + face * 0.012, 0.165, 0.165, colour=(0.62, 0.42, 0.20),
+           group=G_ITEM, when=when)  # fmt: skip
+    b.cone(f"{side}_item_1", middle + face * 0.010, middle + face * 0.018, 0.115, 0.115, colour=(0.75, 0.20, 0.16),
+           group=G_ITEM + 1, when=when)  # fmt: skip
     b.ellipsoid(
         f"{side}_item_2", middle + face * 0.02, b.point(0.05, 0.05, 0.05), colour=_STEEL, group=G_ITEM + 2, when=when
     )

@@ -13,15 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from charengine.embedded import probe
-from charengine.embedded.traits import (
-    BACKGROUNDS,
-    COLUMN,
-    POSES,
-    TRAITS,
-    VIEWS,
-    sample_indices,
-    visible_mask,
-)
+from charengine.embedded.traits import BACKGROUNDS, COLUMN, POSES, TRAITS, VIEWS, sample_indices, visible_mask
 from charengine.embedded.world import render, view_yaw
 from charengine.errors import MissingDependency
 

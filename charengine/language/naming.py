@@ -6,13 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable
 
-from charengine.language.words import (
-    COLOURS,
-    COMMON_NAMES,
-    KINDS,
-    PHRASE_ENDS,
-    TRAIT_WORDS,
-)
+from charengine.language.words import COLOURS, COMMON_NAMES, KINDS, PHRASE_ENDS, TRAIT_WORDS
 from charengine.wording import TRIGGER_PATTERN
 
 NO_NOUN = "character"  # of a prompt that names no kind of being

@@ -23,6 +23,9 @@ _COMPOUND = re.compile(r"\w+-?(?:skinned|haired|eyed|headed|eared|legged|armed|b
 _SIDED = re.compile(r"\b(?:left|right)\b")
 _ALSO = re.compile(r"\b(?:bare (?:feet|foot|chest|arms)|top ?knot)\b")  # of two words, or no captioner's
 _SHADES = frozenset({"deep", "dark", "light", "pale", "bright"})
+_LINKS = re.compile(r"\b(?:with|in|on|of|for|over|under|is|are)\b")
+_HAVING = re.compile(r"\b(skin|hair|eye|ear|beard)n?e?d\b")
+_HAIRSTYLES = frozenset({"ponytail", "braid", "bun", "twintail", "pigtail", "mohawk", "curl", "afro", "dreadlock"})
 
 
 def trait_phrases(prompt: str, class_noun: str) -> tuple[str, ...]:
@@ -70,6 +73,37 @@ def fitting(
         if count_tokens(", ".join([subject, *chosen, words])) <= most:
             chosen.append(words)
     return chosen
+
+
+def without_repeats(phrases: Sequence[str]) -> tuple[str, ...]:
+    """The phrases but those that another of them says too; of two that say the same, the first stays.
+
+    >>> without_repeats(("red hair", "green scarf", "curly red hair"))
+    ('green scarf', 'curly red hair')
+    """
+    kept = list(dict.fromkeys(phrases))
+    for words in reversed(tuple(kept)):
+        if any(_says(other, words) for other in kept if other != words):
+            kept.remove(words)
+    return tuple(kept)
+
+
+def _says(phrase: str, words: str) -> bool:
+    """Whether a phrase names what the words name, with all that they say of it."""
+    named = _things(words)
+    return bool(named) and all(
+        any(thing in names and about <= said for names, said in _things(phrase)) for (thing, _), about in named
+    )
+
+
+def _things(phrase: str) -> list[tuple[tuple[str, str], frozenset[str]]]:
+    """The things that a phrase names, by the last word of each part (braids are hair too), and the words about them."""
+    found = []
+    for part in _LINKS.split(_HAVING.sub(r"\1", phrase.lower())):
+        if said := content_words(part):
+            last = next(word for one in reversed(re.findall(r"[a-z]+", part)) if (word := one.rstrip("s")) in said)
+            found.append(((last, "hair" if last in _HAIRSTYLES else last), said - {last}))
+    return found
 
 
 def _plain(piece: str) -> str:

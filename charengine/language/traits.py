@@ -6,12 +6,7 @@ import re
 from collections.abc import Iterable
 
 from charengine.language.sides import find_side_items
-from charengine.language.words import (
-    NAMED_ONE_BY_ONE,
-    ONE_SIDED,
-    SCENE,
-    TRAIT_WORDS,
-)
+from charengine.language.words import NAMED_ONE_BY_ONE, ONE_SIDED, SCENE, TRAIT_WORDS
 from charengine.models import Description
 
 VIEW_TAGS: dict[str, tuple[str, ...]] = {

@@ -12,20 +12,21 @@ from pathlib import Path
 from charengine import files
 from charengine.models.files import file_digest
 
+NAME = "ss_sd_model_name"
 OLD_HASH_FROM, OLD_HASH_BYTES = 0x100000, 0x10000
 
 
 def base_metadata(source: Path, memory: Path) -> dict[str, str]:
-    """sd-scripts' three keys for a checkpoint file; of a folder its name alone.
+    """sd-scripts' three keys for a checkpoint file; of a folder its name alone. All but `NAME` follow from the contents.
 
     Args:
         source: the checkpoint's file or folder.
         memory: where digests of files are remembered (`<home>/fingerprints.json`): a file is hashed once.
     """
     if not files.is_file(source):
-        return {"ss_sd_model_name": source.name}
+        return {NAME: source.name}
     return {
-        "ss_sd_model_name": source.name,
+        NAME: source.name,
         "ss_sd_model_hash": _old_hash(source),
         "ss_new_sd_model_hash": file_digest(source, memory),
     }

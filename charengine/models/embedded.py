@@ -71,7 +71,7 @@ def load(profile: Profile) -> Models:
             prediction=prediction_of(sdxl, settings),
             usage=Usage(prompt_prefix=settings.prompt_prefix or "", negative_prompt=settings.negative_prompt or ""),
         ),
-        embedder=ClipEmbedder(clip, device, DTYPE, fingerprint(clip), letterbox=True),
+        embedder=ClipEmbedder(clip, device, DTYPE, fingerprint(clip)),
         reader=ProbeReader(device),
         onlooker=EmbeddedOnlooker(captioner, device),
     )

@@ -85,29 +85,35 @@ class Preparation:
         return image.resize(size, filter_).crop((left, top, left + self.crop[0], top + self.crop[1]))
 
 
-class ClipEmbedder:
-    """`Embedder` on a CLIPModel folder: text-image match, and its image tower for identity.
+class FolderEmbedder:
+    """An embedder on a folder with config, safetensors weights, preprocessor_config.json, and tokenizer where there are words.
 
     Args:
-        folder: holds config, safetensors weights, tokenizer and preprocessor_config.json.
+        folder: of the model.
         device: where the model runs.
         dtype: of its weights.
         fingerprint: digest of the weights, for cache keys.
-        letterbox: pad pictures to a square with white (the embedded family was trained so) instead of cropping them.
+        letterbox: pad pictures to a square with white instead of cropping them: the usual centre crop would cut head and feet off
+            a standing figure, and the embedded family was trained so.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        device: torch.device,
-        dtype: torch.dtype,
-        fingerprint: str,
-        *,
-        letterbox: bool = False,
+        self, folder: Path, device: torch.device, dtype: torch.dtype, fingerprint: str, *, letterbox: bool = True
     ) -> None:
         self.folder, self.device, self.dtype, self.fingerprint = folder, device, dtype, fingerprint
         self.letterbox = letterbox
         self._loaded = Loaded()
+
+    def unload(self) -> None:
+        """Free all memory the weights take."""
+        self._loaded.free()
+
+    def _preparation(self) -> Preparation:
+        return Preparation.from_folder(self.folder, letterbox=self.letterbox)
+
+
+class ClipEmbedder(FolderEmbedder):
+    """`Embedder` on a CLIPModel folder: text-image match, and its image tower for identity."""
 
     def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Projected image embeddings (n, d), L2-normalised float32 on the CPU."""
@@ -145,10 +151,6 @@ class ClipEmbedder:
         rows = self.embed_images(list(distinct.values()))[[places[id(image)] for image in images]]
         return (rows * self.embed_texts(texts)).sum(dim=-1)
 
-    def unload(self) -> None:
-        """Free all memory the weights take."""
-        self._loaded.free()
-
     def _model(self) -> Any:
         from transformers import CLIPModel
 
@@ -159,45 +161,18 @@ class ClipEmbedder:
 
         return CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
 
-    def _preparation(self) -> Preparation:
-        return Preparation.from_folder(self.folder, letterbox=self.letterbox)
 
-
-class DinoEmbedder:
-    """Identity embeddings of a DINOv2 folder: the class token after the last norm (DreamBench++'s DINO score).
-
-    Args:
-        folder: holds config, safetensors weights and preprocessor_config.json.
-        device: where the model runs.
-        dtype: of its weights.
-        fingerprint: digest of the weights, for cache keys.
-        letterbox: pad to a square with white: the usual centre crop would cut head and feet off a standing figure.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        device: torch.device,
-        dtype: torch.dtype,
-        fingerprint: str,
-        *,
-        letterbox: bool = True,
-    ) -> None:
-        self.folder, self.device, self.dtype, self.fingerprint = folder, device, dtype, fingerprint
-        self.letterbox = letterbox
-        self._loaded = Loaded()
+class DinoEmbedder(FolderEmbedder):
+    """Identity embeddings of a DINOv2 folder: the class token after the last norm (DreamBench++'s DINO score)."""
 
     def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Class-token embeddings (n, d), L2-normalised float32 on the CPU."""
         config = read_json(self.folder / "config.json")
         kind = dino_class(str(config.get("model_type")))[0]
         model = self._loaded.get("model", lambda: _load(kind, self.folder, self.device, self.dtype))
-        preparation = Preparation.from_folder(self.folder, letterbox=self.letterbox)
-        return _embed(images, self.folder, preparation, model, lambda pixels: model(pixels).last_hidden_state[:, 0])
-
-    def unload(self) -> None:
-        """Free all memory the weights take."""
-        self._loaded.free()
+        return _embed(
+            images, self.folder, self._preparation(), model, lambda pixels: model(pixels).last_hidden_state[:, 0]
+        )
 
 
 class IdentityEmbedder(Protocol):

@@ -149,10 +149,7 @@ def _sdxl(path: Path, identity: Identity, configurations: Configurations) -> Non
     _compare(unet, state, path)
     if identity.note != "no vae":
         _compare_vae(path / "vae" if folder else path, config)
-    for name, read in (
-        ("text_encoder", layouts.sdxl_first_encoder),
-        ("text_encoder_2", layouts.sdxl_second_encoder),
-    ):
+    for name, read in (("text_encoder", layouts.sdxl_first_encoder), ("text_encoder_2", layouts.sdxl_second_encoder)):
         module = _built(sdxl_text_encoder, config, name)
         state = layouts.sdxl_part_of_folder(folder / name, header_plain) if folder else read(path, header_plain)
         _compare(module, without_text_model(module, state), path / name if folder else path)

@@ -172,7 +172,7 @@ def _sdxl(profile: Profile, found: Survey, device: torch.device, dtype: torch.dt
 
 def _embedder(stock: Inventory, device: torch.device, dtype: torch.dtype) -> Embedder:
     clip, dino = stock.found["clip"].path, stock.path("dino")
-    adherence = ClipEmbedder(clip, device, dtype, _fingerprint(clip), letterbox=True)
+    adherence = ClipEmbedder(clip, device, dtype, _fingerprint(clip))
     return adherence if dino is None else PairEmbedder(DinoEmbedder(dino, device, dtype, _fingerprint(dino)), adherence)
 
 

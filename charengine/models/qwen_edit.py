@@ -21,13 +21,7 @@ from PIL import Image
 from charengine.errors import BadInput
 from charengine.models.loading import Loaded, noise_from_seeds
 from charengine.models.low_rank import switch_adapter
-from charengine.models.qwen_parts import (
-    QwenEditParts,
-    lightning_scheduler,
-    load_loras,
-    load_text_encoder,
-    refuse_nan,
-)
+from charengine.models.qwen_parts import QwenEditParts, lightning_scheduler, load_loras, load_text_encoder, refuse_nan
 from charengine.models.sdxl import images_to_tensor, tensor_to_images
 
 Box = tuple[int, int, int, int]

@@ -12,7 +12,7 @@ from charengine.run.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-MOST_STEPS = 100_000  # of `train.steps`
+MOST_STEPS: int = next(limit.le for limit in TrainSettings.model_fields["steps"].metadata if hasattr(limit, "le"))
 
 
 class Attempt(NamedTuple):

@@ -163,18 +163,20 @@ def _within_memory(given: Given, inputs: tuple[Input, ...]) -> Any:
             raise OutOfBudget(f"{stage.name} ran out of memory with the smallest plan there is: {error}") from error
     for name in stage.models_for(settings):
         getattr(given.models, name).unload()
-    told = f"{stage.name} ran out of memory and went on with {_difference(settings, smaller)}"
+    changed = _difference(settings, smaller)
+    told = f"{stage.name} ran out of memory and went on with {', '.join(f'{name}={changed[name]}' for name in changed)}"
     log.warning(told)
     given.tracker.set_tags({"charengine.fallback": told})
     assert given.state is not None
-    result = stage.work(replace(given, settings=smaller, state=_smaller(given.state)), *inputs)
+    recipe = {**given.recipe, "went_on_with": {stage.settings: changed}}
+    result = stage.work(replace(given, settings=smaller, recipe=recipe, state=_smaller(given.state)), *inputs)
     return result.model_copy(update={"warnings": (*result.warnings, told)})
 
 
-def _difference(settings: Settings, smaller: Settings) -> str:
-    """The settings that changed, as name=value."""
-    before, after = settings.model_dump(), smaller.model_dump()
-    return ", ".join(f"{name}={value}" for name, value in after.items() if value != before[name])
+def _difference(settings: Settings, smaller: Settings) -> dict[str, Any]:
+    """The settings that changed, by name."""
+    before, after = settings.model_dump(mode="json"), smaller.model_dump(mode="json")
+    return {name: value for name, value in after.items() if value != before[name]}
 
 
 def peak_rss_gib() -> float | None:

@@ -1,7 +1,7 @@
 """The adapters of a run say the whole of what was asked for, so that a file alone is enough to make the character again.
 
 A stage's own files say what the stage read, and nothing else, so that equal keys make equal bytes. How the sheet was drawn and the views
-were cut and described stands in no file of training; the run adds it when all is made.
+were cut and described, and the name of the base checkpoint's file, stand in no file of training; the run adds them when all is made.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import json
 
 from charengine.adapter.header import header_of, with_metadata
 from charengine.adapter.metadata import told_by
+from charengine.models.base_names import NAME
 from charengine.records import Ref, SweepRecord
 from charengine.run.workspace import Workspace
-from charengine.store import Store
 
 
 def with_whole_recipe(sweep: SweepRecord, workspace: Workspace) -> SweepRecord:
@@ -22,12 +22,17 @@ def with_whole_recipe(sweep: SweepRecord, workspace: Workspace) -> SweepRecord:
     """
     if workspace.starts_from:
         return sweep
-    asked, store = workspace.recipe(), workspace.store
-    told = {name: _told(getattr(sweep, name), asked, store) for name in ("adapter", "recommended_adapter")}
+    told = {name: _told(getattr(sweep, name), workspace) for name in ("adapter", "recommended_adapter")}
     return sweep.model_copy(update=told)
 
 
-def _told(adapter: Ref, asked: dict[str, object], store: Store) -> Ref:
-    data = store.get(adapter)
-    recipe = {**told_by(header_of(data).metadata).recipe, **asked}
-    return store.put(with_metadata(data, {"charengine.recipe": json.dumps(recipe, sort_keys=True)}), adapter.name)
+def with_base_name(adapter: Ref, workspace: Workspace, **more: str) -> Ref:
+    """An adapter that was trained here, with the name of the base checkpoint's file and more metadata."""
+    names, store = workspace.models.diffusion.base_names, workspace.store
+    changes = {**({NAME: names[NAME]} if NAME in names else {}), **more}
+    return store.put(with_metadata(store.get(adapter), changes), adapter.name) if changes else adapter
+
+
+def _told(adapter: Ref, workspace: Workspace) -> Ref:
+    recipe = {**told_by(header_of(workspace.store.get(adapter)).metadata).recipe, **workspace.recipe()}
+    return with_base_name(adapter, workspace, **{"charengine.recipe": json.dumps(recipe, sort_keys=True)})

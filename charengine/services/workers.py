@@ -155,13 +155,12 @@ def check_addresses() -> None:
 
 @contextmanager
 def workers(home: Home, asked_to_stop: Callable[[], bool]) -> Iterator[Workers]:
-    """The workers of this machine; everything is stopped on the way out, however that is.
+    """The workers of this machine, after `check_addresses`; everything is stopped on the way out, however that is.
 
     Raises:
-        BadInput: an address is not named.
+        BadInput: as `Workers.start` does.
         Interrupted: asked to stop before the servers answered.
     """
-    check_addresses()
     apply_defaults(home.create())
     running = Workers(home, asked_to_stop)
     running.logs.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,7 @@ from PIL import Image
 from charengine.config import CaptionSettings, Character
 from charengine.dataset.digest import dataset_digest
 from charengine.language.traits import VIEW_TAGS, background_tags, content_words, is_side_bound, trait_kinds
-from charengine.language.words import (
-    BACKGROUND_TAG,
-    FRAMING_TAG,
-    SCENE,
-    VIEW_TAG,
-)
+from charengine.language.words import BACKGROUND_TAG, FRAMING_TAG, SCENE, VIEW_TAG
 from charengine.models import Captioner, Description, describe_all
 from charengine.records import CaptionRecord, DatasetRecord, ExtraView, ViewName, ViewRecord, ViewsRecord
 from charengine.stage import Given, Stage

@@ -71,12 +71,7 @@ class JournalTracker:
         return ""
 
     def child(
-        self,
-        name: str,
-        *,
-        key: str,
-        params: Mapping[str, object] | None = None,
-        tags: Mapping[str, str] | None = None,
+        self, name: str, *, key: str, params: Mapping[str, object] | None = None, tags: Mapping[str, str] | None = None
     ) -> JournalTracker:
         """The child run, named and keyed as MLflow's tracker does it."""
         full = key if self._parent is None else f"{self._key}/{key}"

@@ -209,12 +209,7 @@ class MLflowTracker(Pages, Postponing):
         return self._key
 
     def child(
-        self,
-        name: str,
-        *,
-        key: str,
-        params: Mapping[str, object] | None = None,
-        tags: Mapping[str, str] | None = None,
+        self, name: str, *, key: str, params: Mapping[str, object] | None = None, tags: Mapping[str, str] | None = None
     ) -> MLflowTracker | JournalTracker:
         """The child run tagged with this key: reopened if it exists, else started under this run, whose name its own begins with.
 

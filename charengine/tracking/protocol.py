@@ -51,12 +51,7 @@ class Tracker(Protocol):
         ...
 
     def child(
-        self,
-        name: str,
-        *,
-        key: str,
-        params: Mapping[str, object] | None = None,
-        tags: Mapping[str, str] | None = None,
+        self, name: str, *, key: str, params: Mapping[str, object] | None = None, tags: Mapping[str, str] | None = None
     ) -> Tracker:
         """The child run tagged with this stage key: reopened if it exists, else started."""
         ...
@@ -139,12 +134,7 @@ class NullTracker:
         return ""
 
     def child(
-        self,
-        name: str,
-        *,
-        key: str,
-        params: Mapping[str, object] | None = None,
-        tags: Mapping[str, str] | None = None,
+        self, name: str, *, key: str, params: Mapping[str, object] | None = None, tags: Mapping[str, str] | None = None
     ) -> NullTracker:
         """Itself."""
         return self

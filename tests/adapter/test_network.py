@@ -291,10 +291,9 @@ def test_metadata_of_an_adapter_for_a_v_prediction_base_says_so_in_sd_scripts_wo
 def _spelt(unet, tensors, convention):
     """Our file in another program's convention."""
     names = {stem: name for name, stem in file_names(unet).items()}
-    parts = {
-        "peft": ("lora_A.weight", "lora_B.weight"),
-        "diffusers": ("lora.down.weight", "lora.up.weight"),
-    }.get(convention, ("lora_down.weight", "lora_up.weight"))
+    parts = {"peft": ("lora_A.weight", "lora_B.weight"), "diffusers": ("lora.down.weight", "lora.up.weight")}.get(
+        convention, ("lora_down.weight", "lora_up.weight")
+    )
     prefix = {"peft": "unet.", "diffusers": "unet.", "kohya-diffusers": "lora_unet_", "lycoris": "lycoris_"}[convention]
     spelt = {}
     for key, value in tensors.items():

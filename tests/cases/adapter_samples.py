@@ -25,6 +25,7 @@ UNET = {
     "projection_class_embeddings_input_dim": 16 + 6 * 8,
     "norm_num_groups": 8,
 }
+BASE = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1"
 LINEAR = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"  # 32 → 32
 WIDE = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"  # 24 → 32
 CONV = "down_blocks.1.resnets.0.conv1"  # 16 → 32, 3x3

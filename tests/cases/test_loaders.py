@@ -6,23 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_samples import LAYERS, LEFT_OUT, SPELLINGS, file_of, parts_of, spelt, tensors_of, tiny_unet
+from adapter_samples import BASE, LAYERS, LEFT_OUT, SPELLINGS, file_of, parts_of, spelt, tensors_of, tiny_unet
 
 from charengine.adapter.header import read_header
 from charengine.adapter.loaders import BASE_NORMS, NOT_ATTENTION, OTHER_NORMS, loads_in
 from charengine.cli.inspection import adapter_facts, inspect_file
-
-BASE = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1"
-
-
-@pytest.fixture(scope="module")
-def skeleton():
-    return tiny_unet("meta")
-
-
-@pytest.fixture
-def unet():
-    return tiny_unet()
 
 
 def _entries(tensors: dict[str, torch.Tensor], tmp_path: Path):

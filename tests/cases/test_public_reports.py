@@ -23,11 +23,6 @@ CAPTION = "griqul, orc woman, front view"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
 def views(tmp_path: Path) -> Path:
     folder = tmp_path / "views"
     folder.mkdir()

@@ -8,12 +8,6 @@ from charengine.dataset.folder import export_dataset, with_edits
 from charengine.errors import BadInput
 from charengine.pictures import png
 from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ViewRecord, ViewsRecord
-from charengine.store import Store
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
 
 
 @pytest.fixture

@@ -33,11 +33,6 @@ FACTS = tuple(
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
 def run(store: Store) -> RunRecord:
     made = with_words(told_apart(sample_run(store)), store)
     sheet = made.sheet.model_copy(update={"warnings": ("pale", "shared")})

@@ -10,7 +10,7 @@ import torch
 from charengine.embedded import grammar
 from charengine.embedded.traits import from_indices, sample_indices
 from charengine.language.naming import derive_class_noun
-from charengine.language.phrases import trait_phrases
+from charengine.language.phrases import trait_phrases, without_repeats
 
 DESCRIPTIONS = {
     "a green skinned orc woman with long red hair, a blue coat, black trousers, brown boots and a hook for a right hand": (
@@ -47,3 +47,32 @@ def test_what_descriptions_state_is_stated_by_their_phrases() -> None:
         stated += len(whole)
         kept += sum(found.get(name) == value for name, value in whole.items())
     assert kept / stated >= 0.99
+
+
+@pytest.mark.parametrize(
+    ("phrases", "said"),
+    [
+        ("red hair, green skin, curly red hair", "green skin, curly red hair"),
+        ("red-haired, blue coat, red braids", "blue coat, red braids"),
+        ("blue coat, long blue coat with brass buttons, brass buttons", "long blue coat with brass buttons"),
+        ("boots, brown boots, hook for a right hand, hook", "brown boots, hook for a right hand"),
+        ("green skinned, green skin", "green skinned"),
+        ("curly red hair, red curly hair, red hair", "curly red hair"),
+    ],
+)
+def test_what_a_longer_phrase_says_too_is_not_said_again(phrases: str, said: str) -> None:
+    assert ", ".join(without_repeats(phrases.split(", "))) == said
+
+
+@pytest.mark.parametrize(
+    "phrases",
+    [
+        ("green skin", "green scarf"),
+        ("red hair", "red hair ribbon", "long red beard", "blonde braids", "short brown hair"),
+        ("green eyes", "green eye patch"),
+        ("sword with the left hand", "sword with the right hand"),
+        ("brown belt", "coat with brown buttons"),
+    ],
+)
+def test_another_thing_with_the_same_words_is_still_said(phrases: tuple[str, ...]) -> None:
+    assert without_repeats(phrases) == phrases

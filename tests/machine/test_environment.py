@@ -37,12 +37,7 @@ def test_only_the_command_itself_is_quiet_servers_and_workers_are_heard(
         "from prefect.logging import get_logger; from prefect.logging.configuration import setup_logging;"
         "setup_logging(); get_logger('flow_runs.worker').error('audible')"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", code],
-        env=up._environment(),
-        capture_output=True,
-        text=True,
-    )
+    said = subprocess.run([sys.executable, "-c", code], env=up._environment(), capture_output=True, text=True)
     assert "audible" in said.stderr
 
 

@@ -38,7 +38,7 @@ def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clip(clip_folder: Path) -> ClipEmbedder:
-    return ClipEmbedder(clip_folder, CPU, torch.float32, "c")
+    return ClipEmbedder(clip_folder, CPU, torch.float32, "c", letterbox=False)
 
 
 @pytest.fixture

@@ -20,12 +20,7 @@ PACKAGED = Configurations(packaged_config("qwen-image-edit"), packaged_config("s
 CONVROT = b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 256}'
 FP8 = b'{"format": "float8_e4m3fn"}'
 
-
-@pytest.fixture(autouse=True)
-def _nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "COMFYUI_PATH"):
-        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("bare_machine")
 
 
 def fits(path: Path, kind: str) -> None:

@@ -28,14 +28,7 @@ from charengine.models.sdxl_parts import SDXLFolder
 CPU = torch.device("cpu")
 Tensors = dict[str, torch.Tensor]
 
-
-@pytest.fixture(autouse=True)
-def _nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "COMFYUI_PATH"):
-        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / "charengine"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+pytestmark = pytest.mark.usefixtures("bare_machine")
 
 
 def test_a_comfyui_folder_is_all_it_takes_to_draw_caption_sample_and_score(comfyui: Path) -> None:

@@ -66,11 +66,7 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again_and_then_refused() -> 
 
 @pytest.mark.parametrize(
     ("change", "wanted"),
-    [
-        ({"class_noun": " Orc Woman. "}, "orc woman"),
-        ({"class_noun": "orc, or <woman>"}, ""),
-        ({"class_noun": ""}, ""),
-    ],
+    [({"class_noun": " Orc Woman. "}, "orc woman"), ({"class_noun": "orc, or <woman>"}, ""), ({"class_noun": ""}, "")],
 )
 def test_only_a_class_noun_that_a_caption_may_hold_is_taken(change: dict[str, str], wanted: str) -> None:
     sight = read_answer(json.dumps({**ORC, **change}))

@@ -24,13 +24,7 @@ from charengine.models.survey import survey
 from charengine.models.vocabularies import CLIP_MERGES, as_folder, find_tokenizers
 from charengine.services.doctor import examine
 
-
-@pytest.fixture(autouse=True)
-def _nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "COMFYUI_PATH"):
-        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / "charengine"))
+pytestmark = pytest.mark.usefixtures("bare_machine")
 
 
 def copy_of(comfyui: Path, tmp_path: Path) -> Path:

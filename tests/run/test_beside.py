@@ -27,11 +27,6 @@ SAID = "zorgax orc, black boots, hook for a right hand"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
 def run(store: Store) -> RunRecord:
     """A run whose recommended file says that it is rescaled."""
     run = with_words(sample_run(store), store)

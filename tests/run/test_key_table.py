@@ -172,11 +172,7 @@ INPUTS: dict[str, tuple[Stage[Any], tuple[Record, ...]]] = {
 
 
 def key(
-    name: str,
-    *inputs: Record,
-    character: Character = GRISHA,
-    profile: Profile = PROFILE,
-    models: Any = MODELS,
+    name: str, *inputs: Record, character: Character = GRISHA, profile: Profile = PROFILE, models: Any = MODELS
 ) -> str:
     """The key of a stage of the sample run, with what is given instead of the sample's."""
     stage, own = INPUTS[name]
@@ -200,7 +196,7 @@ def test_the_sample_runs_keys_are_these() -> None:
         "expand": "expand-fbc960f1acecc13401121828c3cec7de671b4338",
         "caption": "caption-f0797ae3e408d12aa7197e565467d2e835b2bca4",
         "train": "train-3856b73d80dd93c50bd011dccb44d277d1aa73d4",
-        "sweep": "sweep-06f9abe79b0670c88bd6b1a3117bd0ff5c41d215",
+        "sweep": "sweep-6669228fa0054efc7e290376cabca07ca5e6ff88",
         "report": "report-97a2c6e47eba7b4b47fef135840de8645d079da2",
     }
 

@@ -13,7 +13,7 @@ from charengine.config import Character, Profile, TrainSettings
 from charengine.machine.home import Home
 from charengine.records import StageFact, Verdict
 from charengine.run.keys import stage_key
-from charengine.run.retraining import Attempt, settings_after, until_right
+from charengine.run.retraining import MOST_STEPS, Attempt, settings_after, until_right
 from charengine.run.workspace import Workspace
 from charengine.stages.crop import CROP
 from charengine.stages.train.stage import TRAIN
@@ -86,9 +86,10 @@ def test_of_equal_picks_the_shorter_training_is_kept(tmp_path: Path) -> None:
 
 
 def test_no_training_is_longer_than_a_setting_may_say() -> None:
-    assert settings_after(UNDER, TrainSettings(steps=60_000)) == TrainSettings(steps=100_000)
-    assert settings_after(UNDER, TrainSettings(steps=100_000)) is None
-    assert TrainSettings.model_validate(settings_after(UNDER, TrainSettings(steps=60_000)).model_dump())  # type: ignore[union-attr]
+    assert settings_after(UNDER, TrainSettings(steps=60_000)) == TrainSettings(steps=MOST_STEPS)
+    assert settings_after(UNDER, TrainSettings(steps=MOST_STEPS)) is None
+    with pytest.raises(ValueError, match=f"less than or equal to {MOST_STEPS}"):
+        TrainSettings(steps=MOST_STEPS + 1)
 
 
 def test_another_training_of_a_run_is_the_one_that_a_user_would_have_asked_for(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,11 +130,7 @@ def test_work_can_read_what_its_stage_declares_and_nothing_else(workspace: Works
     assert given.character.prompt == "an orc woman"
     assert given.models.captioner.fingerprint == "captioner"
     assert given.settings == workspace.profile.caption
-    for undeclared in (
-        lambda: given.character.trigger,
-        lambda: given.seed,
-        lambda: given.models.editor,
-    ):
+    for undeclared in (lambda: given.character.trigger, lambda: given.seed, lambda: given.models.editor):
         with pytest.raises(NotDeclared, match="crop reads"):
             undeclared()
 
@@ -262,29 +259,25 @@ def adapter(given: Given) -> AdapterRecord:
 
 def test_out_of_memory_gets_one_smaller_plan_that_is_told(workspace: Workspace) -> None:
     asked: list[tuple[str, TrainSettings]] = []
+    recipes: list[dict[str, Any]] = []
 
     def short_of_memory(given: Given) -> AdapterRecord:
         assert given.state is not None
         asked.append((given.state.name, given.settings))
+        recipes.append(given.recipe)
         if given.settings.checkpointing != "full":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return adapter(given)
 
-    plan = TrainSettings(checkpointing="full", batch=1)
-    stage = Stage(
-        name="train",
-        version=1,
-        makes=AdapterRecord,
-        work=short_of_memory,
-        settings="train",
-        models=("diffusion",),
-        long=True,
-        smaller=lambda settings: plan if settings != plan else None,
-    )
+    plan = workspace.profile.train.model_copy(update={"checkpointing": "full", "batch": 1})
+    stage = Stage("train", 1, AdapterRecord, short_of_memory, settings="train", models=("diffusion",), long=True)
+    stage = replace(stage, smaller=lambda settings: plan if settings != plan else None)
     made = run(stage, workspace)
     key = key_of(stage, workspace)
     assert [name for name, _ in asked] == [key, f"{key}-smaller"]  # the state of one plan is not the other's
     assert asked[1][1] == plan
+    assert recipes[1].pop("went_on_with") == {"train": {"checkpointing": "full", "batch": 1}}
+    assert recipes[1] == recipes[0]  # as it was asked for, and as the key says
     assert "batch=1" in made.warnings[0] and "checkpointing=full" in made.warnings[0]
 
 
@@ -293,13 +286,7 @@ def test_out_of_memory_with_the_smallest_plan_is_said(workspace: Workspace) -> N
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     stage = Stage(
-        name="train",
-        version=1,
-        makes=AdapterRecord,
-        work=short_of_memory,
-        settings="train",
-        long=True,
-        smaller=lambda settings: None,
+        "train", 1, AdapterRecord, short_of_memory, settings="train", long=True, smaller=lambda settings: None
     )
     with pytest.raises(OutOfBudget, match="smallest plan"):
         run(stage, workspace)

@@ -24,6 +24,7 @@ TRAINED: dict[str, Any] = {
     "profile": {"train": {"steps": 100}},
     "dataset_digest": "d" * 64,
     "machines": [{"from_step": 0}],
+    "went_on_with": {"train": {"batch": 1}},
 }
 
 
@@ -61,6 +62,15 @@ def test_both_adapters_say_the_whole_request_beside_what_training_wrote(opened: 
         assert recipe == {**TRAINED, **opened.recipe()}
         assert recipe["profile"]["sheet"]["steps"] == 17 and recipe["character"]["class_noun"] == "orc woman"
     assert told.model_copy(update={"adapter": swept.adapter, "recommended_adapter": swept.recommended_adapter}) == swept
+
+
+def test_both_say_how_the_base_models_file_is_called_in_this_run(opened: Workspace, swept: SweepRecord) -> None:
+    for name in ("noob.safetensors", "renamed.safetensors"):
+        opened.models.diffusion.base_names = {"ss_sd_model_name": name, "ss_sd_model_hash": "a"}
+        swept = with_whole_recipe(swept, opened)
+        for ref in (swept.adapter, swept.recommended_adapter):
+            metadata = metadata_of(ref, opened)
+            assert metadata["ss_sd_model_name"] == name and "ss_sd_model_hash" not in metadata
 
 
 def test_said_again_it_is_the_same_file(opened: Workspace, swept: SweepRecord) -> None:

@@ -11,13 +11,7 @@ from charengine.profiles.loading import load_profile
 from charengine.services import doctor
 from charengine.services.doctor import examine
 
-
-@pytest.fixture(autouse=True)
-def _nothing_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "COMFYUI_PATH"):
-        monkeypatch.setenv(name, str(tmp_path / "nowhere"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / "charengine"))
+pytestmark = pytest.mark.usefixtures("bare_machine")
 
 
 def full(**models: object) -> Profile:

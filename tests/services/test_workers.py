@@ -40,15 +40,32 @@ def addresses(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@pytest.fixture
+def servers(addresses: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They answer; nothing is started."""
+    monkeypatch.setattr(module, "answers", lambda url: True)
+    monkeypatch.setattr(module, "crash_runs_of", lambda *_: 0)
+    monkeypatch.setattr(module, "start_workers", lambda *_: None)
+
+
 def test_what_is_not_named_is_asked_for(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "CHARENGINE_STORE"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(BadInput, match="PREFECT_API_URL and MLFLOW_TRACKING_URI"), workers(home, lambda: True):
-        pass
+    with pytest.raises(BadInput, match="PREFECT_API_URL and MLFLOW_TRACKING_URI"):
+        serving.worker()
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:2")
-    with pytest.raises(BadInput, match="CHARENGINE_STORE"), workers(home, lambda: True):
-        pass
+    with pytest.raises(BadInput, match="CHARENGINE_STORE"):
+        serving.worker()
+
+
+def test_addresses_are_checked_once(servers: None, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[None] = []
+    monkeypatch.setattr(module, "reach_other_machines", lambda: not checked.append(None))
+    monkeypatch.setattr(module, "refusal_of_prefect", lambda api: f"{api} refuses")
+    with pytest.raises(BadInput, match="refuses"):
+        serving.worker()
+    assert len(checked) == 1
 
 
 def test_ctrl_c_ends_the_wait_for_a_store_that_is_away(
@@ -90,11 +107,8 @@ def test_a_store_whose_server_writes_over_what_is_there_is_refused(
 
 
 def test_a_machine_that_prefect_refuses_ends_and_one_that_mlflow_refuses_goes_on_and_says_so(
-    addresses: None, home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    servers: None, home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "answers", lambda url: True)
-    monkeypatch.setattr(module, "crash_runs_of", lambda *_: 0)
-    monkeypatch.setattr(module, "start_workers", lambda *_: None)
     monkeypatch.setattr(module, "refusal_of_mlflow", lambda uri: f"{uri} refuses")
     with workers(home, lambda: True):
         assert "http://127.0.0.1:2 refuses; until then what it is told waits" in caplog.text
@@ -126,16 +140,11 @@ def test_machines_that_share_a_home_have_logs_and_temporary_files_of_their_own(a
     assert {made.logs, made.temporary} == {home.logs / platform.node(), home.temporary / platform.node()}
 
 
-def test_states_that_a_killed_training_left_here_go_once_they_are_in_the_store(
-    addresses: None, home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_states_that_a_killed_training_left_here_go_once_they_are_in_the_store(servers: None, home: Home) -> None:
     """Another machine went on from the store and ended it, and knows nothing of this one's copy."""
     left = home.state / "train-0" / "state.safetensors"
     left.parent.mkdir()
     left.write_bytes(b"step 2")
-    monkeypatch.setattr(module, "answers", lambda url: True)
-    monkeypatch.setattr(module, "crash_runs_of", lambda *_: 0)
-    monkeypatch.setattr(module, "start_workers", lambda *_: None)
     with workers(home, lambda: True):
         assert not left.exists() and home.state.is_dir()
 

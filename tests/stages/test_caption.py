@@ -10,7 +10,6 @@ from charengine.models import Description
 from charengine.pictures import png
 from charengine.records import VIEWS, ViewRecord, ViewsRecord
 from charengine.stages.caption import caption_views
-from charengine.store import Store
 from charengine.wording import TRIGGER_PATTERN
 
 AYA = Character(
@@ -38,11 +37,6 @@ class Witness:
 
     def unload(self):
         pass
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
 
 
 def views(store, background=WHITE):

@@ -10,7 +10,6 @@ from charengine.errors import SheetRejected
 from charengine.figures.cut import choose_bucket, examine_sheet
 from charengine.stages import crop as crop_stage
 from charengine.stages.crop import crop_views
-from charengine.store import Store
 
 TOY, MEDIUM, LARGE, WIDE = (384, 384), (960, 640), (1024, 1024), (1536, 1024)
 FRONT, SIDE, BACK = THREE
@@ -28,11 +27,6 @@ GOOD = {
     "off-white costume on white": {"look": WHITE_SHADED, "noise": 1},
     "black background": {"background": (12, 12, 14), "look": Look(coat=(200, 60, 40), outline=(240, 240, 240))},
 }
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
 
 
 def crop(sheet, store, **settings):

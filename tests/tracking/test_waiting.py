@@ -76,9 +76,7 @@ def deliver(home: Home) -> str:
     return done.stderr
 
 
-def test_a_run_that_nobody_follows_is_told_by_a_process_of_its_own_whole_finished_and_with_one_pick(
-    home: Home,
-) -> None:
+def test_a_run_that_nobody_follows_is_told_by_a_process_of_its_own_whole_finished_and_with_one_pick(home: Home) -> None:
     journalled(home)
     client = MlflowClient(f"sqlite:///{home.mlflow / 'mlflow.db'}")
     assert client.get_experiment_by_name("charengine") is None  # as on a home on which MLflow was away all night

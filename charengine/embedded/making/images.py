@@ -17,7 +17,7 @@ from charengine.embedded.making.family import build_text_encoders, build_unet
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.heads import TraitHeads
 from charengine.embedded.making.run import Run
-from charengine.embedded.making.vae import Autoencoder
+from charengine.embedded.making.vae import Autoencoder, trained_vae
 from charengine.embedded.making.vocabulary import build_clip_tokenizer
 from charengine.embedded.traits import BACKGROUNDS, POSES, VIEWS
 
@@ -110,13 +110,45 @@ def time_ids(n: int, size: tuple[int, int], device: torch.device) -> torch.Tenso
     return torch.tensor([height, width, 0, 0, height, width], device=device).float().expand(n, -1)
 
 
+class PictureStep:
+    """Forward and backward of one batch, for `GraphedStep`."""
+
+    def __init__(self, run: Run, writer: Writer, unet: Any, heads: TraitHeads, vae: Autoencoder) -> None:
+        self.writer, self.unet, self.heads, self.vae = writer, unet, heads, vae
+        self.kept = alphas(run.device)
+        self.snr = self.kept / (1 - self.kept)
+        self.eye = load_eye(run)
+
+    def __call__(
+        self, clean: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, traits: torch.Tensor, sizes: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Losses of latents (n, c, h, w): weighted by their noise, plain, of traits named, of what the eye sees."""
+        n, device = len(clean), clean.device
+        t = torch.randint(1000, (n,), device=device)
+        if self.eye is not None:
+            t[: looked_at(n)] = torch.randint(LOOKED_FROM, (looked_at(n),), device=device)
+        noise = torch.randn_like(clean)
+        a = self.kept[t].view(-1, 1, 1, 1)
+        noisy = (a.sqrt() * clean + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+            states, pooled = self.writer.encode(ids)
+            added = {"text_embeds": pooled, "time_ids": sizes}
+            guess = self.unet(noisy, t, states, added_cond_kwargs=added, return_dict=False)[0]
+            named = self.heads(torch.cat([states.mean(1), pooled], -1), traits)
+        each = ((guess.float() - noise).square() * weights).mean((1, 2, 3))
+        loss = (each * (MIN_SNR / self.snr[t]).clamp(max=1.0)).mean()
+        seen = torch.zeros((), device=device)
+        if self.eye is not None:
+            few = slice(looked_at(n))
+            guessed = (noisy[few] - (1 - a[few]).sqrt() * guess[few].float()) / a[few].sqrt()
+            seen = look(self.eye, self.vae, guessed, clean[few], weights[few])
+        (loss + 0.01 * named + LOOK_WEIGHT * seen).backward()
+        return loss.detach(), each.mean().detach(), named.detach(), seen.detach()
+
+
 def train_images(run: Run, minutes: float) -> None:
     """Train U-Net and text encoders for `minutes`."""
-    device, log = run.device, Log(run.out, "images")
-    vae = Autoencoder("sdxl", run.sizes, device)
-    if not vae.load(run.made):
-        raise FileNotFoundError(f"no sdxl_vae.safetensors in {[str(f) for f in run.made]}: train sdxl_vae first")
-    vae.model.requires_grad_(False)
+    device, log, vae = run.device, Log(run.out, "images"), trained_vae(run, "sdxl")
     writer = Writer(run)
     unet: Any = build_unet(run.sizes).to(device)
     modules = {"sdxl_unet": unet, "sdxl_text_encoder": writer.first, "sdxl_text_encoder_2": writer.second}
@@ -134,69 +166,28 @@ def train_images(run: Run, minutes: float) -> None:
     heads = TraitHeads(3 * run.sizes.te_width).to(device)
     groups = decayed(unet, rate=rate) + decayed(writer.first, writer.second, heads, rate=rate * 0.7)
     optimiser = GraphedOptimiser(groups, clock)
-    kept = alphas(device)
-    snr = kept / (1 - kept)
-    eye = load_eye(run)
+    one = PictureStep(run, writer, unet, heads, vae)
+    step = GraphedStep(one, device)
     rng = random.Random(run.seed + 6)
     batch = run.scale(256, 2)
-
-    def step(
-        clean: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, traits: torch.Tensor, sizes: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        n = len(clean)
-        t = torch.randint(1000, (n,), device=device)
-        if eye is not None:
-            t[: looked_at(n)] = torch.randint(LOOKED_FROM, (looked_at(n),), device=device)
-        noise = torch.randn_like(clean)
-        a = kept[t].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * clean + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
-            states, pooled = writer.encode(ids)
-            added = {"text_embeds": pooled, "time_ids": sizes}
-            guess = unet(noisy, t, states, added_cond_kwargs=added, return_dict=False)[0]
-            named = heads(torch.cat([states.mean(1), pooled], -1), traits)
-        each = ((guess.float() - noise).square() * weights).mean((1, 2, 3))
-        loss = (each * (MIN_SNR / snr[t]).clamp(max=1.0)).mean()
-        seen = torch.zeros((), device=device)
-        if eye is not None:
-            few = slice(looked_at(n))
-            guessed = (noisy[few] - (1 - a[few]).sqrt() * guess[few].float()) / a[few].sqrt()
-            seen = look(eye, vae, guessed, clean[few], weights[few])
-        (loss + 0.01 * named + LOOK_WEIGHT * seen).backward()
-        return loss.detach(), each.mean().detach(), named.detach(), seen.detach()
-
-    train_step = GraphedStep(step, device)
-    log.write(
-        event="start",
-        resumed=resumed,
-        eye=eye is not None,
-        pictures=pool.count,
-        parameters=sum(p.numel() for m in modules.values() for p in m.parameters()),
-    )
+    parameters = sum(p.numel() for m in modules.values() for p in m.parameters())
+    log.write(event="start", resumed=resumed, eye=one.eye is not None, pictures=pool.count, parameters=parameters)
     ended = False
     while not ended:
         clean, weights, ids, traits = pool.batch(batch, rng)
         size = (8 * clean.shape[3], 8 * clean.shape[2])
-        sizes = time_ids(len(clean), size, device)
-        loss, plain, named, seen = train_step(size, clean, weights, ids, traits, sizes)
+        wrong = step(size, clean, weights, ids, traits, time_ids(len(clean), size, device))
         optimiser.step()
         ended = run.team.average(optimiser.parameters, clock.step, clock.progress >= 1)
         average.update()
         refill.tick()
         if clock.step % run.every(100) == 0 or clock.step <= 3:
-            log.write(
-                step=clock.step,
-                loss=loss,
-                plain_loss=plain,
-                traits=named,
-                seen=seen,
-                pictures=pool.count,
-                progress=clock.progress,
-            )
+            losses = dict(zip(("loss", "plain_loss", "traits", "seen"), wrong, strict=True))
+            log.write(step=clock.step, **losses, pictures=pool.count, progress=clock.progress)
         if run.due("images"):
             write_weights(run.out, average.state())
     finish(run.out, log, "images", clock, average, batch=batch, minutes=minutes, resumed=resumed)
-    log.write(event="milliseconds", step_ms=train_step.milliseconds())
+    log.write(event="milliseconds", step_ms=step.milliseconds())
     show(run, writer, unet, vae)
 
 

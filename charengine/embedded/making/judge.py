@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 
 import torch
 
@@ -35,11 +36,7 @@ def train_judge(run: Run, minutes: float, name: str = "probe") -> None:
         k = (0, 3, 1, 0, 3, 2)[turn[0] % 6] % len(kinds)
         turn[0] += 1
         fresh = source.probe_data(chunk, generator, device, scenes=kinds[k][0], size=kinds[k][1])
-        old = pools[k]
-        pools[k] = source.ProbeData(
-            torch.cat([old.images, fresh.images])[-room:], torch.cat([old.traits, fresh.traits])[-room:],
-            torch.cat([old.views, fresh.views])[-room:], torch.cat([old.clear, fresh.clear])[-room:],
-        )  # fmt: skip
+        pools[k] = newest(pools[k], fresh, room)
 
     fill = Clock(run.scale(200, 0) / 600 * min(1.0, minutes / 3))
     while not run.tiny and fill.progress < 1:
@@ -77,6 +74,12 @@ def train_judge(run: Run, minutes: float, name: str = "probe") -> None:
     log.write(event="milliseconds", step_ms=train_step.milliseconds())
     for scenes, size in (kinds[0], kinds[-1]):
         measure(run, log, model, scenes, size)
+
+
+def newest(old: source.ProbeData, fresh: source.ProbeData, most: int) -> source.ProbeData:
+    """Both, without the oldest where they are more than `most`."""
+    both = ((getattr(old, field.name), getattr(fresh, field.name)) for field in fields(source.ProbeData))
+    return source.ProbeData(*(torch.cat(pair)[-most:] for pair in both))
 
 
 def measure(run: Run, log: Log, model: source.Probe, scenes: bool, size: tuple[int, int]) -> None:

@@ -18,7 +18,7 @@ from charengine.embedded.making.sheet_model import Denoiser, Reader, caption_los
 from charengine.embedded.making.sheet_pools import LATENTS, VISION, CaptionPool, SheetPool
 from charengine.embedded.making.sheet_samples import show
 from charengine.embedded.making.still import pixel_patches
-from charengine.embedded.making.vae import Autoencoder
+from charengine.embedded.making.vae import Autoencoder, trained_vae
 
 EDIT_SHARE = 0.7  # of the steps; the rest draws sheets from words
 CAPTION_EVERY = 3  # steps: captions are learnt sooner than sheets, and a third of a step's time went to them
@@ -123,7 +123,7 @@ class Steps:
 
 def train_sheets(run: Run, minutes: float) -> None:
     """Train denoiser and VL together for `minutes`."""
-    log, vae = Log(run.out, "sheets"), _trained_vae(run)
+    log, vae = Log(run.out, "sheets"), trained_vae(run, "qwen")
     reader, denoiser = Reader(run), Denoiser(run)
     zero_gates(denoiser.model)
     resumed = read_weights(run.sources, "qwen_transformer", denoiser.model) and read_weights(
@@ -163,12 +163,3 @@ def train_sheets(run: Run, minutes: float) -> None:
     log.write(event="milliseconds", **steps.milliseconds())
     if run.team.rank == 0:
         show(run, log, reader, denoiser, vae, pools.sheets.blank)
-
-
-def _trained_vae(run: Run) -> Autoencoder:
-    """The trained VAE, which stays as it is."""
-    vae = Autoencoder("qwen", run.sizes, run.device)
-    if not vae.load(run.made):
-        raise FileNotFoundError(f"no qwen_vae.safetensors in {[str(f) for f in run.made]}: train qwen_vae first")
-    vae.model.requires_grad_(False)
-    return vae

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from charengine.embedded.making.clock import Average, Clock, Log, decayed, read_facts, read_weights, write_weights
 from charengine.embedded.making.data import Refill, Renderer, allow_recompiles, detail, to_unit
-from charengine.embedded.making.eye import load_eye
+from charengine.embedded.making.eye import Eye, load_eye
 from charengine.embedded.making.family import Sizes, build_qwen_vae, build_sdxl_vae
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.run import Run
@@ -123,6 +124,13 @@ class Autoencoder:
         self.facts = facts
         return True
 
+    def must_load(self, folders: list[Path]) -> None:
+        """`load`, or FileNotFoundError where no folder has them."""
+        if not self.load(folders):
+            raise FileNotFoundError(
+                f"no {self.name}.safetensors in {[str(f) for f in folders]}: train {self.name} first"
+            )
+
     @torch.no_grad()
     def measure_latents(self, pictures: torch.Tensor) -> None:
         """Set the statistics from data. SDXL keeps one scaling factor and no shift, as its pipeline expects."""
@@ -178,13 +186,8 @@ def rebuild_loss(out: torch.Tensor, wanted: torch.Tensor, weight: torch.Tensor) 
     """Weighted L1, L1 of gradients, and L1 at half and quarter size."""
     loss = ((out - wanted).abs() * weight).mean()
     for axis in (2, 3):
-        loss = (
-            loss
-            + 0.7
-            * (
-                (out.diff(dim=axis) - wanted.diff(dim=axis)).abs() * weight.narrow(axis, 1, weight.shape[axis] - 1)
-            ).mean()
-        )
+        steeper, inside = out.diff(dim=axis) - wanted.diff(dim=axis), weight.narrow(axis, 1, weight.shape[axis] - 1)
+        loss = loss + 0.7 * (steeper.abs() * inside).mean()
     for factor in (2, 4):
         loss = loss + 0.5 * (F.avg_pool2d(out, factor) - F.avg_pool2d(wanted, factor)).abs().mean()
     return loss
@@ -198,28 +201,45 @@ def psnr(vae: Autoencoder, pictures: torch.Tensor, weight: torch.Tensor | None =
     return float(-10 * torch.log10((wrong * where).sum() / where.sum()))
 
 
+@dataclass(frozen=True)
+class VaeStep:
+    """Forward and backward of one batch, for `GraphedStep`."""
+
+    vae: Autoencoder
+    decoder_only: bool
+    eye: Eye | None
+    stays: Autoencoder | None  # as it was, where its latents are in use
+
+    def __call__(self, wanted: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Losses of pictures (n, 3, h, w) in [-1, 1]: of rebuilding, KL, the eye's two, and how far latents moved."""
+        vae, device = self.vae, wanted.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+            mean, logvar = vae.moments(wanted)
+            z = mean.detach() if self.decoder_only else mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+            out = vae.rebuild(z)
+            seen = self.eye(out, wanted, weight) if self.eye else (torch.zeros((), device=device),) * 2
+        loss = rebuild_loss(out.float(), wanted, weight)
+        whole = loss + APART_WEIGHT * seen[0] + READING_WEIGHT * seen[1]
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        moved = self.stays.moved(wanted, mean) if self.stays else torch.zeros((), device=device)
+        (whole if self.decoder_only else whole + KL_WEIGHT[vae.kind] * kl + STAY_WEIGHT * moved).backward()
+        return loss.detach(), kl.detach(), seen[0].detach(), seen[1].detach(), moved.detach()
+
+
 def train_vae(run: Run, kind: str, minutes: float, decoder_only: bool = False) -> Autoencoder:
     """Train one VAE before the models on its latents, or afterwards its decoder alone, so that the latents stay."""
     device, log = run.device, Log(run.out, f"{kind}_decoder" if decoder_only else f"{kind}_vae")
     vae = Autoencoder(kind, run.sizes, device)
     resumed = vae.load(run.sources)
     if decoder_only:
-        if not (resumed or vae.load(run.made)):
-            raise FileNotFoundError(
-                f"no {kind}_vae.safetensors in {[str(f) for f in run.made]}: train the whole VAE first"
-            )
+        if not resumed:
+            vae.must_load(run.made)
         for name, p in vae.model.named_parameters():
             p.requires_grad_(name.startswith(("decoder", "post_quant")))
     if device.type == "cuda":
         vae.compile()
     clock = Clock(minutes, max_steps=run.max_steps)
-    shapes = [(128, 384), (256, 256), (192, 256)]
-    if kind == "qwen":
-        shapes = [(384, 384), (256, 256)] if decoder_only else [(384, 384), (128, 384)]
-    renderer = Renderer(device, run.seed + 1, few=run.tiny, filled=0.5)
-    pool = Pictures(renderer, shapes, each=run.scale(8000, 8), chunk=run.scale(512, 4))
-    for _ in range(run.scale(9, 0)):
-        pool.make()
+    pool = _pictures(run, kind, decoder_only)
     refill = Refill(pool.make, share=0.2 if not run.tiny else 0.05)
     eye = load_eye(run)
     stays = copy.deepcopy(vae).freeze() if resumed and not decoder_only else None
@@ -228,26 +248,12 @@ def train_vae(run: Run, kind: str, minutes: float, decoder_only: bool = False) -
     rng = random.Random(run.seed)
     # an eye looks at whole pictures
     batch, side = (run.scale(16, 2), 384) if eye else (run.scale(48, 2), run.scale(128, 64))
-
-    def step(wanted: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
-            mean, logvar = vae.moments(wanted)
-            z = mean.detach() if decoder_only else mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-            out = vae.rebuild(z)
-            seen = eye(out, wanted, weight) if eye else (torch.zeros((), device=device),) * 2
-        loss = rebuild_loss(out.float(), wanted, weight)
-        whole = loss + APART_WEIGHT * seen[0] + READING_WEIGHT * seen[1]
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        moved = stays.moved(wanted, mean) if stays else torch.zeros((), device=device)
-        (whole if decoder_only else whole + KL_WEIGHT[kind] * kl + STAY_WEIGHT * moved).backward()
-        return loss.detach(), kl.detach(), seen[0].detach(), seen[1].detach(), moved.detach()
-
-    train_step = GraphedStep(step, device)
+    step = GraphedStep(VaeStep(vae, decoder_only, eye, stays), device)
     parameters = sum(p.numel() for p in vae.model.parameters())
     log.write(event="start", resumed=resumed, eye=eye is not None, parameters=parameters)
     while clock.progress < 1:
         wanted, weight = pool.batch(batch, side, rng)
-        loss, kl, apart, reading, moved = train_step(wanted.shape, wanted, weight)
+        loss, kl, apart, reading, moved = step(wanted.shape, wanted, weight)
         optimiser.step()
         average.update()
         refill.tick()
@@ -258,19 +264,38 @@ def train_vae(run: Run, kind: str, minutes: float, decoder_only: bool = False) -
             save(run, vae, average, None if decoder_only else pool)
     save(run, vae, average, None if decoder_only else pool)
     average.swap()
-    log.write(event="milliseconds", step_ms=train_step.milliseconds())
-    test = Renderer(device, 999, "heldout", few=run.tiny)
-    images, alpha, _ = test.pictures(test.characters(run.scale(64, 2)), (128, 384), plain=0.7, exact=1.0)
-    log.write(
-        event="done",
-        steps=clock.step,
-        psnr=psnr(vae, images),
-        psnr_figure=psnr(vae, images, alpha),
-        **{"latent_std": vae.facts["std"][0]},
-    )
-    rebuilt = vae.to_pictures(vae.to_latents(images))
-    run.picture(f"{kind}_vae", [images[:12].float() / 255, rebuilt[:12]])
+    log.write(event="milliseconds", step_ms=step.milliseconds())
+    _measure(run, log, vae, clock.step)
     return vae.freeze()
+
+
+def trained_vae(run: Run, kind: str) -> Autoencoder:
+    """The VAE that this run or an earlier one trained, which stays as it is; raises as `must_load` does."""
+    vae = Autoencoder(kind, run.sizes, run.device)
+    vae.must_load(run.made)
+    return vae.freeze()
+
+
+def _pictures(run: Run, kind: str, decoder_only: bool) -> Pictures:
+    """What it learns from."""
+    shapes = [(128, 384), (256, 256), (192, 256)]
+    if kind == "qwen":
+        shapes = [(384, 384), (256, 256)] if decoder_only else [(384, 384), (128, 384)]
+    renderer = Renderer(run.device, run.seed + 1, few=run.tiny, filled=0.5)
+    pool = Pictures(renderer, shapes, each=run.scale(8000, 8), chunk=run.scale(512, 4))
+    for _ in range(run.scale(9, 0)):
+        pool.make()
+    return pool
+
+
+def _measure(run: Run, log: Log, vae: Autoencoder, steps: int) -> None:
+    """Log and show how well held-out characters are rebuilt."""
+    test = Renderer(run.device, 999, "heldout", few=run.tiny)
+    images, alpha, _ = test.pictures(test.characters(run.scale(64, 2)), (128, 384), plain=0.7, exact=1.0)
+    found = {"psnr": psnr(vae, images), "psnr_figure": psnr(vae, images, alpha), "latent_std": vae.facts["std"][0]}
+    log.write(event="done", steps=steps, **found)
+    rebuilt = vae.to_pictures(vae.to_latents(images))
+    run.picture(f"{vae.kind}_vae", [images[:12].float() / 255, rebuilt[:12]])
 
 
 def save(run: Run, vae: Autoencoder, average: Average, pool: Pictures | None) -> None:

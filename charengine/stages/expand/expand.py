@@ -19,11 +19,7 @@ from charengine.config import Character, ExpandSettings
 from charengine.embedded.shape import PICTURE_SIZE, VIEW_SIZE
 from charengine.language.traits import colour_name
 from charengine.likeness import metrics
-from charengine.likeness.scoring import (
-    PLAIN_SHARE,
-    border_colour,
-    figure_mask,
-)
+from charengine.likeness.scoring import PLAIN_SHARE, border_colour, figure_mask
 from charengine.models import Embedder, SheetEditor, reads_plain_words
 from charengine.pictures import open_image, padded, png
 from charengine.records import ExpansionRecord, ExtraView, ViewsRecord

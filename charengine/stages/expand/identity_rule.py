@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from charengine.likeness.scoring import (
-    Colour,
-    References,
-    border_colour,
-    figure,
-    frame,
-    paste,
-    solid_box,
-)
+from charengine.likeness.scoring import Colour, References, border_colour, figure, frame, paste, solid_box
 from charengine.models import Embedder
 from charengine.records import ViewsRecord
 from charengine.store import Store
@@ -35,10 +27,7 @@ class IdentityRule:
 
     def __init__(self, views: ViewsRecord, embedder: Embedder, store: Store) -> None:
         faces = views.model_copy(update={"views": tuple(view for view in views.views if view.view != "back")})
-        self._references = {
-            FULL_BODY: References(views, embedder, store),
-            CLOSE_UP: _Heads(faces, embedder, store),
-        }
+        self._references = {FULL_BODY: References(views, embedder, store), CLOSE_UP: _Heads(faces, embedder, store)}
         self.embedder = embedder
 
     def least(self, framing: str) -> float:

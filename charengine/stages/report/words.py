@@ -23,13 +23,7 @@ def scenes(run: RunRecord, pictures: Pictures) -> str:
     pick, without_trigger = run.sweep.pick, ", ".join((run.class_noun, *words.said))
     rows = _row(run, words.drawn, "with the adapter", words.recommended_prompt, pick.metrics, pictures)
     rows += _row(run, words.base, "without", without_trigger, pick.baseline, pictures)
-    return section(
-        "What it draws",
-        lead,
-        f'<div class="scenes">{rows}</div>',
-        _numbers(words),
-        _table(words, subject),
-    )
+    return section("What it draws", lead, f'<div class="scenes">{rows}</div>', _numbers(words), _table(words, subject))
 
 
 def _row(run: RunRecord, refs: tuple[Ref, ...], how: str, subject: str, cell: CellMetrics, pictures: Pictures) -> str:

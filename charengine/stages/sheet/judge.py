@@ -76,11 +76,7 @@ class Verdict:
 
 
 def judge_sheet(
-    image: Image.Image,
-    *,
-    captioner: Captioner | None = None,
-    class_noun: str = "",
-    items: tuple[SideItem, ...] = (),
+    image: Image.Image, *, captioner: Captioner | None = None, class_noun: str = "", items: tuple[SideItem, ...] = ()
 ) -> Verdict:
     """Score a sheet.
 

@@ -54,8 +54,10 @@ def choose(cells: Mapping[int, CellMetrics], found: Estimate, settings: SweepSet
             f"{name(cells[best])} scores {cells[best].known.score:.2f} but shows no more of the character: in {SURE:.0%} of "
             f"what the pictures allow, by less than {NIL:g}"
         )
-    if cells[index].strength == max(cell.strength for cell in cells.values()):
-        reasons.append("this is the highest strength tried: a higher one may show more of the character")
+    if (top := cells[index].strength) == max(cell.strength for cell in cells.values()):
+        reasons.append(
+            f"no strength above {top:g} was drawn (see sweep.strengths): one might show more of the character"
+        )
     reasons += [
         f"{describe(cells[i])}: {'; '.join(complaints(cells[i], settings))}" for i in _tempting(cells, index, passing)
     ]

@@ -20,12 +20,7 @@ from charengine.errors import Interrupted, StageFailed
 from charengine.likeness.metrics import CellScores
 from charengine.likeness.scoring import score_cell
 from charengine.pictures import open_image
-from charengine.records import (
-    AdapterRecord,
-    DatasetRecord,
-    SweepRecord,
-    picture_name,
-)
+from charengine.records import AdapterRecord, DatasetRecord, SweepRecord, picture_name
 from charengine.stages.sweep.cells import Cell, KeptUnits
 from charengine.stages.sweep.conclude import conclude, log_cell, log_cells
 from charengine.stages.sweep.estimate import BASE

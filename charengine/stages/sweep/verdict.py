@@ -52,8 +52,8 @@ def judge_training(grid: Grid, found: Estimate, settings: SweepSettings) -> Verd
         if _share(highest & (found.scores[:, best] - found.scores[:, before] >= WORTH)) >= LIKELY:
             return Verdict(
                 kind="under",
-                line=f"Looks undertrained: the last checkpoint (step {step}) at the highest strength, {top:g}, scores best, "
-                f"{won:.2f} above step {steps[-2]}. Train on: twice the steps (train.steps={2 * step}).",
+                line=f"Looks undertrained: of all that was tried, the most steps ({step}) at the highest strength ({top:g}) score "
+                f"best, {won:.2f} more than {steps[-2]} steps. Train on: twice the steps (train.steps={2 * step}).",
                 change=won,
             )
         inside = f"the last steps, from {steps[-2]} to {step}, added {max(won, 0.0):.2f}"

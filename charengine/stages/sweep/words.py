@@ -18,7 +18,7 @@ from charengine.adapter.header import with_metadata
 from charengine.adapter.merging import AdapterMerger
 from charengine.config import SweepSettings
 from charengine.errors import Interrupted
-from charengine.language.phrases import fitting
+from charengine.language.phrases import fitting, without_repeats
 from charengine.likeness.prompts import SHOWN, classify
 from charengine.models import Diffusion, TraitReader
 from charengine.pictures import open_image, webp
@@ -190,15 +190,16 @@ def _judged(swept: SweepRecord) -> list[Ref]:
 
 
 def said_of(shares: Mapping[str, float], subject: str, count_tokens: Callable[[str], int]) -> tuple[str, ...]:
-    """What to say beside the trigger: nothing where every trait is shown often enough, else all of them, in the description's order.
+    """What to say beside the trigger: nothing where every trait is shown often enough, else all of them, once, in the description's order.
 
     Words for some traits alone weaken the others: with all of them said, more of the character is shown (lab notes, 2026-11-30).
     Where CLIP has no room for all, those that are shown most are left out.
     """
     if all(share >= SAID_BELOW for share in shares.values()):
         return ()
-    chosen = fitting(sorted(shares, key=lambda one: shares[one]), subject, count_tokens)
-    return tuple(words for words in shares if words in chosen)
+    once = without_repeats(tuple(shares))
+    chosen = fitting(sorted(once, key=lambda one: shares[one]), subject, count_tokens)
+    return tuple(words for words in once if words in chosen)
 
 
 def _kept(images: Sequence[Image], name: str, store: Store) -> tuple[Ref, ...]:

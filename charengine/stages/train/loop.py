@@ -21,6 +21,7 @@ from charengine.errors import StageFailed
 from charengine.language.naming import known_word_warnings
 from charengine.language.phrases import trait_phrases
 from charengine.models import Diffusion, TextConditioning
+from charengine.models.base_names import NAME
 from charengine.pictures import png
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint, Ref
 from charengine.stage import Progress
@@ -297,12 +298,7 @@ class _Training:
             self.tracker.log_metrics(metrics, step)
         history.checkpoints.append(
             CheckpointRecord(
-                step=step,
-                adapter=ref,
-                loss=loss,
-                validation_loss=validation,
-                samples=samples,
-                logged_model_id=model_id,
+                step=step, adapter=ref, loss=loss, validation_loss=validation, samples=samples, logged_model_id=model_id
             )
         )
 
@@ -345,12 +341,8 @@ class _Training:
             velocity=self.diffusion.prediction.velocity,
             zero_terminal_snr=self.diffusion.prediction.zero_terminal_snr,
             class_images=sum(len(one.names) for one in self.data.buckets if one.regularisation),
-            recipe={
-                **(self.recipe or {}),
-                "dataset_digest": self.dataset.digest,
-                "machines": self.history.machines,
-            },
-            base=self.diffusion.base_names,
+            recipe={**(self.recipe or {}), "dataset_digest": self.dataset.digest, "machines": self.history.machines},
+            base={key: value for key, value in self.diffusion.base_names.items() if key != NAME},  # the run says that
         )
         kind = torch.float32 if self.setup.plan.precision == "fp32" else torch.float16
         with self.setup.evaluating():

@@ -6,12 +6,6 @@ import pytest
 from run_samples import sample_dataset
 
 from charengine.records import ViewsRecord
-from charengine.store import Store
-
-
-@pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path / "store")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import pytest
 from run_samples import sample_run
@@ -13,11 +12,6 @@ from charengine.errors import BadInput
 from charengine.records import RunRecord
 from charengine.stages.report.compare import compare_html, compare_text, comparison, differences
 from charengine.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
 
 
 @pytest.fixture

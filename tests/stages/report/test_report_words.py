@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from run_samples import sample_run, with_words
@@ -16,11 +15,6 @@ from charengine.stages.report.words import scenes
 from charengine.store import Store
 
 SAID = "zorgax orc, black boots, hook for a right hand"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from charengine.stages.sheet.draw import candidate_seed, draw_sheet
 from charengine.stages.sheet.given import take_sheet
 from charengine.stages.sheet.judge import Verdict
 from charengine.stages.sheet.prompt import full_prompt, write_sheet_prompt
-from charengine.store import Store
 
 HERO = Character(
     name="Aya", prompt="an orc woman in a blue coat, her right hand is a hook", class_noun="orc woman", seed=7
@@ -70,11 +69,6 @@ class Rewriting:
 
     def unload(self):
         pass
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
 
 
 # --- prompt -----------------------------------------------------------------------------------------------------------

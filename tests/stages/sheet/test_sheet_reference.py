@@ -64,11 +64,6 @@ class Painter:
         pass
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
 def saved(image: Image.Image, folder: Path, name: str = "mine.png", **how: Any) -> Path:
     path = folder / name
     image.save(path, **how)

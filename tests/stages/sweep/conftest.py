@@ -12,11 +12,6 @@ from charengine.store import Store
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    return Store(tmp_path)
-
-
-@pytest.fixture
 def dataset(store: Store) -> DatasetRecord:
     return sample_dataset(store)
 

@@ -47,9 +47,9 @@ def killed_after(store: Store, dataset, cells: int, settings: SweepSettings) -> 
 
 @pytest.mark.parametrize("settings", [SETTINGS, RACE], ids=["grid", "race"])
 def test_killed_again_and_again_a_sweep_draws_no_finished_cell_twice_and_ends_byte_equal(
-    tmp_path, dataset, settings: SweepSettings
+    store, dataset, settings: SweepSettings
 ) -> None:
-    store, calm = Store(tmp_path), Painter()
+    calm = Painter()
     undisturbed = sweep.sweep_adapter(trained(store, 100, 200), dataset, settings, calm, Eye(), store, seed=7)
     drawn: list[tuple] = []
     for _ in range(3):

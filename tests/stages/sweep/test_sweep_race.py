@@ -87,7 +87,7 @@ def test_variety_of_one_seed_is_logged_by_no_cell(store, dataset) -> None:
 def test_an_adapter_that_is_best_beyond_strength_one_is_picked_and_exported_there(store, dataset) -> None:
     found = race(store, dataset, Painter(), 40, 80)
     assert found.pick.strength == 1.25 and found.pick.checkpoint_step == 80
-    assert any("highest strength tried" in reason for reason in found.pick.reasons)
+    assert any("no strength above 1.25 was drawn" in reason for reason in found.pick.reasons)
     tensors, _ = load_adapter(store.get(found.recommended_adapter))
     assert tensors["lora_unet_x.alpha"].item() == pytest.approx(8.0 * 1.25)
 

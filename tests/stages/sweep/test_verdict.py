@@ -32,7 +32,8 @@ def test_adherence_below_its_floor_at_full_strength_means_overfit_whatever_the_s
 def test_a_best_cell_in_the_last_corner_with_a_rising_score_means_undertrained() -> None:
     found = verdict(*(cell(step, s, gain * s, 0.98) for step, gain in ((40, 0.3), (60, 0.4)) for s in (1.0, 1.4)))
     assert found.kind == "under"
-    assert "train.steps=120" in found.line
+    assert "the most steps (60) at the highest strength (1.4) score best" in found.line
+    assert "more than 40 steps" in found.line and "train.steps=120" in found.line
 
 
 def test_a_best_cell_in_the_last_corner_that_no_longer_rises_is_right() -> None:

@@ -110,6 +110,11 @@ def test_where_the_trigger_brings_every_trait_nothing_else_is_said() -> None:
     )
 
 
+def test_a_trait_that_was_made_up_in_more_words_is_said_once() -> None:
+    shares = {"red hair": 0.2, "curly red hair": 0.4}
+    assert words.said_of(shares, "zorgax orc", lambda text: 1) == ("curly red hair",)
+
+
 def test_the_picks_own_pictures_are_read_and_only_as_many_more_drawn_as_are_missing(
     swept: SweepRecord, painter: Painter, reader: Reader
 ) -> None:

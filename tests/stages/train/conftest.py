@@ -12,8 +12,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny_sdxl import FakeDiffusion, make_dataset, tiny_unet
 
-from charengine.store import Store
-
 
 @pytest.fixture(autouse=True)
 def _one_thread():
@@ -21,11 +19,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from benchmarks import train_step
-from benchmarks.train_cases import CASES, Machine
+from benchmarks.train_cases import CASES
+from benchmarks.train_machine import Machine
 from benchmarks.train_step import earlier_runs, write
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "train_step.py"

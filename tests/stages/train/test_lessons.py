@@ -35,11 +35,6 @@ def _few_passes(monkeypatch):
     monkeypatch.setattr(module, "STEPS", STEPS)
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
-
-
 def train(store, folder, **changes):
     """A short training, with a lesson in every second step if it is told the description."""
     quick = {"steps": 6, "checkpoints": 1, "validate_every": 0}

@@ -132,7 +132,8 @@ def test_each_file_says_its_own_step_and_what_it_was_made_with(made: Made) -> No
         assert metadata["ss_steps"] == str(point.step)
         assert (metadata["ss_seed"], metadata["ss_max_train_steps"]) == ("3", "6")
         assert metadata["ss_resolution"] == "(64, 128)"
-        assert metadata["ss_sd_model_name"] == "fake.safetensors" and metadata["ss_num_reg_images"] == "0"
+        assert metadata["ss_sd_model_hash"] == "0123abcd" and metadata["ss_num_reg_images"] == "0"
+        assert "ss_sd_model_name" not in metadata  # the stage's key does not know how the base model's file is called
         assert (metadata["ss_v_parameterization"], metadata["ss_zero_terminal_snr"]) == ("False", "False")
         recipe = json.loads(metadata["charengine.recipe"])
         assert [one["from_step"] for one in recipe.pop("machines")] == [0]

@@ -45,12 +45,7 @@ def stopped(store: Store, folder: Path, step: int, threads: int) -> None:
 
 def test_the_recipe_says_the_kind_of_machine_and_its_threads(store, tmp_path) -> None:
     [told] = machines_in(store, train(store, tmp_path / "s", **SHORT))
-    assert told == {
-        "from_step": 0,
-        "device": machines.processor(),
-        "torch": torch.__version__,
-        "threads": 1,
-    }
+    assert told == {"from_step": 0, "device": machines.processor(), "torch": torch.__version__, "threads": 1}
 
 
 def test_a_continued_training_works_with_the_threads_it_began_with_and_ends_byte_equal(

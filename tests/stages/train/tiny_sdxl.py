@@ -45,7 +45,7 @@ def tiny_unet(seed: int = 0, dtype: torch.dtype = torch.float32, blocks: tuple[i
 class FakeDiffusion:
     """`Diffusion` with a real tiny U-Net; text and images become deterministic tensors."""
 
-    base_names = {"ss_sd_model_name": "fake.safetensors"}
+    base_names = {"ss_sd_model_name": "fake.safetensors", "ss_sd_model_hash": "0123abcd"}
     fingerprint = sampling_fingerprint = "fake"
     prediction, usage = Prediction(), Usage()
     native_area = 64 * 64
