@@ -191,7 +191,7 @@ def resume(gallery: Gallery, request: Request, sent: Sent) -> Response:
 def sweep(gallery: Gallery, request: Request, sent: Sent) -> Response:
     """Draw a finished character at other strengths, checkpoints, or with another prompt."""
     character = gallery.character(request)
-    if not character.folder or not character.folder.run:
+    if not character.folder or not character.folder.record:
         raise BadInput(f"{character.name} is not made yet: there is nothing to draw with")
     form = {name: value for name, value in sent.items() if isinstance(value, str)}
     try:

@@ -68,7 +68,7 @@ class Character:
         """Prefect's id of the newest run; of the run that made it where Prefect has none; empty when neither is known."""
         if self.flow_run:
             return str(self.flow_run["id"])
-        return (self.folder.run.prefect_flow_run_id or "") if self.folder and self.folder.run else ""
+        return self.folder.record.prefect_flow_run_id if self.folder and self.folder.record else ""
 
     @property
     def message(self) -> str:
@@ -85,8 +85,8 @@ class Character:
 
     def matches(self, words: str) -> bool:
         """Whether each word stands in its name, prompt, trigger or class noun."""
-        run = self.folder.run if self.folder else None
-        text = " ".join([self.name, self.prompt, *([run.trigger, run.class_noun] if run else [])]).lower()
+        made = self.folder.record if self.folder else None
+        text = " ".join([self.name, self.prompt, *([made.trigger, made.class_noun] if made else [])]).lower()
         return all(word in text for word in words.lower().split())
 
 
@@ -132,8 +132,8 @@ def folder_of(run: Json, by_path: dict[Path, RunFolder], places: list[Path]) -> 
 
 def _character(path: Path, folder: RunFolder | None, flow_run: Json | None) -> Character:
     parameters = (flow_run or {}).get("parameters") or {}
-    if folder and folder.run:
-        name, prompt = folder.run.name, folder.run.prompt
+    if folder and folder.record:
+        name, prompt = folder.record.name, folder.record.prompt
     elif flow_run:
         name, prompt = _named(parameters, str(flow_run.get("name", "")))
     else:
@@ -150,7 +150,7 @@ def _named(parameters: Json, run_name: str) -> tuple[str, str]:
 
 
 def _state(folder: RunFolder | None, flow_run: Json | None) -> State:
-    made = bool(folder and folder.run)
+    made = bool(folder and folder.record)
     if flow_run is None:
         return "made" if made else "unfinished"
     state = STATES.get(str(flow_run.get("state_type")), "waits")

@@ -223,7 +223,7 @@ def _progress(gallery: Gallery, character: Character, stages: list[dict[str, Any
 def _later_sweeps(gallery: Gallery, character: Character) -> list[dict[str, str]]:
     """Pictures asked for later that are not there yet, or failed."""
     try:
-        runs = gallery.prefect.sweep_runs() if character.folder and character.folder.run else []
+        runs = gallery.prefect.sweep_runs() if character.folder and character.folder.record else []
     except (PrefectAway, BadInput):
         return []
     mine = [run for run in runs if (run.get("parameters") or {}).get("source") == str(character.path)]
@@ -386,8 +386,12 @@ def _estimate(gallery: Gallery, form: StartForm) -> str:
     except (ConfigError, BadInput):
         return ""
     everybody, _ = gallery.characters()
-    runs = [one.folder.run for one in everybody if one.folder and one.folder.run]
-    found = expected(profile, runs)
+    alike = (
+        one.folder
+        for one in everybody
+        if one.folder and one.folder.record and one.folder.record.profile == profile.name
+    )
+    found = expected(profile, (run for folder in alike if (run := folder.run)))
     if found is None:
         return "How long it takes is not known yet: no character was made with this profile on this machine."
     waiting = sum(one.active for one in everybody)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 
 from charengine.config import Profile
@@ -46,7 +47,9 @@ def expected(profile: Profile, runs: Iterable[RunRecord]) -> Estimate | None:
 
     The training is reckoned by its steps, the sweep by its pictures, every other stage as it was.
     """
-    alike, shorter = _nearest([run for run in runs if run.profile == profile.name][:NEWEST], profile.train.steps)
+    alike, shorter = _nearest(
+        [*islice((run for run in runs if run.profile == profile.name), NEWEST)], profile.train.steps
+    )
     found: dict[str, list[float]] = {}
     for run in alike:
         for fact in run.stages:

@@ -13,6 +13,9 @@ import pytest
 from gallery_samples import Visit, claimed, made, running
 
 from charengine.records import RunRecord
+from charengine.services.gallery.characters import join
+from charengine.services.gallery.folders import MOST_WHOLE, _whole
+from charengine.services.gallery.pages import MOST_SHOWN
 
 Sample = tuple[RunRecord, Path]
 
@@ -170,6 +173,20 @@ def test_a_thousand_characters_are_shown_again_within_a_second(visit: Visit, sam
     began = time.process_time()
     assert "Ann 0999" in visit.get("/part/characters")
     assert time.process_time() - began < 1.0
+
+
+def test_thousands_of_records_are_kept_packed_and_found_without_unpacking_them(visit: Visit, sample: Sample) -> None:
+    for number in range(30):
+        made(visit, sample[0].model_copy(update={"seed": number}), f"Ann {number:04d}")
+    before = _whole.cache_info().misses
+    found = visit.gallery.folders.find()
+    characters = join(found, [], visit.gallery.folders.places)
+    assert [one.name for one in characters if one.matches("0007 zorgax")] == ["Ann 0007"]
+    assert all(one.run_id == (sample[0].prefect_flow_run_id or "") for one in characters)
+    assert _whole.cache_info().misses == before
+    assert all(len(one.record.packed) < len(sample[0].model_dump_json()) / 3 for one in found if one.record)
+    assert {one.run.seed for one in found if one.run} == set(range(30))
+    assert _whole.cache_info().maxsize == MOST_WHOLE > MOST_SHOWN
 
 
 def test_search_finds_names_prompts_and_triggers(visit: Visit, sample: Sample) -> None:
