@@ -3,6 +3,10 @@
 `mlflow server` starts uvicorn in a second process and waits for it. So everything is imported twice, which on two cores is
 half of what `charengine up` waits for, 250 MB are held by a process that does nothing, and when that one is killed the other
 goes on holding the port.
+
+Its assistant is left out: it runs commands and edits files with the rights of this process for whoever looks like this computer's
+own user, which everybody does who comes through an SSH tunnel. Its panel, which would open itself over a quarter of the page, is told
+that it has done so.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 UVICORN = [sys.executable, "-m", "uvicorn"]
+HEAD = b"<head>"
+CLOSED = b"<script>localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')</script>"
 
 
 class Served:
@@ -42,12 +48,30 @@ def serve_here(command: Sequence[str], *, extra_env: Mapping[str, str], **_: Any
     return Served()
 
 
+def leave_out_the_assistant() -> None:
+    """Its addresses are not there, and its panel stays closed; before MLflow's application is made."""
+    from fastapi import APIRouter
+    from flask import request
+    from mlflow.server import app
+    from mlflow.server.assistant import api
+
+    api.assistant_router = APIRouter()
+
+    @app.after_request
+    def closed(response: Any) -> Any:
+        if request.path == "/" and response.status_code == 200:
+            response.direct_passthrough = False
+            response.set_data(response.get_data().replace(HEAD, HEAD + CLOSED, 1))
+        return response
+
+
 def main(arguments: Sequence[str]) -> None:
     """Serve until terminated."""
     import uvicorn  # noqa: F401  # MLflow's application asks whether it runs in a server when it is imported
     from mlflow import server
     from mlflow.cli import cli
 
+    leave_out_the_assistant()
     server._exec_cmd = serve_here  # type: ignore[attr-defined]  # meant to be replaced
     cli.main(["server", *arguments], prog_name="mlflow")
 

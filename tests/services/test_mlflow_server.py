@@ -19,7 +19,7 @@ from charengine.machine.home import Home
 from charengine.machine.processes import any_free_port
 from charengine.tracking.experiment import experiment_page
 from charengine.tracking.views import KIND, view_tags
-from deployments.mlflow_server import serve_here
+from deployments.mlflow_server import CLOSED, serve_here
 
 API = "api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
 
@@ -46,6 +46,15 @@ def shows_the_experiment_before_any_run(home: Home, address: str) -> None:
     assert experiment_page(home, address) == page  # at the next start too
 
 
+def has_no_assistant(address: str) -> None:
+    """It would run commands as this user."""
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{address}/ajax-api/3.0/mlflow/assistant/config", timeout=20)
+    with urllib.request.urlopen(address, timeout=20) as response:
+        page = response.read()
+    assert page.count(CLOSED) == 1 and page.index(CLOSED) < page.index(b"<script defer")
+
+
 def test_it_is_one_process_that_answers_refuses_foreign_names_shows_the_views_before_any_run_and_ends_when_told(
     tmp_path: Path,
 ) -> None:
@@ -69,6 +78,7 @@ def test_it_is_one_process_that_answers_refuses_foreign_names_shows_the_views_be
                 time.sleep(0.2)
         assert psutil.Process(server.pid).children(recursive=True) == []
         assert asked(port, Host="evil.example") == 403
+        has_no_assistant(f"http://127.0.0.1:{port}")
         shows_the_experiment_before_any_run(Home(tmp_path), f"http://127.0.0.1:{port}")
         server.send_signal(signal.SIGTERM)
         server.wait(20)
