@@ -284,13 +284,15 @@ def _character_of(dataset: DatasetRecord, seed: int, prompt: str = "") -> Charac
 
     `prompt` is what the character looks like, where that is known.
     """
-    from charengine.config import Character
+    from charengine.run.request import checked_character
 
-    character = Character(
-        name=file_stem(dataset.trigger),
-        prompt=prompt or f"{dataset.trigger} {dataset.class_noun}",
-        class_noun=dataset.class_noun,
-        seed=seed,
+    character = checked_character(
+        {
+            "name": file_stem(dataset.trigger),
+            "prompt": prompt or f"{dataset.trigger} {dataset.class_noun}",
+            "class_noun": dataset.class_noun,
+            "seed": seed,
+        }
     )
     return character.model_copy(update={"trigger": dataset.trigger})
 

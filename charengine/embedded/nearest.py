@@ -177,8 +177,8 @@ _THING = (
     rf"(?:(?:an?|any|the|her|his|its)\s+)?(?:(?!no\b|with|and\b)[a-z]+[\s-]+){{0,3}}?(?:{_any(list(_NEGATABLE))})\b"
 )
 _NEGATION = re.compile(
-    r"(?P<before>\s?)(?:\b(?:and|but|with|has|have|wearing|wears|holding|carrying)\s+)*\b(?:no(?!-)|without|neither|minus|lacks|lacking|"
-    r"(?:not|never|isn't|is not)\s+(?:wearing|holding|carrying|with)|(?:doesn't|does not|never)\s+(?:wears?|have|has|holds?|carry|carries)|"
+    r"(?P<before>\s?)(?:\b(?:and|but|with|has|have|wearing|wears|holding|carrying)\s+)*\b(?:no(?!-)|with\s?out|w/o|sans|neither|minus|lacks|lacking|"
+    r"(?:not|never|isn['’]t|is not)\s+(?:wearing|holding|carrying|with)|(?:doesn['’]t|does not|never)\s+(?:wears?|have|has|holds?|carry|carries)|"
     r"never)\s+"
     rf"(?P<things>{_THING}(?:\s*,?\s*\b(?:or|nor)\s+{_THING})*)"
     r"(?:\s+(?:in|on)\s+(?:her|his|its|the)\s+(?:left|right)\s+(?:hand|arm|eye)\b)?",

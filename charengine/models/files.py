@@ -207,7 +207,7 @@ def _safetensors_header(path: Path, start: bytes, stream: IO[bytes]) -> Header:
         metadata = {str(key): str(value) for key, value in (entries.pop("__metadata__", None) or {}).items()}
         tensors = {name: _tensor(name, entry, 8 + length) for name, entry in entries.items()}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         raise BadInput(f"{path} has a damaged safetensors header ({error}): download it again") from error
     if 8 + length + end != size:
         raise BadInput(
@@ -268,7 +268,7 @@ def _gguf_header(path: Path, start: bytes) -> Header:
     if end > (size := files.size(path)):
         raise BadInput(f"{path} is truncated: {end:,} bytes promised, {size:,} found: download it again")
     name = reader.get_field("general.architecture")
-    architecture = bytes(name.parts[name.data[0]]).decode() if name is not None else ""
+    architecture = bytes(name.parts[name.data[0]]).decode(errors="replace") if name is not None else ""
     return Header(path, "gguf", tensors, {"general.architecture": architecture})
 
 

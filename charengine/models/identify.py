@@ -13,7 +13,7 @@ from typing import Literal
 
 from charengine import files
 from charengine.errors import BadInput
-from charengine.models.files import Header, read_header, read_header_of_folder, read_json, shown
+from charengine.models.files import Header, TensorInfo, read_header, read_header_of_folder, read_json, shown
 from charengine.models.llama_names import is_language, is_vision
 from charengine.models.packing import MARKER_2511, refuse_unread_packing
 
@@ -198,9 +198,9 @@ def _stable_diffusion(header: Header) -> Identity | None:
     if not any(key.startswith(SDXL_SECOND) for key in keys):
         refiner = any(key.startswith("conditioner.embedders.0.model.") for key in keys)
         return Identity("other", "sgm", "SDXL refiner" if refiner else "SDXL U-Net without its text encoders")
-    if entry.shape[1] != 4:
+    if _channels(entry) != 4:
         return Identity(
-            "other", "sgm", "SDXL inpainting checkpoint" if entry.shape[1] == 9 else "SDXL editing checkpoint"
+            "other", "sgm", "SDXL inpainting checkpoint" if _channels(entry) == 9 else "SDXL editing checkpoint"
         )
     for mark, kind in OTHER_NOISE.items():
         if mark in keys:
@@ -218,10 +218,15 @@ def _vae(header: Header) -> Identity | None:
         if first is None:
             continue
         layout = "sgm" if any(".down.0.block." in key for key in keys) else "diffusers"
-        if first.shape[1] != 4:
-            return Identity("other", layout, f"a VAE of {first.shape[1]} latent channels (SDXL's has 4)")
+        if _channels(first) != 4:
+            return Identity("other", layout, f"a VAE of {_channels(first)} latent channels (SDXL's has 4)")
         return Identity("sdxl-vae", layout, "SDXL or Stable Diffusion VAE", prefix)
     return None
+
+
+def _channels(kernel: TensorInfo) -> int:
+    """That a convolution takes; 0 for what is none."""
+    return kernel.shape[1] if len(kernel.shape) > 1 else 0
 
 
 def _other(header: Header, prefix: str) -> Identity:

@@ -45,7 +45,7 @@ class Budget:
             ("max_characters", self.max_characters, MAX_CAST, "a whole number, e.g. 20"),
         )
         problems = [
-            f"{name}: got {got:g}; allowed is 0 (no limit) to {most}: give {give}"
+            f"{name}: got {f'{got:g}' if isinstance(got, float) else str(got)[:20]}; allowed is 0 (no limit) to {most}: give {give}"
             for name, got, most, give in limits
             if not 0 <= got <= most
         ]

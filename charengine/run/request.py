@@ -195,10 +195,22 @@ def _character(request: RunRequest, unsaid: Path | None, problems: list[str]) ->
         "seed": request.seed,
     }
     try:
+        return checked_character(fields)
+    except ConfigError as error:
+        problems += error.problems
+        return None
+
+
+def checked_character(fields: dict[str, object]) -> Character:
+    """The character of these fields.
+
+    Raises:
+        ConfigError: everything that is wrong with them, one line each.
+    """
+    try:
         return Character.model_validate(fields)
     except ValidationError as error:
-        problems += explain(error, Character)
-        return None
+        raise ConfigError(explain(error, Character)) from error
 
 
 def _profile(request: RunRequest, problems: list[str]) -> Profile | None:

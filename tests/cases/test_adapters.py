@@ -34,7 +34,7 @@ from charengine.adapter.network import apply_adapter, examine_adapter, inject
 from charengine.cli.inspection import adapter_facts, inspect_file
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, UnsafeFile
-from charengine.stages.sweep.adapters import training_from_file
+from charengine.stages.sweep.adapters import UNTOLD, training_from_file
 from charengine.store import Store
 
 TENSOR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
@@ -129,7 +129,7 @@ def test_absurd_step_counts_are_not_believed(tmp_path: Path, unet, steps: str) -
     path.write_bytes(file_of(tensors_of(unet), ss_steps=steps))
     assert adapter_facts(path)["damaged"] == ["ss_steps"]
     record = training_from_file(path, Store(tmp_path / "store"), class_noun="orc")
-    assert record.steps == 0
+    assert record.steps == UNTOLD
 
 
 def test_inspect_shows_no_control_characters_of_a_file(tmp_path: Path, unet, capsys) -> None:

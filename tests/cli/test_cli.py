@@ -106,6 +106,19 @@ def test_every_character_of_a_cast_is_checked_before_the_first_is_made(cli: Char
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(["--seed", "-1"], "seed: got -1"), (["--prompt", "x" * 5000], "5000 characters")]
+)
+def test_what_a_stage_alone_is_told_of_a_character_is_checked_as_a_runs(
+    cli: Charengine, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    for view in ("front", "side", "back"):
+        doll().save(tmp_path / f"{view}.png")
+        (tmp_path / f"{view}.txt").write_text(f"zorgax, orc, {view} view")
+    done = cli("train", ".", *arguments)
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_file_that_is_no_picture_is_refused_before_anything_starts(cli: Charengine, tmp_path: Path) -> None:
     (tmp_path / "sheet.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"broken")
     (tmp_path / "text.png").write_text("hello")

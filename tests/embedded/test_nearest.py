@@ -38,6 +38,8 @@ def test_an_everyday_word_is_read_as_its_nearest_with_its_colour(prompt: str, tr
         ("an orc in a red coat, no shoes", {"top": "coat", "footwear": "barefoot"}),
         ("an orc without shoes or a hat", {"footwear": "barefoot", "headgear": None}),
         ("an orc without a hat", {"headgear": None}),
+        ("an orc w/o a hat, with out shoes", {"headgear": None, "footwear": "barefoot"}),
+        ("a man who isn’t wearing a hat and doesn’t wear shoes", {"headgear": None, "footwear": "barefoot"}),
         ("a woman with no hair, wearing blue boots", {"hair_style": "bald", "footwear": "boots"}),
         ("a woman who isn't wearing a red hat, in a green robe", {"headgear": None, "headgear_colour": None, "top": "robe"}),
         ("a man with a shield in his left hand, without a sword in his right hand", {"left_item": "shield", "right_item": None}),

@@ -66,6 +66,14 @@ def test_a_header_that_lies_about_a_tensor_is_refused(tmp_path: Path) -> None:
         read_header(path)
 
 
+def test_a_header_with_endless_axes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    header = b'{"a": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 16]}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    with pytest.raises(BadInput, match="damaged safetensors header"):
+        read_header(path)
+
+
 def test_a_gguf_file_cut_short_is_refused(tmp_path: Path) -> None:
     original = pytest.importorskip("gguf")
     path = tmp_path / "model.gguf"
@@ -76,6 +84,8 @@ def test_a_gguf_file_cut_short_is_refused(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     assert read_header(path).tensors["a"].shape == (64, 64)
+    path.write_bytes(path.read_bytes().replace(b"qwen_image", b"qwen\xff\xfeimag"))
+    assert identify_path(path).kind == "other"  # what its architecture says is no text
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(BadInput, match="truncated"):
         read_header(path)
@@ -131,6 +141,11 @@ CASES = [
 @pytest.mark.parametrize(("names", "title"), CASES)
 def test_what_a_file_is_is_told_from_its_keys(tmp_path: Path, names: list[str], title: str) -> None:
     assert title in identify_path(weights(tmp_path / "model.safetensors", *names)).title
+
+
+@pytest.mark.parametrize("names", [["decoder.conv_in.weight"], SDXL])
+def test_kernels_without_axes_make_a_file_another_model(tmp_path: Path, names: list[str]) -> None:
+    assert identify_path(weights(tmp_path / "model.safetensors", *names, shape=(4,))).kind == "other"
 
 
 def test_a_vae_of_sixteen_channels_is_not_sdxls(tmp_path: Path) -> None:

@@ -24,6 +24,11 @@ def test_every_limit_that_cannot_be_is_told_with_what_may(hours: float) -> None:
     assert second.startswith("max_characters: got -1; allowed is 0 (no limit) to 10000")
 
 
+def test_a_number_of_characters_that_no_float_holds_is_refused_as_any_other() -> None:
+    with pytest.raises(ConfigError, match=r"max_characters: got 99999999999999999999; allowed is 0"):
+        Budget(max_characters=int("9" * 400))
+
+
 def test_hours_count_from_the_first_beginning() -> None:
     clock = [1000.0]
     budget = Budget(max_hours=1, now=lambda: clock[0])

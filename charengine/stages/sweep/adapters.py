@@ -18,6 +18,7 @@ from charengine.wording import noun_problem, phrase_problem
 
 log = logging.getLogger(__name__)
 
+UNTOLD = 1  # step of a file that does not say its own: 0 is the base model's, which no adapter is put on
 GIVE = {  # what a file does not say: how it is said on the command line, and the field in Prefect's page
     "trigger": "--trigger (the field trigger), e.g. --trigger griqul",
     "class noun": "--class-noun (the field class_noun), e.g. --class-noun woman",
@@ -25,7 +26,7 @@ GIVE = {  # what a file does not say: how it is said on the command line, and th
 
 
 def training_from_file(path: Path, store: Store, *, trigger: str = "", class_noun: str = "") -> AdapterRecord:
-    """A sweepable record of an adapter file from an earlier run or another trainer; its step and trigger come from its metadata.
+    """A sweepable record of an adapter file from an earlier run or another trainer; its step and trigger come from its metadata (step 1 where it says none).
 
     Raises:
         BadInput: not a readable adapter, damaged, or its trigger or class noun is neither in the file nor given.
@@ -46,10 +47,11 @@ def training_from_file(path: Path, store: Store, *, trigger: str = "", class_nou
         check_values(load_adapter(data)[0])
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
-    checkpoint = CheckpointRecord(step=told.steps, adapter=store.put(data, path.name))
+    step = told.steps or UNTOLD
+    checkpoint = CheckpointRecord(step=step, adapter=store.put(data, path.name))
     return AdapterRecord(
         checkpoints=(checkpoint,),
-        steps=told.steps,
+        steps=step,
         trigger=trigger,
         class_noun=class_noun,
         dataset_digest=told.dataset_digest,

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from run_samples import sample_dataset
 
-from charengine.adapter.files import save_adapter
+from charengine.adapter.files import load_adapter, save_adapter
 from charengine.adapter.merging import AdapterMerger
 from charengine.adapter.network import inject
 from charengine.config import Profile, SweepSettings, TrainSettings
@@ -22,6 +22,7 @@ from charengine.embedded.making.family import build_random_family
 from charengine.errors import Interrupted
 from charengine.models import Models, load
 from charengine.records import AdapterRecord, CheckpointRecord, SweepRecord
+from charengine.stages.sweep.adapters import training_from_file
 from charengine.stages.sweep.sample import draw, encode_cell_inputs
 from charengine.stages.sweep.sweep import sweep_adapter
 from charengine.stages.sweep.words import Pick, find_words
@@ -101,6 +102,17 @@ def test_the_recommended_file_at_strength_one_draws_what_the_pick_drew(
     picked = pictures(found, store, found.pick.checkpoint_step, found.pick.strength)
     assert np.abs(pictures(again, store, 10, 1.0) - picked).mean() < 0.5
     assert again.cells[1].identity == pytest.approx(found.pick.metrics.identity, abs=1e-3)
+
+
+def test_a_file_that_says_no_steps_is_put_on_as_any_other(
+    found: SweepRecord, training: AdapterRecord, models: Models, store: Store, tmp_path: Path
+) -> None:
+    tensors, _ = load_adapter(store.get(training.checkpoints[0].adapter))
+    (tmp_path / "a.safetensors").write_bytes(save_adapter(tensors, {}))
+    foreign = training_from_file(tmp_path / "a.safetensors", store, trigger="zorgax", class_noun="orc")
+    again = sweep_adapter(foreign, sample_dataset(store), SETTINGS, models.diffusion, models.embedder, store, seed=5)
+    step = foreign.checkpoints[0].step
+    assert np.array_equal(pictures(again, store, step, 0.6), pictures(found, store, 10, 0.6))
 
 
 def test_after_the_sweep_the_base_model_draws_what_it_drew_before(found: SweepRecord, models: Models) -> None:
