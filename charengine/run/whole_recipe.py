@@ -26,13 +26,19 @@ def with_whole_recipe(sweep: SweepRecord, workspace: Workspace) -> SweepRecord:
     return sweep.model_copy(update=told)
 
 
-def with_base_name(adapter: Ref, workspace: Workspace, **more: str) -> Ref:
-    """An adapter that was trained here, with the name of the base checkpoint's file and more metadata."""
-    names, store = workspace.models.diffusion.base_names, workspace.store
-    changes = {**({NAME: names[NAME]} if NAME in names else {}), **more}
-    return store.put(with_metadata(store.get(adapter), changes), adapter.name) if changes else adapter
+def with_base_name(adapter: Ref, workspace: Workspace) -> Ref:
+    """An adapter that was trained here, with the name of the base checkpoint's file."""
+    named, store = _base_name(workspace), workspace.store
+    return store.put(with_metadata(store.get(adapter), named), adapter.name) if named else adapter
 
 
 def _told(adapter: Ref, workspace: Workspace) -> Ref:
-    recipe = {**told_by(header_of(workspace.store.get(adapter)).metadata).recipe, **workspace.recipe()}
-    return with_base_name(adapter, workspace, **{"charengine.recipe": json.dumps(recipe, sort_keys=True)})
+    data = workspace.store.get(adapter)
+    recipe = {**told_by(header_of(data).metadata).recipe, **workspace.recipe()}
+    told = {**_base_name(workspace), "charengine.recipe": json.dumps(recipe, sort_keys=True)}
+    return workspace.store.put(with_metadata(data, told), adapter.name)
+
+
+def _base_name(workspace: Workspace) -> dict[str, str]:
+    names = workspace.models.diffusion.base_names
+    return {NAME: names[NAME]} if NAME in names else {}

@@ -23,9 +23,7 @@ PICTURES = (".png", ".jpg", ".webp")  # endings that a sheet or a reference may 
 MOST_FOLDERS = 20_000  # that are looked into in one place
 LARGEST_SWEEP = 50_000_000  # bytes of a sweep.json
 ADAPTERS = "adapters"
-MOST_WHOLE = (
-    400  # records that are kept unpacked, more than a page shows: 190 KiB each, fifteen times what a packed one takes
-)
+MOST_WHOLE = 400  # records kept unpacked, more than a page shows: 190 KiB each, fifteen times a packed one
 TAKEN_AWAY = (".safetensors", ".png", ".json", ".civitai.info", ".md")  # endings of what belongs to an adapter
 
 
