@@ -12,6 +12,7 @@ from charengine.config import SweepSettings
 from charengine.likeness import metrics
 from charengine.likeness.metrics import CellScores, Scale
 from charengine.records import Smoothed
+from charengine.stages.sweep.shapes import GAIN, KEPT
 from charengine.stages.sweep.surface import Observations, Surface, places, smooth
 
 COPY_LIMIT = 0.9  # correlation of scene images with a training view: above it the picture is the training view
@@ -91,10 +92,10 @@ def estimate(
     spread = max(metrics.mean(base.diversity, missing=1.0), 1e-6)
     adapted = {index: scores for index, scores in scored.items() if index != BASE}
     # strength 0 draws somebody else with every seed: its pictures set the scale, but pair with nothing
-    gain = smooth(_observations(adapted, lambda cell: metrics.progress(cell, scale)), where, 0.0)
+    gain = smooth(_observations(adapted, lambda cell: metrics.progress(cell, scale)), where, 0.0, shape=GAIN)
     # what a few pictures of strength 0 say of its level is noise too: the other cells tell where it was
     doubt = math.hypot(_doubt(base.margin) / margin, PROMPT / math.sqrt(len(base.margin)))
-    kept = smooth(_observations(adapted, lambda cell: cell.margin / margin), where, 1.0, doubt).relative()
+    kept = smooth(_observations(adapted, lambda cell: cell.margin / margin), where, 1.0, doubt, KEPT).relative()
     variety = _measured(_observations(adapted, lambda cell: cell.diversity[:, None] / spread), where, 1.0, LEVEL)
     variety = variety and variety.relative()
     copying = _measured(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from charengine.stages.sweep.surface import Observations, places, smooth
+from charengine.stages.sweep import surface
+from charengine.stages.sweep.surface import Observations, Shape, places, smooth
 
 STRENGTHS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
 GRID = [(0, 0.0), *((step, strength) for step in (75, 225, 300) for strength in STRENGTHS)]
@@ -74,3 +75,34 @@ def test_draws_are_reproducible_and_centred_on_the_mean() -> None:
     assert torch.equal(draws, found.draws(standard))
     assert torch.allclose(draws.mean(dim=0), found.mean, atol=0.02)
     assert torch.allclose(draws.var(dim=0), found.covariance.diagonal(), atol=0.01)
+
+
+RISES = Shape((1.3, -0.4, 0.3, 0.0, 0.0), tuple(tuple(0.05 * (i == j) for j in range(5)) for i in range(5)))
+
+
+def test_one_picture_is_enough_where_adapters_are_known_to_rise_so_and_many_pictures_outweigh_what_is_known() -> None:
+    true = truth(WHERE)
+    one = Observations(true[[12]], torch.tensor([12]), torch.tensor([0]))
+    known, unknown = (smooth(one, WHERE, 0.0, shape=shape).mean - true for shape in (RISES, None))
+    assert float(known.abs().max()) < 0.02 < float(unknown.abs().max())
+    falls = 0.2 * WHERE[:, 0] - 0.3 * WHERE[:, 0] ** 2
+    seen = observed(falls, list(range(1, 19)), 3, 0.01, torch.Generator().manual_seed(2))
+    assert float((smooth(seen, WHERE, 0.0, shape=RISES).mean - falls).abs().max()) < 0.03
+
+
+def test_scales_that_explain_the_pictures_are_averaged_and_what_they_differ_by_is_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = Observations(torch.tensor([0.9, 1.0]), torch.tensor([3, 12]), torch.tensor([0, 0]))
+    for name, value in (("AWAY", 0.02), ("BENDS", 0.5), ("SHARED", 0.0)):
+        monkeypatch.setattr(surface, name, (value,))
+    found = {}
+    for noises in ((0.05,), (1.0,), (0.05, 1.0)):
+        monkeypatch.setattr(surface, "NOISES", noises)
+        found[noises] = smooth(seen, WHERE, 0.0)
+    quiet, loud, both = (one.mean[1:] for one in found.values())
+    share = (both - quiet) / (loud - quiet)
+    assert 0.02 < float(share[0]) < 0.98 and share.sub(share[0]).abs().max() < 1e-6
+    variances = [one.covariance.diagonal()[1:] for one in found.values()]
+    expected = (1 - share) * (variances[0] + (quiet - both) ** 2) + share * (variances[1] + (loud - both) ** 2)
+    assert torch.allclose(variances[2], expected)
