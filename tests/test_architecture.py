@@ -32,7 +32,7 @@ store
 elsewhere
 stage
 pictures documents
-files writing
+files writing host_memory
 config
 wording
 mistakes records

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from charengine.adapter.applied import AppliedLayer, merged_weight
 from charengine.adapter.files import by_module, load_adapter
 from charengine.adapter.parts import Parts
+from charengine.host_memory import page_lock, unlock_with, whole_pages
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -55,7 +56,7 @@ class AdapterMerger:
         del self.unet  # 5 GB of a card, which whoever comes next may need
 
     def read(self, data: bytes) -> dict[str, Parts]:
-        """An adapter file, ready for `put_on`: the parts of each layer, on the U-Net's device.
+        """An adapter file, ready for `put_on`: the parts of each layer, in host memory.
 
         Args:
             data: a safetensors file: kohya, LyCORIS, diffusers or PEFT keys; text-encoder keys are ignored.
@@ -63,12 +64,7 @@ class AdapterMerger:
         Raises:
             BadInput: the file is not an adapter for this U-Net; says why.
         """
-        device = self.unet.conv_in.weight.device
-        found = by_module(load_adapter(data)[0], self.unet)
-        return {
-            name: {part: value if part == "alpha" else value.to(device) for part, value in parts.items()}
-            for name, parts in found.items()
-        }
+        return by_module(load_adapter(data)[0], self.unet)
 
     @torch.no_grad()
     def put_on(self, layers: Mapping[str, Parts], strength: float) -> None:
@@ -138,16 +134,6 @@ def why_hooked(unet: nn.Module, name: str) -> str:
     return ""
 
 
-def on_host(weight: Tensor) -> Tensor:
-    """A copy in host memory, page-locked if the weight is a GPU's, which then copies it while Python goes on."""
-    if weight.is_cuda:
-        try:
-            return torch.empty_like(weight, device="cpu", pin_memory=True).copy_(weight)
-        except RuntimeError as error:  # the system locks no more
-            log.warning("the base model's bits are kept in pageable memory, which is slower: %s", error)
-    return weight.to("cpu", copy=True)
-
-
 class _KeptWeight:
     """The base's weight of one layer, and what computes in its place."""
 
@@ -155,14 +141,23 @@ class _KeptWeight:
         assert isinstance(layer.weight, nn.Parameter)
         self.weight = layer.weight
         self.in_place = self.weight.device.type != "cpu" if in_place is None else in_place
-        self.bits: Tensor = on_host(self.weight.data) if self.in_place else self.weight.data
+        self.bits: Tensor = self._on_host() if self.in_place else self.weight.data
         self.replaced = False
+
+    def _on_host(self) -> Tensor:
+        """A copy in host memory, page-locked if the weight is a GPU's, which then copies it while Python goes on."""
+        weight = self.weight.data
+        buffer = whole_pages(weight.nbytes)
+        if weight.is_cuda and page_lock(buffer):
+            unlock_with(self, buffer)
+        return buffer[: weight.nbytes].view(weight.dtype).view(weight.shape).copy_(weight)
 
     def replace(self, parts: Parts, strength: float) -> None:
         """Compute with the adapter at a strength; the sum is made in float32 and rounded once."""
         # converted there: half the bytes to copy
         base = self.bits.to(self.weight.device, non_blocking=self.weight.is_cuda).to(torch.float32)
-        wide = {part: value.to(torch.float32) for part, value in parts.items()}
+        where = {part: "cpu" if part == "alpha" else self.weight.device for part in parts}
+        wide = {part: value.to(where[part]).to(torch.float32) for part, value in parts.items()}
         self._write(merged_weight(base, wide, strength).to(self.weight.dtype))
 
     def restore(self) -> None:

@@ -99,10 +99,13 @@ class QwenEditFolder:
 def load_text_encoder(loaded: Loaded, parts: QwenVLParts) -> Any:
     """Qwen2.5-VL, frozen, with its 3-D positions put right; held in `loaded`, so that several users share it."""
     from charengine.models.processor import fix_position_ids
+    from charengine.models.vision_windows import put_windows_side_by_side
 
     def load() -> Any:
         encoder = parts.text_encoder().requires_grad_(False).eval()
         fix_position_ids(encoder)
+        if encoder.device.type != "cpu":  # there it is no faster
+            put_windows_side_by_side(encoder)
         return encoder
 
     return loaded.get("text_encoder", load)

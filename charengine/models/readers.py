@@ -37,10 +37,18 @@ class AskingReader:
 
     def __init__(self, model: QwenCaptioner) -> None:
         self._model = model
+        self._told: dict[tuple[str, ...], list[bool | None]] = {}  # by picture, noun and traits
         self.fingerprint = hashlib.sha256(f"{model.fingerprint}|{ASKED}".encode()).hexdigest()
 
     def shown(self, images: Sequence[Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
-        """By picture and trait; None where the model says that it cannot be seen."""
+        """By picture and trait; None where the model says that it cannot be seen. What was told before is not asked again."""
+        keys = [(_digest(image), class_noun, *traits) for image in images]
+        new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._told}
+        if new:
+            self._told |= dict(zip(new, self._ask(list(new.values()), traits, class_noun), strict=True))
+        return [list(self._told[key]) for key in keys]
+
+    def _ask(self, images: Sequence[Image], traits: Sequence[str], class_noun: str) -> list[list[bool | None]]:
         rows: list[list[bool | None]] = [[] for _ in images]
         asked = ASKED.format(noun=class_noun or "character")
         for start in range(0, len(traits), MOST_TRAITS):
@@ -54,7 +62,8 @@ class AskingReader:
         self._model.step_aside()
 
     def unload(self) -> None:
-        """Free all memory the weights take."""
+        """Free all memory the weights take, and what was told."""
+        self._told.clear()
         self._model.unload()
 
 
@@ -91,6 +100,10 @@ class ProbeReader:
     def unload(self) -> None:
         """Free all memory the weights take."""
         self._loaded.free()
+
+
+def _digest(image: Image) -> str:
+    return hashlib.blake2b(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 def _values(words: str, class_noun: str) -> dict[int, int]:

@@ -7,18 +7,17 @@ streamed bytes takes less time than computing it.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import weakref
 from typing import Any
 
 import torch
 from torch import nn
 
+from charengine.host_memory import page_lock, unlock_with, whole_pages
+
 log = logging.getLogger(__name__)
 
 ALIGNMENT = 256  # bytes; what CUDA's vectorised loads want
-PAGE = 4096  # bytes; what the system locks at once
 SLOTS = 2
 SHRINK_BY = 4  # blocks given up at a time when memory runs out
 
@@ -44,7 +43,7 @@ class HostBlock:
         for tensor, view in zip(tensors, self.views(self.buffer), strict=True):
             view.copy_(tensor)
         if pinned and page_lock(self.buffer):
-            weakref.finalize(self, page_unlock, self.buffer).atexit = False
+            unlock_with(self, self.buffer)
         self.bind(self.buffer)
 
     def views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
@@ -62,40 +61,6 @@ class HostBlock:
                 owner.get_parameter(name).data = view
             else:
                 owner._buffers[name] = view
-
-
-def whole_pages(size: int) -> torch.Tensor:
-    """At least `size` bytes that share no page with anything else: a page can be locked only once."""
-    rounded = -(-size // PAGE) * PAGE
-    room = torch.empty(rounded + PAGE, dtype=torch.uint8)
-    start = -room.data_ptr() % PAGE
-    return room[start : start + rounded]
-
-
-def page_lock(buffer: torch.Tensor) -> bool:
-    """Page-lock a buffer where it is (torch's own pinned allocator rounds sizes up to powers of two).
-
-    Returns:
-        False when the system refuses; copies then work, but are slower and hide behind nothing.
-    """
-    status = int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
-    if status:
-        _forget_last_error()
-        log.warning(
-            "could not page-lock %.0f MiB (CUDA error %d): streaming will be slower", buffer.numel() / 2**20, status
-        )
-    return not status
-
-
-def _forget_last_error() -> None:
-    """CUDA keeps a refusal as its last error, and torch would blame the next kernel for it."""
-    with contextlib.suppress(RuntimeError):
-        torch.ones(1, device="cuda")
-
-
-def page_unlock(buffer: torch.Tensor) -> None:
-    """Undo `page_lock`, before the memory is freed."""
-    torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
 
 
 def streamed_blocks(blocks: int, streamed: int) -> list[int]:

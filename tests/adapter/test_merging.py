@@ -226,11 +226,7 @@ def test_on_a_gpu_the_bases_bits_wait_in_page_locked_memory_and_come_back(
         wanted = bits(unet)
     unet.to("cuda")
     if not locked:
-
-        def refused(*_: object, **__: object) -> torch.Tensor:
-            raise RuntimeError("no more memory can be locked")
-
-        monkeypatch.setattr(merging.torch, "empty_like", refused)
+        monkeypatch.setattr(merging, "page_lock", lambda buffer: False)  # the system locks no more
     with AdapterMerger(unet) as merger:
         layers = merger.read(data)
         for strength in (1.4, 0.7):

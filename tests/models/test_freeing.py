@@ -87,3 +87,15 @@ def test_where_memory_is_an_accelerators_garbage_is_always_collected(
     monkeypatch.setattr(loading, "_accelerator", lambda: True)
     Loaded().free()
     assert collections == ["full"]
+
+
+def test_on_an_accelerator_what_was_imported_is_set_aside_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(loading, "_accelerator", lambda: True)
+    monkeypatch.setattr(loading, "set_imports_aside", lambda: order.append("aside"))
+    loaded = Loaded()
+    loaded.get("unet", lambda: order.append("loaded") or 1)
+    loaded.get("unet", lambda: order.append("again") or 1)
+    assert order == ["aside", "loaded"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from charengine.embedded.probe import to_images
 from charengine.embedded.traits import VIEWS, Traits, as_indices
@@ -65,6 +66,10 @@ def test_pictures_of_several_sizes_are_each_told_as_when_read_alone(reader: Prob
     assert len({tuple(row) for row in rows}) > 1
 
 
+def plain(colour: str) -> Image.Image:
+    return Image.new("RGB", (4, 4), colour)
+
+
 class Scripted:
     """Answers as told; remembers what it was asked."""
 
@@ -80,16 +85,30 @@ class Scripted:
 
 def test_every_picture_is_asked_about_every_trait_in_one_pass_and_its_answers_are_its_own() -> None:
     model = Scripted([["yes", "no", "hidden"], ["no", "hidden", "yes"]])
-    shown = AskingReader(model).shown(["one", "two"], ("red hair", "blue coat", "hook"), "orc woman")  # type: ignore
+    shown = AskingReader(model).shown([plain("red"), plain("blue")], ("red hair", "blue coat", "hook"), "orc woman")  # type: ignore
     assert shown == [[True, False, None], [False, None, True]]
     ((common, questions, words),) = model.asked
     assert "orc woman" in common and questions == ("red hair", "blue coat", "hook")
     assert words == {"yes", "no", "hidden"}
 
 
+def test_what_was_told_of_a_picture_is_not_asked_again_until_the_reader_is_unloaded() -> None:
+    model = Scripted([["yes"], ["no"]], [["hidden"]], [["no"]], [["yes"]])
+    model.unload = lambda: None  # type: ignore[attr-defined]
+    reader = AskingReader(model)  # type: ignore[arg-type]
+    assert reader.shown([plain("red"), plain("blue")], ("hook",), "orc") == [[True], [False]]
+    told = reader.shown([plain("blue"), plain("green"), plain("red"), plain("green")], ("hook",), "orc")
+    assert told == [[False], [None], [True], [None]]
+    told[0].append(True)  # the caller's own
+    assert reader.shown([plain("blue")], ("hook",), "orc") == [[False]] and len(model.asked) == 2
+    assert reader.shown([plain("blue")], ("hook",), "elf") == [[False]] and len(model.asked) == 3
+    reader.unload()
+    assert reader.shown([plain("red")], ("hook",), "orc") == [[True]] and len(model.asked) == 4
+
+
 def test_many_traits_are_asked_about_in_several_passes() -> None:
     model = Scripted([["yes"] * MOST_TRAITS], [["no", "yes"]])
-    shown = AskingReader(model).shown(["one"], [f"trait {i}" for i in range(MOST_TRAITS + 2)], "orc")  # type: ignore
+    shown = AskingReader(model).shown([plain("red")], [f"trait {i}" for i in range(MOST_TRAITS + 2)], "orc")  # type: ignore
     assert shown == [[True] * MOST_TRAITS + [False, True]]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from charengine.adapter.merging import AdapterMerger
+from charengine.adapter.parts import Parts
 from charengine.config import SweepSettings
 from charengine.likeness.metrics import Scale
 from charengine.likeness.prompts import SweepPrompt, sweep_prompts
@@ -27,6 +28,8 @@ from charengine.tracking.protocol import Tracker
 
 if TYPE_CHECKING:
     from charengine.models import Diffusion, Embedder
+
+KEPT_READ = 4  # checkpoints; each is a few hundred megabytes of host memory
 
 
 @dataclass
@@ -59,6 +62,15 @@ class Session:
     reading: TraitReading | None
     sheet_shown: float | None = None
     cells: dict[int, Cell] = field(default_factory=dict)
+    _read: dict[int, dict[str, Parts]] = field(default_factory=dict)
+
+    def adapter(self, step: int) -> dict[str, Parts]:
+        """A checkpoint as `AdapterMerger.put_on` takes it; nothing for step 0. The last few stay read: a race comes back to them."""
+        if step and step not in self._read:
+            while len(self._read) >= KEPT_READ:
+                del self._read[next(iter(self._read))]
+            self._read[step] = self.merger.read(self.store.get(self.checkpoints[step].adapter))
+        return self._read.get(step, {})
 
     @property
     def scale(self) -> Scale:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -220,14 +219,13 @@ def _finish_drawn(
 def _draw_units(
     session: Session, units: Sequence[Unit], should_stop: Callable[[], bool]
 ) -> Generator[tuple[Unit, Pictures], None, None]:
-    """Pictures, unit by unit; each checkpoint is read once."""
-    for step, own in groupby(units, key=lambda unit: session.grid[unit.cell][0]):
-        layers = session.merger.read(session.store.get(session.checkpoints[step].adapter)) if step else {}
-        for unit in own:
-            if step and should_stop():
-                return
-            session.merger.put_on(layers, session.grid[unit.cell][1])
-            yield unit, draw(session.diffusion, session.inputs, session.settings, unit.seeds)
+    """Pictures, unit by unit."""
+    for unit in units:
+        step, strength = session.grid[unit.cell]
+        if step and should_stop():
+            return
+        session.merger.put_on(session.adapter(step), strength)
+        yield unit, draw(session.diffusion, session.inputs, session.settings, unit.seeds)
 
 
 def _names(session: Session, unit: Unit) -> list[list[str]]:

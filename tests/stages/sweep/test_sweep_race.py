@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from sweep_samples import SETTINGS, Eye, Notebook, Painter, Unet, run_sweep, trained
+from sweep_samples import SETTINGS, Eye, Merger, Notebook, Painter, Unet, run_sweep, trained
 
 from charengine.adapter.files import load_adapter
 from charengine.errors import BadInput, Interrupted
 from charengine.likeness.prompts import sweep_prompts
 from charengine.profiles.loading import load_profile
-from charengine.stages.sweep import sweep
+from charengine.stages.sweep import session, sweep
 from charengine.stages.sweep.budget import base_seeds
 
 pytestmark = pytest.mark.usefixtures("known_adapter")
@@ -52,6 +52,25 @@ def test_every_cell_of_a_race_starts_with_the_same_seeds_and_none_is_drawn_twice
         by_cell.setdefault((step, strength), []).extend(dict.fromkeys(seeds))
     assert by_cell[0, 0.0] == [7, 8]
     assert all(seeds == [7, 8, 9][: len(seeds)] for seeds in by_cell.values())
+
+
+def test_a_checkpoint_that_rounds_come_back_to_is_read_once_and_what_is_put_on_is_the_cells_own(
+    store, dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+
+    class Reading(Merger):
+        def read(self, data: bytes) -> int:
+            reads.append(super().read(data))
+            return reads[-1]
+
+    monkeypatch.setattr(session, "AdapterMerger", Reading)
+    painter = Painter()
+    found = race(store, dataset, painter, 50, 100, 200)
+    in_turn = [step for step, *_ in painter.drawn if step]
+    assert sorted(reads) == sorted(set(in_turn)) and len(in_turn) > len(reads)
+    monkeypatch.setattr(session, "KEPT_READ", 1)
+    assert race(store, dataset, Painter(), 50, 100, 200) == found and len(reads) > 2 * len(set(in_turn))
 
 
 def test_the_same_race_is_run_again_picture_by_picture(store, dataset) -> None:
