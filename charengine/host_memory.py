@@ -5,13 +5,33 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+ALIGNMENT = 256  # bytes; what CUDA's vectorised loads want
 PAGE = 4096  # bytes; what the system locks at once
+
+
+class HostCopies:
+    """Copies of tensors in one host buffer, page-locked if one of them is a GPU's as long as this lives.
+
+    One buffer: to lock 5 GB in 788 pieces takes seconds.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        ends = list(accumulate(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors))
+        buffer = whole_pages(max([0, *ends]))
+        if any(tensor.is_cuda for tensor in tensors) and page_lock(buffer):
+            unlock_with(self, buffer)
+        self.copies = [
+            buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+            for start, tensor in zip([0, *ends], tensors, strict=False)
+        ]
 
 
 def whole_pages(size: int) -> Tensor:

@@ -10,7 +10,7 @@ not a byte more of the card is taken. Layers whose weight cannot be exchanged ke
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from charengine.adapter.applied import AppliedLayer, merged_weight
 from charengine.adapter.files import by_module, load_adapter
 from charengine.adapter.parts import Parts
-from charengine.host_memory import page_lock, unlock_with, whole_pages
+from charengine.host_memory import HostCopies
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -77,8 +77,9 @@ class AdapterMerger:
         self.take_off(except_for=layers if strength else {})
         if not strength:
             return
+        self._keep([name for name in layers if name not in self._kept])
         for name, parts in layers.items():
-            kept = self._keep(name)
+            kept = self._kept[name]
             if kept is None:
                 self._hook(name, parts, strength)
             else:
@@ -98,14 +99,22 @@ class AdapterMerger:
             if kept is not None and name not in (except_for or {}):
                 kept.restore()
 
-    def _keep(self, name: str) -> _KeptWeight | None:
-        """The layer's own bits, kept before they are first replaced; None where they cannot be."""
-        if name not in self._kept:
+    def _keep(self, names: Sequence[str]) -> None:
+        """These layers' own bits, kept before they are first replaced; None where they cannot be."""
+        weights = {}
+        for name in names:
             why = why_hooked(self.unet, name) if self.merge else "as asked"
             if why and self.merge:
                 log.info("the adapter is hooked beside %s, not merged: %s", name, why)
-            self._kept[name] = None if why else _KeptWeight(self.unet.get_submodule(name), self.in_place)
-        return self._kept[name]
+            if not why:
+                weights[name] = self.unet.get_submodule(name).weight
+        in_place = self.unet.conv_in.weight.device.type != "cpu" if self.in_place is None else self.in_place
+        pages = HostCopies([weight.data for weight in weights.values()]) if in_place else None
+        bits = pages.copies if pages else [weight.data for weight in weights.values()]
+        kept = {
+            name: _KeptWeight(weight, own, pages) for (name, weight), own in zip(weights.items(), bits, strict=True)
+        }
+        self._kept |= {name: kept.get(name) for name in names}
 
     def _hook(self, name: str, parts: Parts, strength: float) -> None:
         self._hooked.append(name)  # first, so that an interrupt finds it
@@ -135,22 +144,11 @@ def why_hooked(unet: nn.Module, name: str) -> str:
 
 
 class _KeptWeight:
-    """The base's weight of one layer, and what computes in its place."""
+    """The base's weight of one layer, its bits, and what computes in its place; `pages` holds the bits where merged weights lie in theirs."""
 
-    def __init__(self, layer: nn.Module, in_place: bool | None) -> None:
-        assert isinstance(layer.weight, nn.Parameter)
-        self.weight = layer.weight
-        self.in_place = self.weight.device.type != "cpu" if in_place is None else in_place
-        self.bits: Tensor = self._on_host() if self.in_place else self.weight.data
+    def __init__(self, weight: nn.Parameter, bits: Tensor, pages: HostCopies | None) -> None:
+        self.weight, self.bits, self.pages = weight, bits, pages
         self.replaced = False
-
-    def _on_host(self) -> Tensor:
-        """A copy in host memory, page-locked if the weight is a GPU's, which then copies it while Python goes on."""
-        weight = self.weight.data
-        buffer = whole_pages(weight.nbytes)
-        if weight.is_cuda and page_lock(buffer):
-            unlock_with(self, buffer)
-        return buffer[: weight.nbytes].view(weight.dtype).view(weight.shape).copy_(weight)
 
     def replace(self, parts: Parts, strength: float) -> None:
         """Compute with the adapter at a strength; the sum is made in float32 and rounded once."""
@@ -168,7 +166,7 @@ class _KeptWeight:
 
     def _write(self, value: Tensor) -> None:
         self.replaced = True
-        if self.in_place:
+        if self.pages:
             self.weight.data.copy_(value, non_blocking=self.weight.is_cuda)
         else:
             self.weight.data = value

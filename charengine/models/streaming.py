@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from charengine.host_memory import page_lock, unlock_with, whole_pages
+from charengine.host_memory import ALIGNMENT, page_lock, unlock_with, whole_pages
 
 log = logging.getLogger(__name__)
 
-ALIGNMENT = 256  # bytes; what CUDA's vectorised loads want
 SLOTS = 2
 SHRINK_BY = 4  # blocks given up at a time when memory runs out
 

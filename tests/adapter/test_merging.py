@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases.adapter_samples import ALGORITHMS, CONV, LINEAR, WIDE, file_of, output, tensors_of, tiny_unet
 
+from charengine import host_memory
 from charengine.adapter import merging
 from charengine.adapter.merging import AdapterMerger, why_hooked
 from charengine.adapter.network import apply_adapter
@@ -213,6 +214,18 @@ def output_in(unet, kind: torch.dtype) -> torch.Tensor:
         return unet(draw(1, 4, 16, 8), torch.tensor([500]), draw(1, 8, 24), added_cond_kwargs=conditions).sample.float()
 
 
+def test_bits_that_wait_on_the_host_lie_in_one_buffer_whatever_their_shapes_and_types() -> None:
+    tensors = [torch.randn(3, 5), torch.randn(7).to(torch.bfloat16), torch.randn(2, 2, 3, 3).half(), torch.zeros(0)]
+    copies = host_memory.HostCopies(tensors).copies
+    assert len({copy.untyped_storage().data_ptr() for copy in copies}) == 1
+    for tensor, found in zip(tensors, copies, strict=True):
+        assert found.dtype == tensor.dtype and torch.equal(found, tensor)
+        assert found.data_ptr() % host_memory.ALIGNMENT == 0
+        tensor.zero_()
+    assert copies[0].abs().min() > 0
+    assert host_memory.HostCopies([]).copies == []
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("locked", [True, False])
@@ -226,7 +239,7 @@ def test_on_a_gpu_the_bases_bits_wait_in_page_locked_memory_and_come_back(
         wanted = bits(unet)
     unet.to("cuda")
     if not locked:
-        monkeypatch.setattr(merging, "page_lock", lambda buffer: False)  # the system locks no more
+        monkeypatch.setattr(host_memory, "page_lock", lambda buffer: False)  # the system locks no more
     with AdapterMerger(unet) as merger:
         layers = merger.read(data)
         for strength in (1.4, 0.7):
