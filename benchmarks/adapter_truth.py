@@ -81,9 +81,9 @@ def main() -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Numbers to five digits, deep in a result: no table needs more, and results are committed."""
+    """Numbers to four digits, deep in a result: no table needs more, and results are committed."""
     if isinstance(value, float):
-        return round(value, 5)
+        return round(value, 4)
     if isinstance(value, dict):
         return {key: rounded(one) for key, one in value.items()}
     return [rounded(one) for one in value] if isinstance(value, (list, tuple)) else value

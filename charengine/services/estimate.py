@@ -100,7 +100,7 @@ def estimate(profile: Profile, look: Survey, card: Card) -> list[StageTime]:
         _caption(profile, card),
         _train(profile, card),
         _sweep(profile, look, card),
-        StageTime("report", 8.5, ""),
+        StageTime("report", 0.9, ""),
     ]
 
 
@@ -217,10 +217,10 @@ def _train(profile: Profile, card: Card) -> StageTime:
 IMAGE_SECONDS = 0.865  # 832×1216, 20 steps, guided; drawn and decoded
 IMAGE_SHARE = 0.69  # of it that the steps take
 IMAGE_MEGAPIXELS = 832 * 1216 / 2**20
-MERGED_SECONDS = 0.27  # of each picture: an adapter is put on for every four
-PREPARED_SECONDS = 0.27  # of each picture whose traits are read, by the processor beside the GPU
-CHANGES_SECONDS = 29.0  # models put on the GPU in turn, prompts encoded, pictures stored
-WORD_PICTURES, WORD_READINGS = 12, 16  # drawn and read to find the words, and the four scenes
+MERGED_SECONDS = 0.2  # of each picture: an adapter is put on for every four
+PREPARED_SECONDS = 0.09  # of each picture whose traits are read, by the processor beside the GPU
+CHANGES_SECONDS = 19.0  # models put on the GPU in turn, prompts encoded, pictures stored
+WORD_PICTURES, WORD_READINGS = 8, 11  # drawn and read to find the words, and the four scenes
 
 
 def _sweep(profile: Profile, look: Survey, card: Card) -> StageTime:
