@@ -26,6 +26,8 @@ from prefect.states import Crashed
 from prefect.utilities import processutils
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
+from charengine.services.prefect_api import PrefectApi
+from charengine.services.unheard import Unheard
 from charengine.services.workers import has_driver
 from deployments.forked import CAN_FORK, Forked, NotForked, Nursery
 from deployments.standby import FORK, THEN
@@ -169,9 +171,11 @@ with warnings.catch_warnings():
 
         async def setup(self) -> None:
             """Begin, and have a process made for the first run."""
+            pool = self._work_pool_name
+            url = get_current_settings().api.url
+            self._unheard = Unheard(PrefectApi(url.rstrip("/"))) if url and pool == "orchestrate" else None
             await super().setup()
             await self._crash_what_was_begun()
-            pool = self._work_pool_name
             later = () if has_driver() else LATER.get(pool, ())
             self._standby = Standby(*MODULES.get(pool, ()), later=later)
             _starter_engine.run_process = self._standby.run_process  # type: ignore[attr-defined]  # meant to be replaced
@@ -180,6 +184,14 @@ with warnings.catch_warnings():
         async def run(self, flow_run: FlowRun, configuration: Any, task_status: Any = None) -> Any:
             """Prefect's, but a process is known by its machine too: numbers alone are the same on many."""
             return await super().run(flow_run, configuration, _OnThisMachine(task_status) if task_status else None)
+
+        async def sync_with_backend(self) -> None:
+            """Prefect's, twice a minute; the worker of casts, which every studio has, looks after what others left open."""
+            try:
+                await super().sync_with_backend()
+            finally:
+                if self._unheard:
+                    self._unheard.look()
 
         async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
             """Prefect's; a run that is taken says at once by whom, so that it is not lost with a worker that dies before it begins."""
