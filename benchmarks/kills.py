@@ -386,7 +386,7 @@ class Batch:
         state = str(run["state_type"])
         if state in ("CRASHED", "FAILED", "CANCELLED"):
             message = str((run.get("state") or {}).get("message")).partition(".")[0].rpartition(": ")[2]
-            self.notes.append(f"the batch ended as {state} ({message}); asked for again")
+            self.notes.append(f"ended as {state} ({message})")
             if self.asked < MOST_ASKED:
                 self._ask()
         return state
