@@ -12,9 +12,9 @@ from kill_targets import Site
 
 from charengine.records import AdapterRecord, DatasetRecord, Record, SheetRecord, SweepRecord, ViewsRecord
 from charengine.run.keys import content_digest
+from charengine.services.unheard import FINAL, OPEN
 from charengine.store import refs_in
 
-FINAL = ("COMPLETED", "CRASHED", "FAILED", "CANCELLED")
 RECORDS: dict[str, type[Record]] = {
     "sheet": SheetRecord,
     "crop": ViewsRecord,
@@ -80,12 +80,10 @@ def wrong_in_prefect(site: Site, names: list[str]) -> list[str]:
     """Runs that are not finished, characters completed in more runs than batches were asked for, slots and leases still held."""
     runs = site.runs()
     wrong = [f"Prefect: run {run['name']} is {run['state_name']}" for run in runs if run["state_type"] not in FINAL]
-    begun = site.api("task_runs/filter", {"task_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}})
-    ended = {run["id"] for run in runs if run["state_type"] == "COMPLETED"}
+    ended = {run["id"]: run["state_name"] for run in runs}
     wrong += [
-        f"Prefect: task {task['name']} of a completed run is {task['state_name']}"
-        for task in begun
-        if task["flow_run_id"] in ended
+        f"Prefect: task {task['name']} of a run that is {ended.get(task['flow_run_id'])} is {task['state_name']}"
+        for task in open_tasks(site)
     ]
     done = Counter(run["name"] for run in runs if run["state_type"] == "COMPLETED" and run["parameters"].get("prompt"))
     # Each batch that was asked for may complete a run of each character, also one that crashed: what it submitted goes on,
@@ -100,6 +98,11 @@ def wrong_in_prefect(site: Site, names: list[str]) -> list[str]:
         f"Prefect: {limit['name']} holds {limit['active_slots']} slots" for limit in limits if limit["active_slots"]
     ]
     return wrong
+
+
+def open_tasks(site: Site) -> list[dict[str, Any]]:
+    """Tasks in Prefect, of whatever run, that are in no final state; 200 at most."""
+    return list(site.api("task_runs/filter", {"task_runs": {"state": {"type": {"any_": OPEN}}}}))
 
 
 def wrong_in_mlflow(site: Site, names: list[str], steps: int) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from kill_targets import STAGES
 
 BETWEEN = "between stages"
-COLUMNS = ("what", "stage", "seconds", "waited", "process")  # of a kill in the file, whose rows are short
+COLUMNS = ("what", "stage", "seconds", "waited")  # of a kill in the file, whose rows are short; no stage: between two
 
 
 def read_batches(path: Path) -> list[dict[str, Any]]:
@@ -26,7 +26,12 @@ def write_batches(path: Path, batches: list[dict[str, Any]]) -> None:
     """All batches and where they were made, a batch a line, a kill as a row of COLUMNS."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
-        batch | {"kills": [[kill[name] for name in COLUMNS if name in kill] for kill in batch["kills"]]}
+        batch
+        | {
+            "kills": [
+                [kill[name] for name in COLUMNS if name != "waited"] + [int(kill["waited"])] for kill in batch["kills"]
+            ]
+        }
         for batch in batches
     ]
     lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)

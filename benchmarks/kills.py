@@ -33,12 +33,21 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import psutil  # noqa: E402
-from kill_checks import FINAL, contents, differences, left_behind, read_contents, wrong_in_mlflow, wrong_in_prefect  # noqa: E402
+from kill_checks import (  # noqa: E402
+    contents,
+    differences,
+    left_behind,
+    open_tasks,
+    read_contents,
+    wrong_in_mlflow,
+    wrong_in_prefect,
+)
 from kill_machines import MACHINE, SERVERS, Studio  # noqa: E402
-from kill_tables import BETWEEN, read_batches, tables, write_batches  # noqa: E402
+from kill_tables import read_batches, tables, write_batches  # noqa: E402
 from kill_targets import STANDBY, Site, seconds_until  # noqa: E402
 from quick_settings import QUICK  # noqa: E402
 
+from charengine.services.unheard import FINAL  # noqa: E402
 from charengine.services.up import PORTS  # noqa: E402
 
 STEPS = 6  # of QUICK's training
@@ -60,6 +69,7 @@ IMPATIENT = 0.25  # share of kills after which the next one does not wait for th
 AIMED = 0.5  # share of kills that wait for a stage to be under way: most of a quick night is between
 AIM_SECONDS = 15.0  # that they wait
 SETTLE_SECONDS = 1500.0
+HEARD_SECONDS = 240.0  # twice what is promised
 FIRST_PORT = 20_000
 PORTS_TRIED = 100  # by `up`, from the one it asks for on
 MOST_ASKED = 8  # times that a cast is asked for
@@ -173,6 +183,7 @@ class Template:
             quiet.start()
             quiet.ask(self.cast, "undisturbed")
             wrong = wait_until_made(quiet, names)
+            wait_until_heard(quiet)
             wrong += wrong_in_prefect(quiet, names)
             quiet.stop()
             caches = sorted({path.name for folder in quiet.temporaries for path in folder.iterdir()})
@@ -230,6 +241,17 @@ def wait_until_made(site: Site, names: list[str]) -> list[str]:
     return [f"not all was made within {SETTLE_SECONDS:.0f} s: {left}"]
 
 
+def wait_until_heard(site: Site) -> list[str]:
+    """Wait until Prefect heard how each task ended, or gave up on it; a note when that took long."""
+    started, first = time.monotonic(), len(open_tasks(site))
+    while open_tasks(site) and time.monotonic() < started + HEARD_SECONDS:
+        time.sleep(1.0)
+    seconds = time.monotonic() - started
+    return (
+        [f"{first} tasks were open when all was made, {len(open_tasks(site))} after {seconds:.0f} s"] if first else []
+    )
+
+
 class Batch:
     """One night with kills.
 
@@ -271,6 +293,7 @@ class Batch:
             self._ask()
             self._kill_and_recover()
             wrong += self._wait_until_made()
+            self.notes += wait_until_heard(self.site)
             wrong += wrong_in_prefect(self.site, names)
             stopped = self.site.stop()
             wrong += wrong_in_mlflow(self.site, names, STEPS) + left_behind(self.site, self.template.expected["caches"])
@@ -321,7 +344,7 @@ class Batch:
         with suppress(psutil.NoSuchProcess):
             process.kill()
         wait = wait and kind != STANDBY  # another one is made when a run has ended
-        told: dict[str, Any] = {"what": kind, "stage": stage, "seconds": None, "process": what, "waited": wait}
+        told: dict[str, Any] = {"what": kind, "stage": stage, "seconds": None, "waited": wait}
         self.kills.append(told)
         if kind == "up":
             assert self.site.popen
@@ -335,11 +358,11 @@ class Batch:
 
     def _stage(self) -> str:
         flows = self.site.processes()["flow"]
-        return next((stage for flow in flows if (stage := self.site.stage_of(flow.pid))), BETWEEN)
+        return next((stage for flow in flows if (stage := self.site.stage_of(flow.pid))), "")
 
     def _wait_for_a_stage(self) -> None:
         deadline = time.monotonic() + AIM_SECONDS
-        while self._stage() == BETWEEN and time.monotonic() < deadline:
+        while not self._stage() and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def _revive(self) -> None:
@@ -362,8 +385,8 @@ class Batch:
         (run,) = self.site.api("flow_runs/filter", {"flow_runs": {"id": {"any_": [self.batch_run]}}})
         state = str(run["state_type"])
         if state in ("CRASHED", "FAILED", "CANCELLED"):
-            message = (run.get("state") or {}).get("message") or ""
-            self.notes.append(f"the batch ended as {state} ({message[:300]}); asked for again")
+            message = str((run.get("state") or {}).get("message")).partition(".")[0].rpartition(": ")[2]
+            self.notes.append(f"ended as {state} ({message})")
             if self.asked < MOST_ASKED:
                 self._ask()
         return state

@@ -34,12 +34,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import load_noop  # noqa: E402
 import psutil  # noqa: E402
-from kill_checks import FINAL, left_behind  # noqa: E402
+from kill_checks import left_behind  # noqa: E402
 from kill_tables import machine  # noqa: E402
 from kill_targets import Site, seconds_of  # noqa: E402
 from load_checks import RECENT, all_runs, count, sizes, tables, wrong_in_mlflow, wrong_in_prefect  # noqa: E402
 
 from charengine.services.prefect_api import PrefectApi  # noqa: E402
+from charengine.services.unheard import FINAL  # noqa: E402
 from charengine.services.up import PORTS  # noqa: E402
 
 # settings of the one real character: small pictures and a tiny family, as much to tell as the shipped profile has

@@ -7,10 +7,10 @@ import sqlite3
 from collections import Counter
 from typing import Any
 
-from kill_checks import FINAL
 from kill_targets import Site
 
 from charengine.services.prefect_api import PrefectApi
+from charengine.services.unheard import FINAL
 
 RECENT = {"sort": "START_TIME_DESC", "flows": {"name": {"any_": ["character"]}}}
 KINDS = ("character", "train", "sweep")  # of MLflow's runs, one a character

@@ -19,13 +19,17 @@ from typing import Any
 
 import anyio
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import Abort
 from prefect.runner import _starter_engine
 from prefect.settings import get_current_settings
-from prefect.states import Crashed
+from prefect.states import Crashed, Pending
 from prefect.utilities import processutils
+from prefect.utilities.engine import propose_state
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
+from charengine.services.prefect_api import PrefectApi
+from charengine.services.unheard import Unheard
 from charengine.services.workers import has_driver
 from deployments.forked import CAN_FORK, Forked, NotForked, Nursery
 from deployments.standby import FORK, THEN
@@ -169,9 +173,11 @@ with warnings.catch_warnings():
 
         async def setup(self) -> None:
             """Begin, and have a process made for the first run."""
+            pool = self._work_pool_name
+            url = get_current_settings().api.url
+            self._unheard = Unheard(PrefectApi(url.rstrip("/"))) if url and pool == "orchestrate" else None
             await super().setup()
             await self._crash_what_was_begun()
-            pool = self._work_pool_name
             later = () if has_driver() else LATER.get(pool, ())
             self._standby = Standby(*MODULES.get(pool, ()), later=later)
             _starter_engine.run_process = self._standby.run_process  # type: ignore[attr-defined]  # meant to be replaced
@@ -181,21 +187,37 @@ with warnings.catch_warnings():
             """Prefect's, but a process is known by its machine too: numbers alone are the same on many."""
             return await super().run(flow_run, configuration, _OnThisMachine(task_status) if task_status else None)
 
+        async def sync_with_backend(self) -> None:
+            """Prefect's, twice a minute; the worker of casts, which every studio has, looks after what others left open."""
+            try:
+                await super().sync_with_backend()
+            finally:
+                if self._unheard:
+                    self._unheard.look()
+
         async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
-            """Prefect's; a run that is taken says at once by whom, so that it is not lost with a worker that dies before it begins."""
-            taken = await super()._propose_pending_state(flow_run)
-            if taken:
-                try:
-                    await self.client.update_flow_run(flow_run.id, infrastructure_pid=self._begun_here)
-                except Exception as error:  # it begins all the same
-                    self._logger.warning("run %s does not say which worker took it: %s", flow_run.id, error)
-            return bool(taken)
+            """Prefect's; the state itself says who took the run, so that it is lost neither with a worker that dies nor with an answer."""
+            run, mine, taken = flow_run.id, self._begun_here, False
+            state: State[Any] | None = None
+            try:
+                state = await propose_state(self.client, Pending(message=mine), flow_run_id=run)
+            except (Abort, Exception) as error:  # perhaps it was taken, and the answer is what was lost
+                self._logger.info("run %s was not given to this worker: %s", run, error)
+            try:
+                state = state or (await self.client.read_flow_run(run)).state
+                taken = state is not None and state.is_pending() and state.message == mine
+                if taken:
+                    await self.client.update_flow_run(run, infrastructure_pid=mine)  # not that of an earlier try
+            except Exception as error:
+                self._logger.warning("run %s does not say which worker took it: %s", run, error)
+            return taken
 
         async def _crash_what_was_begun(self) -> None:
             """What this worker's predecessor had taken and not begun will never begin."""
             pending = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING]))
             for run in await self.client.read_flow_runs(flow_run_filter=FlowRunFilter(state=pending)):
-                if run.infrastructure_pid == self._begun_here:
+                told = run.infrastructure_pid or (run.state and run.state.message)
+                if told == self._begun_here:
                     died = Crashed(message=f"worker {self.name} took it and died before it began")
                     await self.client.set_flow_run_state(run.id, died, force=True)
 

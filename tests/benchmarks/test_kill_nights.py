@@ -58,12 +58,13 @@ def test_a_result_that_is_missing_or_too_many_or_differs_is_told(changed: dict[s
 
 
 class Asked(Site):
-    """A night's runs in Prefect: how each batch that was asked for ended, and how often Bo was completed."""
+    """A night's runs in Prefect: how each batch that was asked for ended, how often Bo was completed, a task of whose was left open."""
 
-    def __init__(self, folder: Path, batches: list[str], completed: int) -> None:
+    def __init__(self, folder: Path, batches: list[str], completed: int, left: str = "") -> None:
         super().__init__(folder)
         named = [("batch: 2 characters", state, {}) for state in batches]
         named += [("Bo", "COMPLETED", {"prompt": "an orc"})] * completed + [("Bo", "CRASHED", {"prompt": "an orc"})]
+        self._left = left
         self._runs = [
             {"id": str(number), "name": name, "state_name": state, "state_type": state, "parameters": parameters}
             for number, (name, state, parameters) in enumerate(named)
@@ -73,7 +74,10 @@ class Asked(Site):
         return self._runs
 
     def api(self, path: str, body: dict[str, Any]) -> Any:
-        return []
+        states = body.get("task_runs", {}).get("state", {}).get("type", {}).get("any_", [])
+        runs = [run for run in self._runs if run["state_type"] == self._left and self._left]
+        open_ones = [{"name": "crop", "flow_run_id": run["id"], "state_name": "Retrying"} for run in runs[:1]]
+        return open_ones if "SCHEDULED" in states else []
 
 
 @pytest.mark.parametrize(
@@ -93,6 +97,12 @@ def test_a_character_may_be_completed_once_for_each_time_its_cast_was_asked_for_
     tmp_path: Path, batches: list[str], completed: int, told: list[str]
 ) -> None:
     assert wrong_in_prefect(Asked(tmp_path, batches, completed), ["Bo"]) == told
+
+
+@pytest.mark.parametrize("left", ["COMPLETED", "CRASHED"])
+def test_a_task_left_open_is_told_whatever_became_of_its_run(tmp_path: Path, left: str) -> None:
+    (said,) = wrong_in_prefect(Asked(tmp_path, ["COMPLETED"], 1, left), ["Bo"])
+    assert said == f"Prefect: task crop of a run that is {left} is Retrying"
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
@@ -184,7 +194,7 @@ def test_files_that_two_machines_made_otherwise_are_not_those_of_the_undisturbed
 
 def test_batches_are_read_as_they_were_written_and_counted_by_what_was_killed_where(tmp_path: Path) -> None:
     killed: dict[str, Any] = {"what": "flow", "stage": "train", "seconds": 4.5, "waited": True}
-    batch = {"seed": 3, "kills": [killed, {**killed, "process": "flow-1", "seconds": None}], "wrong": ["a lease"]}
+    batch = {"seed": 3, "kills": [killed, {**killed, "seconds": None}], "wrong": ["a lease"]}
     assert read_batches(tmp_path / "kills.json") == []
     write_batches(tmp_path / "kills.json", [batch])
     assert read_batches(tmp_path / "kills.json") == [batch]

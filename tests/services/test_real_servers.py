@@ -20,13 +20,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
 
 from command_line import ROOT
 from kill_servers import Ports, Servers, missing_programs
+from nights.open_tasks import PrefectApi as OfTheNights
+from nights.open_tasks import told
 
 from charengine.machine import leases
 from charengine.machine.home import Home
 from charengine.machine.leases import InStore, lease
 from charengine.machine.shared import PRUNING
 from charengine.records import Ref
-from charengine.services import prune_shared, sizes_shared
+from charengine.services import prune_shared, sizes_shared, unheard
 from charengine.services.prefect_api import PrefectApi
 from charengine.services.prune import OBJECTS
 from charengine.store import Store
@@ -157,6 +159,13 @@ def test_what_is_written_while_the_s3_server_is_away_waits_for_it_and_what_it_ha
     servers.kill("S3")
     during = store.put(b"during", "b.bin")
     assert (store.get(before), store.get(during)) == (b"before", b"during")
+
+
+def test_tasks_left_open_are_ended_once_and_for_all_on_postgresql_and_redis_too(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unheard, "FLOWS", ["ours"])
+    assert told(PrefectApi(servers.prefect_api), "ours") == told(OfTheNights(), "ours")
 
 
 @pytest.mark.parametrize("name", ["PostgreSQL", "Redis"])

@@ -157,26 +157,34 @@ def test_what_a_worker_took_and_did_not_begin_before_it_died_is_marked_as_crashe
 ) -> None:
     """Not what another worker has taken, nor what has a process."""
     monkeypatch.setattr(worker, "STANDBY", [sys.executable, "-c", ""])
-    given = {"first": "begun by m1", "another": "begun by m2", "at work": "m1:7"}
+    given = {"first": "begun by m1", "another": "begun by m2", "at work": "m1:7", "just taken": None}
 
     async def restarted() -> dict[str, str]:
         async with get_client() as client:
             with suppress(ObjectAlreadyExists):
                 await client.create_work_pool(WorkPoolCreate(name="p", type="process"))
-            made = {name: await client.create_flow_run(nothing, state=Pending()) for name in given}
+            taken = Pending(message="begun by m1")
+            made = {name: await client.create_flow_run(nothing, state=taken) for name in given}
             for name, run in made.items():
                 await client.update_flow_run(run.id, infrastructure_pid=given[name])
             async with worker.QuickWorker(work_pool_name="p", name="m1"):
                 pass
             return {name: str((await client.read_flow_run(run.id)).state.name) for name, run in made.items()}
 
-    assert anyio.run(restarted) == {"first": "Crashed", "another": "Pending", "at work": "Pending"}
+    wanted = {"first": "Crashed", "another": "Pending", "at work": "Pending", "just taken": "Crashed"}
+    assert anyio.run(restarted) == wanted
 
 
-def test_a_run_that_is_taken_says_by_whom_before_its_process_begins(
-    prefect: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_that_is_taken_says_by_whom_before_its_process_begins_also_when_the_answer_was_lost(
+    prefect: str, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
     monkeypatch.setattr(worker, "STANDBY", [sys.executable, "-c", ""])
+    propose = worker.propose_state
+
+    async def proposed(*arguments: Any, **named: Any) -> Any:
+        answer = await propose(*arguments, **named)
+        return await propose(*arguments, **named) if lost else answer  # the second time it is refused
 
     async def taken() -> str:
         async with get_client() as client:
@@ -184,10 +192,14 @@ def test_a_run_that_is_taken_says_by_whom_before_its_process_begins(
                 await client.create_work_pool(WorkPoolCreate(name="p", type="process"))
             run = await client.create_flow_run(nothing, state=Scheduled())
             async with worker.QuickWorker(work_pool_name="p", name="m1") as own:
+                monkeypatch.setattr(worker, "propose_state", proposed)
                 assert await own._propose_pending_state(run)
-            return str((await client.read_flow_run(run.id)).infrastructure_pid)
+            async with worker.QuickWorker(work_pool_name="p", name="m2") as other:
+                assert not await other._propose_pending_state(run)
+            now = await client.read_flow_run(run.id)
+            return f"{now.infrastructure_pid}, {now.state and now.state.message}"
 
-    assert anyio.run(taken) == "begun by m1"
+    assert anyio.run(taken) == "begun by m1, begun by m1"
 
 
 def test_the_engine_is_started_directly_and_a_deployments_own_command_stays() -> None:
