@@ -218,7 +218,8 @@ def _run_pytest(tree: Path, tests: Sequence[str], output: Path, mutated: bool) -
         import pytest
 
         early = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that the heavy libraries imported already
-        status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *PLUGINS, "-W", early, *tests]))
+        own = ["--basetemp", str(tree / ".temporary")]  # trials that clear a common one fail over each other's rubbish
+        status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *own, *PLUGINS, "-W", early, *tests]))
         loaded = sys.modules.get("charengine")
         if loaded is not None and not Path(str(loaded.__file__)).is_relative_to(tree):
             print(f"tested {loaded.__file__} instead of the copy in {tree}")
