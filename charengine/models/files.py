@@ -232,7 +232,7 @@ def gguf_reader(path: Path) -> Any:
     except ImportError as error:
         raise MissingDependency(f"{path} is a GGUF file; reading it needs: pip install 'gguf>=0.10'") from error
 
-    class Whole(GGUFReader):  # type: ignore[misc]
+    class Whole(GGUFReader):
         def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **named: Any) -> Any:
             """The package's own gives less where the file ends, and reads on for as long as a header says."""
             found = super()._get(offset, dtype, count, *more, **named)
