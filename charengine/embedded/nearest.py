@@ -17,6 +17,7 @@ from charengine.embedded.lexicon import (
     ROLE_WORDS,
     SPECIES_WORDS,
 )
+from charengine.embedded.plainly import said_plainly
 
 _THINGS: dict[str, str] = {
     "coat": "raincoat, trench coat, trenchcoat, greatcoat, parka, anorak, hoodie, cardigan, blazer, tuxedo, suit, uniform, windbreaker",
@@ -98,7 +99,7 @@ class KnownWords:
 def in_known_words(prompt: str) -> KnownWords:
     """The prompt with everyday words as the nearest known ones, and without what it says is not there."""
     changed: dict[str, None] = {}
-    text = _without_negated(_replaced(prompt, changed), changed)
+    text = _without_negated(_replaced(said_plainly(prompt, changed), changed), changed)
     return KnownWords(text, tuple(changed)) if changed else KnownWords(prompt)
 
 
@@ -137,7 +138,7 @@ def _without_negated(text: str, changed: dict[str, None]) -> str:
     if match := _NOT_BUT.search(text):
         changed[f"no {match['species'].lower()}"] = None
         text = _NOT_BUT.sub("", text)
-    text = _NEGATION.sub(gone, text)
+    text = _NEGATION.sub(gone, _LESS.sub(r"no \1", text))
     return re.sub(r"\s+([,.;])", r"\1", re.sub(r"\s{2,}", " ", text)).strip(" ,;")
 
 
@@ -184,6 +185,7 @@ _NEGATION = re.compile(
     r"(?:\s+(?:in|on)\s+(?:her|his|its|the)\s+(?:left|right)\s+(?:hand|arm|eye)\b)?",
     re.IGNORECASE,
 )
+_LESS = re.compile(rf"\b(?!hair)({_any(list(_NEGATABLE))})less\b", re.IGNORECASE)
 _NOT_BUT = re.compile(rf"\bnot\s+an?\s+(?P<species>{_any(sorted(_SPECIES))})\s*,?\s*but\s+", re.IGNORECASE)
 _WORDS = re.compile(
     rf"\b(?:(?:{_any([word for word in _NEAREST if word not in TAUGHT])})s?|gold(?!\s+crown)|(?<!cat\s)persons?)\b",
