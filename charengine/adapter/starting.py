@@ -43,8 +43,8 @@ def check_start(path: Path, settings: TrainSettings, unet: UNet2DConditionModel)
         _check_algorithm(stem, algorithm_of_file(stem, parts), settings.algorithm)
         _check_rank(stem, parts, settings)
     modules, _ = modules_of(load_adapter(path.read_bytes())[0], unet)
-    for name, parts in modules.items():
-        refuse_huge(name, parts)
+    for name, read in modules.items():
+        refuse_huge(name, read)
     untrained = [name for name in modules if not any(f".{block}." in name for block in TRAINED)]
     if untrained:
         raise BadInput(

@@ -17,7 +17,7 @@ from charengine.embedded.lexicon import (
     ROLE_WORDS,
     SPECIES_WORDS,
 )
-from charengine.embedded.plainly import said_plainly
+from charengine.embedded.plainly import any_of, said_plainly
 
 _THINGS: dict[str, str] = {
     "coat": "raincoat, trench coat, trenchcoat, greatcoat, parka, anorak, hoodie, cardigan, blazer, tuxedo, suit, uniform, windbreaker",
@@ -146,11 +146,6 @@ def _key(text: str) -> str:
     return re.sub(r"[\s-]+", " ", text.lower())
 
 
-def _any(words: list[str]) -> str:
-    """The words as alternatives, longest first; a space may be a hyphen."""
-    return "|".join(re.escape(word).replace(r"\ ", r"[\s-]+") for word in sorted(words, key=lambda word: -len(word)))
-
-
 def _negatable() -> dict[str, str]:
     """What may be missing, and the part of the figure it belongs to."""
     words = {"footwear": "footwear", "hair": "hair", "headgear": "headgear", "weapon": "item", "weapons": "item"}
@@ -173,9 +168,9 @@ def _negatable() -> dict[str, str]:
 
 
 _NEGATABLE = _negatable()
-_NEGATED = re.compile(rf"\b(?:{_any(list(_NEGATABLE))})\b")
+_NEGATED = re.compile(rf"\b(?:{any_of(list(_NEGATABLE))})\b")
 _THING = (
-    rf"(?:(?:an?|any|the|her|his|its)\s+)?(?:(?!no\b|with|and\b)[a-z]+[\s-]+){{0,3}}?(?:{_any(list(_NEGATABLE))})\b"
+    rf"(?:(?:an?|any|the|her|his|its)\s+)?(?:(?!no\b|with|and\b)[a-z]+[\s-]+){{0,3}}?(?:{any_of(list(_NEGATABLE))})\b"
 )
 _NEGATION = re.compile(
     r"(?P<before>\s?)(?:\b(?:and|but|with|has|have|wearing|wears|holding|carrying)\s+)*\b(?:no(?!-)|with\s?out|w/o|sans|neither|minus|lacks|lacking|"
@@ -185,13 +180,13 @@ _NEGATION = re.compile(
     r"(?:\s+(?:in|on)\s+(?:her|his|its|the)\s+(?:left|right)\s+(?:hand|arm|eye)\b)?",
     re.IGNORECASE,
 )
-_LESS = re.compile(rf"\b(?!hair)({_any(list(_NEGATABLE))})less\b", re.IGNORECASE)
-_NOT_BUT = re.compile(rf"\bnot\s+an?\s+(?P<species>{_any(sorted(_SPECIES))})\s*,?\s*but\s+", re.IGNORECASE)
+_LESS = re.compile(rf"\b(?!hair)({any_of(list(_NEGATABLE))})less\b", re.IGNORECASE)
+_NOT_BUT = re.compile(rf"\bnot\s+an?\s+(?P<species>{any_of(sorted(_SPECIES))})\s*,?\s*but\s+", re.IGNORECASE)
 _WORDS = re.compile(
-    rf"\b(?:(?:{_any([word for word in _NEAREST if word not in TAUGHT])})s?|gold(?!\s+crown)|(?<!cat\s)persons?)\b",
+    rf"\b(?:(?:{any_of([word for word in _NEAREST if word not in TAUGHT])})s?|gold(?!\s+crown)|(?<!cat\s)persons?)\b",
     re.IGNORECASE,
 )
-_SLEEVE_WORDS = re.compile(rf"\b(?:{_any([word.strip() for word in _SLEEVES.split(',')])})\b", re.IGNORECASE)
+_SLEEVE_WORDS = re.compile(rf"\b(?:{any_of([word.strip() for word in _SLEEVES.split(',')])})\b", re.IGNORECASE)
 _COLOURED_SLEEVES = re.compile(
     rf"(?:\s*,|\s+and|\s+with)*(?:\s+(?:an?|long|short|{'|'.join(word for words in COLOUR_WORDS.values() for word in words)}))*\s+(?:{_SLEEVE_WORDS.pattern})",
     re.IGNORECASE,

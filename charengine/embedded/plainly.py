@@ -6,6 +6,7 @@ Only words of looks are turned: a lost look, a missing tooth and a hook instead 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from charengine.embedded.lexicon import ADJECTIVES, GARMENT_WORDS, HEADGEAR_PHRASES, ITEM_PHRASES
 
@@ -13,17 +14,17 @@ _MORE = "cloak cape suit raincoat hoodie cap gloves scarf glasses goggles mask b
 _KINDS = "straight wavy braided messy thick thin leather wool silk wooden"
 
 
-def _any(words: set[str]) -> str:
-    return "|".join(
-        re.escape(word).replace(r"\ ", r"[\s-]+") for word in sorted(words, key=lambda word: (-len(word), word))
-    )
+def any_of(words: Iterable[str]) -> str:
+    """The words as alternatives of a pattern, longest first; a space may be a hyphen."""
+    ordered = sorted(words, key=lambda word: (-len(word), word))
+    return "|".join(re.escape(word).replace(r"\ ", r"[\s-]+") for word in ordered)
 
 
 _TABLES = (GARMENT_WORDS, HEADGEAR_PHRASES, ITEM_PHRASES)
-_THING = rf"(?:{_any({*_MORE.split(), *(word for table in _TABLES for words in table.values() for word in words)} - {'barefoot', 'bare feet'})})s?"
-_LOOK = rf"(?:{_any({*_KINDS.split(), *(word for word, (kind, _) in ADJECTIVES.items() if kind != 'build')})})"
+_THING = rf"(?:{any_of({*_MORE.split(), *(word for table in _TABLES for words in table.values() for word in words)} - {'barefoot', 'bare feet'})})s?"
+_LOOK = rf"(?:{any_of({*_KINDS.split(), *(word for word, (kind, _) in ADJECTIVES.items() if kind != 'build')})})"
 _LOOKS = rf"{_LOOK}(?:(?:\s*,\s*|\s+and\s+|\s+|-){_LOOK})*"
-_WHAT = rf"(?:{_LOOKS}(?:\s+(?:{_THING}|ones?|eyes|skin))?|{_THING}|{_any({*ADJECTIVES})})"  # blue · blue coat · coat · tall
+_WHAT = rf"(?:{_LOOKS}(?:\s+(?:{_THING}|ones?|eyes|skin))?|{_THING}|{any_of({*ADJECTIVES})})"  # blue · blue coat · coat · tall
 _A = r"(?:(?:in|with|an?|the|his|her|its|their)\s+)*"
 _HIS = r"(?:his|her|its|their|both|all|the)"
 _ON = r"(?:and|with|in|but|wearing|holding|who)\b"
