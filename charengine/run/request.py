@@ -128,6 +128,7 @@ def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
     if sheet and reference:
         problems.append(f"{REFERENCE} and {SHEET}: a sheet is drawn from the one, the other is a sheet; leave one out")
     out = _out(request, character if whole else None, home, problems)
+    problems += _utf8_problems(request, out, home) if whole else []
     problems += _stage_problems(request.refresh)
     problems += _folder_problems(home.root, "home folder")
     if profile:
@@ -304,6 +305,19 @@ def _home_problems(out: Path, home: Home) -> list[str]:
         return []
     allowed = f"any folder outside of it, or {home.root / 'runs'}/NAME"
     return [f"--out {out}: is one of the home's own folders ({home.root}); allowed is {allowed}: choose one"]
+
+
+def _utf8_problems(request: RunRequest, out: Path, home: Home) -> list[str]:
+    """A run is written down, and handed to Prefect and MLflow, with its paths as UTF-8 text."""
+    paths = {
+        "--out": out,
+        SHEET: request.sheet,
+        REFERENCE: request.reference,
+        "--profile": request.profile,
+        "home folder": home.root,
+    }
+    remedy = "is no UTF-8, in which a run's paths are kept: rename the file or folder, or name a link to it"
+    return [f"{label} {path}: {remedy}" for label, path in paths.items() if re.search(r"[\ud800-\udfff]", str(path))]
 
 
 def _space_problems(folders: set[Path], wanted_gib: float) -> list[str]:

@@ -75,6 +75,8 @@ def test_what_would_be_written_into_the_home_or_over_another_cast_is_put_aside(
     (put / "one.csv").write_text("name,prompt,out\nAya,an elf,both\n")
     (put / "two.csv").write_text("name,prompt,out\nBo,a robot,./x/../both/\n")
     (put / "usual.txt").write_text("a robot")
+    with pytest.raises(BadInput, match="--out .* is no UTF-8"):
+        inbox.check(inbox.RunRequest("an orc", out="caf\udce9"), home)
     (put / "with.csv").write_text("name,prompt,out\nCy,a cat,runs/robot\n")
     box = opened(home)
     assert [one.name for one in box.requests] == ["Aya", "robot"]
