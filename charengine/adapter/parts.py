@@ -113,6 +113,8 @@ def refuse_huge(name: str, parts: Mapping[str, Tensor]) -> None:
         BadInput: a value or a change is larger than any adapter's.
     """
     factors = {part: value.float().flatten(min(1, value.dim())) for part, value in parts.items() if part != "alpha"}
+    if not all(value.numel() for value in factors.values()):
+        return  # they change nothing
     values = max(float(value.abs().max()) for value in factors.values())
     sides = sorted({part[:7] for part in factors if part.startswith(("hada_w", "lokr_w"))})
     change = abs(scale_of(parts)) * (
