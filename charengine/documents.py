@@ -44,8 +44,12 @@ def read_yaml(text: str, source: str) -> Any:
         return _Builder(source, iter(_events(text))).document()
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not valid YAML: {_first_words(error)}") from error
-    except (RecursionError, UnicodeError) as error:
+    except RecursionError as error:
         raise ConfigError(f"{source} is not valid YAML: {type(error).__name__}") from error
+    except UnicodeError as error:
+        raise ConfigError(
+            f"{source} holds bytes that are no UTF-8; settings are kept as UTF-8 text: rename the file or folder, or name a link to it"
+        ) from error
 
 
 def _events(text: str) -> Iterator[Any]:

@@ -48,6 +48,15 @@ def is_dir(path: Path) -> bool:
     return mode is not None and stat.S_ISDIR(mode)
 
 
+def real(path: Path) -> Path:
+    """The path without links and dots.
+
+    Raises:
+        BadInput: it cannot be told.
+    """
+    return asked(path, lambda: Path(os.path.realpath(path)))
+
+
 def is_link(path: Path) -> bool:
     """Whether the path itself is a symbolic link."""
     return asked(path, lambda: path.is_symlink())

@@ -81,7 +81,7 @@ class ViewRecord(Record):
     @classmethod
     def _scale_is_no_fact(cls, data: Any) -> Any:
         """Views of 0.1.0 had their scale among the facts."""
-        if isinstance(data, dict) and "scale" in (facts := data.get("facts", {})):
+        if isinstance(data, dict) and isinstance(facts := data.get("facts"), dict) and "scale" in facts:
             return {"scale": facts["scale"], **data}
         return data
 
@@ -268,7 +268,7 @@ class CellMetrics(Record):
     @classmethod
     def _lift_detail(cls, data: Any) -> Any:
         """Earlier records kept the numbers from `gain` to `on_front` in a dictionary called `detail`."""
-        if not (isinstance(data, dict) and "detail" in data):
+        if not (isinstance(data, dict) and isinstance(data.get("detail"), dict)):
             return data
         lifted = {**data, **data["detail"]}
         del lifted["detail"]

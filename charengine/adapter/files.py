@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from charengine.adapter.header import header_of, read_header, with_metadata
 from charengine.adapter.keys import BASES, known_stems
-from charengine.adapter.parts import Parts, checked_parts
+from charengine.adapter.parts import Parts, checked_parts, refuse_huge
 from charengine.adapter.sorting import SortedKeys, shown, sort_keys, split_key
 from charengine.errors import BadInput, UnsafeFile
 
@@ -91,7 +91,7 @@ def modules_of(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> tup
 
 
 def check_values(tensors: Mapping[str, Tensor]) -> None:
-    """What can be known of an adapter without its model: whole layers, of parts that go together, floats that are finite.
+    """What can be known of an adapter without its model: whole layers, of parts that go together, floats that are finite and not huge.
 
     Raises:
         BadInput: names the layer.
@@ -103,7 +103,7 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
             layers.setdefault(stem, {})[part] = value
     for stem, parts in layers.items():
         if set(parts) != {"alpha"}:  # one alone changes nothing; whose it is, the model says
-            checked_parts(stem, parts)
+            refuse_huge(stem, checked_parts(stem, parts))
 
 
 def _as_lycoris(key: str, value: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The header of a safetensors file, read without trusting it: the one place where an adapter file is opened.
 
 A header is JSON behind an 8-byte length. Nothing of it is believed: the length is looked at before anything is read, every entry must
-be one, and its bytes must be there.
+be one, and its bytes must be there and its own. Entries of model files are checked by the same rules.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from charengine.errors import BadInput, UnsafeFile
 STRENGTH = "charengine.strength"  # metadata: the strength as trained that is this file's 1.0
 MAX_HEADER = 100_000_000  # bytes; the safetensors library itself reads no longer one
 WIDTHS = {
-    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1},
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "BOOL": 1},
     **{f"{sign}{bits}": bits // 8 for sign in "IU" for bits in (8, 16, 32, 64)},
 }
 
@@ -128,17 +128,38 @@ def _read(file: IO[bytes], size: int, what: str) -> Header:
     if not isinstance(fields, dict):
         raise _not_safetensors(what, "its header is JSON of another kind")
     metadata = _metadata(fields.pop("__metadata__", {}), what)
-    tensors, end = {}, 0
-    for key, field in fields.items():
-        tensors[key], last = _entry(key, field, what)
-        end = max(end, last)
+    return Header(tensors_of(fields, what, 8 + length, size), metadata, 8 + length)
+
+
+def tensors_of(fields: Mapping[str, Any], what: str, start: int, size: int) -> dict[str, Entry]:
+    """The entries of a header, in its order; as the format has it, each tensor begins where another ends, and the last ends the file.
+
+    Args:
+        fields: the header's JSON without its metadata.
+        what: the file, for messages.
+        start: bytes of the file before the tensors.
+        size: bytes of the file.
+
+    Raises:
+        UnsafeFile: an entry is none.
+        BadInput: tensors share bytes, leave some out, or are not as long as they say; or the file is cut short.
+    """
+    tensors = {key: _entry(key, field, what) for key, field in fields.items()}
     _refuse_half_characters([*tensors], what)
-    if 8 + length + end != size:
+    end = 0
+    for key, entry in sorted(tensors.items(), key=lambda item: item[1].place):
+        if entry.place[0] != end:
+            raise BadInput(
+                f"{what} is damaged: {key[:100]!r} begins at byte {entry.place[0]:,} of the tensors; allowed is {end:,}, "
+                "where the one before it ends; get it again"
+            )
+        end = entry.place[1]
+    if start + end != size:
         raise BadInput(
-            f"{what} is {'cut short' if 8 + length + end > size else 'damaged'}: its header speaks of "
-            f"{8 + length + end:,} bytes, the file has {size:,}; get it again"
+            f"{what} is {'cut short' if start + end > size else 'damaged'}: its header speaks of {start + end:,} bytes, "
+            f"the file has {size:,}; get it again"
         )
-    return Header(tensors, metadata, 8 + length)
+    return tensors
 
 
 def _metadata(value: Any, what: str) -> dict[str, str]:
@@ -148,8 +169,7 @@ def _metadata(value: Any, what: str) -> dict[str, str]:
     return value
 
 
-def _entry(key: str, field: Any, what: str) -> tuple[Entry, int]:
-    """A tensor's entry and where its bytes end."""
+def _entry(key: str, field: Any, what: str) -> Entry:
     if not isinstance(field, dict):
         raise _not_safetensors(what, f"{key[:100]!r} is no tensor")
     dtype, shape, place = field.get("dtype"), field.get("shape"), field.get("data_offsets")
@@ -158,7 +178,7 @@ def _entry(key: str, field: Any, what: str) -> tuple[Entry, int]:
     width = WIDTHS.get(dtype)
     if place[1] < place[0] or (width is not None and place[1] - place[0] != width * prod(shape)):
         raise BadInput(f"{what} is damaged: {key[:100]!r} has not as many bytes as its shape needs; get it again")
-    return Entry(dtype, tuple(shape), (place[0], place[1])), place[1]
+    return Entry(dtype, tuple(shape), (place[0], place[1]))
 
 
 def _counts(value: Any) -> TypeGuard[list[int]]:

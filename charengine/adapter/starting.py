@@ -15,7 +15,7 @@ from torch import Tensor
 
 from charengine.adapter.files import NEEDED, load_adapter, modules_of
 from charengine.adapter.header import Entry, read_header
-from charengine.adapter.parts import Parts, difference, scale_of
+from charengine.adapter.parts import Parts, difference, refuse_huge, scale_of
 from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, algorithm_of, shown, split_key
 from charengine.config import TrainSettings
 from charengine.errors import BadInput
@@ -43,6 +43,8 @@ def check_start(path: Path, settings: TrainSettings, unet: UNet2DConditionModel)
         _check_algorithm(stem, algorithm_of_file(stem, parts), settings.algorithm)
         _check_rank(stem, parts, settings)
     modules, _ = modules_of(load_adapter(path.read_bytes())[0], unet)
+    for name, read in modules.items():
+        refuse_huge(name, read)
     untrained = [name for name in modules if not any(f".{block}." in name for block in TRAINED)]
     if untrained:
         raise BadInput(

@@ -17,6 +17,7 @@ from charengine.embedded.lexicon import (
     ROLE_WORDS,
     SPECIES_WORDS,
 )
+from charengine.embedded.plainly import any_of, said_plainly
 
 _THINGS: dict[str, str] = {
     "coat": "raincoat, trench coat, trenchcoat, greatcoat, parka, anorak, hoodie, cardigan, blazer, tuxedo, suit, uniform, windbreaker",
@@ -98,7 +99,7 @@ class KnownWords:
 def in_known_words(prompt: str) -> KnownWords:
     """The prompt with everyday words as the nearest known ones, and without what it says is not there."""
     changed: dict[str, None] = {}
-    text = _without_negated(_replaced(prompt, changed), changed)
+    text = _without_negated(_replaced(said_plainly(prompt, changed), changed), changed)
     return KnownWords(text, tuple(changed)) if changed else KnownWords(prompt)
 
 
@@ -137,17 +138,12 @@ def _without_negated(text: str, changed: dict[str, None]) -> str:
     if match := _NOT_BUT.search(text):
         changed[f"no {match['species'].lower()}"] = None
         text = _NOT_BUT.sub("", text)
-    text = _NEGATION.sub(gone, text)
+    text = _NEGATION.sub(gone, _LESS.sub(r"no \1", text))
     return re.sub(r"\s+([,.;])", r"\1", re.sub(r"\s{2,}", " ", text)).strip(" ,;")
 
 
 def _key(text: str) -> str:
     return re.sub(r"[\s-]+", " ", text.lower())
-
-
-def _any(words: list[str]) -> str:
-    """The words as alternatives, longest first; a space may be a hyphen."""
-    return "|".join(re.escape(word).replace(r"\ ", r"[\s-]+") for word in sorted(words, key=lambda word: -len(word)))
 
 
 def _negatable() -> dict[str, str]:
@@ -172,9 +168,9 @@ def _negatable() -> dict[str, str]:
 
 
 _NEGATABLE = _negatable()
-_NEGATED = re.compile(rf"\b(?:{_any(list(_NEGATABLE))})\b")
+_NEGATED = re.compile(rf"\b(?:{any_of(list(_NEGATABLE))})\b")
 _THING = (
-    rf"(?:(?:an?|any|the|her|his|its)\s+)?(?:(?!no\b|with|and\b)[a-z]+[\s-]+){{0,3}}?(?:{_any(list(_NEGATABLE))})\b"
+    rf"(?:(?:an?|any|the|her|his|its)\s+)?(?:(?!no\b|with|and\b)[a-z]+[\s-]+){{0,3}}?(?:{any_of(list(_NEGATABLE))})\b"
 )
 _NEGATION = re.compile(
     r"(?P<before>\s?)(?:\b(?:and|but|with|has|have|wearing|wears|holding|carrying)\s+)*\b(?:no(?!-)|with\s?out|w/o|sans|neither|minus|lacks|lacking|"
@@ -184,12 +180,13 @@ _NEGATION = re.compile(
     r"(?:\s+(?:in|on)\s+(?:her|his|its|the)\s+(?:left|right)\s+(?:hand|arm|eye)\b)?",
     re.IGNORECASE,
 )
-_NOT_BUT = re.compile(rf"\bnot\s+an?\s+(?P<species>{_any(sorted(_SPECIES))})\s*,?\s*but\s+", re.IGNORECASE)
+_LESS = re.compile(rf"\b(?!hair)({any_of(list(_NEGATABLE))})less\b", re.IGNORECASE)
+_NOT_BUT = re.compile(rf"\bnot\s+an?\s+(?P<species>{any_of(sorted(_SPECIES))})\s*,?\s*but\s+", re.IGNORECASE)
 _WORDS = re.compile(
-    rf"\b(?:(?:{_any([word for word in _NEAREST if word not in TAUGHT])})s?|gold(?!\s+crown)|(?<!cat\s)persons?)\b",
+    rf"\b(?:(?:{any_of([word for word in _NEAREST if word not in TAUGHT])})s?|gold(?!\s+crown)|(?<!cat\s)persons?)\b",
     re.IGNORECASE,
 )
-_SLEEVE_WORDS = re.compile(rf"\b(?:{_any([word.strip() for word in _SLEEVES.split(',')])})\b", re.IGNORECASE)
+_SLEEVE_WORDS = re.compile(rf"\b(?:{any_of([word.strip() for word in _SLEEVES.split(',')])})\b", re.IGNORECASE)
 _COLOURED_SLEEVES = re.compile(
     rf"(?:\s*,|\s+and|\s+with)*(?:\s+(?:an?|long|short|{'|'.join(word for words in COLOUR_WORDS.values() for word in words)}))*\s+(?:{_SLEEVE_WORDS.pattern})",
     re.IGNORECASE,

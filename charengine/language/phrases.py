@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from charengine.embedded.plainly import said_plainly
 from charengine.language.traits import content_words, trait_kinds
 from charengine.language.words import COLOURS, SCENE
 
@@ -20,6 +21,7 @@ _BETWEEN = re.compile(
 _OPENING = re.compile(r"^(?:(?:a|an|the|his|her|its|their|some|a pair of|wearing|dressed in|is|in|with) )+")
 _OWN_SIDE = re.compile(r"^(?:his|her|its|their|in|on) .*\b(?:left|right)\b")
 _COMPOUND = re.compile(r"\w+-?(?:skinned|haired|eyed|headed|eared|legged|armed|bearded|clad|sized)$|^(?:skin|skinned)$")
+_WITHOUT = re.compile(r"\bwithout (?:(?:any|an?) )?")
 _SIDED = re.compile(r"\b(?:left|right)\b")
 _ALSO = re.compile(r"\b(?:bare (?:feet|foot|chest|arms)|top ?knot)\b")  # of two words, or no captioner's
 _SHADES = frozenset({"deep", "dark", "light", "pale", "bright"})
@@ -34,7 +36,8 @@ def trait_phrases(prompt: str, class_noun: str) -> tuple[str, ...]:
     >>> trait_phrases("a stocky orc woman with red hair, in a blue coat and boots, a hook for a right hand", "orc woman")
     ('stocky', 'red hair', 'blue coat', 'boots', 'hook for a right hand')
     """
-    text, class_noun = " ".join(prompt.lower().replace("’", "'").split()), class_noun.lower()
+    text, class_noun = said_plainly(" ".join(prompt.lower().replace("’", "'").split())), class_noun.lower()
+    text = _WITHOUT.sub("with no ", text)
     found: list[str] = []
     head_seen = False
     for clause in _ENDS.split(text):

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from charengine.errors import BadInput
-from charengine.files import expanded, reason
+from charengine.files import expanded, real, reason
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,17 @@ class Home:
     def ports_file(self) -> Path:
         """The ports that `charengine up` used last."""
         return self.root / "ports.json"
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path is the home, or one of the engine's own folders in it, or inside of one.
+
+        Raises:
+            BadInput: it cannot be told.
+        """
+        own = (self.store, self.state, self.locks, self.inbox, self.known_runs, self.mlflow, self.prefect, self.logs)
+        place = real(path)
+        inside = {real(folder) for folder in (*own, self.temporary, self.root / "tokenizers")} & {place, *place.parents}
+        return bool(inside) or place == real(self.root)
 
     def create(self) -> Home:
         """Make the folders.

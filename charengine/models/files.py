@@ -20,17 +20,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from charengine import files
+from charengine.adapter.header import MAX_HEADER, tensors_of
 from charengine.errors import BadInput, MissingDependency, UnsafeFile
 from charengine.machine.memories import recall, remember
 
 log = logging.getLogger(__name__)
 
 UNSAFE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
-MAX_HEADER = 100 * 2**20  # bytes; what the safetensors library itself refuses above
-SAFETENSORS_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
 GGUF_MAGIC = b"GGUF"
 
 
@@ -205,25 +201,13 @@ def _safetensors_header(path: Path, start: bytes, stream: IO[bytes]) -> Header:
     try:
         entries = json.loads(stream.read(length))
         metadata = {str(key): str(value) for key, value in (entries.pop("__metadata__", None) or {}).items()}
-        tensors = {name: _tensor(name, entry, 8 + length) for name, entry in entries.items()}
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path} has a damaged safetensors header ({error}): download it again") from error
-    if 8 + length + end != size:
-        raise BadInput(
-            f"{path} is {'truncated' if size < 8 + length + end else 'damaged'}: its header promises "
-            f"{8 + length + end:,} bytes, the file has {size:,}: download it again"
-        )
+    tensors = {
+        name: TensorInfo(entry.dtype, entry.shape, entry.place[1] - entry.place[0], 8 + length + entry.place[0])
+        for name, entry in tensors_of(entries, str(path), 8 + length, size).items()
+    }
     return Header(path, "safetensors", tensors, metadata)
-
-
-def _tensor(name: str, entry: dict[str, Any], data: int) -> TensorInfo:
-    shape = tuple(int(n) for n in entry["shape"])
-    nbytes = entry["data_offsets"][1] - entry["data_offsets"][0]
-    width = SAFETENSORS_BYTES.get(entry["dtype"])
-    if nbytes < 0 or (width is not None and nbytes != width * prod(shape)):
-        raise ValueError(f"tensor {name} of shape {shape} {entry['dtype']} has {nbytes} bytes")
-    return TensorInfo(entry["dtype"], shape, nbytes, data + entry["data_offsets"][0])
 
 
 def _looks_like(start: bytes, stream: IO[bytes]) -> str:
@@ -236,22 +220,52 @@ def _looks_like(start: bytes, stream: IO[bytes]) -> str:
 
 
 def gguf_reader(path: Path) -> Any:
-    """The gguf package's reader over a file.
+    """The gguf package's reader over a file, whose tensors lie behind one another, as the format has it.
 
     Raises:
         MissingDependency: the gguf package is not installed.
-        BadInput: not a GGUF file, or truncated.
+        BadInput: not a GGUF file, truncated, or tensors share bytes, lie in the header or behind the file's end.
     """
     try:
+        import numpy as np
         from gguf import GGUFReader
     except ImportError as error:
         raise MissingDependency(f"{path} is a GGUF file; reading it needs: pip install 'gguf>=0.10'") from error
+
+    class Whole(GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **named: Any) -> Any:
+            """The package's own gives less where the file ends, and reads on for as long as a header says."""
+            found = super()._get(offset, dtype, count, *more, **named)
+            if len(found) < int(count):
+                raise ValueError(
+                    f"{int(count):,} values at byte {int(offset):,} end behind its {len(self.data):,} bytes"
+                )
+            return found
+
     try:
-        return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError) as error:
+        with np.errstate(over="ignore"):  # what wraps round is refused below
+            reader = Whole(path)
+        _check_gguf(path, reader)
+    except (ValueError, IndexError, KeyError, OverflowError, RecursionError, OSError) as error:
         raise BadInput(
             f"{path} is not a readable GGUF file ({error}); it may be truncated: download it again"
         ) from error
+    return reader
+
+
+def _check_gguf(path: Path, reader: Any) -> None:
+    """Raises:
+    BadInput: a tensor does not begin where the one before it ends.
+    """
+    end = first = int(reader.data_offset)
+    for tensor in sorted(reader.tensors, key=lambda tensor: int(tensor.field.parts[-1][0])):
+        start, step = first + int(tensor.field.parts[-1][0]), int(reader.alignment)
+        if start != (allowed := -(-end // step) * step):
+            raise BadInput(
+                f"{path} is damaged: {shown(tensor.name)} begins at byte {start:,}; allowed is {allowed:,}, where the header or "
+                "the tensor before it ends: download it again"
+            )
+        end = start + int(tensor.n_bytes)
 
 
 def _gguf_header(path: Path, start: bytes) -> Header:
@@ -264,11 +278,8 @@ def _gguf_header(path: Path, start: bytes) -> Header:
         )
         for tensor in reader.tensors
     }
-    end = max((int(tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors), default=0)
-    if end > (size := files.size(path)):
-        raise BadInput(f"{path} is truncated: {end:,} bytes promised, {size:,} found: download it again")
     name = reader.get_field("general.architecture")
-    architecture = bytes(name.parts[name.data[0]]).decode(errors="replace") if name is not None else ""
+    architecture = bytes(name.parts[name.data[0]]).decode(errors="replace") if name is not None and name.data else ""
     return Header(path, "gguf", tensors, {"general.architecture": architecture})
 
 

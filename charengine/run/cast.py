@@ -66,8 +66,12 @@ def check_cast(
     problems += _doubled(requests)
     if problems:
         raise ConfigError([f"{source}: {problem}" for problem in problems])
-    folder = in_work_folder(out or "runs")
-    return [request if request.out else replace(request, out=str(_own(folder, request))) for request in requests]
+    folder, made = in_work_folder(out or "runs"), []
+    taken = {place for request in requests if request.out for place in _places(request)}
+    for request in requests:
+        made.append(request if request.out else replace(request, out=str(_own(folder, request, taken))))
+        taken.add(Path(made[-1].out))
+    return made
 
 
 def check_each(requests: list[RunRequest], source: str, home: Home) -> None:
@@ -86,12 +90,18 @@ def check_each(requests: list[RunRequest], source: str, home: Home) -> None:
         raise ConfigError(problems)
 
 
-def _own(folder: Path, request: RunRequest) -> Path:
-    """The character's folder inside the cast's: another one when an earlier prompt's run is there."""
+def _places(request: RunRequest) -> tuple[Path, Path]:
+    """The folder that an entry names, as it is written and without links and dots."""
+    place = in_work_folder(request.out)
+    return place, files.real(place)
+
+
+def _own(folder: Path, request: RunRequest, taken: set[Path]) -> Path:
+    """The character's folder inside the cast's: another one when an earlier prompt's run is there, or another entry's will be."""
     usual = folder / slug(request.name)
-    free = free_folder(usual, request.name, request.prompt)
+    free = free_folder(usual, request.name, request.prompt, taken)
     if free != usual:
-        log.warning("%s holds another prompt's run; %s goes to %s", usual, request.name, free)
+        log.warning("%s is for another prompt's run; %s goes to %s", usual, request.name, free)
     return free
 
 
@@ -177,7 +187,7 @@ def _several(value: Any, key: str, index: int, problems: list[str]) -> tuple[str
 
 def _doubled(requests: list[RunRequest]) -> list[str]:
     names = [slug(request.name) for request in requests]
-    outs = [str(in_work_folder(request.out)) for request in requests if request.out]
+    outs = [str(_places(request)[1]) for request in requests if request.out]
     return [
         *(
             f"name {name!r} is used twice; names make the folders"

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from charengine import files
 from charengine.errors import BadInput, ConfigError, EngineError
-from charengine.machine.home import Home
+from charengine.machine.home import Home, in_work_folder
 from charengine.machine.locks import single_flight_at_home
 from charengine.machine.shared import open_store
 from charengine.pictures import picture_problems
@@ -79,7 +79,7 @@ class Inbox:
             if len(self.requests) + len(mine) > MAX_CAST:
                 return  # the next batch takes it
             check_each(mine, path.name, self._home)
-            _check_names(mine, {slug(request.name) for request in self.requests})
+            _check_apart(mine, self.requests)
         except EngineError as error:
             self.refused.append((file_stem(path.name, "file"), str(error)))
             self._put_away(path, str(error))
@@ -130,10 +130,15 @@ def opened(home: Home, profile: str, overrides: tuple[str, ...]) -> Iterator[Inb
         yield Inbox(home, profile, overrides)
 
 
-def _check_names(requests: list[RunRequest], taken: Container[str]) -> None:
+def _check_apart(requests: list[RunRequest], before: list[RunRequest]) -> None:
+    names, outs = {slug(one.name) for one in before}, {files.real(in_work_folder(one.out)) for one in before}
     for request in requests:
-        if slug(request.name) in taken:
+        if slug(request.name) in names:
             raise BadInput(f"another file of the inbox has the name {request.name!r}: give each character its own")
+        if files.real(in_work_folder(request.out)) in outs:
+            raise BadInput(
+                f"another file of the inbox has the out {request.out!r}: give each character a folder of its own"
+            )
 
 
 def _whole(folder: Path) -> list[Path]:

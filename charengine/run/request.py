@@ -127,7 +127,8 @@ def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
     sheet = _picture(request.sheet, SHEET, problems)
     if sheet and reference:
         problems.append(f"{REFERENCE} and {SHEET}: a sheet is drawn from the one, the other is a sheet; leave one out")
-    out = _out(request, character if whole else None, problems)
+    out = _out(request, character if whole else None, home, problems)
+    problems += _utf8_problems(request, out, home) if whole else []
     problems += _stage_problems(request.refresh)
     problems += _folder_problems(home.root, "home folder")
     if profile:
@@ -150,10 +151,10 @@ def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
     )
 
 
-def _out(request: RunRequest, character: Character | None, problems: list[str]) -> Path:
+def _out(request: RunRequest, character: Character | None, home: Home, problems: list[str]) -> Path:
     """The run's folder: the one that was asked for, else `runs/NAME`, or the next when that is another prompt's."""
     out = in_work_folder(request.out or f"runs/{slug(character.name if character else 'run')}")
-    found = _folder_problems(out, "--out")
+    found = _folder_problems(out, "--out") or _home_problems(out, home)
     problems += found
     if found or character is None:
         return out
@@ -296,6 +297,27 @@ def _folder_problems(folder: Path, label: str) -> list[str]:
         return [f"{label} {error}"]
     except (OSError, ValueError) as error:
         return [f"{label} {folder}: cannot be written ({files.reason(error)}); choose another folder"]
+
+
+def _home_problems(out: Path, home: Home) -> list[str]:
+    """What lies there is the engine's: from the inbox a run's captions would be taken as characters."""
+    if not home.holds(out):
+        return []
+    allowed = f"any folder outside of it, or {home.root / 'runs'}/NAME"
+    return [f"--out {out}: is one of the home's own folders ({home.root}); allowed is {allowed}: choose one"]
+
+
+def _utf8_problems(request: RunRequest, out: Path, home: Home) -> list[str]:
+    """A run is written down, and handed to Prefect and MLflow, with its paths as UTF-8 text."""
+    paths = {
+        "--out": out,
+        SHEET: request.sheet,
+        REFERENCE: request.reference,
+        "--profile": request.profile,
+        "home folder": home.root,
+    }
+    remedy = "is no UTF-8, in which a run's paths are kept: rename the file or folder, or name a link to it"
+    return [f"{label} {path}: {remedy}" for label, path in paths.items() if re.search(r"[\ud800-\udfff]", str(path))]
 
 
 def _space_problems(folders: set[Path], wanted_gib: float) -> list[str]:

@@ -181,6 +181,11 @@ def test_the_file_to_start_from_is_looked_at_before_any_stage(tmp_path: Path) ->
         "set train.rank=2": ({**start, "rank": 1}, tensors),
         "adapts convolutions": ({**start, "conv_rank": 0}, tensors),
         "not finite": (start, {key: value / 0 for key, value in tensors.items()}),
+        "holds values of up to": (start, {key: value * 1e30 for key, value in tensors.items()}),
+        "changes weights by up to": (
+            start,
+            {key: value * (1 if "alpha" in key else 300) for key, value in tensors.items()},
+        ),
         "made for another model": (start, {key: _wider(key, value) for key, value in tensors.items()}),
         "is not supported": (start, {"lora_unet_middle_block_1_proj_in.oft_blocks": torch.ones(2, 2)}),
         "no U-Net adapter": (start, {"lora_te1_x.alpha": torch.ones(1)}),

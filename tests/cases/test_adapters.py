@@ -129,7 +129,7 @@ def test_absurd_step_counts_are_not_believed(tmp_path: Path, unet, steps: str) -
     path.write_bytes(file_of(tensors_of(unet), ss_steps=steps))
     assert adapter_facts(path)["damaged"] == ["ss_steps"]
     record = training_from_file(path, Store(tmp_path / "store"), class_noun="orc")
-    assert record.steps == UNTOLD
+    assert record.steps == UNTOLD and "called step 1 here" in record.warnings[0]
 
 
 def test_inspect_shows_no_control_characters_of_a_file(tmp_path: Path, unet, capsys) -> None:

@@ -252,9 +252,10 @@ def test_a_profile_that_cannot_be_meant_is_refused_in_one_sentence(
 
 def test_a_setting_says_what_was_written() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_profile("embedded", ["train.steps=0", "train.flips=maybe", "train.rank={a: b"])
+        load_profile("embedded", ["train.steps=0", "train.flips=maybe", "train.rank={a: b", "models.sdxl=/caf\udce9"])
     text = str(caught.value)
     assert "got 0" in text and "got 'maybe'" in text and "--set train.rank is not valid YAML" in text
+    assert "--set models.sdxl holds bytes that are no UTF-8" in text
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

@@ -53,6 +53,12 @@ def test_an_everyday_word_is_read_as_its_nearest_with_its_colour(prompt: str, tr
         ("an orc not holding a sword", {"species": "orc", "right_item": None}),
         ("a robot that doesn't have a shield", {"right_item": None, "left_item": None}),
         ("not a woman but a man", {"species": "man"}),
+        ("a knight who lost his sword and his shield, helmet off", {"right_item": None, "left_item": None, "headgear": None}),
+        ("a hatless girl, her shoes removed, in a red dress", {"headgear": None, "footwear": "barefoot", "top_colour": "red"}),
+        ("an orc, hat: none, hair: long, red, coat: blue", {"headgear": None, "hair_colour": "red", "hair_style": "long", "top_colour": "blue"}),
+        ("a woman not in a red coat but a dress that is blue", {"top": "dress", "top_colour": "blue"}),
+        ("a man in a red coat rather than a robe, a crown, not a hat", {"top": "coat", "top_colour": "red", "headgear": "crown"}),
+        ("a pirate with a lost look, the lost sword and a hook instead of his left hand", {"right_item": "sword", "left_item": "hook"}),
         ("a man without a hat and with black boots", {"headgear": None, "footwear": "boots", "footwear_colour": "black"}),
     ],
 )  # fmt: skip

@@ -61,6 +61,8 @@ def test_two_characters_cannot_share_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("- {name: A, prompt: an orc, out: x}\n- {name: B, prompt: an elf, out: x}\n")
     with pytest.raises(ConfigError, match="x' is used twice; give each character a folder of its own"):
         read_cast(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("- {name: A, prompt: an orc}\n- {name: B, prompt: an elf, out: runs/x/../a}\n")
+    assert [Path(one.out).name for one in read_cast(tmp_path / "a.yaml")] == ["a-2", "a"]
 
 
 @pytest.mark.parametrize(

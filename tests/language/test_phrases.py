@@ -25,6 +25,9 @@ DESCRIPTIONS = {
     "tall deep blue robot, carrying a sword with the left hand, bare feet": (
         "tall", "deep blue robot", "carrying a sword with the left hand", "bare feet",
     ),
+    "an orc woman, hair: long and red, coat colour: blue, weapon: sword": ("long red hair", "blue coat", "sword"),
+    "a woman with green, not blue eyes, in a red coat rather than a robe": ("green eyes", "red coat"),
+    "a girl without any shoes, who lost her hat and gloves": ("no shoes", "no hat or gloves"),
     "a red goblin": ("red goblin",),
     "a robot": (),
 }  # fmt: skip

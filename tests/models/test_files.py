@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from charengine.adapter.header import read_header as read_adapter_header
 from charengine.errors import BadInput, UnsafeFile
 from charengine.models.files import fingerprint, read_header, read_header_of_folder
 from charengine.models.identify import expect, identify_path
+from charengine.models.reading import read_state
 
 UNET = "model.diffusion_model."
 
@@ -47,7 +49,7 @@ def test_a_pickle_named_safetensors_is_recognised(tmp_path: Path) -> None:
 def test_a_truncated_file_is_told_by_its_size(tmp_path: Path) -> None:
     path = weights(tmp_path / "model.safetensors", "a", "b")
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(BadInput, match="truncated"):
+    with pytest.raises(BadInput, match="cut short"):
         read_header(path)
 
 
@@ -58,20 +60,29 @@ def test_a_git_lfs_pointer_is_told_apart_from_a_damaged_file(tmp_path: Path) -> 
         read_header(path)
 
 
-def test_a_header_that_lies_about_a_tensor_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"a": ([4], [0, 8])},
+        {"a": ([float("inf")], [0, 16])},
+        {"a": ([4], [0, 16]), "b": ([4], [0, 16])},  # one place for two
+        {"a": ([4], [0, 16]), "b": ([4], [8, 24])},
+        {"a": ([4], [0, 16]), "b": ([4], [20, 36])},  # bytes of none
+        {"a": ([4], [4, 20])},
+        {"a": ([4], [-8, 8]), "b": ([4], [8, 24])},  # in the header
+        {"a": ([4], [2**64, 2**64 + 16])},
+        {"a": ([2.0], [0, 8])},
+    ],
+    ids=repr,
+)
+def test_a_header_that_lies_about_where_tensors_lie_is_refused(tmp_path: Path, entries: dict) -> None:
     path = tmp_path / "model.safetensors"
-    header = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    with pytest.raises(BadInput, match="damaged safetensors header"):
-        read_header(path)
-
-
-def test_a_header_with_endless_axes_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    header = b'{"a": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 16]}}'
-    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
-    with pytest.raises(BadInput, match="damaged safetensors header"):
-        read_header(path)
+    header = {name: {"dtype": "F32", "shape": shape, "data_offsets": at} for name, (shape, at) in entries.items()}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(max(at[1] for _, at in entries.values()) % 2**64))
+    for reader in (read_header, read_adapter_header):
+        with pytest.raises(BadInput, match=r"is damaged|is no tensor|cut short"):
+            reader(path)
 
 
 def test_a_gguf_file_cut_short_is_refused(tmp_path: Path) -> None:
@@ -89,6 +100,31 @@ def test_a_gguf_file_cut_short_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(BadInput, match="truncated"):
         read_header(path)
+
+
+@pytest.mark.parametrize(("place", "value"), [
+    ("b", 0), ("b", 32), ("b", 4096), ("c", 64), ("b", 2**64 - 64), ("a", 2**64 - 32), ("array", 2**40), ("count", 2**60),
+])  # fmt: skip
+def test_a_gguf_header_that_lies_is_refused_before_a_value_is_read(tmp_path: Path, place: str, value: int) -> None:
+    original = pytest.importorskip("gguf")
+    path = tmp_path / "model.gguf"
+    writer = original.GGUFWriter(path, "qwen_image")
+    writer.add_array("array", [1, 2])
+    for name in "abc":
+        writer.add_tensor(name, torch.ones(3, 5).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    data = bytearray(path.read_bytes())
+    # after a tensor's name come its axes, their number and its type; after an array's its type and its elements'
+    places = {name: data.index(bytes([1, *[0] * 7, ord(name), 2])) + 33 for name in "abc"}
+    at = (places | {"array": data.index(b"array") + 13, "count": 8})[place]
+    data[at : at + 8] = struct.pack("<Q", value)
+    path.write_bytes(data)
+    for reader in (read_header, read_state):
+        with pytest.raises(BadInput, match="download it again"):
+            reader(path)
 
 
 def test_a_folder_with_a_missing_shard_is_refused(tmp_path: Path) -> None:

@@ -89,6 +89,13 @@ def test_the_record_is_read_back_as_it_was_and_the_page_lies_beside_it(
     assert folder.read_run(tmp_path) == folder.read_run(tmp_path / "run.json") == run
     with pytest.raises(BadInput, match=r"run\.json"):
         folder.read_run(tmp_path / "elsewhere")
+    for value in (5, "scale", None, [], {"scale": []}):
+        data = json.loads(run.model_dump_json())
+        data["dataset"]["views"]["views"][0].pop("scale", None)
+        data["dataset"]["views"]["views"][0]["facts"] = data["sweep"]["cells"][0]["detail"] = value
+        (tmp_path / "run.json").write_text(json.dumps(data))
+        with pytest.raises(BadInput, match="is not the record of a run: .*; give a run's folder"):
+            folder.read_run(tmp_path)
 
 
 def test_captions_are_written_in_view_order_and_an_edit_is_taken_back(

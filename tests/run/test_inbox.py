@@ -65,6 +65,25 @@ def test_what_is_hostile_or_wrong_is_put_aside_with_the_reason_and_the_others_go
     assert not any("\n" in name or "|" in name for name, _ in box.refused)
 
 
+@pytest.mark.parametrize("out", ["", "inbox", "inbox/x", "inbox/../store/x", "logs", "link/x"])
+def test_what_would_be_written_into_the_home_or_over_another_cast_is_put_aside(
+    home: Home, put: Path, tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "link").symlink_to(home.state)
+    place = tmp_path / out if out.startswith("link") else home.root / out
+    (put / "home.yaml").write_text(f"- {{prompt: an orc, out: {place}}}\n")
+    (put / "one.csv").write_text("name,prompt,out\nAya,an elf,both\n")
+    (put / "two.csv").write_text("name,prompt,out\nBo,a robot,./x/../both/\n")
+    (put / "usual.txt").write_text("a robot")
+    with pytest.raises(BadInput, match="--out .* is no UTF-8"):
+        inbox.check(inbox.RunRequest("an orc", out="caf\udce9"), home)
+    (put / "with.csv").write_text("name,prompt,out\nCy,a cat,runs/robot\n")
+    box = opened(home)
+    assert [one.name for one in box.requests] == ["Aya", "robot"]
+    home_said, *others = [why for _, why in box.refused]
+    assert "own folders" in home_said and len(others) == 2 and all("has the out" in why for why in others)
+
+
 def test_what_is_still_written_or_hidden_is_left_for_the_next_time(
     home: Home, put: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

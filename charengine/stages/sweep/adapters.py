@@ -19,6 +19,10 @@ from charengine.wording import noun_problem, phrase_problem
 log = logging.getLogger(__name__)
 
 UNTOLD = 1  # step of a file that does not say its own: 0 is the base model's, which no adapter is put on
+UNTOLD_SAID = (
+    "{path} does not say after how many steps of training it was saved: it is called step 1 here and in the report, whatever it was. "
+    "Nothing else depends on that"
+)
 GIVE = {  # what a file does not say: how it is said on the command line, and the field in Prefect's page
     "trigger": "--trigger (the field trigger), e.g. --trigger griqul",
     "class noun": "--class-noun (the field class_noun), e.g. --class-noun woman",
@@ -55,6 +59,7 @@ def training_from_file(path: Path, store: Store, *, trigger: str = "", class_nou
         trigger=trigger,
         class_noun=class_noun,
         dataset_digest=told.dataset_digest,
+        warnings=() if told.steps else (UNTOLD_SAID.format(path=path),),
     )
 
 

@@ -92,7 +92,8 @@ def sweep_adapter(
     _end_reading(session, dataset)
     if whole:
         log_cells(session)
-    found = conclude(session, recipe, (*left_out, *cut))
+    unsaid = () if training.facts else training.warnings  # of a file: no stage before this one has said them
+    found = conclude(session, recipe, (*unsaid, *left_out, *cut))
     embedder.unload()  # whoever reads pictures next needs the room
     return found
 

@@ -135,10 +135,10 @@ def test_an_adapter_that_cannot_be_rescaled_is_exported_as_it_is_with_a_warning(
 def test_any_adapter_file_can_be_swept_if_it_names_its_character(store, dataset, tmp_path) -> None:
     path = tmp_path / "old.safetensors"
     path.write_bytes(adapter_file(200))
-    training = adapters.training_from_file(path, store)
+    training = adapters.training_from_file(path, store).model_copy(update={"warnings": ("of the file",)})
     assert (training.trigger, training.class_noun, training.steps) == ("zorgax", "orc", 200)
     found = sweep.sweep_adapter(training, dataset, SETTINGS, Painter(), Eye(), store, seed=7)
-    assert found.pick.checkpoint_step == 200
+    assert found.pick.checkpoint_step == 200 and "of the file" in found.warnings
 
 
 def test_an_adapter_file_without_a_trigger_asks_for_it(store, tmp_path) -> None:
