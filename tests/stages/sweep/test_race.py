@@ -50,6 +50,13 @@ def test_a_leader_drawn_once_is_drawn_again_before_the_budget_ends() -> None:
     assert next_round(found, {0: 2, leader: 1}, SETTINGS, 1) == [Unit(leader, (1,))]
 
 
+def test_one_seed_below_a_floor_does_not_end_a_cell_but_as_many_as_a_pick_needs_do() -> None:
+    found = known([cell(300, 0.6, 0.5, 0.98), cell(300, 1.0, 0.9, 0.8)], SETTINGS, noise=0.001)
+    assert not found.passing[2] and found.score[2] > found.score[1]
+    assert next_round(found, {0: 2, 1: 2, 2: 1}, SETTINGS, 5) == [Unit(2, (1,))]
+    assert next_round(found, {0: 2, 1: 2, 2: 2}, SETTINGS, 5) == []
+
+
 def test_a_decided_race_draws_no_more() -> None:
     found = known(CELLS, SETTINGS, noise=0.001)
     assert next_round(found, {0: 2, 3: 2}, SETTINGS, 5) == []
