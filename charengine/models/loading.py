@@ -7,6 +7,7 @@ import hashlib
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,15 +67,21 @@ def _digest(path: Path, _stamp: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+MADE_OF = (
+    "diffusers.models.unets.unet_2d_condition",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+)
+
+
 @lru_cache(maxsize=1)
 def set_imports_aside() -> None:
     """Import what models are made of and take all objects there are out of garbage collection, once and before the first model.
 
     Looking through the million objects of imported libraries takes a second, and memory is released thirty times in a run.
     """
-    import transformers.models.clip.modeling_clip
-    import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl  # noqa: F401
-
+    for name in MADE_OF:
+        import_module(name)
     gc.collect()
     gc.freeze()
 
