@@ -156,7 +156,7 @@ class LiveProgress:
     def on_step(self, progress: Progress) -> None:
         """Remember how far training is; costs it nothing."""
         if not progress.step:  # on the way to the first one
-            self._latest = _Latest(0.0, progress.doing, "at the rest", time.monotonic(), progress.doing)
+            self._latest = _Latest(0.0, progress.doing, "at the next part", time.monotonic(), progress.doing)
             return
         share = 100 * progress.step / max(1, progress.steps)
         made = f"{progress.step} steps, loss {progress.smoothed:.4f}"

@@ -24,7 +24,7 @@ MOST_FOLDERS = 20_000  # that are looked into in one place
 LARGEST_SWEEP = 50_000_000  # bytes of a sweep.json
 ADAPTERS = "adapters"
 MOST_WHOLE = 400  # records kept unpacked, more than a page shows: 190 KiB each, fifteen times a packed one
-TAKEN_AWAY = (".safetensors", ".png", ".json", ".civitai.info", ".md")  # endings of what belongs to an adapter
+TAKEN_AWAY = (".safetensors", ".png", ".webp", ".json", ".civitai.info", ".md")  # endings of what belongs to an adapter
 
 
 @dataclass(frozen=True)

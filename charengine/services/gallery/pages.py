@@ -217,7 +217,8 @@ def _progress(gallery: Gallery, character: Character, stages: list[dict[str, Any
         artifact = gallery.prefect.progress([character.run_id]).get(character.run_id) if character.active else None
     except (PrefectAway, BadInput):
         return None
-    return progress_of(stages, artifact, "" if character.active else character.state)
+    going_on = character.active and character.state != "stopping"
+    return progress_of(stages, artifact, "" if going_on else character.state)
 
 
 def _later_sweeps(gallery: Gallery, character: Character) -> list[dict[str, str]]:

@@ -53,7 +53,7 @@ def progress_of(task_runs: list[Json], artifact: Json | None, ended: str = "") -
     Args:
         task_runs: of the flow run, in the order started.
         artifact: its newest progress artifact: `data` 0 to 100, `description` in words.
-        ended: how the run ended, "stopped" or otherwise; empty while it goes on. Where it was killed, Prefect's task runs still go on.
+        ended: how the run ended, "stopped" or otherwise, or "stopping"; empty while it goes on. Where it was killed, Prefect's task runs still go on.
     """
     newest: dict[str, Json] = {}
     for task in task_runs:  # a stage that is tried again has one task run; one that was started twice has two
@@ -83,12 +83,12 @@ def _line(stage: str, task: Json | None, ended: str) -> StageLine:
         seconds = float(task.get("total_run_time") or 0.0)
         return StageLine(stage, MADE, "unchanged, taken from an earlier run" if kept else f"done in {seconds:.0f} s")
     if kind in ("FAILED", "CRASHED"):
-        return StageLine(stage, FAILED, "stopped" if ended == "stopped" else "failed")  # training ends so when stopped
+        return StageLine(stage, FAILED, "stopped" if ended.startswith("stop") else "failed")  # as training ends then
     if kind in ("CANCELLED", "CANCELLING"):
         return StageLine(stage, FAILED, "stopped")
     if kind != "RUNNING":
         return StageLine(stage, WAITS, "waits")
-    if ended:
+    if ended and ended != "stopping":
         return StageLine(stage, FAILED, "stopped")
     seconds = float(task.get("estimated_run_time") or 0.0)
     return StageLine(stage, NOW, f"is being made, {seconds:.0f} s so far" if seconds >= 1 else "is being made")

@@ -245,11 +245,11 @@ def towards_full_strength(record: SweepRecord) -> str:
     change = full.kept - pick.kept
     verb = "falls" if change < -0.005 else "rises" if change > 0.005 else "stays"
     return (
-        f"From strength 0 to the pick, identity goes from {base.identity:.3f} to {pick.identity:.3f} "
+        f"Measured, not smoothed as above: from strength 0 to the pick, identity goes from {base.identity:.3f} to {pick.identity:.3f} "
         f"({pick.identity - base.identity:+.3f}) while adherence goes from {base.adherence:.3f} to {pick.adherence:.3f}. "
         f"At strength {full.strength:g} of the last checkpoint (step {full.checkpoint_step}) identity is "
         f"{full.identity:.3f} and adherence {verb} {'at' if verb == 'stays' else 'to'} {full.kept:.0%} of the "
-        f"base model's (pick: {pick.kept:.0%}); variety between seeds is {variety_text(full)} "
+        f"base model's by how much better the own prompt fits (pick: {pick.kept:.0%}); variety between seeds is {variety_text(full)} "
         f"(pick: {variety_text(pick)})."
     )
 

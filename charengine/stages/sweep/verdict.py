@@ -59,7 +59,7 @@ def judge_training(grid: Grid, found: Estimate, settings: SweepSettings) -> Verd
         inside = f"the last steps, from {steps[-2]} to {step}, added {max(won, 0.0):.2f}"
     return Verdict(
         kind="right",
-        line=f"Looks right: at {where} no lower strength surely scores {WORTH:g} more, adherence is {kept:.0%} of the base "
+        line=f"The training looks right: at {where} no lower strength surely scores {WORTH:g} more, adherence is {kept:.0%} of the base "
         f"model's, and {inside}. Use the recommended adapter.",
     )
 

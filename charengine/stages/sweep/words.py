@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 ENOUGH = 8  # pictures with the trigger alone; four more, where the pick had one seed, take 4 s on two cores
 SAID_BELOW = 0.7  # share of the pictures: a trait shown in fewer is missing
+FEWER = 0.1  # of the traits: less is no difference
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,16 @@ def find_words(
     adapter = pick.store.put(
         with_words(pick.store.get(pick.swept.recommended_adapter), words), pick.swept.recommended_adapter.name
     )
-    return pick.swept.model_copy(update={"words": words, "recommended_adapter": adapter})
+    warned = (*pick.swept.warnings, *doubts_of(words))
+    return pick.swept.model_copy(update={"words": words, "recommended_adapter": adapter, "warnings": warned})
+
+
+def doubts_of(words: Words) -> tuple[str, ...]:
+    """A warning where the base model, told the same, shows more of the character."""
+    shown, base = words.shown, words.base_shown
+    if shown is None or base is None or base - shown < FEWER:
+        return ()
+    return (f"the scenes show {shown:.0%} of the traits with the adapter, {base:.0%} without: look, and train on",)
 
 
 def with_words(data: bytes, words: Words) -> bytes:

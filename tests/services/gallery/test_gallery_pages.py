@@ -43,6 +43,7 @@ def test_a_finished_character_shows_sheet_drawings_at_the_pick_words_to_copy_and
         drawn = run.sweep.picture(run.sweep.pick.metrics, prompt)
         assert drawn and f"/picture/{drawn.sha256}?w=160" in card
     assert 'data-copy="zorgax"' in card and 'data-copy="zorgax orc"' in card
+    assert f"<dd>{run.sweep.pick.reasons[0]}</dd>" in card
     assert f"{address}/adapter.zip" in card and f"{address}/report" in card
     assert "http://127.0.0.1:5000/#/experiments/7/runs/" not in card  # the sample's id is none of MLflow's
     assert visit.client.get(f"{address}/file/sheet?w=160").headers["content-type"] == "image/webp"
@@ -131,19 +132,26 @@ def test_a_stage_says_how_long_it_has_been_made_and_one_that_was_killed_is_not_b
     visit.prefect.runs = [running("Now")]
     task = {"name": "sheet-now", "state_type": "RUNNING", "state_name": "Running", "estimated_run_time": 12.4}
     visit.prefect.tasks["run-of-now"] = [task]
-    assert "is being made, 12 s so far" in visit.get(f"/part{visit.address('Now')}")
+    for state in ("RUNNING", "CANCELLING"):
+        visit.prefect.runs = [running("Now", state)]
+        assert "is being made, 12 s so far" in visit.get(f"/part{visit.address('Now')}")
     visit.prefect.runs = [running("Now", "CANCELLED")]
     page = visit.get(visit.address("Now"))
     assert "<b>sheet</b> <span>stopped</span>" in page and "is being made" not in page
     task["state_type"] = "FAILED"  # as a training that is stopped ends
-    assert "<b>sheet</b> <span>stopped</span>" in visit.get(visit.address("Now"))
+    for state in ("CANCELLING", "CANCELLED"):
+        visit.prefect.runs = [running("Now", state)]
+        assert "<b>sheet</b> <span>stopped</span>" in visit.get(visit.address("Now"))
     visit.prefect.runs = [running("Now", "FAILED")]
     assert "<b>sheet</b> <span>failed</span>" in visit.get(visit.address("Now"))
 
 
-def test_one_that_was_stopped_still_links_to_its_run_in_mlflow(visit: Visit) -> None:
+def test_one_that_was_stopped_links_to_mlflow_and_its_prompt_if_any_begins_another(visit: Visit) -> None:
     visit.prefect.runs = [running("Now", "CANCELLED")]
     assert "Its run in MLflow" in visit.get(visit.address("Now"))
+    assert "Start one like it" in visit.get(visit.address("Now"))
+    visit.prefect.runs = [running("Now", "CANCELLED", prompt="")]
+    assert "Start one like it" not in visit.get(visit.address("Now"))
 
 
 @pytest.mark.parametrize(
@@ -255,6 +263,7 @@ def test_the_zip_holds_the_adapters_and_what_lies_beside_them_and_nothing_else(v
     (folder / "zorgax.png").write_bytes(b"\x89PNG preview")
     (folder / "zorgax.civitai.info").write_text("{}")
     (folder / "zorgax.json").write_text("{}")
+    (folder / "scene-1.webp").write_bytes(b"RIFF")  # shown in the card
     (folder / "notes.txt").write_text("mine")
     (folder.parent / "secret.json").write_text("{}")
     os.symlink(folder.parent / "secret.json", folder / "linked.json")
@@ -264,6 +273,7 @@ def test_the_zip_holds_the_adapters_and_what_lies_beside_them_and_nothing_else(v
         assert archive.testzip() is None
         assert sorted(archive.namelist()) == [
             "zorga/README.md",
+            "zorga/scene-1.webp",
             "zorga/zorgax.civitai.info",
             "zorga/zorgax.json",
             "zorga/zorgax.png",

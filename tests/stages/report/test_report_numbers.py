@@ -104,9 +104,9 @@ def test_what_was_read_of_the_traits_stands_in_the_card_and_the_table(run: RunRe
 
 def test_the_way_to_full_strength_is_told_with_the_numbers_of_base_pick_and_full_strength(run: RunRecord) -> None:
     assert sections.towards_full_strength(run.sweep) == (
-        "From strength 0 to the pick, identity goes from 0.110 to 0.210 (+0.100) while adherence goes from 0.120 to 0.220. "
+        "Measured, not smoothed as above: from strength 0 to the pick, identity goes from 0.110 to 0.210 (+0.100) while adherence goes from 0.120 to 0.220. "
         "At strength 1 of the last checkpoint (step 300) identity is 0.310 and adherence rises to 37% of the base model's "
-        "(pick: 27%); variety between seeds is 38% (pick: 28%)."
+        "by how much better the own prompt fits (pick: 27%); variety between seeds is 38% (pick: 28%)."
     )
 
 

@@ -44,7 +44,7 @@ def test_a_best_cell_in_the_last_corner_that_no_longer_rises_is_right() -> None:
 
 def test_a_best_cell_inside_the_grid_is_right_and_named() -> None:
     found = verdict(cell(200, 1.0, 0.7, 0.97), cell(300, 1.0, 0.85, 0.97), cell(300, 1.4, 0.8, 0.92))
-    assert found.kind == "right" and "strength 1 of step 300, lies within" in found.line
+    assert found.kind == "right" and "training" in found.line and "strength 1 of step 300, lies within" in found.line
 
 
 def test_a_single_checkpoint_is_never_called_undertrained() -> None:

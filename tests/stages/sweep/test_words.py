@@ -146,6 +146,9 @@ def test_the_base_model_is_told_the_same_words_on_the_same_noise(
     with_adapter = open_image(store.get(swept.words.drawn[0])).getpixel((32, 25))
     assert all(abs(a - b) < 40 for a, b in zip(with_adapter, OWN_COAT, strict=True))  # type: ignore[arg-type]
     assert swept.words.shown > swept.words.base_shown  # type: ignore[operator]
+    assert words.doubts_of(swept.words) == swept.warnings == ()
+    worse = swept.words.model_copy(update={"shown": 0.7, "base_shown": 0.9})
+    assert "70% of the traits with the adapter, 90% without" in words.doubts_of(worse)[0]
     assert painter.model == Unet(0, 0.0)
 
 
