@@ -51,13 +51,16 @@ def read_expansion(folder: Path) -> ExpansionRecord | None:
     """What a folder's `expansion.json` says of more views; None where there is none.
 
     Raises:
-        BadInput: it is damaged.
+        BadInput: it is damaged, or names what is no more view.
     """
     file = folder / EXPANSION
+    if not files.exists(file):
+        return None
+    text = files.read_text(file)
     try:
-        return ExpansionRecord.model_validate_json(file.read_bytes()) if files.is_file(file) else None
+        return ExpansionRecord.model_validate_json(text)
     except ValueError as error:
-        raise BadInput(f"{file} is damaged: run charengine expand again, or delete it to train without") from error
+        raise BadInput(f"{file} is damaged: delete it to train without, or to run charengine expand again") from error
 
 
 def forget_extras(folder: Path) -> None:
@@ -65,7 +68,7 @@ def forget_extras(folder: Path) -> None:
     expansion = read_expansion(folder)
     for extra in expansion.views if expansion else ():
         for path in folder.rglob(refused_name(extra) if extra.fate == "refused" else f"{extra.view}.*"):
-            path.unlink()
+            files.asked(path, path.unlink)
     (folder / EXPANSION).unlink(missing_ok=True)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from charengine import files
 from charengine.config import ModelSettings
+from charengine.errors import BadInput
 from charengine.models.files import gguf_reader
 from charengine.models.places import comfy_sources, hub_caches, roots
 
@@ -48,6 +49,9 @@ def find_tokenizers(
     Args:
         settings: `models` of a profile.
         edit, vl, sdxl, clip: the model files and folders that were found.
+
+    Raises:
+        BadInput: the one in a GGUF is needed, and damaged.
     """
     edit_config, sdxl_config = (files.expanded(t) if t else None for t in (settings.edit_config, settings.sdxl_config))
     qwen_folders = _inside([edit_config, edit, vl], ("tokenizer", "processor", "."))
@@ -60,9 +64,10 @@ def find_tokenizers(
         for root in roots(settings)
     ]
     clip_folders += _in_caches(settings, CLIP_HUBS, ("tokenizer", "."))
-    own = vl if vl is not None and vl.suffix.lower() == ".gguf" and "tokenizer.ggml.merges" in _fields(vl) else None
+    qwen = next((folder for folder in qwen_folders if has_tokenizer(folder)), None)
+    own = qwen is None and vl is not None and vl.suffix.lower() == ".gguf" and _holds_words(vl)
     return Tokenizers(
-        next((folder for folder in qwen_folders if has_tokenizer(folder)), own),
+        vl if own else qwen,
         next((folder for folder in clip_folders if has_tokenizer(folder)), next(_installed_merges(), None)),
     )
 
@@ -96,8 +101,9 @@ def _installed_merges() -> Iterator[Path]:
                 yield file
 
 
-def _fields(path: Path) -> set[str]:
-    return set(gguf_reader(path).fields)
+def _holds_words(path: Path) -> bool:
+    """Whether a GGUF holds a tokenizer; a damaged one is said now, not after the models were loaded."""
+    return "tokenizer.ggml.merges" in gguf_reader(path).fields and bool(_gguf_words(path))
 
 
 # --- made from other files -------------------------------------------------------------------------------------------
@@ -124,18 +130,34 @@ def as_folder(source: Path, home: Path) -> Path:
 
 
 def _write_from_gguf(source: Path, folder: Path) -> None:
-    """Qwen's tokenizer from the tokens, kinds and merges in a GGUF's fields."""
+    """Qwen's tokenizer from what a GGUF holds."""
     from transformers import Qwen2Tokenizer
 
+    vocabulary, pairs, special = _gguf_words(source)
+    Qwen2Tokenizer(vocab=vocabulary, merges=pairs, additional_special_tokens=special).save_pretrained(folder)
+
+
+def _gguf_words(source: Path) -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
+    """Number by token, merges, and special tokens in a GGUF's fields.
+
+    Raises:
+        BadInput: they are damaged, or do not belong together.
+    """
     fields = gguf_reader(source).fields
-    tokens, kinds, merges = (fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
-    words = [str(tokens.parts[i], encoding="utf-8") for i in tokens.data]
-    types = [int(kinds.parts[i][0]) for i in kinds.data]
-    pairs = [tuple(str(merges.parts[i], encoding="utf-8").split(" ", 1)) for i in merges.data]
-    vocabulary = {word: i for i, (word, kind) in enumerate(zip(words, types, strict=True)) if kind != UNUSED}
-    special = [word for word, kind in zip(words, types, strict=True) if kind == CONTROL]
-    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=pairs, additional_special_tokens=special)
-    tokenizer.save_pretrained(folder)
+    try:
+        tokens, kinds, merges = (fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
+        words = [str(tokens.parts[i], encoding="utf-8") for i in tokens.data]
+        types = [int(kinds.parts[i][0]) for i in kinds.data]
+        vocabulary = {word: i for i, (word, kind) in enumerate(zip(words, types, strict=True)) if kind != UNUSED}
+        pairs = []
+        for i in merges.data:
+            first, second = str(merges.parts[i], encoding="utf-8").split(" ", 1)
+            if not vocabulary.keys() >= {first, second, first + second}:
+                raise ValueError(f"a merge of {first + second!a:.60}, which is no token")
+            pairs.append((first, second))
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise BadInput(f"{source}: the tokenizer in it is damaged ({error}): download it again") from error
+    return vocabulary, pairs, [word for word, kind in zip(words, types, strict=True) if kind == CONTROL]
 
 
 def _write_from_merges(source: Path, folder: Path) -> None:
