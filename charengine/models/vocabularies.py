@@ -9,9 +9,10 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from charengine import files
 from charengine.config import ModelSettings
@@ -103,7 +104,8 @@ def _installed_merges() -> Iterator[Path]:
 
 def _holds_words(path: Path) -> bool:
     """Whether a GGUF holds a tokenizer; a damaged one is said now, not after the models were loaded."""
-    return "tokenizer.ggml.merges" in gguf_reader(path).fields and bool(_gguf_words(path))
+    fields = gguf_reader(path).fields
+    return "tokenizer.ggml.merges" in fields and bool(_gguf_words(path, fields))
 
 
 # --- made from other files -------------------------------------------------------------------------------------------
@@ -133,22 +135,23 @@ def _write_from_gguf(source: Path, folder: Path) -> None:
     """Qwen's tokenizer from what a GGUF holds."""
     from transformers import Qwen2Tokenizer
 
-    vocabulary, pairs, special = _gguf_words(source)
+    vocabulary, pairs, special = _gguf_words(source, gguf_reader(source).fields)
     Qwen2Tokenizer(vocab=vocabulary, merges=pairs, additional_special_tokens=special).save_pretrained(folder)
 
 
-def _gguf_words(source: Path) -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
+def _gguf_words(source: Path, fields: Mapping[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
     """Number by token, merges, and special tokens in a GGUF's fields.
 
     Raises:
         BadInput: they are damaged, or do not belong together.
     """
-    fields = gguf_reader(source).fields
     try:
         tokens, kinds, merges = (fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
         words = [str(tokens.parts[i], encoding="utf-8") for i in tokens.data]
         types = [int(kinds.parts[i][0]) for i in kinds.data]
         vocabulary = {word: i for i, (word, kind) in enumerate(zip(words, types, strict=True)) if kind != UNUSED}
+        if len(vocabulary) + types.count(UNUSED) < len(words):
+            raise ValueError("a token that stands twice")
         pairs = []
         for i in merges.data:
             first, second = str(merges.parts[i], encoding="utf-8").split(" ", 1)
