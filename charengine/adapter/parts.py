@@ -47,8 +47,9 @@ def checked_parts(name: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]
         raise BadInput(f"the adapter{only} {name}: {', '.join(missing)} missing; the file is incomplete")
     if shape is not None and len(shape) < 2:
         raise BadInput(f"the adapter's {name} is a norm of the model's, which takes no low-rank adapter")
-    ignored = {"alpha"} if is_whole(parts) else set()  # ai-toolkit's are 9999999999, which float16 has as infinity
-    plain = {part: _floats(name, part, value) for part, value in parts.items() if part not in ignored}
+    if is_whole(parts) and "alpha" in parts:  # nobody reads its value: ai-toolkit's 9999999999 is infinite in float16
+        parts = {**parts, "alpha": torch.ones(parts["alpha"].shape)}
+    plain = {part: _floats(name, part, value) for part, value in parts.items()}
     try:
         plain = _plain_lora(plain, shape) if LORA[0] in plain else _checked_factors(plain, shape)
         rank = rank_of(plain)
