@@ -103,7 +103,7 @@ class ViewsRecord(Record):
 class ExtraView(Record):
     """One more view, drawn by the edit model from one of the sheet's, and what became of it."""
 
-    view: str = Field(pattern=r"^[a-z][a-z-]*-[0-9]+$", description="its name: kind and number, 'pose-1'")
+    view: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="its name: kind and number, 'pose-1'")
     kind: str
     instruction: str = Field(description="what the edit model was told")
     tags: tuple[str, ...] = Field(description="view and framing words for its caption, as asked for")

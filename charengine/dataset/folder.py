@@ -9,7 +9,7 @@ from pathlib import Path
 from charengine import files
 from charengine.dataset.digest import dataset_digest
 from charengine.errors import BadInput
-from charengine.records import CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord
+from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord
 from charengine.store import Store
 from charengine.wording import CONTROL, file_stem, holds_word
 from charengine.writing import write_atomically
@@ -58,9 +58,12 @@ def read_expansion(folder: Path) -> ExpansionRecord | None:
         return None
     text = files.read_text(file)
     try:
-        return ExpansionRecord.model_validate_json(text)
+        expansion = ExpansionRecord.model_validate_json(text)
+        if any(extra.view in VIEWS for extra in expansion.views):
+            raise ValueError("a view of the sheet is no more view")
     except ValueError as error:
         raise BadInput(f"{file} is damaged: delete it to train without, or to run charengine expand again") from error
+    return expansion
 
 
 def forget_extras(folder: Path) -> None:
