@@ -12,7 +12,7 @@ older LyCORIS wrote, by input (1, in, 1…).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 
 import torch
@@ -47,6 +47,8 @@ def checked_parts(name: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]
         raise BadInput(f"the adapter{only} {name}: {', '.join(missing)} missing; the file is incomplete")
     if shape is not None and len(shape) < 2:
         raise BadInput(f"the adapter's {name} is a norm of the model's, which takes no low-rank adapter")
+    if is_whole(parts) and "alpha" in parts:  # nobody reads its value: ai-toolkit's 9999999999 is infinite in float16
+        parts = {**parts, "alpha": torch.ones(parts["alpha"].shape)}
     plain = {part: _floats(name, part, value) for part, value in parts.items()}
     try:
         plain = _plain_lora(plain, shape) if LORA[0] in plain else _checked_factors(plain, shape)
@@ -69,9 +71,14 @@ def rank_of(parts: Mapping[str, Tensor]) -> int:
     return 1
 
 
+def is_whole(parts: Collection[str]) -> bool:
+    """Whether it is a LoKr of two whole matrices."""
+    return "lokr_w1" in parts and "lokr_w2" in parts
+
+
 def scale_of(parts: Mapping[str, Tensor]) -> float:
     """alpha / rank; 1 for a LoKr of two whole matrices, whose alpha loaders ignore."""
-    if "lokr_w1" in parts and "lokr_w2" in parts:
+    if is_whole(parts):
         return 1.0
     return float(parts["alpha"]) / rank_of(parts) if "alpha" in parts else 1.0
 

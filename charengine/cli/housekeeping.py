@@ -10,6 +10,7 @@ import typer
 
 from charengine.cli.console import listen, say, say_json
 from charengine.cli.run import JsonOption
+from charengine.errors import BadInput
 from charengine.machine.home import find_home, in_work_folder
 
 MIB = 2**20
@@ -73,5 +74,8 @@ def export(
 
     home = find_home()
     folder = find_run(home, name)
-    place = write(folder, in_work_folder(str(to or f"{folder.name}.zip")), open_store(home))
+    target = in_work_folder(str(to or f"{folder.name}.zip"))
+    if home.holds(target):
+        raise BadInput(f"--to {target}: is one of the home's own folders ({home.root}); name a place outside of it")
+    place = write(folder, target, open_store(home))
     say_json({"export": str(place), "run": str(folder)}) if as_json else say(str(place))

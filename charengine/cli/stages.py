@@ -103,11 +103,13 @@ def expand(
     overrides = (f"expand.count={count}", *settings)
     request = RunRequest(prompt, class_noun=class_noun, seed=seed, profile=profile, overrides=overrides)
     workspace = _workspace_for(request, folder)
+    from charengine.dataset.folder import read_expansion
     from charengine.dataset.reading import read_views
     from charengine.run.folder import write_expansion
     from charengine.run.running import run
     from charengine.stages.expand.stage import EXPAND
 
+    read_expansion(folder)  # a damaged one is said before anything is drawn
     record = run(EXPAND, workspace, read_views(folder, workspace.store))
     for path in write_expansion(record, folder, workspace.store):
         say(str(path))

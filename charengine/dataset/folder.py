@@ -9,7 +9,7 @@ from pathlib import Path
 from charengine import files
 from charengine.dataset.digest import dataset_digest
 from charengine.errors import BadInput
-from charengine.records import CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord
+from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord
 from charengine.store import Store
 from charengine.wording import CONTROL, file_stem, holds_word
 from charengine.writing import write_atomically
@@ -51,13 +51,19 @@ def read_expansion(folder: Path) -> ExpansionRecord | None:
     """What a folder's `expansion.json` says of more views; None where there is none.
 
     Raises:
-        BadInput: it is damaged.
+        BadInput: it is damaged, or names what is no more view.
     """
     file = folder / EXPANSION
+    if not files.exists(file):
+        return None
+    text = files.read_text(file)
     try:
-        return ExpansionRecord.model_validate_json(file.read_bytes()) if files.is_file(file) else None
+        expansion = ExpansionRecord.model_validate_json(text)
+        if any(extra.view in VIEWS for extra in expansion.views):
+            raise ValueError("a view of the sheet is no more view")
     except ValueError as error:
-        raise BadInput(f"{file} is damaged: run charengine expand again, or delete it to train without") from error
+        raise BadInput(f"{file} is damaged: delete it to train without, or to run charengine expand again") from error
+    return expansion
 
 
 def forget_extras(folder: Path) -> None:
@@ -65,7 +71,7 @@ def forget_extras(folder: Path) -> None:
     expansion = read_expansion(folder)
     for extra in expansion.views if expansion else ():
         for path in folder.rglob(refused_name(extra) if extra.fate == "refused" else f"{extra.view}.*"):
-            path.unlink()
+            files.asked(path, path.unlink)
     (folder / EXPANSION).unlink(missing_ok=True)
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -109,12 +109,29 @@ def read_header_of_folder(folder: Path) -> Header:
     """One header for all the safetensors shards of a model folder, each checked.
 
     Raises:
-        BadInput: no weights, a shard missing or damaged.
+        BadInput: no weights, a shard missing or damaged, or two hold one tensor.
         UnsafeFile: the folder holds only pickles.
     """
     headers = [read_header(path) for path in shards(folder)]
-    tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
-    return Header(folder, "safetensors", tensors, headers[0].metadata)
+    return Header(folder, "safetensors", tensors_together(headers), headers[0].metadata)
+
+
+def tensors_together(headers: Iterable[Header], renamed: Callable[[str], str] = str) -> dict[str, TensorInfo]:
+    """The tensors of files that make up one model, by the names they get.
+
+    Raises:
+        BadInput: two have one name: which one is meant, nothing says.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for header in headers:
+        for key, tensor in header.tensors.items():
+            name = renamed(key)
+            if name in tensors:
+                raise BadInput(
+                    f"{header.path}: {shown(key)} stands twice in this model's files; allowed is once: download them again"
+                )
+            tensors[name] = tensor
+    return tensors
 
 
 def shards(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 
 from charengine import files
 from charengine.errors import BadInput
-from charengine.models.files import Header, TensorInfo, read_header
+from charengine.models.files import Header, read_header, tensors_together
 from charengine.models.quantised import State
 from charengine.models.reading import joined, unpacked
 
@@ -100,10 +100,7 @@ def is_language(header: Header) -> bool:
 
 def renamed_header(path: Path) -> Header:
     """One header for a language model and its vision tower, under Qwen's own names."""
-    tensors: dict[str, TensorInfo] = {}
-    for file in files_of_text_encoder(path):
-        tensors |= {_renamed(key): tensor for key, tensor in read_header(file).tensors.items()}
-    return Header(path, "gguf", tensors)
+    return Header(path, "gguf", tensors_together(map(read_header, files_of_text_encoder(path)), _renamed))
 
 
 def files_of_text_encoder(path: Path) -> list[Path]:

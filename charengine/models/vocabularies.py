@@ -9,12 +9,14 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from charengine import files
 from charengine.config import ModelSettings
+from charengine.errors import BadInput
 from charengine.models.files import gguf_reader
 from charengine.models.places import comfy_sources, hub_caches, roots
 
@@ -48,6 +50,9 @@ def find_tokenizers(
     Args:
         settings: `models` of a profile.
         edit, vl, sdxl, clip: the model files and folders that were found.
+
+    Raises:
+        BadInput: the one in a GGUF is needed, and damaged.
     """
     edit_config, sdxl_config = (files.expanded(t) if t else None for t in (settings.edit_config, settings.sdxl_config))
     qwen_folders = _inside([edit_config, edit, vl], ("tokenizer", "processor", "."))
@@ -60,9 +65,10 @@ def find_tokenizers(
         for root in roots(settings)
     ]
     clip_folders += _in_caches(settings, CLIP_HUBS, ("tokenizer", "."))
-    own = vl if vl is not None and vl.suffix.lower() == ".gguf" and "tokenizer.ggml.merges" in _fields(vl) else None
+    qwen = next((folder for folder in qwen_folders if has_tokenizer(folder)), None)
+    own = qwen is None and vl is not None and vl.suffix.lower() == ".gguf" and _holds_words(vl)
     return Tokenizers(
-        next((folder for folder in qwen_folders if has_tokenizer(folder)), own),
+        vl if own else qwen,
         next((folder for folder in clip_folders if has_tokenizer(folder)), next(_installed_merges(), None)),
     )
 
@@ -96,8 +102,10 @@ def _installed_merges() -> Iterator[Path]:
                 yield file
 
 
-def _fields(path: Path) -> set[str]:
-    return set(gguf_reader(path).fields)
+def _holds_words(path: Path) -> bool:
+    """Whether a GGUF holds a tokenizer; a damaged one is said now, not after the models were loaded."""
+    fields = gguf_reader(path).fields
+    return "tokenizer.ggml.merges" in fields and bool(_gguf_words(path, fields))
 
 
 # --- made from other files -------------------------------------------------------------------------------------------
@@ -124,18 +132,35 @@ def as_folder(source: Path, home: Path) -> Path:
 
 
 def _write_from_gguf(source: Path, folder: Path) -> None:
-    """Qwen's tokenizer from the tokens, kinds and merges in a GGUF's fields."""
+    """Qwen's tokenizer from what a GGUF holds."""
     from transformers import Qwen2Tokenizer
 
-    fields = gguf_reader(source).fields
-    tokens, kinds, merges = (fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
-    words = [str(tokens.parts[i], encoding="utf-8") for i in tokens.data]
-    types = [int(kinds.parts[i][0]) for i in kinds.data]
-    pairs = [tuple(str(merges.parts[i], encoding="utf-8").split(" ", 1)) for i in merges.data]
-    vocabulary = {word: i for i, (word, kind) in enumerate(zip(words, types, strict=True)) if kind != UNUSED}
-    special = [word for word, kind in zip(words, types, strict=True) if kind == CONTROL]
-    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=pairs, additional_special_tokens=special)
-    tokenizer.save_pretrained(folder)
+    vocabulary, pairs, special = _gguf_words(source, gguf_reader(source).fields)
+    Qwen2Tokenizer(vocab=vocabulary, merges=pairs, additional_special_tokens=special).save_pretrained(folder)
+
+
+def _gguf_words(source: Path, fields: Mapping[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
+    """Number by token, merges, and special tokens in a GGUF's fields.
+
+    Raises:
+        BadInput: they are damaged, or do not belong together.
+    """
+    try:
+        tokens, kinds, merges = (fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
+        words = [str(tokens.parts[i], encoding="utf-8") for i in tokens.data]
+        types = [int(kinds.parts[i][0]) for i in kinds.data]
+        vocabulary = {word: i for i, (word, kind) in enumerate(zip(words, types, strict=True)) if kind != UNUSED}
+        if len(vocabulary) + types.count(UNUSED) < len(words):
+            raise ValueError("a token that stands twice")
+        pairs = []
+        for i in merges.data:
+            first, second = str(merges.parts[i], encoding="utf-8").split(" ", 1)
+            if not vocabulary.keys() >= {first, second, first + second}:
+                raise ValueError(f"a merge of {first + second!a:.60}, which is no token")
+            pairs.append((first, second))
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise BadInput(f"{source}: the tokenizer in it is damaged ({error}): download it again") from error
+    return vocabulary, pairs, [word for word, kind in zip(words, types, strict=True) if kind == CONTROL]
 
 
 def _write_from_merges(source: Path, folder: Path) -> None:

@@ -88,7 +88,7 @@ def take_edits(dataset: DatasetRecord, out: Path, caption_key: str) -> DatasetRe
 
     Sidecars of an earlier, different caption stage are not edits of this one: they are set aside when edited.
     """
-    folder = _dataset_folder(out)
+    folder = dataset_folder(out)
     marker = _read_marker(folder)
     if marker.get("caption_key") == caption_key:
         return with_edits(dataset, folder)
@@ -107,7 +107,7 @@ def write_dataset(dataset: DatasetRecord, out: Path, store: Store, caption_key: 
 
     What an earlier trigger or class noun left there and nobody edited goes, so that trainers do not read both.
     """
-    folder = _dataset_folder(out)
+    folder = dataset_folder(out)
     _forget_subsets(folder, dataset)
     paths = export_dataset(dataset, folder, store)
     captions = [path.resolve() for path in paths if path.suffix == ".txt"]
@@ -125,7 +125,7 @@ def edited_captions(out: Path) -> set[Path]:
     return {path for path, text in found.items() if files.is_file(path) and _differs(path, text)}
 
 
-def _dataset_folder(out: Path) -> Path:
+def dataset_folder(out: Path) -> Path:
     """`dataset/` of a run.
 
     Raises:

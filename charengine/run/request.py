@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from charengine import files
 from charengine.config import Character, Profile
+from charengine.dataset.folder import read_expansion
 from charengine.errors import BadInput, ConfigError
-from charengine.machine.home import Home, in_work_folder
+from charengine.machine.home import Home, find_home, in_work_folder
 from charengine.misspelt import did_you_mean
 from charengine.mistakes import explain
 from charengine.pictures import picture_problems
@@ -154,10 +155,11 @@ def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
 def _out(request: RunRequest, character: Character | None, home: Home, problems: list[str]) -> Path:
     """The run's folder: the one that was asked for, else `runs/NAME`, or the next when that is another prompt's."""
     out = in_work_folder(request.out or f"runs/{slug(character.name if character else 'run')}")
-    found = _folder_problems(out, "--out") or _home_problems(out, home)
+    found = _folder_problems(out, "--out") or _home_problems(out, home, "--out")
     problems += found
     if found or character is None:
         return out
+    problems += _dataset_problems(out)
     if request.out:
         problems += [problem] if (problem := others_run(out, character)) else []
         return out
@@ -265,9 +267,9 @@ def check_folder(folder: Path, label: str) -> Path:
     """The folder, when files can be written there; nothing is left behind.
 
     Raises:
-        BadInput: it cannot be written.
+        BadInput: it cannot be written, or is one of the home's own.
     """
-    if problems := _folder_problems(folder, label):
+    if problems := _folder_problems(folder, label) or _home_problems(folder, find_home(), label):
         raise BadInput(problems[0])
     return folder
 
@@ -276,11 +278,12 @@ def check_file(path: Path, label: str) -> Path:
     """The path, when a file can be written there; nothing is left behind.
 
     Raises:
-        BadInput: it cannot be written.
+        BadInput: it cannot be written, or lies in one of the home's own folders.
     """
     if files.is_dir(path):
         raise BadInput(f"{label} {path} is a folder; give the name of a file in it")
-    check_folder(path.parent, label)
+    if problems := _folder_problems(path.parent, label) or _home_problems(path, find_home(), label):
+        raise BadInput(problems[0])
     return path
 
 
@@ -299,12 +302,25 @@ def _folder_problems(folder: Path, label: str) -> list[str]:
         return [f"{label} {folder}: cannot be written ({files.reason(error)}); choose another folder"]
 
 
-def _home_problems(out: Path, home: Home) -> list[str]:
+def _home_problems(out: Path, home: Home, label: str) -> list[str]:
     """What lies there is the engine's: from the inbox a run's captions would be taken as characters."""
     if not home.holds(out):
         return []
     allowed = f"any folder outside of it, or {home.root / 'runs'}/NAME"
-    return [f"--out {out}: is one of the home's own folders ({home.root}); allowed is {allowed}: choose one"]
+    return [f"{label} {out}: is one of the home's own folders ({home.root}); allowed is {allowed}: choose one"]
+
+
+def _dataset_problems(out: Path) -> list[str]:
+    """Why captions could not be written there, once everything is drawn."""
+    if not files.exists(out / "dataset"):
+        return []
+    from charengine.run.folder import dataset_folder
+
+    try:
+        read_expansion(dataset_folder(out))
+    except BadInput as error:
+        return [f"--out {out}: {error}"]
+    return []
 
 
 def _utf8_problems(request: RunRequest, out: Path, home: Home) -> list[str]:

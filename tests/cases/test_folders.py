@@ -203,6 +203,23 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     assert [path.name for path in foreign.iterdir()] == ["front.txt"]
 
 
+@pytest.mark.parametrize(
+    ("odd", "words"), [("link", "is a link"), ("damaged", "is damaged"), ("folder", "is not a file")]
+)
+def test_what_captions_cannot_be_written_over_is_said_before_anything_is_drawn(
+    work: Path, odd: str, words: str
+) -> None:
+    place = work / "out" / "dataset"
+    (work / "foreign").mkdir()
+    (place if odd == "damaged" else place.parent if odd == "link" else place / "expansion.json").mkdir(parents=True)
+    if odd == "link":
+        place.symlink_to(work / "foreign")
+    elif odd == "damaged":
+        (place / "expansion.json").write_text("{")
+    with pytest.raises(ConfigError, match=words):
+        checked(COAT, out="out")
+
+
 def test_a_marker_that_names_other_files_removes_none(tmp_path: Path) -> None:
     store, out = Store(tmp_path / "store"), tmp_path / "out"
     (out / "keep").mkdir(parents=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from adapter_samples import file_of, tensors_of, tiny_unet
 
+from charengine.adapter.files import check_values
 from charengine.cli.inspection import adapter_facts, inspect_file
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn)
@@ -52,6 +53,15 @@ def test_values_that_are_not_finite_are_told_with_their_tensor(
 def test_an_alpha_of_0_is_told_with_how_programs_read_it(tmp_path: Path, kind: torch.dtype, zero: float) -> None:
     [problem] = adapter_facts(written(tmp_path, kind, ".alpha", zero))["problems"]
     assert problem.startswith("1 tensor holds an alpha of 0, e.g. ") and "ComfyUI" in problem and "rank" in problem
+
+
+@pytest.mark.parametrize("alpha", [9999999999.0, 0.0])
+def test_the_alpha_that_no_program_reads_may_be_anything(tmp_path: Path, alpha: float) -> None:
+    tensors = {key: value.half() for key, value in tensors_of(tiny_unet(), "LoKr whole").items()}
+    tensors |= {key: torch.tensor(alpha).half() for key in tensors if key.endswith(".alpha")}
+    (tmp_path / "adapter.safetensors").write_bytes(file_of(tensors))
+    assert adapter_facts(tmp_path / "adapter.safetensors")["problems"] == []
+    check_values(tensors)
 
 
 def test_matrices_of_whole_numbers_are_told(tmp_path: Path) -> None:

@@ -133,6 +133,9 @@ def test_a_folder_with_a_missing_shard_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(BadInput, match="lacks 1 of 2 shards"):
         read_header_of_folder(tmp_path)
+    weights(tmp_path / "model-00002-of-00002.safetensors", "a", "b")
+    with pytest.raises(BadInput, match="00002.*: a stands twice"):
+        read_header_of_folder(tmp_path)
 
 
 def test_a_folder_of_pickles_only_is_unsafe(tmp_path: Path) -> None:

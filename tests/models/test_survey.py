@@ -185,6 +185,17 @@ def test_a_ggufs_own_tokenizer_is_qwens(tmp_path: Path, qwen_folder: Path) -> No
     made = Qwen2Tokenizer.from_pretrained(as_folder(path, tmp_path / "home"))
     text = "<|im_start|>user\nAn orc<|vision_start|><|image_pad|><|vision_end|><|im_end|>"
     assert made(text).input_ids == known(text).input_ids
+    for good, damaged in (
+        (b"o r", b"orr"),
+        (b"o r", b"o q"),
+        (b"<|im_end|>", b"<|im_end\xff>"),
+        (b"video_pad", b"image_pad"),
+    ):
+        assert good in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(good, damaged))
+        with pytest.raises(BadInput, match="tokenizer in it is damaged"):
+            find_tokenizers(ModelSettings(family="sdxl"), None, path, None, None)
+        path.write_bytes(path.read_bytes().replace(damaged, good))
 
 
 def test_comfyui_desktops_source_and_other_installations_are_looked_in(tmp_path: Path, monkeypatch) -> None:

@@ -13,10 +13,12 @@ from run_samples import sample_run
 from sweep_samples import adapter_file
 
 from charengine.adapter.files import save_adapter
+from charengine.cli import housekeeping
 from charengine.errors import BadInput
 from charengine.machine.home import Home
 from charengine.machine.known_runs import note_run
 from charengine.run.export import contents, export, find_run
+from charengine.run.request import check_file, check_folder
 from charengine.store import Store
 
 NAMES = {
@@ -126,6 +128,19 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(home, store, tm
         with pytest.raises(BadInput, match="No space"):
             export(folder, tmp_path / "out" / name, store)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_nothing_is_written_into_the_homes_own_folders(home, store, tmp_path, monkeypatch) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    monkeypatch.setenv("CHARENGINE_HOME", str(home.root))
+    for write in (
+        lambda: housekeeping.export(str(folder), home.inbox / "x.zip"),
+        lambda: check_file(home.store / "x.html", "--out"),
+        lambda: check_folder(home.inbox, "--out"),
+    ):
+        with pytest.raises(BadInput, match="is one of the home's own folders"):
+            write()
+    assert check_file(home.root / "x.html", "--out") and list(home.inbox.glob("*")) == []
 
 
 def test_a_run_without_its_adapters_says_which(home, store, tmp_path) -> None:

@@ -96,9 +96,20 @@ def test_a_folder_is_read_back_as_it_was_written_less_what_was_deleted_by_hand(v
     )
     paths[0].unlink()
     assert [extra.view for extra in read_extras(tmp_path / "views", store)] == [extra.view for extra in found.kept[1:]]
-    (tmp_path / "views" / "expansion.json").write_text("{")
     with pytest.raises(BadInput, match="expansion.json is damaged"):
+        (tmp_path / "views" / "expansion.json").write_text("{")
         read_extras(tmp_path / "views", store)
+
+
+def test_an_expansion_that_names_a_view_of_the_sheet_is_refused_and_deletes_nothing(views, store, tmp_path) -> None:
+    found, _ = expand(views, store, shifted)
+    write_views(views, tmp_path, store)
+    write_expansion(found, tmp_path, store)
+    (tmp_path / "expansion.json").write_text(found.model_dump_json().replace(found.kept[0].view, "front"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BadInput, match="expansion.json is damaged"):
+        write_expansion(found, tmp_path, store)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_refused_pictures_can_be_looked_at_and_are_not_read_back(views, store, tmp_path) -> None:
