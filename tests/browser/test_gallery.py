@@ -10,15 +10,11 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,65 +22,18 @@ from typing import Any
 import pytest
 from axe import script, serious
 from chromium import Page, chromium, program
-from command_line import child_environment
 from prefect_samples import Server
 from quick_settings import QUICK
+from site_samples import PATIENCE, Site, up
 
 from charengine.machine.home import Home
 from charengine.machine.processes import any_free_port
-from charengine.services.up import remembered_ports
 
 needs_chromium = pytest.mark.skipif(program() is None, reason="needs Chromium")
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
-PATIENCE = 300.0
 TEXT = "document.body.innerText"
 BADGE = "document.querySelector('.live .badge')?.textContent"
-
-
-@dataclass
-class Site:
-    """What `up` serves, and how the settings of quick runs are called."""
-
-    home: Home
-    folder: Path
-    settings: tuple[str, ...]
-    sheet: Path
-    address: str = ""
-
-    @property
-    def prefect(self) -> Server:
-        """Prefect's server."""
-        return Server(self.home, f"http://127.0.0.1:{remembered_ports(self.home)['prefect']}/api")
-
-    @property
-    def mlflow(self) -> str:
-        """MLflow's address."""
-        return f"http://127.0.0.1:{remembered_ports(self.home)['mlflow']}"
-
-
-@contextmanager
-def up(home: Home, *ports: object) -> Iterator[str]:
-    """Everything, until left; the gallery's address."""
-    command = [sys.executable, "-m", "charengine.cli", "up", *map(str, ports)]
-    folder = home.root.parent
-    with (folder / "up.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, env=child_environment(home), cwd=folder, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not home.services_file.exists():
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "up.log").read_text(
-                encoding="utf-8"
-            )
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{remembered_ports(home)['gallery']}"
-    finally:
-        os.kill(process.pid, signal.SIGINT)
-        try:
-            process.wait(120)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,8 @@ ANSWER = {
 class ScriptedModel(torch.nn.Module):
     """Answers in order, through the real tokenizer; records what it was asked."""
 
+    device = torch.device("cpu")
+
     def __init__(self, tokenizer, answers: list[str]) -> None:
         super().__init__()
         self.tokenizer, self.answers, self.asked = tokenizer, list(answers), []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_key_table import INPUTS, PROFILE, changed_profile
+from key_samples import INPUTS, PROFILE
+from key_values import changed_profile
 
 from charengine.stage import Stage
 from charengine.stages.sheet.given import GIVEN_SHEET

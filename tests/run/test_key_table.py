@@ -12,177 +12,45 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from key_rows import (
+    CAPTION_ROWS,
+    CHECKPOINT,
+    DATASET_ROWS,
+    EXTRA,
+    LOSS_POINT,
+    REF,
+    RUN_ROWS,
+    SHEET_ROWS,
+    TABLES,
+    TRAINING_ROWS,
+    VIEW,
+    VIEWS_ROWS,
+    Rows,
+    under,
+)
+from key_samples import GRISHA, INPUTS, MODELS, PROFILE, SHEET_RECORD, VIEWS_RECORD, key, made_again, ref
+from key_values import NOT_OF_ITS_SECTION, OTHER_VALUES, changed_profile
 
 from charengine.config import Character, Profile
 from charengine.profiles.loading import setting_names
 from charengine.records import (
-    VIEWS,
     AdapterRecord,
     CaptionRecord,
-    CellMetrics,
     CheckpointRecord,
     DatasetRecord,
     ExtraView,
     LossPoint,
-    PickRecord,
     Record,
     Ref,
     RunRecord,
     SheetRecord,
-    StageFact,
-    SweepRecord,
     ViewRecord,
     ViewsRecord,
 )
 from charengine.run.keys import stage_key, stage_recipe
 from charengine.stage import Stage
-from charengine.stages.caption import CAPTION
-from charengine.stages.crop import CROP
-from charengine.stages.expand.stage import EXPAND
-from charengine.stages.report.page import REPORT
-from charengine.stages.sheet.draw import DRAWN_SHEET
 from charengine.stages.sheet.given import GIVEN_SHEET
-from charengine.stages.sheet.reference import LOOK, ReferenceRecord
-from charengine.stages.sweep.stage import SWEEP
-from charengine.stages.train.stage import TRAIN
-
-# --- one sample run ---------------------------------------------------------------------------------------------------
-
-
-def ref(letter: str) -> Ref:
-    return Ref(sha256=letter * 64, size=1, media_type="image/png", name=f"{letter}.png")
-
-
-def extra(number: int) -> ExtraView:
-    return ExtraView(
-        view=f"pose-{number}",
-        kind="pose",
-        instruction="walking",
-        tags=("front view", "full body"),
-        seed=9,
-        fate="trained",
-        identity=0.9,
-        threshold=0.8,
-        copying=0.1,
-        image=ref("d"),
-        alpha=ref("4"),
-        width=64,
-        height=64,
-        background=None,
-    )
-
-
-def cell(step: int) -> CellMetrics:
-    return CellMetrics(
-        checkpoint_step=step,
-        strength=0.6,
-        identity=0.7,
-        adherence=0.3,
-        diversity=0.2,
-        copying=0.1,
-        score=0.5,
-        images=6,
-        gain=0.5,
-        kept=0.9,
-        diversity_kept=0.8,
-        mlflow_run_id="cell",
-    )
-
-
-GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman", trigger="griqul", seed=42)
-PROFILE = Profile(name="sample")
-MODELS: Any = SimpleNamespace(
-    **{
-        name: SimpleNamespace(fingerprint=f"{name}-1", sampling_fingerprint=f"{name}-1")
-        for name in ("editor", "captioner", "diffusion", "embedder", "reader", "onlooker")
-    }
-)
-SHEET_RECORD = SheetRecord(image=ref("a"), width=300, height=192, prompt="three views", source="drawn", seed=42)
-VIEWS_RECORD = ViewsRecord(
-    views=tuple(
-        ViewRecord(view=view, image=ref(image), alpha=ref(alpha), width=64, height=128, source_box=(0, 0, 32, 64))
-        for view, image, alpha in zip(VIEWS, "abc", "123", strict=True)
-    ),
-    background=(255, 255, 255),
-    overlay=ref("f"),
-)
-DATASET = DatasetRecord(
-    trigger="griqul",
-    class_noun="orc woman",
-    views=VIEWS_RECORD,
-    captions=tuple(
-        CaptionRecord(view=view, text=f"griqul, orc woman, {view}") for view in (*VIEWS, "pose-1", "pose-2")
-    ),
-    digest="d" * 64,
-    extras=(extra(1), extra(2)),
-)
-POINT = LossPoint(step=1, loss=0.2, by_view={"front": 0.2}, by_third={"low": 0.1})
-TRAINING = AdapterRecord(
-    checkpoints=(
-        CheckpointRecord(step=1, adapter=ref("a"), loss=0.2, validation_loss=0.3, samples=(ref("b"),)),
-        CheckpointRecord(step=2, adapter=ref("c"), loss=0.1),
-    ),
-    steps=2,
-    trigger="griqul",
-    class_noun="orc woman",
-    dataset_digest="d" * 64,
-    curve=ref("e"),
-    validation=(POINT,),
-    base_validation=POINT,
-)
-SWEPT = SweepRecord(
-    cells=(cell(0), cell(2)),
-    prompts=("{subject} waving",),
-    seeds=(42,),
-    contact_sheet=ref("a"),
-    plot=ref("b"),
-    images={"0/0/0/42": ref("c")},
-    pick=PickRecord(
-        checkpoint_step=2, strength=0.6, reasons=("it is",), metrics=cell(2), baseline=cell(0), overbaked=cell(2)
-    ),
-    adapter=ref("d"),
-    recommended_adapter=ref("e"),
-)
-RUN = RunRecord(
-    name="Grisha",
-    prompt="an orc woman",
-    trigger="griqul",
-    class_noun="orc woman",
-    seed=42,
-    profile="sample",
-    config={"profile": {"train": {"steps": 2}}},
-    sheet=SHEET_RECORD,
-    dataset=DATASET,
-    training=TRAINING,
-    sweep=SWEPT,
-    stages=(StageFact(stage="crop", key="crop-1", cached=False, seconds=1.0),),
-    mlflow_run_id="run",
-    prefect_flow_run_id="flow",
-)
-INPUTS: dict[str, tuple[Stage[Any], tuple[Record, ...]]] = {
-    "reference": (LOOK, (ref("a"),)),
-    "sheet": (DRAWN_SHEET, ()),
-    "crop": (CROP, (SHEET_RECORD,)),
-    "expand": (EXPAND, (VIEWS_RECORD,)),
-    "caption": (CAPTION, (VIEWS_RECORD, extra(1), extra(2))),
-    "train": (TRAIN, (DATASET,)),
-    "sweep": (SWEEP, (TRAINING, DATASET)),
-    "report": (REPORT, (RUN,)),
-}
-
-
-def key(
-    name: str, *inputs: Record, character: Character = GRISHA, profile: Profile = PROFILE, models: Any = MODELS
-) -> str:
-    """The key of a stage of the sample run, with what is given instead of the sample's."""
-    stage, own = INPUTS[name]
-    return stage_key(stage, character, profile, models, inputs or own)
-
-
-def made_again(**changed: Any) -> set[str]:
-    """The stages whose key is another one."""
-    return {name for name in INPUTS if key(name, **changed) != key(name)}
-
+from charengine.stages.sheet.reference import ReferenceRecord
 
 # --- the sample's keys ------------------------------------------------------------------------------------------------
 
@@ -273,140 +141,6 @@ def test_the_tables_name_every_field_of_the_character_and_every_model() -> None:
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
-OTHER_VALUES: dict[str, Any] = {
-    "name": "another",
-    "description": "another",
-    "budget_gib": 13.0,
-    "retrain": 2,
-    "models.family": "sdxl",
-    "models.edit": "x",
-    "models.edit_config": "x",
-    "models.vl": "x",
-    "models.vae": "x",
-    "models.lightning": "x",
-    "models.edit_loras": ("x",),
-    "models.prediction_type": "v_prediction",
-    "models.zero_terminal_snr": True,
-    "models.prompt_prefix": "masterpiece",
-    "models.negative_prompt": "blurry",
-    "models.sdxl": "x",
-    "models.sdxl_config": "x",
-    "models.sdxl_vae": "x",
-    "models.tagger": "x",
-    "models.clip": "x",
-    "models.dino": "x",
-    "models.folders": ("x",),
-    "models.allow_downloads": True,
-    "models.device": "cpu",
-    "models.cuda_graphs": "off",
-    "sheet.width": 400,
-    "sheet.height": 400,
-    "sheet.steps": 17,
-    "sheet.guidance": 3.5,
-    "sheet.guided_above": 0.5,
-    "sheet.negative_prompt": "blurry",
-    "sheet.conditioning": "vision",
-    "sheet.candidates": 3,
-    "sheet.draft_steps": 4,
-    "sheet.gate": False,
-    "sheet.ask_model": True,
-    "sheet.repair": True,
-    "sheet.rewrite": True,
-    "crop.margin": 0.06,
-    "crop.threshold": 25,
-    "crop.bucket_area": 128 * 320,
-    "crop.bucket_step": 32,
-    "crop.upscale": False,
-    "expand.count": 4,
-    "expand.kinds": ("pose",),
-    "expand.candidates": 3,
-    "expand.margin": 0.1,
-    "expand.holdout": 0.3,
-    "expand.steps": 17,
-    "expand.guidance": 3.5,
-    "expand.guided_above": 0.5,
-    "expand.negative_prompt": "blurry",
-    "caption.captioner": "wd14",
-    "caption.prune": False,
-    "caption.keep": ("smile",),
-    "caption.drop": ("smile",),
-    "caption.threshold": 0.4,
-    "caption.max_tags": 41,
-    "train.algorithm": "lora",
-    "train.rank": 17,
-    "train.alpha": 9.0,
-    "train.conv_rank": 9,
-    "train.conv_alpha": 5.0,
-    "train.dropout": 0.1,
-    "train.steps": 301,
-    "train.batch": 1,
-    "train.accumulate": 2,
-    "train.optimizer": "adamw",
-    "train.learning_rate": 2e-3,
-    "train.schedule": "cosine",
-    "train.warmup": 1,
-    "train.weight_decay": 0.1,
-    "train.max_grad_norm": 2.0,
-    "train.min_snr_gamma": 0.0,
-    "train.noise_offset": 0.1,
-    "train.precision": "fp32",
-    "train.flips": "off",
-    "train.caption_dropout": 0.1,
-    "train.square": 64,
-    "train.distill": 8,
-    "train.distill_batch": 2,
-    "train.distill_size": 512,
-    "train.distill_emphasis": 0.5,
-    "train.masked_loss": 0.5,
-    "train.random_backgrounds": 0.5,
-    "train.resample_latents": False,
-    "train.regularisation": "classes",  # a folder in the test
-    "train.regularisation_weight": 0.5,
-    "train.continue_from": "classes/a.png",  # a file in the test
-    "train.checkpoints": 5,
-    "train.save_state_every": 51,
-    "train.validate_every": 51,
-    "train.sample_every": 1,
-    "train.early_stop": 1,
-    "train.budget_gib": 11.0,
-    "train.checkpointing": "full",
-    "train.fp8_base": True,
-    "train.cuda_graph": "off",
-    "train.deterministic": True,
-    "train.compile": True,
-    "sweep.design": "grid",
-    "sweep.pictures": 57,
-    "sweep.strengths": (0.5,),
-    "sweep.checkpoints": 4,
-    "sweep.prompts": ("{subject} waving",),
-    "sweep.prompt_set": "full",
-    "sweep.seeds": 3,
-    "sweep.width": 320,
-    "sweep.height": 320,
-    "sweep.steps": 13,
-    "sweep.guidance": 4.5,
-    "sweep.solver": "dpm++",
-    "sweep.guided_above": 0.3,
-    "sweep.guided_below": 5.0,
-    "sweep.merge": False,
-    "sweep.traits": "end",
-    "sweep.adherence_floor": 0.8,
-    "sweep.diversity_floor": 0.4,
-}
-NOT_OF_ITS_SECTION = {
-    "name": set[str](),
-    "description": set[str](),
-    "budget_gib": {"train"},  # what training must fit in, too
-    "retrain": set[str](),  # each training has settings of its own
-}
-
-
-def changed_profile(setting: str, value: Any) -> Profile:
-    section, _, name = setting.rpartition(".")
-    return Profile.model_validate(
-        {"name": "sample", section: {name: value}} if section else {"name": "sample", name: value}
-    )
-
 
 @pytest.fixture
 def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,145 +228,6 @@ def test_a_recipe_says_settings_models_seed_and_engine_by_stage() -> None:
 
 
 # --- what a stage takes from the one before ---------------------------------------------------------------------------
-
-Rows = dict[str, tuple[Any, bool]]  # place in a record -> another value, and whether the stage after it is made again
-
-
-def under(place: str, rows: Rows) -> Rows:
-    return {f"{place}.{inside}": row for inside, row in rows.items()}
-
-
-REF: Rows = {
-    "sha256": ("9" * 64, True),
-    "size": (2, False),
-    "media_type": ("image/webp", False),
-    "name": ("other.png", False),
-}
-SHEET_ROWS: Rows = {
-    **under("image", REF),
-    "width": (301, True),
-    "height": (193, True),
-    "source": ("given", True),
-    "prompt": ("other", False),
-    "seed": (7, False),
-    "candidates": (2, False),
-    "gate": ({"score": 0.5}, False),
-    "warnings": (("odd",), False),
-    "reference": (ref("e"), False),
-    "added": (("green skin",), True),
-}
-VIEW: Rows = {
-    "view": ("back", True),
-    **under("image", REF),
-    **under("alpha", REF),
-    "width": (72, True),
-    "height": (136, True),
-    "source_box": ((0, 0, 16, 32), True),  # training tells the model how large the figure was on the sheet
-    "scale": (3.0, True),
-    "facts": ({"sharpness": 3.0}, False),
-}
-VIEWS_ROWS: Rows = {
-    **under("views.0", VIEW),
-    "background": ((0, 0, 0), True),
-    **under("overlay", {name: (value, False) for name, (value, _) in REF.items()}),
-    "facts": ({"pieces": 4.0}, False),
-    "warnings": (("odd",), False),
-    "added": (("green skin",), True),
-}
-EXTRA: Rows = {
-    "view": ("pose-9", True),
-    "kind": ("expression", True),
-    "instruction": ("running", True),
-    "tags": (("from behind",), True),
-    "seed": (10, True),
-    "fate": ("held out", True),
-    "identity": (0.95, True),
-    "threshold": (0.85, True),
-    "copying": (0.2, True),
-    **under("image", REF),
-    **under("alpha", REF),
-    "width": (72, True),
-    "height": (72, True),
-    "background": ((0, 0, 0), True),
-}
-CAPTION_ROWS: Rows = {
-    "view": ("pose-9", True),
-    "text": ("griqul, smiling", True),
-    "tags": (("smiling",), False),
-    "pruned": (("green skin",), False),
-    "edited": (True, False),
-}
-DATASET_ROWS: Rows = {
-    "trigger": ("beaxi", True),
-    "class_noun": ("orc", True),
-    **under("views", VIEWS_ROWS),
-    **under("captions.0", CAPTION_ROWS),
-    "digest": ("e" * 64, True),
-    "side_bound": (True, True),
-    "warnings": (("odd",), False),
-    **under("extras.0", EXTRA),
-}
-LOSS_POINT: Rows = {
-    "step": (2, True),
-    "loss": (0.25, True),
-    "by_view": ({"front": 0.3}, True),
-    "by_third": ({"low": 0.3}, True),
-}
-CHECKPOINT: Rows = {
-    "step": (3, True),
-    **under("adapter", REF),
-    "loss": (0.25, True),
-    "validation_loss": (0.35, True),
-    "samples": ((), False),
-    "logged_model_id": ("model", False),
-}
-TRAINING_ROWS: Rows = {
-    **under("checkpoints.0", CHECKPOINT),
-    "steps": (3, True),
-    "trigger": ("beaxi", True),
-    "class_noun": ("orc", True),
-    "dataset_digest": ("e" * 64, True),
-    **under("curve", REF),
-    **under("validation.0", LOSS_POINT),
-    **under("base_validation", LOSS_POINT),
-    "facts": ({"seconds": 9.0}, False),
-    "plan": ({"precision": "bf16"}, False),
-    "mlflow_run_id": ("another", False),
-    "warnings": (("odd",), False),
-}
-RUN_ROWS: Rows = {  # its page shows how everything inside was made
-    "name": ("Bea", True),
-    "prompt": ("an orc man", True),
-    "trigger": ("beaxi", True),
-    "class_noun": ("orc", True),
-    "seed": (43, True),
-    "profile": ("other", True),
-    "config": ({}, True),
-    "sheet.prompt": ("other", True),
-    "sheet.warnings": (("odd",), True),
-    "dataset.captions.0.pruned": (("green skin",), True),
-    "dataset.captions.0.edited": (True, True),
-    "training.mlflow_run_id": ("another", True),
-    "training.facts": ({"step_ms": 9.0}, True),
-    "sweep.pick.strength": (0.8, True),
-    "sweep.cells.0.identity": (0.6, True),
-    "sweep.images.0/0/0/42.sha256": ("9" * 64, True),
-    "expansion": ({"views": (extra(3),)}, True),
-    "stages": ((), False),
-    "mlflow_run_id": ("another", False),
-    "prefect_flow_run_id": ("another", False),
-    "warnings": (("odd",), True),
-}
-TABLES: dict[str, tuple[int, Rows]] = {
-    "crop": (0, SHEET_ROWS),
-    "expand": (0, VIEWS_ROWS),
-    "caption": (0, VIEWS_ROWS),
-    "caption: more views": (1, EXTRA),
-    "train": (0, DATASET_ROWS),
-    "sweep": (0, TRAINING_ROWS),
-    "sweep: data set": (1, DATASET_ROWS),
-    "report": (0, RUN_ROWS),
-}
 
 
 def changed(record: Record, place: str, value: Any) -> Record:

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 import torch
-from test_loop import stop_after, train
 from tiny_sdxl import FakeDiffusion
+from trainings import stop_after, train
 
 from charengine.errors import OutOfBudget
 from charengine.stages.train.kernels import _triton_works, geglu, geglu_backward

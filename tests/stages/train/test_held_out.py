@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from test_loop import train
 from tiny_sdxl import _put, make_dataset
+from trainings import train
 
 from charengine.config import TrainSettings
 from charengine.records import CaptionRecord, DatasetRecord, ExtraView

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_loop import Recorder, stop_after
-from test_loop import train as train_in_full
 from tiny_sdxl import FakeDiffusion, make_dataset
+from trainings import Recorder, stop_after
+from trainings import train as train_in_full
 
 from charengine.adapter.network import apply_adapter, load_adapter
 from charengine.config import TrainSettings

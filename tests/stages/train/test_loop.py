@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_sdxl import FakeDiffusion, make_dataset
+from trainings import RECIPE, Recorder, adapters, stop_after, train
 
 from charengine.adapter.network import apply_adapter, load_adapter
 from charengine.config import TrainSettings
@@ -28,70 +29,6 @@ from charengine.stages.train.loop import TrainingStopped, checkpoint_steps, trai
 from charengine.stages.train.state import FILE, StateWriter
 from charengine.stages.train.validation import TrainingDiverged
 from charengine.store import Store
-from charengine.tracking.protocol import NullTracker
-
-RECIPE = {
-    "rank": 4,
-    "alpha": 4,
-    "conv_rank": 2,
-    "conv_alpha": 2,
-    "learning_rate": 1e-2,
-    "steps": 12,
-    "checkpoints": 3,
-    "save_state_every": 2,
-    "validate_every": 6,
-}
-
-
-def train(
-    store,
-    folder,
-    should_stop=lambda: False,
-    diffusion=None,
-    dataset=None,
-    tracker=None,
-    on_step=None,
-    description="",
-    plans=None,
-    **changes,
-):
-    return train_adapter(
-        dataset or make_dataset(store),
-        TrainSettings(**(RECIPE | changes)),
-        diffusion or FakeDiffusion(),
-        store,
-        seed=3,
-        state_dir=folder,
-        tracker=tracker or NullTracker(),
-        recipe={"profile": "test"},
-        should_stop=should_stop,
-        on_step=on_step,
-        description=description,
-        plans=plans,
-    )
-
-
-class Recorder(NullTracker):
-    """Remembers what was logged, as MLflow would across processes."""
-
-    def __init__(self):
-        self.rows, self.checkpoints, self.params = [], [], {}
-
-    def last_step(self, metric="train/loss"):
-        return max((step for metrics, step in self.rows if metric in metrics), default=-1)
-
-    def log_params(self, params):
-        self.params |= params
-
-    def log_metrics(self, metrics, step):
-        self.rows.append((dict(metrics), step))
-
-    def log_checkpoint(self, adapter, step, metrics):
-        self.checkpoints.append(step)
-        return f"model-{step}"
-
-    def steps(self, metric):
-        return [step for metrics, step in self.rows if metric in metrics]
 
 
 @dataclass(frozen=True)
@@ -109,15 +46,6 @@ def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     record = train(Store(folder / "store"), folder / "state")
     return Plain(Store(folder / "store"), (folder / "state" / FILE).read_bytes(), record)
-
-
-def adapters(record):
-    return [checkpoint.adapter for checkpoint in record.checkpoints]
-
-
-def stop_after(count):
-    calls = iter(range(1, 10_000))
-    return lambda: next(calls) == count
 
 
 def test_training_learns_the_views_and_says_how_far_it_is(store, tmp_path):
@@ -201,7 +129,7 @@ SCRIPT = """
 import os, sys; sys.path.insert(0, {tests!r}); sys.path.insert(0, {root!r})
 import torch; torch.set_num_threads(1)
 from pathlib import Path
-from test_loop import train
+from trainings import train
 from charengine.store import Store
 import lycoris, diffusers.models.unets.unet_2d_condition
 for state in sys.stdin:

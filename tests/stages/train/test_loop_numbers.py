@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_loop import Recorder
 from tiny_sdxl import FakeDiffusion, make_dataset
+from trainings import Recorder
 
 from charengine.adapter.files import load_adapter
 from charengine.config import TrainSettings

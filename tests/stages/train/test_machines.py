@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from run_samples import sample_cell
-from test_loop import train
+from trainings import train
 
 from charengine.adapter.network import load_adapter
 from charengine.records import AdapterRecord
