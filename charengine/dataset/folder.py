@@ -59,7 +59,7 @@ def read_expansion(folder: Path) -> ExpansionRecord | None:
     text = files.read_text(file)
     try:
         expansion = ExpansionRecord.model_validate_json(text)
-        if any(extra.view in VIEWS for extra in expansion.views):
+        if any(extra.view in (*VIEWS, "sheet", "overlay") for extra in expansion.views):
             raise ValueError("a view of the sheet is no more view")
     except ValueError as error:
         raise BadInput(f"{file} is damaged: delete it to train without, or to run charengine expand again") from error
@@ -71,7 +71,8 @@ def forget_extras(folder: Path) -> None:
     expansion = read_expansion(folder)
     for extra in expansion.views if expansion else ():
         for path in folder.rglob(refused_name(extra) if extra.fate == "refused" else f"{extra.view}.*"):
-            files.asked(path, path.unlink)
+            if path.suffix in (".png", ".txt"):
+                files.asked(path, path.unlink)
     (folder / EXPANSION).unlink(missing_ok=True)
 
 

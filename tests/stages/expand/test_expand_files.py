@@ -101,11 +101,14 @@ def test_a_folder_is_read_back_as_it_was_written_less_what_was_deleted_by_hand(v
         read_extras(tmp_path / "views", store)
 
 
-def test_an_expansion_that_names_a_view_of_the_sheet_is_refused_and_deletes_nothing(views, store, tmp_path) -> None:
+@pytest.mark.parametrize("name", ["front", "overlay"])
+def test_an_expansion_that_names_a_view_of_the_sheet_is_refused_and_deletes_nothing(
+    views, store, tmp_path, name: str
+) -> None:
     found, _ = expand(views, store, shifted)
     write_views(views, tmp_path, store)
     write_expansion(found, tmp_path, store)
-    (tmp_path / "expansion.json").write_text(found.model_dump_json().replace(found.kept[0].view, "front"))
+    (tmp_path / "expansion.json").write_text(found.model_dump_json().replace(found.kept[0].view, name))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(BadInput, match="expansion.json is damaged"):
         write_expansion(found, tmp_path, store)
