@@ -12,7 +12,7 @@ from kill_targets import Site
 
 from charengine.records import AdapterRecord, DatasetRecord, Record, SheetRecord, SweepRecord, ViewsRecord
 from charengine.run.keys import content_digest
-from charengine.services.unheard import FINAL, OPEN
+from charengine.services.prefect_api import ENDED, OPEN
 from charengine.store import refs_in
 
 RECORDS: dict[str, type[Record]] = {
@@ -79,7 +79,7 @@ def differences(found: dict[str, Any], expected: dict[str, Any], names: list[str
 def wrong_in_prefect(site: Site, names: list[str]) -> list[str]:
     """Runs that are not finished, characters completed in more runs than batches were asked for, slots and leases still held."""
     runs = site.runs()
-    wrong = [f"Prefect: run {run['name']} is {run['state_name']}" for run in runs if run["state_type"] not in FINAL]
+    wrong = [f"Prefect: run {run['name']} is {run['state_name']}" for run in runs if run["state_type"] not in ENDED]
     ended = {run["id"]: run["state_name"] for run in runs}
     wrong += [
         f"Prefect: task {task['name']} of a run that is {ended.get(task['flow_run_id'])} is {task['state_name']}"

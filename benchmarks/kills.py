@@ -47,7 +47,7 @@ from kill_tables import read_batches, tables, write_batches  # noqa: E402
 from kill_targets import STANDBY, Site, seconds_until  # noqa: E402
 from quick_settings import QUICK  # noqa: E402
 
-from charengine.services.unheard import FINAL  # noqa: E402
+from charengine.services.prefect_api import ENDED  # noqa: E402
 from charengine.services.up import PORTS  # noqa: E402
 
 STEPS = 6  # of QUICK's training
@@ -234,7 +234,7 @@ def wait_until_made(site: Site, names: list[str]) -> list[str]:
     while time.monotonic() < deadline:
         runs = site.runs()
         done = {run["name"] for run in runs if run["state_type"] == "COMPLETED"}
-        if done >= set(names) and all(run["state_type"] in FINAL for run in runs):
+        if done >= set(names) and all(run["state_type"] in ENDED for run in runs):
             return []
         time.sleep(1.0)
     left = [f"{run['name']} is {run['state_name']}: {(run['state'] or {}).get('message')}" for run in site.runs()]

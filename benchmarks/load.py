@@ -39,8 +39,7 @@ from kill_tables import machine  # noqa: E402
 from kill_targets import Site, seconds_of  # noqa: E402
 from load_checks import RECENT, all_runs, count, sizes, tables, wrong_in_mlflow, wrong_in_prefect  # noqa: E402
 
-from charengine.services.prefect_api import PrefectApi  # noqa: E402
-from charengine.services.unheard import FINAL  # noqa: E402
+from charengine.services.prefect_api import ENDED, PrefectApi  # noqa: E402
 from charengine.services.up import PORTS  # noqa: E402
 
 # settings of the one real character: small pictures and a tiny family, as much to tell as the shipped profile has
@@ -223,7 +222,7 @@ class Load:
         deadline, said, ended, left = time.monotonic() + ALL_SECONDS, -1, 0, 1
         while time.monotonic() < deadline:
             with suppress(OSError):  # it is busy: asked again
-                ended, left = count(self.prefect, "character", *FINAL), count(self.prefect, "batch", *ACTIVE)
+                ended, left = count(self.prefect, "character", *ENDED), count(self.prefect, "batch", *ACTIVE)
             if ended // 5 != said:
                 said = ended // 5
                 print(f"{time.strftime('%H:%M:%S')} {ended} have ended, load {os.getloadavg()[0]:.1f}", flush=True)

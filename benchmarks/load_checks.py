@@ -9,8 +9,7 @@ from typing import Any
 
 from kill_targets import Site
 
-from charengine.services.prefect_api import PrefectApi
-from charengine.services.unheard import FINAL
+from charengine.services.prefect_api import ENDED, OPEN, PrefectApi
 
 RECENT = {"sort": "START_TIME_DESC", "flows": {"name": {"any_": ["character"]}}}
 KINDS = ("character", "train", "sweep")  # of MLflow's runs, one a character
@@ -26,7 +25,7 @@ def all_runs(api: PrefectApi) -> list[dict[str, Any]]:
 
 def states_of(api: PrefectApi) -> Counter[str]:
     """Runs of characters by state."""
-    states = ("SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED", *FINAL)
+    states = (*OPEN, *ENDED)
     found = {state: count(api, "character", state) for state in states}
     return Counter({state: number for state, number in found.items() if number})
 

@@ -71,11 +71,12 @@ def export(
     from charengine.machine.shared import open_store
     from charengine.run.export import export as write
     from charengine.run.export import find_run
+    from charengine.run.request import home_problems
 
     home = find_home()
     folder = find_run(home, name)
     target = in_work_folder(str(to or f"{folder.name}.zip"))
-    if home.holds(target):
-        raise BadInput(f"--to {target}: is one of the home's own folders ({home.root}); name a place outside of it")
+    if problems := home_problems(target, home, "--to"):
+        raise BadInput(problems[0])
     place = write(folder, target, open_store(home))
     say_json({"export": str(place), "run": str(folder)}) if as_json else say(str(place))

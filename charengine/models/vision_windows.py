@@ -61,9 +61,8 @@ def _attend(
         _rows[cu_seqlens] = rows_by_length(cu_seqlens)
     seen = torch.empty_like(value)
     for rows in _rows[cu_seqlens]:
-        q, k, v = (
-            one[rows].transpose(1, 2) for one in (query, key, value)
-        )  # (windows, heads, length, width of a head)
+        # each (windows, heads, length, width of a head)
+        q, k, v = (one[rows].transpose(1, 2) for one in (query, key, value))
         seen[rows] = functional.scaled_dot_product_attention(q, k, v, scale=layer.scaling).transpose(1, 2)
     attended: Tensor = layer.proj(seen.reshape(tokens, -1))
     return attended

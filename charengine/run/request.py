@@ -155,7 +155,7 @@ def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
 def _out(request: RunRequest, character: Character | None, home: Home, problems: list[str]) -> Path:
     """The run's folder: the one that was asked for, else `runs/NAME`, or the next when that is another prompt's."""
     out = in_work_folder(request.out or f"runs/{slug(character.name if character else 'run')}")
-    found = _folder_problems(out, "--out") or _home_problems(out, home, "--out")
+    found = _folder_problems(out, "--out") or home_problems(out, home, "--out")
     problems += found
     if found or character is None:
         return out
@@ -269,7 +269,7 @@ def check_folder(folder: Path, label: str) -> Path:
     Raises:
         BadInput: it cannot be written, or is one of the home's own.
     """
-    if problems := _folder_problems(folder, label) or _home_problems(folder, find_home(), label):
+    if problems := _folder_problems(folder, label) or home_problems(folder, find_home(), label):
         raise BadInput(problems[0])
     return folder
 
@@ -282,7 +282,7 @@ def check_file(path: Path, label: str) -> Path:
     """
     if files.is_dir(path):
         raise BadInput(f"{label} {path} is a folder; give the name of a file in it")
-    if problems := _folder_problems(path.parent, label) or _home_problems(path, find_home(), label):
+    if problems := _folder_problems(path.parent, label) or home_problems(path, find_home(), label):
         raise BadInput(problems[0])
     return path
 
@@ -302,7 +302,7 @@ def _folder_problems(folder: Path, label: str) -> list[str]:
         return [f"{label} {folder}: cannot be written ({files.reason(error)}); choose another folder"]
 
 
-def _home_problems(out: Path, home: Home, label: str) -> list[str]:
+def home_problems(out: Path, home: Home, label: str) -> list[str]:
     """What lies there is the engine's: from the inbox a run's captions would be taken as characters."""
     if not home.holds(out):
         return []

@@ -18,6 +18,8 @@ from charengine.machine.environment import CLIENT_AUTH, SERVER_AUTH
 log = logging.getLogger(__name__)
 
 ACTIVE = ("RUNNING", "PENDING", "CANCELLING")
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+OPEN = ("SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED")  # every other type of state
 SECONDS = 20.0  # for one call; a machine that trains is slow to answer
 REFUSED = 403  # also what a CSRF token gets that has run out, an hour after it was given
 NO_CSRF = (404, 422)  # what a server without CSRF protection answers when asked for a token

@@ -11,13 +11,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from charengine.services.prefect_api import PrefectApi
+from charengine.services.prefect_api import ENDED, OPEN, PrefectApi
 
 log = logging.getLogger(__name__)
 
 FLOWS = ["character", "batch", "sweep"]  # ours: others may use the server too
-FINAL = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
-OPEN = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 SECONDS = 90.0  # that a task is seen open in a run that has ended; on a busy server events take half a minute
 
 
@@ -58,13 +56,13 @@ class Unheard:
         Raises:
             OSError: the server does not answer, or refuses.
         """
-        wanted: dict[str, Any] = {"flow_runs": _in(FINAL), "task_runs": _in(OPEN), "flows": {"name": {"any_": FLOWS}}}
+        wanted: dict[str, Any] = {"flow_runs": _in(ENDED), "task_runs": _in(OPEN), "flows": {"name": {"any_": FLOWS}}}
         left = self.api.post("task_runs/filter", wanted)
         self._since = {task["id"]: self._since.get(task["id"], now) for task in left}
         due = [task for task in left if now - self._since[task["id"]] >= SECONDS]
         if not due:
             return 0
-        of_runs = {"id": {"any_": sorted({task["flow_run_id"] for task in due})}, **_in(FINAL)}
+        of_runs = {"id": {"any_": sorted({task["flow_run_id"] for task in due})}, **_in(ENDED)}
         runs = {run["id"]: run for run in self.api.post("flow_runs/filter", {"flow_runs": of_runs})}
         # a cast's task stands for the run that it submitted, which may go on without the cast
         children = {"parent_task_run_id": {"any_": [task["id"] for task in due]}, **_in(OPEN)}
@@ -76,7 +74,7 @@ class Unheard:
         return len(ended)
 
 
-def _in(types: list[str]) -> dict[str, Any]:
+def _in(types: tuple[str, ...]) -> dict[str, Any]:
     return {"state": {"type": {"any_": types}}}
 
 

@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from charengine.errors import BadInput, StageFailed
-from charengine.services.prefect_api import PrefectApi
+from charengine.services.prefect_api import ENDED, OPEN, PrefectApi
 
 T = TypeVar("T")
 Json = dict[str, Any]
 
-ACTIVE = ("SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED")
-ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds between attempts: SQLite answers one writer at a time, the others with 503
 BUSY = (408, 429, 500, 502, 503, 504)
 PAGE = 200  # runs that Prefect gives at once
@@ -55,7 +53,7 @@ class Prefect:
         """
         active: list[Json] = []
         while len(active) < MOST_ACTIVE:
-            part = self._runs(ACTIVE, "EXPECTED_START_TIME_DESC", len(active))
+            part = self._runs(OPEN, "EXPECTED_START_TIME_DESC", len(active))
             active += part
             if len(part) < PAGE:
                 break
