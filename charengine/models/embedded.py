@@ -69,7 +69,11 @@ def load(profile: Profile) -> Models:
             NATIVE_AREA,
             fingerprint(sdxl),
             prediction=prediction_of(sdxl, settings),
-            usage=Usage(prompt_prefix=settings.prompt_prefix or "", negative_prompt=settings.negative_prompt or ""),
+            usage=Usage(
+                prompt_prefix=settings.prompt_prefix or "",
+                negative_prompt=settings.negative_prompt or "",
+                few_words=True,
+            ),
         ),
         embedder=ClipEmbedder(clip, device, DTYPE, fingerprint(clip)),
         reader=ProbeReader(device),

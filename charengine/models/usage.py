@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from charengine import files
@@ -29,6 +29,7 @@ class Usage:
         most_steps: of a distilled checkpoint; more make it worse; 0 = not distilled.
         most_guidance: of the same.
         distilled: the name of the method.
+        few_words: it was taught the embedded family's words alone: in others a description is drawn as something else.
     """
 
     family: str = ""
@@ -37,6 +38,13 @@ class Usage:
     most_steps: int = 0
     most_guidance: float = 0.0
     distilled: str = ""
+    few_words: bool = field(default=False, repr=False)
+
+    def known(self, description: str) -> str:
+        """A description, without a trigger, in words that the model was taught: a cloak is its robe."""
+        from charengine.embedded.nearest import in_known_words  # imports torch
+
+        return re.sub(r"(,\s*)+", ", ", in_known_words(description).text) if self.few_words else description
 
     def prompt(self, text: str) -> str:
         """A prompt with the family's prefix before it."""
@@ -52,7 +60,7 @@ class Usage:
 
     def digest(self) -> str:
         """Of everything that changes what is drawn."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self!r}{'few words' * self.few_words}".encode()).hexdigest()[:16]
 
     def describe(self) -> list[str]:
         """Lines for the log and the doctor; none for a model that is used like SDXL."""

@@ -245,7 +245,8 @@ def test_on_a_gpu_the_bases_bits_wait_in_page_locked_memory_and_come_back(
         for strength in (1.4, 0.7):
             merger.put_on(layers, strength)
         kept = [one for one in merger._kept.values() if one is not None]
-        assert kept and all(one.bits.is_pinned() == locked for one in kept)
+        # torch asks where a storage begins, which may be before the locked pages: so of views that begin with the bits
+        assert kept and all(torch.from_numpy(one.bits.numpy()).is_pinned() == locked for one in kept)
         merged = copy.deepcopy(unet).to("cpu")
     assert bits(copy.deepcopy(unet).to("cpu")) == before
     for (name, found), kept_bytes in zip(merged.state_dict().items(), wanted.values(), strict=True):

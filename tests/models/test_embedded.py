@@ -18,6 +18,7 @@ from charengine.errors import BadInput, ConfigError, MissingDependency
 from charengine.models import Models, describe_all, load
 from charengine.models.embedded import fingerprint
 from charengine.models.loading import resolve_device
+from charengine.models.usage import Usage
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,13 @@ def test_a_reloaded_family_draws_the_same_sheet(family: Path):
 
 def test_words_the_family_was_never_taught_are_named(models: Models):
     assert models.editor.unknown_words("a woman with a zeppelin") == ("zeppelin",)
+
+
+def test_the_base_is_said_to_know_few_words_and_what_it_draws_is_kept_apart(models: Models):
+    assert models.diffusion.usage.known("elf, green cloak, with no shoes, boots") == "elf, green robe, barefoot, boots"
+    assert Usage().known("elf, green cloak") == "elf, green cloak"
+    assert models.diffusion.sampling_fingerprint != models.diffusion.fingerprint
+    assert len({usage.digest() for usage in (Usage(), Usage(few_words=True), Usage("Pony"))}) == 3
 
 
 def test_fp16_files_are_computed_in_full_precision(models: Models):

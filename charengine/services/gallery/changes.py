@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -83,6 +84,15 @@ def _once(sent: Sent) -> str:
     return f"gallery-{word}"
 
 
+def _once_as_filled(sent: Sent) -> str:
+    """The same of a form that whoever goes back in the browser may fill in anew: then it is another run."""
+    told = hashlib.sha256()
+    for name, value in sorted(sent.items()):
+        told.update(b"" if name == TOKEN else f"\0{name}\0".encode())
+        told.update(b"" if name == TOKEN else value.encode() if isinstance(value, str) else value.data)
+    return f"{_once(sent)}-{told.hexdigest()[:16]}"
+
+
 def _to(character: Character) -> Response:
     return RedirectResponse(f"/character/{character.id}", SEE_OTHER)
 
@@ -106,7 +116,7 @@ def start(gallery: Gallery, request: Request, sent: Sent) -> Response:
         character = checked.run.character
         try:
             gallery.prefect.start(
-                "character", parameters_of(checked.run, gallery.store), character.name, once=_once(sent)
+                "character", parameters_of(checked.run, gallery.store), character.name, once=_once_as_filled(sent)
             )
         except (PrefectAway, BadInput) as error:
             checked.add("", str(error))
@@ -196,7 +206,7 @@ def sweep(gallery: Gallery, request: Request, sent: Sent) -> Response:
     form = {name: value for name, value in sent.items() if isinstance(value, str)}
     try:
         parameters = sweep_parameters(character.folder, form, time.strftime("%Y%m%d-%H%M%S"))
-        gallery.prefect.start("sweep", parameters, f"{character.name} again", once=_once(sent))
+        gallery.prefect.start("sweep", parameters, f"{character.name} again", once=_once_as_filled(sent))
     except ConfigError as error:
         return _tried(gallery, character, request, form, _by_field(error.problems))
     except StageFailed as error:

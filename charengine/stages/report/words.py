@@ -20,7 +20,7 @@ def scenes(run: RunRecord, pictures: Pictures) -> str:
         f"Begin a prompt with <code>{text(words.recommended_prompt)}</code>. Above, what the recommended adapter draws of it; "
         "below, the same words, scenes and noise without an adapter."
     )
-    pick, without_trigger = run.sweep.pick, ", ".join((run.class_noun, *words.said))
+    pick, without_trigger = run.sweep.pick, words.recommended_prompt.removeprefix(f"{run.trigger} ")
     rows = _row(run, words.drawn, "with the adapter", words.recommended_prompt, pick.metrics, pictures)
     rows += _row(run, words.base, "without", without_trigger, pick.baseline, pictures)
     return section("What it draws", lead, f'<div class="scenes">{rows}</div>', _numbers(words), _table(words, subject))

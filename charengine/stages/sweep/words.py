@@ -103,9 +103,9 @@ def find_words(
     traits = described_traits(prompt, pick.training.trigger, pick.training.class_noun)
     shares, pictures = _shares(pick, traits, reader, should_stop)
     said = said_of(shares, pick.subject, pick.diffusion.count_tokens)
-    text = ", ".join([pick.subject, *said])
+    told = pick.diffusion.usage.known(", ".join([pick.training.class_noun, *said]))
+    text = f"{pick.training.trigger} {told}" if said else pick.subject
     _go_on(should_stop)
-    told = ", ".join([pick.training.class_noun, *said])
     scenes = pick.encode((told, text), SHOWN, (pick.seed,))
     base = pick.draw(scenes.of(0, len(SHOWN)))
     with pick.applied():

@@ -111,17 +111,17 @@ def draw_lessons(
     usage, noun = diffusion.usage, dataset.class_noun
     ends = _ends(settings.distill, seed)
     named = f"{dataset.trigger} {noun}"
-    traits = fitting(traits, named, diffusion.count_tokens)
-    kinds = ([noun, *traits], [noun], [named], [named, *traits])
+    described = usage.known(", ".join([noun, *fitting(traits, named, diffusion.count_tokens)]))
+    kinds = (described, usage.known(noun), named, f"{dataset.trigger} {described}")
     text = diffusion.encode_prompts(
-        [*(usage.prompt(", ".join([*words, end])) for words in kinds for end in ends), usage.negative_prompt]
+        [*(usage.prompt(f"{words}, {end}") for words in kinds for end in ends), usage.negative_prompt]
     )
     diffusion.unload("text_encoders")
-    described, bare, triggered, said = (text.rows(i * len(ends), (i + 1) * len(ends)) for i in range(len(kinds)))
+    worded, bare, triggered, said = (text.rows(i * len(ends), (i + 1) * len(ends)) for i in range(len(kinds)))
     negative = text.rows(-1, None)
     size = (settings.distill_size, settings.distill_size)
     trace = diffusion.trace(
-        described,
+        worded,
         bare,
         negative,
         seeds=[seed * 1000 + number for number in range(len(ends))],
@@ -136,7 +136,7 @@ def draw_lessons(
     effect = (told - trace.negative).float().square().mean((1, 2, 3, 4))
     weight = effect.mean() / effect.clamp(min=1e-12)
     (steps, count), device = trace.noisy.shape[:2], trace.noisy.device
-    log.info("%d lessons from %d pictures by the base model, told %s", steps * count, count, ", ".join(traits))
+    log.info("%d lessons from %d pictures by the base model, told %s", steps * count, count, described)
     return Lessons(
         noisy=trace.noisy.flatten(0, 1),
         timesteps=trace.timesteps.repeat_interleave(count),

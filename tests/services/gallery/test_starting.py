@@ -165,6 +165,8 @@ def test_the_same_form_sent_twice_starts_once(visit: Visit) -> None:
     for _ in range(2):
         visit.post("/start", {**GOOD, "once": "abc"})
     assert len(visit.prefect.started) == 1
+    visit.post("/start", {**GOOD, "once": "abc", "name": "Zoe"})  # whoever went back, and filled it in anew
+    assert [one["name"] for one in visit.prefect.started] == ["Ann", "Zoe"]
     visit.post("/start", {**GOOD, "once": "not hex!"}, status=422)
 
 

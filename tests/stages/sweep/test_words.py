@@ -14,6 +14,7 @@ from sweep_samples import OWN_COAT, PROMPTS, SETTINGS, Notebook, Painter, Unet, 
 from charengine.adapter.files import load_adapter
 from charengine.errors import Interrupted
 from charengine.likeness.prompts import SHOWN
+from charengine.models.usage import Usage
 from charengine.pictures import open_image
 from charengine.records import DatasetRecord, SweepRecord
 from charengine.stages.sweep import session, words
@@ -96,6 +97,17 @@ def test_where_too_few_pictures_show_a_trait_all_are_said(swept: SweepRecord) ->
     }
     assert swept.words.said == tuple(swept.words.shares)
     assert swept.words.recommended_prompt == "zorgax orc, purple hood, blue coat, black boots, hook for a right hand"
+
+
+def test_a_base_that_was_taught_few_words_is_recommended_those(
+    store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painter.usage = Usage(few_words=True)
+    monkeypatch.setitem(globals(), "PROMPT", PROMPT.replace("blue coat", "teal trench coat"))
+    monkeypatch.setitem(SEEN, "teal trench coat", lambda number: True)
+    told = found(store, dataset, painter, reader).words
+    assert told is not None and "teal trench coat" in told.said  # as the character is described
+    assert told.recommended_prompt == "zorgax orc, purple hood, blue coat, black boots, hook for a right hand"
 
 
 def test_where_the_trigger_brings_every_trait_nothing_else_is_said() -> None:

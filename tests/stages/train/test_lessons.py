@@ -16,6 +16,7 @@ from charengine.adapter.network import apply_adapter, load_adapter
 from charengine.config import TrainSettings
 from charengine.errors import ConfigError, StageFailed
 from charengine.likeness.prompts import FULL
+from charengine.models.usage import Usage
 from charengine.stages.train import lessons as module
 from charengine.stages.train.data import encode_dataset
 from charengine.stages.train.lessons import FILE, POSES, SCENES, draw_lessons, kept_lessons
@@ -64,6 +65,17 @@ def test_the_base_is_told_the_description_and_the_adapter_the_trigger_of_the_sam
     assert triggered == [f"zorgal woman, {end}" for end in ends]
     assert said == [f"zorgal woman, blue coat, red hair, {end}" for end in ends]
     assert len(set(ends)) == 3
+
+
+def test_a_base_that_was_taught_few_words_is_told_the_description_in_those(store):
+    diffusion = Reading()
+    diffusion.usage = Usage(few_words=True)
+    settings = TrainSettings(distill=1, distill_size=64)
+    draw_lessons(make_dataset(store), ("green cloak", "no hat", "red hair"), settings, diffusion, seed=3)
+    told, bare, triggered, said = diffusion.read[:4]
+    end = bare.removeprefix("woman, ")
+    assert told == f"woman, green robe, red hair, {end}"
+    assert triggered == f"zorgal woman, {end}" and said == f"zorgal {told}"
 
 
 def test_the_scene_is_read_however_long_the_description_is(store):
