@@ -93,7 +93,7 @@ def test_new_pictures_are_asked_for_with_the_models_and_settings_that_the_run_ha
     assert profile.sweep.strengths == (0.5, 0.7, 0.9) and profile.sweep.prompts == ("{subject}, asleep, in a tent",)
     assert (profile.sweep.checkpoints, profile.sweep.seeds) == (2, 1)
     for again in (form, {**form, "seeds": "2"}):  # sent twice, then filled in anew by whoever went back
-        visit.post(f"{visit.address('Zorga')}/sweep", again)
+        visit.post(f"{visit.address('Zorga')}/sweep", {**again, "once": "1"})
     assert len(visit.prefect.started) == 2
 
 
