@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
@@ -13,7 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from charengine.errors import BadInput, MissingDependency
+from charengine.errors import BadInput, MissingDependency, ran_out_of_memory
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -127,6 +130,33 @@ def resolve_device(name: str = "auto") -> torch.device:
 def chunks(count: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` that cover `count` rows."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def in_parts(
+    count: int, at_once: Callable[[], int], fewer: Callable[[int], None], work: Callable[[slice], T]
+) -> list[T]:
+    """`work` on `count` things in parts; where memory runs out, on half as many from then on.
+
+    Args:
+        at_once: the most that may be tried.
+        fewer: told what is to be tried from then on.
+        work: on some of them; what it gives does not depend on how many.
+    """
+    made: list[T] = []
+    done = 0
+    while done < count:
+        few = min(count - done, at_once())
+        try:
+            made.append(work(slice(done, done + few)))
+            done += few
+            continue
+        except Exception as error:
+            if few == 1 or not ran_out_of_memory(error):
+                raise
+        log.warning("out of memory with %d pictures at once: from here on %d", few, few // 2)
+        fewer(few // 2)
+        release_memory()
+    return made
 
 
 def noise_from_seeds(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:

@@ -10,14 +10,14 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 from charengine.errors import BadInput
-from charengine.models.loading import Loaded, chunks, noise_from_seeds
+from charengine.models.loading import Loaded, chunks, in_parts, noise_from_seeds
 from charengine.models.prediction import GUIDANCE_RESCALE, Prediction, rescaled_for_zero_terminal_snr
 from charengine.models.protocols import LatentPosterior, Solver, TextConditioning, Trace
 from charengine.models.sdxl_parts import SDXLParts
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PARTS = ("text_encoders", "vae", "unet")
 PIXELS_PER_PASS = 4 * 1024 * 1024  # images of one U-Net pass, without the guidance copy
@@ -46,7 +48,7 @@ class SDXL:
         fingerprint: digest of the weights, for cache keys.
         prediction: what the U-Net predicts, over which schedule.
         usage: how the checkpoint is prompted and sampled.
-        pixels_per_pass: memory hint; larger requests are cut into several U-Net passes.
+        pixels_per_pass: memory hint; larger requests are cut into several U-Net passes, and smaller where memory runs out.
         base_names: how sd-scripts names the checkpoint (`base_metadata`).
     """
 
@@ -217,14 +219,15 @@ class SDXL:
                 f"{count} prompts need {count} seeds and 1 or {count} negatives; got {len(seeds)}, {len(negative.embeds)}"
             )
         steps, guidance = self.usage.steps(steps), self.usage.guidance(guidance)
-        images: list[Image.Image] = []
-        for part in chunks(count, _rows_per_pass(self.pixels_per_pass, *size)):
+
+        def draw(part: slice) -> list[Image.Image]:
             rows = prompts.rows(part.start, part.stop)
             against = negative if len(negative.embeds) == 1 else negative.rows(part.start, part.stop)
-            images += self.decode(
+            return self.decode(
                 self._denoise(rows, against, seeds[part], size, steps, guidance, solver=solver, guided=guided)
             )
-        return images
+
+        return [image for images in self._in_parts(count, size, draw) for image in images]
 
     @torch.no_grad()
     def trace(
@@ -241,33 +244,39 @@ class SDXL:
     ) -> Trace:
         """Every pass of drawing what `sample` would draw, and what the U-Net predicts there by `beside`, row by row."""
         steps, guidance = self.usage.steps(steps), self.usage.guidance(guidance)
-        traces = []
-        pixels = self.pixels_per_pass * 2 // 3  # three rows a picture, not two
-        parts = list(chunks(len(seeds), _rows_per_pass(pixels, *size)))
-        for number, part in enumerate(parts):
-            seen: list[tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]] = []
 
-            def watch(*one: Any, seen: list[Any] = seen, number: int = number) -> None:
+        def follow(part: slice) -> tuple[torch.Tensor, ...]:
+            seen: list[tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]] = []
+            rows = part.stop - part.start
+
+            def watch(*one: Any) -> None:
                 seen.append(one)
                 if on_pass:
-                    on_pass(number * steps + len(seen), len(parts) * steps)
+                    on_pass(part.start * steps + len(seen) * rows, len(seeds) * steps)
 
-            self._denoise(
-                prompts.rows(part.start, part.stop),
-                negative,
-                seeds[part],
-                size,
-                steps,
-                guidance,
-                watch,
-                beside.rows(part.start, part.stop),
-            )
+            texts = prompts.rows(part.start, part.stop), beside.rows(part.start, part.stop)
+            self._denoise(texts[0], negative, seeds[part], size, steps, guidance, watch, texts[1])
             noisy = torch.stack([inputs for inputs, _, _ in seen])
             told = [torch.stack([predicted[-row] for _, _, predicted in seen]).to(self.dtype) for row in (2, 1)]
             unguided = [predicted[0] for _, _, predicted in seen] if guidance > 1 else None
-            traces.append((noisy, *told, torch.stack(unguided).to(self.dtype) if unguided else told[1]))
-        timesteps = torch.stack([t for _, t, _ in seen]).to(self.device)
-        return Trace(timesteps, *(torch.cat(parts, dim=1) for parts in zip(*traces, strict=True)))
+            plain = torch.stack(unguided).to(self.dtype) if unguided else told[1]
+            return torch.stack([t for _, t, _ in seen]), noisy, *told, plain
+
+        traces = list(zip(*self._in_parts(len(seeds), size, follow, rows_each=3), strict=True))
+        return Trace(traces[0][0].to(self.device), *(torch.cat(parts, dim=1) for parts in traces[1:]))
+
+    def _in_parts(self, count: int, size: tuple[int, int], work: Callable[[slice], T], rows_each: int = 2) -> list[T]:
+        """`work` on as many pictures at once as `pixels_per_pass` says; it learns what did not fit.
+
+        Args:
+            rows_each: of the U-Net's batch for a picture.
+        """
+        doubled = size[0] * size[1] * rows_each
+
+        def fewer(rows: int) -> None:
+            self.pixels_per_pass = rows * doubled // 2
+
+        return in_parts(count, lambda: max(1, self.pixels_per_pass * 2 // doubled), fewer, work)
 
     def _denoise(
         self,

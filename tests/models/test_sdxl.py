@@ -102,6 +102,36 @@ def test_a_picture_depends_on_its_seed_and_not_on_its_batch(sdxl: SDXL):
     assert np.array_equal(as_array(apart[0]), as_array(apart[2]))
 
 
+@pytest.mark.parametrize("seeds", [[1, 2, 3, 4, 5], [1]])
+def test_where_memory_runs_out_the_same_pictures_are_drawn_by_fewer_at_once(
+    sdxl: SDXL, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seeds: list[int]
+):
+    prompts, negative, rows = sdxl.encode_prompts(["a robot"] * len(seeds)), sdxl.encode_prompts([""]), []
+    how = {"seeds": seeds, "size": (64, 64), "steps": 2, "guidance": 3.0}
+    wanted, traced = sdxl.sample(prompts, negative, **how), sdxl.trace(prompts, prompts, negative, **how)
+    unet, forward = sdxl.unet(), sdxl.unet().forward
+
+    def small(inputs: torch.Tensor, *args: object, **kwargs: object) -> object:
+        rows.append(len(inputs))
+        if len(inputs) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(inputs, *args, **kwargs)
+
+    monkeypatch.setattr(unet, "forward", small)
+    most = 5
+    for left, right in zip(wanted, sdxl.sample(prompts, negative, **how), strict=True):
+        assert np.abs(as_array(left) - as_array(right)).max() <= 1
+    found = sdxl.trace(prompts, prompts, negative, **how)
+    torch.testing.assert_close(found.prompted, traced.prompted, atol=1e-5, rtol=1e-4)
+    assert (rows[0] == 10) is ("out of memory with 5 pictures at once: from here on 2" in caplog.text)
+    rows.clear()
+    sdxl.sample(prompts, negative, **how)
+    assert max(rows) <= most  # what did not fit once is not tried again
+    most = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        sdxl.sample(prompts, negative, **how)
+
+
 def test_a_second_order_solver_draws_as_the_stock_pipeline_does_with_its_scheduler(
     sdxl: SDXL, pipeline: StableDiffusionXLPipeline
 ):
