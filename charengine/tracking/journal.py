@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from charengine.errors import EngineError
 from charengine.tracking.protocol import Status, Tracker
-from charengine.tracking.views import inherited
+from charengine.tracking.views import child_name, inherited
 from charengine.writing import begun, write_atomically
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class JournalTracker:
         full = key if self._parent is None else f"{self._key}/{key}"
         return JournalTracker(
             self._journal,
-            f"{self._name} {name}",
+            child_name(name, self._name, self._parent is not None),
             full,
             (self._name, self._key),
             params or {},

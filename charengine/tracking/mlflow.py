@@ -31,7 +31,7 @@ from charengine.tracking.postponed import Postponing
 from charengine.tracking.protocol import Status
 from charengine.tracking.registry import DIGEST_LIMIT, RunModels, cut, pick_file
 from charengine.tracking.spool import SPOOL, MetricSpool, NotTold, Point
-from charengine.tracking.views import KIND, KIND_TAG, NOTE_TAG, inherited, views_to_seed
+from charengine.tracking.views import KIND, KIND_TAG, NOTE_TAG, child_name, inherited, views_to_seed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -217,7 +217,7 @@ class MLflowTracker(Pages, Postponing):
         parent's key and their own.
         """
         full = key if self._parent is None else f"{self._key}/{key}"
-        name = f"{self._name} {name}"
+        name = child_name(name, self._name, self._parent is not None)
         told = inherited(self._known_tags) | dict(tags or {})
         try:
             tracker = _open(self._connection, name, full, self, params or {}, told)

@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 INHERITED = ("character", "trigger", "profile")  # tags that a child has of its parent: a search finds both
 NOTE_TAG = "mlflow.note.content"  # what MLflow shows as the description, which its page can change
@@ -24,6 +25,11 @@ MOST_RUNS = 100  # in one chart
 def inherited(tags: Mapping[str, str]) -> dict[str, str]:
     """The tags of a run that its children have too."""
     return {name: tags[name] for name in INHERITED if name in tags}
+
+
+def child_name(name: str, above: str, is_deeper: bool) -> str:
+    """What a child run is called: "Grisha train"; of a sweep's children "300 × 0.6 Grisha sweep", for MLflow cuts long names at their end."""
+    return f"{name} {above}" if is_deeper else f"{above} {name}"
 
 
 def view_tags() -> dict[str, str]:
@@ -60,6 +66,11 @@ def losses_page(experiment_id: str) -> str:
 def run_page(experiment_id: str, run_id: str) -> str:
     """A run's own page; without the workflow MLflow shows it among evaluations of chats, with no way back to the runs."""
     return f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+def compare_page(experiment_id: str, run_ids: list[str]) -> str:
+    """The page that puts runs side by side."""
+    return f"/#/compare-runs?runs={quote(json.dumps(run_ids))}&experiments={quote(json.dumps([experiment_id]))}"
 
 
 def runs_page(experiment_id: str) -> str:

@@ -64,3 +64,21 @@ def up(home: Home, *ports: object) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             raise
+
+
+def one_figure(to: Path) -> None:
+    """A picture of one character of the embedded family's world."""
+    import torch
+
+    from charengine.embedded import probe
+    from charengine.embedded.shape import PICTURE_SIZE
+    from charengine.embedded.traits import BACKGROUNDS, POSES, sample_indices
+    from charengine.embedded.world import render
+
+    who = sample_indices(1, torch.Generator().manual_seed(7))
+    pose, white = (
+        torch.tensor([names.index(name)])
+        for names, name in ((POSES, "standing"), (BACKGROUNDS, "plain white background"))
+    )
+    drawn = render(who, yaw=torch.tensor([0.3]), pose=pose, background=white, size=PICTURE_SIZE, framing=0.95)
+    probe.to_images(drawn.image)[0].save(to)

@@ -24,7 +24,7 @@ from axe import script, serious
 from chromium import Page, chromium, program
 from prefect_samples import Server
 from quick_settings import QUICK
-from site_samples import PATIENCE, Site, up
+from site_samples import PATIENCE, Site, one_figure, up
 
 from charengine.machine.home import Home
 from charengine.machine.processes import any_free_port
@@ -88,9 +88,16 @@ def test_another_strength_is_looked_at_and_new_pictures_are_drawn(ann: str, page
     _try_another_strength(page)
 
 
+@pytest.fixture(scope="module")
+def cast(site: Site) -> None:
+    """Ben and Cid, asked for by the page."""
+    with chromium() as page:
+        page.look(1400)
+        _start_a_cast(page, site)
+
+
 @needs_chromium
-def test_a_cast_is_shown_then_started_and_made(site: Site, page: Page) -> None:
-    _start_a_cast(page, site)
+def test_a_cast_is_shown_then_started_and_made(site: Site, cast: None, page: Page) -> None:
     for name in ("Ben", "Cid"):
         page.open(f"{site.address}/")
         page.open(
@@ -100,8 +107,38 @@ def test_a_cast_is_shown_then_started_and_made(site: Site, page: Page) -> None:
 
 
 @needs_chromium
+def test_two_are_compared_by_keyboard_here_and_in_mlflow(site: Site, ann: str, cast: None, page: Page) -> None:
+    page.open(site.address)
+    page.until("document.querySelectorAll('.card input').length >= 3", PATIENCE)
+    for name in ("Ann", "Ben"):
+        label = f"[...document.querySelectorAll('.card label')].find((one) => one.textContent.includes('{name}'))"
+        page.run(f"{label}.control.focus()")
+        page.press(" ", 32)
+    page.run(
+        "swap(document.querySelector('[data-part]'), document.querySelector('[data-part]').innerHTML + '<i data-piece>')"
+    )
+    assert page.run("document.querySelectorAll('.card :checked').length") == 2  # a card that came unticks none
+    page.run("document.querySelector('#compare button').focus(); window.stays = true")
+    page.press("Enter", 13)
+    page.until("window.stays === undefined && document.querySelectorAll('.charts svg').length === 3")
+    assert "train.steps" in page.run(TEXT)
+    links = page.run("[...document.querySelectorAll('a.button')].map((one) => one.href)")
+    _narrow_and_dark(page, [page.run("location.href")])
+    page.open(f"{ann.partition('#')[0]}/report")
+    page.click("nav a[href^='/character/']")
+    assert page.run("document.querySelector('h1').textContent") == "Ann"
+    for link, words in zip(links, (["Ann", "Ben"], ["Ann train", "Ben train"]), strict=True):
+        with chromium() as mlflow:
+            mlflow.look(1400)
+            mlflow.open(link)
+            mlflow.until(f"{json.dumps(['Comparing 2 Runs', *words])}.every((one) => {TEXT}.includes(one))", 120)
+
+
+@needs_chromium
 def test_every_page_fits_a_telephone_and_a_dark_room(site: Site, ann: str, page: Page) -> None:
-    _narrow_and_dark(page, site.address)
+    page.open(site.address)
+    shown = page.run("[...document.querySelectorAll('.card h2 a')].find((one) => one.textContent === 'Ann').href")
+    _narrow_and_dark(page, [*(f"{site.address}/{path}" for path in ("", "start", "cast")), shown])
 
 
 @needs_chromium
@@ -126,7 +163,7 @@ def test_every_page_is_there_within_a_second(site: Site, ann: str, page: Page) -
 @needs_chromium
 def test_a_character_is_made_from_one_picture(site: Site, page: Page) -> None:
     picture = site.folder / "My Hero.png"
-    _one_figure(picture)
+    one_figure(picture)
     page.open(f"{site.address}/start")
     page.choose_file("#reference", picture)
     page.fill("#prompt", "an orc woman in a blue coat")
@@ -150,7 +187,7 @@ def test_mlflows_page_opens_with_the_strengths_of_all_cells_and_their_pictures(s
         page.look(1400)
         _click_at_the_top(page, site.address, "Compare strengths")
         page.until(f"['strength vs. identity', 'strength vs. adherence'].every((name) => {TEXT}.includes(name))", 120)
-        page.until(f"{TEXT}.includes('Ann sweep step 300 × 1')", 120)
+        page.until(f"{TEXT}.includes('300 × 1 Ann sweep')", 120)
 
 
 @needs_chromium
@@ -282,24 +319,6 @@ def _ended(prefect: Server, run_id: str) -> dict[str, Any] | None:
     return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
 
-def _one_figure(to: Path) -> None:
-    """A picture of one character of the embedded family's world."""
-    import torch
-
-    from charengine.embedded import probe
-    from charengine.embedded.shape import PICTURE_SIZE
-    from charengine.embedded.traits import BACKGROUNDS, POSES, sample_indices
-    from charengine.embedded.world import render
-
-    who = sample_indices(1, torch.Generator().manual_seed(7))
-    pose, white = (
-        torch.tensor([names.index(name)])
-        for names, name in ((POSES, "standing"), (BACKGROUNDS, "plain white background"))
-    )
-    drawn = render(who, yaw=torch.tensor([0.3]), pose=pose, background=white, size=PICTURE_SIZE, framing=0.95)
-    probe.to_images(drawn.image)[0].save(to)
-
-
 def _start(page: Page, settings: tuple[str, ...], sheet: Path) -> None:
     page.click('a[href="/start"].first')
     page.fill("#prompt", "an orc woman in a blue coat")
@@ -382,10 +401,7 @@ def _start_a_cast(page: Page, site: Site) -> None:
     page.until("['Ben', 'Cid'].every((name) => document.body.innerText.includes(name))")
 
 
-def _narrow_and_dark(page: Page, address: str) -> None:
-    page.open(f"{address}/")
-    pages = [f"{address}/", f"{address}/start", f"{address}/cast"]
-    pages.append(page.run("[...document.querySelectorAll('.card h2 a')].find((one) => one.textContent === 'Ann').href"))
+def _narrow_and_dark(page: Page, pages: list[str]) -> None:
     for width, dark in ((390, True), (390, False), (1400, True)):
         page.look(width, dark=dark)
         for url in pages:

@@ -71,10 +71,10 @@ def test_cells_of_two_sweeps_do_not_share_runs(home: Home) -> None:
     parent.finish()
 
 
-def test_a_child_run_is_named_after_those_above_it(home: Home) -> None:
+def test_a_child_run_is_named_after_those_above_it_and_a_cell_first_after_what_no_other_has(home: Home) -> None:
     parent = opened(home)
-    cell = parent.child("sweep", key="sweep-1").child("step 300 × 0.8", key="300/0.8")
-    assert client(home).get_run(cell.run_id).info.run_name == "aya sweep step 300 × 0.8"
+    cell = parent.child("sweep", key="sweep-1").child("300 × 0.8", key="300/0.8")
+    assert client(home).get_run(cell.run_id).info.run_name == "300 × 0.8 aya sweep"
     parent.finish()
 
 

@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from charengine.errors import EngineError
-from charengine.services.gallery import changes, pages
+from charengine.services.gallery import changes, comparing, pages
 from charengine.services.gallery.parts import AWAY, HERE, NOT_FOUND, Gallery
 from charengine.services.gallery.prefect import PrefectAway
 from charengine.services.gallery.uploads import BodyLimit
@@ -46,6 +46,7 @@ def create_app(gallery: Gallery, origins: tuple[str, ...] = ()) -> App:
         routes=[
             *pages.routes(gallery),
             *changes.routes(gallery),
+            Route("/compare", lambda request: comparing.compare(gallery, request)),
             Route("/health", lambda request: PlainTextResponse("ok")),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],

@@ -56,7 +56,33 @@ class Character:
     @property
     def id(self) -> str:
         """Its part of an address: the name for people, and letters made from the folder."""
-        return f"{slug(self.name)}-{hashlib.sha256(str(self.path).encode(errors='replace')).hexdigest()[:8]}"
+        return f"{self.slug}-{hashlib.sha256(str(self.path).encode(errors='replace')).hexdigest()[:8]}"
+
+    @property
+    def slug(self) -> str:
+        """Its name as files have it."""
+        return slug(self.name)
+
+    @property
+    def finished(self) -> bool:
+        """Whether what was made of it is on this machine."""
+        return bool(self.folder and self.folder.record)
+
+    @property
+    def parameters(self) -> Json:
+        """What Prefect's newest run of it was asked for."""
+        return (self.flow_run or {}).get("parameters") or {}
+
+    @property
+    def given(self) -> tuple[str, str]:
+        """What that run was given, `picture` or `sheet`, and its place; empty without one."""
+        kinds = {"picture": self.parameters.get("reference"), "sheet": self.parameters.get("sheet")}
+        return next(((kind, str(place)) for kind, place in kinds.items() if place), ("", ""))
+
+    @property
+    def once(self) -> str:
+        """With this word its newest run is continued once, whichever page asks."""
+        return hashlib.sha256(self.run_id.encode()).hexdigest()[:32]
 
     @property
     def active(self) -> bool:

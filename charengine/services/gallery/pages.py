@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
-from charengine.errors import BadInput, ConfigError, EngineError
+from charengine.errors import BadInput, ConfigError
+from charengine.profiles.listing import as_yaml, groups
 from charengine.profiles.loading import load_profile
 from charengine.records import Ref, RunRecord
+from charengine.run.handing_over import LENT
 from charengine.run.paths import absolute_profile
+from charengine.services.gallery import served
 from charengine.services.gallery.characters import LONGEST_SEARCH, Character
-from charengine.services.gallery.download import zipped
-from charengine.services.gallery.parts import NOT_FOUND, Gallery
+from charengine.services.gallery.parts import Gallery
 from charengine.services.gallery.prefect import PrefectAway
 from charengine.services.gallery.progress import Progress, progress_of
-from charengine.services.gallery.reduced import WIDTHS
 from charengine.services.gallery.settings_form import LABELS, SHOWN, profile_choices, setting_fields
 from charengine.services.gallery.starting import StartForm
 from charengine.services.gallery.times import expected, in_words
 from charengine.services.gallery.trying import pictures_of
-from charengine.wording import slug
 
-FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}  # a digest's content never changes
-FOREIGN = "sandbox allow-scripts allow-downloads allow-popups; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; font-src data:"
-KINDS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
-TRACKED_PATH = re.compile(r"images/[A-Za-z0-9._%+-]{1,200}")
 SHEET_PICTURE = "images/sheet.png"  # of a character's run in MLflow
-VIEW_FILES = ("front", "side", "back")
 MOST_SHOWN = 300  # cards on one page; the search finds the others
 
 
@@ -58,12 +50,13 @@ def routes(gallery: Gallery) -> list[Route]:
         "/part/characters": characters_part,
         "/character/{id}": character_page,
         "/part/character/{id}": character_part,
-        "/character/{id}/adapter.zip": adapter_zip,
-        "/character/{id}/report": report,
-        "/character/{id}/adapters/{file}": adapter_file,
-        "/character/{id}/file/{what}": run_file,
-        "/picture/{digest}": picture,
-        "/tracked/{run}/{path:path}": tracked_picture,
+        "/character/{id}/adapter.zip": served.adapter_zip,
+        "/character/{id}/report": served.report,
+        "/character/{id}/adapters/{file}": served.adapter_file,
+        "/character/{id}/file/{what}": served.run_file,
+        "/picture/{digest}": served.picture,
+        "/picture/{digest}/{name}": served.picture,
+        "/tracked/{run}/{path:path}": served.tracked_picture,
         "/start": start_page,
         "/part/estimate": estimate_part,
         "/cast": cast_page,
@@ -106,6 +99,7 @@ def _list(gallery: Gallery, request: Request) -> dict[str, Any]:
         "found": len(found),
         "left_out": len(found) - len(cards),
         "counts": counts,
+        "tickable": sum(one.finished for one in found) > 1,
         "notice": notice,
         "title": "Gallery",
     }
@@ -124,7 +118,7 @@ def character_part(gallery: Gallery, request: Request) -> Response:
 def one_character(gallery: Gallery, character: Character, request: Request, **more: Any) -> dict[str, Any]:
     """Everything that its page shows; `more` wins."""
     folder, run = character.folder, character.folder.run if character.folder else None
-    sample = None
+    sample, everybody = None, gallery.characters(fresh=False)[0]
     if character.active and character.run_id:
         sample = gallery.tracked.latest_sample(gallery.tracked.run_of(character.run_id))
     pictures = pictures_of(run, folder.sweeps) if run and folder else None
@@ -133,6 +127,8 @@ def one_character(gallery: Gallery, character: Character, request: Request, **mo
         "character": character,
         "run": run,
         "folder": folder,
+        "given": _given(character),
+        "takes": _takes(gallery, character) if character.active else "",
         "sample": sample,
         "sweeps": _later_sweeps(gallery, character),
         "pictures": pictures,
@@ -140,7 +136,8 @@ def one_character(gallery: Gallery, character: Character, request: Request, **mo
         "base": _chosen(pictures, run, request, strength=0.0) if pictures and run else None,
         "subject": f"{run.trigger} {run.class_noun}" if run else "",  # as the sweep says it
         "minutes": _minutes(run),
-        "before": any(one.active and one.id != character.id for one in gallery.characters(fresh=False)[0]),
+        "others": [one for one in everybody if run and one.finished and one.id != character.id][:MOST_SHOWN],
+        "before": any(one.active and one.id != character.id for one in everybody),
         "form": {},
         "problems": {},
         "once": secrets.token_hex(8),
@@ -184,11 +181,23 @@ def _sheet(gallery: Gallery, character: Character, mlflow_id: str) -> str:
     folder, run = character.folder, character.folder.run if character.folder else None
     stored = gallery.store.path(run.sheet.image) if run and not character.active else None
     if run and stored and stored.is_file():
-        return f"/picture/{run.sheet.image.sha256}"
+        return f"/picture/{run.sheet.image.sha256}/{character.slug}-sheet"
     if folder and folder.sheet:
         return f"/character/{character.id}/file/sheet"
     there = bool(mlflow_id) and (not character.active or gallery.tracked.holds(mlflow_id, SHEET_PICTURE))
     return f"/tracked/{mlflow_id}/{SHEET_PICTURE}" if there else ""
+
+
+def _given(character: Character) -> tuple[str, str]:
+    """The address of what it is made from, and whether that is a picture or a sheet; empty where it is shown already."""
+    folder, (what, place) = character.folder, character.given
+    if folder and folder.reference:
+        return f"/character/{character.id}/file/reference", "picture"
+    if not place or (what == "sheet" and folder and folder.sheet):
+        return "", ""
+    if place.startswith(LENT):
+        return f"/picture/{place.removeprefix(LENT).partition('/')[0]}/{character.slug}-{what}", what
+    return (f"/character/{character.id}/file/given", what) if served.given_file(character) else ("", "")
 
 
 def _pick_pictures(run: RunRecord) -> tuple[tuple[Ref, str], ...]:
@@ -224,7 +233,7 @@ def _progress(gallery: Gallery, character: Character, stages: list[dict[str, Any
 def _later_sweeps(gallery: Gallery, character: Character) -> list[dict[str, str]]:
     """Pictures asked for later that are not there yet, or failed."""
     try:
-        runs = gallery.prefect.sweep_runs() if character.folder and character.folder.record else []
+        runs = gallery.prefect.sweep_runs() if character.finished else []
     except (PrefectAway, BadInput):
         return []
     mine = [run for run in runs if (run.get("parameters") or {}).get("source") == str(character.path)]
@@ -273,81 +282,6 @@ def _minutes(run: RunRecord | None) -> str:
     return in_words(sum(fact.seconds for fact in run.stages)) if run else ""
 
 
-# --- files and pictures -----------------------------------------------------------------------------------------------
-
-
-def adapter_zip(gallery: Gallery, request: Request) -> Response:
-    """The adapters with everything that lies beside them."""
-    character = gallery.character(request)
-    if not character.folder or not character.folder.downloads:
-        raise HTTPException(NOT_FOUND, "There is no adapter of this character on this machine yet.")
-    name = slug(character.name)
-    headers = {"Content-Disposition": f'attachment; filename="{name}.zip"', "Cache-Control": "no-store"}
-    return StreamingResponse(zipped(character.folder, name), media_type="application/zip", headers=headers)
-
-
-def adapter_file(gallery: Gallery, request: Request) -> Response:
-    """One file of those beside the adapter: the report links to them."""
-    folder, wanted = gallery.character(request).folder, request.path_params["file"]
-    path = next((one for one in (folder.downloads if folder else []) if one.name == wanted), None)
-    if not path:
-        raise HTTPException(NOT_FOUND, "There is no such file beside the adapter of this character.")
-    return FileResponse(path, filename=path.name, headers={"Cache-Control": "no-cache"})
-
-
-def report(gallery: Gallery, request: Request) -> Response:
-    """The report; it is a page of its own, which may not do anything here."""
-    character = gallery.character(request)
-    path = character.folder.report if character.folder else None
-    if not path:
-        raise HTTPException(NOT_FOUND, "There is no report of this character on this machine yet.")
-    return FileResponse(
-        path, media_type="text/html", headers={"Content-Security-Policy": FOREIGN, "Cache-Control": "no-cache"}
-    )
-
-
-def run_file(gallery: Gallery, request: Request) -> Response:
-    """The sheet, the picture it is drawn from, or a view, from the moment that it is written."""
-    folder, what = gallery.character(request).folder, request.path_params["what"]
-    path: Path | None = None
-    if folder and what in ("sheet", "reference"):
-        path = folder.sheet if what == "sheet" else folder.reference
-    elif folder and what in VIEW_FILES:
-        path = next((view for view in folder.views if view.stem == what), None)
-    if not path:
-        raise HTTPException(NOT_FOUND, "There is no such picture of this character.")
-    return _picture(gallery, path.read_bytes(), request, {"Cache-Control": "no-cache"})
-
-
-def picture(gallery: Gallery, request: Request) -> Response:
-    """A picture of the store, by its digest."""
-    try:
-        ref = Ref(sha256=request.path_params["digest"], size=0, media_type="", name="picture")
-        data = gallery.store.get(ref)
-    except (ValueError, EngineError) as error:
-        raise HTTPException(NOT_FOUND, "There is no such picture here.") from error
-    return _picture(gallery, data, request, FOR_EVER)
-
-
-def tracked_picture(gallery: Gallery, request: Request) -> Response:
-    """A picture that MLflow keeps: of a character that is made elsewhere, or a sample while it trains."""
-    path = request.path_params["path"]
-    data = gallery.tracked.picture(request.path_params["run"], path) if TRACKED_PATH.fullmatch(path) else None
-    if data is None:
-        raise HTTPException(NOT_FOUND, "MLflow has no such picture.")
-    return _picture(gallery, data, request, {"Cache-Control": "private, max-age=30"})
-
-
-def _picture(gallery: Gallery, data: bytes, request: Request, headers: dict[str, str]) -> Response:
-    kind = next((media for start, media in KINDS.items() if data.startswith(start)), None)
-    if kind is None:
-        raise HTTPException(NOT_FOUND, "That is no picture.")
-    wanted = request.query_params.get("w", "")
-    if wanted.isdigit() and int(wanted) in WIDTHS:
-        data, kind = gallery.reduced(data, int(wanted)), "image/webp"
-    return Response(data, media_type=kind, headers=headers)
-
-
 # --- forms ------------------------------------------------------------------------------------------------------------
 
 
@@ -362,6 +296,8 @@ def start_form(gallery: Gallery, form: StartForm, **more: Any) -> dict[str, Any]
     return {
         "form": form.values,
         "fields": setting_fields(),
+        "groups": groups()[:-1],  # a character's are fields
+        "as_yaml": as_yaml,
         "labels": {**SHOWN, **LABELS},
         "profiles": profile_choices(gallery.home),
         "estimate": _estimate(gallery, form),
@@ -382,22 +318,34 @@ def estimate_part(gallery: Gallery, request: Request) -> Response:
 
 
 def _estimate(gallery: Gallery, form: StartForm) -> str:
+    waiting = sum(one.active for one in gallery.characters()[0])
+    before = f"; {waiting} more {'is' if waiting == 1 else 'are'} made or waiting before it" if waiting else ""
+    return _told(gallery, form.profile, form.overrides, "It will take", before)
+
+
+def _takes(gallery: Gallery, character: Character) -> str:
+    """How long one that waits or is being made takes, and how much of that is over."""
+    asked, gone = character.parameters, float((character.flow_run or {}).get("estimated_run_time") or 0.0)
+    over = f"; {in_words(gone)} of it are over" if gone >= 1 else ""
+    return _told(
+        gallery, str(asked.get("profile") or "embedded"), asked.get("overrides") or [], "In all it takes", over
+    )
+
+
+def _told(gallery: Gallery, name: str, overrides: list[str], begin: str, end: str) -> str:
     try:
-        profile = load_profile(absolute_profile(form.profile), form.overrides)
+        profile = load_profile(absolute_profile(name), overrides)
     except (ConfigError, BadInput):
         return ""
-    everybody, _ = gallery.characters()
     alike = (
         one.folder
-        for one in everybody
+        for one in gallery.characters(fresh=False)[0]
         if one.folder and one.folder.record and one.folder.record.profile == profile.name
     )
     found = expected(profile, (run for folder in alike if (run := folder.run)))
     if found is None:
         return "How long it takes is not known yet: no character was made with this profile on this machine."
-    waiting = sum(one.active for one in everybody)
-    before = f"; {waiting} more {'is' if waiting == 1 else 'are'} made or waiting before it" if waiting else ""
-    return f"It will take {found.words}{before}."
+    return f"{begin} {found.words}{end}."
 
 
 def cast_page(gallery: Gallery, request: Request) -> Response:

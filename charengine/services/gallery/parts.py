@@ -99,14 +99,17 @@ class Gallery:
 
     def render(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """A page."""
+        return HTMLResponse(self.text(template, **values), status, headers={"Cache-Control": "no-store"})
+
+    def text(self, template: str, **values: Any) -> str:
+        """A page's markup, or a piece's."""
         links = {
             "prefect": self.prefect_page,
             "mlflow": self.tracked.runs_page,
             "strengths": self.tracked.strengths_page,
             "losses": self.tracked.losses_page,
         }
-        text = self._templates.get_template(template).render(token=self.token, links=links, **values)
-        return HTMLResponse(text, status, headers={"Cache-Control": "no-store"})
+        return self._templates.get_template(template).render(token=self.token, links=links, **values)
 
     def message(self, title: str, text: str, status: int) -> HTMLResponse:
         """A page that says one thing."""

@@ -180,8 +180,7 @@ def resume_parameters(character: Character, store: Store) -> dict[str, Any]:
     """
     if not character.flow_run:
         raise BadInput(f"{character.name}: Prefect does not know its run any more; start it again with the same prompt")
-    parameters = dict(character.flow_run.get("parameters") or {})
-    return {**parameters, "out": str(character.path) if store.local else "", "refresh": []}
+    return {**character.parameters, "out": str(character.path) if store.local else "", "refresh": []}
 
 
 def _free(run: CheckedRun, taken: set[Path]) -> Path:

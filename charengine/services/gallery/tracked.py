@@ -12,13 +12,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from charengine.machine.environment import keep_loopback_direct
 from charengine.tracking.open_tracker import PROJECT
-from charengine.tracking.views import KIND_TAG, losses_page, run_page, runs_page, view_page
+from charengine.tracking.views import KIND_TAG, compare_page, losses_page, run_page, runs_page, view_page
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,12 @@ class Tracked:
         """A run's page."""
         experiment = self._experiment()
         return f"{self.uri}{run_page(experiment, run_id)}" if experiment and _is_id(run_id) else ""
+
+    def compare_page(self, run_ids: Iterable[str | None]) -> str:
+        """The page that puts runs side by side; empty where MLflow knows fewer than two of them."""
+        known = [one for one in dict.fromkeys(run_ids) if one and _is_id(one)]
+        experiment = self._experiment() if len(known) > 1 else ""
+        return f"{self.uri}{compare_page(experiment, known)}" if experiment else ""
 
     @property
     def runs_page(self) -> str:

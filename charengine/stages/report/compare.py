@@ -45,7 +45,7 @@ RESULTS: tuple[tuple[str, Callable[[RunRecord], str]], ...] = (
 
 def compare_text(runs: Sequence[RunRecord]) -> str:
     """A plain table: settings that differ, then results; one column a run."""
-    names = _names(runs)
+    names = names_of(runs)
     rows: list[Row] = [("", names), *differences(runs), *results(runs)]
     first = max(len(label) for label, _ in rows)
     widths = [max(len(values[i]) for _, values in rows) for i in range(len(runs))]
@@ -58,17 +58,17 @@ def compare_text(runs: Sequence[RunRecord]) -> str:
 
 def compare_html(runs: Sequence[RunRecord], store: Store) -> str:
     """A self-contained page: the tables, all runs' curves in one chart each, and what their picks draw."""
-    names = _names(runs)
+    names = names_of(runs)
     pictures = Pictures(store)
     changed = differences(runs)
     settings = _table(names, changed) if changed else "<p>All settings are equal.</p>"
-    charts = "".join(f"<figure>{chart}</figure>" for chart in _charts(runs, names, store))
+    drawn = "".join(f"<figure>{chart}</figure>" for chart in charts(runs, names, store))
     parts = [
         f'<div class="eyebrow">Character Engine</div><h1>{len(runs)} runs compared</h1>',
         section("Results", "Every number is the run's own measurement; runs that draw other prompts or were scored by "
                 "another embedder are not on one scale.", _table(names, results(runs))),
         section("Trade-off and curves", "The trade-off shows each run's picked checkpoint from strength 0 up, its pick as a ring.",
-                f'<div class="charts">{charts}</div>'),
+                f'<div class="charts">{drawn}</div>'),
         section("Settings that differ", "Everything else is the same in all runs.", settings),
         section("What the picks draw", "The first seed of each prompt at the pick.", _drawings(runs, names, pictures)),
     ]  # fmt: skip
@@ -114,7 +114,7 @@ def _numbers(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _names(runs: Sequence[RunRecord]) -> list[str]:
+def names_of(runs: Sequence[RunRecord]) -> list[str]:
     """One distinct name a run: its own, numbered where two share it."""
     if len(runs) < 2:
         raise BadInput(f"comparing needs at least two runs; got {len(runs)}")
@@ -149,11 +149,11 @@ def _stage_time(run: RunRecord, name: str) -> str:
     return "" if stage is None else "from cache" if stage.cached else duration(stage.seconds)
 
 
-def _charts(runs: Sequence[RunRecord], names: list[str], store: Store) -> list[str]:
+def charts(runs: Sequence[RunRecord], names: list[str], store: Store) -> list[str]:
     """Trade-off, smoothed training loss and validation loss; a chart with nothing to show is left out."""
     curves = [read_curve(run.training.curve, store)["smoothed"] for run in runs]
     validation = [[(float(point.step), point.loss) for point in run.training.validation] for run in runs]
-    charts = [_trade_offs(runs, names)]
+    drawn = [_trade_offs(runs, names)]
     for title, lines in (("smoothed training loss", curves), ("validation loss", validation)):
         if any(lines):
             canvas = SvgCanvas(*CHART_SIZE, title)
@@ -161,8 +161,8 @@ def _charts(runs: Sequence[RunRecord], names: list[str], store: Store) -> list[s
                 Series(name, line, series_colour(i)) for i, (name, line) in enumerate(zip(names, lines, strict=True))
             ]
             line_chart(canvas, series, x_label="step", y_label=title, zero_based=True)
-            charts.append(canvas.to_svg())
-    return charts
+            drawn.append(canvas.to_svg())
+    return drawn
 
 
 def _trade_offs(runs: Sequence[RunRecord], names: list[str]) -> str:

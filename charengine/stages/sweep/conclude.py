@@ -94,7 +94,7 @@ def log_cell(session: Session, index: int, cell: Cell) -> None:
     checkpoint = session.checkpoints.get(step)
     measured = _measure(session, index, cell)
     child = session.tracker.child(
-        f"step {step} × {strength:g}" if checkpoint else "base model",
+        f"{step} × {strength:g}" if checkpoint else "base model",
         key=f"{session.key}/{step}/{strength:g}",
         params={"checkpoint": step, "strength": strength, **_losses(checkpoint)},
         tags={KIND_TAG: "cell"},

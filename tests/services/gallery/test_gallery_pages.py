@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 from gallery_samples import Visit, claimed, made, running
+from run_samples import doll, png
 
 from charengine.records import RunRecord
+from charengine.run.handing_over import lent_as
 from charengine.services.gallery.characters import join
 from charengine.services.gallery.folders import MOST_WHOLE, _whole
 from charengine.services.gallery.pages import MOST_SHOWN
+from charengine.stages.report.page import render
 
 Sample = tuple[RunRecord, Path]
 
@@ -38,16 +41,24 @@ def test_a_finished_character_shows_sheet_drawings_at_the_pick_words_to_copy_and
     made(visit, run)
     card = cards(visit.get("/"))["Zorga"]
     address = visit.address("Zorga")
-    assert "made" in card and f"/picture/{run.sheet.image.sha256}?w=640" in card
+    assert "made" in card and f"/picture/{run.sheet.image.sha256}/zorga-sheet?w=640" in card
     for prompt in range(3):
         drawn = run.sweep.picture(run.sweep.pick.metrics, prompt)
-        assert drawn and f"/picture/{drawn.sha256}?w=160" in card
+        assert drawn and f"/picture/{drawn.sha256}/zorga-{prompt + 1}?w=160" in card
     assert 'data-copy="zorgax"' in card and 'data-copy="zorgax orc"' in card
     assert f"<dd>{run.sweep.pick.reasons[0]}</dd>" in card
     assert f"{address}/adapter.zip" in card and f"{address}/report" in card
     assert "http://127.0.0.1:5000/#/experiments/7/runs/" not in card  # the sample's id is none of MLflow's
     assert visit.client.get(f"{address}/file/sheet?w=160").headers["content-type"] == "image/webp"
     assert visit.client.get(f"/picture/{drawn.sha256}").content.startswith(b"\x89PNG")
+
+
+def test_a_picture_that_is_saved_has_its_characters_name(visit: Visit, sample: Sample) -> None:
+    made(visit, sample[0])
+    pages = visit.get("/") + visit.get(visit.address("Zorga"))
+    for address in re.findall(r'src="(/(?:picture|character)/[^"]+)"', pages) + ["/picture/{}/..%22%0d%0aZorga"]:
+        answer = visit.client.get(address.format(sample[0].sheet.image.sha256))
+        assert re.fullmatch(r'inline; filename="zorga(-\w+)?\.(png|webp)"', answer.headers["content-disposition"])
 
 
 def test_the_run_in_prefect_and_in_mlflow_are_one_click_away(visit: Visit, sample: Sample) -> None:
@@ -114,6 +125,30 @@ def test_the_picture_that_a_character_was_made_from_is_shown_beside_its_sheet(vi
     assert visit.client.get(f"{address}/file/reference?w=320").headers["content-type"] == "image/webp"
 
 
+def test_the_picture_given_is_shown_before_anything_is_drawn(visit: Visit) -> None:
+    (visit.work / "me.png").write_bytes(png(doll()))
+    os.symlink(visit.work / "me.png", visit.work / "linked.png")
+    lent = lent_as(visit.gallery.store.put(png(doll()), "me.png"))
+    for what, place in (("reference", str(visit.work / "me.png")), ("sheet", "me.png"), ("reference", lent)):
+        visit.prefect.runs = [running("Ann", "SCHEDULED", **{what: place})]
+        [address] = re.findall(r'src="([^"]+)\?w=320" alt="The \w+ given of Ann"', visit.get(visit.address("Ann")))
+        assert visit.client.get(address).content == png(doll())
+    for place in ("linked.png", "nowhere.png", "a\0b", "~nobody-of-that-name/x"):
+        visit.prefect.runs = [running("Ann", reference=place)]
+        assert " given of Ann" not in visit.get(visit.address("Ann"))
+    visit.get(f"{visit.address('Ann')}/file/given", 404)
+
+
+def test_what_is_being_made_says_how_long_that_takes(visit: Visit, sample: Sample) -> None:
+    visit.prefect.runs = [running("Ann", overrides=["train.steps=300"])]
+    assert "not known yet" in visit.get(visit.address("Ann"))
+    made(visit, sample[0].model_copy(update={"profile": "embedded"}))
+    few = visit.get(visit.address("Ann"))
+    visit.prefect.runs = [{**running("Ann", overrides=["train.steps=99000"]), "estimated_run_time": 35.2}]
+    many = visit.get(visit.address("Ann"))
+    assert "In all it takes about 3 min (" in few and "h (train" in many and "; 35 s of it are over." in many
+
+
 def test_what_waits_says_whether_others_come_before_it(visit: Visit) -> None:
     visit.prefect.runs = [running("Ada", "SCHEDULED")]
     assert "It begins in a moment." in visit.get(visit.address("Ada"))
@@ -164,6 +199,12 @@ def test_only_what_goes_on_can_be_cancelled_and_only_what_ended_early_can_be_res
     visit.prefect.runs = [running("Ann", state)]
     page = visit.get(visit.address("Ann"))
     assert re.findall(r'action="/character/[^/"]+/(cancel|resume)"', page) == ([buttons] if buttons else [])
+    card = re.findall(r'/resume".*?value="([^"]+)".*?value="(\w+)"', visit.get("/"))
+    assert len(card) == (buttons == "resume")
+    for token, once in card * 2:  # as often as it is sent, whichever page sends it
+        assert f'value="{once}"' in page and token == visit.gallery.token
+        visit.post(f"{visit.address('Ann')}/resume", {"once": once})
+        assert len(visit.prefect.started) == 1
 
 
 def test_a_page_of_many_that_failed_asks_prefect_for_their_stages_once(visit: Visit) -> None:
@@ -292,6 +333,15 @@ def test_the_report_is_shown_where_it_can_do_nothing_to_the_gallery(visit: Visit
     assert answer.text.startswith("<h1>the report")
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("sandbox ") and "allow-same-origin" not in policy and "default-src 'none'" in policy
+
+
+def test_a_report_leads_back_to_its_character_and_its_file_stays_as_it_was(visit: Visit, sample: Sample) -> None:
+    page = render(sample[0], visit.gallery.store)
+    (made(visit, sample[0]) / "report.html").write_text(page, encoding="utf-8")
+    shown = visit.get(f"{visit.address('Zorga')}/report")
+    before, _, after = page.partition("<body>")
+    back = shown.removeprefix(f"{before}<body>").removesuffix(after)
+    assert re.findall(r'href="([^"]+)"', back) == ["/", visit.address("Zorga")] and len(back) < 500
 
 
 @pytest.mark.parametrize(

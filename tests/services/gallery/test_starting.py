@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from pathlib import Path
@@ -14,7 +15,9 @@ from run_samples import doll, png
 from sheet_samples import Sheet, paint
 
 from charengine.config import Profile
+from charengine.profiles.listing import groups
 from charengine.profiles.loading import profile_names
+from charengine.services.gallery.settings_form import SHOWN
 
 GOOD = {"prompt": "a knight in red armour", "name": "Ann"}
 
@@ -99,7 +102,7 @@ def test_a_picture_that_is_no_sheet_is_said_beside_it_and_never_kept_as_one(
 ) -> None:
     answer = visit.post("/start", GOOD, {"picture": ("../../my <b>.png", data)}, status=422)
     beside = problem_of(answer.text, "picture")
-    assert said in beside and "/tmp" not in beside and "kept" not in answer.text
+    assert said in beside and "/tmp" not in beside and "kept_picture" not in answer.text
     assert visit.prefect.started == []
 
 
@@ -209,6 +212,15 @@ def test_settings_are_shown_with_description_limits_and_each_profiles_values(vis
     for name in profile_names():
         assert f'<option value="{name}"' in page
     assert "&#34;train.steps&#34;: &#34;400&#34;" in page  # sdxl-12gb's
+
+
+def test_each_settings_name_leads_to_what_the_manual_says_of_it(visit: Visit) -> None:
+    page = html.unescape(visit.get("/start"))
+    for name in SHOWN:
+        assert f'<a href="#manual-{name.replace(".", "-")}"><code>{name}</code></a>' in page
+    for one in (setting for group in groups()[:-1] for setting in group.settings):
+        [row] = re.findall(rf'<tr id="manual-{one.name.replace(".", "-")}">(.*?)</tr>', page)
+        assert one.about in row and one.allowed() in row
 
 
 def test_a_profile_of_ones_own_stands_in_the_list_and_can_be_chosen(visit: Visit) -> None:

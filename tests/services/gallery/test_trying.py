@@ -24,8 +24,8 @@ def test_the_picture_that_the_address_asks_for_is_shown_with_its_own_numbers(vis
     for step, strength, prompt, seed in ((100, 0.4, 1, 42), (300, 1.0, 2, 43)):
         cell = next(one for one in run.sweep.cells if (one.checkpoint_step, one.strength) == (step, strength))
         page = visit.get(f"{visit.address('Zorga')}?step={step}&strength={strength}&prompt={prompt}&seed={seed}")
-        shown = re.findall(r'data-shown src="/picture/([0-9a-f]+)"', page)[0]
-        base = re.findall(r'data-base src="/picture/([0-9a-f]+)"', page)[0]
+        shown = re.findall(r'data-shown src="/picture/([0-9a-f]+)/', page)[0]
+        base = re.findall(r'data-base src="/picture/([0-9a-f]+)/', page)[0]
         assert shown == run.sweep.images[f"{step}/{strength:g}/{prompt}/{seed}"].sha256
         assert base == run.sweep.images[f"0/0/{prompt}/{seed}"].sha256
         assert f"identity {cell.identity:.3f}, adherence {cell.adherence:.3f}" in page
@@ -43,7 +43,7 @@ def test_the_sweeps_pictures_say_the_words_that_they_were_drawn_from_and_the_oth
     assert asked == [prompt.replace("{subject}", f"{run.trigger} {run.class_noun}") for prompt in run.sweep.prompts]
     for shown in (page, html.unescape(visit.get("/"))):
         for picture, scene in zip(run.sweep.words.drawn, run.sweep.words.scenes, strict=True):
-            at = shown.index(f"/picture/{picture.sha256}?w=")
+            at = shown.index(f"/picture/{picture.sha256}/")
             assert scene.replace("{subject}", "Zorga") in shown[at : at + 300]
 
 
@@ -74,7 +74,7 @@ def test_pictures_drawn_later_join_those_of_the_run(visit: Visit, sample: Sample
     pictures = pictures_of(run, visit.gallery.characters()[0][0].folder.sweeps)  # type: ignore[union-attr]
     assert 0.7 in pictures.strengths and "{subject}, asleep" in pictures.prompts
     page = visit.get(f"{visit.address('Zorga')}?strength=0.7&prompt=3&step=300")
-    assert re.findall(r'data-shown src="/picture/([0-9a-f]+)"', page)[0] == run.sweep.contact_sheet.sha256
+    assert re.findall(r'data-shown src="/picture/([0-9a-f]+)/', page)[0] == run.sweep.contact_sheet.sha256
 
 
 def test_new_pictures_are_asked_for_with_the_models_and_settings_that_the_run_had(visit: Visit, sample: Sample) -> None:

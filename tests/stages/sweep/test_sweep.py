@@ -65,7 +65,7 @@ def test_each_cell_is_a_child_run_with_its_numbers(store, dataset) -> None:
         assert run.finished and run.pictures
         for name in ("identity", "adherence", "diversity", "copying", "score"):
             assert run.metrics[name] == getattr(cell, name)
-    assert [run.kind for run in runs[:2]] == ["base model", "step 50 × 0.25"]
+    assert [run.kind for run in runs[:2]] == ["base model", "50 × 0.25"]
     assert runs[-1].params["final_loss"] == 1 / 200
     assert {"contact_sheet", "trade_off"} <= set(notebook.pictures)
 

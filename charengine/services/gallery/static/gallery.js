@@ -23,11 +23,13 @@ function swap(part, html) {
   const olds = [...part.querySelectorAll("[data-piece]")], news = [...fresh.content.querySelectorAll("[data-piece]")];
   const kept = olds.indexOf(document.activeElement && document.activeElement.closest("[data-piece]"));
   const place = focusables(part).indexOf(document.activeElement);
+  const chosen = [...part.querySelectorAll("input:checked")].map((one) => one.value);
   if (olds.length === news.length && olds.every((old, i) => old.dataset.piece === news[i].dataset.piece)) {
     olds.forEach((old, i) => { if (old.dataset.seen !== news[i].outerHTML) { const seen = news[i].outerHTML; if (old.outerHTML !== seen) { news[i].dataset.seen = seen; old.replaceWith(news[i]); } else { old.dataset.seen = seen; } } });
   } else {
     part.replaceChildren(fresh.content);
   }
+  part.querySelectorAll("input[type=checkbox]").forEach((one) => { one.checked = chosen.includes(one.value); });
   if (kept >= 0 && place >= 0 && !part.contains(document.activeElement)) {
     const now = focusables(part)[place];
     if (now) now.focus({ preventScroll: true });
@@ -145,8 +147,8 @@ document.querySelectorAll(".explorer").forEach((explorer) => {
     strength.selectedIndex = Number(slider.value);
     const wanted = { prompt: Number(prompt.value), step: Number(step.value), strength: Number(strength.value), seed: Number(seed.value) };
     const row = nearest(wanted), base = nearest({ ...wanted, strength: 0 });
-    explorer.querySelector("[data-shown]").src = `/picture/${row.digest}`;
-    explorer.querySelector("[data-base]").src = `/picture/${base.digest}`;
+    explorer.querySelector("[data-shown]").src = `/picture/${row.digest}/${explorer.dataset.name}`;
+    explorer.querySelector("[data-base]").src = `/picture/${base.digest}/${explorer.dataset.name}-base`;
     const words = row.strength ? `step ${row.step} at strength ${row.strength}` : "strength 0: without the adapter";
     const missed = row.strength !== wanted.strength || (row.strength > 0 && row.step !== wanted.step) ? " (the nearest that was drawn)" : "";
     explorer.querySelector("[data-caption]").textContent = words + missed;
