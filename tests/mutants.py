@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -83,22 +84,31 @@ class Outcome:
         return self.result == "killed"
 
 
+class _Strict(yaml.SafeLoader):
+    """YAML in which nothing is said twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ValueError(f"line {node.start_mark.line + 1}: {twice[0]} is said twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_list(path: Path) -> list[Mutant]:
-    """The mutants of a YAML file.
+    """The mutants of a YAML file: for each file of the tree its wrong edits, and the tests of those that name no others.
 
     Raises:
         ValueError: two of them have one name, or one says something twice, of which YAML would keep the last alone.
     """
-    text = path.read_text()
-    for entry in f"\n{text}".split("\n- name: ")[1:]:
-        for key in ("file", "old", "new", "tests"):
-            if entry.count(f"\n  {key}:") > 1:
-                raise ValueError(f"{path}: {entry.splitlines()[0]} says {key} twice")
-    listed = [Mutant(**{**entry, "tests": tuple(entry["tests"])}) for entry in yaml.safe_load(text)]
-    names = [mutant.name for mutant in listed]
+    mutants = [
+        Mutant(file=file, **{**edit, "tests": tuple(edit.get("tests", listed.get("tests")))})
+        for file, listed in yaml.load(path.read_text(), _Strict).items()
+        for edit in listed["edits"]
+    ]
+    names = [mutant.name for mutant in mutants]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path} names {', '.join(twice)} twice: give each mutant a name of its own")
-    return listed
+    return mutants
 
 
 def misplaced(mutants: Sequence[Mutant], root: Path) -> list[Outcome]:

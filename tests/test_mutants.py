@@ -28,11 +28,10 @@ def tree(tmp_path: Path) -> Path:
 
 def tried(tree: Path, *edits: tuple[str, str, str]) -> tuple[int, dict[str, str]]:
     """Exit status, and result by mutant."""
-    listed = [
-        {"name": name, "file": "charengine/__init__.py", "old": old, "new": new, "tests": ["tests/test_double.py"]}
-        for name, old, new in edits
-    ]
-    (tree / "tests/mutants.yaml").write_text(yaml.safe_dump(listed))
+    listed = [{"name": name, "old": old, "new": new} for name, old, new in edits]
+    (tree / "tests/mutants.yaml").write_text(
+        yaml.safe_dump({"charengine/__init__.py": {"tests": ["tests/test_double.py"], "edits": listed}})
+    )
     command = [sys.executable, SCRIPT, "--root", tree, "--json", tree / "told.json", "--preload"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     told = json.loads((tree / "told.json").read_text())
@@ -62,8 +61,8 @@ def test_text_that_is_not_there_once_is_an_error_before_anything_is_tried(tree: 
 
 def test_an_edit_that_says_something_twice_is_refused_for_yaml_would_forget_the_first(tmp_path: Path) -> None:
     listed = tmp_path / "mutants.yaml"
-    listed.write_text("- name: two\n  file: a.py\n  old: 'a'\n  new: 'b'\n  old: 'c'\n  tests: [t]\n")
-    with pytest.raises(ValueError, match="two says old twice"):
+    listed.write_text("a.py:\n  edits:\n  - name: two\n    old: 'a'\n    new: 'b'\n    old: 'c'\n    tests: [t]\n")
+    with pytest.raises(ValueError, match="line 3: old is said twice"):
         read_list(listed)
 
 
