@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -55,6 +56,15 @@ def doll(size: tuple[int, int] = (96, 192), coat: tuple[int, int, int] = (40, 90
 def doll_mask(size: tuple[int, int] = (96, 192)) -> Image.Image:
     """Where `doll` is not ground."""
     return doll(size).convert("L").point([255 * (level < 250) for level in range(256)])
+
+
+def write_views(folder: Path, caption: str) -> Path:
+    """Three dolls as a user has them: front, side and back with captions, in which `{view}` is the view."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for view in VIEWS:
+        doll().save(folder / f"{view}.png")
+        (folder / f"{view}.txt").write_text(caption.format(view=view), encoding="utf-8")
+    return folder
 
 
 def png(image: Image.Image) -> bytes:

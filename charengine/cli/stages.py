@@ -169,7 +169,7 @@ def train(
 
     check_starting_files(chosen)
     dataset = read_dataset(folder, store, trigger, class_noun)
-    _warn(dataset.views.warnings)
+    _warn((*dataset.views.warnings, *dataset.warnings))
     with training_bar():
         workspace = _workspace(_character_of(dataset, seed, prompt), chosen)
         from charengine.run.running import run
@@ -186,7 +186,7 @@ def train(
             with_base_name(point.adapter, workspace), out / f"{file_stem(record.trigger)}{mark}.safetensors"
         )
         say(f"{path}  step {point.step}, loss {point.loss:.4f}")
-    _warn((*dataset.warnings, *record.warnings))
+    _warn(record.warnings)
 
 
 def sweep(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
-import logging
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from benchmarks.random_sdxl import SDXL, TINY
 from charengine.adapter.files import by_module
 from charengine.adapter.header import read_metadata
 from charengine.adapter.keys import file_names, sgm_names
-from charengine.adapter.metadata import adapter_metadata
 from charengine.adapter.network import apply_adapter, inject, load_adapter, rescale, save_adapter
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, ConfigError, UnsafeFile
@@ -256,38 +253,6 @@ def test_the_same_adapter_makes_the_same_bytes(unet):
     assert load_adapter(save_adapter(tensors, metadata))[1] == metadata
 
 
-def test_metadata_tells_the_uis_it_is_for_sdxl_and_people_how_to_make_it_again(tmp_path, unet):
-    metadata = adapter_metadata(
-        settings(),
-        name="Zorgal",
-        trigger="zorgal",
-        captions={"front": "zorgal, woman, front view", "side": "zorgal, woman, side view"},
-        resolution=(320, 1024),
-        step=400,
-        seed=7,
-        recipe={"config": {"train": {"steps": 400}}, "dataset_digest": "abc"},
-    )
-    path = tmp_path / "zorgal.safetensors"
-    path.write_bytes(save_adapter(trained(unet).state_dict(torch.float16), metadata))
-    read = read_metadata(path)
-    assert read["ss_base_model_version"] == "sdxl_base_v1-0"
-    assert read["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
-    assert (read["ss_network_dim"], read["ss_network_alpha"]) == ("4", "2.0")
-    assert json.loads(read["ss_tag_frequency"]) == {
-        "1_zorgal": {"zorgal": 2, "woman": 2, "front view": 1, "side view": 1}
-    }
-    assert json.loads(read["charengine.recipe"])["dataset_digest"] == "abc"
-    assert read["modelspec.trigger_phrase"] == "zorgal"
-    assert (read["modelspec.prediction_type"], read["ss_v_parameterization"]) == ("epsilon", "False")
-
-
-def test_metadata_of_an_adapter_for_a_v_prediction_base_says_so_in_sd_scripts_words():
-    given = {"name": "Z", "trigger": "z", "captions": {"front": "z"}, "resolution": (64, 64), "step": 1, "seed": 1}
-    read = adapter_metadata(settings(), **given, velocity=True, zero_terminal_snr=True)
-    assert (read["modelspec.prediction_type"], read["ss_v_parameterization"]) == ("v", "True")
-    assert read["ss_zero_terminal_snr"] == "True"
-
-
 def _spelt(unet, tensors, convention):
     """Our file in another program's convention."""
     names = {stem: name for name, stem in file_names(unet).items()}
@@ -324,26 +289,6 @@ def test_every_convention_of_an_adapter_file_computes_the_same(unet, convention)
         assert torch.allclose(run(unet), half, atol=2e-6)
 
 
-def test_tucker_factors_are_multiplied_out_exactly(unet):
-    tensors = trained(unet).state_dict()
-    stem = "lora_unet_input_blocks_1_0_in_layers_2"
-    mid, down = torch.randn(2, 2, 3, 3), torch.randn(2, 32, 1, 1)
-    tucker = tensors | {f"{stem}.lora_mid.weight": mid, f"{stem}.lora_down.weight": down}
-    parts = by_module(tucker, unet)["down_blocks.0.resnets.0.conv1"]
-    x = torch.randn(1, 32, 5, 5)
-    conv = torch.nn.functional.conv2d
-    wanted = conv(conv(x, down), mid, padding=1)
-    assert torch.allclose(conv(x, parts["lora_down.weight"], padding=1), wanted, atol=1e-4)
-    assert "lora_mid.weight" not in parts
-
-
-def test_text_encoder_keys_are_left_out_with_a_warning(unet, caplog):
-    tensors = trained(unet).state_dict() | {"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}
-    with caplog.at_level(logging.WARNING):
-        assert len(by_module(tensors, unet)) == 79
-    assert "1 text-encoder tensors of the adapter are ignored" in caplog.text
-
-
 def test_an_adapter_for_stable_diffusion_1_is_refused_with_the_reason(sdxl):
     stem = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     tensors = {f"{stem}.lora_down.weight": torch.zeros(4, 768), f"{stem}.lora_up.weight": torch.zeros(640, 4)}
@@ -364,13 +309,6 @@ def test_files_that_are_no_adapter_for_this_unet_are_refused(unet, tensors, word
         by_module(tensors, unet)
 
 
-def test_a_layer_of_another_shape_is_refused(unet):
-    stem = "lora_unet_middle_block_1_proj_in"
-    wrong = {f"{stem}.lora_down.weight": torch.zeros(2, 128), f"{stem}.lora_up.weight": torch.zeros(64, 2)}
-    with pytest.raises(BadInput, match="made for another model"):
-        by_module(wrong, unet)
-
-
 def test_pickles_and_missing_files_are_refused(tmp_path):
     path = tmp_path / "adapter.pt"
     torch.save({"a": torch.zeros(2)}, path)
@@ -380,18 +318,6 @@ def test_pickles_and_missing_files_are_refused(tmp_path):
         load_adapter(path.read_bytes())
     with pytest.raises(BadInput, match="does not exist"):
         read_metadata(tmp_path / "nothing.safetensors")
-
-
-def test_training_goes_on_from_a_file_of_lower_rank_exactly(unet):
-    adapter = trained(unet)
-    with torch.no_grad():
-        wanted = run(unet)
-    tensors = adapter.state_dict()
-    adapter.remove()
-    wider = inject(unet, settings(rank=8, alpha=3, conv_rank=4, conv_alpha=2), seed=5)
-    wider.load(tensors)
-    with torch.no_grad():
-        assert torch.allclose(run(unet), wanted, atol=2e-6)
 
 
 def test_going_on_from_a_higher_rank_names_the_setting(unet):

@@ -31,16 +31,8 @@ WIDE = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"  # 24 → 32
 CONV = "down_blocks.1.resnets.0.conv1"  # 16 → 32, 3x3
 LAYERS = (LINEAR, WIDE, CONV)
 ALGORITHMS = (
-    "LoRA",
-    "LoHa",
-    "LoKr",
-    "DoRA LoRA",
-    "DoRA LoHa",
-    "LoRA Tucker",
-    "LoHa Tucker",
-    "LoKr whole",
-    "LoKr Tucker",
-)
+    "LoRA", "LoHa", "LoKr", "DoRA LoRA", "DoRA LoHa", "LoRA Tucker", "LoHa Tucker", "LoKr whole", "LoKr Tucker",
+)  # fmt: skip
 
 LEFT_OUT = {
     "bundle_emb.griqul.clip_g": ("embeddings", (2, 64)),

@@ -142,15 +142,6 @@ def test_every_layer_of_a_mixed_file_is_rescaled_alike(unet, spelling: str) -> N
         assert not torch.allclose(wanted[name], weight, atol=1e-3), name
 
 
-def test_a_lokr_of_products_is_scaled_in_its_first_factor_not_in_an_alpha_that_loaders_may_ignore(unet) -> None:
-    tensors = _mixed(unet)
-    scaled = load_adapter(rescale(file_of(tensors), 0.5))[0]
-    [key] = [key for key in tensors if key.endswith(".lokr_w1_a")]
-    assert torch.equal(scaled[key], tensors[key] * 0.5)
-    unchanged = [k for k in tensors if k.startswith(key.rpartition(".")[0]) and k != key]
-    assert unchanged and all(torch.equal(scaled[k], tensors[k]) for k in unchanged)
-
-
 def test_trained_norms_are_rescaled_too_and_embeddings_are_not(unet) -> None:
     more = {
         "lora_unet_out_0.w_norm": torch.ones(16),

@@ -19,35 +19,13 @@ from charengine.store import Store
 
 COUNT = 300
 GARBAGE = (
-    "",
-    "abc",
-    "-1",
-    "{}",
-    "[]",
-    '{"a":',
-    "null",
-    "1e999",
-    "../../x",
-    "\n",
-    "\x1b[2J",
-    "9" * 50,
-    "NaN",
-    '{"character": [1]}',
-    "é" * 200,
-)
+    "", "abc", "-1", "{}", "[]", '{"a":', "null", "1e999", "../../x", "\n", "\x1b[2J", "9" * 50, "NaN",
+    '{"character": [1]}', "é" * 200,
+)  # fmt: skip
 ENDS = (
-    "lora_up.weight",
-    "lora_down.weight",
-    "alpha",
-    "hada_w1_a",
-    "lokr_w1",
-    "dora_scale",
-    "oft_blocks",
-    "w_norm",
-    "diff",
-    "x",
-    "",
-)
+    "lora_up.weight", "lora_down.weight", "alpha", "hada_w1_a", "lokr_w1", "dora_scale", "oft_blocks", "w_norm",
+    "diff", "x", "",
+)  # fmt: skip
 
 
 def damaged(chance: random.Random, unet) -> bytes:
@@ -89,16 +67,9 @@ def _poison(chance: random.Random, tensors: dict, key: str) -> None:
 
 def _retype(chance: random.Random, tensors: dict, key: str) -> None:
     kinds = (
-        torch.int8,
-        torch.int64,
-        torch.bool,
-        torch.uint8,
-        torch.float64,
-        torch.float16,
-        torch.bfloat16,
-        torch.float8_e4m3fn,
-        torch.float8_e5m2,
-    )
+        torch.int8, torch.int64, torch.bool, torch.uint8, torch.float64, torch.float16, torch.bfloat16,
+        torch.float8_e4m3fn, torch.float8_e5m2,
+    )  # fmt: skip
     tensors[key] = tensors[key].to(chance.choice(kinds))
 
 

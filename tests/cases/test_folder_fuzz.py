@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_samples import doll, doll_mask, png
+from run_samples import doll, doll_mask, png, write_views
 from test_fuzz import WORDS, any_picture, damaged, outcome
 
 from charengine.adapter.files import save_adapter
@@ -55,10 +55,7 @@ def any_text(rng: random.Random, text: str) -> bytes:
 
 def make_views(folder: Path, rng: random.Random) -> None:
     """Three views with masks and captions, and one to four things wrong or odd about them."""
-    (folder / "masks").mkdir(parents=True)
-    for view in ("front", "side", "back"):
-        doll().save(folder / f"{view}.png")
-        (folder / f"{view}.txt").write_text(CAPTION, encoding="utf-8")
+    (write_views(folder, CAPTION) / "masks").mkdir()
     doll_mask().save(folder / "masks" / "front.png")
     for _ in range(rng.randrange(4)):
         disturb(folder, rng)
@@ -166,19 +163,8 @@ def test_any_settings_may_be_given_together(tmp_path: Path, monkeypatch: pytest.
     rng, seen, names = random.Random("settings"), set(), setting_names()
     values = (
         *WORDS,
-        "[0.5, 1.0]",
-        "[]",
-        "{}",
-        "0",
-        "1e308",
-        "C:\\x\\new",
-        "~/x",
-        "on",
-        "OFF",
-        "None",
-        "0.1,0.2",
-        '["a"]',
-    )
+        "[0.5, 1.0]", "[]", "{}", "0", "1e308", "C:\\x\\new", "~/x", "on", "OFF", "None", "0.1,0.2", '["a"]',
+    )  # fmt: skip
 
     def one() -> str:
         name = rng.choice(names)

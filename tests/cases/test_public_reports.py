@@ -9,7 +9,7 @@ import pytest
 import torch
 from adapter_samples import LAYERS, parts_of, tiny_unet
 from PIL import Image
-from run_samples import doll, png
+from run_samples import doll, png, write_views
 
 from charengine.adapter.files import by_module
 from charengine.adapter.keys import sgm_names
@@ -24,12 +24,7 @@ CAPTION = "griqul, orc woman, front view"
 
 @pytest.fixture
 def views(tmp_path: Path) -> Path:
-    folder = tmp_path / "views"
-    folder.mkdir()
-    for view in ("front", "side", "back"):
-        doll().save(folder / f"{view}.png")
-        (folder / f"{view}.txt").write_text(CAPTION, encoding="utf-8")
-    return folder
+    return write_views(tmp_path / "views", CAPTION)
 
 
 def test_a_jpeg_that_is_called_png_is_read_for_what_it_is(tmp_path: Path) -> None:  # bmaltais/kohya_ss#1718

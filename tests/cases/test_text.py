@@ -187,7 +187,8 @@ def test_a_cast_that_is_not_utf8_says_so(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("value", ["off", "on", "auto"])
 def test_a_choice_may_be_called_on_or_off(tmp_path: Path, value: str) -> None:
-    assert load_profile("embedded", [f"train.flips={value}"]).train.flips == value
+    train = load_profile("embedded", [f"train.flips={value}", "train.cuda_graph=off"]).train
+    assert (train.flips, train.cuda_graph) == (value, "off")
     assert profile_of(tmp_path, f"extends: embedded\nname: me\ntrain: {{flips: {value}}}\n").train.flips == value
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import urllib.request
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -67,13 +69,16 @@ def test_this_machine_is_never_asked_through_a_proxy(server: str, monkeypatch: p
 
 
 def test_a_prefect_server_that_was_named_and_is_away_is_said_at_once(
-    home: Home, server: str, monkeypatch: pytest.MonkeyPatch
+    home: Home, server: str, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., CompletedProcess[str]]
 ) -> None:
     monkeypatch.setattr("charengine.services.prefect_server.PAUSES", (0.0,))
     for address in (f"http://127.0.0.1:{any_free_port()}/api", "not an address", "http://[::1"):
         monkeypatch.setenv("PREFECT_API_URL", address)
         with pytest.raises(MissingDependency, match="PREFECT_API_URL=.* does not answer .*unset the variable"):
             reach_prefect(home)
+        done = cli("run", "an orc")
+        assert done.returncode == 3 and f"PREFECT_API_URL={address} does not answer" in done.stderr
+    assert not Path("runs").exists()
     for status in (200, 401, 503):
         monkeypatch.setattr(_Server, "status", status)
         monkeypatch.setenv("PREFECT_API_URL", f"{server}/api/")
@@ -173,14 +178,15 @@ COMMANDS = (
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 @pytest.mark.timeout(60)
-def test_no_command_waits_for_a_pipe_or_reads_a_device_to_its_end(
+def test_no_command_waits_for_a_pipe_reads_a_device_to_its_end_or_fails_at_what_it_may_not_ask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     from charengine.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / "home"))
-    for path in (tmp_path / "pipe", tmp_path / "pipe.json", Path("/dev/zero")):
+    deny(monkeypatch, tmp_path / "locked")
+    for path in (tmp_path / "pipe", tmp_path / "pipe.json", Path("/dev/zero"), tmp_path / "locked" / "x.yaml"):
         if path.parent == tmp_path:
             os.mkfifo(path)
         monkeypatch.setattr("sys.argv", ["charengine", *(word.replace("PATH", str(path)) for word in command)])
@@ -188,6 +194,7 @@ def test_no_command_waits_for_a_pipe_or_reads_a_device_to_its_end(
             main()
         told = capfd.readouterr().err
         assert end.value.code == 2 and path.name in told and "defect" not in told
+        assert ("Permission denied" in told) == (path.parent.name == "locked")
     assert {path.name for path in tmp_path.iterdir()} <= {"pipe", "pipe.json", "home"}
 
 

@@ -9,10 +9,14 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+import torch
 from command_line import last_line
 from PIL import Image
-from run_samples import doll
+from PIL.PngImagePlugin import PngInfo
+from run_samples import doll, write_views
 
+from charengine.adapter.files import load_adapter, save_adapter
+from charengine.cli.inspection import adapter_facts
 from charengine.machine.home import Home
 
 Charengine = Callable[..., "CompletedProcess[str]"]
@@ -112,9 +116,7 @@ def test_every_character_of_a_cast_is_checked_before_the_first_is_made(cli: Char
 def test_what_a_stage_alone_is_told_of_a_character_is_checked_as_a_runs(
     cli: Charengine, tmp_path: Path, arguments: list[str], told: str
 ) -> None:
-    for view in ("front", "side", "back"):
-        doll().save(tmp_path / f"{view}.png")
-        (tmp_path / f"{view}.txt").write_text(f"zorgax, orc, {view} view")
+    write_views(tmp_path, "zorgax, orc, {view} view")
     done = cli("train", ".", *arguments)
     assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
 
@@ -201,7 +203,10 @@ def test_the_stages_one_at_a_time_make_an_adapter_and_a_pick(
     cli: Charengine, tiny_settings: tuple[str, ...], drawn_sheet: Path, tmp_path: Path
 ) -> None:
     sets = [part for setting in tiny_settings for part in ("--set", setting)]
-    done = cli("crop", drawn_sheet, "--out", "views")
+    notes = PngInfo()
+    notes.add_text("prompt", "x" * 3_000_000, zip=True)
+    Image.open(drawn_sheet).save(tmp_path / "sheet.png", pnginfo=notes)
+    done = cli("crop", "sheet.png", "--out", "views")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "views" / "overlay.png").exists()
 
@@ -215,8 +220,17 @@ def test_the_stages_one_at_a_time_make_an_adapter_and_a_pick(
     facts = json.loads(cli("inspect", adapter, "--json").stdout)
     assert facts["recipe"]["profile"]["train"]["steps"] == 6 and "diffusers" in facts["loads_in"]
 
+    # as other programs write one: in float8, without an alpha, with what is no layer
+    tensors, metadata = load_adapter(adapter.read_bytes())
+    alpha = next(key for key in tensors if key.endswith(".alpha"))
+    others = {key: value.to(torch.float8_e4m3fn) for key, value in tensors.items() if key != alpha}
+    others |= {"bundle_emb.x.clip_g": torch.ones(2, 64), "lora_unet_out_0.w_norm": torch.ones(16)}
+    adapter.write_bytes(save_adapter(others, metadata))
     done = cli("sweep", adapter, "--views", "views", "--out", "swept", *sets)
     assert done.returncode == 0, done.stderr
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert all(any(words in line for line in warned) for words in ("embeddings", "trained norms"))
+    assert not adapter_facts(tmp_path / "swept" / "adapters" / "ohwaya_recommended.safetensors")["problems"]
     assert "pick: step 6 at strength" in done.stdout
     with Image.open(tmp_path / "swept" / "contact_sheet.png") as sheet:
         assert sheet.width > 100
@@ -225,10 +239,6 @@ def test_the_stages_one_at_a_time_make_an_adapter_and_a_pick(
 def test_a_sweep_of_a_loose_file_asks_for_pictures_to_compare_with(
     cli: Charengine, tiny_settings: tuple[str, ...], tmp_path: Path
 ) -> None:
-    import torch
-
-    from charengine.adapter.files import save_adapter
-
     (tmp_path / "a.safetensors").write_bytes(save_adapter({"x.alpha": torch.ones(1)}, {}))
     done = cli("sweep", "a.safetensors", *(part for setting in tiny_settings for part in ("--set", setting)))
     assert (done.returncode, "--views FOLDER or --sheet FILE" in done.stderr) == (2, True)

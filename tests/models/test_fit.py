@@ -124,12 +124,20 @@ def test_a_transformer_with_lightning_fused_in_is_taken_only_when_named(tmp_path
     assert stock(tmp_path, edit=str(fused)).path("edit") == fused
 
 
-@pytest.mark.parametrize("name", ["qwen_image_2512_edit.safetensors", "qwen-image-edit-layered.safetensors"])
+@pytest.mark.parametrize("name", ["qwen_image_2512_edit", "qwen-image-edit-layered", "qwen_image_fp8_e4m3fn"])
 def test_models_that_draw_from_text_alone_or_in_layers_are_no_edit_models(tmp_path: Path, name: str) -> None:
     extra = {"time_text_embed.addition_t_embedding.weight": ("BF16", (2, 3072))} if "layered" in name else {}
-    path = hollow.write(tmp_path / name, hollow.transformer() | extra)
-    with pytest.raises(BadInput, match="models.edit: .* is a Qwen-Image-"):
-        expect(path, ("qwen-image",), "models.edit")
+    path = hollow.write(tmp_path / "diffusion_models" / f"{name}.safetensors", hollow.transformer() | extra)
+    assert "edit" in stock(tmp_path).missing
+    if "edit" in name:
+        with pytest.raises(BadInput, match="models.edit: .* is a Qwen-Image-"):
+            expect(path, ("qwen-image",), "models.edit")
+
+
+def test_the_schedule_of_single_files_is_the_published_one() -> None:
+    told = json.loads((PACKAGED.qwen / "scheduler" / "scheduler_config.json").read_text())
+    names = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "shift_terminal", "time_shift_type")
+    assert [told[name] for name in names] == [0.5, 0.9, 256, 8192, 0.02, "exponential"]
 
 
 # --- text encoders ---------------------------------------------------------------------------------------------------
@@ -189,12 +197,15 @@ def test_the_qwen_vae_is_taken_and_its_relatives_beside_it_are_named(tmp_path: P
     deeper = right | {"decoder.upsamples.0.upsamples.0.residual.0.gamma": ("BF16", (384, 1, 1, 1))}
     hollow.write(tmp_path / "vae" / "qwen_image_2.1_vae.safetensors", deeper)
     hollow.write(tmp_path / "vae" / "qwen_image_layered_vae.safetensors", layered)
+    more = {name: (dtype, tuple({16: 48, 32: 96}.get(n, n) for n in shape)) for name, (dtype, shape) in right.items()}
+    hollow.write(tmp_path / "vae" / "a_qwen_vae_of_48.safetensors", more)
     path = hollow.write(tmp_path / "vae" / "qwen_image_vae.safetensors", right)
     found = stock(tmp_path)
     assert found.path("vae") == path
     reasons = {one.path.name: one.reason for one in found.rejected}
     assert "Qwen-Image-Layered (4 image channels)" in reasons["qwen_image_layered_vae.safetensors"]
     assert "Wan 2.2 or Qwen-Image-2.1" in reasons["qwen_image_2.1_vae.safetensors"]
+    assert "not (384, 16, 3, 3, 3)" in reasons["a_qwen_vae_of_48.safetensors"]
 
 
 # --- SDXL ------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from charengine.models.qwen_edit import QwenEdit
 from charengine.models.qwen_parts import QwenEditFolder
 from charengine.models.sdxl import SDXL
 from charengine.models.sdxl_parts import SDXLFolder
+from charengine.services.doctor import examine
 
 CPU = torch.device("cpu")
 Tensors = dict[str, torch.Tensor]
@@ -135,6 +136,7 @@ def test_everything_missing_is_told_at_once_with_size_licence_and_source(tmp_pat
     for words in (
         "models.edit:",
         "20.4 GB",
+        "diffusion_models, or: hf download Qwen/Qwen-Image-Edit-2511",
         "Apache-2.0",
         "models.vl:",
         "models.vae:",
@@ -219,8 +221,9 @@ def test_a_file_that_does_not_fit_its_configuration_says_which_weight_before_any
     reason = r"qwen_2.5_vl_7b_fp8_scaled.safetensors does not fit Qwen2_5_VLForConditionalGeneration: \d+ weights are missing"
     with pytest.raises(BadInput, match=reason):
         load(profile(comfyui, edit_config="", vl=str(file)))
-    with pytest.raises(MissingDependency, match=f"models.vl: no Qwen2.5-VL 7B.*not taken: .*{reason}"):
+    with pytest.raises(MissingDependency, match=f"models.vl: no Qwen2.5-VL 7B.*not taken: .*{reason}") as caught:
         load(profile(comfyui, edit_config=""))
+    assert "\n".join(examine(profile(comfyui, edit_config="")).missing) == str(caught.value)
 
 
 def test_a_budget_too_small_is_refused_with_the_smallest_that_would_do(comfyui: Path) -> None:

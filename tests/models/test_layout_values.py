@@ -32,12 +32,16 @@ def transformer_state() -> Tensors:
 
 
 @pytest.mark.parametrize("size", [4, 16, 256])
-def test_the_rotation_is_orthogonal_symmetric_and_its_own_inverse(size: int) -> None:
-    matrix = hadamard(size)
-    assert torch.equal(matrix, matrix.T)
+def test_the_rotation_is_comfyuis_symmetric_and_its_own_inverse(size: int) -> None:
+    matrix = four = torch.ones(4, 4) - 2 * torch.eye(4).flip(1)
+    while len(matrix) < size:
+        matrix = torch.kron(matrix, four)
+    matrix = matrix / size**0.5
+    assert torch.equal(hadamard(size), matrix) and torch.equal(matrix, matrix.T)
     torch.testing.assert_close(matrix @ matrix, torch.eye(size), rtol=0, atol=1e-6)
     weight = torch.randn(3, 2 * size)
-    torch.testing.assert_close(rotate(rotate(weight, size), size), weight, rtol=1e-4, atol=1e-5)
+    turned = (weight.view(3, 2, size) @ matrix).flatten(1)
+    torch.testing.assert_close(rotate(weight, size), turned, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [0, 16])
@@ -163,12 +167,22 @@ def test_a_scaled_fp8_checkpoint_is_unpacked_as_its_scales_say(sdxl_folder: Path
     assert ((found - weight).norm() / weight.norm()) < 0.04
 
 
-def test_a_folder_of_fp16_variants_loads_what_the_plain_one_does(sdxl_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_fp16_variants_in_shards_too_loads_what_the_plain_one_does(
+    sdxl_folder: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "sdxl"
     shutil.copytree(sdxl_folder, folder)
     for file in list(folder.rglob("*.safetensors")):
         save_file({key: value.half() for key, value in load_file(file).items()}, file.with_suffix(".fp16.safetensors"))
         file.unlink()
+    file = next((folder / "unet").glob("*.safetensors"))
+    state, places = load_file(file), {}
+    file.unlink()
+    for number, keys in enumerate((sorted(state)[::2], sorted(state)[1::2])):
+        name = f"{number}.fp16.safetensors"
+        save_file({key: state[key] for key in keys}, file.with_name(name))
+        places |= dict.fromkeys(keys, name)
+    (folder / "unet" / "x.safetensors.index.fp16.json").write_text(json.dumps({"weight_map": places}))
     same_weights(
         SDXLFiles(folder, folder, None, None, CPU, torch.float32), SDXLFolder(sdxl_folder, CPU, torch.float32), 1e-3
     )

@@ -6,7 +6,7 @@ import original_layouts as original
 import pytest
 import torch
 
-from charengine.embedded.making.family import TINY, build_qwen_vae, build_sdxl, build_transformer, build_vision_language
+from charengine.embedded.making.family import TINY, build_qwen_vae, build_transformer, build_vision_language
 from charengine.embedded.making.vocabulary import build_qwen_tokenizer
 from charengine.errors import BadInput
 from charengine.models import layouts
@@ -15,19 +15,6 @@ from charengine.models.low_rank import add_adapter
 from charengine.models.quantised import Packed, PackedLinear, fill, pack_fp8
 
 Tensors = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensors], dict[str, dict]]:
-    torch.manual_seed(0)
-    pipeline = build_sdxl(TINY)
-    names = ("unet", "vae", "text_encoder", "text_encoder_2")
-    states = {name: {k: v.clone() for k, v in getattr(pipeline, name).state_dict().items()} for name in names}
-    configs = {name: dict(getattr(pipeline, name).config) for name in ("unet", "vae")}
-    tensors = original.sgm_unet(states["unet"], layers=1) | original.sgm_vae(states["vae"], levels=4)
-    tensors |= original.sgm_text_encoders(states["text_encoder"], states["text_encoder_2"])
-    path = original.write(tmp_path_factory.mktemp("sdxl") / "sd_xl_base_1.0.safetensors", tensors)
-    return path, states, configs
 
 
 def assert_same(found: dict[str, object], expected: Tensors) -> None:
@@ -41,16 +28,6 @@ def assert_same(found: dict[str, object], expected: Tensors) -> None:
 def transformer_state() -> Tensors:
     torch.manual_seed(1)
     return {k: v.clone() for k, v in build_transformer(TINY).state_dict().items()}
-
-
-def test_a_single_sdxl_file_gives_every_tensor_of_its_four_models(sdxl) -> None:
-    path, states, configs = sdxl
-    assert identify_path(path).kind == "sdxl"
-    assert_same(layouts.sdxl_unet(path, configs["unet"]), states["unet"])
-    assert_same(layouts.sdxl_vae(path, configs["vae"]), states["vae"])
-    assert_same(layouts.sdxl_second_encoder(path), states["text_encoder_2"])
-    first = {k.removeprefix("text_model."): v for k, v in layouts.sdxl_first_encoder(path).items()}
-    assert_same(first, {k.removeprefix("text_model."): v for k, v in states["text_encoder"].items()})
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
@@ -98,16 +75,6 @@ def test_gguf_transformers_unpack_as_the_gguf_package_does(tmp_path: Path, kind:
         value = state[name]
         value = value.unpack() if isinstance(value, Packed) else value
         torch.testing.assert_close(value.float(), tensor, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
-def test_k_quants_unpack_as_the_gguf_package_does(kind: str) -> None:
-    gguf = pytest.importorskip("gguf")
-    size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1]
-    data = torch.randint(0, 60, (3, 2 * size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    expected = gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType[kind])
-    unpacked = Packed(data, kind, (3, 512)).unpack()
-    torch.testing.assert_close(unpacked, torch.from_numpy(expected), rtol=1e-5, atol=1e-7)
 
 
 def test_comfyuis_scaled_text_encoder_is_qwens_own_model(tmp_path: Path) -> None:

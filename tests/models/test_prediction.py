@@ -33,6 +33,7 @@ def checkpoint(path: Path, *keys: str, **metadata: str) -> Path:
         ("a", ["v_pred", "ztsnr"], {}, Prediction("v_prediction", True)),
         ("a", [], {"modelspec__prediction_type": "v"}, Prediction("v_prediction")),
         ("a", [], {"modelspec__predict_key": "v"}, Prediction("v_prediction")),
+        ("a", [], {"predict_key": "v"}, Prediction("v_prediction")),
         ("a", [], {"modelspec__prediction_type": "epsilon"}, Prediction()),
         ("a", [], {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, Prediction("v_prediction", True)),
         ("NoobAI-XL-Vpred-v1.0", [], {}, Prediction("v_prediction", True)),

@@ -83,7 +83,7 @@ def test_the_lightning_lora_of_the_edit_models_base_and_of_the_drafts_steps_is_t
 
 
 def test_a_transformer_with_lightning_fused_in_draws_in_its_steps_without_guidance_or_a_lora_on_top(
-    comfyui, tmp_path
+    comfyui, tmp_path, caplog
 ) -> None:
     files = copy_of(comfyui, tmp_path)
     plain = next((files / "diffusion_models").iterdir())
@@ -91,8 +91,10 @@ def test_a_transformer_with_lightning_fused_in_draws_in_its_steps_without_guidan
     shutil.copy(plain, fused)
     found = survey(profile(files, edit=str(fused)))
     assert found.loras.lightning is None
-    assert any("fused in: sheets are drawn in 4 steps without guidance" in note for note in found.notes)
-    editor = load(profile(files, edit=str(fused))).editor
+    with caplog.at_level("INFO"):
+        editor = load(profile(files, edit=str(fused))).editor
+    assert f"{fused.name} has a Lightning LoRA fused in: sheets are drawn in 4 steps without guidance" in caplog.text
+    assert any(f"{fused.name}: has a Lightning LoRA fused in" in line for line in examine(profile(files)).optional)
     assert np.array_equal(draw(editor, steps=40, guidance=4.0), draw(editor, steps=4, guidance=1.0))
 
 
@@ -244,8 +246,8 @@ def test_a_checkpoint_that_says_nothing_is_asked_when_the_models_are_loaded(comf
     diffusion = load(profile(files)).diffusion
     assert len(asked) == 1 and diffusion.prediction == Prediction("v_prediction")
     assert diffusion.usage.family == "Illustrious"
-    load(profile(files, prediction_type="epsilon"))
-    assert len(asked) == 1
+    assert load(profile(files, prediction_type="v_prediction")).diffusion.prediction.velocity and len(asked) == 1
+    assert set(diffusion.base_names) == {"ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash"}
     assert any("measured once, before the first sheet" in note for note in survey(profile(files)).notes)
 
 

@@ -23,7 +23,7 @@ def tagger_folder(tmp_path: Path) -> Path:
         return numpy_helper.from_array(np.array(values, dtype=np.int64), name)
 
     nodes, initial = [], [numpy_helper.from_array(np.array(255.0, dtype=np.float32), "white")]
-    for name, (row, column, channel) in {"a": (224, 224, 0), "b": (224, 224, 2), "c": (0, 0, 2)}.items():
+    for name, (row, column, channel) in {"a": (160, 160, 0), "b": (160, 160, 2), "c": (0, 0, 2)}.items():
         initial += [
             constant(f"{name}0", [row, column, channel]),
             constant(f"{name}1", [row + 1, column + 1, channel + 1]),
@@ -42,7 +42,7 @@ def tagger_folder(tmp_path: Path) -> Path:
     graph = helper.make_graph(
         nodes,
         "tagger",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 448, 448, 3])],
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 320, 320, 3])],
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 4])],
         initial,
     )
@@ -55,7 +55,7 @@ def tagger_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_tagger_is_fed_bgr_at_448_padded_with_white_in_the_middle(tagger_folder: Path):
+def test_the_tagger_is_fed_bgr_of_its_models_size_padded_with_white_in_the_middle(tagger_folder: Path):
     pytest.importorskip("onnxruntime")
     blue_bar = Image.new("RGB", (100, 50), (0, 0, 255))
     found = WD14Captioner(tagger_folder, "x").describe(blue_bar)

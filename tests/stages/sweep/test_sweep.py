@@ -12,6 +12,7 @@ from sweep_samples import SETTINGS, Eye, Notebook, Painter, Unet, adapter_file, 
 from charengine.adapter.files import load_adapter, save_adapter
 from charengine.errors import BadInput
 from charengine.likeness.scoring import References
+from charengine.models.usage import Usage
 from charengine.stages.sweep import adapters, sweep
 from charengine.stages.sweep.session import spread
 
@@ -39,12 +40,16 @@ def test_strength_zero_is_drawn_once_and_every_cell_has_the_same_seeds(store, da
     assert len(found.cells) == 9 and found.cells[0] == found.pick.baseline
 
 
-def test_the_base_model_is_left_as_it_was_and_the_text_encoders_are_freed_first(store, dataset) -> None:
-    painter = Painter()
+def test_the_base_model_is_prompted_as_its_family_is_and_left_as_it_was_and_the_text_encoders_are_freed_first(
+    store, dataset
+) -> None:
+    painter = Painter(usage=Usage("Pony", "score_9", "ugly"))
     run_sweep(store, dataset, painter, 100)
     assert painter.model == Unet()
     assert painter.freed[0] == ("text_encoders",)
-    assert all("zorgax orc" in text for text in painter.asked if text)
+    prompts = [text for text in painter.asked if text != "ugly"]
+    assert len(prompts) < len(painter.asked)
+    assert all(text.startswith("score_9, ") and "zorgax orc" in text for text in prompts)
 
 
 def test_an_overbaked_adapter_leaks_the_white_background_and_copies_the_views(store, dataset) -> None:

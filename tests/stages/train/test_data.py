@@ -162,14 +162,6 @@ def test_padding_of_a_class_image_carries_no_loss(store, tmp_path):
     assert data.buckets[-1].mask.min().item() == 0.0
 
 
-def test_a_folder_without_images_is_refused(store, tmp_path):
-    with pytest.raises(BadInput, match=r"train.regularisation=.*nothing' .*no folder.*; give a folder of class images"):
-        encode(store, regularisation=str(tmp_path / "nothing"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match=r"train.regularisation=.* holds no PNG, JPEG or WebP image"):
-        encode(store, regularisation=str(tmp_path / "empty"))
-
-
 @pytest.mark.parametrize(
     ("size", "wanted"), [((1000, 1000), (1024, 1024)), ((800, 1200), (832, 1216)), ((300, 1000), (576, 1792))]
 )

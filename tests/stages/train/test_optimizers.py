@@ -195,10 +195,10 @@ def test_min_snr_of_a_velocity_is_divided_by_snr_and_one_and_is_zero_on_pure_noi
 def test_prodigy_gets_a_rate_it_learns_with(name):
     assert TrainSettings(optimizer=name).learning_rate == 1.0
     assert load_profile("sdxl-12gb", [f"train.optimizer={name}"]).train.learning_rate == 1.0
-    assert load_profile("sdxl-12gb", [f"train.optimizer={name}", "train.learning_rate=0.5"]).train.learning_rate == 0.5
+    assert load_profile("sdxl-12gb", [f"train.optimizer={name}", "train.learning_rate=0.1"]).train.learning_rate == 0.1
     assert load_profile("sdxl-12gb", ["train.optimizer=adamw"]).train.learning_rate == 3e-4
-    with pytest.raises(ConfigError, match=r"train: learning_rate=0.0003 with optimizer=prodigy.*set it to 1.0"):
-        load_profile("sdxl-12gb", [f"train.optimizer={name}", "train.learning_rate=3e-4"])
+    with pytest.raises(ConfigError, match=r"train: learning_rate=0.099 with optimizer=prodigy.*set it to 1.0"):
+        load_profile("sdxl-12gb", [f"train.optimizer={name}", "train.learning_rate=0.099"])
 
 
 def test_a_profile_that_changes_to_prodigy_does_not_inherit_the_rate_below(tmp_path):
