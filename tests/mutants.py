@@ -101,7 +101,7 @@ def read_list(path: Path) -> list[Mutant]:
         ValueError: two of them have one name, or one says something twice, of which YAML would keep the last alone.
     """
     mutants = [
-        Mutant(file=file, **{**edit, "tests": tuple(edit.get("tests", listed.get("tests")))})
+        Mutant(file=file, **{**edit, "tests": tuple(f"tests/{one}" for one in edit.get("tests") or listed["tests"])})
         for file, listed in yaml.load(path.read_text(), _Strict).items()
         for edit in listed["edits"]
     ]

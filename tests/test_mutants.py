@@ -30,7 +30,7 @@ def tried(tree: Path, *edits: tuple[str, str, str]) -> tuple[int, dict[str, str]
     """Exit status, and result by mutant."""
     listed = [{"name": name, "old": old, "new": new} for name, old, new in edits]
     (tree / "tests/mutants.yaml").write_text(
-        yaml.safe_dump({"charengine/__init__.py": {"tests": ["tests/test_double.py"], "edits": listed}})
+        yaml.safe_dump({"charengine/__init__.py": {"tests": ["test_double.py"], "edits": listed}})
     )
     command = [sys.executable, SCRIPT, "--root", tree, "--json", tree / "told.json", "--preload"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
