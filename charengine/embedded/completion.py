@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from charengine.embedded import grammar
-from charengine.embedded.reading import PEOPLE
+from charengine.embedded.shades import PEOPLE
 from charengine.embedded.traits import (
     HAIR_UNDER,
     NATURAL_SKINS,

@@ -18,6 +18,7 @@ from charengine.embedded.lexicon import (
     SPECIES_WORDS,
 )
 from charengine.embedded.plainly import any_of, said_plainly
+from charengine.embedded.shades import in_its_shades
 
 _THINGS: dict[str, str] = {
     "coat": "raincoat, trench coat, trenchcoat, greatcoat, parka, anorak, hoodie, cardigan, blazer, tuxedo, suit, uniform, windbreaker",
@@ -73,6 +74,7 @@ _THINGS: dict[str, str] = {
 }  # fmt: skip
 _SLEEVES = "gloves, mittens, gauntlets, scarf"  # worn where a shirt's sleeves or collar would be; drawn as one when no top is named
 TAUGHT = ("gold", "person")  # in one phrase alone: gold crown, cat person
+READING = "2"  # another one whenever a prompt is put into other words: sheets and adapters are made anew then
 _NOTHING = {"footwear": "barefoot", "hair": "bald"}
 
 _NEAREST = {word.strip(): known for known, words in _THINGS.items() for word in words.split(",")}
@@ -99,7 +101,7 @@ class KnownWords:
 def in_known_words(prompt: str) -> KnownWords:
     """The prompt with everyday words as the nearest known ones, and without what it says is not there."""
     changed: dict[str, None] = {}
-    text = _without_negated(_replaced(said_plainly(prompt, changed), changed), changed)
+    text = in_its_shades(_without_negated(_replaced(said_plainly(prompt, changed), changed), changed), changed)
     return KnownWords(text, tuple(changed)) if changed else KnownWords(prompt)
 
 

@@ -19,6 +19,7 @@ from charengine.embedded.lexicon import (
     VOCABULARY,
 )
 from charengine.embedded.nearest import in_known_words
+from charengine.embedded.shades import PEOPLE
 from charengine.embedded.tags import SIDES
 from charengine.embedded.traits import NATURAL_SKINS, TRAITS
 
@@ -50,7 +51,6 @@ _STOP_WORDS = frozenset(
 )
 _WORD = re.compile(r"[a-z0-9]+")
 OF_SPECIES = "of the species"  # a colour that waits for whether the skin is named
-PEOPLE = ("woman", "man", "girl")
 _SPOKEN_OF_SPECIES = (*COLOUR_WORDS, *TRAITS["skin"])
 _CLAUSE_END = re.compile(r"[,.;:]| and | with (?!the (?:left|right))| wearing | but ")
 _PATTERN_SUFFIX = re.compile(r"\bwith ((?:polka )?(?:stripes|dots|spots|checks|squares)\b)")

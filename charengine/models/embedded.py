@@ -12,6 +12,7 @@ import torch
 from charengine import files
 from charengine.config import ModelSettings, Profile
 from charengine.embedded.grammar import parse_tags, unknown_words
+from charengine.embedded.nearest import READING
 from charengine.embedded.shape import EMBEDDED_CONDITION_AREA, EMBEDDED_VAE_AREA
 from charengine.errors import ConfigError
 from charengine.models.captioners import EmbeddedCaptioner
@@ -49,7 +50,7 @@ def load(profile: Profile) -> Models:
     editor = QwenEdit(
         parts,
         device,
-        fingerprint(edit),
+        f"{fingerprint(edit)}|{READING}",
         vae_area=EMBEDDED_VAE_AREA,
         enlarges=False,
         condition_area=EMBEDDED_CONDITION_AREA,
@@ -72,7 +73,7 @@ def load(profile: Profile) -> Models:
             usage=Usage(
                 prompt_prefix=settings.prompt_prefix or "",
                 negative_prompt=settings.negative_prompt or "",
-                few_words=True,
+                few_words=READING,
             ),
         ),
         embedder=ClipEmbedder(clip, device, DTYPE, fingerprint(clip)),

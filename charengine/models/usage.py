@@ -29,7 +29,7 @@ class Usage:
         most_steps: of a distilled checkpoint; more make it worse; 0 = not distilled.
         most_guidance: of the same.
         distilled: the name of the method.
-        few_words: it was taught the embedded family's words alone: in others a description is drawn as something else.
+        few_words: it was taught the embedded family's words alone, and a description is put into them by this reading; "" = any words do.
     """
 
     family: str = ""
@@ -38,7 +38,7 @@ class Usage:
     most_steps: int = 0
     most_guidance: float = 0.0
     distilled: str = ""
-    few_words: bool = field(default=False, repr=False)
+    few_words: str = field(default="", repr=False)
 
     def known(self, description: str) -> str:
         """A description, without a trigger, in words that the model was taught: a cloak is its robe."""
@@ -60,7 +60,7 @@ class Usage:
 
     def digest(self) -> str:
         """Of everything that changes what is drawn."""
-        return hashlib.sha256(f"{self!r}{'few words' * self.few_words}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self!r}{self.few_words}".encode()).hexdigest()[:16]
 
     def describe(self) -> list[str]:
         """Lines for the log and the doctor; none for a model that is used like SDXL."""

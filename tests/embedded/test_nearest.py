@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
+import torch
 
 from charengine.embedded.completion import complete_prompt
-from charengine.embedded.grammar import VOCABULARY, in_known_words, parse_prompt, unknown_words
+from charengine.embedded.grammar import STYLES, VOCABULARY, describe, in_known_words, parse_prompt, unknown_words
 from charengine.embedded.nearest import _NEAREST
+from charengine.embedded.shades import in_its_shades
+from charengine.embedded.traits import from_indices, sample_indices
 
 
 @pytest.mark.parametrize(
@@ -30,6 +35,38 @@ def test_an_everyday_word_is_read_as_its_nearest_with_its_colour(prompt: str, tr
     found = parse_prompt(prompt)
     assert {name: found.get(name) for name in traits} == traits
     assert unknown_words(prompt) == () and in_known_words(prompt).changed
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said", "traits"),
+    [
+        ("an elf with long silver hair", "silver hair as white hair", {"hair_colour": "white", "hair_style": "long"}),
+        ("a purple-haired woman", "purple haired as pink haired", {"hair_colour": "pink"}),
+        ("a man with an orange mohawk", "orange mohawk as red mohawk", {"hair_colour": "red", "hair_style": "mohawk"}),
+        ("a girl, hair: yellow", "yellow hair as blonde hair", {"hair_colour": "blonde"}),
+        ("a girl in a pink quilted coat", "pink coat as red coat", {"top": "coat", "top_colour": "red"}),
+        ("a man in rose trousers and lime boots", "rose trousers as red trousers", {"bottom_colour": "red", "footwear_colour": "blue"}),
+        ("a woman in grey shoes", "grey shoes as white shoes", {"footwear_colour": "white"}),
+        ("a man in a mustard pointed hat", "mustard pointed hat as brown pointed hat", {"headgear": "pointed hat", "headgear_colour": "brown"}),
+        ("an orc with purple skin and a black tattoo", "black tattoo as blue tattoo", {"skin": "blue", "tattoo": "blue"}),
+        ("an orange goblin", "orange goblin as red goblin", {"skin": "red"}),
+        ("a catgirl in a pink and grey coat", None, {"top_colour": "grey"}),
+        ("a woman with pink hair, a green coat", None, {"hair_colour": "pink", "top_colour": "green"}),
+    ],
+)  # fmt: skip
+def test_a_colour_that_a_part_never_had_is_the_nearest_it_has_and_said(
+    prompt: str, said: str | None, traits: dict[str, str]
+) -> None:
+    found, known = parse_prompt(prompt), in_known_words(prompt)
+    assert {name: found.get(name) for name in traits} == traits
+    assert (said in known.changed) if said else not known.changed
+    assert in_known_words(known.text).text == known.text
+
+
+def test_no_sentence_the_family_was_taught_gets_another_colour() -> None:
+    people = from_indices(sample_indices(400, torch.Generator().manual_seed(5)))
+    told = [describe(one, rng=random.Random(7), style=style) for one in people for style in STYLES]
+    assert [text for text in told if in_its_shades(text, {}) != text] == []
 
 
 @pytest.mark.parametrize(
@@ -95,7 +132,8 @@ def test_what_is_not_there_is_not_drawn(prompt: str, traits: dict[str, str | Non
         ("a black ninja", None),
         ("the green knight", None),
         ("a green hooded goblin", None),
-        ("a purple alien", None),
+        ("a purple alien", "blue"),
+        ("a tall yellow robot", "tan"),
     ],
 )  # fmt: skip
 def test_a_colour_before_a_species_is_its_skins_and_before_a_part_of_it_is_not(prompt: str, skin: str | None) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from charengine.config import Profile
 from charengine.embedded.making.family import build_random_family
+from charengine.embedded.nearest import READING
 from charengine.embedded.traits import sample_indices
 from charengine.embedded.world import render_sheet
 from charengine.errors import BadInput, ConfigError, MissingDependency
@@ -78,7 +79,10 @@ def test_the_base_is_said_to_know_few_words_and_what_it_draws_is_kept_apart(mode
     assert models.diffusion.usage.known("elf, green cloak, with no shoes, boots") == "elf, green robe, barefoot, boots"
     assert Usage().known("elf, green cloak") == "elf, green cloak"
     assert models.diffusion.sampling_fingerprint != models.diffusion.fingerprint
-    assert len({usage.digest() for usage in (Usage(), Usage(few_words=True), Usage("Pony"))}) == 3
+    assert models.editor.fingerprint.endswith(
+        f"|{READING}"
+    )  # what was drawn of other words is not taken from the cache
+    assert len({usage.digest() for usage in (Usage(), Usage(few_words="1"), Usage(few_words="2"), Usage("Pony"))}) == 4
 
 
 def test_fp16_files_are_computed_in_full_precision(models: Models):

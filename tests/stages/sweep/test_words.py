@@ -102,7 +102,7 @@ def test_where_too_few_pictures_show_a_trait_all_are_said(swept: SweepRecord) ->
 def test_a_base_that_was_taught_few_words_is_recommended_those(
     store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    painter.usage = Usage(few_words=True)
+    painter.usage = Usage(few_words="2")
     monkeypatch.setitem(globals(), "PROMPT", PROMPT.replace("blue coat", "teal trench coat"))
     monkeypatch.setitem(SEEN, "teal trench coat", lambda number: True)
     told = found(store, dataset, painter, reader).words

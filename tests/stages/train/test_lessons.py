@@ -69,7 +69,7 @@ def test_the_base_is_told_the_description_and_the_adapter_the_trigger_of_the_sam
 
 def test_a_base_that_was_taught_few_words_is_told_the_description_in_those(store):
     diffusion = Reading()
-    diffusion.usage = Usage(few_words=True)
+    diffusion.usage = Usage(few_words="2")
     settings = TrainSettings(distill=1, distill_size=64)
     draw_lessons(make_dataset(store), ("green cloak", "no hat", "red hair"), settings, diffusion, seed=3)
     told, bare, triggered, said = diffusion.read[:4]
