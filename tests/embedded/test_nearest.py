@@ -146,6 +146,7 @@ def test_a_colour_before_a_species_is_its_skins_and_before_a_part_of_it_is_not(p
     ("prompt", "hair"),
     [
         ("a blonde woman", "blonde"),
+        ("a blonde elf", "blonde"),
         ("a ginger man", "red"),
         ("a redhead", "red"),
         ("a red-headed woman", "red"),
