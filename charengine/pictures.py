@@ -30,6 +30,7 @@ WEBP_QUALITY = 92
 READABLE = ("PNG", "JPEG", "WEBP")
 MOST_PIXELS = 100_000_000
 MOST_BYTES = 200_000_000
+ROUNDING = 2  # of 255: sRGB turned into sRGB
 LONGEST_SIDE = 32_767  # beyond it a picture is a line
 MOST_TEXT = (
     1_000_000  # bytes of a PNG's text that is kept, unpacked: what turns a picture upright, nothing else is used
@@ -105,7 +106,7 @@ def read_picture(path: Path, label: str, smallest: int = 1) -> Picture:
     """
     turned, animated = _decoded(path, label, smallest, decode=True)
     found: tuple[str, ...] = (f"{path.name} is animated: only its first frame is used",) if animated else ()
-    upright = _upright(_eight_bit(turned))
+    upright = _upright(_in_srgb(_eight_bit(turned), turned))
     if upright.mode != "RGBA":
         return Picture(upright.convert("RGB"), None, found)
     alpha = upright.getchannel("A")
@@ -174,6 +175,7 @@ def _decoded(path: Path, label: str, smallest: int, decode: bool) -> tuple[Image
         if decode:
             _check_rows(data, name)
             image.load()
+            _scale_clear_colour(image, data)
         return image, animated
     except UnidentifiedImageError as error:
         raise BadInput(f"{name} is not a readable PNG, JPEG or WebP: convert it to PNG") from error
@@ -233,12 +235,55 @@ def _eight_bit(image: Image) -> Image:
     return image.convert("RGB")
 
 
+def _scale_clear_colour(image: Image, data: bytes) -> None:
+    """What a PNG says is transparent, as its pixels are decoded: grey of 2 or 4 bits spread to 8, colours of 16 bits cut to them."""
+    clear = image.info.get("transparency")
+    depth, colour = data[24:26] if data.startswith(PNG_START) else (8, 0)
+    if isinstance(clear, int) and colour == 0 and depth in (2, 4):
+        image.info["transparency"] = clear * 255 // (2**depth - 1)
+    if isinstance(clear, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+
+
+def _in_srgb(image: Image, stored: Image) -> Image:
+    """Colours as the file's ICC profile means them; as they are stored when it is sRGB's, is damaged, or fits no RGB.
+
+    Args:
+        image: RGB or RGBA.
+        stored: as it was decoded: CMYK is turned by its own profile.
+    """
+    from PIL import ImageChops, ImageCms
+
+    if not (found := stored.info.get("icc_profile")):
+        return image
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(found))
+        grey = profile.profile.xcolor_space == "GRAY" and image.mode == "RGB"
+        turned = ImageCms.profileToProfile(
+            stored if stored.mode == "CMYK" else image.convert("L") if grey else image,
+            profile,
+            ImageCms.createProfile("sRGB"),
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode=image.mode,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        log.warning("a picture's colour profile cannot be used (%s); its colours are taken as sRGB", _one_line(error))
+        return image
+    bands = ImageChops.difference(turned, image).getextrema() if turned else ()
+    if turned is None or max(high for _, high in bands) <= ROUNDING:  # type: ignore[misc]
+        return image
+    turned.info = dict(image.info)
+    return turned
+
+
 def _upright(image: Image) -> Image:
     """Turned as its EXIF or XMP says; as it is stored when that cannot be read, as viewers do."""
     from PIL import ImageOps
 
     try:
-        return ImageOps.exif_transpose(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is said of a damaged note is said below
+            return ImageOps.exif_transpose(image)
     except Exception as error:  # whatever a damaged note in the file raises, its pixels are whole
         log.warning(
             "what a picture says of how it is turned cannot be read (%s); it is taken as it is stored", _one_line(error)
@@ -273,7 +318,8 @@ def _slim(data: bytes) -> bytes:
     dropped = [
         (start, end)
         for kind, start, end in _chunks(data)
-        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") and not _turns(data[start + 8 : end - 4])
+        if (kind in (b"tEXt", b"zTXt", b"iTXt") and not _turns(data[start + 8 : end - 4]))
+        or (kind == b"iCCP" and not _is_small(data[start + 8 : end - 4]))
     ]
     if not dropped:
         return data
@@ -286,8 +332,14 @@ def _slim(data: bytes) -> bytes:
 
 def _turns(text: bytes) -> bool:
     """Whether a text chunk may say how the picture is turned, and is small also when it is unpacked."""
-    keyword, _, rest = text.partition(b"\0")
-    if keyword not in UPRIGHT or len(text) > MOST_TEXT:
+    keyword = text.partition(b"\0")[0]
+    return keyword in UPRIGHT and _is_small(text)
+
+
+def _is_small(text: bytes) -> bool:
+    """Whether a chunk of a keyword and something that may be packed is small, also when that is unpacked."""
+    rest = text.partition(b"\0")[2]
+    if len(text) > MOST_TEXT:
         return False
     start = rest.find(b"\x78")  # where packed bytes would begin
     try:

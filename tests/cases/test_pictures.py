@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 from run_samples import doll, doll_mask
 
 from charengine.config import TrainSettings
@@ -122,6 +122,60 @@ def test_every_kind_of_pixel_becomes_eight_bit_rgb(tmp_path: Path, kind: str) ->
 def test_a_dark_picture_of_sixteen_bits_stays_dark(tmp_path: Path) -> None:
     path = saved(tmp_path, "a.png", Image.fromarray(np.full((32, 32), 200, np.uint16)))
     assert read_picture(path, "picture").image.getpixel((0, 0)) == (0, 0, 0)
+
+
+def profile_of_swapped_colours() -> bytes:
+    """sRGB's profile with red's primary where green's belongs."""
+    made = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return made.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_are_what_the_files_profile_means(tmp_path: Path, suffix: str, mode: str) -> None:
+    if suffix == "jpg" and mode != "RGB":
+        return
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (16, 16), (200, 20, 30)).convert(mode).save(path, icc_profile=profile_of_swapped_colours())
+    red, green, blue = read_picture(path, "picture").image.getpixel((8, 8))  # type: ignore[misc]
+    assert green > 150 and red < 90 and blue < 90
+
+
+@pytest.mark.parametrize("profile", ["sRGB", "damaged", "of another kind"])
+def test_srgb_s_own_profile_and_one_that_cannot_be_used_change_nothing(tmp_path: Path, profile: str) -> None:
+    made = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    data = {"sRGB": made, "damaged": made[:60] + b"\xff" * 80, "of another kind": lab}[profile]
+    doll().save(tmp_path / "a.png", icc_profile=data)
+    assert read_picture(tmp_path / "a.png", "picture").image.tobytes() == doll().convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(("depth", "colour"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (16, 2), (8, 2)])
+def test_the_one_transparent_colour_of_a_png_is_clear_at_every_depth(tmp_path: Path, depth: int, colour: int) -> None:
+    clear, other, channels = 1, 0, 3 if colour else 1
+    if depth == 16:
+        clear, other = 0x1234, 0xF234
+    rows = b"".join(
+        b"\0" + (value.to_bytes(depth // 8, "big") * 8 * channels if depth >= 8 else bytes(bits(value, depth)))
+        for value in [clear] * 4 + [other] * 4
+    )
+    header = struct.pack(">IIBBBBB", 8, 8, depth, colour, 0, 0, 0)
+    chunks = (
+        (b"IHDR", header),
+        (b"tRNS", clear.to_bytes(2, "big") * channels),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    made = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + made)
+    alpha = read_picture(tmp_path / "a.png", "picture").alpha
+    assert alpha is not None and np.asarray(alpha)[:, 0].tolist() == [0] * 4 + [255] * 4
+
+
+def bits(value: int, depth: int) -> list[int]:
+    """Eight pixels of a value, packed."""
+    packed = sum(value << depth * place for place in range(8 // depth))
+    return [packed] * depth
 
 
 def test_of_an_animation_the_first_frame_is_taken_and_said(tmp_path: Path, store: Store) -> None:
