@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -84,13 +85,13 @@ def _once(sent: Sent) -> str:
     return f"gallery-{word}"
 
 
-def _once_as_filled(sent: Sent) -> str:
-    """The same of a form that whoever goes back in the browser may fill in anew: then it is another run."""
-    told = hashlib.sha256()
-    for name, value in sorted(sent.items()):
-        told.update(b"" if name == TOKEN else f"\0{name}\0".encode())
-        told.update(b"" if name == TOKEN else value.encode() if isinstance(value, str) else value.data)
-    return f"{_once(sent)}-{told.hexdigest()[:16]}"
+def _once_for(sent: Sent, parameters: dict[str, Any]) -> str:
+    """The same of a form that whoever goes back in the browser may fill in anew: then it is another run.
+
+    Where it will lie does not count: once it was started, that is taken.
+    """
+    asked = json.dumps({**parameters, "out": ""}, sort_keys=True)
+    return f"{_once(sent)}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
 
 
 def _to(character: Character) -> Response:
@@ -111,19 +112,29 @@ def start(gallery: Gallery, request: Request, sent: Sent) -> Response:
         _text(sent, "kept_reference"),
     )
     everybody, _ = gallery.characters()
-    checked = check_start(form, gallery.home, gallery.store, everybody)
+    others = [one for one in everybody if not _sent_before(one, _once(sent))]
+    checked, more = check_start(form, gallery.home, gallery.store, others), {}
+    if checked.run:
+        once = _once_for(sent, parameters_of(checked.run, gallery.store))
+        if same := next((one for one in everybody if _key(one) == once), None):
+            return _to(same)
+        if len(others) < len(everybody):  # what the form started before it was filled in anew keeps its folder
+            checked = check_start(form, gallery.home, gallery.store, everybody)
     if checked.run:
         character = checked.run.character
         try:
-            gallery.prefect.start(
-                "character", parameters_of(checked.run, gallery.store), character.name, once=_once_as_filled(sent)
+            gallery.prefect.start("character", parameters_of(checked.run, gallery.store), character.name, once=once)
+        except PrefectAway as error:
+            checked.add(
+                "", f"{error}. Whether it was started is not known: press Start again, nothing is started twice"
             )
-        except (PrefectAway, BadInput) as error:
+            more = {"unsure": True, "once": _text(sent, "once")}
+        except BadInput as error:
             checked.add("", str(error))
         else:
             return _to(Character(character.name, character.prompt, "waits", checked.run.out))
     kept = {name: getattr(checked, name) for name in ("kept_picture", "kept_reference", "reference_name")}
-    shown = start_form(gallery, form, problems=checked.problems, shown=checked.shown, **kept)
+    shown = start_form(gallery, form, problems=checked.problems, shown=checked.shown, **kept, **more)
     return gallery.render("start.html", WRONG, **shown)
 
 
@@ -174,7 +185,11 @@ def start_cast(gallery: Gallery, request: Request, sent: Sent) -> Response:
 
 def _sent_before(character: Character, once: str) -> bool:
     """Whether this very form started it: sent again, it is no mistake."""
-    return str((character.flow_run or {}).get("idempotency_key") or "").startswith(f"{once}-")
+    return _key(character).startswith(f"{once}-")
+
+
+def _key(character: Character) -> str:
+    return str((character.flow_run or {}).get("idempotency_key") or "")
 
 
 # --- a character ------------------------------------------------------------------------------------------------------
@@ -206,7 +221,7 @@ def sweep(gallery: Gallery, request: Request, sent: Sent) -> Response:
     form = {name: value for name, value in sent.items() if isinstance(value, str)}
     try:
         parameters = sweep_parameters(character.folder, form, time.strftime("%Y%m%d-%H%M%S"))
-        gallery.prefect.start("sweep", parameters, f"{character.name} again", once=_once_as_filled(sent))
+        gallery.prefect.start("sweep", parameters, f"{character.name} again", once=_once_for(sent, parameters))
     except ConfigError as error:
         return _tried(gallery, character, request, form, _by_field(error.problems))
     except StageFailed as error:

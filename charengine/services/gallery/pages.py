@@ -307,6 +307,7 @@ def start_form(gallery: Gallery, form: StartForm, **more: Any) -> dict[str, Any]
         "kept_reference": "",
         "reference_name": "",
         "once": secrets.token_hex(8),
+        "unsure": False,
         "title": "Start a character",
         **more,
     }

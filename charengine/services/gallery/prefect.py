@@ -177,12 +177,14 @@ class Prefect:
 
     def _patiently(self, call: Callable[[PrefectApi], T]) -> T:
         """A call, repeated while Prefect is busy; everything we send may be sent twice."""
-        why = ""
+        why, there = "", False
         for pause in (*PAUSES, None):
+            there = False
             try:
                 return call(self._client)
             except urllib.error.HTTPError as error:
                 with error:
+                    there = True
                     why = f"{error.code}: {_detail(error)}"
                 if error.code not in BUSY:
                     raise BadInput(f"Prefect refuses this ({why})") from error
@@ -190,7 +192,9 @@ class Prefect:
                 why = str(getattr(error, "reason", error) or type(error).__name__)
             if pause is not None:
                 self._sleep(pause)
-        raise PrefectAway(f"Prefect at {self.api} does not answer ({why}); `charengine up` starts it")
+        said = "is too busy to answer" if there else "does not answer"
+        todo = "wait a moment, then try again" if there else "`charengine up` starts it"
+        raise PrefectAway(f"Prefect at {self.api} {said} ({why}); {todo}")
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

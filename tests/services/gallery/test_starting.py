@@ -17,6 +17,7 @@ from sheet_samples import Sheet, paint
 from charengine.config import Profile
 from charengine.profiles.listing import groups
 from charengine.profiles.loading import profile_names
+from charengine.services.gallery.prefect import PrefectAway
 from charengine.services.gallery.settings_form import SHOWN
 
 GOOD = {"prompt": "a knight in red armour", "name": "Ann"}
@@ -171,6 +172,34 @@ def test_the_same_form_sent_twice_starts_once(visit: Visit) -> None:
     visit.post("/start", {**GOOD, "once": "abc", "name": "Zoe"})  # whoever went back, and filled it in anew
     assert [one["name"] for one in visit.prefect.started] == ["Ann", "Zoe"]
     visit.post("/start", {**GOOD, "once": "not hex!"}, status=422)
+
+
+def test_where_prefect_may_have_started_it_before_it_fell_silent_the_same_button_starts_nothing_twice(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = visit.prefect.start
+
+    def heard_too_late(*args: Any, **kwargs: Any) -> str:
+        start(*args, **kwargs)
+        raise PrefectAway("Prefect is too busy to answer (503)")
+
+    monkeypatch.setattr(visit.prefect, "start", heard_too_late)
+    page = visit.post("/start", GOOD, {"reference": ("me.png", png(doll()), "image/png")}, status=422).text
+    assert "nothing was started" not in page and "press Start again" in page
+    monkeypatch.setattr(visit.prefect, "start", start)
+    kept = {
+        name: re.findall(rf'name="{name}" value="([^"]+)"', page)[0]
+        for name in ("once", "kept_reference", "reference_name")
+    }
+    [started] = visit.prefect.started
+    visit.prefect.runs = [
+        running("Ann", "SCHEDULED", prompt=GOOD["prompt"], out=started["parameters"]["out"])
+        | {"idempotency_key": started["once"]}
+    ]
+    again = visit.post("/start", {**GOOD, **kept})
+    assert len(visit.prefect.started) == 1 and again.headers["location"] == visit.address("Ann")
+    visit.post("/start", {**GOOD, **kept, "prompt": "an elf in a red coat"})  # filled in anew, it is another
+    assert [Path(one["parameters"]["out"]).name for one in visit.prefect.started] == ["ann", "ann-2"]
 
 
 def test_a_character_that_is_being_made_is_not_started_again(visit: Visit) -> None:
