@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from charengine.wording import CONTROL, name_problem, noun_problem, trigger_problem
+from charengine.wording import CONTROL, name_problem, noun_problem, refuse_twice, shows, trigger_problem
 
 MAX_PROMPT = 2000  # characters; Qwen-Image-Edit reads 512 tokens, so more would be cut silently
 
@@ -65,7 +65,7 @@ class Character(Settings):
     @classmethod
     def _prompt_is_a_sentence(cls, value: str) -> str:
         text = " ".join(value.split())
-        if not text:
+        if not shows(text):
             raise ValueError(
                 "prompt is empty: describe the character in one sentence, e.g. 'an orc woman in a blue coat', or give --reference"
             )
@@ -369,8 +369,9 @@ class SweepSettings(Settings):
     def _something_is_tried_on_the_subject(self) -> SweepSettings:
         if not any(strength > 0 for strength in self.strengths):
             raise ValueError(f"strengths {list(self.strengths)} has none above 0: try some, e.g. [0.5, 1.0]")
-        wrong = [prompt for prompt in self.prompts if "{subject}" not in prompt]
-        if wrong:
+        for name, values in (("strengths", [f"{one:g}" for one in self.strengths]), ("prompts", self.prompts)):
+            refuse_twice(name, values)
+        if wrong := [prompt for prompt in self.prompts if "{subject}" not in prompt]:
             raise ValueError(
                 f"sweep prompt {wrong[0]!r} does not say where the character goes: write '{{subject}}' in it"
             )

@@ -249,7 +249,7 @@ def _cells(number: int, line: str, delimiter: str, header: list[str], source: st
         problems.append(f"{place}: the control character {found[0]!a} stands in a field; remove it")
         return []
     try:
-        return next(csv.reader([line], delimiter=delimiter, strict=True))
+        return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
     except csv.Error as error:
         column = _open_column(line, delimiter)
         name = f" ({header[column - 1]})" if 0 < column <= len(header) else ""
@@ -272,7 +272,9 @@ def _open_column(line: str, delimiter: str) -> int:
     column = 1
     for match in re.finditer(re.escape(delimiter), line):
         try:
-            column = len(next(csv.reader([line[: match.end()]], delimiter=delimiter, strict=True)))
+            column = len(
+                next(csv.reader([line[: match.end()]], delimiter=delimiter, strict=True, skipinitialspace=True))
+            )
         except csv.Error:
             continue
     return column

@@ -23,6 +23,11 @@ from pathlib import Path
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
+def printable(text: str) -> str:
+    """Text in which what a terminal would obey is written out."""
+    return CONTROL.sub(lambda found: f"{found[0]!a}"[1:-1], text)
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on whatever device: Apple's says so only in its words."""
     named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
@@ -36,7 +41,7 @@ class EngineError(Exception):
 
     def __str__(self) -> str:
         """The message as it may be printed: what a terminal would obey is written out."""
-        return CONTROL.sub(lambda found: f"{found[0]!a}"[1:-1], super().__str__())
+        return printable(super().__str__())
 
 
 class BadInput(EngineError):

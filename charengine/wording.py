@@ -7,6 +7,7 @@ as it is, and into file names only through `file_stem`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what a terminal obeys, and bytes that were no UTF-8
 
@@ -17,6 +18,17 @@ TRIGGER_PATTERN = re.compile(r"[a-z][a-z0-9]{2,23}", re.ASCII)
 NOUN_PATTERN = re.compile(rf"[^\W_](?:[\w '’.()&-]{{0,{LONGEST_NOUN - 2}}}[\w.)])?")
 _UNFIT = frozenset('/\\<>:"|?*{}')  # separators, what file systems refuse, and the braces of prompt templates
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)  # no file may be called so on Windows
+
+
+def shows(text: str) -> bool:
+    """Whether there is anything to be read: letters without width and spaces show nothing."""
+    return any(char.isprintable() and not char.isspace() for char in text)
+
+
+def refuse_twice(name: str, values: Sequence[str]) -> None:
+    """A `ValueError` that names what stands twice among the values."""
+    if twice := [one for one in values if values.count(one) > 1]:
+        raise ValueError(f"{name} has {twice[0]!r} twice: leave one")
 
 
 def name_problem(text: str) -> str:

@@ -18,12 +18,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from charengine.adapter.sorting import LORA, missing_of
+from charengine.adapter.sorting import LORA, MOST_VALUE, missing_of
 from charengine.errors import BadInput
 
 Parts = dict[str, Tensor]
 
-MOST_VALUE, MOST_CHANGE = 10_000, 100  # of factors, and of a weight
+MOST_CHANGE = 100  # of a weight
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -119,9 +119,10 @@ def refuse_huge(name: str, parts: Mapping[str, Tensor]) -> None:
     Raises:
         BadInput: a value or a change is larger than any adapter's.
     """
-    factors = {part: value.float().flatten(min(1, value.dim())) for part, value in parts.items() if part != "alpha"}
+    factors = {part: value.float() for part, value in parts.items() if part != "alpha"}
     if not all(value.numel() for value in factors.values()):
         return  # they change nothing
+    factors = {part: value.reshape(*value.shape[:1], -1) for part, value in factors.items()}
     values = max(float(value.abs().max()) for value in factors.values())
     sides = sorted({part[:7] for part in factors if part.startswith(("hada_w", "lokr_w"))})
     change = abs(scale_of(parts)) * (

@@ -17,6 +17,7 @@ TEXT_ENCODER = (
 )
 EMBEDDING = ("bundle_emb.", "bundle_emb_", "emb_params", "string_to_param")
 
+MOST_VALUE = 10_000  # of a factor: a larger one is no adapter's
 LORA = ("lora_down.weight", "lora_up.weight")
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from charengine.adapter.header import Header, read_tensors
-from charengine.adapter.sorting import shown, split_key
+from charengine.adapter.sorting import MOST_VALUE, shown, split_key
 
 # a float is NaN or infinite where all bits of its exponent are set (E4M3 has no infinity, and NaN where all bits are)
 EXPONENTS = {
@@ -18,6 +20,21 @@ EXPONENTS = {
     "F8_E5M2": ("<u1", 0x7C),
     "F8_E4M3": ("<u1", 0x7F),
 }
+MOST_BITS = {  # of MOST_VALUE; float8 with four bits of exponent ends at 448
+    "F64": int(np.float64(MOST_VALUE).view(np.uint64)),
+    "F32": int(np.float32(MOST_VALUE).view(np.uint32)),
+    "F16": int(np.float16(MOST_VALUE).view(np.uint16)),
+    "BF16": int(np.float32(MOST_VALUE).view(np.uint32)) >> 16,
+    "F8_E5M2": int(np.float16(MOST_VALUE).view(np.uint16)) >> 8,
+}
+SIDES = (  # a side of a product, its rows' and its columns' factor, Tucker's middle between them
+    ("", "lora_up.weight", "lora_down.weight", "lora_mid.weight"),
+    *(
+        (f"{kind}_w{n}", f"{kind}_w{n}_a", f"{kind}_w{n}_b", f"{kind}_t{n}")
+        for kind in ("hada", "lokr")
+        for n in (1, 2)
+    ),
+)
 
 
 def value_problems(path: Path, header: Header) -> list[str]:
@@ -26,22 +43,36 @@ def value_problems(path: Path, header: Header) -> list[str]:
     Raises:
         BadInput: the file cannot be read.
     """
-    broken, silent, whole = [], [], []
-    layers: dict[str, set[str]] = {}
-    for key in header.tensors:
-        stem, part, _ = split_key(key)
-        layers.setdefault(stem, set()).add(part)
+    broken, silent, whole, huge, twice = [], [], [], [], []
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, entry in header.tensors.items():
+        stem, part, way = split_key(key)
+        if way == "read":
+            twice += [key] if part in layers.setdefault(stem, {}) else []
+            layers[stem][part] = entry.shape
     for key, data in read_tensors(path, header):
         kind, (stem, part, way) = header.tensors[key].dtype, split_key(key)
-        if part == "alpha" and {"lokr_w1", "lokr_w2"} <= layers[stem]:
+        if part == "alpha" and {"lokr_w1", "lokr_w2"} <= layers[stem].keys():
             continue  # no program reads it
         if kind in EXPONENTS and not _all_finite(data, kind):
             broken.append(key)
+        elif way == "read" and part != "alpha" and _is_huge(data, kind):
+            huge.append(key)
         elif part == "alpha" and _is_zero(data, kind):
             silent.append(key)
         elif way == "read" and part != "alpha" and kind not in EXPONENTS:
             whole.append(key)
     problems = []
+    apart = [stem for stem, shapes in layers.items() if not _go_together(shapes)]
+    for keys, what in (
+        (apart, "matrices that do not go together"),
+        (twice, "a part that is there twice"),
+        (huge, f"values beyond {MOST_VALUE:,}"),
+    ):
+        if keys:
+            problems.append(
+                f"{_count(keys, 'layer' if keys is apart else 'tensor')} {what}, e.g. {shown(keys)}: the file is damaged, get it again"
+            )
     if broken:
         problems.append(
             f"{_count(broken)} values that are not finite (NaN or Inf), e.g. {shown(broken)}: the file is damaged, "
@@ -57,8 +88,36 @@ def value_problems(path: Path, header: Header) -> list[str]:
     return problems
 
 
-def _count(keys: list[str]) -> str:
-    return f"{len(keys)} tensors hold" if len(keys) > 1 else "1 tensor holds"
+def _go_together(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the parts of a layer can be multiplied, as far as they say so without the layer; incomplete ones are told elsewhere."""
+    if prod(shapes.get("alpha", ())) != 1 and not {"lokr_w1", "lokr_w2"} <= shapes.keys():
+        return False
+    sides: dict[str, tuple[int, int]] = {}
+    for side, rows, columns, middle in SIDES:
+        first, second = shapes.get(rows), shapes.get(columns)
+        if side in shapes and (first or second):
+            return False
+        if first is None or second is None:
+            continue
+        if min(len(first), len(second)) < 2 or not first[1] or not second[0]:
+            return False
+        if middle not in shapes and first[1] != second[0]:
+            return False
+        sides[side] = first[0], prod(second[1:])
+    return "hada_t1" in shapes or len({sides[side] for side in sides if side.startswith("hada")}) < 2
+
+
+def _count(keys: list[str], what: str = "tensor") -> str:
+    return f"{len(keys)} {what}s hold" if len(keys) > 1 else f"1 {what} holds"
+
+
+def _is_huge(data: bytes, kind: str) -> bool:
+    """Whether a finite value is beyond `MOST_VALUE`: of floats without their sign, the larger has the larger bits."""
+    if kind not in MOST_BITS:
+        return False
+    bits = np.frombuffer(data, EXPONENTS[kind][0])
+    sign = bits.dtype.type(1 << (8 * bits.dtype.itemsize - 1))
+    return bool(((bits & ~sign) > MOST_BITS[kind]).any())
 
 
 def _all_finite(data: bytes, kind: str) -> bool:

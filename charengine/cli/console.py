@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from charengine.errors import printable
 from charengine.machine.environment import quieten_console, quieten_libraries
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def training_bar(quiet: bool = False) -> Iterator[None]:
 
 def say(text: str = "") -> None:
     """One line of the command's answer."""
-    print(text, flush=True)
+    print(printable(text), flush=True)
 
 
 def say_json(value: Any) -> None:

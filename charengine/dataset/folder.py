@@ -11,7 +11,7 @@ from charengine.dataset.digest import dataset_digest
 from charengine.errors import BadInput
 from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord
 from charengine.store import Store
-from charengine.wording import CONTROL, file_stem, holds_word
+from charengine.wording import CONTROL, file_stem, holds_word, shows
 from charengine.writing import write_atomically
 
 REPEATS = 10  # kohya reads it from the folder's name; our own training counts steps instead
@@ -133,7 +133,7 @@ def read_caption(path: Path) -> str:
         BadInput: it is empty, too long, not UTF-8 text, or holds control characters.
     """
     text = " ".join(files.read_text(path, "caption").split())
-    if not text:
+    if not shows(text):
         raise BadInput(f"caption {path} is empty: write what the picture shows, or delete the file")
     if len(text) > LONGEST_CAPTION:
         raise BadInput(f"caption {path} has {len(text)} characters; at most {LONGEST_CAPTION} are allowed")

@@ -150,8 +150,15 @@ def _read(path: Path, folder: Path) -> _Read:
     from charengine.likeness.scoring import figure_mask
 
     picture = read_picture(path, "picture", SMALLEST_VIEW)
+    if picture.image.getcolors(1):  # None where there are more
+        raise BadInput(
+            f"picture {path} is of one colour all over: nothing can be learnt from it; give one that shows the character"
+        )
     places = (path.with_suffix(".alpha.png"), folder / MASKS / f"{path.stem}.png")
     given = next((place for place in places if files.exists(place)), None)
+    others = [one for ending in SUFFIXES[1:] for place in places if files.exists(one := place.with_suffix(ending))]
+    if others:
+        raise BadInput(f"mask {others[0]} is not read: masks are PNG files; save it as {places[0].name}")
     if given:
         alpha = read_mask(given, picture.image.size)
     elif picture.alpha and cuts_out(picture.alpha):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
+from collections import Counter
 from dataclasses import fields, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from charengine import files
@@ -162,7 +164,7 @@ def _request(entry: dict[str, Any], index: int, overrides: tuple[str, ...], prob
 
 def _is_nothing(key: str, value: Any) -> bool:
     """Whether a field is left out; YAML's null too, except in a name, which may be Null."""
-    return value in (None, "") or (value == "null" and key != "name")
+    return value in (None, "") or (value in ("null", "Null", "NULL") and key != "name")
 
 
 def _seed(value: Any, index: int, problems: list[str]) -> int:
@@ -188,6 +190,13 @@ def _several(value: Any, key: str, index: int, problems: list[str]) -> tuple[str
 def _doubled(requests: list[RunRequest]) -> list[str]:
     names = [slug(request.name) for request in requests]
     outs = [str(_places(request)[1]) for request in requests if request.out]
+    alike = [unicodedata.normalize("NFC", out).casefold() for out in outs]  # one folder on Windows and macOS
+    counted = Counter(alike)
+    inner = [
+        out
+        for out, one in zip(outs, alike, strict=True)
+        if {str(above) for above in PurePath(one).parents} & counted.keys()
+    ]
     return [
         *(
             f"name {name!r} is used twice; names make the folders"
@@ -195,6 +204,7 @@ def _doubled(requests: list[RunRequest]) -> list[str]:
         ),
         *(
             f"out {out!r} is used twice; give each character a folder of its own"
-            for out in sorted({o for o in outs if outs.count(o) > 1})
+            for out in sorted({o for o, one in zip(outs, alike, strict=True) if counted[one] > 1})
         ),
+        *(f"out {out!r} lies in another character's folder; give it a place beside that" for out in inner),
     ]

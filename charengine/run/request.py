@@ -28,7 +28,7 @@ from charengine.run.claim import free_folder, others_run
 from charengine.run.keys import path_digest
 from charengine.run.paths import absolute_file, absolute_override, absolute_profile, profile_as_named
 from charengine.run.starting_files import starting_problems
-from charengine.wording import slug
+from charengine.wording import CONTROL, shows, slug
 
 SHEET, REFERENCE = "--sheet", "--reference"
 STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
@@ -288,6 +288,10 @@ def check_file(path: Path, label: str) -> Path:
 
 
 def _folder_problems(folder: Path, label: str) -> list[str]:
+    if folder.name and (CONTROL.search(str(folder)) or not shows(folder.name)):
+        return [
+            f"{label} {str(folder)!a}: a folder's name is read by people: leave out control characters, and write something"
+        ]
     try:
         place = nearest_existing(folder)
         if not files.is_dir(place):

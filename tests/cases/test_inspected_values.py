@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_samples import file_of, tensors_of, tiny_unet
+from adapter_samples import LINEAR, file_of, tensors_of, tiny_unet
 
-from charengine.adapter.files import check_values
+from charengine.adapter.files import by_module, check_values, load_adapter
+from charengine.adapter.parts import refuse_huge
+from charengine.cli.console import say
 from charengine.cli.inspection import adapter_facts, inspect_file
+from charengine.errors import BadInput
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn)
 
@@ -76,3 +79,47 @@ def test_matrices_of_whole_numbers_are_told(tmp_path: Path) -> None:
 def test_the_float8_that_has_no_infinity_is_told_by_its_nan(tmp_path: Path) -> None:
     [problem] = adapter_facts(written(tmp_path, torch.float8_e4m3fn, "lora_up.weight", float("nan")))["problems"]
     assert "not finite" in problem
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "part", "shape", "told"),
+    [
+        ("LoRA", "lora_down.weight", (3, 32), "1 layer holds matrices that do not go together"),
+        ("LoRA", "lora_down.weight", (0, 32), "matrices that do not go together"),
+        ("LoRA", "lora_up.weight", (32,), "matrices that do not go together"),
+        ("LoRA", "alpha", (3,), "matrices that do not go together"),
+        ("LoRA", "alpha", (0,), "matrices that do not go together"),
+        ("LoHa", "hada_w2_b", (4, 31), "matrices that do not go together"),
+        ("LoKr", "lokr_w2", (4, 4), "matrices that do not go together"),
+        ("LoRA", "lora_A.weight", (4, 32), "1 tensor holds a part that is there twice"),
+    ],
+)
+def test_a_file_that_a_sweep_would_call_damaged_is_not_said_to_load(
+    tmp_path: Path, algorithm: str, part: str, shape: tuple[int, ...], told: str
+) -> None:
+    tensors = tensors_of(tiny_unet(), algorithm)
+    stem = next(key for key in tensors if LINEAR in key or "attn1_to_k" in key).split(".")[0]
+    tensors[f"{stem}.{part}"] = torch.full(shape, 0.5)
+    (tmp_path / "adapter.safetensors").write_bytes(file_of(tensors))
+    facts = adapter_facts(tmp_path / "adapter.safetensors")
+    assert told in "; ".join(facts["problems"]) and facts["loads_in"].startswith("nowhere as it is meant")
+    with pytest.raises(BadInput):
+        by_module(load_adapter(file_of(tensors))[0], tiny_unet())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FLOATS if kind != torch.float8_e4m3fn], ids=str)
+def test_a_value_that_drowns_every_weight_is_told(tmp_path: Path, kind: torch.dtype) -> None:
+    facts = adapter_facts(written(tmp_path, kind, "lora_up.weight", -20_000.0))
+    assert "1 tensor holds values beyond 10,000" in facts["problems"][0]
+
+
+def test_a_norm_of_one_axis_is_read_as_one_a_row() -> None:
+    parts = {"lora_down.weight": torch.ones(2, 8), "lora_up.weight": torch.ones(4, 2), "dora_scale": torch.ones(4)}
+    refuse_huge("layer", parts)
+    with pytest.raises(BadInput, match="up to 1e"):
+        refuse_huge("layer", {**parts, "dora_scale": torch.full((4,), 1e9)})
+
+
+def test_what_a_terminal_would_obey_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a\x1b[2Jb\tc\nd")
+    assert capsys.readouterr().out == "a\\x1b[2Jb\tc\nd\n"

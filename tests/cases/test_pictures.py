@@ -38,7 +38,7 @@ def close(left: Image.Image, right: Image.Image, by: float = 6) -> bool:
 
 
 def saved(folder: Path, name: str, image: Image.Image, **how: object) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     image.save(folder / name, **how)
     return folder / name
 
@@ -298,6 +298,24 @@ def test_everything_wrong_with_a_folder_of_views_is_said_at_once(tmp_path: Path,
     with pytest.raises(ConfigError) as caught:
         read_views(folder, store)
     assert [name in " ".join(caught.value.problems) for name in ("front.png", "side.alpha.png", "back")] == [True] * 3
+
+
+@pytest.mark.parametrize("name", ["front.alpha.jpg", "masks/front.jpeg", "masks/front.webp"])
+def test_a_mask_of_another_format_is_named_not_passed_over(tmp_path: Path, store: Store, name: str) -> None:
+    folder = three(tmp_path / "views")
+    read_views(folder, store)
+    saved(folder, name, doll_mask())
+    with pytest.raises(ConfigError, match=rf"{name} is not read: masks are PNG files"):
+        read_views(folder, store)
+
+
+@pytest.mark.parametrize("empty", ["white", "black", (0, 0, 0, 0)])
+def test_a_view_of_one_colour_teaches_nothing_and_is_refused(tmp_path: Path, store: Store, empty: object) -> None:
+    for view in VIEWS:
+        doll().save(tmp_path / f"{view}.png")
+    Image.new("RGBA", (300, 600), empty).save(tmp_path / "side.png")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"side.png is of one colour all over"):
+        read_views(tmp_path, store)
 
 
 def test_a_sheet_goes_through_the_same_reader(tmp_path: Path, store: Store) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from charengine.config import Profile
+from charengine.config import Character, Profile
 from charengine.errors import BadInput, ConfigError
 from charengine.profiles.loading import load_profile
 from charengine.run.cast import check_cast, read_cast
+from charengine.run.request import check_folder
 
 
 def cast_of(tmp_path: Path, text: str, name: str = "cast.yaml") -> list:
@@ -270,3 +271,29 @@ def test_words_of_users_are_text_in_a_table_and_in_a_message() -> None:
     assert row.replace("\\|", "").count("|") == 5 and "\\[x\\](" in row and "\\<script" in row
     assert as_text("an orc, 2 (two)") == "an orc, 2 (two)"
     assert str(BadInput("no \x1b[31m\0 such\nfile")) == "no \\x1b[31m\\x00 such\nfile"
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\u200b\u200b", "\u2060 \ufeff"])
+def test_a_prompt_that_shows_nothing_is_empty(text: str) -> None:
+    with pytest.raises(ValueError, match="prompt is empty"):
+        Character(name="Ada", prompt=text)
+    assert Character(name="Ada", prompt="\u200b\u65e5").prompt
+
+
+@pytest.mark.parametrize("setting", ["strengths=[0.5, 1.0, 0.5]", "prompts=['{subject} runs', '{subject} runs']"])
+def test_what_would_be_drawn_twice_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match="twice: leave one"):
+        load_profile("embedded", [f"sweep.{setting}"])
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_quoted_field_may_stand_behind_a_space(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "cast.csv").write_text(f'name{mark} prompt{mark} out\nAda{mark} "an orc{mark} red hair"{mark} x\n')
+    [one] = read_cast(tmp_path / "cast.csv")
+    assert (one.prompt, one.out) == (f"an orc{mark} red hair", "x")
+
+
+@pytest.mark.parametrize("out", ["a\nb", "  ", "\u200b", "a\x1b[2J"])
+def test_a_folder_that_nobody_can_read_the_name_of_is_refused(tmp_path: Path, out: str) -> None:
+    with pytest.raises(BadInput, match="leave out control characters"):
+        check_folder(tmp_path / out, "--out")

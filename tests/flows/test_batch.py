@@ -61,6 +61,20 @@ def test_two_characters_cannot_share_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("- {name: A, prompt: an orc, out: x}\n- {name: B, prompt: an elf, out: x}\n")
     with pytest.raises(ConfigError, match="x' is used twice; give each character a folder of its own"):
         read_cast(tmp_path / "a.yaml")
+    for outs, told in (
+        (("x/run", "x/run/dataset"), "x/run/dataset' lies in another character's folder"),
+        (("x/run", "x/Run/b"), "lies in another"),
+        (("x/Run", "x/run"), "run' is used twice"),
+        (("caf\u00e9", "cafe\u0301"), "is used twice"),
+    ):
+        rows = "".join(f"- {{name: {'AB'[i]}, prompt: an orc, out: {out}}}\n" for i, out in enumerate(outs))
+        (tmp_path / "a.yaml").write_text(rows, encoding="utf-8")
+        with pytest.raises(ConfigError, match=told):
+            read_cast(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text(
+        "- {name: A, prompt: an orc, out: x/run, class_noun: NULL}\n- {name: B, prompt: an elf, out: x/run-2}\n"
+    )
+    assert [one.class_noun for one in read_cast(tmp_path / "a.yaml")] == ["", ""]
     (tmp_path / "a.yaml").write_text("- {name: A, prompt: an orc}\n- {name: B, prompt: an elf, out: runs/x/../a}\n")
     assert [Path(one.out).name for one in read_cast(tmp_path / "a.yaml")] == ["a-2", "a"]
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from run_samples import sample_run
+from safetensors.torch import load_file, save_file
 from sweep_samples import adapter_file
 
 from charengine.adapter.files import save_adapter
 from charengine.cli import housekeeping
-from charengine.errors import BadInput
+from charengine.errors import BadInput, EngineError
 from charengine.machine.home import Home
 from charengine.machine.known_runs import note_run
 from charengine.run.export import contents, export, find_run
@@ -148,3 +149,17 @@ def test_a_run_without_its_adapters_says_which(home, store, tmp_path) -> None:
     (folder / "adapters" / "zorgax.safetensors").unlink()
     with pytest.raises(BadInput, match=r"lacks zorgax\.safetensors"):
         contents(folder, store)
+
+
+@pytest.mark.parametrize("name", ["zorgax", "zorgax_recommended"])
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-9], lambda data: data[:-2] + b"\xff\x7f"])
+def test_a_damaged_adapter_is_not_handed_over(home, store, tmp_path, name: str, damage) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    path = folder / "adapters" / f"{name}.safetensors"
+    tensors = {key: value.half() for key, value in load_file(path).items()}
+    save_file(tensors, path)
+    contents(folder, store)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(EngineError, match=name):
+        export(folder, tmp_path / "x.zip", store)
+    assert not (tmp_path / "x.zip").exists()

@@ -14,7 +14,7 @@ from charengine.stages.sweep.estimate import BASE
 from charengine.stages.sweep.pick import choose
 from charengine.stages.sweep.session import Session
 from charengine.stages.sweep.summary import overbaked, scale_warnings, summarise, with_certainty
-from charengine.stages.sweep.verdict import judge_training
+from charengine.stages.sweep.verdict import judge_training, unless_it_barely_moves
 from charengine.tracking.views import KIND_TAG
 from charengine.wording import file_stem
 
@@ -59,7 +59,7 @@ def conclude(session: Session, recipe: dict[str, Any] | None, told: tuple[str, .
             overbaked=overbaked(cells[1:], cells[-1].checkpoint_step),
             expected_loss=choice.expected_loss,
         ),
-        verdict=judge_training(session.grid, found, session.settings),
+        verdict=unless_it_barely_moves(judge_training(session.grid, found, session.settings), picked),
         adapter=store.put(store.get(session.training.checkpoints[-1].adapter), f"{file_stem(trigger)}.safetensors"),
         recommended_adapter=store.put(as_picked, f"{file_stem(trigger)}_recommended.safetensors"),
         mlflow_run_id=session.tracker.run_id,

@@ -16,6 +16,7 @@ import torch
 from charengine.config import SweepSettings
 from charengine.records import CellMetrics
 from charengine.stages.sweep.estimate import COPY_LIMIT, Estimate
+from charengine.stages.sweep.verdict import LITTLE
 
 NIL = 0.01  # of the way from base model to sheet: less likeness than this is none
 SURE = 0.95  # how often a loss must stay below NIL to be called none
@@ -156,7 +157,7 @@ def _near_the_floor(cell: CellMetrics, settings: SweepSettings) -> tuple[str, ..
 
 
 def _doubts(cell: CellMetrics) -> tuple[str, ...]:
-    if cell.known.gain > 0.1:
+    if cell.known.gain > LITTLE:
         return ()
     return (
         f"the picked adapter barely moves the base model towards the character (likeness {cell.known.gain:.2f} of the "

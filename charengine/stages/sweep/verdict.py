@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 
 from charengine.config import SweepSettings
-from charengine.records import Verdict
+from charengine.records import CellMetrics, Verdict
 from charengine.stages.sweep.estimate import BASE, Estimate, Grid
 
 WORTH = 0.02  # of the score: less is no difference
 SURE = 0.9  # over is rare: said on less evidence than this it was wrong more often than right
 LIKELY = 0.5  # under
+LITTLE = 0.1  # of the way from the base model to the character
 
 
 def judge_training(grid: Grid, found: Estimate, settings: SweepSettings) -> Verdict:
@@ -61,6 +62,17 @@ def judge_training(grid: Grid, found: Estimate, settings: SweepSettings) -> Verd
         kind="right",
         line=f"The training looks right: at {where} no lower strength surely scores {WORTH:g} more, adherence is {kept:.0%} of the base "
         f"model's, and {inside}. Use the recommended adapter.",
+    )
+
+
+def unless_it_barely_moves(verdict: Verdict, picked: CellMetrics) -> Verdict:
+    """The verdict; undertrained where the pick brings next to nothing, among which no step and no strength is better."""
+    if verdict.kind != "right" or picked.known.gain > LITTLE:
+        return verdict
+    return Verdict(
+        kind="under",
+        line=f"Looks undertrained: the pick goes {picked.known.gain:.2f} of the way from the base model to the character. Train on, "
+        "with more steps or a higher learning rate.",
     )
 
 

@@ -7,7 +7,7 @@ from test_pick import cell
 
 from charengine.config import SweepSettings
 from charengine.records import CellMetrics, Verdict
-from charengine.stages.sweep.verdict import judge_training
+from charengine.stages.sweep.verdict import LITTLE, judge_training, unless_it_barely_moves
 
 SETTINGS = SweepSettings()
 
@@ -45,6 +45,15 @@ def test_a_best_cell_in_the_last_corner_that_no_longer_rises_is_right() -> None:
 def test_a_best_cell_inside_the_grid_is_right_and_named() -> None:
     found = verdict(cell(200, 1.0, 0.7, 0.97), cell(300, 1.0, 0.85, 0.97), cell(300, 1.4, 0.8, 0.92))
     assert found.kind == "right" and "training" in found.line and "strength 1 of step 300, lies within" in found.line
+
+
+def test_a_pick_that_barely_moves_the_base_model_is_undertrained_not_right() -> None:
+    right = verdict(cell(200, 1.0, 0.7, 0.97), cell(300, 1.0, 0.85, 0.97), cell(300, 1.4, 0.8, 0.92))
+    assert unless_it_barely_moves(right, cell(300, 1.0, LITTLE + 0.01, 0.97)) is right
+    found = unless_it_barely_moves(right, cell(300, 1.0, LITTLE - 0.01, 0.97))
+    assert found.kind == "under" and "0.09 of the way" in found.line and "Train on" in found.line
+    over = verdict(cell(300, 0.8, 0.85, 0.97), cell(300, 1.0, 0.80, 0.93), cell(300, 1.2, 0.78, 0.9))
+    assert unless_it_barely_moves(over, cell(300, 1.0, 0.0, 0.97)) is over
 
 
 def test_a_single_checkpoint_is_never_called_undertrained() -> None:
