@@ -369,8 +369,8 @@ class SweepSettings(Settings):
     def _something_is_tried_on_the_subject(self) -> SweepSettings:
         if not any(strength > 0 for strength in self.strengths):
             raise ValueError(f"strengths {list(self.strengths)} has none above 0: try some, e.g. [0.5, 1.0]")
-        for name, values in (("strengths", [f"{one:g}" for one in self.strengths]), ("prompts", self.prompts)):
-            refuse_twice(name, values)
+        refuse_twice("strengths", [f"{one:g}" for one in self.strengths])
+        refuse_twice("prompts", self.prompts)
         if wrong := [prompt for prompt in self.prompts if "{subject}" not in prompt]:
             raise ValueError(
                 f"sweep prompt {wrong[0]!r} does not say where the character goes: write '{{subject}}' in it"

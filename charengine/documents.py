@@ -249,7 +249,7 @@ def _cells(number: int, line: str, delimiter: str, header: list[str], source: st
         problems.append(f"{place}: the control character {found[0]!a} stands in a field; remove it")
         return []
     try:
-        return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
+        return _fields(line, delimiter)
     except csv.Error as error:
         column = _open_column(line, delimiter)
         name = f" ({header[column - 1]})" if 0 < column <= len(header) else ""
@@ -267,14 +267,16 @@ def _cells(number: int, line: str, delimiter: str, header: list[str], source: st
         return []
 
 
+def _fields(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
+
+
 def _open_column(line: str, delimiter: str) -> int:
     """The column, from 1, in which the fields can no longer be told apart."""
     column = 1
     for match in re.finditer(re.escape(delimiter), line):
         try:
-            column = len(
-                next(csv.reader([line[: match.end()]], delimiter=delimiter, strict=True, skipinitialspace=True))
-            )
+            column = len(_fields(line[: match.end()], delimiter))
         except csv.Error:
             continue
     return column

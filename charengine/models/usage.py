@@ -42,9 +42,11 @@ class Usage:
 
     def known(self, description: str) -> str:
         """A description, without a trigger, in words that the model was taught: a cloak is its robe."""
+        if not self.few_words:
+            return description
         from charengine.embedded.nearest import in_known_words  # imports torch
 
-        return re.sub(r"(,\s*)+", ", ", in_known_words(description).text) if self.few_words else description
+        return re.sub(r"(,\s*)+", ", ", in_known_words(description).text)
 
     def prompt(self, text: str) -> str:
         """A prompt with the family's prefix before it."""
