@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from charengine.embedded import probe
+from charengine.embedded.eight_bits import opened, packed
 from charengine.embedded.making.clock import Clock, Log, decayed
 from charengine.embedded.making.data import Refill, compile_renderer
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
@@ -98,35 +99,18 @@ def read_pictures(judge: SecondJudge, images: torch.Tensor, batch: int = 64) -> 
 
 
 def save(judge: SecondJudge, path: Path) -> None:
-    """Write it with matrices as bytes and a scale a row: a quarter of the room."""
+    """Write it in a quarter of the room."""
     from safetensors.torch import save_file
 
-    kept: dict[str, torch.Tensor] = {}
-    for name, value in judge.state_dict().items():
-        value = value.detach().float().cpu()
-        if value.ndim < 2:
-            kept[name] = value.half() if value.ndim else value
-            continue
-        scale = value.flatten(1).abs().amax(1).clamp_min(1e-8) / 127
-        kept[name] = (value / scale.view(-1, *[1] * (value.ndim - 1))).round().to(torch.int8).contiguous()
-        kept[f"{name}/scale"] = scale
-    save_file(kept, path)
+    save_file(packed({name: value.detach().cpu() for name, value in judge.state_dict().items()}), path)
 
 
 def load(path: Path = WEIGHTS, device: str | torch.device = "cpu") -> SecondJudge:
     """The trained one, ready to read."""
     from safetensors.torch import load_file
 
-    kept = load_file(path)
-    state = {
-        name: value.float() * kept[f"{name}/scale"].view(-1, *[1] * (value.ndim - 1))
-        if f"{name}/scale" in kept
-        else value.float()
-        for name, value in kept.items()
-        if not name.endswith("/scale")
-    }
     judge = SecondJudge()
-    judge.load_state_dict(state)
+    judge.load_state_dict(opened(load_file(path)))
     return judge.to(device).eval().requires_grad_(False)
 
 

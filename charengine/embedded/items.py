@@ -16,6 +16,11 @@ G_ITEM = 40
 _STEEL, _GOLD, _WOOD, _DARK = (0.80, 0.83, 0.88), (0.90, 0.68, 0.22), (0.50, 0.31, 0.15), (0.17, 0.17, 0.2)
 
 
+def is_item(group: torch.Tensor) -> torch.Tensor:
+    """Whether solids of these groups are of a hook or of what a hand holds; same shape, bool."""
+    return (group >= G_ITEM) & (group <= G_ITEM + 2)
+
+
 def add_items(b: SolidBuilder, w: Wearer, j: Joints) -> None:
     """The items of both sides; an eye patch is painted on the face, a mechanical arm is part of the arm."""
     for i, (side, sign) in enumerate((("right", -1.0), ("left", 1.0))):

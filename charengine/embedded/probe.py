@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from charengine.embedded import probe
+from charengine.embedded.eight_bits import opened
 from charengine.embedded.traits import BACKGROUNDS, COLUMN, POSES, TRAITS, VIEWS, sample_indices, visible_mask
 from charengine.embedded.world import render, view_yaw
 from charengine.errors import MissingDependency
@@ -251,7 +252,7 @@ def load_judge(path: Path = PROBE, device: str | torch.device = "cpu") -> probe.
 
     if not path.is_file():
         raise MissingDependency(f"no probe weights at {path}: reinstall the package or train the part 'probe'")
-    return probe.load_probe(load_file(path), device)
+    return probe.load_probe(opened(load_file(path)), device)
 
 
 def to_tensor(images: Sequence[Image]) -> torch.Tensor:

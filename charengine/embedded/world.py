@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
 
 from charengine.embedded import raster
 from charengine.embedded.figure import build_figures
+from charengine.embedded.items import is_item
 from charengine.embedded.scenery import draw_background
 from charengine.embedded.solids import SolidBatch
 from charengine.embedded.traits import VIEWS
@@ -17,6 +18,7 @@ from charengine.embedded.traits import VIEWS
 VIEW_YAW = {"front": 0.0, "side": math.pi / 2, "back": math.pi}
 FILL_HEIGHT, FILL_WIDTH = 0.90, 0.94
 _SAMPLES = 2  # per pixel and axis
+_ITEM_STEP = 2  # pixels between two rays that look for an item: thinner is none
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,41 @@ def render_sheet(
     return F.pad(sheet, (0, size - sheet.shape[-1]), value=1.0)
 
 
+def item_cells(
+    indices: torch.Tensor,
+    *,
+    yaw: torch.Tensor,
+    pose: torch.Tensor,
+    size: tuple[int, int],
+    framing: torch.Tensor,
+    cell: int,
+    chunk: int = 128,
+) -> torch.Tensor:
+    """Where a picture of `render` shows a hook, or what a hand holds: (n, 1, h / cell, w / cell), 1 or 0.
+
+    Args:
+        indices: LongTensor (n, n_traits), as all that follows like `render`'s.
+        yaw: (n,).
+        pose: (n,).
+        size: (width, height) in pixels.
+        framing: (n,).
+        cell: side of a cell in pixels, a multiple of 2.
+        chunk: pictures at once.
+    """
+    found = []
+    for part in torch.arange(len(indices), device=indices.device).split(chunk):
+        solids, face = build_figures(indices[part], pose[part])
+        scale, floor = _fit(solids, size, framing[part])
+        white = is_item(solids.group).float()[..., None].expand_as(solids.colour)
+        bare, lit = torch.zeros_like(solids.group), torch.ones_like(solids.glow)
+        seen = replace(solids, colour=white, pattern=bare, paint=bare, glow=lit).turned(yaw[part])
+        rays = _rays(seen, size, scale, floor, 1 / _ITEM_STEP)
+        drawn, _ = raster.draw_smooth(seen, *rays, face, 1)
+        # ink leaves a fifth of an item's white, and a twentieth where nothing is
+        found.append((F.max_pool2d(drawn[:, :1], cell // _ITEM_STEP) > 0.15).float())
+    return torch.cat(found)
+
+
 def template(size: int = 384) -> torch.Tensor:
     """The three-box template (3, size, size): black rules on white."""
     rule = max(2, size // 192)
@@ -106,19 +143,27 @@ def _render(
     indices: torch.Tensor, yaw: torch.Tensor, pose: torch.Tensor, background: torch.Tensor,
     size: tuple[int, int], zoom: torch.Tensor, shift: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    width, height = size
+    height = size[1]
     solids, face = build_figures(indices, pose)
     scale, floor = _fit(solids, size, zoom)  # pixels per unit; world y of the bottom edge
-    columns = (torch.arange(width * _SAMPLES, device=indices.device) + 0.5) / _SAMPLES
-    rows = (torch.arange(height * _SAMPLES, device=indices.device) + 0.5) / _SAMPLES
     seen = solids.turned(yaw)
-    low, high = seen.extent(0)
-    xs = (columns - width / 2) / scale[:, None] + ((low + high) / 2)[:, None]
-    ys = (height - rows) / scale[:, None] + floor[:, None]
+    xs, ys = _rays(seen, size, scale, floor, _SAMPLES)
     premultiplied, alpha = raster.draw_smooth(seen, xs, ys, face, _SAMPLES)
     ground = (height + floor * scale) / height  # where y = 0 lies, as a share of the height
     scene = draw_background(background, size, shift, ground)
     return (premultiplied + scene * (1 - alpha)).clamp(0, 1), alpha
+
+
+def _rays(
+    seen: SolidBatch, size: tuple[int, int], scale: torch.Tensor, floor: torch.Tensor, samples: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """World x of the columns (n, width * samples) and y of the rows (n, height * samples)."""
+    width, height = size
+    columns = (torch.arange(round(width * samples), device=scale.device) + 0.5) / samples
+    rows = (torch.arange(round(height * samples), device=scale.device) + 0.5) / samples
+    low, high = seen.extent(0)
+    xs = (columns - width / 2) / scale[:, None] + ((low + high) / 2)[:, None]
+    return xs, (height - rows) / scale[:, None] + floor[:, None]
 
 
 def _fit(solids: SolidBatch, size: tuple[int, int], zoom: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,10 +22,16 @@ from charengine.embedded.making.family import (
     build_vision_language,
     count_parameters,
 )
-from charengine.embedded.making.pack import lay_flat, pack, unpack
+from charengine.embedded.making.pack import WEIGHTS, lay_flat, pack, unpack
 from charengine.embedded.making.run import Run
 from charengine.embedded.making.train import tracks
-from charengine.embedded.making.vocabulary import EDIT_PREFIX, EDIT_SUFFIX, build_clip_tokenizer, build_qwen_tokenizer
+from charengine.embedded.making.vocabulary import (
+    EDIT_PREFIX,
+    EDIT_SUFFIX,
+    build_clip_tokenizer,
+    build_qwen_tokenizer,
+    clip_tokenizer,
+)
 from charengine.embedded.shape import EMBEDDED_CONDITION_AREA, EMBEDDED_VAE_AREA
 from charengine.figures.template import template
 from charengine.models.processor import caption_inputs, fix_position_ids
@@ -53,6 +59,17 @@ def test_every_word_of_the_grammar_is_one_token():
     qwen, clip = build_qwen_tokenizer(), build_clip_tokenizer()
     split = [w for w in VOCABULARY if len(qwen.tokenize(" " + w)) != 1 or len(clip.tokenize(w)) != 1]
     assert split == []
+
+
+def test_a_tokenizer_is_built_with_the_same_numbers_every_time():
+    """Ties between merges once fell by a hash: every second training swapped hook and hood."""
+    assert len({tuple(sorted(build_clip_tokenizer().get_vocab().items())) for _ in range(4)}) == 1
+
+
+def test_both_text_encoders_clip_and_the_trainer_number_words_alike():
+    places = ("sdxl/tokenizer", "sdxl/tokenizer_2", "clip")
+    (text,) = {(WEIGHTS / place / "tokenizer.json").read_text() for place in places}
+    assert clip_tokenizer().get_vocab() == json.loads(text)["model"]["vocab"]
 
 
 def test_words_and_letters_nobody_taught_fall_to_pieces_and_come_back():

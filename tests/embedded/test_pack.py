@@ -7,8 +7,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from charengine.embedded.making.pack import open_packed, pack
+from charengine.embedded.making.pack import lay_flat, open_packed, pack, unpack
+from charengine.embedded.probe import Probe
 from charengine.errors import BadInput
 
 
@@ -38,6 +41,20 @@ def test_packs_open_without_the_extraction_filter_that_python_3_11_4_brought(
 
     monkeypatch.setattr(tarfile.TarFile, "extractall", extractall)
     test_what_was_packed_comes_out_again(tmp_path)
+
+
+def test_the_probe_is_laid_out_in_bytes_and_comes_back_for_training_to_their_rounding(tmp_path: Path) -> None:
+    state = {name: value.half() for name, value in Probe((16, 16, 16, 16)).state_dict().items()}
+    save_file(state, tmp_path / "probe.safetensors")
+    unpack(tmp_path, tmp_path / "weights", tiny=True)
+    laid = tmp_path / "weights" / "probe.safetensors"
+    assert laid.stat().st_size < 0.7 * (tmp_path / "probe.safetensors").stat().st_size
+    back = load_file(lay_flat(tmp_path / "weights", tmp_path / "flat") / "probe.safetensors")
+    assert set(back) == set(state)
+    for name, value in state.items():
+        rows = value.float().reshape(len(value), -1) if value.ndim > 1 else value.float().reshape(1, -1)
+        room = rows.abs().amax(1, keepdim=True) / 250 if value.ndim > 1 else torch.zeros(1, 1)
+        assert ((back[name].float().reshape(rows.shape) - rows).abs() <= room).all(), name
 
 
 def member(name: str, **fields: object) -> tarfile.TarInfo:

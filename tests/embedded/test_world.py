@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from charengine.embedded.making.data import CELL, ITEM_WEIGHT, weights_of
 from charengine.embedded.traits import BACKGROUNDS, POSES, Traits, as_indices
-from charengine.embedded.world import Rendered, render, render_sheet, template
+from charengine.embedded.world import Rendered, item_cells, render, render_sheet, template
 
 PLAIN = Traits(
     species="woman", build="average", skin="tan", hair_style="short", hair_colour="black", top="shirt",
@@ -175,3 +176,23 @@ def test_the_template_is_three_boxes_of_hard_black_rules_on_white() -> None:
     row = image[0, 192]
     starts = [i for i in range(384) if row[i] == 0 and (i == 0 or row[i - 1] == 1)]
     assert starts == [0, 127, 255, 382]
+
+
+def test_what_a_hand_holds_is_found_where_it_is_seen_and_nowhere_else() -> None:
+    held, bare = _with(right_item="sword", skin="white", bottom_colour="white"), PLAIN
+    place = {"yaw": torch.zeros(2), "pose": torch.zeros(2, dtype=torch.long), "framing": torch.ones(2)}
+    found = item_cells(as_indices([held, bare]), size=(64, 192), cell=8, **place)
+    assert found.shape == (2, 1, 24, 8)
+    assert found[1].sum() == 0
+    changed = (_draw(held).image - _draw(_with(skin="white", bottom_colour="white")).image).abs().amax(1) > 0.2
+    cells = torch.nn.functional.max_pool2d(changed[None].float(), 8)[0, 0]
+    assert 2 <= found[0].sum() <= 12
+    assert (found[0, 0] * cells).sum() == found[0].sum()
+
+
+def test_a_held_thing_weighs_more_in_the_trainers_loss() -> None:
+    images, figure = torch.full((1, 3, 16, 16), 90, dtype=torch.uint8), torch.ones(1, 1, 16, 16)
+    item = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
+    item[0, 0, 0, 1] = True
+    (weights,) = weights_of(images, figure, CELL, item)
+    assert torch.equal(weights[0] / weights[0, 0, 0], torch.tensor([[1.0, 1 + ITEM_WEIGHT], [1.0, 1.0]]))

@@ -27,6 +27,8 @@ from charengine.embedded.traits import (
 
 WHITE = BACKGROUNDS.index("plain white background")
 STANDING = POSES.index("standing")
+CELL = 8  # pixels of a latent
+ITEM_WEIGHT = 3  # times the weight of its place is added where a hand holds something
 FILLERS = (
     "highly detailed", "masterpiece", "best quality", "concept art", "digital painting", "cinematic lighting",
     "fantasy illustration", "a photo of", "cartoon style", "beautiful", "a cute character",
@@ -35,13 +37,15 @@ FILLERS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """What a batch of pictures shows: characters, `VIEWS` position (-1: between views), pose, background, zoom."""
+    """What a batch of pictures shows: characters, `VIEWS` position (-1: between views), pose, background, zoom; `item`:
+    (n, 1, h / CELL, w / CELL) bool, where hands hold something and a cell around."""
 
     indices: torch.Tensor
     view: list[int]
     pose: list[int]
     background: list[int]
     zoom: list[float]
+    item: torch.Tensor
 
 
 class Renderer:
@@ -116,13 +120,16 @@ class Renderer:
             if not upright and rng.random() < 0.15:
                 zoom[i] = rng.uniform(1.5, 2.0)
         on, drawn_now = self.device, 1 if self.few else n
+        who = indices[:drawn_now].to(on)
+        turned, posed, framing = (torch.tensor(values[:drawn_now], device=on) for values in (yaw, pose, zoom))
         drawn = world.render(
-            indices[:drawn_now].to(on), yaw=torch.tensor(yaw[:drawn_now], device=on),
-            pose=torch.tensor(pose[:drawn_now], device=on), background=torch.tensor(background[:drawn_now], device=on),
-            size=size, framing=torch.tensor(zoom[:drawn_now], device=on), generator=self.generator, chunk=self.chunk,
+            who, yaw=turned, pose=posed, background=torch.tensor(background[:drawn_now], device=on), size=size,
+            framing=framing, generator=self.generator, chunk=self.chunk,
         )  # fmt: skip
+        item = world.item_cells(who, yaw=turned, pose=posed, size=size, framing=framing, cell=CELL)
+        item = F.max_pool2d(item, 3, 1, 1).expand(n, -1, -1, -1) > 0
         image, alpha = (to_bytes(x).expand(n, -1, -1, -1).clone() for x in (drawn.image, drawn.alpha))
-        return image, alpha, Scene(indices, view, pose, background, zoom)
+        return image, alpha, Scene(indices, view, pose, background, zoom, item)
 
 
 def detail(pictures: torch.Tensor, reach: int = 15) -> torch.Tensor:
@@ -134,13 +141,14 @@ def detail(pictures: torch.Tensor, reach: int = 15) -> torch.Tensor:
     return (F.avg_pool2d(edges.mean(1, keepdim=True), reach, 1, reach // 2) / 0.1).clamp(max=4.0)
 
 
-def weights_of(images: torch.Tensor, figure: torch.Tensor, cell: int) -> torch.Tensor:
+def weights_of(images: torch.Tensor, figure: torch.Tensor, cell: int, item: torch.Tensor | None = None) -> torch.Tensor:
     """How much each cell of a picture counts in a loss, 1 on average: small detailed things of the figure most.
 
     Args:
         images: (n, 3, h, w) uint8.
         figure: (n, 1, h, w), where the character is.
         cell: side of a cell in pixels.
+        item: `Scene.item`, for cells of CELL: what hands hold counts `ITEM_WEIGHT` times more.
 
     Returns:
         (n, 1, h / cell, w / cell), bf16.
@@ -149,6 +157,8 @@ def weights_of(images: torch.Tensor, figure: torch.Tensor, cell: int) -> torch.T
     for pictures, where in zip(images.split(128), figure.split(128), strict=True):
         parts.append(F.avg_pool2d(1 + where.float() * (1 + detail(to_unit(pictures))), cell))
     found = torch.cat(parts)
+    if item is not None:
+        found = found * (1 + ITEM_WEIGHT * item)
     return (found / found.mean((1, 2, 3), keepdim=True)).to(torch.bfloat16)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from charengine.embedded.making.vocabulary import build_clip_tokenizer, build_qwen_tokenizer
+from charengine.embedded.making.vocabulary import build_qwen_tokenizer, clip_tokenizer
 
 if TYPE_CHECKING:
     from diffusers import QwenImageEditPlusPipeline, StableDiffusionXLPipeline
@@ -246,14 +246,14 @@ def build_sdxl(sizes: Sizes) -> StableDiffusionXLPipeline:
     """The picture pipeline with fresh weights."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-    tokenizer = build_clip_tokenizer()
+    tokenizer = clip_tokenizer()
     text_encoder, text_encoder_2 = build_text_encoders(sizes, tokenizer)
     return StableDiffusionXLPipeline(
         vae=build_sdxl_vae(sizes),
         text_encoder=text_encoder,
         text_encoder_2=text_encoder_2,
         tokenizer=tokenizer,
-        tokenizer_2=build_clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         unet=build_unet(sizes),
         scheduler=EulerDiscreteScheduler(
             beta_start=0.00085,
@@ -272,7 +272,7 @@ def build_clip(sizes: Sizes) -> tuple[CLIPModel, Any, Any]:
     from transformers import CLIPConfig, CLIPModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    tokenizer = build_clip_tokenizer()
+    tokenizer = clip_tokenizer()
     config = CLIPConfig(
         text_config={
             "vocab_size": len(tokenizer),

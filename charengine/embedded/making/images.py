@@ -11,17 +11,17 @@ from torch.nn import functional as F
 
 from charengine.embedded import grammar
 from charengine.embedded.making.clock import Average, Clock, Log, decayed, finish, read_weights, write_weights
-from charengine.embedded.making.data import Refill, Renderer, Scene, characters_of, picture_text, weights_of
+from charengine.embedded.making.data import CELL, Refill, Renderer, Scene, characters_of, picture_text, weights_of
 from charengine.embedded.making.eye import Eye, load_eye
 from charengine.embedded.making.family import build_text_encoders, build_unet
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.heads import TraitHeads
 from charengine.embedded.making.run import Run
 from charengine.embedded.making.vae import Autoencoder, trained_vae
-from charengine.embedded.making.vocabulary import build_clip_tokenizer
+from charengine.embedded.making.vocabulary import clip_tokenizer
 from charengine.embedded.traits import BACKGROUNDS, POSES, VIEWS
 
-SIZES = {(128, 384): 0.45, (256, 256): 0.35, (192, 256): 0.1, (256, 192): 0.1}
+SIZES = {(128, 384): 0.35, (256, 256): 0.49, (192, 256): 0.08, (256, 192): 0.08}  # the sweep draws squares
 MIN_SNR = 5.0  # Hang et al. 2303.09556
 GUIDANCE, STEPS = 4.0, 20
 LOOKED_AT = 8  # one picture of so many is decoded and shown to the eye
@@ -33,7 +33,7 @@ class Writer:
     """SDXL's two text encoders: penultimate states of both, and the second's projection."""
 
     def __init__(self, run: Run) -> None:
-        self.tokenizer = build_clip_tokenizer()
+        self.tokenizer = clip_tokenizer()
         first, second = build_text_encoders(run.sizes, self.tokenizer)
         self.first: Any = first.to(run.device)
         self.second: Any = second.to(run.device)
@@ -55,7 +55,7 @@ class PicturePool:
     """Latents and tokenised prompts of rendered pictures, by size."""
 
     def __init__(self, run: Run, writer: Writer, vae: Autoencoder, capacity: int, chunk: int) -> None:
-        self.renderer = Renderer(run.device, run.seed + 21, few=run.tiny, filled=0.12)
+        self.renderer = Renderer(run.device, run.seed + 21, few=run.tiny, filled=0.25)
         self.writer, self.vae, self.capacity, self.chunk = writer, vae, capacity, chunk
         self.latents: dict[tuple[int, int], torch.Tensor] = {}
         self.weights: dict[tuple[int, int], torch.Tensor] = {}
@@ -72,7 +72,7 @@ class PicturePool:
         indices = self.renderer.characters(self.chunk)
         plain, exact = (0.75, 0.7) if size == (128, 384) else (0.2, 0.6)
         images, alpha, scene = self.renderer.pictures(indices, size, plain=plain, exact=exact, toward=0.85)
-        latents, weights = self.vae.to_latents(images), weights_of(images, alpha > 25, 8)
+        latents, weights = self.vae.to_latents(images), weights_of(images, alpha > 25, CELL, scene.item)
         characters = characters_of(indices)
         texts = [picture_text(scene, i, c, rng) for _ in range(2) for i, c in enumerate(characters)]
         ids = self.writer.tokens(texts).reshape(2, len(characters), 77).transpose(0, 1).to(latents.device)
@@ -162,7 +162,7 @@ def train_images(run: Run, minutes: float) -> None:
     while fill.progress < 1 or pool.count < run.scale(2000, 16):
         pool.make()
     refill = Refill(pool.make, 0.12 if alone else 0.0)  # every refill of one would hold up the others
-    rate = 7e-4 if resumed else 1e-3
+    rate = 5e-4 if resumed else 1e-3
     heads = TraitHeads(3 * run.sizes.te_width).to(device)
     groups = decayed(unet, rate=rate) + decayed(writer.first, writer.second, heads, rate=rate * 0.7)
     optimiser = GraphedOptimiser(groups, clock)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+
+from charengine.embedded.eight_bits import opened
+from charengine.embedded.eight_bits import packed as in_bytes
 from charengine.errors import BadInput
 
+Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 PACKS = {
     "qwen_transformer.tar": ("qwen_transformer.safetensors",),
@@ -35,6 +42,7 @@ PLACES = {
     "clip": "clip/model.safetensors",
     "probe": "probe.safetensors",
 }
+IN_BYTES = ("probe",)  # read by the package's own loader alone, which opens them
 
 
 def pack(folder: Path, out: Path) -> list[Path]:
@@ -96,7 +104,7 @@ def unpack(packed: Path, weights: Path, *, tiny: bool = False) -> None:
         source = loose / f"{name}.safetensors"
         if source.is_file():
             (weights / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, weights / place)
+            _copy_weights(source, weights / place, in_bytes if name in IN_BYTES else None)
     _set_latent_statistics(loose, weights)
     for path in weights.rglob("tokenizer.json"):  # written with an indent, it takes more than twice the room
         path.write_text(
@@ -113,7 +121,7 @@ def lay_flat(weights: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, place in PLACES.items():
         if (weights / place).is_file():
-            shutil.copyfile(weights / place, folder / f"{name}.safetensors")
+            _copy_weights(weights / place, folder / f"{name}.safetensors", opened if name in IN_BYTES else None)
     qwen = json.loads((weights / "qwen/vae/config.json").read_text(encoding="utf-8"))
     sdxl = json.loads((weights / "sdxl/vae/config.json").read_text(encoding="utf-8"))
     (folder / "qwen_vae.json").write_text(
@@ -123,6 +131,13 @@ def lay_flat(weights: Path, folder: Path) -> Path:
         json.dumps({"mean": [0.0], "std": [1 / sdxl["scaling_factor"]]}), encoding="utf-8"
     )
     return folder
+
+
+def _copy_weights(source: Path, target: Path, change: Change | None) -> None:
+    if change is None:
+        shutil.copyfile(source, target)
+    else:
+        save_file(change(load_file(source)), target, metadata={"format": "pt"})
 
 
 def _set_latent_statistics(loose: Path, weights: Path) -> None:

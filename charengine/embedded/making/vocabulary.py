@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charengine.embedded.captioning import CAPTION_PROMPT
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import CLIPTokenizer, Qwen2Tokenizer
 
+SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "sdxl" / "tokenizer"
 QWEN_SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
@@ -64,10 +66,12 @@ def _learn_merges(tokenizer: Tokenizer, texts: list[str], end_of_word: str) -> l
     from tokenizers import Tokenizer, models, trainers
 
     suffix: dict[str, Any] = {"end_of_word_suffix": end_of_word} if end_of_word else {}
+    # numbered first: the trainer meets them in the order of a hash, and breaks ties by their numbers
+    ends = [letter + end_of_word for letter in _byte_alphabet()] if end_of_word else []
     learner = Tokenizer(models.BPE(**suffix))
     learner.pre_tokenizer = tokenizer.pre_tokenizer
     learner.normalizer = tokenizer.normalizer
-    trainer = trainers.BpeTrainer(vocab_size=20000, min_frequency=1, show_progress=False, **suffix)
+    trainer = trainers.BpeTrainer(vocab_size=20000, min_frequency=1, show_progress=False, special_tokens=ends, **suffix)
     learner.train_from_iterator(texts, trainer)
     return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
 
@@ -105,8 +109,19 @@ def build_qwen_tokenizer() -> Qwen2Tokenizer:
     )
 
 
+def clip_tokenizer() -> CLIPTokenizer:
+    """The shipped one of SDXL and CLIP, by whose numbers their weights know words; built anew when a word is missing in it."""
+    from transformers import CLIPTokenizer
+
+    if SHIPPED.is_dir():
+        found = CLIPTokenizer.from_pretrained(SHIPPED)
+        if all(len(found.tokenize(word)) == 1 for word in VOCABULARY):
+            return found
+    return build_clip_tokenizer()
+
+
 def build_clip_tokenizer() -> CLIPTokenizer:
-    """A 77-token `CLIPTokenizer`; a grammar word is one token, an unknown word falls to pieces."""
+    """A 77-token `CLIPTokenizer`, the same every time; a grammar word is one token, an unknown word falls to pieces."""
     from transformers import CLIPTokenizer
 
     specials = ("<|startoftext|>", "<|endoftext|>")
