@@ -142,6 +142,7 @@ def one_character(gallery: Gallery, character: Character, request: Request, **mo
         "before": any(one.active and one.id != character.id for one in everybody),
         "form": {},
         "problems": {},
+        "unsure": False,
         "once": secrets.token_hex(8),
         "title": character.name,
         **more,

@@ -90,9 +90,12 @@ class Gallery:
 
         Raises:
             HTTPException: there is none.
+            PrefectAway: there is none without Prefect, which does not answer.
         """
         wanted = request.path_params["id"]
         found = next((one for fresh in (False, True) for one in self.characters(fresh)[0] if one.id == wanted), None)
+        if found is None and (notice := self.characters(fresh=False)[1]):
+            raise PrefectAway(notice)
         if found is None:
             raise HTTPException(NOT_FOUND, "There is no such character here (any more).")
         return found
@@ -111,9 +114,11 @@ class Gallery:
         }
         return self._templates.get_template(template).render(token=self.token, links=links, **values)
 
-    def message(self, title: str, text: str, status: int) -> HTMLResponse:
-        """A page that says one thing."""
-        return self.render("message.html", status, title=title, text=text)
+    def message(self, title: str, text: str, status: int, request: Request, once: str = "") -> HTMLResponse:
+        """A page that says one thing, and leads back; with `once` the form that was sent can be sent again."""
+        again = (request.url.path, once) if once else None
+        back = request.path_params.get("id", "")
+        return self.render("message.html", status, title=title, text=text, again=again, back=back)
 
     def check_token(self, given: object) -> None:
         """Refuse a form that did not come from a page of this server.

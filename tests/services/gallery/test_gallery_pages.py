@@ -173,6 +173,7 @@ def test_a_stage_says_how_long_it_has_been_made_and_one_that_was_killed_is_not_b
     visit.prefect.runs = [running("Now", "CANCELLED")]
     page = visit.get(visit.address("Now"))
     assert "<b>sheet</b> <span>stopped</span>" in page and "is being made" not in page
+    assert "<b>train</b> <span>not made</span>" in page and "<span>waits" not in page
     task["state_type"] = "FAILED"  # as a training that is stopped ends
     for state in ("CANCELLING", "CANCELLED"):
         visit.prefect.runs = [running("Now", state)]
@@ -263,9 +264,20 @@ def test_without_prefect_what_was_made_is_shown_and_it_says_why_the_rest_is_not(
 def test_a_character_made_on_another_machine_is_shown_with_mlflows_picture(visit: Visit) -> None:
     visit.prefect.runs = [running("Far", "COMPLETED", out="/somewhere/else/runs/far")]
     card = cards(visit.get("/"))["Far"]
-    assert "made elsewhere" in card and f"/tracked/{'ab' * 16}/images/sheet.png" in card
+    assert (
+        "made, not here" in card
+        and "is not at /somewhere/else/runs/far: it was moved" in card
+        and f"/tracked/{'ab' * 16}/images/sheet.png" in card
+    )
     assert visit.client.get(f"/tracked/{'ab' * 16}/images/sheet.png?w=320").headers["content-type"] == "image/webp"
     visit.get(f"/tracked/{'ab' * 16}/images/page.png", 404)  # what MLflow answers there is no picture
+
+
+def test_a_folder_that_was_renamed_is_still_its_runs_character(visit: Visit, sample: Sample) -> None:
+    run = sample[0].model_copy(update={"prefect_flow_run_id": "run-of-zorga"})
+    made(visit, run).rename(visit.work / "runs" / "orc")
+    visit.prefect.runs = [running("Zorga", "COMPLETED", out=str(visit.work / "runs" / "zorga"))]
+    assert [(one.name, one.state) for one in visit.gallery.characters()[0]] == [("Zorga", "made")]
 
 
 def test_a_folder_that_was_begun_and_never_finished_is_shown_as_such(visit: Visit) -> None:

@@ -309,6 +309,30 @@ def test_a_run_that_ended_early_goes_on_in_its_folder_with_what_it_was_asked_for
     assert parameters["out"] == str(visit.work / "runs" / "ann") and parameters["refresh"] == []
 
 
+def test_where_prefect_may_not_have_heard_a_change_it_is_sent_again_from_where_one_is(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit.prefect.runs = [running("Ann", "FAILED")]
+    address, start = visit.address("Ann"), visit.prefect.start
+
+    def heard_too_late(*args: Any, **kwargs: Any) -> str:
+        start(*args, **kwargs)
+        raise PrefectAway("Prefect is too busy to answer (503)")
+
+    monkeypatch.setattr(visit.prefect, "start", heard_too_late)
+    page = visit.post(f"{address}/resume", {"once": "abc"}, status=503).text
+    assert f'href="{address}"' in page and "nothing is done twice" in page and f'action="{address}/resume"' in page
+    monkeypatch.setattr(visit.prefect, "start", start)
+    [once] = re.findall(r'name="once" value="(\w+)"', page)
+    visit.post(f"{address}/resume", {"once": once})
+    assert len(visit.prefect.started) == 1
+    visit.prefect.away = "Prefect is too busy to answer (503)"  # then nobody knows who Ann is either
+    visit.gallery.forget()
+    assert f'href="{address}"' in visit.post(f"{address}/resume", status=503).text
+    claimed(visit.work / "runs" / "ann", "Ann", "a sentence about Ann")
+    assert "Prefect is too busy" in visit.post(f"{address}/resume", status=503).text
+
+
 def test_cancel_reaches_the_run_and_only_one_that_goes_on(visit: Visit) -> None:
     visit.prefect.runs = [running("Ann"), running("Ben", "FAILED")]
     visit.post(f"{visit.address('Ann')}/cancel")
