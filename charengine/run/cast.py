@@ -134,7 +134,7 @@ def _entries(
     entries = []
     for place, row in rows:
         wrong: list[str] = []
-        entries.append(Entry(place, _request({"profile": profile, **row}, overrides, wrong), wrong))
+        entries.append(Entry(place, _request({"profile": profile, **row}, overrides, out or "runs", wrong), wrong))
     problems = [*problems, *(f"{source}: {problem}" for problem in _doubled(entries))]
     if problems:  # none starts, so none needs a folder
         return entries, problems
@@ -194,7 +194,7 @@ def _read_yaml(path: Path, text: str) -> tuple[list[tuple[str, Any]], dict[str, 
     return list(zip(_counted(entries), entries, strict=True)), defaults, problems
 
 
-def _request(entry: dict[str, Any], overrides: tuple[str, ...], problems: list[str]) -> RunRequest:
+def _request(entry: dict[str, Any], overrides: tuple[str, ...], within: str, problems: list[str]) -> RunRequest:
     problems += [
         f"no such field: {str(key)[:80]} (got {shown_value(value)}); "
         f"fields are {', '.join(COLUMNS)}{did_you_mean(str(key), COLUMNS)}"
@@ -220,7 +220,9 @@ def _request(entry: dict[str, Any], overrides: tuple[str, ...], problems: list[s
         overrides=(*overrides, *_several(known.get("overrides"), "overrides", problems)),
         refresh=_several(known.get("refresh"), "refresh", problems),
     )
-    return request if request.name else replace(request, name=usual_name(request.prompt, request.reference))
+    if request.name:
+        return request
+    return replace(request, name=usual_name(request.prompt, request.reference, request.out, within))
 
 
 def _is_nothing(key: str, value: Any) -> bool:

@@ -98,7 +98,7 @@ class Inbox:
             store = open_store(self._home)  # the run may look at it when the file is put away
             ref = keep_picture(files.asked(path, path.read_bytes), file_stem(path.stem, "picture") + ending, store)
             reference = str(store.path(ref) or found(lent_as(ref), store))
-            entry = {"name": usual_name("", path.name), "reference": reference}
+            entry = {"name": usual_name("", reference, file_name=path.name), "reference": reference}
             return check_cast([entry], path.name, *self._how, home=self._home)
         if ending in SENTENCES:
             lines = {at: text for at, text in enumerate(files.read_text(path).splitlines(), 1) if text.strip()}

@@ -59,7 +59,7 @@ def test_the_page_is_there_from_the_start_and_every_stage_writes_on_it(
         page.stage("sheet", "done in 3 s")
         assert "| sheet | done in 3 s |" in shown[-1] and "![sheet](http://mlflow/images/sheet.png)" in shown[-1]
         page.done(sample_run(Store(tmp_path / "store")))
-    assert "[Download the adapter](http://mlflow/adapter)" in shown[-1]
+    assert "[Download the adapter (.safetensors)](http://mlflow/adapter)" in shown[-1]
     assert "report.html" in shown[-1] and "it is the pick, step" in shown[-1] and "Warning" in shown[-1]
     assert current_page() is None
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from charengine.errors import BadInput
 from charengine.machine.home import in_work_folder
 from charengine.run.claim import free_folder, identity_of
-from charengine.run.request import name_from_prompt
+from charengine.run.request import usual_name
 from charengine.services.gallery.folders import RunFolder
 from charengine.wording import slug
 
@@ -176,9 +176,7 @@ def _character(path: Path, folder: RunFolder | None, flow_run: Json | None) -> C
 
 def _named(parameters: Json, run_name: str) -> tuple[str, str]:
     prompt = str(parameters.get("prompt") or "")
-    return str(parameters.get("name") or "") or (
-        name_from_prompt(prompt) if prompt else run_name or "character"
-    ), prompt
+    return str(parameters.get("name") or "") or (usual_name(prompt) if prompt else run_name or "character"), prompt
 
 
 def _state(folder: RunFolder | None, flow_run: Json | None) -> State:

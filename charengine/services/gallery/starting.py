@@ -107,7 +107,7 @@ def check_start(form: StartForm, home: Home, store: Store, characters: Iterable[
     sheet, reference = _sheet(form, store, checked), _reference(form, store, checked)
     name = form.text("name")
     if reference and not name and not form.text("prompt"):
-        name = usual_name("", checked.reference_name)  # in the store it has its digest's name
+        name = usual_name("", reference, file_name=checked.reference_name)  # in the store it has its digest's name
     request = RunRequest(
         prompt=form.text("prompt"),
         name=name,
@@ -273,7 +273,7 @@ def _reference(form: StartForm, store: Store, checked: Checked) -> str:
         looked = take_reference_upload(form.reference, store)
         for problem in looked.problems:
             checked.add("reference", problem)
-        kept, name = looked.kept, form.reference.plain_name
+        kept, name = looked.kept, form.reference.last_name
     else:
         kept = _kept(form.kept_reference, name, "reference", store, checked)
     checked.kept_reference, checked.reference_name = (kept.sha256 if kept else ""), name

@@ -368,6 +368,11 @@ def test_a_picture_alone_starts_a_character_that_is_called_after_its_file(visit:
     assert told["out"] == str(visit.work / "runs" / "tavern-keeper")
 
 
+def test_a_pictures_name_keeps_its_letters_without_their_accents(visit: Visit) -> None:
+    visit.post("/start", {}, reference(doll(), "C:\\Zoë Łuna.png"))
+    assert visit.prefect.started[0]["parameters"]["name"] == "zoe-luna"
+
+
 def test_a_picture_and_a_sentence_are_both_asked_for(visit: Visit) -> None:
     visit.post("/start", GOOD, reference(doll()))
     told = visit.prefect.started[0]["parameters"]
