@@ -204,7 +204,7 @@ def cancel(gallery: Gallery, request: Request, sent: Sent) -> Response:
     """Stop a character that waits or is being made; it saves its state and can be resumed."""
     character = gallery.character(request)
     if character.state in ("waits", "being made") and character.flow_run:
-        gallery.prefect.cancel(character.run_id)
+        gallery.prefect.cancel(character.run_id, force="unheard" in character.flow_run)
     return _to(character)
 
 

@@ -22,6 +22,7 @@ from charengine.services.gallery.folders import Folders
 from charengine.services.gallery.prefect import AGE, Prefect, PrefectAway
 from charengine.services.gallery.reduced import Reduced
 from charengine.services.gallery.tracked import Tracked
+from charengine.services.living import as_it_is
 from charengine.store import Store
 
 HERE = Path(__file__).parent
@@ -72,7 +73,7 @@ class Gallery:
             return kept
         notice = ""
         try:
-            runs = self.prefect.character_runs()
+            runs = [as_it_is(run) for run in self.prefect.character_runs()]
         except (PrefectAway, BadInput) as error:
             runs, notice = [], f"{error}. What is being made now is not shown."
         outs = [out for run in runs if (out := given_folder(run))]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 import re
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from command_line import ROOT
 from gallery_samples import Visit, claimed, made, running
 from run_samples import doll, png
 
@@ -180,6 +185,24 @@ def test_a_stage_says_how_long_it_has_been_made_and_one_that_was_killed_is_not_b
         assert "<b>sheet</b> <span>stopped</span>" in visit.get(visit.address("Now"))
     visit.prefect.runs = [running("Now", "FAILED")]
     assert "<b>sheet</b> <span>failed</span>" in visit.get(visit.address("Now"))
+
+
+def test_a_run_whose_heartbeats_were_lost_is_being_made_while_its_process_is_here(visit: Visit) -> None:
+    [action] = yaml.safe_load((ROOT / "deployments/automations/crash-dead-runs.yaml").read_text())["actions"]
+    run = running("Now", "CRASHED", message=action["message"])
+    with subprocess.Popen([sys.executable, "-c", "input()", "prefect"], stdin=subprocess.PIPE) as process:
+        for pid, host, ended, state in (
+            (process.pid, platform.node(), "2100-01-01T00:00:00Z", "being made"),
+            (process.pid, platform.node(), "2026-01-01T00:00:00Z", "stopped"),  # the number is another process's now
+            (process.pid, "another", "", "stopped"),
+        ):
+            visit.prefect.runs = [{**run, "infrastructure_pid": f"{host}:{pid}", "end_time": ended}]
+            [one] = visit.gallery.characters()[0]
+            assert one.state == state
+            if state == "being made":
+                visit.post(f"{visit.address('Now')}/cancel")
+        process.kill()
+    assert visit.prefect.cancelled == ["run-of-now!"]
 
 
 def test_one_that_was_stopped_links_to_mlflow_and_its_prompt_if_any_begins_another(visit: Visit) -> None:
