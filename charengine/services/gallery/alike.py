@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from charengine.errors import BadInput, EngineError
-from charengine.profiles.loading import load_profile, profile_names, setting_names
+from charengine.errors import EngineError
+from charengine.profiles.loading import load_profile, profile_names
 from charengine.records import Ref, RunRecord
 from charengine.run.handing_over import LENT, keep_picture
 from charengine.services.gallery.characters import Character
 from charengine.services.gallery.served import given_file
 from charengine.services.gallery.settings_form import SHOWN
-from charengine.services.gallery.starting import StartForm
+from charengine.services.gallery.starting import TEXTS, StartForm
 from charengine.store import Store
 
 Json = dict[str, Any]
-ASKED = ("prompt", "seed", "profile", "class_noun", "trigger")
 
 
 def form_like(character: Character, listed: set[str], store: Store) -> tuple[StartForm, list[str]]:
@@ -31,13 +30,12 @@ def form_like(character: Character, listed: set[str], store: Store) -> tuple[Sta
     asked, run = character.parameters, character.folder.run if character.folder else None
     if not asked and run:
         asked = _recorded(run, left)
-    values = {name: str(asked[name]) for name in ASKED if asked.get(name) not in (None, "")}
+    values = {name: str(asked[name]) for name in TEXTS if name != "name" and asked.get(name) not in (None, "")}
     if values.get("profile", "embedded") not in listed:
         values["profile_file"] = values.pop("profile")
     named = {text.partition("=")[0].strip(): text.partition("=")[2] for text in asked.get("overrides") or []}
     values |= {name: value.strip("[] ") for name, value in named.items() if name in SHOWN}
-    more = [f"{name}={value}" for name, value in named.items() if name not in SHOWN]
-    values["more_settings"] = "\n".join(more)
+    values["more_settings"] = "\n".join(f"{name}={value}" for name, value in named.items() if name not in SHOWN)
     form = StartForm(values)
     what, ref = _picture(character, run, store, left)
     if ref and what == "picture":
@@ -48,41 +46,30 @@ def form_like(character: Character, listed: set[str], store: Store) -> tuple[Sta
 
 
 def _recorded(run: RunRecord, left: list[str]) -> Json:
-    """What a record says of how its run was asked for: settings are told from those of the nearest shipped profile."""
+    """What a record says of how its run was asked for: settings are told from those of the profile."""
     left.append(f"trigger {run.trigger} and class noun {run.class_noun}, which may have been given or derived")
-    known, sections = set(setting_names()), run.config.get("profile", {})
-    told = {
-        f"{section}.{key}": value
-        for section, values in sections.items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-    }
-    left += [f"{name}, which is no setting any more" for name in told if name not in known]
-
-    def differing(profile: str) -> list[str]:
-        shipped = load_profile(profile).model_dump(mode="json")
-        own = {name: value for name, value in told.items() if name in known}
-        return [
-            f"{name}={json.dumps(value)}"
-            for name, value in own.items()
-            if shipped[name.partition(".")[0]].get(name.partition(".")[2]) != value
-        ]
-
-    names = [run.profile] if run.profile in profile_names() else profile_names()
-    profile = min(names, key=lambda name: len(differing(name)))
+    profile = run.profile if run.profile in profile_names() else "embedded"
     if profile != run.profile:
         left.append(f"the file of profile {run.profile}, whose settings stand here over those of {profile}")
-    return {"prompt": run.prompt, "seed": run.seed, "profile": profile, "overrides": differing(profile)}
+    flat, usual = _flat(run.config.get("profile", {})), _flat(load_profile(profile).model_dump(mode="json"))
+    left += [f"{name}, which is no setting any more" for name in flat if name not in usual]
+    more = [f"{name}={json.dumps(value)}" for name, value in flat.items() if name in usual and usual[name] != value]
+    return {"prompt": run.prompt, "seed": run.seed, "profile": profile, "overrides": more}
+
+
+def _flat(profile: Json) -> Json:
+    sections = {name: values for name, values in profile.items() if isinstance(values, dict)}
+    return {f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()}
 
 
 def _picture(character: Character, run: RunRecord | None, store: Store, left: list[str]) -> tuple[str, Ref | None]:
     """The picture or sheet that it was given, kept in the store; where its file is gone, as its record has it."""
     what, place = character.given
-    ref: Ref | None = None
-    if run and what != "sheet":
-        what, ref = ("picture", run.sheet.reference) if run.sheet.reference else (what, None)
-    if run and run.sheet.source == "given":
-        what, ref = "sheet", run.sheet.image
+    ref = run.sheet.reference or (run.sheet.image if run.sheet.source == "given" else None) if run else None
+    if character.parameters and not place:
+        return "", None
+    if run and ref:
+        what = "picture" if run.sheet.reference else "sheet"
     try:
         if place.startswith(LENT):
             digest, _, name = place.removeprefix(LENT).partition("/")
@@ -91,7 +78,7 @@ def _picture(character: Character, run: RunRecord | None, store: Store, left: li
             return what, keep_picture(path.read_bytes(), path.name, store)
         if ref:
             store.get(ref)
-    except (OSError, ValueError, BadInput, EngineError):
+    except (OSError, ValueError, EngineError):
         ref = None
     if what and ref is None:
         left.append(f"its {what}, which cannot be read any more{f' at {place}' if place else ''}: choose it again")
