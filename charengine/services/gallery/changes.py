@@ -61,7 +61,7 @@ def _bound(change: Change, gallery: Gallery) -> Callable[[Request], Awaitable[Re
         try:
             return await run_in_threadpool(change, gallery, request, sent)
         except PrefectAway as error:
-            told = f"{error}. Whether it was heard is not known: try again, nothing is done twice"
+            told = f"{error}. Whether it was heard is not known: try again, nothing is done twice."
             return await run_in_threadpool(
                 gallery.message, "Prefect did not answer in time", told, AWAY, request, _text(sent, "once") or "0"
             )
