@@ -20,6 +20,7 @@ from charengine.misspelt import did_you_mean
 MOST_NODES = 100_000  # keys, values and lists of one document, aliases written out
 DEEPEST = 20  # lists and mappings inside each other
 DELIMITERS = ",;\t"
+MOST_TOLD = 100  # mistakes of a table's lines
 NOTHING = ("", "~")  # plain scalars that say that there is no value
 MERGE = "<<"
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -167,8 +168,10 @@ class _Builder:
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
-def read_csv(text: str, source: str, columns: tuple[str, ...], most: int) -> list[dict[str, str]]:
-    """The rows of a table with a header, separated by commas, semicolons or tabs: whichever its header uses.
+def read_csv(
+    text: str, source: str, columns: tuple[str, ...], most: int
+) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+    """The rows of a table with a header, each with its line, and what is wrong with others, with line and column; separated by commas, semicolons or tabs: whichever its header uses.
 
     Empty columns behind the last named one and rows without any value are what spreadsheets leave; they are passed over.
 
@@ -179,7 +182,7 @@ def read_csv(text: str, source: str, columns: tuple[str, ...], most: int) -> lis
         most: rows; reading stops at one more.
 
     Raises:
-        ConfigError: everything wrong with the table, each with its line and column.
+        ConfigError: nothing in it can be read.
     """
     lines = [(number, line) for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1) if line.strip()]
     said = re.fullmatch(r"sep=(.)", lines[0][1].strip("\r\n ")) if lines else None  # written by spreadsheets
@@ -195,25 +198,25 @@ def read_csv(text: str, source: str, columns: tuple[str, ...], most: int) -> lis
     header = [name.strip().lower() for name in _cells(*lines[0], delimiter, [], source, problems)]
     header = header[: _filled(header)]
     problems += _header_problems(header, columns, f"{source}, line {lines[0][0]}")
-    rows: list[dict[str, str]] = []
+    rows: list[tuple[int, dict[str, str]]] = []
     for number, line in lines[1:]:
-        if problems and not rows and len(problems) > 20:
+        if len(problems) > MOST_TOLD:
+            problems.append(f"{source}: what stands behind line {number - 1} was not read after so many mistakes")
             break
         cells = _cells(number, line, delimiter, header, source, problems)
-        if cells and not _filled(cells):
-            continue
         cells = cells[: max(len(header), _filled(cells))]
-        if cells and len(cells) != len(header):
+        if not _filled(cells):
+            continue
+        if len(cells) != len(header):
             problems.append(
                 f"{source}, line {number}: {len(cells)} fields, the header has {len(header)} ({', '.join(header)}); "
                 f"put a field that holds {delimiter!r} in double quotes"
             )
-        rows.append(dict(zip(header, cells, strict=False)))
+            continue
+        rows.append((number, {name: cell for name, cell in zip(header, cells, strict=True) if name in columns}))
         if len(rows) > most:
             break
-    if problems:
-        raise ConfigError(problems)
-    return rows
+    return rows, problems
 
 
 def _filled(cells: list[str]) -> int:

@@ -7,6 +7,7 @@ as it is, and into file names only through `file_stem`.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what a terminal obeys, and bytes that were no UTF-8
@@ -17,6 +18,10 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}", re.ASCII)
 TRIGGER_PATTERN = re.compile(r"[a-z][a-z0-9]{2,23}", re.ASCII)
 NOUN_PATTERN = re.compile(rf"[^\W_](?:[\w '’.()&-]{{0,{LONGEST_NOUN - 2}}}[\w.)])?")
 _UNFIT = frozenset('/\\<>:"|?*{}')  # separators, what file systems refuse, and the braces of prompt templates
+_PLAIN: dict[int, int | str] = {
+    **str.maketrans("øØłŁđĐðÐıħĦ", "oOlLdDdDihH"),
+    **dict(zip(map(ord, "ßẞæÆœŒþÞ"), ("ss", "SS", "ae", "AE", "oe", "OE", "th", "TH"), strict=True)),
+}
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)  # no file may be called so on Windows
 
 
@@ -35,7 +40,8 @@ def name_problem(text: str) -> str:
     """What is wrong with a character's name; empty when nothing is."""
     if NAME_PATTERN.fullmatch(text):
         return ""
-    return f"name {text[:80]!r} is not allowed: use 1-64 letters, digits, spaces, '_' or '-', starting with a letter or digit"
+    fits = f", such as {plain!r}" if NAME_PATTERN.fullmatch(plain := unaccented(text)) else ""
+    return f"name {text[:80]!r} is not allowed: use 1-64 letters a to z, digits, spaces, '_' or '-', starting with a letter or digit{fits}"
 
 
 def trigger_problem(text: str) -> str:
@@ -66,6 +72,16 @@ def phrase_problem(text: str) -> str:
     )
 
 
+def unaccented(text: str) -> str:
+    """Latin letters without what is above, below or across them: Zoë is Zoe, Søren Soren, ß ss; others as they are."""
+    return unmarked(text.translate(_PLAIN))
+
+
+def unmarked(text: str) -> str:
+    """Letters without the marks that Unicode can take off."""
+    return "".join(mark for mark in unicodedata.normalize("NFKD", text) if not unicodedata.combining(mark))
+
+
 def file_stem(text: str, otherwise: str = "adapter") -> str:
     """The text as a file name without its ending: letters, digits, '-' and '_' of ASCII alone, at most 64; never a path."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-")[:64]
@@ -74,7 +90,7 @@ def file_stem(text: str, otherwise: str = "adapter") -> str:
 
 def slug(name: str) -> str:
     """Lower-case letters, digits and dashes only, as Prefect's artifact keys and MLflow's model names want it, and every folder takes it."""
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "character"
+    plain = re.sub(r"[^a-z0-9]+", "-", unaccented(name).lower()).strip("-") or "character"
     return f"{plain}-1" if is_device(plain) else plain
 
 

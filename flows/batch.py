@@ -22,7 +22,7 @@ from charengine.machine.shared import shared_store
 from charengine.records import RunResult
 from charengine.run import folder
 from charengine.run.budget import MOST_HOURS, QUEUES, Budget, not_begun_said, queue_of
-from charengine.run.cast import MAX_CAST, check_cast, check_each, read_cast
+from charengine.run.cast import MAX_CAST, check_cast, read_cast
 from charengine.run.handing_over import fetch, for_any_machine
 from charengine.run.inbox import Inbox, opened
 from charengine.run.request import RunRequest
@@ -96,8 +96,12 @@ def _batch(
         if inbox:
             with opened(find_home(), *how) as box:
                 return _make(box.requests, queue, batch_id, budget, box)
-        requests = check_cast(characters, "cast", *how) if characters else read_cast(in_work_folder(file), *how)
-        check_each(requests, "cast" if characters else Path(file).name, find_home())
+        home = find_home()
+        requests = (
+            check_cast(characters, "cast", *how, home=home)
+            if characters
+            else read_cast(in_work_folder(file), *how, home=home)
+        )
     except EngineError as error:
         return failed_state(error, "batch")
     return _make(requests, queue, batch_id, budget)

@@ -69,7 +69,7 @@ StageName = Annotated[str, Field(json_schema_extra={"enum": [*STAGES]})]
 def run_name() -> str:
     """The character's name, also when it is taken from the prompt or from a picture's file."""
     given = runtime.flow_run.parameters
-    return str(given.get("name") or usual_name(str(given.get("prompt", "")), str(given.get("reference", ""))))
+    return str(given.get("name") or usual_name(*(str(given.get(key, "")) for key in ("prompt", "reference", "out"))))
 
 
 @flow(name="character", flow_run_name=run_name, validate_parameters=True, persist_result=False)
@@ -106,7 +106,7 @@ def character(
     request = RunRequest(
         prompt, name, class_noun, trigger, seed, profile, tuple(overrides), sheet, out, tuple(refresh), reference
     )
-    name = name or usual_name(prompt, reference)
+    name = name or usual_name(prompt, reference, out)
     try:
         with showing(name, prompt) as page:
             run, workspace = _prepared.get() or _prepare(request)

@@ -14,6 +14,7 @@ from uuid import UUID
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.logging.handlers import APILogHandler
 
 from charengine.stage import Progress
 
@@ -25,10 +26,18 @@ STILL = 1.5  # seconds after which what goes on between two steps is news itself
 LAST_SECONDS = 10.0  # that the end of a run waits for its page
 
 
+def _goes_on(record: logging.LogRecord | None = None) -> bool:
+    """Whether this process is not ending: then Prefect takes no lines any more, and each of a late thread was a traceback."""
+    return not getattr(threading, "_SHUTTING_DOWN", False)
+
+
 class LiveArtifact:
     """An artifact that is made once and then changed over one connection: a new client costs ten times what a call does."""
 
     def __init__(self) -> None:
+        for handler in logging.getLogger("charengine").handlers:
+            if isinstance(handler, APILogHandler):
+                handler.addFilter(_goes_on)
         self._id: UUID | None = None
         self._client: SyncPrefectClient | None = None
 
@@ -243,6 +252,6 @@ def _duration(seconds: float) -> str:
 
 
 def _warn_once(warned: bool, error: Exception) -> bool:
-    if not warned:
+    if not warned and _goes_on():
         log.warning("Prefect's page is not kept up to date (%s)", (str(error).splitlines() or [""])[0][:200])
     return True

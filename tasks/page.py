@@ -97,7 +97,7 @@ class CharacterPage:
 
     def _links(self, tracker: Tracker) -> list[str]:
         served = {
-            "Download the adapter": tracker.adapter_url,
+            "Download the adapter (.safetensors)": tracker.adapter_url,
             "Report": tracker.picture_url("report/report.html") if self._run else "",
             "The run in MLflow": tracker.url,
             "Strength against identity and adherence": tracker.strengths_url,

@@ -59,8 +59,8 @@ class MadeUpPrefect(Prefect):
             self.started.append({"flow": flow, "parameters": parameters, "name": name, "once": once, "queue": queue})
         return "an-id"
 
-    def cancel(self, run_id: str) -> None:
-        self.cancelled.append(run_id)
+    def cancel(self, run_id: str, *, force: bool = False) -> None:
+        self.cancelled.append(f"{run_id}!" if force else run_id)
 
     def _answer(self) -> None:
         if self.away:

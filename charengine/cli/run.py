@@ -150,7 +150,7 @@ def batch(
 ) -> None:
     """Make a whole cast; a character that fails never stops the others. Exit status 4 when any failed."""
     from charengine.run.budget import Budget, queue_of
-    from charengine.run.cast import check_each, read_cast
+    from charengine.run.cast import read_cast
     from charengine.services.prefect_server import reach_prefect
 
     listen(quiet=as_json)
@@ -160,8 +160,7 @@ def batch(
     how: dict[str, Any] = {"workers": workers, "priority": priority}
     how |= {"max_hours": max_hours, "max_characters": max_characters}
     if cast and not inbox:
-        requests = read_cast(cast, profile, tuple(settings), out)
-        check_each(requests, cast.name, home)
+        requests = read_cast(cast, profile, tuple(settings), out, home)
         how |= {"characters": [request.as_parameters() for request in requests]}
     elif inbox and not cast and not out:
         how |= {"inbox": True, "profile": profile, "overrides": settings}

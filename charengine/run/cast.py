@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections import Counter
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,8 +28,25 @@ SECTIONS = ("characters", "defaults")
 COLUMNS = tuple(field.name for field in fields(RunRequest))
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A character of a cast: where it stands, what was asked for, and what is wrong with how that is written."""
+
+    place: str
+    request: RunRequest
+    problems: list[str]
+
+    def says(self, field: str) -> bool:
+        """Whether something is said of a field: one that cannot be read seems empty to its run."""
+        return field in map(_field, self.problems)
+
+
 def read_cast(
-    path: Path, profile: str = "embedded", overrides: tuple[str, ...] = (), out: str = ""
+    path: Path,
+    profile: str = "embedded",
+    overrides: tuple[str, ...] = (),
+    out: str = "",
+    home: Home | None = None,
 ) -> list[RunRequest]:
     """The characters of a cast file; an entry's own profile, settings and folder win over the ones given.
 
@@ -39,11 +56,26 @@ def read_cast(
 
     Every field is text, as it was written: a character may be called no, 007 or Null.
 
+    With a home, every character is checked as its run will check it.
+
     Raises:
-        ConfigError: everything wrong with the file, one line each.
+        ConfigError: everything wrong with the file, one line each, with its line in a table.
     """
-    entries, defaults = _read(path)
-    return check_cast([{**defaults, **entry} for entry in entries], path.name, profile, overrides, out)
+    entries, problems = read_entries(path, profile, overrides, out)
+    return _sound(entries, problems, path.name, home)
+
+
+def read_entries(
+    path: Path, profile: str = "embedded", overrides: tuple[str, ...] = (), out: str = ""
+) -> tuple[list[Entry], list[str]]:
+    """The same, each with what is wrong with it, and what is wrong with the file.
+
+    Raises:
+        BadInput: nothing in it can be read.
+    """
+    rows, defaults, problems = _read(path)
+    rows = [(place, {**defaults, **row}) for place, row in rows]
+    return _entries(rows, problems, path.name, (profile, overrides, out))
 
 
 def check_cast(
@@ -52,50 +84,77 @@ def check_cast(
     profile: str = "embedded",
     overrides: tuple[str, ...] = (),
     out: str = "",
+    home: Home | None = None,
+    lines: Sequence[int] = (),
 ) -> list[RunRequest]:
     """Entries as requests, each with a name and a folder of its own.
 
+    Args:
+        entries: with the fields of a request.
+        source: where they came from.
+        lines: of the entries in it; empty: they are counted. The others are `read_cast`'s.
+
     Raises:
-        ConfigError: everything wrong with them, one line each; `source` says where they came from.
+        ConfigError: everything wrong with them, one line each.
     """
-    if not 0 < len(entries) <= MAX_CAST:
-        raise BadInput(f"{source} has {len(entries)} characters; 1 to {MAX_CAST} are taken at once")
-    problems: list[str] = []
-    requests = [
-        _request({"profile": profile, **entry}, index, overrides, problems)
-        for index, entry in enumerate(entries, start=1)
-    ]
-    problems += _doubled(requests)
-    if problems:
-        raise ConfigError([f"{source}: {problem}" for problem in problems])
+    places = [f"line {line}" for line in lines] or _counted(entries)
+    found = _entries(list(zip(places, entries, strict=True)), [], source, (profile, overrides, out))
+    return _sound(*found, source, home)
+
+
+def _counted(entries: Sequence[Any]) -> list[str]:
+    return [f"entry {number}" for number in range(1, len(entries) + 1)]
+
+
+def _field(problem: str) -> str:
+    return re.split(r"[:\s]", problem, maxsplit=1)[0]
+
+
+def _sound(entries: list[Entry], problems: list[str], source: str, home: Home | None) -> list[RunRequest]:
+    told = [*problems]
+    for entry in entries:
+        found = list(entry.problems)
+        if home:
+            try:
+                check(entry.request, home)
+            except ConfigError as error:
+                found += [problem for problem in error.problems if not entry.says(_field(problem))]
+        told += [f"{source}, {entry.place} ({entry.request.name}): {problem}" for problem in found]
+    if told:
+        raise ConfigError(told)
+    return [entry.request for entry in entries]
+
+
+def _entries(
+    rows: list[tuple[str, Any]], problems: list[str], source: str, how: tuple[str, tuple[str, ...], str]
+) -> tuple[list[Entry], list[str]]:
+    if len(rows) > MAX_CAST or not (rows or problems):
+        raise BadInput(f"{source} has {len(rows)} characters; 1 to {MAX_CAST} are taken at once")
+    profile, overrides, out = how
+    entries = []
+    for place, row in rows:
+        wrong: list[str] = []
+        entries.append(Entry(place, _request({"profile": profile, **row}, overrides, out or "runs", wrong), wrong))
+    problems = [*problems, *(f"{source}: {problem}" for problem in _doubled(entries))]
+    if problems:  # none starts, so none needs a folder
+        return entries, problems
     folder, made = in_work_folder(out or "runs"), []
-    taken = {place for request in requests if request.out for place in _places(request)}
-    for request in requests:
-        made.append(request if request.out else replace(request, out=str(_own(folder, request, taken))))
-        taken.add(Path(made[-1].out))
-    return made
-
-
-def check_each(requests: list[RunRequest], source: str, home: Home) -> None:
-    """Every character as its run will check it, before the first is made.
-
-    Raises:
-        ConfigError: everything that is wrong with them, one line each.
-    """
-    problems: list[str] = []
-    for request in requests:
-        try:
-            check(request, home)
-        except ConfigError as error:
-            problems += [f"{source}: {request.name}: {problem}" for problem in error.problems]
-    if problems:
-        raise ConfigError(problems)
+    taken = {place for entry in entries if entry.request.out for place in _places(entry.request)}
+    for entry in entries:
+        if not entry.request.out:
+            entry = replace(entry, request=replace(entry.request, out=str(_own(folder, entry.request, taken))))
+        made.append(entry)
+        taken.add(Path(entry.request.out))
+    return made, problems
 
 
 def _places(request: RunRequest) -> tuple[Path, Path]:
     """The folder that an entry names, as it is written and without links and dots."""
     place = in_work_folder(request.out)
-    return place, files.real(place)
+    try:
+        return place, files.real(place)
+    except BadInput:  # its own check says so
+        return place, place
 
 
 def _own(folder: Path, request: RunRequest, taken: set[Path]) -> Path:
@@ -107,33 +166,37 @@ def _own(folder: Path, request: RunRequest, taken: set[Path]) -> Path:
     return free
 
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _read(path: Path) -> tuple[list[tuple[str, Any]], dict[str, Any], list[str]]:
+    """Entries with their places, what holds for all of them, and what is wrong with the file."""
     suffix = path.suffix.lower()
     if suffix not in CASTS:
         raise BadInput(f"{path}: a cast is a .yaml, .yml or .csv file (.tsv with tabs)")
     text = files.read_text(path, "cast")
     if suffix in (".csv", ".tsv"):
-        return list(read_csv(text, path.name, COLUMNS, MAX_CAST)), {}
+        rows, problems = read_csv(text, path.name, COLUMNS, MAX_CAST)
+        told = not problems or (rows and rows[0][1].keys() & {"prompt", "reference"})  # else each row would lack them
+        return [(f"line {number}", row) for number, row in rows] if told else [], {}, problems
     return _read_yaml(path, text)
 
 
-def _read_yaml(path: Path, text: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _read_yaml(path: Path, text: str) -> tuple[list[tuple[str, Any]], dict[str, Any], list[str]]:
     data = read_yaml(text, path.name)
     defaults = data.get("defaults") or {} if isinstance(data, dict) else {}
     entries = data.get("characters") if isinstance(data, dict) else data
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in [defaults, *entries]):
         raise BadInput(f"{path}: write a list of characters, each with at least a prompt (see deployments/samples)")
+    problems = []
     if isinstance(data, dict) and (unknown := [key for key in data if key not in SECTIONS]):
         wrong = ", ".join(f"{key[:80]} (got {shown_value(data[key])})" for key in unknown[:5])
-        raise BadInput(
-            f"{path}: no such section: {wrong}; sections are {' and '.join(SECTIONS)}{did_you_mean(unknown[0], SECTIONS)}"
+        problems.append(
+            f"{path.name}: no such section: {wrong}; sections are {' and '.join(SECTIONS)}{did_you_mean(unknown[0], SECTIONS)}"
         )
-    return entries, defaults
+    return list(zip(_counted(entries), entries, strict=True)), defaults, problems
 
 
-def _request(entry: dict[str, Any], index: int, overrides: tuple[str, ...], problems: list[str]) -> RunRequest:
+def _request(entry: dict[str, Any], overrides: tuple[str, ...], within: str, problems: list[str]) -> RunRequest:
     problems += [
-        f"entry {index}: no such field: {str(key)[:80]} (got {shown_value(value)}); "
+        f"no such field: {str(key)[:80]} (got {shown_value(value)}); "
         f"fields are {', '.join(COLUMNS)}{did_you_mean(str(key), COLUMNS)}"
         for key, value in entry.items()
         if key not in COLUMNS
@@ -144,22 +207,22 @@ def _request(entry: dict[str, Any], index: int, overrides: tuple[str, ...], prob
         if key in ("overrides", "refresh", "seed"):
             continue
         if isinstance(value, list | dict):
-            problems.append(
-                f"entry {index}: {key} must be text, got a {'list' if isinstance(value, list) else 'section'}"
-            )
+            problems.append(f"{key} must be text, got a {'list' if isinstance(value, list) else 'section'}")
         else:
             text[key] = str(value)
     if not text.get("prompt") and "prompt" not in known and not text.get("reference"):
         problems.append(
-            f"entry {index}: prompt is missing; describe the character in one sentence, or name a picture of it in reference"
+            "prompt is missing; describe the character in one sentence, or name a picture of it in reference"
         )
     request = RunRequest(
         **{"prompt": "", **text},
-        seed=_seed(known.get("seed", 42), index, problems),
-        overrides=(*overrides, *_several(known.get("overrides"), "overrides", index, problems)),
-        refresh=_several(known.get("refresh"), "refresh", index, problems),
+        seed=_seed(known.get("seed", 42), problems),
+        overrides=(*overrides, *_several(known.get("overrides"), "overrides", problems)),
+        refresh=_several(known.get("refresh"), "refresh", problems),
     )
-    return request if request.name else replace(request, name=usual_name(request.prompt, request.reference))
+    if request.name:
+        return request
+    return replace(request, name=usual_name(request.prompt, request.reference, request.out, within))
 
 
 def _is_nothing(key: str, value: Any) -> bool:
@@ -167,44 +230,50 @@ def _is_nothing(key: str, value: Any) -> bool:
     return value in (None, "") or (value in ("null", "Null", "NULL") and key != "name")
 
 
-def _seed(value: Any, index: int, problems: list[str]) -> int:
+def _seed(value: Any, problems: list[str]) -> int:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if whole or (isinstance(value, str) and WHOLE.fullmatch(value.strip())):
         return int(value)
-    problems.append(f"entry {index}: seed must be a whole number, got {str(value)[:80]!r}")
+    problems.append(f"seed must be a whole number, got {str(value)[:80]!r}")
     return 42
 
 
-def _several(value: Any, key: str, index: int, problems: list[str]) -> tuple[str, ...]:
+def _several(value: Any, key: str, problems: list[str]) -> tuple[str, ...]:
     if isinstance(value, list):
         if not all(isinstance(item, str | int | float) for item in value):
-            problems.append(f"entry {index}: {key} must be a list of texts, e.g. [train.steps=800]")
+            problems.append(f"{key} must be a list of texts, e.g. [train.steps=800]")
             return ()
         return tuple(str(item) for item in value)
     if isinstance(value, dict):
-        problems.append(f"entry {index}: {key} must be a list of texts, e.g. [train.steps=800], got a section")
+        problems.append(f"{key} must be a list of texts, e.g. [train.steps=800], got a section")
         return ()
     return tuple(part.strip() for part in str(value or "").split(";") if part.strip())
 
 
-def _doubled(requests: list[RunRequest]) -> list[str]:
-    names = [slug(request.name) for request in requests]
-    outs = [str(_places(request)[1]) for request in requests if request.out]
-    alike = [unicodedata.normalize("NFC", out).casefold() for out in outs]  # one folder on Windows and macOS
-    counted = Counter(alike)
+def _doubled(entries: list[Entry]) -> list[str]:
+    given = [(entry.place, str(_places(entry.request)[1])) for entry in entries if entry.request.out]
+    named = [(entry.place, slug(entry.request.name)) for entry in entries if entry.request.name]
+    alike = [unicodedata.normalize("NFC", out).casefold() for _, out in given]  # one folder on Windows and macOS
     inner = [
-        out
-        for out, one in zip(outs, alike, strict=True)
-        if {str(above) for above in PurePath(one).parents} & counted.keys()
+        f"out {out!r} ({place}) lies in another character's folder; give it a place beside that"
+        for (place, out), one in zip(given, alike, strict=True)
+        if {str(above) for above in PurePath(one).parents} & set(alike)
     ]
     return [
-        *(
-            f"name {name!r} is used twice; names make the folders"
-            for name in sorted({n for n in names if names.count(n) > 1})
-        ),
-        *(
-            f"out {out!r} is used twice; give each character a folder of its own"
-            for out in sorted({o for o, one in zip(outs, alike, strict=True) if counted[one] > 1})
-        ),
-        *(f"out {out!r} lies in another character's folder; give it a place beside that" for out in inner),
+        *_twice("name", named, [name for _, name in named], "names make the folders"),
+        *_twice("out", given, alike, "give each character a folder of its own"),
+        *inner,
+    ]
+
+
+def _twice(what: str, given: list[tuple[str, str]], alike: list[str], why: str) -> list[str]:
+    """A line for each value that stands more than once, with its places."""
+    places: dict[str, list[str]] = {}
+    for (place, _), one in zip(given, alike, strict=True):
+        places.setdefault(one, []).append(place)
+    last = {one: value for (_, value), one in zip(given, alike, strict=True)}
+    return [
+        f"{what} {last[one]!r} is used twice, in {' and '.join(found[:5])}; {why}"
+        for one, found in sorted(places.items())
+        if len(found) > 1
     ]

@@ -18,7 +18,7 @@ from charengine.machine.home import Home, in_work_folder
 from charengine.machine.locks import single_flight_at_home
 from charengine.machine.shared import open_store
 from charengine.pictures import picture_problems
-from charengine.run.cast import CASTS, MAX_CAST, check_cast, check_each, read_cast
+from charengine.run.cast import CASTS, MAX_CAST, check_cast, read_cast
 from charengine.run.claim import numbered
 from charengine.run.handing_over import found, keep_picture, lent_as
 from charengine.run.request import RunRequest, check, usual_name
@@ -78,7 +78,6 @@ class Inbox:
             stamp, mine = files.stamp(path), self._requests(path)
             if len(self.requests) + len(mine) > MAX_CAST:
                 return  # the next batch takes it
-            check_each(mine, path.name, self._home)
             _check_apart(mine, self.requests)
         except EngineError as error:
             self.refused.append((file_stem(path.name, "file"), str(error)))
@@ -92,17 +91,19 @@ class Inbox:
         if files.is_link(path) or not files.is_file(path):
             raise BadInput("not a plain file: put the file itself into the inbox")
         if ending in CASTS:
-            return read_cast(path, *self._how)
+            return read_cast(path, *self._how, home=self._home)
         if ending in PICTURES:
             if problems := picture_problems(path, "picture"):
                 raise ConfigError(problems)
             store = open_store(self._home)  # the run may look at it when the file is put away
             ref = keep_picture(files.asked(path, path.read_bytes), file_stem(path.stem, "picture") + ending, store)
             reference = str(store.path(ref) or found(lent_as(ref), store))
-            return check_cast([{"name": usual_name("", path.name), "reference": reference}], path.name, *self._how)
+            entry = {"name": usual_name("", reference, file_name=path.name), "reference": reference}
+            return check_cast([entry], path.name, *self._how, home=self._home)
         if ending in SENTENCES:
-            lines = files.read_text(path).splitlines()
-            return check_cast([{"prompt": line} for line in lines if line.strip()], path.name, *self._how)
+            lines = {at: text for at, text in enumerate(files.read_text(path).splitlines(), 1) if text.strip()}
+            entries = [{"prompt": text} for text in lines.values()]
+            return check_cast(entries, path.name, *self._how, home=self._home, lines=[*lines])
         allowed = ", ".join((*CASTS, *PICTURES, *SENTENCES))
         raise BadInput(f"got {ending or 'a name without ending'}; allowed are {allowed}")
 

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import tempfile
-import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +23,11 @@ from charengine.machine.home import Home, find_home, in_work_folder
 from charengine.misspelt import did_you_mean
 from charengine.mistakes import explain
 from charengine.pictures import picture_problems
-from charengine.run.claim import free_folder, others_run
+from charengine.run.claim import free_folder, identity_of, others_run, owner_of
 from charengine.run.keys import path_digest
 from charengine.run.paths import absolute_file, absolute_override, absolute_profile, profile_as_named
 from charengine.run.starting_files import starting_problems
-from charengine.wording import CONTROL, shows, slug
+from charengine.wording import CONTROL, file_stem, shows, slug, unaccented, unmarked
 
 SHEET, REFERENCE = "--sheet", "--reference"
 STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
@@ -175,7 +174,10 @@ def name_from_prompt(prompt: str) -> str:
     Accents are dropped. Where letters of other scripts are left out, a short number made from the prompt stands for them, so that
     two prompts do not share one name.
     """
-    plain = "".join(mark for mark in unicodedata.normalize("NFKD", prompt.lower()) if not unicodedata.combining(mark))
+    return _name(prompt, unaccented(prompt.lower()))
+
+
+def _name(prompt: str, plain: str) -> str:
     words = [word for word in re.findall(r"[a-z0-9]+", plain) if word not in _FILLER]
     name = "-".join(words[:3])[:40].strip("-") or "character"
     if any(mark.isalnum() and not mark.isascii() for mark in plain):
@@ -183,16 +185,43 @@ def name_from_prompt(prompt: str) -> str:
     return name
 
 
-def usual_name(prompt: str, reference: str = "") -> str:
-    """The name of a character that is given none: from its prompt, else from its picture's file."""
-    return name_from_prompt(prompt if prompt.strip() or not reference else Path(reference).stem)
+def usual_name(prompt: str, reference: str = "", out: str = "", within: str = "runs", file_name: str = "") -> str:
+    """The name of a character that is given none: from its prompt, else from its picture's file.
+
+    Letters such as ø and, of files that a page was sent, every accent used to be left out: where a folder has that name for this
+    character, it stays.
+
+    Args:
+        prompt: may be empty with a picture.
+        reference: its file.
+        out: the run's folder.
+        within: the folder of that, where it is not given.
+        file_name: that the picture's file was sent with.
+    """
+    unsaid = bool(reference or file_name) and not prompt.strip()
+    said = Path(file_name or reference).stem if unsaid else prompt
+    name = name_from_prompt(said)
+    earlier = [_name(said, unmarked(said.lower())), *([name_from_prompt(file_stem(said, "upload"))] if unsaid else [])]
+    for before in earlier:
+        with suppress(BadInput):
+            if before != name:
+                asked = _picture_prompt(in_work_folder(reference)) if unsaid else prompt
+                place = free_folder(in_work_folder(out or f"{within}/{slug(before)}"), before, asked)
+                if owner_of(place) == identity_of(before, asked):
+                    return before
+    return name
+
+
+def _picture_prompt(picture: Path) -> str:
+    """Stands for what only a picture says."""
+    return f"picture {path_digest(picture)[:16]}"
 
 
 def _character(request: RunRequest, unsaid: Path | None, problems: list[str]) -> Character | None:
     """The character; `unsaid` is the picture that alone says what it looks like."""
     fields = {
-        "name": request.name or usual_name(str(request.prompt), request.reference),
-        "prompt": f"picture {path_digest(unsaid)[:16]}" if unsaid else request.prompt,
+        "name": request.name or usual_name(str(request.prompt), request.reference, request.out),
+        "prompt": _picture_prompt(unsaid) if unsaid else request.prompt,
         "class_noun": request.class_noun,
         "trigger": request.trigger,
         "seed": request.seed,

@@ -22,6 +22,7 @@ from charengine.machine.shared import STORE, check_locks, open_store, shared_sto
 from charengine.services.admission import refusal_of_mlflow, refusal_of_prefect
 from charengine.services.children import Children
 from charengine.services.delivery import Delivery
+from charengine.services.living import runs_a_flow
 from charengine.services.prefect_api import crash_runs_of
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Workers:
     def _crash_left_runs(self) -> None:
         """What Prefect believes to run here has no process any more: no worker of this home is there."""
         try:
-            if left := crash_runs_of(os.environ["PREFECT_API_URL"].rstrip("/"), platform.node(), _runs_a_flow):
+            if left := crash_runs_of(os.environ["PREFECT_API_URL"].rstrip("/"), platform.node(), runs_a_flow):
                 log.warning("%d runs of this machine have no process any more; they are marked as crashed", left)
         except OSError as error:
             log.warning("runs that this machine left could not be marked as crashed (%s); Prefect notices", error)
@@ -217,14 +218,3 @@ def _worker(pool: str, name: str, limit: int) -> list[object]:
 
 def _health(address: str) -> str:
     return f"{address.rstrip('/')}/health"
-
-
-def _runs_a_flow(pid: int) -> bool:
-    """Whether a process of this machine is one of a flow: process ids come again."""
-    import psutil
-
-    try:
-        line = " ".join(psutil.Process(pid).cmdline())
-    except psutil.Error:
-        return False
-    return "prefect" in line or "deployments.standby" in line

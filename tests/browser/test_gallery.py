@@ -178,7 +178,7 @@ def test_a_character_is_made_from_one_picture(site: Site, page: Page) -> None:
     page.until(f"{BADGE} === 'made'", PATIENCE)
     broken = "[...document.images].filter((one) => one.complete && !one.naturalWidth).map((one) => one.src)"
     assert page.run(broken) == [] and page.run(f"{given} !== null")
-    assert page.run("document.querySelector('a[download]').textContent") == "Download the adapter"
+    assert page.run("document.querySelector('a[download]').textContent") == "Download the adapter (.zip)"
 
 
 @needs_chromium

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from run_samples import sample_dataset
+from run_samples import doll, png, sample_dataset
 
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home
 from charengine.run.cast import check_cast
 from charengine.run.claim import CLAIM, claim, claimed
 from charengine.run.folder import take_edits, write_dataset
-from charengine.run.request import CheckedRun, RunRequest, check, name_from_prompt
+from charengine.run.request import CheckedRun, RunRequest, check, name_from_prompt, usual_name
 from charengine.store import Store
 
 COAT, DRESS = "an orc woman in a blue coat", "an orc woman in a blue dress with a lantern"
@@ -127,10 +128,36 @@ def test_one_stage_alone_may_write_beside_another_run(work: Path) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "name"),
-    [("an orc woman in blue", "orc-woman-blue"), ("une sorcière âgée", "une-sorciere-agee"), ("???", "character")],
+    [
+        ("an orc woman in blue", "orc-woman-blue"),
+        ("une sorcière âgée", "une-sorciere-agee"),
+        ("???", "character"),
+        ("Zoë Müller, Straße", "zoe-muller-strasse"),
+        ("SØREN and Łukasz", "soren-lukasz"),
+    ],
 )
 def test_a_name_comes_from_the_prompt(prompt: str, name: str) -> None:
     assert name_from_prompt(prompt) == name
+
+
+def test_a_folder_that_was_named_without_such_letters_goes_on_being_found(work: Path) -> None:
+    prompt, picture = "Søren, a smith", work / "Zoë.png"
+    picture.write_bytes(png(doll()))
+    before = f"s-ren-smith-{hashlib.sha256(prompt.encode()).hexdigest()[:6]}"
+    assert usual_name(prompt) == "soren-smith" and usual_name("", str(picture)) == "zoe"
+    claim(checked(prompt, name=before))
+    assert checked(prompt).out.name == before and usual_name("Søren, a smith in red") == "soren-smith-red"
+    [entry] = check_cast([{"prompt": prompt}])
+    assert entry.out == str(work / "runs" / before)
+    claim(checked("", name="zo", reference=str(picture)))
+    assert usual_name("", str(picture)) == "zo"
+    picture.write_bytes(png(doll((200, 300))))
+    assert usual_name("", str(picture)) == "zoe"
+
+
+def test_a_name_with_accents_is_told_as_it_may_be_written(work: Path) -> None:
+    with pytest.raises(ConfigError, match="letters a to z.*, such as 'Zoe'"):
+        checked(COAT, name="Zoë")
 
 
 def test_prompts_in_other_scripts_have_names_of_their_own() -> None:

@@ -105,7 +105,7 @@ def test_every_character_of_a_cast_is_checked_before_the_first_is_made(cli: Char
     )
     done = cli("batch", "cast.yaml")
     assert done.returncode == 2
-    assert "cast.yaml: B: train.rank" in done.stderr
+    assert "cast.yaml, entry 2 (B): train.rank" in done.stderr
     assert "'C/D' is not allowed" in done.stderr and "nowhere.png" in done.stderr
     assert not (tmp_path / "runs").exists()
 

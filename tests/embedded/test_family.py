@@ -240,7 +240,7 @@ def test_trained_weights_and_latent_statistics_arrive_in_the_folders(tmp_path):
     save_file(tensors, made / "sdxl_text_encoder.safetensors")
     (made / "sdxl_vae.json").write_text(json.dumps({"mean": [0.0], "std": [4.0]}))
     (made / "qwen_vae.json").write_text(json.dumps({"mean": [0.5] * 16, "std": [2.0] * 16}))
-    steps = [{"step": step} for step in range(100, 1300, 100)]
+    steps = [{"step": step, "progress": 0.5} for step in range(100, 1300, 100)]
     (made / "sheets.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in (*steps, {"event": "done"})))
     assert len(pack(made, packed)) <= 7
     unpack(packed, weights, tiny=True)

@@ -53,16 +53,18 @@ def test_all_mistakes_of_a_cast_are_reported_together(tmp_path: Path) -> None:
         read_cast(tmp_path / "a.yaml")
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 4
-    assert "entry 1: no such field: colour" in text and "entry 2: seed" in text
-    assert "entry 3: prompt is missing" in text and "'aya' is used twice" in text
+    assert "a.yaml, entry 1 (Aya): no such field: colour" in text and "entry 2 (aya): seed" in text
+    assert "entry 3 (Bea): prompt is missing" in text and "'aya' is used twice, in entry 1 and entry 2" in text
 
 
 def test_two_characters_cannot_share_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("- {name: A, prompt: an orc, out: x}\n- {name: B, prompt: an elf, out: x}\n")
-    with pytest.raises(ConfigError, match="x' is used twice; give each character a folder of its own"):
+    with pytest.raises(
+        ConfigError, match="x' is used twice, in entry 1 and entry 2; give each character a folder of its own"
+    ):
         read_cast(tmp_path / "a.yaml")
     for outs, told in (
-        (("x/run", "x/run/dataset"), "x/run/dataset' lies in another character's folder"),
+        (("x/run", "x/run/dataset"), "x/run/dataset' .entry 2. lies in another character's folder"),
         (("x/run", "x/Run/b"), "lies in another"),
         (("x/Run", "x/run"), "run' is used twice"),
         (("caf\u00e9", "cafe\u0301"), "is used twice"),

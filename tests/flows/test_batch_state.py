@@ -102,8 +102,8 @@ def test_a_mistake_of_one_character_is_told_before_the_first_is_made(
     with pytest.raises(ConfigError) as caught:
         state.result()
     rank, sheet = sorted(caught.value.problems, reverse=True)
-    assert rank.startswith("cast: Zoe: train.rank: got 0;")
-    assert sheet.startswith("cast: Zoe: --sheet ") and "nowhere.png" in sheet
+    assert rank.startswith(f"cast, entry {len(CAST) + 1} (Zoe): train.rank: got 0;")
+    assert sheet.startswith(f"cast, entry {len(CAST) + 1} (Zoe): --sheet ") and "nowhere.png" in sheet
 
 
 def test_a_batch_without_a_failure_is_green_and_its_page_says_how_each_is(prefect: str, fails: set[str]) -> None:

@@ -152,7 +152,11 @@ def test_everything_comes_up_and_a_character_made_from_the_form_is_there_in_both
     artifacts = {item["key"]: item for item in post(f"{api}/artifacts/latest/filter", {})}
     assert {"aya", "aya-captions", "aya-sweep"} <= set(artifacts)
     page = artifacts["aya"]["data"]
-    assert tags["charengine.registered"] and "[Download the adapter](" in page and "[The run in MLflow](" in page
+    assert (
+        tags["charengine.registered"]
+        and "[Download the adapter (.safetensors)](" in page
+        and "[The run in MLflow](" in page
+    )
     picture = page.partition("![sheet](")[2].partition(")")[0]
     with urllib.request.urlopen(picture, timeout=20) as response:
         assert response.read(8) == b"\x89PNG\r\n\x1a\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import threading
 import time
@@ -14,6 +15,7 @@ from unittest.mock import MagicMock
 from uuid import uuid4
 
 import pytest
+from prefect.logging.handlers import APILogHandler
 from run_samples import sample_run
 
 from charengine.records import StageFact
@@ -59,7 +61,7 @@ def test_the_page_is_there_from_the_start_and_every_stage_writes_on_it(
         page.stage("sheet", "done in 3 s")
         assert "| sheet | done in 3 s |" in shown[-1] and "![sheet](http://mlflow/images/sheet.png)" in shown[-1]
         page.done(sample_run(Store(tmp_path / "store")))
-    assert "[Download the adapter](http://mlflow/adapter)" in shown[-1]
+    assert "[Download the adapter (.safetensors)](http://mlflow/adapter)" in shown[-1]
     assert "report.html" in shown[-1] and "it is the pick, step" in shown[-1] and "Warning" in shown[-1]
     assert current_page() is None
 
@@ -297,3 +299,14 @@ def test_a_run_is_named_after_its_character_also_when_the_name_is_derived(
 
     monkeypatch.setattr(module, "runtime", SimpleNamespace(flow_run=SimpleNamespace(parameters=parameters)))
     assert module.run_name() == name
+
+
+def test_a_late_thread_tells_an_ending_process_nothing_for_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler, line = APILogHandler(), logging.makeLogRecord({})
+    monkeypatch.setattr(logging.getLogger("charengine"), "handlers", [handler])
+    live.LiveArtifact()
+    assert handler.filter(line)
+    monkeypatch.setattr(
+        threading, "_SHUTTING_DOWN", True
+    )  # what Prefect then raises was a traceback in the worker's log
+    assert not handler.filter(line)

@@ -130,12 +130,12 @@ def _training(logs: Path) -> list[str]:
             f"| {part} ({key}) | {len(runs(rows))} | {points[-1][0]} | {minutes:.1f} | {points[0][1]:.4g} | {points[-1][1]:.4g} |"
         )
     said = ("done", "captions", "measured")
-    finals = [row for part in CURVES for row in read_log(logs / f"{part}.jsonl") if row.get("event") in said]
+    finals = [(part, row) for part in CURVES for row in read_log(logs / f"{part}.jsonl") if row.get("event") in said]
     lines += ["", "Measured on held-out renders at the end of each run:", ""]
-    for row in finals:
-        facts = {k: v for k, v in row.items() if k not in ("part", "seconds", "event", "by_trait", "steps")}
+    for part, row in finals:
+        facts = {k: v for k, v in row.items() if k not in ("seconds", "event", "by_trait", "steps")}
         if facts:
-            lines.append(f"- {row['part']}: " + ", ".join(f"{k} {v}" for k, v in facts.items()))
+            lines.append(f"- {part}: " + ", ".join(f"{k} {v}" for k, v in facts.items()))
     return [*lines, "", "One command per part: `python -m charengine.embedded.making.train --help`. Seeds are fixed; the number "
             "of steps depends on the GPU, for training is boxed by wall-clock time."]  # fmt: skip
 

@@ -86,11 +86,11 @@ class Log:
 
     def write(self, **values: Any) -> None:
         """Log numbers or a message."""
-        row = {"part": self.part, "seconds": round(time.monotonic() - self.start, 1)}
+        row: dict[str, Any] = {"seconds": round(time.monotonic() - self.start, 1)}
         row |= {k: round(_number(v), 5) if isinstance(v, (float, torch.Tensor)) else v for k, v in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
+        print(self.part, *(f"{k}={v}" for k, v in row.items()), flush=True)
 
 
 def finish(folder: Path, log: Log, part: str, clock: Clock, average: Average, **facts: Any) -> None:

@@ -150,9 +150,11 @@ def _set_latent_statistics(loose: Path, weights: Path) -> None:
 
 
 def thinned(text: str) -> str:
-    """Logs with one in `THIN` of each run's points, its last, and all events: a curve needs no more, and logs travel with the weights."""
-    rows = text.splitlines()
-    points = ["event" not in json.loads(row) for row in rows]
+    """Logs with one in `THIN` of each run's points, its last, and all events, without the share of the time, which the seconds say:
+    a curve needs no more, and logs travel with the weights."""
+    told = [json.loads(row) for row in text.splitlines()]
+    points = ["event" not in row for row in told]
+    rows = [json.dumps({k: v for k, v in row.items() if k != "progress"}, separators=(",", ":")) for row in told]
     ends = [point and not following for point, following in zip(points, [*points[1:], False], strict=True)]
     number = accumulate(points)  # of points up to a row, from 1
     kept = zip(rows, points, ends, number, strict=True)

@@ -86,15 +86,16 @@ def _http_error(gallery: Gallery) -> Handler:
     def handle(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == NOT_FOUND and error.detail == "Not Found":
-            return gallery.message("Nothing here", "There is no page at this address.", NOT_FOUND)
-        return gallery.message("That did not work", error.detail, error.status_code)
+            return gallery.message("Nothing here", "There is no page at this address.", NOT_FOUND, request)
+        return gallery.message("That did not work", error.detail, error.status_code, request)
 
     return handle
 
 
 def _engine_error(gallery: Gallery) -> Handler:
     def handle(request: Request, error: Exception) -> Response:
-        return gallery.message("That did not work", str(error), AWAY if isinstance(error, PrefectAway) else 422)
+        status = AWAY if isinstance(error, PrefectAway) else 422
+        return gallery.message("That did not work", str(error), status, request)
 
     return handle
 
@@ -105,6 +106,6 @@ def _defect(gallery: Gallery) -> Handler:
         text = (
             f"{type(error).__name__}. This is a defect of Character Engine; the log of the gallery has the traceback."
         )
-        return gallery.message("That did not work", text, 500)
+        return gallery.message("That did not work", text, 500, request)
 
     return handle

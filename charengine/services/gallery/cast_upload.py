@@ -11,7 +11,7 @@ from charengine.errors import BadInput, ConfigError
 from charengine.files import MOST_TEXT
 from charengine.machine.home import Home
 from charengine.records import Ref
-from charengine.run.cast import CASTS, MAX_CAST, read_cast
+from charengine.run.cast import CASTS, MAX_CAST, Entry, read_entries
 from charengine.run.claim import free_folder
 from charengine.run.request import CheckedRun, RunRequest
 from charengine.services.gallery.characters import Character
@@ -25,8 +25,9 @@ MOST_ROWS = 200  # that are started from the page at once; `charengine batch --w
 
 @dataclass(frozen=True)
 class Row:
-    """One character of a cast: as it was asked for, what can start, or what is wrong with it."""
+    """One character of a cast: where it stands, as it was asked for, what can start, or what is wrong with it."""
 
+    place: str
     request: RunRequest
     run: CheckedRun | None
     problems: tuple[str, ...]
@@ -69,23 +70,23 @@ def check_cast_upload(
         )
         return cast
     try:
-        requests = _read(upload, profile)
+        entries, cast.problems = _read(upload, profile)
     except ConfigError as error:
         cast.problems += error.problems
         return cast
     except BadInput as error:
         cast.problems.append(str(error))
         return cast
-    if len(requests) > MOST_ROWS:
+    if len(entries) > MOST_ROWS:
         cast.problems.append(
-            f"{cast.name} has {len(requests)} characters; the page starts at most {MOST_ROWS} at once: divide the file, or use "
+            f"{cast.name} has {len(entries)} characters; the page starts at most {MOST_ROWS} at once: divide the file, or use "
             f"`charengine batch --workers`, which takes {MAX_CAST}"
         )
         return cast
     cast.digest = store.put(upload.data, upload.plain_name).sha256
     known = list(characters)
     taken = {character.path for character in known if character.active}
-    cast.rows = [_row(request, home, known, taken) for request in requests]
+    cast.rows = [_row(entry, home, known, taken) for entry in entries]
     return cast
 
 
@@ -103,24 +104,28 @@ def kept_cast(digest: str, name: str, store: Store) -> Upload:
     return Upload(name, store.get(ref))
 
 
-def _read(upload: Upload, profile: str) -> list[RunRequest]:
+def _read(upload: Upload, profile: str) -> tuple[list[Entry], list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / upload.plain_name
         path.write_bytes(upload.data)
         try:
-            return read_cast(path, profile=profile)
+            return read_entries(path, profile)
         except ConfigError as error:
             raise ConfigError([problem.replace(str(path), path.name) for problem in error.problems]) from error
         except BadInput as error:
             raise BadInput(str(error).replace(str(path), path.name)) from error
 
 
-def _row(request: RunRequest, home: Home, characters: list[Character], taken: set[Path]) -> Row:
+def _row(entry: Entry, home: Home, characters: list[Character], taken: set[Path]) -> Row:
+    request = entry.request
     if Path(request.out) in taken:
         request = replace(request, out=str(free_folder(Path(request.out), request.name, request.prompt, taken)))
     checked = Checked()
     run = check_request(request, home, characters, checked)
     problems = (
-        f"{name}: {text}" if name in SHOWN else text for name, found in checked.problems.items() for text in found
+        f"{name}: {text}" if name in SHOWN else text
+        for name, found in checked.problems.items()
+        if not entry.says(name)
+        for text in found
     )
-    return Row(request, run, tuple(problems))
+    return Row(entry.place, request, run, (*entry.problems, *problems))

@@ -19,7 +19,7 @@ from charengine.errors import BadInput, ConfigError, StageFailed
 from charengine.services.gallery.cast_upload import check_cast_upload, kept_cast
 from charengine.services.gallery.characters import Character
 from charengine.services.gallery.pages import cast_form, one_character, start_form
-from charengine.services.gallery.parts import TOKEN, Gallery
+from charengine.services.gallery.parts import AWAY, TOKEN, Gallery
 from charengine.services.gallery.prefect import PrefectAway
 from charengine.services.gallery.starting import StartForm, check_start, parameters_of, resume_parameters
 from charengine.services.gallery.trying import sweep_parameters
@@ -60,6 +60,11 @@ def _bound(change: Change, gallery: Gallery) -> Callable[[Request], Awaitable[Re
         gallery.check_token(sent.get(TOKEN))
         try:
             return await run_in_threadpool(change, gallery, request, sent)
+        except PrefectAway as error:
+            told = f"{error}. Whether it was heard is not known: try again, nothing is done twice."
+            return await run_in_threadpool(
+                gallery.message, "Prefect did not answer in time", told, AWAY, request, _text(sent, "once") or "0"
+            )
         finally:
             gallery.forget()
 
@@ -199,13 +204,15 @@ def cancel(gallery: Gallery, request: Request, sent: Sent) -> Response:
     """Stop a character that waits or is being made; it saves its state and can be resumed."""
     character = gallery.character(request)
     if character.state in ("waits", "being made") and character.flow_run:
-        gallery.prefect.cancel(character.run_id)
+        gallery.prefect.cancel(character.run_id, force="unheard" in character.flow_run)
     return _to(character)
 
 
 def resume(gallery: Gallery, request: Request, sent: Sent) -> Response:
     """Start a character again that failed or was stopped: what is done is taken, training goes on from its last state."""
     character = gallery.character(request)
+    if not character.flow_run and (notice := gallery.characters(fresh=False)[1]):
+        raise PrefectAway(notice)
     if not character.active:
         gallery.prefect.start(
             "character", resume_parameters(character, gallery.store), character.name, once=_once(sent)
@@ -224,15 +231,23 @@ def sweep(gallery: Gallery, request: Request, sent: Sent) -> Response:
         gallery.prefect.start("sweep", parameters, f"{character.name} again", once=_once_for(sent, parameters))
     except ConfigError as error:
         return _tried(gallery, character, request, form, _by_field(error.problems))
+    except PrefectAway as error:
+        unsure = {"unsure": True, "once": form["once"]}
+        return _tried(gallery, character, request, form, {"": [str(error)]}, **unsure)
     except StageFailed as error:
         return _tried(gallery, character, request, form, {"": [str(error)]})
     return RedirectResponse(f"/character/{character.id}#try", SEE_OTHER)
 
 
 def _tried(
-    gallery: Gallery, character: Character, request: Request, form: dict[str, str], problems: dict[str, list[str]]
+    gallery: Gallery,
+    character: Character,
+    request: Request,
+    form: dict[str, str],
+    problems: dict[str, list[str]],
+    **more: Any,
 ) -> Response:
-    shown: dict[str, Any] = one_character(gallery, character, request, form=form, problems=problems)
+    shown: dict[str, Any] = one_character(gallery, character, request, form=form, problems=problems, **more)
     return gallery.render("character.html", WRONG, **shown)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from charengine.errors import BadInput
 from charengine.machine.home import in_work_folder
 from charengine.run.claim import free_folder, identity_of
-from charengine.run.request import name_from_prompt
+from charengine.run.request import usual_name
 from charengine.services.gallery.folders import RunFolder
 from charengine.wording import slug
 
@@ -98,7 +98,9 @@ class Character:
 
     @property
     def message(self) -> str:
-        """Why it failed or stopped, or its record cannot be read; else empty."""
+        """Why it failed or stopped, or is not here, or its record cannot be read; else empty."""
+        if self.state == "elsewhere":
+            return f"Its folder is not at {self.path}: it was moved or deleted, or another machine made it."
         if self.state in ("failed", "stopped") and self.flow_run:
             said = str((self.flow_run.get("state") or {}).get("message") or "")
             return "It was cancelled; it can be continued from where it was." if said == CANCELLED else said
@@ -126,8 +128,12 @@ def join(folders: Iterable[RunFolder], runs: Iterable[Json], places: list[Path])
     """
     by_path = {folder.path: folder for folder in folders}
     of_path: dict[Path, Json] = {}
+    made_by = {folder.record.prefect_flow_run_id: folder.path for folder in by_path.values() if folder.record}
     for run in sorted(runs, key=_rank):
-        of_path.setdefault(folder_of(run, by_path, places), run)
+        path = folder_of(run, by_path, places)
+        if path not in by_path:  # it may have been given another name
+            path = made_by.get(str(run["id"]), path)
+        of_path.setdefault(path, run)
     found = [_character(path, by_path.get(path), of_path.get(path)) for path in {**by_path, **of_path}]
     return sorted(found, key=_place_in_list)
 
@@ -170,9 +176,7 @@ def _character(path: Path, folder: RunFolder | None, flow_run: Json | None) -> C
 
 def _named(parameters: Json, run_name: str) -> tuple[str, str]:
     prompt = str(parameters.get("prompt") or "")
-    return str(parameters.get("name") or "") or (
-        name_from_prompt(prompt) if prompt else run_name or "character"
-    ), prompt
+    return str(parameters.get("name") or "") or (usual_name(prompt) if prompt else run_name or "character"), prompt
 
 
 def _state(folder: RunFolder | None, flow_run: Json | None) -> State:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from charengine.errors import StoreCorrupt
+from charengine.services.gallery.characters import Character
 from charengine.services.gallery.pages import MOST_SHOWN, card_of
 from charengine.services.gallery.parts import Gallery
 from charengine.stages.report.compare import charts, differences, names_of, results
@@ -16,18 +17,29 @@ MOST = 6  # side by side on a page; `charengine compare` takes any number
 LEGEND = 48  # letters of all names, above a chart
 
 
+def _why(character: Character | None) -> str:
+    """Why a character cannot be compared."""
+    if character is None:
+        return "One is left out: there is no such character here (any more)."
+    why = character.message if character.state == "elsewhere" else "it is not finished."
+    return f"{character.name} is left out: {why[:1].lower()}{why[1:]}"
+
+
 def compare(gallery: Gallery, request: Request) -> Response:
     """Two finished characters or more, as the address names them: `?id=…&id=…`."""
     wanted = list(dict.fromkeys(request.query_params.getlist("id")))
-    finished = {one.id: one for one in gallery.characters()[0] if one.finished}
-    chosen = [finished[one] for one in wanted if one in finished][:MOST]
+    everybody = {one.id: one for one in gallery.characters()[0]}
+    finished = {one.id: one for one in everybody.values() if one.finished}
+    several = [finished[one] for one in wanted if one in finished]
+    chosen, rest = several[:MOST], [one.name for one in several[MOST:]]
     runs = [run for one in chosen if one.folder and (run := one.folder.run)]
-    left_out = len(wanted) - len(chosen)
+    notices = [_why(everybody.get(one)) for one in wanted if one not in finished]
+    notices += [f"{' and '.join(rest)} left out: {MOST} at most stand side by side."] if rest else []
     shown: dict[str, Any] = {
         "cards": [card_of(gallery, one, {}) for one in chosen],
         "chosen": chosen,
         "others": [one for one in finished.values() if one not in chosen][:MOST_SHOWN] if len(chosen) < MOST else [],
-        "notice": f"{left_out} left out: {MOST} at most, finished and on this machine." if left_out else "",
+        "notice": " ".join(dict.fromkeys(notices)),
         "tables": [],
     }
     if len(runs) > 1:

@@ -18,6 +18,7 @@ from charengine.records import Ref, RunRecord
 from charengine.run.handing_over import LENT
 from charengine.run.paths import absolute_profile
 from charengine.services.gallery import served
+from charengine.services.gallery.alike import form_like
 from charengine.services.gallery.characters import LONGEST_SEARCH, Character
 from charengine.services.gallery.parts import Gallery
 from charengine.services.gallery.prefect import PrefectAway
@@ -58,6 +59,7 @@ def routes(gallery: Gallery) -> list[Route]:
         "/picture/{digest}/{name}": served.picture,
         "/tracked/{run}/{path:path}": served.tracked_picture,
         "/start": start_page,
+        "/character/{id}/alike": start_alike,
         "/part/estimate": estimate_part,
         "/cast": cast_page,
     }
@@ -140,6 +142,7 @@ def one_character(gallery: Gallery, character: Character, request: Request, **mo
         "before": any(one.active and one.id != character.id for one in everybody),
         "form": {},
         "problems": {},
+        "unsure": False,
         "once": secrets.token_hex(8),
         "title": character.name,
         **more,
@@ -291,6 +294,16 @@ def start_page(gallery: Gallery, request: Request) -> Response:
     return gallery.render("start.html", **start_form(gallery, StartForm(values)))
 
 
+def start_alike(gallery: Gallery, request: Request) -> Response:
+    """The form filled in as a character was started."""
+    character = gallery.character(request)
+    profiles = profile_choices(gallery.home)
+    form, left = form_like(character, {choice.value for choice in profiles}, gallery.store)
+    kept = {"kept_picture": form.kept_picture, "kept_reference": form.kept_reference, "profiles": profiles}
+    more = {"reference_name": form.text("reference_name"), "like": character, "left": left}
+    return gallery.render("start.html", **start_form(gallery, form, **kept, **more))
+
+
 def start_form(gallery: Gallery, form: StartForm, **more: Any) -> dict[str, Any]:
     """What the start page shows; `more` wins."""
     return {
@@ -299,7 +312,9 @@ def start_form(gallery: Gallery, form: StartForm, **more: Any) -> dict[str, Any]
         "groups": groups()[:-1],  # a character's are fields
         "as_yaml": as_yaml,
         "labels": {**SHOWN, **LABELS},
-        "profiles": profile_choices(gallery.home),
+        "profiles": more.get("profiles") or profile_choices(gallery.home),
+        "like": None,
+        "left": [],
         "estimate": _estimate(gallery, form),
         "problems": {},
         "shown": None,

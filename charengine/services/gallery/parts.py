@@ -22,6 +22,7 @@ from charengine.services.gallery.folders import Folders
 from charengine.services.gallery.prefect import AGE, Prefect, PrefectAway
 from charengine.services.gallery.reduced import Reduced
 from charengine.services.gallery.tracked import Tracked
+from charengine.services.living import as_it_is
 from charengine.store import Store
 
 HERE = Path(__file__).parent
@@ -72,7 +73,7 @@ class Gallery:
             return kept
         notice = ""
         try:
-            runs = self.prefect.character_runs()
+            runs = [as_it_is(run) for run in self.prefect.character_runs()]
         except (PrefectAway, BadInput) as error:
             runs, notice = [], f"{error}. What is being made now is not shown."
         outs = [out for run in runs if (out := given_folder(run))]
@@ -90,9 +91,12 @@ class Gallery:
 
         Raises:
             HTTPException: there is none.
+            PrefectAway: there is none without Prefect, which does not answer.
         """
         wanted = request.path_params["id"]
         found = next((one for fresh in (False, True) for one in self.characters(fresh)[0] if one.id == wanted), None)
+        if found is None and (notice := self.characters(fresh=False)[1]):
+            raise PrefectAway(notice)
         if found is None:
             raise HTTPException(NOT_FOUND, "There is no such character here (any more).")
         return found
@@ -111,9 +115,11 @@ class Gallery:
         }
         return self._templates.get_template(template).render(token=self.token, links=links, **values)
 
-    def message(self, title: str, text: str, status: int) -> HTMLResponse:
-        """A page that says one thing."""
-        return self.render("message.html", status, title=title, text=text)
+    def message(self, title: str, text: str, status: int, request: Request, once: str = "") -> HTMLResponse:
+        """A page that says one thing, and leads back; with `once` the form that was sent can be sent again."""
+        again = (request.url.path, once) if once else None
+        back = request.path_params.get("id", "")
+        return self.render("message.html", status, title=title, text=text, again=again, back=back)
 
     def check_token(self, given: object) -> None:
         """Refuse a form that did not come from a page of this server.

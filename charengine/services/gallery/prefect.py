@@ -150,14 +150,18 @@ class Prefect:
         self._forget()
         return str(made["id"])
 
-    def cancel(self, run_id: str) -> None:
+    def cancel(self, run_id: str, *, force: bool = False) -> None:
         """Ask a run to stop; one that has not begun is cancelled at once.
+
+        Args:
+            run_id: of the run.
+            force: also one that Prefect takes for ended.
 
         Raises:
             PrefectAway: it does not answer.
         """
         state = {"type": "CANCELLING", "name": "Cancelling"}
-        self._patiently(lambda client: client.post(f"flow_runs/{run_id}/set_state", {"state": state}))
+        self._patiently(lambda client: client.post(f"flow_runs/{run_id}/set_state", {"state": state, "force": force}))
         self._forget()
 
     def _deployment(self, flow: str) -> str:

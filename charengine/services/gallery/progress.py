@@ -75,8 +75,9 @@ def _belongs(artifact: Json, stage: str) -> bool:
 
 
 def _line(stage: str, task: Json | None, ended: str) -> StageLine:
+    waits = StageLine(stage, WAITS, "not made" if ended else "waits")
     if task is None:
-        return StageLine(stage, WAITS, "waits")
+        return waits
     kind = task.get("state_type")
     if kind == "COMPLETED":
         kept = task.get("state_name") == "Cached"
@@ -87,7 +88,7 @@ def _line(stage: str, task: Json | None, ended: str) -> StageLine:
     if kind in ("CANCELLED", "CANCELLING"):
         return StageLine(stage, FAILED, "stopped")
     if kind != "RUNNING":
-        return StageLine(stage, WAITS, "waits")
+        return waits
     if ended and ended != "stopping":
         return StageLine(stage, FAILED, "stopped")
     seconds = float(task.get("estimated_run_time") or 0.0)

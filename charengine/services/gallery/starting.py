@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,24 @@ class StartForm:
         return self.text("profile_file") or self.text("profile") or "embedded"
 
     @property
+    def profile_field(self) -> str:
+        """Where that stands."""
+        return "profile_file" if self.text("profile_file") else "profile"
+
+    @property
     def overrides(self) -> list[str]:
         """The settings shown, then those written out, one a line."""
         lines = [line.strip() for line in self.text("more_settings").splitlines()]
         return [*overrides_from(self.values, setting_fields()), *(line for line in lines if line)]
+
+    @property
+    def written(self) -> dict[str, list[int]]:
+        """Lines, from 1, of each setting that is written out."""
+        found: dict[str, list[int]] = {}
+        for number, line in enumerate(self.values.get("more_settings", "").splitlines(), start=1):
+            if name := line.partition("=")[0].strip():
+                found.setdefault(name, []).append(number)
+        return found
 
 
 @dataclass
@@ -77,7 +91,7 @@ class Checked:
 
     def add(self, name: str, problem: str) -> None:
         """One more problem of a field."""
-        self.problems.setdefault(name, []).append(in_page_words(problem))
+        self.problems.setdefault(name, []).append(in_page_words(problem, name))
 
 
 def check_start(form: StartForm, home: Home, store: Store, characters: Iterable[Character]) -> Checked:
@@ -93,7 +107,7 @@ def check_start(form: StartForm, home: Home, store: Store, characters: Iterable[
     sheet, reference = _sheet(form, store, checked), _reference(form, store, checked)
     name = form.text("name")
     if reference and not name and not form.text("prompt"):
-        name = usual_name("", checked.reference_name)  # in the store it has its digest's name
+        name = usual_name("", reference, file_name=checked.reference_name)  # in the store it has its digest's name
     request = RunRequest(
         prompt=form.text("prompt"),
         name=name,
@@ -105,7 +119,11 @@ def check_start(form: StartForm, home: Home, store: Store, characters: Iterable[
         sheet=sheet,
         reference=reference,
     )
-    run = check_request(request, home, characters, checked)
+    for setting, lines in form.written.items():
+        places = [f"“{SHOWN[setting]}” above"] * bool(form.text(setting)) if setting in SHOWN else []
+        if len(places := [*places, *(f"line {line}" for line in lines)]) > 1:
+            checked.add("more_settings", f"{setting} is given twice, in {' and '.join(places)}: leave one")
+    run = check_request(request, home, characters, checked, _beside(form))
     if not checked.problems:
         checked.run = run
     checked.problems = {name: checked.problems[name] for name in sorted(checked.problems, key=_place)}
@@ -113,14 +131,26 @@ def check_start(form: StartForm, home: Home, store: Store, characters: Iterable[
 
 
 def check_request(
-    request: RunRequest, home: Home, characters: Iterable[Character], checked: Checked
+    request: RunRequest,
+    home: Home,
+    characters: Iterable[Character],
+    checked: Checked,
+    beside: Callable[[str], str] | None = None,
 ) -> CheckedRun | None:
-    """A request as its run will check it, in a folder that no active character writes to; problems go into `checked`."""
+    """A request as its run will check it, in a folder that no active character writes to; problems go into `checked`.
+
+    Args:
+        request: what is asked for.
+        home: of the runs.
+        characters: all there are.
+        checked: takes the problems.
+        beside: the field of a problem; by default as its sentence begins.
+    """
     try:
         run = check(request, home)
     except ConfigError as error:
         for problem in error.problems:
-            checked.add(field_of(problem), problem)
+            checked.add((beside or field_of)(problem), problem)
         return None
     active = [character for character in characters if character.active]
     mine = identity_of(run.character.name, run.character.prompt)
@@ -162,14 +192,43 @@ def field_of(problem: str) -> str:
     return "profile" if "profile" in problem[:40] else WHOLE_FORM
 
 
-def in_page_words(problem: str) -> str:
-    """A problem without options of the command line, and without the name of the field that it stands beside."""
+def _beside(form: StartForm) -> Callable[[str], str]:
+    """Tells the field of a form that a problem is about: a setting's is where it was written, else the profile that has it."""
+    try:
+        load_profile(absolute_profile(form.profile))
+        of_profile = []
+    except ConfigError as error:
+        of_profile = error.problems
+    filled = [name for name in SHOWN if form.text(name)]
+
+    def beside(problem: str) -> str:
+        name = form.profile_field if problem in of_profile else field_of(problem)
+        if name == "profile":
+            return form.profile_field
+        if name not in (*SHOWN, "more_settings") or problem.startswith("--set '"):
+            return name
+        words = re.findall(r"\w+", problem.removeprefix("--set "))
+        section, known = words[0], {*words}
+        for one in (".".join(words[:2]), section):
+            if one in form.written or one in filled:
+                return "more_settings" if one in form.written else one
+        mine = [one for one in (*form.written, *filled) if one.startswith(f"{section}.")]
+        mine = [one for one in mine if one.rpartition(".")[2] in known] or mine
+        if name in SHOWN and not (mine and mine[0] in form.written):
+            return name
+        return form.profile_field if not mine else "more_settings" if mine[0] in form.written else mine[0]
+
+    return beside
+
+
+def in_page_words(problem: str, name: str = "") -> str:
+    """A problem without options of the command line, and without the name of the field that it stands beside, `name`."""
     text = problem
     for option, words in FIELD_WORDS.items():
         text = re.sub(rf"{option}\b", words, text)
     head, colon, rest = text.partition(": ")
-    said = rest if colon and (head in TEXTS or head in SHOWN) else text
-    return said.partition(" ")[2] if re.match(rf"({'|'.join(TEXTS)}) is ", said) else said
+    said = rest if colon and head == name else text
+    return said.removeprefix(f"{name} ") if said.startswith(f"{name} is ") else said
 
 
 def resume_parameters(character: Character, store: Store) -> dict[str, Any]:
@@ -214,7 +273,7 @@ def _reference(form: StartForm, store: Store, checked: Checked) -> str:
         looked = take_reference_upload(form.reference, store)
         for problem in looked.problems:
             checked.add("reference", problem)
-        kept, name = looked.kept, form.reference.plain_name
+        kept, name = looked.kept, form.reference.last_name
     else:
         kept = _kept(form.kept_reference, name, "reference", store, checked)
     checked.kept_reference, checked.reference_name = (kept.sha256 if kept else ""), name
@@ -254,6 +313,7 @@ def _place(name: str) -> int:
         "class_noun",
         "trigger",
         "seed",
+        "profile_file",
         "more_settings",
     )
     return order.index(name)

@@ -15,11 +15,12 @@ from charengine.records import Ref
 from charengine.run.handing_over import keep_picture
 from charengine.services.local_only import App, Message, Receive, Scope, Send
 from charengine.store import Store, guess_media_type
-from charengine.wording import file_stem
+from charengine.wording import file_stem, unaccented
 
 MOST_BYTES = 64_000_000  # of everything that one form sends
 MOST_DRAINED = 1_000_000_000  # read and thrown away, so that a browser hears the refusal instead of a broken connection
 TOO_LARGE = 413
+LONGEST_NAME = 255
 
 
 class BodyLimit:
@@ -80,9 +81,14 @@ class Upload:
     data: bytes
 
     @property
+    def last_name(self) -> str:
+        """The name without folders."""
+        return PurePosixPath(PureWindowsPath(self.name).name).name[:LONGEST_NAME]
+
+    @property
     def plain_name(self) -> str:
-        """The name without folders and without what file systems or pages could trip over."""
-        last = PurePosixPath(PureWindowsPath(self.name).name)
+        """The same without what file systems or pages could trip over."""
+        last = PurePosixPath(unaccented(self.last_name))
         ending = file_stem(last.suffix.lstrip(".").lower(), "") if last.suffix else ""
         return file_stem(last.stem, "upload") + (f".{ending}" if ending else "")
 

@@ -19,7 +19,7 @@ def take(run: RunRecord) -> str:
     name = run.sweep.recommended_adapter.name
     return (
         '<div class="take">'
-        f'<a class="button" download href="adapters/{quote(name)}">Download the adapter</a>'
+        f'<a class="button" download href="adapters/{quote(name)}">Download the adapter (.safetensors)</a>'
         f"{_copied('trigger', 'Trigger', run.trigger)}{_copied('say', 'Say in a prompt', run.recommended_prompt)}"
         f'</div><p class="view-words"><code>{text(name)}</code> lies beside this page, in <code>adapters/</code>; load it at 1.0.</p>'
     )

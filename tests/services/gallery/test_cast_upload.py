@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import re
 from typing import Any
 
 import pytest
 from gallery_samples import Visit, running
+
+from charengine.errors import ConfigError
+from charengine.run.cast import read_cast
 
 CSV = "name,prompt,overrides\nAnn,a knight,train.steps=10;train.checkpoints=1\nBen,a wizard,\n"
 YAML = "defaults: {overrides: [train.steps=10]}\ncharacters:\n- {name: Ann, prompt: a knight}\n- {name: Ben, prompt: a wizard}\n"
@@ -46,6 +50,24 @@ def test_a_wrong_row_is_shown_with_what_is_wrong_and_the_cast_cannot_start(visit
         "2 of them cannot start as they are" in page and "did you mean train.steps" in page and "is not allowed" in page
     )
     assert 'action="/cast/start"' not in page
+
+
+def test_a_row_that_cannot_be_read_hides_no_other_mistake_and_each_is_told_with_its_line(visit: Visit) -> None:
+    text = "name,prompt,seed,overrides\nAnn,a knight\n\nBob,a wizard,many,train.stps=3\nCid,,,\nDot,a thief,,\ndot,an elf,,\n"
+    page = html.unescape(show(visit, text, status=422))
+    assert (
+        "cast.csv, line 2: 2 fields, the header has 4" in page and "'dot' is used twice, in line 6 and line 7" in page
+    )
+    rows = {found[0]: found[1] for found in re.findall(r'<td class="place">(.*?)</td>(.*?)</tr>', page)}
+    assert list(rows) == ["line 4", "line 5", "line 6", "line 7"]
+    assert "seed must be a whole number" in rows["line 4"] and "did you mean train.steps" in rows["line 4"]
+    assert rows["line 5"].count("<li>") == 1 and "prompt is missing" in rows["line 5"] and "yes" in rows["line 6"]
+    path = visit.work / "cast.csv"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:  # as the command and Prefect's form do
+        read_cast(path, home=visit.gallery.home)
+    assert len(caught.value.problems) == 5
+    assert "cast.csv, line 4 (Bob): train.stps" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from gallery_samples import Visit, made
+from gallery_samples import Visit, made, running
 
 from charengine.records import RunRecord
 from charengine.stages.report.compare import differences, results
@@ -62,7 +62,11 @@ def test_another_is_chosen_on_a_characters_page_and_what_cannot_be_compared_is_s
     assert re.findall('value="([^"]+)"', form) == [one, other]
     for asked in ("", f"?id={one}", f"?id={one}&id={one}"):
         assert "Choose two" in visit.get(f"/compare{asked}")
-    assert "1 left out" in visit.get(f"/compare?id={one}&id={other}&id=nobody")
+    visit.prefect.runs = [running("Now"), running("Far", "COMPLETED", out="/far")]
+    ids_of = {one.name: one.id for one in visit.gallery.characters()[0]}
+    page = visit.get(f"/compare?id={one}&id={other}&id=nobody&id={ids_of['Now']}&id={ids_of['Far']}")
+    assert "no such character" in page and "Now is left out: it is not finished." in page
+    assert "Far is left out: its folder is not at /far" in page and "6 at most" not in page
 
 
 def test_what_the_store_has_no_more_leaves_the_tables(visit: Visit, runs: list[RunRecord]) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 import re
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from command_line import ROOT
 from gallery_samples import Visit, claimed, made, running
 from run_samples import doll, png
 
@@ -173,12 +178,31 @@ def test_a_stage_says_how_long_it_has_been_made_and_one_that_was_killed_is_not_b
     visit.prefect.runs = [running("Now", "CANCELLED")]
     page = visit.get(visit.address("Now"))
     assert "<b>sheet</b> <span>stopped</span>" in page and "is being made" not in page
+    assert "<b>train</b> <span>not made</span>" in page and "<span>waits" not in page
     task["state_type"] = "FAILED"  # as a training that is stopped ends
     for state in ("CANCELLING", "CANCELLED"):
         visit.prefect.runs = [running("Now", state)]
         assert "<b>sheet</b> <span>stopped</span>" in visit.get(visit.address("Now"))
     visit.prefect.runs = [running("Now", "FAILED")]
     assert "<b>sheet</b> <span>failed</span>" in visit.get(visit.address("Now"))
+
+
+def test_a_run_whose_heartbeats_were_lost_is_being_made_while_its_process_is_here(visit: Visit) -> None:
+    [action] = yaml.safe_load((ROOT / "deployments/automations/crash-dead-runs.yaml").read_text())["actions"]
+    run = running("Now", "CRASHED", message=action["message"])
+    with subprocess.Popen([sys.executable, "-c", "input()", "prefect"], stdin=subprocess.PIPE) as process:
+        for pid, host, ended, state in (
+            (process.pid, platform.node(), "2100-01-01T00:00:00Z", "being made"),
+            (process.pid, platform.node(), "2026-01-01T00:00:00Z", "stopped"),  # the number is another process's now
+            (process.pid, "another", "", "stopped"),
+        ):
+            visit.prefect.runs = [{**run, "infrastructure_pid": f"{host}:{pid}", "end_time": ended}]
+            [one] = visit.gallery.characters()[0]
+            assert one.state == state
+            if state == "being made":
+                visit.post(f"{visit.address('Now')}/cancel")
+        process.kill()
+    assert visit.prefect.cancelled == ["run-of-now!"]
 
 
 def test_one_that_was_stopped_links_to_mlflow_and_its_prompt_if_any_begins_another(visit: Visit) -> None:
@@ -263,9 +287,20 @@ def test_without_prefect_what_was_made_is_shown_and_it_says_why_the_rest_is_not(
 def test_a_character_made_on_another_machine_is_shown_with_mlflows_picture(visit: Visit) -> None:
     visit.prefect.runs = [running("Far", "COMPLETED", out="/somewhere/else/runs/far")]
     card = cards(visit.get("/"))["Far"]
-    assert "made elsewhere" in card and f"/tracked/{'ab' * 16}/images/sheet.png" in card
+    assert (
+        "made, not here" in card
+        and "is not at /somewhere/else/runs/far: it was moved" in card
+        and f"/tracked/{'ab' * 16}/images/sheet.png" in card
+    )
     assert visit.client.get(f"/tracked/{'ab' * 16}/images/sheet.png?w=320").headers["content-type"] == "image/webp"
     visit.get(f"/tracked/{'ab' * 16}/images/page.png", 404)  # what MLflow answers there is no picture
+
+
+def test_a_folder_that_was_renamed_is_still_its_runs_character(visit: Visit, sample: Sample) -> None:
+    run = sample[0].model_copy(update={"prefect_flow_run_id": "run-of-zorga"})
+    made(visit, run).rename(visit.work / "runs" / "orc")
+    visit.prefect.runs = [running("Zorga", "COMPLETED", out=str(visit.work / "runs" / "zorga"))]
+    assert [(one.name, one.state) for one in visit.gallery.characters()[0]] == [("Zorga", "made")]
 
 
 def test_a_folder_that_was_begun_and_never_finished_is_shown_as_such(visit: Visit) -> None:

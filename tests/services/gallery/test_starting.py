@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gallery_samples import Visit, claimed, running
+from gallery_samples import Visit, claimed, made, running
 from PIL import Image
 from run_samples import doll, png
 from sheet_samples import Sheet, paint
 
 from charengine.config import Profile
 from charengine.profiles.listing import groups
-from charengine.profiles.loading import profile_names
+from charengine.profiles.loading import load_profile, profile_names
 from charengine.services.gallery.prefect import PrefectAway
 from charengine.services.gallery.settings_form import SHOWN
 
@@ -64,14 +64,52 @@ def problem_of(page: str, field: str) -> str:
         ),
         ("more_settings", "nonsense", "write section.key=value"),
         ("more_settings", "models.device=toaster", "models.device"),
+        ("more_settings", "train.steps=0", "train.steps: got 0"),
+        ("more_settings", "train.optimizer=prodigy\ntrain.learning_rate=1e-4", "learning_rate=0.0001 with"),
+        ("more_settings", "\ntrain.batch=2\n\ntrain.batch = 3", "train.batch is given twice, in line 2 and line 4"),
+        ("train.steps", "[1", "not valid YAML"),
+        ("profile_file", "wrong.yaml", "train.steps: got 0"),
+        ("profile_file", "nameless.yaml", "name is missing"),
     ],
 )
 def test_a_mistake_is_said_beside_its_field_and_nothing_starts(visit: Visit, field: str, value: str, said: str) -> None:
+    (visit.work / "wrong.yaml").write_text("extends: embedded\nname: wrong\ntrain: {steps: 0}\n")
+    (visit.work / "nameless.yaml").write_text("train: {steps: 9}\n")
     page = visit.post("/start", {**GOOD, field: value}, status=422).text
-    beside = "profile" if field == "profile_file" else field
-    assert said in problem_of(page, beside.replace(".", "-")), page
+    assert said in problem_of(page, field.replace(".", "-")), page
     assert "--set" not in page and "One thing has to be mended; nothing was started" in page
     assert visit.prefect.started == []
+
+
+def test_a_setting_that_stands_in_its_field_and_below_is_refused_with_both_places(visit: Visit) -> None:
+    page = visit.post("/start", {**GOOD, "train.steps": "10", "more_settings": "train.steps=20"}, status=422).text
+    assert "train.steps is given twice, in “Training steps” above and line 1" in problem_of(page, "more_settings")
+
+
+def test_one_like_it_is_asked_for_as_that_one_was_but_for_its_name(visit: Visit, sample: Any) -> None:
+    fields = {**GOOD, "class_noun": "knight", "trigger": "sirred", "seed": "7", "train.steps": "10"}
+    fields |= {"sweep.strengths": "0.4, 0.8", "more_settings": "train.batch=2", "profile_file": "other/mine.yaml"}
+    (visit.work / "other").mkdir()
+    (visit.work / "other" / "mine.yaml").write_text("extends: embedded\nname: mine\n")
+    visit.post("/start", fields, reference(doll()))
+    first = visit.prefect.started.pop()["parameters"]
+    visit.prefect.runs = [{**running("Ann", "FAILED"), "parameters": first}]
+    page = visit.get(re.findall(r'href="([^"]+)">Start one like it', visit.get(visit.address("Ann")))[0])
+    form = page[page.index('id="start"') : page.index('id="manual"')]
+    said = dict(re.findall(r'<input[^>]* name="([\w.]+)"[^>]*? value="([^"]*)"', form))
+    said |= {name: text for name, text in re.findall(r'<textarea[^>]* name="(\w+)"[^>]*>([^<]*)<', form)}
+    assert "the name, which is Ann" in page and said["name"] == ""
+    visit.post("/start", {**said, "name": "Bea", "profile": "embedded", "once": "b"})
+    changed = {"name": "Bea", "out": str(visit.work / "runs" / "bea")}
+    assert visit.prefect.started[0]["parameters"] == {**first, **changed}
+
+
+def test_one_like_a_character_that_prefect_forgot_has_what_its_record_says(visit: Visit, sample: Any) -> None:
+    config = {"profile": load_profile("embedded", ["train.steps=11", "train.batch=2"]).model_dump(mode="json")}
+    made(visit, sample[0].model_copy(update={"profile": "mine", "config": config, "seed": 9}))
+    page = html.unescape(visit.get(f"{visit.address('Zorga')}/alike"))
+    assert "the file of profile mine, whose settings stand here over those of embedded" in page
+    assert 'name="train.steps" value="11"' in page and ">train.batch=2</textarea>" in page and 'value="9"' in page
 
 
 def test_the_summary_calls_a_field_as_its_label_does(visit: Visit) -> None:
@@ -271,6 +309,30 @@ def test_a_run_that_ended_early_goes_on_in_its_folder_with_what_it_was_asked_for
     assert parameters["out"] == str(visit.work / "runs" / "ann") and parameters["refresh"] == []
 
 
+def test_where_prefect_may_not_have_heard_a_change_it_is_sent_again_from_where_one_is(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit.prefect.runs = [running("Ann", "FAILED")]
+    address, start = visit.address("Ann"), visit.prefect.start
+
+    def heard_too_late(*args: Any, **kwargs: Any) -> str:
+        start(*args, **kwargs)
+        raise PrefectAway("Prefect is too busy to answer (503)")
+
+    monkeypatch.setattr(visit.prefect, "start", heard_too_late)
+    page = visit.post(f"{address}/resume", {"once": "abc"}, status=503).text
+    assert f'href="{address}"' in page and "nothing is done twice" in page and f'action="{address}/resume"' in page
+    monkeypatch.setattr(visit.prefect, "start", start)
+    [once] = re.findall(r'name="once" value="(\w+)"', page)
+    visit.post(f"{address}/resume", {"once": once})
+    assert len(visit.prefect.started) == 1
+    visit.prefect.away = "Prefect is too busy to answer (503)"  # then nobody knows who Ann is either
+    visit.gallery.forget()
+    assert f'href="{address}"' in visit.post(f"{address}/resume", status=503).text
+    claimed(visit.work / "runs" / "ann", "Ann", "a sentence about Ann")
+    assert "Prefect is too busy" in visit.post(f"{address}/resume", status=503).text
+
+
 def test_cancel_reaches_the_run_and_only_one_that_goes_on(visit: Visit) -> None:
     visit.prefect.runs = [running("Ann"), running("Ben", "FAILED")]
     visit.post(f"{visit.address('Ann')}/cancel")
@@ -304,6 +366,11 @@ def test_a_picture_alone_starts_a_character_that_is_called_after_its_file(visit:
     assert (told["prompt"], told["name"], told["sheet"]) == ("", "tavern-keeper", "")
     assert Path(told["reference"]).read_bytes() == png(doll())
     assert told["out"] == str(visit.work / "runs" / "tavern-keeper")
+
+
+def test_a_pictures_name_keeps_its_letters_without_their_accents(visit: Visit) -> None:
+    visit.post("/start", {}, reference(doll(), "C:\\Zoë Łuna.png"))
+    assert visit.prefect.started[0]["parameters"]["name"] == "zoe-luna"
 
 
 def test_a_picture_and_a_sentence_are_both_asked_for(visit: Visit) -> None:
