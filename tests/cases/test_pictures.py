@@ -141,6 +141,43 @@ def test_colours_are_what_the_files_profile_means(tmp_path: Path, suffix: str, m
     assert green > 150 and red < 90 and blue < 90
 
 
+def with_chunks(path: Path, image: Image.Image, **chunks: bytes) -> Path:
+    info = PngImagePlugin.PngInfo()
+    for kind, data in chunks.items():
+        info.add(kind.encode(), data)
+    image.save(path, pnginfo=info)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_pixels_are_as_bright_as_a_pngs_gamma_means_unless_it_says_that_it_is_srgb(tmp_path: Path, mode: str) -> None:
+    image = Image.new("RGB", (16, 16), (55, 55, 55)).convert(mode, palette=1)
+    if mode == "RGBA":
+        image.putpixel((0, 0), (0, 0, 0, 55))
+    for gamma, wanted, more in (
+        (100_000, 128, {}),
+        (45_455, 55, {}),
+        (0, 55, {}),
+        (1, 55, {}),
+        (100_000, 55, {"sRGB": b"\0"}),
+    ):
+        path = with_chunks(tmp_path / "a.png", image, gAMA=struct.pack(">I", gamma), **more)
+        read = read_picture(path, "picture")
+        assert read.image.getpixel((8, 8)) == (wanted,) * 3, (gamma, more)
+        assert read.alpha is None or read.alpha.getpixel((0, 0)) == 55  # how opaque it is, is no light
+
+
+def test_primaries_that_are_not_srgbs_and_a_gamma_that_cannot_be_meant_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    srgb = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+    read_picture(with_chunks(tmp_path / "a.png", doll(), cHRM=struct.pack(">8I", *srgb)), "picture")
+    assert not caplog.messages
+    wide = struct.pack(">8I", *srgb[:4], 21000, 71000, *srgb[6:])
+    read_picture(with_chunks(tmp_path / "a.png", doll(), cHRM=wide, gAMA=struct.pack(">I", 1)), "picture")
+    assert "primaries" in caplog.messages[0] and "gamma of 1e-05" in caplog.messages[1]
+
+
 @pytest.mark.parametrize("profile", ["sRGB", "damaged", "of another kind"])
 def test_srgb_s_own_profile_and_one_that_cannot_be_used_change_nothing(tmp_path: Path, profile: str) -> None:
     made = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
