@@ -16,7 +16,7 @@ from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home, in_work_folder
 from charengine.misspelt import did_you_mean, shown_value
 from charengine.run.claim import free_folder
-from charengine.run.request import RunRequest, check, usual_name
+from charengine.run.request import RunRequest, check, place_of, usual_name
 from charengine.wording import slug
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def _request(entry: dict[str, Any], index: int, overrides: tuple[str, ...], prob
             problems.append(
                 f"entry {index}: {key} must be text, got a {'list' if isinstance(value, list) else 'section'}"
             )
-        else:
+        elif key != "out" or place_of(str(value), f"entry {index}: out", problems):
             text[key] = str(value)
     if not text.get("prompt") and "prompt" not in known and not text.get("reference"):
         problems.append(

@@ -10,8 +10,9 @@ import pytest
 from charengine.config import Character, Profile
 from charengine.dataset.folder import read_caption
 from charengine.errors import BadInput, ConfigError
+from charengine.machine.home import Home
 from charengine.profiles.loading import load_profile
-from charengine.run.cast import check_cast, read_cast
+from charengine.run.cast import check_cast, check_each, read_cast
 from charengine.run.request import check_folder
 from charengine.wording import name_problem, noun_problem, phrase_problem, trigger_problem
 
@@ -281,6 +282,20 @@ def test_a_prompt_that_shows_nothing_is_empty(text: str) -> None:
     with pytest.raises(ValueError, match="prompt is empty"):
         Character(name="Ada", prompt=text)
     assert Character(name="Ada", prompt="\u200c\u65e5").prompt
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["out", "sheet", "reference", "profile", "train.continue_from=", "train.regularisation=", "models.sdxl="],
+)
+def test_a_path_in_nobodys_home_is_refused_with_its_entry_and_field(tmp_path: Path, field: str) -> None:
+    path = "~nobody-of-this-name/x.yaml"
+    fields = {"overrides": [field + path]} if "=" in field else {field: path}
+    with pytest.raises(ConfigError) as caught:
+        check_each(check_cast([{"name": "Ada", "prompt": "an orc", **fields}]), "cast", Home(tmp_path))
+    [problem] = caught.value.problems
+    assert f"{field}{'' if '=' in field else ' '}{path}: no home folder" in problem
+    assert "entry 1" in problem or "Ada" in problem
 
 
 @pytest.mark.parametrize("hidden", "\u202e\u2066\u200f\u200b\xad\ufeff\u3164\U000e0041")
