@@ -12,9 +12,9 @@ from PIL import Image, ImageCms, PngImagePlugin
 from run_samples import doll, doll_mask
 
 from charengine.config import TrainSettings
-from charengine.dataset.reading import class_picture_problems, read_views
+from charengine.dataset.reading import class_picture_problems, class_pictures, read_dataset, read_views
 from charengine.errors import BadInput, ConfigError
-from charengine.pictures import open_image, picture_problems, read_mask, read_picture
+from charengine.pictures import open_image, picture_problems, png, read_mask, read_picture
 from charengine.records import VIEWS
 from charengine.stages.sheet.given import take_sheet
 from charengine.store import Store
@@ -343,6 +343,29 @@ def test_a_mask_of_another_format_is_named_not_passed_over(tmp_path: Path, store
     read_views(folder, store)
     saved(folder, name, doll_mask())
     with pytest.raises(ConfigError, match=rf"{name} is not read: masks are PNG files"):
+        read_views(folder, store)
+
+
+@pytest.mark.parametrize(
+    ("picture", "caption", "mask"),
+    [("Front.png", "front.TXT", "FRONT.Alpha.png"), ("front.PNG", "Front.Caption", "Masks/Front.PNG")],
+)
+def test_names_of_views_captions_and_masks_may_be_in_capitals(
+    tmp_path: Path, store: Store, picture: str, caption: str, mask: str
+) -> None:
+    folder = three(tmp_path)
+    for view in VIEWS:
+        (folder / f"{view}.txt").write_text(f"zzqo, woman, {view}")
+    (folder / "front.png").rename(folder / picture)
+    (folder / "front.txt").rename(folder / caption)
+    saved(folder, mask, white := Image.new("L", doll().size, 255))
+    dataset = read_dataset(folder, store)
+    assert dataset.captions[0].text.endswith("front") and store.get(dataset.views.views[0].alpha) == png(white)
+    (folder / "A.png").write_bytes((folder / picture).read_bytes())
+    (folder / "a.TXT").write_text("a woman")
+    assert dict(class_pictures(folder))[folder / "A.png"] == "a woman"
+    saved(folder, "fRONT.png", doll())
+    with pytest.raises(ConfigError, match="2 pictures named front"):
         read_views(folder, store)
 
 
