@@ -184,7 +184,8 @@ def _several(value: Any, key: str, index: int, problems: list[str]) -> tuple[str
     if isinstance(value, dict):
         problems.append(f"entry {index}: {key} must be a list of texts, e.g. [train.steps=800], got a section")
         return ()
-    return tuple(part.strip() for part in str(value or "").split(";") if part.strip())
+    parts = re.split(r"[;,\s]" if key == "refresh" else ";", str(value or ""))
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _doubled(requests: list[RunRequest]) -> list[str]:

@@ -140,6 +140,7 @@ def test_commas_semicolons_and_tabs_are_told_from_the_header(tmp_path: Path, mar
 def test_what_spreadsheets_write_is_read(tmp_path: Path) -> None:
     text = '\ufeffsep=;\nName;Prompt;Overrides\nAya;"an orc; with ""tusks""";"train.steps=9;train.rank=4"\n'
     (entry,) = cast_of(tmp_path, text, "cast.csv")
+    assert cast_of(tmp_path, 'prompt,refresh\nan orc,"train, sweep"\n', "b.csv")[0].refresh == ("train", "sweep")
     assert entry.prompt == 'an orc; with "tusks"' and entry.overrides == ("train.steps=9", "train.rank=4")
 
 
