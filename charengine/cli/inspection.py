@@ -81,11 +81,12 @@ def adapter_facts(file: Path) -> dict[str, Any]:
     layers, loaders = layers_of(header.tensors), loads_in(header.tensors)
     places = "; ".join(name if part == "all" else f"{name}: {part}" for name, part in loaders.items()) or NOWHERE
     incomplete = [f"{layer.stem} lacks {', '.join(layer.missing)}" for layer in layers if layer.missing]
-    doubtful = value_problems(file, header)
+    base = base_of(header.tensors)
+    doubtful = value_problems(file, header, of_sdxl=not told.family and base in ("", "SDXL"))
     if incomplete:
         places = "nowhere as it is meant: the file is incomplete"
     elif doubtful:
-        places = "nowhere as it is meant: it has values that it should not have"
+        places = "nowhere as it is meant: see the problems"
     elif told.family == "embedded":
         places = f"the embedded family it was trained on; a full-size one with these keys: {places}"
     return {
@@ -93,7 +94,7 @@ def adapter_facts(file: Path) -> dict[str, Any]:
         "tensors": len(header.tensors),
         "modules": len(layers),
         "algorithm": ", ".join(sorted({layer.algorithm or layer.other or "none" for layer in layers})) or "none",
-        "base": base_of(header.tensors),
+        "base": base,
         "dtype": ", ".join(sorted({entry.dtype for entry in header.tensors.values()})),
         "loads_in": places,
         "loaders": loaders,

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from adapter_samples import LINEAR, file_of, tensors_of, tiny_unet
+from adapter_samples import ALGORITHMS, BASE, LINEAR, parts_of, tensors_of, tiny_unet
+from adapter_samples import file_of as foreign_file
 
 from charengine.adapter.files import by_module, check_values, load_adapter
+from charengine.adapter.keys import known_stems
 from charengine.adapter.parts import refuse_huge
+from charengine.adapter.sdxl_layers import layers_by_stem
+from charengine.adapter.values import floats
 from charengine.cli.console import say
 from charengine.cli.inspection import adapter_facts, inspect_file
+from charengine.config import ModelSettings
 from charengine.errors import BadInput
+from charengine.models.skeleton import unet_skeleton
 
+TINY = {"charengine.recipe": '{"profile": {"models": {"family": "embedded"}}}'}  # has other layers than SDXL's
+file_of = partial(foreign_file, **TINY)
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn)
 
 
@@ -31,8 +41,7 @@ def written(tmp_path: Path, kind: torch.dtype, key_ending: str, value: float, pl
 
 @pytest.mark.parametrize("kind", FLOATS, ids=str)
 def test_an_adapter_of_ordinary_values_has_no_problem(tmp_path: Path, kind: torch.dtype) -> None:
-    largest = 400.0  # E4M3 ends at 448
-    for value in (0.0, -0.0, largest, -largest):
+    for value in (0.0, -0.0, 40.0, -40.0):
         facts = adapter_facts(written(tmp_path, kind, "lora_up.weight", value))
         assert facts["problems"] == [] and "ComfyUI" in facts["loads_in"]
 
@@ -111,6 +120,70 @@ def test_a_file_that_a_sweep_would_call_damaged_is_not_said_to_load(
 def test_a_value_that_drowns_every_weight_is_told(tmp_path: Path, kind: torch.dtype) -> None:
     facts = adapter_facts(written(tmp_path, kind, "lora_up.weight", -20_000.0))
     assert "1 tensor holds values beyond 10,000" in facts["problems"][0]
+
+
+@pytest.mark.parametrize("kind", FLOATS, ids=str)
+def test_values_are_read_as_torch_reads_them(kind: torch.dtype) -> None:
+    names = dict(zip(FLOATS, ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"), strict=True))
+    values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e5m2).float().to(kind)
+    if kind == torch.float8_e4m3fn:
+        values = torch.arange(256, dtype=torch.uint8).view(kind)
+    read = torch.from_numpy(floats(values.view(torch.uint8).numpy().tobytes(), names[kind])).float()
+    assert torch.equal(read.nan_to_num(7), values.float().nan_to_num(7))
+
+
+def test_the_layers_of_sdxl_are_known_without_it() -> None:
+    unet = unet_skeleton(ModelSettings(family="sdxl"))
+    shapes = {
+        name: tuple(layer.weight.shape)
+        for name, layer in unet.named_modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    }
+    known = {stem: (name, shapes[name]) for stem, name in known_stems(unet).items() if name in shapes}
+    assert layers_by_stem() == known and len(shapes) == 794
+
+
+STEM = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k"  # 640 → 640, LINEAR in SDXL
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({}, ""),
+        ({f"{BASE}.to_k.lora_A.weight": (2, 640), f"{BASE}.to_k.lora_B.weight": (640, 2)}, "in two spellings"),
+        ({f"{STEM.replace('_4_', '_99_')}.alpha": ()}, "a name that no layer of SDXL's U-Net has"),
+        ({f"{STEM[:-1]}z.alpha": ()}, "a name that no layer of SDXL's U-Net has"),
+        ({"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": ()}, ""),
+        ({f"{STEM}.lora_down.weight": (2, 320)}, "matrices of another shape than SDXL's"),
+        ({f"{STEM}.lora_down.weight": (3, 640)}, "matrices that do not go together"),
+        ({f"{STEM}.lokr_w1": (4, 4)}, "matrices that do not go together"),
+        ({f"{STEM}.dora_scale": (640, 1)}, ""),
+        ({f"{STEM}.dora_scale": (1, 640)}, ""),
+        ({f"{STEM}.dora_scale": (641, 1)}, "a dora_scale that does not fit"),
+        ({f"{STEM}.dora_scale": (1, 320)}, "a dora_scale that does not fit"),
+        ({f"{STEM}.dora_scale": ()}, "a dora_scale that does not fit"),
+        ({f"{STEM}.dora_scale": (2, 320)}, "a dora_scale that does not fit"),
+    ],
+)
+def test_a_foreign_file_that_is_none_for_sdxl_is_told_with_the_layer(
+    tmp_path: Path, more: dict[str, tuple[int, ...]], told: str
+) -> None:
+    tensors = {f"{STEM}.{part}": value for part, value in parts_of("LoRA", (640, 640)).items()}
+    tensors |= {key: torch.full(shape, 0.5) for key, shape in more.items()}
+    (tmp_path / "adapter.safetensors").write_bytes(foreign_file(tensors))
+    problems = "; ".join(adapter_facts(tmp_path / "adapter.safetensors")["problems"])
+    assert told in problems and ("e.g. " in problems) == bool(told)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_strength_that_no_adapter_has_is_told_as_a_sweep_tells_it(tmp_path: Path, algorithm: str) -> None:
+    for alpha, told in ((1.0, False), (1e30, algorithm != "LoKr whole"), (-1e30, algorithm != "LoKr whole")):
+        tensors = tensors_of(tiny_unet(), algorithm, alpha=alpha)
+        (tmp_path / "adapter.safetensors").write_bytes(file_of(tensors))
+        problems = adapter_facts(tmp_path / "adapter.safetensors")["problems"]
+        assert any("changes of weights by more than 100" in problem for problem in problems) == told, (alpha, problems)
+        with pytest.raises(BadInput, match="changes weights by") if told else nullcontext():
+            check_values(tensors)
 
 
 def test_a_norm_of_one_axis_is_read_as_one_a_row() -> None:
