@@ -18,12 +18,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from charengine.adapter.sizes import MOST_CHANGE, largest_change, norms_of
 from charengine.adapter.sorting import LORA, MOST_VALUE, missing_of
 from charengine.errors import BadInput
 
 Parts = dict[str, Tensor]
 
+MOST_CHANGE = 100  # of a weight
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -109,6 +109,9 @@ def with_norms(weight: Tensor, scale: Tensor) -> Tensor:
 def refuse_huge(name: str, parts: Mapping[str, Tensor]) -> None:
     """Finite values can still be no adapter's: what they add drowns every weight, and the first step of a training ends in NaN.
 
+    The largest change of a weight is bounded by the norms of the factors' rows and columns (Cauchy-Schwarz). SDXL's weights and
+    useful changes are about 1; of a small U-Net a change of 900 makes NaN.
+
     Args:
         name: of the layer, for messages.
         parts: as `checked_parts` gives them.
@@ -116,14 +119,32 @@ def refuse_huge(name: str, parts: Mapping[str, Tensor]) -> None:
     Raises:
         BadInput: a value or a change is larger than any adapter's.
     """
-    norms = {part: norms_of(value.float().cpu().numpy()) for part, value in parts.items() if part != "alpha"}
-    values, change = max(one.most for one in norms.values()), largest_change(norms, scale_of(parts))
+    factors = {part: value.float() for part, value in parts.items() if part != "alpha"}
+    if not all(value.numel() for value in factors.values()):
+        return  # they change nothing
+    factors = {part: value.reshape(*value.shape[:1], -1) for part, value in factors.items()}
+    values = max(float(value.abs().max()) for value in factors.values())
+    sides = sorted({part[:7] for part in factors if part.startswith(("hada_w", "lokr_w"))})
+    change = abs(scale_of(parts)) * (
+        prod(_largest(factors, side) for side in sides) if sides else _largest(factors, LORA)
+    )
     for what, found, most in (("holds values of", values, MOST_VALUE), ("changes weights by", change, MOST_CHANGE)):
         if not found <= most:
             raise BadInput(
                 f"the adapter's {name} {what} up to {found:.3g}; allowed is at most {most:g}: the file is damaged, get it again or take "
                 "an earlier checkpoint"
             )
+
+
+def _largest(factors: Parts, side: str | tuple[str, str]) -> float:
+    """No value of a product, or of a side that is there whole, is larger."""
+    if side in factors:
+        return float(factors[side].abs().max())
+    second, first = (f"{side}_b", f"{side}_a") if isinstance(side, str) else side
+    middle = factors.get(str(side).replace("w", "t"))
+    if middle is not None:  # Tucker
+        return float(factors[first].norm(dim=0).max() * factors[second].norm(dim=0).max() * middle.norm())
+    return float(factors[first].norm(dim=1).max() * factors[second].norm(dim=0).max())
 
 
 class _Misfit(Exception):

@@ -39,11 +39,14 @@ def layer_shapes() -> dict[str, tuple[int, ...]]:
 def layers_by_stem() -> dict[str, tuple[str, tuple[int, ...]]]:
     """Every spelling of a layer in the files that are read → its diffusers name and its weight's shape."""
     shapes = layer_shapes()
-    ways = (True, True, None)
-    structure = SimpleNamespace(
-        down_blocks=[SimpleNamespace(resnets=range(2), downsamplers=one) for one in ways],
-        up_blocks=[SimpleNamespace(resnets=range(3), attentions=one, upsamplers=one) for one in ways],
+    down, up = (
+        [
+            SimpleNamespace(resnets=range(n), attentions=one, downsamplers=one, upsamplers=one)
+            for one in (True, True, None)
+        ]
+        for n in (2, 3)
     )
+    structure = SimpleNamespace(down_blocks=down, up_blocks=up)
     return {stem: (name, shapes[name]) for stem, name in stems_of(named(shapes, structure)).items()}
 
 
