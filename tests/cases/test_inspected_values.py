@@ -45,10 +45,11 @@ def test_an_adapter_of_ordinary_values_has_no_problem(tmp_path: Path, kind: torc
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("kind", [kind for kind in FLOATS if kind != torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("kind", FLOATS, ids=str)
 def test_values_that_are_not_finite_are_told_with_their_tensor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: torch.dtype, value: float
 ) -> None:
+    value = float("nan") if kind == torch.float8_e4m3fn else value  # it has no infinity
     path = written(tmp_path, kind, "lora_up.weight", value)
     facts = adapter_facts(path)
     [problem] = facts["problems"]
@@ -80,11 +81,6 @@ def test_matrices_of_whole_numbers_are_told(tmp_path: Path) -> None:
     (tmp_path / "adapter.safetensors").write_bytes(file_of(tensors))
     problems = adapter_facts(tmp_path / "adapter.safetensors")["problems"]
     assert len(problems) == 3 and all("holds int32 values; floats are needed" in problem for problem in problems)
-
-
-def test_the_float8_that_has_no_infinity_is_told_by_its_nan(tmp_path: Path) -> None:
-    [problem] = adapter_facts(written(tmp_path, torch.float8_e4m3fn, "lora_up.weight", float("nan")))["problems"]
-    assert "not finite" in problem
 
 
 @pytest.mark.parametrize(
