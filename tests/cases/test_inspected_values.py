@@ -144,6 +144,7 @@ STEM = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k"  # 640 → 6
         ({f"{STEM}.lora_down.weight": (3, 640)}, "different ranks"),
         ({f"{STEM}.lokr_w1": (4, 4)}, "LoRA and LoKr at once"),
         ({f"{STEM}.alpha": (1,)}, ""),
+        ({f"{STEM}.alpha": 1e30}, "changes weights by up to "),
         ({f"{STEM}.dora_scale": (640, 1)}, ""),
         ({f"{STEM}.dora_scale": (1, 640)}, ""),
         ({f"{STEM}.dora_scale": (641, 1)}, "(dora_scale is "),
@@ -153,10 +154,10 @@ STEM = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k"  # 640 → 6
     ],
 )
 def test_a_foreign_file_that_is_none_for_sdxl_is_told_with_the_layer(
-    tmp_path: Path, more: dict[str, tuple[int, ...]], told: str
+    tmp_path: Path, more: dict[str, tuple[int, ...] | float], told: str
 ) -> None:
     tensors = {f"{STEM}.{part}": value for part, value in parts_of("LoRA", (640, 640)).items()}
-    tensors |= {key: torch.full(shape, 0.5) for key, shape in more.items()}
+    tensors |= {key: torch.full(x, 0.5) if isinstance(x, tuple) else torch.tensor(x) for key, x in more.items()}
     (tmp_path / "adapter.safetensors").write_bytes(foreign_file(tensors))
     problems = "; ".join(adapter_facts(tmp_path / "adapter.safetensors")["problems"])
     assert told in problems and bool(problems) == bool(told) and STEM[:20] in problems + STEM
