@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from charengine.errors import ConfigError
+from charengine.errors import HIDDEN, ConfigError
 from charengine.misspelt import did_you_mean
 
 MOST_NODES = 100_000  # keys, values and lists of one document, aliases written out
@@ -23,7 +23,7 @@ DELIMITERS = ",;\t"
 MOST_TOLD = 100  # mistakes of a table's lines
 NOTHING = ("", "~")  # plain scalars that say that there is no value
 MERGE = "<<"
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f{HIDDEN}]")
 
 _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C one where it is built: a hundred times faster
 

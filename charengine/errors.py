@@ -20,11 +20,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# part of a pattern: what a terminal obeys, what turns or hides the letters beside it, letters that show nothing, bytes that were no
+# UTF-8; not the joiners (U+200C, U+200D) that Persian, Hindi and emoji are written with
+HIDDEN = (
+    r"\x7f-\x9f\xad\u061c\u115f\u1160\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb"
+    r"\U000e0000-\U000e007f\ud800-\udfff"
+)
+CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f{HIDDEN}]")
 
 
 def printable(text: str) -> str:
-    """Text in which what a terminal would obey is written out."""
+    """Text in which what a terminal would obey, or nobody would see, is written out."""
     return CONTROL.sub(lambda found: f"{found[0]!a}"[1:-1], text)
 
 

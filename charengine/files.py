@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -113,6 +113,11 @@ def below(folder: Path) -> Iterator[Path]:
                 yield from below(path)
         else:
             yield path
+
+
+def by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    """The paths by themselves in lower case: who looks up `front.txt` finds the `Front.TXT` that Windows' users have."""
+    return {str(path).lower(): path for path in paths}
 
 
 def expanded(path: str | Path) -> Path:

@@ -78,7 +78,7 @@ def _needed(item: Any, field: FieldInfo | None) -> str:
     if item["type"] == "model_type":
         return f"give {SECTION}"
     if allowed:
-        return f"give {_with_article(allowed)}{_example(field)}"
+        return f"give {_with_article(allowed)}{_example(field, item['input'])}"
     start = str(item["type"]).split("_")[0]
     return f"give {NEEDED[start]}" if start in NEEDED else str(item["msg"])
 
@@ -109,11 +109,13 @@ def _with_article(words: str) -> str:
     return f"a {words}" if words.startswith(("whole number", "number")) else words
 
 
-def _example(field: FieldInfo | None) -> str:
-    """The default, where it says something."""
+def _example(field: FieldInfo | None, given: Any) -> str:
+    """The default, where it says something; of a list, what was given as one."""
     default = field.default if field else None
     if isinstance(default, str) and default:
         return f", e.g. {default}" if field and get_origin(field.annotation) is not Literal else ""
+    if default == () and isinstance(given, str) and given:
+        return f", e.g. {json.dumps([given], ensure_ascii=False)}"
     if isinstance(default, tuple) and default and all(isinstance(one, str | int | float) for one in default):
         return f", e.g. {json.dumps(list(default[:3]))}"
     return f", e.g. {default:g}" if isinstance(default, int | float) and not isinstance(default, bool) else ""

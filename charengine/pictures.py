@@ -31,6 +31,11 @@ READABLE = ("PNG", "JPEG", "WEBP")
 MOST_PIXELS = 100_000_000
 MOST_BYTES = 200_000_000
 ROUNDING = 2  # of 255: sRGB turned into sRGB
+GAMMAS, SRGB_GAMMAS = (
+    (0.1, 10.0),
+    (0.43, 0.48),
+)  # of a PNG's pixels: those that can be meant, those that mean sRGB's curve
+PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # sRGB's white, red, green and blue, x and y
 LONGEST_SIDE = 32_767  # beyond it a picture is a line
 MOST_TEXT = (
     1_000_000  # bytes of a PNG's text that is kept, unpacked: what turns a picture upright, nothing else is used
@@ -246,7 +251,7 @@ def _scale_clear_colour(image: Image, data: bytes) -> None:
 
 
 def _in_srgb(image: Image, stored: Image) -> Image:
-    """Colours as the file's ICC profile means them; as they are stored when it is sRGB's, is damaged, or fits no RGB.
+    """Colours as the file's ICC profile means them, else as a PNG's gamma does; as stored when that is sRGB's, damaged, or fits no RGB.
 
     Args:
         image: RGB or RGBA.
@@ -255,7 +260,7 @@ def _in_srgb(image: Image, stored: Image) -> Image:
     from PIL import ImageChops, ImageCms
 
     if not (found := stored.info.get("icc_profile")):
-        return image
+        return image if "srgb" in stored.info else _by_gamma(image, stored)
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(found))
         grey = profile.profile.xcolor_space == "GRAY" and image.mode == "RGB"
@@ -274,6 +279,24 @@ def _in_srgb(image: Image, stored: Image) -> Image:
         return image
     turned.info = dict(image.info)
     return turned
+
+
+def _by_gamma(image: Image, stored: Image) -> Image:
+    """Pixels that are light to the power of a PNG's gAMA as sRGB has them; primaries of its own (cHRM) are said, not turned."""
+    primaries = stored.info.get("chromaticity", PRIMARIES)
+    if max(abs(one - own) for one, own in zip(primaries, PRIMARIES, strict=True)) > 0.01:
+        log.warning("a PNG names primaries of its own (cHRM); they are taken as sRGB's: save it with an ICC profile")
+    gamma = stored.info.get("gamma") or SRGB_GAMMAS[0]  # 0 says nothing
+    if SRGB_GAMMAS[0] <= gamma <= SRGB_GAMMAS[1]:
+        return image
+    if not GAMMAS[0] <= gamma <= GAMMAS[1]:
+        log.warning("a PNG's gamma of %g cannot be meant; its colours are taken as sRGB", gamma)
+        return image
+    light = [(value / 255) ** (1 / gamma) for value in range(256)]
+    table = [
+        round(255 * (12.92 * one if one <= 0.0031308 else 1.055 * one ** (1 / 2.4) - 0.055)) for one in light
+    ]  # IEC 61966-2-1
+    return image.point(table * 3 + [*range(256)] * (image.mode == "RGBA"))
 
 
 def _upright(image: Image) -> Image:

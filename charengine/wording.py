@@ -10,7 +10,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what a terminal obeys, and bytes that were no UTF-8
+from charengine.errors import HIDDEN
+
+CONTROL = re.compile(rf"[\x00-\x1f{HIDDEN}]")
 
 LONGEST_NOUN = 64
 LONGEST_PHRASE = 80
@@ -53,7 +55,7 @@ def trigger_problem(text: str) -> str:
 
 def noun_problem(text: str) -> str:
     """What is wrong with a class noun."""
-    if NOUN_PATTERN.fullmatch(text):
+    if NOUN_PATTERN.fullmatch(text) and not CONTROL.search(text):
         return ""
     return (
         f"class noun {text[:80]!r} is not allowed: 1-{LONGEST_NOUN} letters, digits, spaces, apostrophes and hyphens in one line, "
@@ -63,7 +65,7 @@ def noun_problem(text: str) -> str:
 
 def phrase_problem(text: str) -> str:
     """What is wrong with a trigger that another program's file or folder uses: one line, nothing that could be read as a path."""
-    fits = 0 < len(text) <= LONGEST_PHRASE and text.isprintable() and text == text.strip()
+    fits = 0 < len(text) <= LONGEST_PHRASE and text.isprintable() and text == text.strip() and not CONTROL.search(text)
     if fits and not _UNFIT & set(text) and not text.startswith((".", ",")) and any(map(str.isalnum, text)):
         return ""
     return (

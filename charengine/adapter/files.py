@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from charengine.adapter.header import header_of, read_header, with_metadata
 from charengine.adapter.keys import BASES, known_stems
 from charengine.adapter.parts import Parts, checked_parts, refuse_huge
-from charengine.adapter.sorting import SortedKeys, shown, sort_keys, split_key
+from charengine.adapter.sdxl_layers import layers_by_stem
+from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, SortedKeys, shown, sort_keys, split_key
 from charengine.errors import BadInput, UnsafeFile
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NO_LAYER = (*TEXT_ENCODER, *EMBEDDING)  # begin keys that are none of the U-Net's
 NEEDED = "a LoRA, LoCon, LoHa, LoKr or DoRA for SDXL is needed"
 
 
@@ -91,19 +93,56 @@ def modules_of(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> tup
 
 
 def check_values(tensors: Mapping[str, Tensor]) -> None:
-    """What can be known of an adapter without its model: whole layers, of parts that go together, floats that are finite and not huge.
+    """What can be known of an adapter without its model; raises `BadInput` with the first of `value_problems`."""
+    for problem in value_problems(tensors):
+        raise BadInput(problem)
 
-    Raises:
-        BadInput: names the layer.
+
+def file_problems(path: Path, of_sdxl: bool = False) -> list[str]:
+    """As `value_problems`, of a file; that it cannot be read is one.
+
+    Args:
+        path: the file.
+        of_sdxl: its layers have to be SDXL's: of a run's own file they are its base model's, whatever that is.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return list(value_problems(load_file(path), layers_by_stem() if of_sdxl else {}))
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        return [f"it cannot be read ({error})"]
+
+
+def value_problems(
+    tensors: Mapping[str, Tensor], known: Mapping[str, tuple[str, tuple[int, ...]]] | None = None
+) -> Iterator[str]:
+    """A sentence for each layer that is not whole, once, of parts that go together, and of floats that are finite and not huge.
+
+    Args:
+        tensors: of the file.
+        known: every spelling of a layer that there may be → its name and shape; None where the model is not known.
     """
     layers: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         stem, part, kind = split_key(key)
-        if kind == "read":
-            layers.setdefault(stem, {})[part] = value
+        if kind == "read" and part in layers.setdefault(stem, {}):
+            yield f"the adapter holds {shown([key])} twice, in two spellings; the file is damaged"
+        elif kind == "read":
+            layers[stem][part] = _as_lycoris(key, value)
+    foreign = [stem for stem in layers if known and stem not in known and not stem.startswith(NO_LAYER)]
+    if foreign:
+        yield f"{len(foreign)} of its layers are none of SDXL's U-Net, e.g. {shown(foreign)}: the file is for another model, or damaged"
+    stems: dict[str, str] = {}
     for stem, parts in layers.items():
-        if set(parts) != {"alpha"}:  # one alone changes nothing; whose it is, the model says
-            refuse_huge(stem, checked_parts(stem, parts))
+        name, shape = (known or {}).get(stem, ("", None))
+        if name and stems.setdefault(name, stem) != stem:
+            yield f"the adapter's {stem} and {stems[name]} are one layer in two spellings: programs add both or one; the file is damaged"
+        if name or set(parts) != {"alpha"}:  # one alone changes nothing; whose it is, the model says
+            try:
+                refuse_huge(stem, checked_parts(stem, parts, shape))
+            except BadInput as error:
+                yield str(error)
 
 
 def _as_lycoris(key: str, value: Tensor) -> Tensor:

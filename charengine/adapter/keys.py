@@ -5,8 +5,8 @@ The map is derived from the U-Net's structure, so it holds for SDXL and for any 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -38,11 +38,14 @@ def sgm_names(unet: UNet2DConditionModel) -> dict[str, str]:
 
     `down_blocks.1.attentions.0.…` → `input_blocks.4.1.…`, as in the single-file checkpoints by Stability AI.
     """
-    prefixes = dict(_block_prefixes(unet))
+    return named([name for name, one in unet.named_modules() if getattr(one, "weight", None) is not None], unet)
+
+
+def named(layers: Iterable[str], structure: Any) -> dict[str, str]:
+    """As `sgm_names`, of layers' diffusers names and the blocks of their U-Net."""
+    prefixes = dict(_block_prefixes(structure))
     names = {}
-    for name, module in unet.named_modules():
-        if getattr(module, "weight", None) is None:
-            continue
+    for name in layers:
         if name in _TOP:
             names[name] = _TOP[name]
             continue
@@ -63,8 +66,13 @@ def known_stems(unet: UNet2DConditionModel) -> dict[str, str]:
     Spellings: kohya with original or diffusers names, LyCORIS (`lycoris_…`), diffusers and PEFT (dotted), OneTrainer's own (`unet.` before
     original names, which no other program loads).
     """
+    return stems_of(sgm_names(unet))
+
+
+def stems_of(names: Mapping[str, str]) -> dict[str, str]:
+    """As `known_stems`, of layers' diffusers names and original ones."""
     stems = {}
-    for name, sgm in sgm_names(unet).items():
+    for name, sgm in names.items():
         flat = name.replace(".", "_")
         for stem in (
             PREFIX + sgm.replace(".", "_"),
@@ -80,7 +88,7 @@ def known_stems(unet: UNet2DConditionModel) -> dict[str, str]:
     return stems
 
 
-def _block_prefixes(unet: UNet2DConditionModel) -> Iterator[tuple[str, str]]:
+def _block_prefixes(unet: Any) -> Iterator[tuple[str, str]]:
     """(diffusers block, original block) pairs, in network order."""
     number = 1
     for i, block in enumerate(unet.down_blocks):

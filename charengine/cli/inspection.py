@@ -71,21 +71,22 @@ def adapter_facts(file: Path) -> dict[str, Any]:
         BadInput: no such file, or it is cut short.
         UnsafeFile: not a safetensors file.
     """
+    from charengine.adapter.files import file_problems
     from charengine.adapter.header import read_header
     from charengine.adapter.loaders import base_of, layers_of, loads_in
     from charengine.adapter.metadata import told_by
-    from charengine.adapter.values import value_problems
 
     header = read_header(file)
     told = told_by(header.metadata)
     layers, loaders = layers_of(header.tensors), loads_in(header.tensors)
     places = "; ".join(name if part == "all" else f"{name}: {part}" for name, part in loaders.items()) or NOWHERE
+    base = base_of(header.tensors)
+    doubtful = file_problems(file, of_sdxl=not told.family and base in ("", "SDXL"))
     incomplete = [f"{layer.stem} lacks {', '.join(layer.missing)}" for layer in layers if layer.missing]
-    doubtful = value_problems(file, header)
     if incomplete:
         places = "nowhere as it is meant: the file is incomplete"
     elif doubtful:
-        places = "nowhere as it is meant: it has values that it should not have"
+        places = "nowhere as it is meant: see the problems"
     elif told.family == "embedded":
         places = f"the embedded family it was trained on; a full-size one with these keys: {places}"
     return {
@@ -93,11 +94,11 @@ def adapter_facts(file: Path) -> dict[str, Any]:
         "tensors": len(header.tensors),
         "modules": len(layers),
         "algorithm": ", ".join(sorted({layer.algorithm or layer.other or "none" for layer in layers})) or "none",
-        "base": base_of(header.tensors),
+        "base": base,
         "dtype": ", ".join(sorted({entry.dtype for entry in header.tensors.values()})),
         "loads_in": places,
         "loaders": loaders,
-        "problems": [*doubtful, *incomplete][:MOST_PROBLEMS],
+        "problems": (doubtful or incomplete)[:MOST_PROBLEMS],
         "metadata": {key: value for key, value in header.metadata.items() if key != "charengine.recipe"},
         "recipe": told.recipe,
         "damaged": list(told.damaged),

@@ -117,7 +117,8 @@ def silent_captions(trigger: str, captions: Sequence[CaptionRecord], which: str 
 
 def _edited(caption: CaptionRecord, folder: Path) -> CaptionRecord:
     beside = list(files.below(folder)) if files.is_dir(folder) else []
-    found = next((paths for kind in CAPTIONS if (paths := [p for p in beside if p.name == caption.view + kind])), [])
+    named = [[path for path in beside if path.name.lower() == f"{caption.view}{kind}".lower()] for kind in CAPTIONS]
+    found = next(filter(None, named), [])
     if not found:
         return caption
     if len(found) > 1:

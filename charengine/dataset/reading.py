@@ -132,7 +132,7 @@ def _pictures(folder: Path, name: str) -> list[Path]:
     return [
         path
         for path in files.below(folder)
-        if path.stem == name and path.suffix.lower() in SUFFIXES and path.parent.name != MASKS
+        if path.stem.lower() == name.lower() and path.suffix.lower() in SUFFIXES and path.parent.name.lower() != MASKS
     ]
 
 
@@ -155,8 +155,10 @@ def _read(path: Path, folder: Path) -> _Read:
             f"picture {path} is of one colour all over: nothing can be learnt from it; give one that shows the character"
         )
     places = (path.with_suffix(".alpha.png"), folder / MASKS / f"{path.stem}.png")
-    given = next((place for place in places if files.exists(place)), None)
-    others = [one for ending in SUFFIXES[1:] for place in places if files.exists(one := place.with_suffix(ending))]
+    there = files.by_name(files.below(folder))
+    given = next((found for place in places if (found := there.get(str(place).lower()))), None)
+    endings = [str(place.with_suffix(ending)).lower() for ending in SUFFIXES[1:] for place in places]
+    others = [there[name] for name in endings if name in there]
     if others:
         raise BadInput(f"mask {others[0]} is not read: masks are PNG files; save it as {places[0].name}")
     if given:
@@ -193,13 +195,14 @@ def class_pictures(folder: Path) -> list[tuple[Path, str]]:
         raise BadInput(
             f"train.regularisation={str(folder)[:200]!r} cannot be read (it is no folder); give a folder of class images"
         )
-    found = [path for path in files.shown(folder) if path.suffix.lower() in SUFFIXES]
+    there = files.by_name(shown := files.shown(folder))
+    found = [path for path in shown if path.suffix.lower() in SUFFIXES]
     if not found:
         raise BadInput(
             f"train.regularisation={str(folder)!r} holds no PNG, JPEG or WebP image; give a folder of class images"
         )
-    texts = [[path.with_suffix(suffix) for suffix in CAPTIONS] for path in found]
-    given = [next((text for text in both if files.exists(text)), None) for both in texts]
+    texts = [[there.get(str(path.with_suffix(suffix)).lower()) for suffix in CAPTIONS] for path in found]
+    given = [next(filter(None, both), None) for both in texts]
     return [(path, read_caption(text) if text else "") for path, text in zip(found, given, strict=True)]
 
 

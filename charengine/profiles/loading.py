@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +22,7 @@ from charengine.profiles.listing import sections, settings_in
 LARGEST = 200_000  # bytes of a profile
 LONGEST_NAMED = 300  # letters of an unknown name in a message
 LONGEST_CHAIN = 20  # profiles that extend one another
+SECOND = re.compile(r"[\s,;|](\w+\.\w+)=")  # another setting, in the value of one
 EXTENDS = "; a profile without it needs the line `extends: NAME`, with one of the shipped profiles"
 
 
@@ -214,9 +218,18 @@ def _apply(data: dict[str, Any], text: str) -> str | None:
     try:
         parsed = read_yaml(value, f"--set {place}")
     except ConfigError as error:
-        return f"{error}; got {value[:80]!r}"
+        return f"{error}; got {value[:80]!r}{_in_quotes(place, value)}"
+    if (second := SECOND.search(value)) and second[1] in setting_names():
+        return (
+            f"{place}: got {value[:80]!r}, which holds {second[1]} too; give each setting a --set of its own, in a cast an item of the "
+            "list, in a CSV field a ';' before it"
+        )
+    if any(isinstance(one, dict) for one in (parsed if isinstance(parsed, list) else [parsed])) and (
+        quoted := _in_quotes(place, value)
+    ):
+        return f"{place}: got {value[:80]!r}{quoted}"
     section, _, key = place.partition(".")
-    chosen = _emptied(place) if parsed in (None, "null") else parsed
+    chosen = _emptied(place, value) if parsed in (None, "null") else parsed
     if not key:
         data[section] = chosen
     elif isinstance(data.setdefault(section, {}), dict):
@@ -224,7 +237,17 @@ def _apply(data: dict[str, Any], text: str) -> str | None:
     return None  # a section that is no mapping is refused with the profile
 
 
-def _emptied(name: str) -> str | None:
-    """A setting without a value: None where it may be empty, else no text."""
-    field = field_at(Profile, tuple(name.split(".")))
-    return None if field and type(None) in get_args(field.annotation) else ""
+def _in_quotes(name: str, value: str) -> str:
+    """How a text is written that YAML takes for something else; "" for a setting that takes none."""
+    allowed = _allowed(name)
+    if "text" not in allowed:
+        return ""
+    texts = re.split(r",\s*(?=\{)", value.strip(" []"))
+    written = json.dumps(texts if allowed.startswith("list") else value.strip(), ensure_ascii=False)
+    return f"; give a text with braces in quotes: --set {shlex.quote(f'{name}={written}')}"
+
+
+def _emptied(name: str, value: str) -> str | None:
+    """A setting without a value: None where it may be empty, no text where it is one, else what was written, which is refused."""
+    kind = getattr(field_at(Profile, tuple(name.split("."))), "annotation", None)
+    return None if type(None) in get_args(kind) else "" if kind is str else value

@@ -16,7 +16,7 @@ from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home, in_work_folder
 from charengine.misspelt import did_you_mean, shown_value
 from charengine.run.claim import free_folder
-from charengine.run.request import RunRequest, check, usual_name
+from charengine.run.request import RunRequest, check, place_of, usual_name
 from charengine.wording import slug
 
 log = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ def _request(entry: dict[str, Any], overrides: tuple[str, ...], within: str, pro
             continue
         if isinstance(value, list | dict):
             problems.append(f"{key} must be text, got a {'list' if isinstance(value, list) else 'section'}")
-        else:
+        elif key != "out" or place_of(str(value), "out", problems):
             text[key] = str(value)
     if not text.get("prompt") and "prompt" not in known and not text.get("reference"):
         problems.append(
@@ -247,7 +247,8 @@ def _several(value: Any, key: str, problems: list[str]) -> tuple[str, ...]:
     if isinstance(value, dict):
         problems.append(f"{key} must be a list of texts, e.g. [train.steps=800], got a section")
         return ()
-    return tuple(part.strip() for part in str(value or "").split(";") if part.strip())
+    parts = re.split(r"[;,\s]" if key == "refresh" else ";", str(value or ""))
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _doubled(entries: list[Entry]) -> list[str]:

@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from charengine import files
-from charengine.adapter.header import read_header, read_metadata
+from charengine.adapter.header import read_metadata
 from charengine.adapter.metadata import told_by
-from charengine.adapter.values import value_problems
 from charengine.errors import BadInput, StoreCorrupt
 from charengine.machine.home import Home
 from charengine.machine.known_runs import known_runs
@@ -90,13 +89,15 @@ def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
     Raises:
         BadInput: the run has no adapters, or one is damaged.
     """
+    from charengine.adapter.files import file_problems  # needs torch, which who only shows runs can do without
+
     run = read_run(run_folder)
     stem = file_stem(run.trigger)
     place = run_folder / "adapters"
     beside = [path for path in files.entries(place) if files.is_file(path)] if files.is_dir(place) else []
     content = {path.name: files.asked(path, path.read_bytes) for path in beside}
     for path in beside:
-        if path.suffix == ".safetensors" and (problems := value_problems(path, read_header(path))):
+        if path.suffix == ".safetensors" and (problems := file_problems(path)):
             raise BadInput(f"{path}: {problems[0]}; or run the character again, it is taken from the store")
     trained, recommended = f"{stem}.safetensors", f"{stem}_recommended.safetensors"
     if missing := {trained, recommended} - content.keys():

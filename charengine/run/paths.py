@@ -9,7 +9,7 @@ from pathlib import Path
 from charengine import files
 from charengine.config import ModelSettings, Profile
 from charengine.documents import read_yaml
-from charengine.errors import ConfigError
+from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import in_work_folder
 from charengine.profiles.loading import load_profile
 
@@ -18,14 +18,21 @@ MODELS = tuple(name for name, field in ModelSettings.model_fields.items() if fie
 TRAIN = ("regularisation", "continue_from")
 
 
-def absolute_file(text: str) -> str:
-    """A path, absolute; empty stays empty."""
-    return str(in_work_folder(text)) if text else ""
+def absolute_file(text: str, label: str = "") -> str:
+    """A path, absolute; empty stays empty.
+
+    Raises:
+        ConfigError: `~` and the name of nobody begin it; `label` says what it is.
+    """
+    try:
+        return str(in_work_folder(text)) if text else ""
+    except BadInput as error:
+        raise ConfigError(f"{label}{error}") from error
 
 
 def absolute_profile(name: str) -> str:
     """A profile's file, absolute; the name of a shipped one as it is."""
-    return absolute_file(name) if Path(name).suffix in (".yaml", ".yml") else name
+    return absolute_file(name, "--profile ") if Path(name).suffix in (".yaml", ".yml") else name
 
 
 def profile_as_named(name: str, overrides: Sequence[str] = ()) -> Profile:
@@ -42,9 +49,9 @@ def absolute_override(text: str) -> str:
     name, equals, value = text.partition("=")
     section, _, key = name.strip().partition(".")
     if section == "models" and key in MODELS:
-        return f"{name}{equals}{_absolute_model(value.strip())}"
+        return f"{name}{equals}{_absolute_model(value.strip(), key)}"
     if section == "train" and key in TRAIN:
-        return f"{name}{equals}{absolute_file(value.strip())}"
+        return f"{name}{equals}{absolute_file(value.strip(), f'{section}.{key}=')}"
     if section == "models" and key == "folders":
         return f"{name}{equals}{_absolute_folders(value)}"
     return text
@@ -54,19 +61,23 @@ def with_absolute_files(profile: Profile) -> Profile:
     """The profile with every file that it names absolute."""
     models = profile.models.model_copy(
         update={
-            **{name: _absolute_model(getattr(profile.models, name)) for name in MODELS},
-            "folders": tuple(absolute_file(folder) for folder in profile.models.folders),
+            **{name: _absolute_model(getattr(profile.models, name), name) for name in MODELS},
+            "folders": tuple(absolute_file(folder, "models.folders: ") for folder in profile.models.folders),
             "edit_loras": tuple(
-                lora.model_copy(update={"file": _absolute_model(lora.file)}) for lora in profile.models.edit_loras
+                lora.model_copy(update={"file": _absolute_model(lora.file, "edit_loras")})
+                for lora in profile.models.edit_loras
             ),
         }
     )
-    train = profile.train.model_copy(update={name: absolute_file(getattr(profile.train, name)) for name in TRAIN})
+    train = profile.train.model_copy(
+        update={name: absolute_file(getattr(profile.train, name), f"train.{name}=") for name in TRAIN}
+    )
     return profile.model_copy(update={"models": models, "train": train})
 
 
-def _absolute_model(text: str) -> str:
-    return absolute_file(text) if text and files.exists(in_work_folder(text)) else text
+def _absolute_model(text: str, name: str) -> str:
+    found = absolute_file(text, f"models.{name}=")
+    return found if text and files.exists(Path(found)) else text
 
 
 def _absolute_folders(value: str) -> str:
@@ -76,4 +87,4 @@ def _absolute_folders(value: str) -> str:
         return value  # the profile's loader says what is wrong
     if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
         return value
-    return json.dumps([absolute_file(folder) for folder in folders])
+    return json.dumps([absolute_file(folder, "models.folders: ") for folder in folders])

@@ -153,7 +153,9 @@ def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
 
 def _out(request: RunRequest, character: Character | None, home: Home, problems: list[str]) -> Path:
     """The run's folder: the one that was asked for, else `runs/NAME`, or the next when that is another prompt's."""
-    out = in_work_folder(request.out or f"runs/{slug(character.name if character else 'run')}")
+    out = place_of(request.out or f"runs/{slug(character.name if character else 'run')}", "--out", problems)
+    if out is None:
+        return home.root
     found = _folder_problems(out, "--out") or home_problems(out, home, "--out")
     problems += found
     if found or character is None:
@@ -268,9 +270,18 @@ def _sweep_problems(profile: Profile) -> list[str]:
 def _picture(text: str, option: str, problems: list[str]) -> Path | None:
     if not text:
         return None
-    path = in_work_folder(text)
-    problems += picture_problems(path, option)
-    return path
+    if place := place_of(text, option, problems):
+        problems += picture_problems(place, option)
+    return place
+
+
+def place_of(text: str, option: str, problems: list[str]) -> Path | None:
+    """A path as a user wrote it, absolute; None, and a problem that names the option, where `~` and nobody's name begin it."""
+    try:
+        return in_work_folder(text)
+    except BadInput as error:
+        problems.append(f"{option} {error}")
+        return None
 
 
 def _reference(text: str, problems: list[str]) -> Path | None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from adapter_samples import LINEAR, file_of, tensors_of, tiny_unet
+from adapter_samples import BASE, LINEAR, parts_of, tensors_of, tiny_unet
+from adapter_samples import file_of as foreign_file
 
 from charengine.adapter.files import by_module, check_values, load_adapter
+from charengine.adapter.keys import known_stems
 from charengine.adapter.parts import refuse_huge
+from charengine.adapter.sdxl_layers import layers_by_stem
 from charengine.cli.console import say
 from charengine.cli.inspection import adapter_facts, inspect_file
+from charengine.config import ModelSettings
 from charengine.errors import BadInput
+from charengine.models.skeleton import unet_skeleton
 
+TINY = {"charengine.recipe": '{"profile": {"models": {"family": "embedded"}}}'}  # has other layers than SDXL's
+file_of = partial(foreign_file, **TINY)
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn)
 
 
@@ -31,22 +39,22 @@ def written(tmp_path: Path, kind: torch.dtype, key_ending: str, value: float, pl
 
 @pytest.mark.parametrize("kind", FLOATS, ids=str)
 def test_an_adapter_of_ordinary_values_has_no_problem(tmp_path: Path, kind: torch.dtype) -> None:
-    largest = 400.0  # E4M3 ends at 448
-    for value in (0.0, -0.0, largest, -largest):
+    for value in (0.0, -0.0, 40.0, -40.0):
         facts = adapter_facts(written(tmp_path, kind, "lora_up.weight", value))
         assert facts["problems"] == [] and "ComfyUI" in facts["loads_in"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("kind", [kind for kind in FLOATS if kind != torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("kind", FLOATS, ids=str)
 def test_values_that_are_not_finite_are_told_with_their_tensor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: torch.dtype, value: float
 ) -> None:
+    value = float("nan") if kind == torch.float8_e4m3fn else value  # it has no infinity
     path = written(tmp_path, kind, "lora_up.weight", value)
     facts = adapter_facts(path)
     [problem] = facts["problems"]
-    assert problem.startswith("1 tensor holds values that are not finite (NaN or Inf), e.g. ")
-    assert "lora_up.weight'" in problem and facts["loads_in"].startswith("nowhere as it is meant")
+    assert "lora_up.weight holds values that are not finite (NaN or Inf)" in problem
+    assert facts["loads_in"].startswith("nowhere as it is meant")
     inspect_file(path)
     assert f"problem: {problem}" in capsys.readouterr().out
 
@@ -55,7 +63,7 @@ def test_values_that_are_not_finite_are_told_with_their_tensor(
 @pytest.mark.parametrize("kind", FLOATS, ids=str)
 def test_an_alpha_of_0_is_told_with_how_programs_read_it(tmp_path: Path, kind: torch.dtype, zero: float) -> None:
     [problem] = adapter_facts(written(tmp_path, kind, ".alpha", zero))["problems"]
-    assert problem.startswith("1 tensor holds an alpha of 0, e.g. ") and "ComfyUI" in problem and "rank" in problem
+    assert ".alpha is 0" in problem and "ComfyUI" in problem and "rank" in problem
 
 
 @pytest.mark.parametrize("alpha", [9999999999.0, 0.0])
@@ -71,27 +79,21 @@ def test_matrices_of_whole_numbers_are_told(tmp_path: Path) -> None:
     tensors = {key: value.to(torch.int32) for key, value in tensors_of(tiny_unet()).items()}
     tensors |= {key: torch.tensor(4) for key in tensors if key.endswith(".alpha")}  # whole alphas are what some write
     (tmp_path / "adapter.safetensors").write_bytes(file_of(tensors))
-    [problem] = adapter_facts(tmp_path / "adapter.safetensors")["problems"]
-    matrices = sum(not key.endswith(".alpha") for key in tensors)
-    assert problem.startswith(f"{matrices} tensors hold no floats, e.g. ")
-
-
-def test_the_float8_that_has_no_infinity_is_told_by_its_nan(tmp_path: Path) -> None:
-    [problem] = adapter_facts(written(tmp_path, torch.float8_e4m3fn, "lora_up.weight", float("nan")))["problems"]
-    assert "not finite" in problem
+    problems = adapter_facts(tmp_path / "adapter.safetensors")["problems"]
+    assert len(problems) == 3 and all("holds int32 values; floats are needed" in problem for problem in problems)
 
 
 @pytest.mark.parametrize(
     ("algorithm", "part", "shape", "told"),
     [
-        ("LoRA", "lora_down.weight", (3, 32), "1 layer holds matrices that do not go together"),
-        ("LoRA", "lora_down.weight", (0, 32), "matrices that do not go together"),
-        ("LoRA", "lora_up.weight", (32,), "matrices that do not go together"),
-        ("LoRA", "alpha", (3,), "matrices that do not go together"),
-        ("LoRA", "alpha", (0,), "matrices that do not go together"),
-        ("LoHa", "hada_w2_b", (4, 31), "matrices that do not go together"),
-        ("LoKr", "lokr_w2", (4, 4), "matrices that do not go together"),
-        ("LoRA", "lora_A.weight", (4, 32), "1 tensor holds a part that is there twice"),
+        ("LoRA", "lora_down.weight", (3, 32), "do not go together"),
+        ("LoRA", "lora_down.weight", (0, 32), "do not go together"),
+        ("LoRA", "lora_up.weight", (32,), "do not go together"),
+        ("LoRA", "alpha", (3,), "do not go together"),
+        ("LoRA", "alpha", (0,), "do not go together"),
+        ("LoHa", "hada_w2_b", (4, 31), "do not go together"),
+        ("LoKr", "lokr_w2", (4, 4), "do not go together"),
+        ("LoRA", "lora_A.weight", (4, 32), "twice, in two spellings"),
     ],
 )
 def test_a_file_that_a_sweep_would_call_damaged_is_not_said_to_load(
@@ -110,7 +112,55 @@ def test_a_file_that_a_sweep_would_call_damaged_is_not_said_to_load(
 @pytest.mark.parametrize("kind", [kind for kind in FLOATS if kind != torch.float8_e4m3fn], ids=str)
 def test_a_value_that_drowns_every_weight_is_told(tmp_path: Path, kind: torch.dtype) -> None:
     facts = adapter_facts(written(tmp_path, kind, "lora_up.weight", -20_000.0))
-    assert "1 tensor holds values beyond 10,000" in facts["problems"][0]
+    assert "holds values of up to 2" in facts["problems"][0]
+
+
+def test_the_layers_of_sdxl_are_known_without_it() -> None:
+    unet = unet_skeleton(ModelSettings(family="sdxl"))
+    shapes = {
+        name: tuple(layer.weight.shape)
+        for name, layer in unet.named_modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    }
+    known = {stem: (name, shapes[name]) for stem, name in known_stems(unet).items() if name in shapes}
+    assert layers_by_stem() == known and len(shapes) == 794
+
+
+STEM = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k"  # 640 → 640, LINEAR in SDXL
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({}, ""),
+        (
+            {f"{BASE}.to_k.lora_A.weight": (2, 640), f"{BASE}.to_k.lora_B.weight": (640, 2)},
+            "are one layer in two spellings",
+        ),
+        ({f"{STEM.replace('_4_', '_99_')}.alpha": ()}, "1 of its layers are none of SDXL's U-Net, e.g. "),
+        ({f"{STEM[:-1]}z.alpha": ()}, "1 of its layers are none of SDXL's U-Net, e.g. "),
+        ({"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": ()}, ""),
+        ({f"{STEM}.lora_down.weight": (2, 320)}, "the model's layer is (640, 640) (not the layer's)"),
+        ({f"{STEM}.lora_down.weight": (3, 640)}, "different ranks"),
+        ({f"{STEM}.lokr_w1": (4, 4)}, "LoRA and LoKr at once"),
+        ({f"{STEM}.alpha": (1,)}, ""),
+        ({f"{STEM}.alpha": 1e30}, "changes weights by up to "),
+        ({f"{STEM}.dora_scale": (640, 1)}, ""),
+        ({f"{STEM}.dora_scale": (1, 640)}, ""),
+        ({f"{STEM}.dora_scale": (641, 1)}, "(dora_scale is "),
+        ({f"{STEM}.dora_scale": (1, 320)}, "(dora_scale is "),
+        ({f"{STEM}.dora_scale": ()}, "(dora_scale is "),
+        ({f"{STEM}.dora_scale": (2, 320)}, "(dora_scale is "),
+    ],
+)
+def test_a_foreign_file_that_is_none_for_sdxl_is_told_with_the_layer(
+    tmp_path: Path, more: dict[str, tuple[int, ...] | float], told: str
+) -> None:
+    tensors = {f"{STEM}.{part}": value for part, value in parts_of("LoRA", (640, 640)).items()}
+    tensors |= {key: torch.full(x, 0.5) if isinstance(x, tuple) else torch.tensor(x) for key, x in more.items()}
+    (tmp_path / "adapter.safetensors").write_bytes(foreign_file(tensors))
+    problems = "; ".join(adapter_facts(tmp_path / "adapter.safetensors")["problems"])
+    assert told in problems and bool(problems) == bool(told) and STEM[:20] in problems + STEM
 
 
 def test_a_norm_of_one_axis_is_read_as_one_a_row() -> None:

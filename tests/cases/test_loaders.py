@@ -155,4 +155,4 @@ def test_an_incomplete_file_loads_nowhere_and_inspect_says_what_is_missing(tmp_p
     path.write_bytes(file_of({key: value for key, value in tensors_of(unet, "LoKr").items() if "lokr_w2" not in key}))
     inspect_file(path)
     told = capsys.readouterr().out
-    assert "lacks lokr_w2" in told and "the file is incomplete" in told and "ComfyUI" not in told
+    assert "lokr_w2 missing" in told and "the file is incomplete" in told and "ComfyUI" not in told

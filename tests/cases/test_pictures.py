@@ -12,9 +12,9 @@ from PIL import Image, ImageCms, PngImagePlugin
 from run_samples import doll, doll_mask
 
 from charengine.config import TrainSettings
-from charengine.dataset.reading import class_picture_problems, read_views
+from charengine.dataset.reading import class_picture_problems, class_pictures, read_dataset, read_views
 from charengine.errors import BadInput, ConfigError
-from charengine.pictures import open_image, picture_problems, read_mask, read_picture
+from charengine.pictures import open_image, picture_problems, png, read_mask, read_picture
 from charengine.records import VIEWS
 from charengine.stages.sheet.given import take_sheet
 from charengine.store import Store
@@ -139,6 +139,36 @@ def test_colours_are_what_the_files_profile_means(tmp_path: Path, suffix: str, m
     Image.new("RGB", (16, 16), (200, 20, 30)).convert(mode).save(path, icc_profile=profile_of_swapped_colours())
     red, green, blue = read_picture(path, "picture").image.getpixel((8, 8))  # type: ignore[misc]
     assert green > 150 and red < 90 and blue < 90
+
+
+def with_chunks(path: Path, image: Image.Image, **chunks: bytes) -> Path:
+    info = PngImagePlugin.PngInfo()
+    for kind, data in chunks.items():
+        info.add(kind.encode(), data)
+    image.save(path, pnginfo=info)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+@pytest.mark.parametrize(("gamma", "bright"), [(100_000, 128), (45_455, 55), (0, 55), (1, 55)])
+def test_pixels_are_as_bright_as_a_pngs_gamma_means_unless_it_says_that_it_is_srgb(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: str, gamma: int, bright: int
+) -> None:
+    image = Image.new("RGB", (16, 16), (55, 55, 55)).convert(mode, palette=1)
+    if mode == "RGBA":
+        image.putpixel((0, 0), (0, 0, 0, 55))
+    for wanted, more in ((bright, {}), (55, {"sRGB": b"\0"})):
+        read = read_picture(with_chunks(tmp_path / "a.png", image, gAMA=gamma.to_bytes(4, "big"), **more), "picture")
+        assert read.image.getpixel((8, 8)) == (wanted,) * 3
+        assert read.alpha is None or read.alpha.getpixel((0, 0)) == 55  # how opaque it is, is no light
+    assert ["cannot be meant" in message for message in caplog.messages] == [True] * (gamma == 1)
+
+
+def test_primaries_that_are_not_srgbs_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for green, told in ((30_000, 0), (21_000, 1)):
+        primaries = struct.pack(">8I", 31_270, 32_900, 64_000, 33_000, green, 60_000, 15_000, 6_000)
+        read_picture(with_chunks(tmp_path / "a.png", doll(), cHRM=primaries), "picture")
+        assert len(caplog.messages) == told
 
 
 @pytest.mark.parametrize("profile", ["sRGB", "damaged", "of another kind"])
@@ -306,6 +336,29 @@ def test_a_mask_of_another_format_is_named_not_passed_over(tmp_path: Path, store
     read_views(folder, store)
     saved(folder, name, doll_mask())
     with pytest.raises(ConfigError, match=rf"{name} is not read: masks are PNG files"):
+        read_views(folder, store)
+
+
+@pytest.mark.parametrize(
+    ("picture", "caption", "mask"),
+    [("Front.png", "front.TXT", "FRONT.Alpha.png"), ("front.PNG", "Front.Caption", "Masks/Front.PNG")],
+)
+def test_names_of_views_captions_and_masks_may_be_in_capitals(
+    tmp_path: Path, store: Store, picture: str, caption: str, mask: str
+) -> None:
+    folder = three(tmp_path)
+    for view in VIEWS:
+        (folder / f"{view}.txt").write_text(f"zzqo, woman, {view}")
+    (folder / "front.png").rename(folder / picture)
+    (folder / "front.txt").rename(folder / caption)
+    saved(folder, mask, white := Image.new("L", doll().size, 255))
+    dataset = read_dataset(folder, store)
+    assert dataset.captions[0].text.endswith("front") and store.get(dataset.views.views[0].alpha) == png(white)
+    (folder / "A.png").write_bytes((folder / picture).read_bytes())
+    (folder / "a.TXT").write_text("a woman")
+    assert dict(class_pictures(folder))[folder / "A.png"] == "a woman"
+    saved(folder, "fRONT.png", doll())
+    with pytest.raises(ConfigError, match="2 pictures named front"):
         read_views(folder, store)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from charengine.config import Character, Profile
+from charengine.dataset.folder import read_caption
 from charengine.errors import BadInput, ConfigError
+from charengine.machine.home import Home
 from charengine.profiles.loading import load_profile
 from charengine.run.cast import check_cast, read_cast
 from charengine.run.request import check_folder
+from charengine.wording import name_problem, noun_problem, phrase_problem, trigger_problem
 
 
 def cast_of(tmp_path: Path, text: str, name: str = "cast.yaml") -> list:
@@ -136,6 +140,7 @@ def test_commas_semicolons_and_tabs_are_told_from_the_header(tmp_path: Path, mar
 def test_what_spreadsheets_write_is_read(tmp_path: Path) -> None:
     text = '\ufeffsep=;\nName;Prompt;Overrides\nAya;"an orc; with ""tusks""";"train.steps=9;train.rank=4"\n'
     (entry,) = cast_of(tmp_path, text, "cast.csv")
+    assert cast_of(tmp_path, 'prompt,refresh\nan orc,"train, sweep"\n', "b.csv")[0].refresh == ("train", "sweep")
     assert entry.prompt == 'an orc; with "tusks"' and entry.overrides == ("train.steps=9", "train.rank=4")
 
 
@@ -277,7 +282,39 @@ def test_words_of_users_are_text_in_a_table_and_in_a_message() -> None:
 def test_a_prompt_that_shows_nothing_is_empty(text: str) -> None:
     with pytest.raises(ValueError, match="prompt is empty"):
         Character(name="Ada", prompt=text)
-    assert Character(name="Ada", prompt="\u200b\u65e5").prompt
+    assert Character(name="Ada", prompt="\u200c\u65e5").prompt
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["out", "sheet", "reference", "profile", "train.continue_from=", "train.regularisation=", "models.sdxl="],
+)
+def test_a_path_in_nobodys_home_is_refused_with_its_entry_and_field(tmp_path: Path, field: str) -> None:
+    path = "~nobody-of-this-name/x.yaml"
+    fields = {"overrides": [field + path]} if "=" in field else {field: path}
+    with pytest.raises(ConfigError) as caught:
+        check_cast([{"name": "Ada", "prompt": "an orc", **fields}], home=Home(tmp_path))
+    [problem] = caught.value.problems
+    assert f"{field}{'' if '=' in field else ' '}{path}: no home folder" in problem
+    assert "entry 1" in problem or "Ada" in problem
+
+
+@pytest.mark.parametrize("hidden", "\u202e\u2066\u200f\u200b\xad\ufeff\u3164\U000e0041")
+def test_what_nobody_sees_is_refused_wherever_words_enter(tmp_path: Path, hidden: str) -> None:
+    (tmp_path / "front.txt").write_text(text := f"an orc{hidden}woman", encoding="utf-8")
+    doors = (
+        lambda: Character.model_validate({"name": "Ada", "prompt": text}),
+        lambda: read_caption(tmp_path / "front.txt"),
+        lambda: cast_of(tmp_path, f"- prompt: {text}\n"),
+        lambda: cast_of(tmp_path, f"prompt\n{text}\n", "cast.csv"),
+        lambda: load_profile("embedded", [f"sweep.prompts=['{text}']"]),
+    )
+    for door in doors:
+        with pytest.raises((ValueError, BadInput), match=re.escape(f"control character {hidden!a}")):
+            door()
+    for problem in (name_problem, trigger_problem, noun_problem, phrase_problem):
+        assert problem(text)
+    assert hidden not in str(BadInput(text)) and "\u200d" in str(BadInput("\u200d"))
 
 
 @pytest.mark.parametrize("setting", ["strengths=[0.5, 1.0, 0.5]", "prompts=['{subject} runs', '{subject} runs']"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from run_samples import sample_run
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sweep_samples import adapter_file
 
 from charengine.adapter.files import save_adapter
@@ -156,8 +156,7 @@ def test_a_run_without_its_adapters_says_which(home, store, tmp_path) -> None:
 def test_a_damaged_adapter_is_not_handed_over(home, store, tmp_path, name: str, damage) -> None:
     folder = finished(home, store, tmp_path / "zorga")
     path = folder / "adapters" / f"{name}.safetensors"
-    tensors = {key: value.half() for key, value in load_file(path).items()}
-    save_file(tensors, path)
+    save_file({f"x.lora_{part}.weight": torch.ones(1, 1).half() for part in ("down", "up")}, path)
     contents(folder, store)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(EngineError, match=name):
