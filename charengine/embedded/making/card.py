@@ -72,7 +72,7 @@ def draw_curves(logs: Path, path: Path) -> None:
         pen.line(scaled, fill="#1f5fa8", width=2)
         title = f"{part}: {key} {10 ** points[0][1]:.3g} to {10 ** points[-1][1]:.3g}, {last} steps"
         pen.text((x0 + pad, y0 + 7), title, fill="black")
-    image.save(path, optimize=True)
+    image.quantize(16).save(path, optimize=True)
 
 
 def card(weights: Path) -> str:
@@ -93,9 +93,10 @@ def card(weights: Path) -> str:
         "| file | parameters | MB |",
         "|---|---:|---:|",
     ]
-    lines += [f"| {name} | {count:,} | {count * 2 / 1e6:.1f} |" for name, count in counts.items()]
-    total = sum(counts.values())
-    lines += [f"| all | {total:,} | {total * 2 / 1e6:.1f} |", "", *_data(), "## Training", "", *_training(logs), ""]
+    sizes = {name: (weights / name).stat().st_size / 1e6 for name in counts}
+    lines += [f"| {name} | {count:,} | {sizes[name]:.1f} |" for name, count in counts.items()]
+    total, size = sum(counts.values()), sum(sizes.values())
+    lines += [f"| all | {total:,} | {size:.1f} |", "", *_data(), "## Training", "", *_training(logs), ""]
     lines += ["![loss curves](training/curves.png)", "", "## Scores", "", *_scores(logs / "check.json"), ""]
     return "\n".join(lines)
 
@@ -110,8 +111,8 @@ def _data() -> list[str]:
         "dropped parts, filler words and nonsense words. Where no view is named, the figure is turned towards the viewer. The sheet "
         "model is also shown a view or a picture of a character and asked for its sheet, or for the same one elsewhere. In the last "
         "runs of sheets, images and decoders, details of the figure weigh more: their losses are not those of the runs before. "
-        "In the very last ones SDXL's decoder also keeps what an eye reads in pictures: a second reader of traits, which is not shipped and judges "
-        "nothing (`making/eye.py`). The probe saw renders only. The onlooker (is anybody there, how many, how much of them) saw pictures composed of rendered figures and "
+        "In later ones SDXL's decoder also keeps what an eye reads in pictures: a second reader of traits, which is not shipped and judges "
+        "nothing (`making/eye.py`). In the last two of images held things weigh four times as much; the second went on from the mean of the first and of what was before. The probe saw renders only. The onlooker (is anybody there, how many, how much of them) saw pictures composed of rendered figures and "
         "scenery, and was trained on one processor core.",
         "",
     ]

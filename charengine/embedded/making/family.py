@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from charengine.embedded.eight_bits import SCALE
 from charengine.embedded.making.vocabulary import build_qwen_tokenizer, clip_tokenizer
 
 if TYPE_CHECKING:
@@ -346,6 +347,8 @@ def count_parameters(folder: Path) -> dict[str, int]:
     for path in sorted(folder.rglob("*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        shapes = [
+            entry["shape"] for name, entry in header.items() if name != "__metadata__" and not name.endswith(SCALE)
+        ]
         counts[path.relative_to(folder).as_posix()] = sum(int(torch.Size(shape).numel()) for shape in shapes)
     return counts
