@@ -204,7 +204,10 @@ class AdapterRecord(Record):
     )
     validation: tuple[LossPoint, ...] = ()
     base_validation: LossPoint | None = Field(default=None, description="the base model on the same noise")
-    facts: dict[str, float] = Field(default_factory=dict, description="step_ms, peak_gib, parameters, seconds, …")
+    facts: dict[str, float] = Field(
+        default_factory=dict,
+        description="step_ms (all between steps in it), stepping_ms (without), peak_gib, parameters, seconds, …",
+    )
     plan: dict[str, JsonValue] = Field(default_factory=dict, description="the memory plan that was chosen")
     mlflow_run_id: str | None = None
     warnings: tuple[str, ...] = ()

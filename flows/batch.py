@@ -84,7 +84,7 @@ def _batch(
         batch_id: With the same id nothing is started twice. Empty: the time this was scheduled for.
         max_hours: After so many hours since this began no further character is begun; those that run are finished. 0: no limit.
         max_characters: So many are made at most; what was made before does not count. 0: no limit.
-        inbox: Take what lies in the inbox, the folder `inbox` of the home, instead of a file.
+        inbox: Where no characters and no file are given: take what lies in the inbox, the folder `inbox` of the home.
         profile: Of characters that name none.
         overrides: Settings to change for all, one an item: train.steps=800
         priority: Of the characters on the work pool, among casts: a single character goes before all.
@@ -93,7 +93,7 @@ def _batch(
     try:
         budget = Budget(max_hours, max_characters, began=_first_began())
         queue = queue_of(priority) if workers else ""
-        if inbox:
+        if inbox and not (characters or file):
             with opened(find_home(), *how) as box:
                 return _make(box.requests, queue, batch_id, budget, box)
         home = find_home()
@@ -139,7 +139,8 @@ def _ended(result: dict[str, Any], count: int, said: str) -> Any:
     if failed:
         message = " ".join(filter(None, (f"{failed} of {count} characters could not be made.", said)))
         return Failed(message=f"{message}\n\n{result['table']}"[:LONGEST_MESSAGE], data=CastFailed(result))
-    return Completed(message=said or f"{count} characters are made", data=result)
+    made = "1 character is made" if count == 1 else f"{count} characters are made"
+    return Completed(message=said or (made if count else "the inbox was empty"), data=result)
 
 
 def run_name() -> str:
@@ -147,11 +148,9 @@ def run_name() -> str:
     given = runtime.flow_run.parameters
     count = len(given.get("characters") or [])
     what = (
-        "inbox"
-        if given.get("inbox")
-        else f"{count} character{'s' * (count != 1)}"
+        f"{count} character{'s' * (count != 1)}"
         if count
-        else Path(str(given.get("file") or "")).stem
+        else Path(str(given.get("file") or "")).stem or ("inbox" if given.get("inbox") else "")
     )
     return " ".join(filter(None, ("batch:", what, str(given.get("batch_id") or ""))))
 

@@ -218,7 +218,7 @@ def _draw_legend(canvas: Canvas, lines: Sequence[Series], start: float) -> None:
 
 
 def _place(cell: CellMetrics) -> Point:
-    return cell.gain, cell.kept
+    return cell.known.gain, cell.known.kept  # as tables and reasons say
 
 
 def _above(point: Point) -> Point:

@@ -231,12 +231,14 @@ def test_a_batch_of_the_inbox_makes_what_lies_there_and_fails_for_a_file_that_it
     prefect: str, home: Home, fails: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("charengine.run.inbox.QUIET", 0.0)
-    assert module.batch(inbox=True)["characters"] == []
+    empty = module.batch(inbox=True, return_state=True)
+    assert empty.is_completed() and empty.message == "the inbox was empty"
     (home.inbox / "cast.yaml").write_text("- {name: Aya, prompt: an orc}\n- {name: Nix, prompt: a robot}\n")
     (home.inbox / "cast.docx").write_text("")
     made = module.batch(inbox=True, max_characters=1)
     assert made["failed"] == ["cast_docx"] and made["not_begun"] == ["Nix"]
     again = module.batch(inbox=True)
     assert [one["name"] for one in again["characters"]] == ["Aya", "Nix"] and again["failed"] == []
-    assert module.batch(inbox=True)["characters"] == []
+    named = module.batch(inbox=True, characters=CAST)  # what is named goes before the inbox
+    assert len(named["characters"]) == len(CAST)
     assert sorted(path.name for path in home.inbox.glob("*/*/*")) == ["cast.docx", "cast.docx.txt", "cast.yaml"]

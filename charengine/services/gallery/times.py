@@ -20,7 +20,7 @@ ALIKE = 2.0  # times as many steps, or as few: a training of ten steps does not 
 class Estimate:
     """Seconds by stage, from how many runs, and of how many steps where all were much shorter (else 0).
 
-    Validations and checkpoints, which are few whatever the steps, then count as if each step took so long: too much.
+    A training of few steps is mostly its first ones, which are slow; so it says too much.
     """
 
     stages: dict[str, float]
@@ -83,8 +83,9 @@ def in_words(seconds: float) -> str:
 def _again(stage: str, seconds: float, run: RunRecord, profile: Profile) -> float:
     """What a stage that took so long will take now."""
     if stage == "train":
-        a_step = run.training.facts.get("step_ms", 1000 * seconds / max(1, run.training.steps)) / 1000
-        around = max(0.0, seconds - a_step * run.training.steps)  # loading, checkpoints, samples
+        facts, steps = run.training.facts, max(1, run.training.steps)
+        a_step = facts.get("stepping_ms", facts.get("step_ms", 1000 * seconds / steps)) / 1000
+        around = max(0.0, seconds - a_step * steps)  # loading, checkpoints, samples
         return around + a_step * profile.train.steps
     if stage == "sweep":
         pictures = max(1, sum(cell.images for cell in run.sweep.cells))

@@ -182,7 +182,7 @@ def _trade_offs(runs: Sequence[RunRecord], names: list[str]) -> str:
 
 
 def _place(cell: CellMetrics) -> tuple[float, float]:
-    return cell.gain, cell.kept
+    return cell.known.gain, cell.known.kept  # as tables and reasons say
 
 
 def _table(names: list[str], rows: list[Row]) -> str:

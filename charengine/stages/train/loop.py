@@ -174,12 +174,13 @@ class _Training:
         clock = Clock(history.step, history.seconds)
         step = history.step
         while step < settings.steps and not self._early_stop():
+            clock.step_begins()
             self.setup.step.run(step, groups_of_step(self.data, settings, self.seed, step))
             step += 1
             stopping = should_stop()
             due = self._due(step) | ({"save"} if stopping else set())
             if due or not self.cuda or step - history.step >= READ_EVERY or clock.since_read() >= READ_SECONDS:
-                self._read(step)
+                self._read(step)  # waits for a GPU
                 history.seconds = clock.read()
                 if on_step:
                     on_step(self._progress(clock, due))
@@ -202,7 +203,7 @@ class _Training:
             log.info("early stop at step %d: no better validation for %d validations", step, settings.early_stop)
             self._checkpoint(step)
         self.writer.wait()
-        return self._record()
+        return self._record(clock)
 
     def close(self) -> None:
         """Finish writing and leave the U-Net as it was found."""
@@ -354,7 +355,7 @@ class _Training:
         patience, losses = self.settings.early_stop, [point.loss for point in self.history.validation]
         return bool(patience) and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
-    def _record(self) -> AdapterRecord:
+    def _record(self, clock: Clock) -> AdapterRecord:
         history, setup = self.history, self.setup
         turns = [groups_of_step(self.data, self.settings, self.seed, step) for step in (0, 1)]
         per_step = sum(len(group.samples) for groups in turns for group in groups) / len(turns)
@@ -363,6 +364,7 @@ class _Training:
             "modules": len(setup.adapter.modules),
             "seconds": history.seconds,
             "step_ms": 1000 * history.seconds / max(1, history.step),
+            **({"stepping_ms": 1000 * alone} if (alone := clock.alone(history.step)) else {}),
             "samples": per_step * history.step,
             "peak_gib": torch.cuda.max_memory_reserved(setup.device) / 2**30 + RESERVE_GIB if self.cuda else 0.0,
             "threads": torch.get_num_threads(),

@@ -169,6 +169,9 @@ def test_the_time_is_reckoned_by_steps_and_pictures_of_runs_with_the_same_profil
     assert found.stages["train"] == pytest.approx(92 - 300 * 0.21 + 100 * 0.21)
     assert found.stages["sweep"] == pytest.approx(75.5 * 39 / sum(cell.images for cell in run.sweep.cells))
     assert expected(load_profile("sdxl-12gb"), [run]) is None
+    alone = run.training.model_copy(update={"facts": {"step_ms": 210.0, "stepping_ms": 100.0}})
+    short = expected(load_profile("embedded", ["train.steps=600"]), [run.model_copy(update={"training": alone})])
+    assert short and short.stages["train"] == pytest.approx(92 + 300 * 0.1)  # checkpoints do not count with the steps
     longer = [run.model_copy(update={"training": run.training.model_copy(update={"steps": 1200})}), run]
     alike = expected(load_profile("embedded", ["train.steps=200"]), longer)
     assert alike and alike.runs == 1 and alike.stages["train"] == pytest.approx(92 - 300 * 0.21 + 200 * 0.21)

@@ -47,11 +47,17 @@ def test_a_best_cell_inside_the_grid_is_right_and_named() -> None:
     assert found.kind == "right" and "training" in found.line and "strength 1 of step 300, lies within" in found.line
 
 
+def test_the_highest_strength_that_was_tried_is_not_said_to_lie_within() -> None:
+    rows = ((200, 1.0, 0.6), (200, 1.4, 0.85), (300, 1.0, 0.7), (300, 1.4, 0.7))
+    found = verdict(*(cell(step, strength, gain, 0.97) for step, strength, gain in rows))
+    assert found.kind == "right" and "strength 1.4 of step 200, has the highest strength that was tried" in found.line
+
+
 def test_a_pick_that_barely_moves_the_base_model_is_undertrained_not_right() -> None:
     right = verdict(cell(200, 1.0, 0.7, 0.97), cell(300, 1.0, 0.85, 0.97), cell(300, 1.4, 0.8, 0.92))
     assert unless_it_barely_moves(right, cell(300, 1.0, LITTLE + 0.01, 0.97)) is right
     found = unless_it_barely_moves(right, cell(300, 1.0, LITTLE - 0.01, 0.97))
-    assert found.kind == "under" and "0.09 of the way" in found.line and "Train on" in found.line
+    assert found.kind == "under" and "0.24 of the way" in found.line and "Train on" in found.line
     over = verdict(cell(300, 0.8, 0.85, 0.97), cell(300, 1.0, 0.80, 0.93), cell(300, 1.2, 0.78, 0.9))
     assert unless_it_barely_moves(over, cell(300, 1.0, 0.0, 0.97)) is over
 

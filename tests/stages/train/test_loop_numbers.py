@@ -120,6 +120,7 @@ def test_validation_is_logged_view_by_view_and_third_by_third(made: Made) -> Non
 def test_facts_and_record_count_what_was_done(made: Made) -> None:
     facts = made.record.facts
     assert facts["step_ms"] == pytest.approx(1000 * facts["seconds"] / 6)
+    assert 0 < facts["stepping_ms"] < facts["step_ms"]  # checkpoints and validations are beside the steps
     assert facts["samples"] == 18  # three views a step
     assert (made.record.steps, made.record.trigger, made.record.class_noun) == (6, "zorgal", "woman")
     assert made.record.dataset_digest == "d" * 64
@@ -204,3 +205,14 @@ def test_the_seconds_of_a_training_are_those_of_all_its_sessions() -> None:
     clock = Clock(step=10, before=100.0)
     assert 100.0 <= clock.read() < 160.0
     assert 0.0 <= clock.per_step(20) < 6.0
+
+
+def test_steps_are_timed_without_what_is_done_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((0.0, 1.0, 4.0, 50.0, 53.0))  # made; a step, read; another, read
+    monkeypatch.setattr("charengine.stages.train.clock.time.perf_counter", lambda: next(now))
+    clock = Clock(step=10, before=0.0)
+    clock.step_begins()
+    clock.read()
+    clock.step_begins()
+    clock.read()
+    assert clock.alone(12) == 3.0
