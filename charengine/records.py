@@ -206,7 +206,7 @@ class AdapterRecord(Record):
     base_validation: LossPoint | None = Field(default=None, description="the base model on the same noise")
     facts: dict[str, float] = Field(
         default_factory=dict,
-        description="step_ms (all between steps in it), stepping_ms (without), peak_gib, parameters, seconds, …",
+        description="step_ms, stepping_ms (steps alone), peak_gib, seconds, …",
     )
     plan: dict[str, JsonValue] = Field(default_factory=dict, description="the memory plan that was chosen")
     mlflow_run_id: str | None = None
