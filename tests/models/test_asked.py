@@ -183,7 +183,7 @@ def test_a_scale_a_row_reaches_a_kernel_by_its_rows(tmp_path: Path) -> None:
     assert torch.equal(state["conv.weight"], kernel.float() * scale.view(3, 1, 1, 1))
     save_file({"conv.bias": torch.zeros(5), "conv.bias.scale_weight": torch.ones(3)}, tmp_path / "b.safetensors")
     with pytest.raises(BadInput, match="has 3 scales"):
-        read_state(tmp_path / "b.safetensors")
+        identify_path(tmp_path / "b.safetensors")
 
 
 # --- Qwen-Image-2.1 --------------------------------------------------------------------------------------------------
