@@ -1,6 +1,6 @@
 """Everything that can be known about a profile's full-size models before anything runs: `doctor` shows it, `load` acts on it.
 
-Headers only; nothing is loaded, nothing written.
+Headers and what lies beside them; no model is loaded, nothing written.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import psutil
 
 from charengine import files
-from charengine.config import Profile
+from charengine.config import ModelSettings, Profile
 from charengine.errors import BadInput, EngineError, OutOfBudget
 from charengine.models.catalogue import CLIP_TOKENIZER, QWEN_TOKENIZER
+from charengine.models.classes import described, flow_schedule, sdxl_schedule
 from charengine.models.edit_loras import EditLoras, edit_loras
 from charengine.models.files import Header, read_header, read_header_of_folder
 from charengine.models.fit import check_fit
@@ -27,11 +28,12 @@ from charengine.models.memory import MemoryPlan, plan
 from charengine.models.prediction import Prediction, prediction_of
 from charengine.models.qwen_edit import Variant
 from charengine.models.usage import Usage, usage_of
-from charengine.models.vocabularies import Tokenizers, find_tokenizers
+from charengine.models.vocabularies import Tokenizers, find_tokenizers, own_tokenizers
 
 R = TypeVar("R")
 ROOMY_GIB = 48.0  # from here on the bf16 transformer is preferred to a packed one
 SPARE_HOST_GIB = 6.0  # host memory left to everything else when weights are kept there
+WINDOW = 77  # tokens that SDXL's encoders read
 NO_LORAS, AS_SDXL = EditLoras(), Usage()
 TAGGER_FILES = ("model.onnx", "selected_tags.csv")
 
@@ -83,6 +85,7 @@ def survey(profile: Profile) -> Survey:
     loras = NO_LORAS
     for check in (_check_vl, _check_sdxl, _check_tagger):
         _collect(findings, check, profile, stock)
+    _collect(findings, _check_beside, settings, stock, tokenizers)
     placement = prediction = None
     usage = AS_SDXL
     if "edit" in stock.found:
@@ -92,9 +95,9 @@ def survey(profile: Profile) -> Survey:
         placement = _collect(findings, plan_for, profile, stock, loras)
     if "sdxl" in stock.found:
         checkpoint = stock.found["sdxl"].path
-        prediction = _collect(findings, prediction_of, checkpoint, settings)
+        prediction = _collect(findings, _prediction, checkpoint, settings, findings.notes)
         usage = usage_of(checkpoint, settings)
-        findings.notes += [_note_on_prediction(prediction), *usage.describe()]
+        findings.notes += usage.describe()
     missing = what_is_missing(profile, stock, tokenizers)
     return Survey(
         stock,
@@ -163,6 +166,28 @@ def _check_tagger(profile: Profile, _stock: Inventory) -> None:
         )
 
 
+def _check_beside(settings: ModelSettings, stock: Inventory, tokenizers: Tokenizers) -> None:
+    """What is read late: schedules and tokenizers."""
+    from transformers import CLIPTokenizer, Qwen2Tokenizer
+
+    told, sdxl = configurations(settings, stock.found), stock.path("sdxl")
+    own = [sdxl / "tokenizer", sdxl / "tokenizer_2"] if sdxl and own_tokenizers(sdxl) else []
+    if "edit" in stock.found:
+        flow_schedule(told.qwen)
+    if sdxl:
+        sdxl_schedule(sdxl if files.is_dir(sdxl) else told.sdxl)
+    for folder in own or [tokenizers.clip]:
+        if folder and files.is_dir(folder):
+            with described(folder):
+                words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+                words(["an orc"], padding="max_length", max_length=WINDOW, truncation=True)
+                if own and words.model_max_length != WINDOW:
+                    raise ValueError(f"model_max_length is {words.model_max_length}; allowed is {WINDOW}")
+    if tokenizers.qwen and files.is_dir(tokenizers.qwen):
+        with described(tokenizers.qwen):
+            Qwen2Tokenizer.from_pretrained(tokenizers.qwen, local_files_only=True)
+
+
 def replacement_vae(profile: Profile) -> Path | None:
     """The VAE used instead of the SDXL checkpoint's own."""
     return files.expanded(profile.models.sdxl_vae) if profile.models.sdxl_vae else None
@@ -175,10 +200,12 @@ def _notes_on_edit(edit: FoundModel, loras: EditLoras) -> list[str]:
     return loras.describe(base_of(name_of(edit)))
 
 
-def _note_on_prediction(prediction: Prediction | None) -> str:
-    if prediction is None:
-        return "SDXL: no file says whether it predicts epsilon or v: measured once, before the first sheet"
-    return f"SDXL: {prediction.describe()}"
+def _prediction(checkpoint: Path, settings: ModelSettings, notes: list[str]) -> Prediction | None:
+    found = prediction_of(checkpoint, settings)
+    as_v = found or prediction_of(checkpoint, settings, Prediction("v_prediction")) or Prediction()
+    unknown = "no file says whether it predicts epsilon or v: measured once, before the first sheet; epsilon or "
+    notes.append(f"SDXL: {'' if found else unknown}{as_v.describe()}")
+    return found
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

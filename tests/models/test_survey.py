@@ -247,6 +247,11 @@ def test_a_checkpoint_that_says_nothing_is_asked_when_the_models_are_loaded(comf
     assert len(asked) == 1 and diffusion.prediction == Prediction("v_prediction")
     assert diffusion.usage.family == "Illustrious"
     assert load(profile(files, prediction_type="v_prediction")).diffusion.prediction.velocity and len(asked) == 1
+    monkeypatch.setattr("charengine.models.full.measured_prediction", lambda *_: Prediction())
+    with pytest.raises(BadInput, match="zero_terminal_snr is true for an epsilon model"):
+        load(profile(files, zero_terminal_snr=True))
+    refused = str(examine(profile(files, zero_terminal_snr=True, prediction_type="epsilon")))
+    assert "zero_terminal_snr is true" in refused and "no file says" not in refused
     assert set(diffusion.base_names) == {"ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash"}
     assert any("measured once, before the first sheet" in note for note in survey(profile(files)).notes)
 
