@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +18,7 @@ from charengine.errors import BadInput, EngineError
 from charengine.models.files import read_json, shown
 from charengine.models.quantised import State
 
-WHERE = ("scheduler", "scheduler_config.json")
-TRAINING_STEPS = 1000  # of every SDXL
+QWEN, WHERE = "qwen-image-edit", ("scheduler", "scheduler_config.json")
 DEPTH = re.compile(r"transformer_blocks\.(\d+)\.")
 
 
@@ -35,16 +33,16 @@ def config_file(folder: Path, family: str, part: str, name: str = "config.json")
     return own if files.is_file(own) else packaged_config(family) / part / name
 
 
-def read_config(folder: Path, family: str, part: str, name: str = "config.json") -> dict[str, Any]:
-    """A part's configuration, from `config_file`."""
-    return read_json(config_file(folder, family, part, name))
+def read_config(folder: Path, family: str, part: str) -> dict[str, Any]:
+    """A part's `config.json`, from `config_file`."""
+    return read_json(config_file(folder, family, part))
 
 
 @contextmanager
-def described(file: Path) -> Iterator[None]:
-    """Where something is built as a file describes it: raises BadInput with its name for whatever libraries make of wrong values."""
+def described(file: Path) -> Iterator[Path]:
+    """Where something is built from a file: raises BadInput with its name for whatever libraries make of wrong values."""
     try:
-        yield
+        yield file
     except EngineError:
         raise
     except Exception as error:  # arithmetic, look-ups and assertions of three libraries
@@ -60,12 +58,10 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
-def _as_described(
-    folder: Path, family: str, part: str, build: Callable[[dict[str, Any]], nn.Module], **changes: Any
-) -> Any:
-    """`on_meta` from a part's configuration, which raises as `described` does."""
-    with described(config_file(folder, family, part)):
-        config = read_config(folder, family, part) | changes
+def _as_described(folder: Path, family: str, part: str, build: Callable[[Any], nn.Module], **changes: Any) -> Any:
+    """`on_meta`, from a part's configuration."""
+    with described(config_file(folder, family, part)) as file:
+        config = read_json(file) | changes
         return on_meta(lambda: build(config))
 
 
@@ -79,26 +75,22 @@ def transformer(folder: Path, depth: int, *, zero_cond_t: bool = False) -> Any:
     from diffusers import QwenImageTransformer2DModel
 
     changes = {"num_layers": depth} | ({"zero_cond_t": True} if zero_cond_t else {})
-    return _as_described(folder, "qwen-image-edit", "transformer", QwenImageTransformer2DModel.from_config, **changes)
+    return _as_described(folder, QWEN, "transformer", QwenImageTransformer2DModel.from_config, **changes)
 
 
 def vision_language(folder: Path) -> Any:
     """Qwen2_5_VLForConditionalGeneration."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    return _as_described(
-        folder,
-        "qwen-image-edit",
-        "text_encoder",
-        lambda config: Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(config)),
-    )
+    model, settings = Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig
+    return _as_described(folder, QWEN, "text_encoder", lambda config: model(settings.from_dict(config)))
 
 
 def qwen_vae(folder: Path) -> Any:
     """AutoencoderKLQwenImage."""
     from diffusers import AutoencoderKLQwenImage
 
-    return _as_described(folder, "qwen-image-edit", "vae", AutoencoderKLQwenImage.from_config)
+    return _as_described(folder, QWEN, "vae", AutoencoderKLQwenImage.from_config)
 
 
 def sdxl_unet(folder: Path) -> Any:
@@ -115,8 +107,8 @@ def sdxl_vae(folder: Path) -> Any:
     vae = _as_described(folder, "sdxl", "vae", AutoencoderKL.from_config)
     scale, shift = vae.config["scaling_factor"], vae.config.get("shift_factor") or 0
     with described(config_file(folder, "sdxl", "vae")):
-        numbers = isinstance(scale, int | float) and isinstance(shift, int | float)
-        if not numbers or not (0 < scale < math.inf and -math.inf < shift < math.inf):
+        numbers = all(isinstance(number, int | float) and np.isfinite(number) for number in (scale, shift))
+        if not numbers or scale <= 0:
             raise ValueError(f"scaling_factor is {scale}, shift_factor {shift}; allowed are numbers, the first above 0")
     return vae
 
@@ -133,23 +125,24 @@ def sdxl_schedule(folder: Path) -> Any:
     """EulerDiscreteScheduler; raises BadInput where its values are no schedule of SDXL."""
     from diffusers import EulerDiscreteScheduler as Euler
 
-    with described(config_file(folder, "sdxl", *WHERE)):
-        config = read_config(folder, "sdxl", *WHERE)
-        Euler.from_config(config).set_timesteps(4)
+    with described(config_file(folder, "sdxl", *WHERE)) as file:
+        config = read_json(file)
+        scheduler = Euler.from_config(config)
+        scheduler.set_timesteps(4)
         alphas = Euler.from_config(config, rescale_betas_zero_snr=False).alphas_cumprod
-        if len(alphas) != TRAINING_STEPS or not (alphas[0] < 1 and (alphas.diff() < 0).all() and alphas[-1] > 0):
-            raise ValueError(f"signal falls from 1 to 0 over num_train_timesteps = {TRAINING_STEPS}")
-        return Euler.from_config(config)
+        if len(alphas) != 1000 or not (alphas[0] < 1 and (alphas.diff() < 0).all() and alphas[-1] > 0):
+            raise ValueError("signal falls from 1 to 0 over num_train_timesteps = 1000")
+        return scheduler
 
 
 def flow_schedule(folder: Path) -> Any:
     """FlowMatchEulerDiscreteScheduler; raises BadInput where its values are no schedule."""
     from diffusers import FlowMatchEulerDiscreteScheduler as Flow
 
-    with described(config_file(folder, "qwen-image-edit", *WHERE)):
-        config = read_config(folder, "qwen-image-edit", *WHERE)
-        begin(Flow.from_config(config), 4, 4096)
-        return Flow.from_config(config)
+    with described(config_file(folder, QWEN, *WHERE)) as file:
+        scheduler = Flow.from_config(read_json(file))
+        begin(scheduler, 4, 4096)
+        return scheduler
 
 
 def begin(scheduler: Any, steps: int, tokens: int, device: torch.device | None = None) -> None:
@@ -173,8 +166,8 @@ def scorer(folder: Path, kind: str) -> Any:
     """CLIPModel or the DINOv2 class that a folder's configuration names."""
     from transformers import CLIPConfig, CLIPModel
 
-    with described(folder / "config.json"):
-        config = read_json(folder / "config.json")
+    with described(folder / "config.json") as file:
+        config = read_json(file)
         if kind == "clip":
             return on_meta(lambda: CLIPModel(CLIPConfig.from_dict(config)))
         model, settings = dino_class(str(config.get("model_type")))

@@ -37,7 +37,6 @@ from charengine.models.llama_names import files_of_text_encoder
 from charengine.models.quantised import State, check_complete
 from charengine.models.reading import TORCH_TYPES, WEIGHTS, header_plain, header_state, no_weight
 
-BUFFER = "position_ids"  # the only integers that CLIP's files hold
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -176,7 +175,7 @@ def _scorer(path: Path, identity: Identity, _configurations: Configurations) -> 
     expected = Counter(tuple(tensor.shape) for tensor in module.state_dict().values())
     tensors = read_header_of_folder(path).tensors
     for key, tensor in tensors.items():
-        if tensor.dtype not in WEIGHTS and not key.endswith(BUFFER):
+        if tensor.dtype not in WEIGHTS and not key.endswith("position_ids"):
             raise no_weight(path, key, tensor.dtype)
     given = Counter(tensor.shape for tensor in tensors.values())
     lacking = expected - given

@@ -136,8 +136,8 @@ def check_adapter(path: Path, layers: dict[str, tuple[int, int]]) -> None:
         shape = (part["up"].shape[0], part["down"].shape[1])
         if shape != layers[name] or part["up"].shape[1] != part["down"].shape[0]:
             raise BadInput(f"{path}: {name} is {shape}, the model's is {layers[name]}")
-    for key, tensor in read_plain(path).items():
-        if not tensor.float().isfinite().all():
+    for key, value in read_plain(path).items():
+        if not unpacked(value).float().isfinite().all():
             raise BadInput(f"{path}: {shown(key)} holds NaN or infinity: get it again")
 
 

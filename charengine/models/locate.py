@@ -36,7 +36,7 @@ __all__ = ["missing_folders", "roots"]
 log = logging.getLogger(__name__)
 
 PACKAGED = {"edit": "qwen-image-edit", "sdxl": "sdxl"}
-PARTS = ("transformer", "unet", "text_encoder", "text_encoder_2", "vae", "scheduler", "tokenizer", "processor")
+PARTS = ("transformer", "unet", "text_encoder", "vae", "scheduler", "tokenizer", "processor")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a hub repository: nothing that can carry code
 
@@ -239,7 +239,7 @@ def _configured(settings: ModelSettings, field: str, packaged: str) -> Path:
     folder = files.expanded(given) if given else packaged_config(packaged)
     if not has_tokenizer(folder) and not any(files.is_dir(folder / part) for part in PARTS):
         raise BadInput(
-            f"models.{field}: {given!r} is no folder of configurations; give a diffusers folder, or leave it empty for the published"
+            f"models.{field}: {given!r} is no folder of configurations; give a diffusers folder, or leave it empty"
         )
     return folder
 

@@ -20,7 +20,7 @@ def add_adapter(module: nn.Module, adapter: Adapter, *, switched: bool = False) 
 
     Args:
         module: the transformer, loaded.
-        adapter: what is added to its layers; `layouts.check_adapter` said that it fits.
+        adapter: what is added to its layers, and fits them.
         switched: `switch_adapter` turns it on and off; what was added before stays on.
     """
     layers: dict[str, Any] = dict(module.named_modules())

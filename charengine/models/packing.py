@@ -119,8 +119,7 @@ def _check_stored(header: Header, layer: str, dtype: str) -> None:
     bare = dtype == "I8" and not any(layer + ending in header.tensors for ending in SCALES)
     if weight is not None and (weight.dtype != dtype or bare):
         raise BadInput(
-            f"{header.path}: {shown(layer)} is {weight.dtype}{' without a scale' if bare else ''}; its note says {dtype}, of which I8 needs "
-            "a weight_scale: download it again"
+            f"{header.path}: {shown(layer)} is {weight.dtype}{' without a scale' if bare else ''}; its note says {dtype}: download it again"
         )
 
 

@@ -96,9 +96,8 @@ def _of_folder(folder: Path, known: Prediction | None) -> Prediction | None:
     if not files.is_file(file):
         return _of_name(folder.name) or known
     config = read_json(file)
-    word = str(config.get("prediction_type", "epsilon"))
-    kind = _kind(word, f"{file}: prediction_type", known)
-    return Prediction(kind, bool(config.get("rescale_betas_zero_snr")), f"scheduler_config.json, {shown(word)}")
+    kind = _kind(str(config.get("prediction_type", "epsilon")), f"{file}: prediction_type", known)
+    return Prediction(kind, bool(config.get("rescale_betas_zero_snr")), "scheduler_config.json")
 
 
 def _of_header(header: Header, known: Prediction | None) -> Prediction | None:
@@ -113,7 +112,7 @@ def _of_header(header: Header, known: Prediction | None) -> Prediction | None:
         if metadata.get(key):
             kind, source = _kind(metadata[key], f"{header.path}: {key}", known), f"{key}, {shown(metadata[key])}"
             if NAMED_V.search(header.path.name) and kind == "epsilon":  # metadata outlives merges
-                source += f", though its name says v-prediction: if that is right, {UNKNOWN_CURE}"
+                source += f", but its name says v: {UNKNOWN_CURE}"
             return Prediction(kind, zero and kind == "v_prediction", source)
     if named is not None and named.velocity:
         return Prediction(named.kind, zero or named.zero_terminal_snr, named.source)

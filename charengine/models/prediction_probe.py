@@ -82,7 +82,7 @@ def high_noise_losses(unet: Any, alphas_cumprod: torch.Tensor, cells: int = CELL
     noisy = (signal * latents + sigma * noise).to(weight.dtype)
     answer = unet(noisy, steps, embeds, added_cond_kwargs=unprompted, return_dict=False)[0].float()
     if not answer.any():
-        raise BadInput("models.sdxl answers nothing but zeros: it was not downloaded whole, download it again")
+        raise BadInput("models.sdxl answers nothing but zeros: download it again")
     kinds: tuple[Kind, ...] = ("epsilon", "v_prediction")
     return {kind: float((answer - target(kind, latents, noise, signal, sigma)).square().mean()) for kind in kinds}
 

@@ -33,7 +33,6 @@ from charengine.models.vocabularies import Tokenizers, find_tokenizers, own_toke
 R = TypeVar("R")
 ROOMY_GIB = 48.0  # from here on the bf16 transformer is preferred to a packed one
 SPARE_HOST_GIB = 6.0  # host memory left to everything else when weights are kept there
-WINDOW = 77  # tokens that SDXL's encoders read
 NO_LORAS, AS_SDXL = EditLoras(), Usage()
 TAGGER_FILES = ("model.onnx", "selected_tags.csv")
 
@@ -171,21 +170,18 @@ def _check_beside(settings: ModelSettings, stock: Inventory, tokenizers: Tokeniz
     from transformers import CLIPTokenizer, Qwen2Tokenizer
 
     told, sdxl = configurations(settings, stock.found), stock.path("sdxl")
-    own = [sdxl / "tokenizer", sdxl / "tokenizer_2"] if sdxl and own_tokenizers(sdxl) else []
+    own: list[Path | None] = [sdxl / "tokenizer", sdxl / "tokenizer_2"] if sdxl and own_tokenizers(sdxl) else []
     if "edit" in stock.found:
         flow_schedule(told.qwen)
     if sdxl:
         sdxl_schedule(sdxl if files.is_dir(sdxl) else told.sdxl)
-    for folder in own or [tokenizers.clip]:
+    clips = [(CLIPTokenizer, folder) for folder in own or [tokenizers.clip]]
+    for kind, folder in [*clips, (Qwen2Tokenizer, tokenizers.qwen)]:
         if folder and files.is_dir(folder):
             with described(folder):
-                words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-                words(["an orc"], padding="max_length", max_length=WINDOW, truncation=True)
-                if own and words.model_max_length != WINDOW:
-                    raise ValueError(f"model_max_length is {words.model_max_length}; allowed is {WINDOW}")
-    if tokenizers.qwen and files.is_dir(tokenizers.qwen):
-        with described(tokenizers.qwen):
-            Qwen2Tokenizer.from_pretrained(tokenizers.qwen, local_files_only=True)
+                window = kind.from_pretrained(folder, local_files_only=True).model_max_length
+                if folder in own and window != 77:
+                    raise ValueError(f"model_max_length is {window}; allowed is 77, SDXL's")
 
 
 def replacement_vae(profile: Profile) -> Path | None:
@@ -202,9 +198,9 @@ def _notes_on_edit(edit: FoundModel, loras: EditLoras) -> list[str]:
 
 def _prediction(checkpoint: Path, settings: ModelSettings, notes: list[str]) -> Prediction | None:
     found = prediction_of(checkpoint, settings)
-    as_v = found or prediction_of(checkpoint, settings, Prediction("v_prediction")) or Prediction()
+    as_v = found or prediction_of(checkpoint, settings, Prediction("v_prediction"))
     unknown = "no file says whether it predicts epsilon or v: measured once, before the first sheet; epsilon or "
-    notes.append(f"SDXL: {'' if found else unknown}{as_v.describe()}")
+    notes.append(f"SDXL: {'' if found else unknown}{as_v and as_v.describe()}")
     return found
 
 

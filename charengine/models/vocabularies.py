@@ -94,7 +94,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def own_tokenizers(checkpoint: Path) -> bool:
-    """Whether an SDXL folder has both its tokenizers, so that no other is looked for."""
+    """Whether an SDXL folder has both its tokenizers."""
     return all(has_tokenizer(checkpoint / name) for name in ("tokenizer", "tokenizer_2"))
 
 

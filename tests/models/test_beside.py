@@ -1,4 +1,4 @@
-"""Wrong values beside weights, and weights that are none: said before anything runs, by doctor and run alike."""
+"""Wrong values beside weights: said before anything runs, by doctor and run alike."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import original_layouts as original
 import pytest
 import torch
 from comfyui_samples import profile
 
-from charengine.config import EditLora
 from charengine.errors import EngineError
-from charengine.models import classes, layouts, load
+from charengine.models import classes, load
 from charengine.models.skeleton import unet_skeleton
 from charengine.services.doctor import examine
 
@@ -40,14 +38,13 @@ def changed(source: Path, target: Path, name: str, change: dict[str, Any] | str)
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        *[(UNET, {"block_out_channels": value}) for value in ([32], [-32, 64], "x")],
-        (UNET, {"attention_head_dim": 0}),
+        *[(UNET, {"block_out_channels": value}) for value in ([-32, 64], "x")],
         (UNET, {"act_fn": "nonsense"}),
         ("text_encoder/config.json", {"hidden_size": "a"}),
         (VAE, {"latent_channels": None}),
         *[(VAE, {"scaling_factor": value}) for value in ("abc", None, 0, -0.1, NAN, float("inf"))],
         *[(SCHEDULE, {"num_train_timesteps": value}) for value in ("x", 0, 500)],
-        *[(SCHEDULE, change) for change in ({"beta_schedule": "nope"}, {"beta_end": NAN})],
+        (SCHEDULE, {"beta_schedule": "nope"}),
         *[("tokenizer_2/tokenizer_config.json", text) for text in ("", "{}", "[]")],
     ],
 )
@@ -63,7 +60,6 @@ def test_a_wrong_value_in_an_sdxl_folder_is_the_files(comfyui, sdxl_folder, tmp_
     ("name", "change"),
     [
         ("transformer/config.json", {"axes_dims_rope": [1, 2]}),
-        ("text_encoder/config.json", {"vision_config": 5}),
         (SCHEDULE, {"base_shift": "x"}),
     ],
 )
@@ -83,34 +79,5 @@ def test_a_folder_without_a_schedule_has_the_published_one(comfyui: Path, sdxl_f
 
 @pytest.mark.parametrize("field", ["edit_config", "sdxl_config"])
 def test_a_folder_of_configurations_that_holds_none_is_not_passed_over(comfyui, tmp_path, field) -> None:
-    (tmp_path / "file").touch()
-    for place in (tmp_path, tmp_path / "file", tmp_path / "nowhere"):
+    for place in (tmp_path, Path(__file__), tmp_path / "nowhere"):
         refused(comfyui, f"models.{field}: .*give a diffusers folder", **{field: str(place)})
-
-
-@pytest.mark.parametrize(
-    ("down", "up", "alpha", "told"),
-    [
-        (torch.ones(2, 48).int(), torch.ones(48, 2), 1.0, r"\(down\) is torch.int32"),
-        (torch.ones(0, 48), torch.ones(48, 0), 1.0, r"of shape \(0, 48\); allowed are"),
-        (torch.ones(2, 48), torch.ones(48, 2), [1.0, 2.0], r"\(alpha\) is torch.float32 of shape \(2,\)"),
-        (torch.full((2, 48), NAN), torch.ones(48, 2), 1.0, "lora_A.weight holds NaN"),
-        (torch.ones(2, 48), torch.ones(48, 2), NAN, "alpha holds NaN"),
-    ],
-)
-@pytest.mark.parametrize("field", ["edit_loras", "lightning"])
-def test_an_edit_lora_of_no_weights_is_refused_before_drawing(comfyui, tmp_path, field, down, up, alpha, told) -> None:
-    name = "transformer_blocks.0.attn.to_q"
-    tensors = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, f"{name}.alpha": torch.tensor(alpha)}
-    file = str(original.write(tmp_path / "Qwen-Image-Edit-2509-Lightning-8steps.safetensors", tensors))
-    refused(comfyui, told, **{field: (EditLora(file=file),) if field == "edit_loras" else file})
-
-
-def test_a_gguf_that_goes_on_behind_its_end_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
-    path = tmp_path / "a.gguf"
-    original.write_gguf(path, {"x.weight": torch.ones(4, 32)}, "Q8_0")
-    assert layouts.read_state(path)
-    path.write_bytes(path.read_bytes() + bytes(64))
-    with pytest.raises(EngineError, match="64 bytes lie behind its last tensor"):
-        layouts.read_state(path)
