@@ -96,7 +96,7 @@ class Block:
             )
             for name, layer in layers.items()
         }
-        add_adapter(self.model, adapter, "random")
+        add_adapter(self.model, adapter)
 
 
 @contextmanager

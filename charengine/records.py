@@ -204,10 +204,7 @@ class AdapterRecord(Record):
     )
     validation: tuple[LossPoint, ...] = ()
     base_validation: LossPoint | None = Field(default=None, description="the base model on the same noise")
-    facts: dict[str, float] = Field(
-        default_factory=dict,
-        description="step_ms, stepping_ms (steps alone), peak_gib, seconds, …",
-    )
+    facts: dict[str, float] = Field(default_factory=dict, description="step_ms, stepping_ms, peak_gib, seconds, …")
     plan: dict[str, JsonValue] = Field(default_factory=dict, description="the memory plan that was chosen")
     mlflow_run_id: str | None = None
     warnings: tuple[str, ...] = ()

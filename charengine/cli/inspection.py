@@ -144,7 +144,7 @@ def doctor(settings: SetOption, profile: ProfileOption = "embedded", as_json: Js
     from charengine.profiles.loading import load_profile
     from charengine.services.doctor import examine
 
-    report = examine(load_profile(profile, settings))
+    report = examine(load_profile(profile, settings), profile)
     say_json(report.as_dict()) if as_json else say(str(report))
     if not report.ready:
         raise typer.Exit(3)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from charengine import files
-from charengine.models.files import read_json
+from charengine.errors import BadInput, EngineError
+from charengine.models.files import read_json, shown
 from charengine.models.quantised import State
 
+QWEN, WHERE = "qwen-image-edit", ("scheduler", "scheduler_config.json")
 DEPTH = re.compile(r"transformer_blocks\.(\d+)\.")
 
 
@@ -23,11 +27,27 @@ def packaged_config(name: str) -> Path:
     return Path(str(resources.files("charengine.models") / "configs" / name))
 
 
+def config_file(folder: Path, family: str, part: str, name: str = "config.json") -> Path:
+    """Where a part is described: in `folder` if it has one, else as the published model's."""
+    own = folder / part / name
+    return own if files.is_file(own) else packaged_config(family) / part / name
+
+
 def read_config(folder: Path, family: str, part: str) -> dict[str, Any]:
-    """A part's `config.json`, from `folder` if it has one, else the published model's."""
-    own = folder / part / "config.json"
-    file = own if files.is_file(own) else packaged_config(family) / part / "config.json"
-    return read_json(file)
+    """A part's `config.json`, from `config_file`."""
+    return read_json(config_file(folder, family, part))
+
+
+@contextmanager
+def described(file: Path) -> Iterator[Path]:
+    """Where something is built from a file: raises BadInput with its name for whatever libraries make of wrong values."""
+    try:
+        yield file
+    except EngineError:
+        raise
+    except Exception as error:  # arithmetic, look-ups and assertions of three libraries
+        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        raise BadInput(f"{file} describes nothing that works ({shown(said)}): download it again") from error
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
@@ -36,6 +56,13 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
 
     with init_empty_weights(include_buffers=False):
         return build()
+
+
+def _as_described(folder: Path, family: str, part: str, build: Callable[[Any], nn.Module], **changes: Any) -> Any:
+    """`on_meta`, from a part's configuration."""
+    with described(config_file(folder, family, part)) as file:
+        config = read_json(file) | changes
+        return on_meta(lambda: build(config))
 
 
 def depth_of(state: State) -> int:
@@ -47,39 +74,43 @@ def transformer(folder: Path, depth: int, *, zero_cond_t: bool = False) -> Any:
     """QwenImageTransformer2DModel of `depth` blocks."""
     from diffusers import QwenImageTransformer2DModel
 
-    config = read_config(folder, "qwen-image-edit", "transformer") | {"num_layers": depth}
-    if zero_cond_t:
-        config["zero_cond_t"] = True
-    return on_meta(lambda: QwenImageTransformer2DModel.from_config(config))
+    changes = {"num_layers": depth} | ({"zero_cond_t": True} if zero_cond_t else {})
+    return _as_described(folder, QWEN, "transformer", QwenImageTransformer2DModel.from_config, **changes)
 
 
 def vision_language(folder: Path) -> Any:
     """Qwen2_5_VLForConditionalGeneration."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    config = Qwen2_5_VLConfig.from_dict(read_config(folder, "qwen-image-edit", "text_encoder"))
-    return on_meta(lambda: Qwen2_5_VLForConditionalGeneration(config))
+    model, settings = Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig
+    return _as_described(folder, QWEN, "text_encoder", lambda config: model(settings.from_dict(config)))
 
 
 def qwen_vae(folder: Path) -> Any:
     """AutoencoderKLQwenImage."""
     from diffusers import AutoencoderKLQwenImage
 
-    return on_meta(lambda: AutoencoderKLQwenImage.from_config(read_config(folder, "qwen-image-edit", "vae")))
+    return _as_described(folder, QWEN, "vae", AutoencoderKLQwenImage.from_config)
 
 
 def sdxl_unet(folder: Path) -> Any:
     """UNet2DConditionModel."""
     from diffusers import UNet2DConditionModel
 
-    return on_meta(lambda: UNet2DConditionModel.from_config(read_config(folder, "sdxl", "unet")))
+    return _as_described(folder, "sdxl", "unet", UNet2DConditionModel.from_config)
 
 
 def sdxl_vae(folder: Path) -> Any:
     """AutoencoderKL."""
     from diffusers import AutoencoderKL
 
-    return on_meta(lambda: AutoencoderKL.from_config(read_config(folder, "sdxl", "vae")))
+    vae = _as_described(folder, "sdxl", "vae", AutoencoderKL.from_config)
+    scale, shift = vae.config["scaling_factor"], vae.config.get("shift_factor") or 0
+    with described(config_file(folder, "sdxl", "vae")):
+        numbers = all(isinstance(number, int | float) and np.isfinite(number) for number in (scale, shift))
+        if not numbers or scale <= 0:
+            raise ValueError(f"scaling_factor is {scale}, shift_factor {shift}; allowed are numbers, the first above 0")
+    return vae
 
 
 def sdxl_text_encoder(folder: Path, name: str) -> Any:
@@ -87,7 +118,41 @@ def sdxl_text_encoder(folder: Path, name: str) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     kind: Any = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}[name]
-    return on_meta(partial(kind, CLIPTextConfig(**read_config(folder, "sdxl", name))))
+    return _as_described(folder, "sdxl", name, lambda config: kind(CLIPTextConfig(**config)))
+
+
+def sdxl_schedule(folder: Path) -> Any:
+    """EulerDiscreteScheduler; raises BadInput where its values are no schedule of SDXL."""
+    from diffusers import EulerDiscreteScheduler as Euler
+
+    with described(config_file(folder, "sdxl", *WHERE)) as file:
+        config = read_json(file)
+        scheduler = Euler.from_config(config)
+        scheduler.set_timesteps(4)
+        alphas = Euler.from_config(config, rescale_betas_zero_snr=False).alphas_cumprod
+        if len(alphas) != 1000 or not (alphas[0] < 1 and (alphas.diff() < 0).all() and alphas[-1] > 0):
+            raise ValueError("signal falls from 1 to 0 over num_train_timesteps = 1000")
+        return scheduler
+
+
+def flow_schedule(folder: Path) -> Any:
+    """FlowMatchEulerDiscreteScheduler; raises BadInput where its values are no schedule."""
+    from diffusers import FlowMatchEulerDiscreteScheduler as Flow
+
+    with described(config_file(folder, QWEN, *WHERE)) as file:
+        scheduler = Flow.from_config(read_json(file))
+        begin(scheduler, 4, 4096)
+        return scheduler
+
+
+def begin(scheduler: Any, steps: int, tokens: int, device: torch.device | None = None) -> None:
+    """Set a flow-matching scheduler to draw in `steps` steps a picture of so many tokens."""
+    config = scheduler.config
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
+    shift = config.get("base_shift", 0.5) + slope * (tokens - low)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device, mu=shift)
+    scheduler.set_begin_index(0)
 
 
 def without_text_model(module: nn.Module, state: State) -> State:
@@ -101,11 +166,12 @@ def scorer(folder: Path, kind: str) -> Any:
     """CLIPModel or the DINOv2 class that a folder's configuration names."""
     from transformers import CLIPConfig, CLIPModel
 
-    config = read_json(folder / "config.json")
-    if kind == "clip":
-        return on_meta(lambda: CLIPModel(CLIPConfig.from_dict(config)))
-    model, settings = dino_class(str(config.get("model_type")))
-    return on_meta(lambda: model(settings.from_dict(config)))
+    with described(folder / "config.json") as file:
+        config = read_json(file)
+        if kind == "clip":
+            return on_meta(lambda: CLIPModel(CLIPConfig.from_dict(config)))
+        model, settings = dino_class(str(config.get("model_type")))
+        return on_meta(lambda: model(settings.from_dict(config)))
 
 
 def dino_class(model_type: str) -> tuple[Any, Any]:

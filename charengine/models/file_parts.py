@@ -118,15 +118,8 @@ class QwenFiles:
             own if files.is_file(own) else packaged_config("qwen-image-edit") / "processor" / "preprocessor_config.json"
         )
         known = (
-            "min_pixels",
-            "max_pixels",
-            "patch_size",
-            "temporal_patch_size",
-            "merge_size",
-            "image_mean",
-            "image_std",
-            "size",
-        )
+            "min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std", "size",
+        )  # fmt: skip
         config = {key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if key in known}
         tokenizer = Qwen2Tokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True)
         return ImageTextProcessor(image_processor=Qwen2VLImageProcessorPil(**config), tokenizer=tokenizer)
@@ -137,11 +130,7 @@ class QwenFiles:
 
     def scheduler(self) -> Any:
         """The flow-matching scheduler of the configuration."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        own = files.is_file(self.config / "scheduler" / "scheduler_config.json")
-        folder = self.config if own else packaged_config("qwen-image-edit")
-        return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+        return classes.flow_schedule(self.config)
 
     def release(self, name: str) -> bool:
         """Take a model off the device; where its weights stay on the host, this is True."""

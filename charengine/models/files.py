@@ -272,7 +272,7 @@ def gguf_reader(path: Path) -> Any:
 
 def _check_gguf(path: Path, reader: Any) -> None:
     """Raises:
-    BadInput: a tensor does not begin where the one before it ends.
+    BadInput: a tensor does not begin where the one before it ends, or the last does not end the file.
     """
     end = first = int(reader.data_offset)
     for tensor in sorted(reader.tensors, key=lambda tensor: int(tensor.field.parts[-1][0])):
@@ -283,6 +283,8 @@ def _check_gguf(path: Path, reader: Any) -> None:
                 "the tensor before it ends: download it again"
             )
         end = start + int(tensor.n_bytes)
+    if (size := files.size(path)) > (allowed := -(-end // int(reader.alignment)) * int(reader.alignment)):
+        raise BadInput(f"{path} is damaged: {size - allowed:,} bytes lie behind its last tensor: download it again")
 
 
 def _gguf_header(path: Path, start: bytes) -> Header:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from charengine import files
@@ -34,7 +35,7 @@ from charengine.models.files import read_header_of_folder
 from charengine.models.identify import Identity
 from charengine.models.llama_names import files_of_text_encoder
 from charengine.models.quantised import State, check_complete
-from charengine.models.reading import header_plain, header_state
+from charengine.models.reading import TORCH_TYPES, WEIGHTS, header_plain, header_state, no_weight
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -82,9 +83,13 @@ def _stamp(path: Path) -> tuple[tuple[int, int], ...]:
 
 
 def _compare(module: nn.Module, state: State, path: Path) -> None:
-    expected: Shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    weights = module.state_dict()
+    expected: Shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     given: Shapes = {name: tuple(value.shape) for name, value in state.items()}
     check_complete(expected, given, str(path), type(module).__name__)
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and weights[name].is_floating_point() and not value.is_floating_point():
+            raise no_weight(path, name, next(told for told, dtype in TORCH_TYPES.items() if dtype == value.dtype))
 
 
 @lru_cache(maxsize=32)
@@ -168,7 +173,11 @@ def _scorer(path: Path, identity: Identity, _configurations: Configurations) -> 
     """CLIP and DINOv2 folders: transformers renames as it loads, so only the shapes are counted, not the names."""
     module = scorer(path, identity.kind)
     expected = Counter(tuple(tensor.shape) for tensor in module.state_dict().values())
-    given = Counter(tensor.shape for tensor in read_header_of_folder(path).tensors.values())
+    tensors = read_header_of_folder(path).tensors
+    for key, tensor in tensors.items():
+        if tensor.dtype not in WEIGHTS and not key.endswith("position_ids"):
+            raise no_weight(path, key, tensor.dtype)
+    given = Counter(tensor.shape for tensor in tensors.values())
     lacking = expected - given
     if lacking:
         shape, count = next(iter(lacking.items()))

@@ -25,7 +25,7 @@ from charengine.models.loading import resolve_device
 from charengine.models.locate import FoundModel, Inventory, configurations
 from charengine.models.memory import MemoryPlan, TakingTurns, cap_memory
 from charengine.models.onlookers import AskingOnlooker
-from charengine.models.prediction import Prediction
+from charengine.models.prediction import prediction_of
 from charengine.models.prediction_probe import measured_prediction
 from charengine.models.protocols import Embedder, Models
 from charengine.models.qwen_edit import LIGHTNING_STEPS, QwenEdit
@@ -33,7 +33,7 @@ from charengine.models.readers import AskingReader
 from charengine.models.sdxl import SDXL
 from charengine.models.survey import Survey, edit_variant, replacement_vae, roomy_host, survey
 from charengine.models.tagger import WD14Captioner
-from charengine.models.vocabularies import as_folder
+from charengine.models.vocabularies import as_folder, own_tokenizers
 
 log = logging.getLogger(__name__)
 TOLD = (".json", ".txt")  # of a diffusers folder
@@ -157,15 +157,15 @@ def _room(placement: MemoryPlan, device: torch.device) -> int | None:
 
 def _sdxl(profile: Profile, found: Survey, device: torch.device, dtype: torch.dtype) -> SDXL:
     checkpoint, vae = found.stock.found["sdxl"].path, replacement_vae(profile)
-    whole = files.is_dir(checkpoint / "tokenizer_2")
     tokenizer = found.tokenizers.clip
-    folder = None if whole or tokenizer is None else as_folder(tokenizer, find_home().root)
+    folder = None if own_tokenizers(checkpoint) or tokenizer is None else as_folder(tokenizer, find_home().root)
     config = configurations(profile.models, found.stock.found).sdxl
     parts = SDXLFiles(checkpoint, config, folder, vae, device, dtype)
     weights = _fingerprint(checkpoint, *([vae] if vae else []), told=_told(parts.config))
-    prediction = found.prediction or measured_prediction(parts, device, weights, find_home())
-    if found.prediction is None and profile.models.zero_terminal_snr is not None:
-        prediction = Prediction(prediction.kind, profile.models.zero_terminal_snr, prediction.source)
+    prediction = found.prediction
+    if prediction is None:
+        measured = measured_prediction(parts, device, weights, find_home())
+        prediction = prediction_of(checkpoint, profile.models, measured)
     names = base_metadata(checkpoint, _memory())
     return SDXL(parts, device, dtype, NATIVE_AREA, weights, prediction=prediction, usage=found.usage, base_names=names)
 

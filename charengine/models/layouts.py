@@ -117,7 +117,7 @@ def check_adapter(path: Path, layers: dict[str, tuple[int, int]]) -> None:
     """Compare a LoRA's header with the layers it is to go on, given as (out, in) by name.
 
     Raises:
-        BadInput: a layer is not the model's, or has another shape.
+        BadInput: a layer is not the model's, has another shape, or holds what are no weights.
     """
     parts = _adapter_parts(path, layers, header_plain)
     unknown = sorted(parts.keys() - layers.keys())
@@ -126,9 +126,19 @@ def check_adapter(path: Path, layers: dict[str, tuple[int, int]]) -> None:
             f"{path} adapts {len(unknown)} layers this model lacks (first {shown(unknown[0])}): it was made for another model"
         )
     for name, part in parts.items():
+        for role, tensor in part.items():
+            right = tensor.numel() == 1 if role == "alpha" else tensor.ndim == 2 and tensor.numel()
+            if not right or not tensor.is_floating_point():
+                raise BadInput(
+                    f"{path}: {name} ({role}) is {tensor.dtype} of shape {tuple(tensor.shape)}; allowed are two matrices of floats of "
+                    "rank 1 or more, and one alpha: get it again"
+                )
         shape = (part["up"].shape[0], part["down"].shape[1])
         if shape != layers[name] or part["up"].shape[1] != part["down"].shape[0]:
             raise BadInput(f"{path}: {name} is {shape}, the model's is {layers[name]}")
+    for key, value in read_plain(path).items():
+        if not unpacked(value).float().isfinite().all():
+            raise BadInput(f"{path}: {shown(key)} holds NaN or infinity: get it again")
 
 
 def _adapter_parts(path: Path, layers: Iterable[str], read: Reader) -> Parts:

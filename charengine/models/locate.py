@@ -29,11 +29,14 @@ from charengine.models.places import (
     named_folders,
     roots,
 )
+from charengine.models.vocabularies import has_tokenizer
 
 __all__ = ["missing_folders", "roots"]
 
 log = logging.getLogger(__name__)
 
+PACKAGED = {"edit": "qwen-image-edit", "sdxl": "sdxl"}
+PARTS = ("transformer", "unet", "text_encoder", "vae", "scheduler", "tokenizer", "processor")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a hub repository: nothing that can carry code
 
@@ -225,11 +228,20 @@ class _Search:
 
 def configurations(settings: ModelSettings, found: dict[str, FoundModel]) -> Configurations:
     """The folders whose configurations describe single files: the profile's, the edit folder's own, or the packaged ones."""
-    edit, given = found.get("edit"), settings.edit_config
+    edit = found.get("edit")
     own = edit.path if edit is not None and edit.identity.kind == "qwen-image-edit" else None
-    qwen = own or (files.expanded(given) if given else packaged_config("qwen-image-edit"))
-    sdxl = files.expanded(settings.sdxl_config) if settings.sdxl_config else packaged_config("sdxl")
-    return Configurations(qwen, sdxl)
+    qwen, sdxl = (_configured(settings, f"{name}_config", packaged) for name, packaged in PACKAGED.items())
+    return Configurations(own or qwen, sdxl)
+
+
+def _configured(settings: ModelSettings, field: str, packaged: str) -> Path:
+    given = getattr(settings, field)
+    folder = files.expanded(given) if given else packaged_config(packaged)
+    if not has_tokenizer(folder) and not any(files.is_dir(folder / part) for part in PARTS):
+        raise BadInput(
+            f"models.{field}: {given!r} is no folder of configurations; give a diffusers folder, or leave it empty"
+        )
+    return folder
 
 
 def _given(need: Need, text: str, settings: ModelSettings) -> FoundModel:

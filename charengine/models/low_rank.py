@@ -10,38 +10,22 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from charengine.errors import BadInput
-
 Adapter = dict[
     str, tuple[torch.Tensor, torch.Tensor]
 ]  # layer name → down (r, in), up (out, r) with the strength already in
 
 
-def add_adapter(module: nn.Module, adapter: Adapter, source: str, *, switched: bool = False) -> None:
+def add_adapter(module: nn.Module, adapter: Adapter, *, switched: bool = False) -> None:
     """Add a LoRA to a model.
 
     Args:
         module: the transformer, loaded.
-        adapter: what is added to its layers.
-        source: the file, for the message.
+        adapter: what is added to its layers, and fits them.
         switched: `switch_adapter` turns it on and off; what was added before stays on.
-
-    Raises:
-        BadInput: the adapter names a layer the model lacks, or does not fit it.
     """
     layers: dict[str, Any] = dict(module.named_modules())
-    unknown = sorted(adapter.keys() - layers.keys())
-    if unknown:
-        raise BadInput(
-            f"{source} adapts {len(unknown)} layers this model lacks (first {unknown[0]}): it was made for another model"
-        )
     for name, (down, up) in adapter.items():
-        layer = layers[name]
-        if (up.shape[0], down.shape[1]) != (layer.out_features, layer.in_features):
-            raise BadInput(
-                f"{source}: {name} is {(up.shape[0], down.shape[1])}, the model's is {(layer.out_features, layer.in_features)}"
-            )
-        _hang(layer, down, up, switched)
+        _hang(layers[name], down, up, switched)
 
 
 def switch_adapter(module: nn.Module, on: bool) -> None:

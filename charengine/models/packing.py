@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from charengine.errors import BadInput
-from charengine.models.files import Header, read_header, weight_files
+from charengine.models.files import Header, read_header, shown, weight_files
 
 SCALES = (".scale_weight", ".weight_scale")
 NOTE = ".comfy_quant"
@@ -21,7 +21,6 @@ MARKER_2511 = (
 )
 IGNORED = (".scale_input", ".input_scale", NOTE, "scaled_fp8", MARKER_2511)
 FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "int8_tensorwise": "I8"}
-FP8_TYPES = ("F8_E4M3", "F8_E5M2")
 GGUF_PLAIN = ("F32", "F16", "BF16")
 GGUF_READ = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "IQ4_NL", "IQ4_XS")
 PACKED_ENDINGS = (".qweight", ".wscales", ".weight_scale_2", ".smooth_factor", ".absmax", ".quant_map")
@@ -34,7 +33,7 @@ def notes_of(header: Header) -> Notes:
     """What a file, or a folder of shards, says about the packing of its layers, by layer name; only the notes are read.
 
     Raises:
-        BadInput: a note is not JSON.
+        BadInput: a note is no JSON object, or of no whole numbers.
     """
     notes: Notes = {}
     try:
@@ -43,6 +42,9 @@ def notes_of(header: Header) -> Notes:
         if any(key.endswith(NOTE) for key in header.tensors):
             for file in weight_files(header.path):
                 notes |= _notes_in(file)
+        for layer, note in notes.items():
+            if type(note.get("convrot_groupsize", 256)) is not int:  # what is no object has no such method
+                raise ValueError(f"{shown(layer)}: {note!r:.80}; convrot_groupsize is a whole number")
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadInput(
             f"{header.path}: a note on how a layer is packed is damaged ({error}): download it again"
@@ -76,14 +78,14 @@ def refuse_unread_packing(header: Header) -> None:
     for layer, note in notes.items():
         if str(note.get("format")) not in FORMATS:
             _refuse(header, repr(note.get("format")), layer)
+        _check_stored(header, layer, FORMATS[note["format"]])
     for key, tensor in header.tensors.items():
+        layer = key.removesuffix(".weight")
         if tensor.dtype == "I8" and len(tensor.shape) == 2:
-            layer = key.removesuffix(".weight")
             if layer not in notes:
                 _refuse(header, _name_of_packing(header))
             _check_rotation(header, layer, notes[layer], tensor.shape[1])
-        if tensor.dtype in ("I8", *FP8_TYPES):
-            _check_scale(header, key.removesuffix(".weight"), tensor.shape)
+        _check_scale(header, layer, tensor.shape)
 
 
 def rotation_of(note: dict[str, Any] | None) -> int:
@@ -111,10 +113,20 @@ def _check_rotation(header: Header, layer: str, note: dict[str, Any], columns: i
         _refuse(header, f"int8 rotated in groups of {size} over {columns} inputs", layer)
 
 
+def _check_stored(header: Header, layer: str, dtype: str) -> None:
+    """As its note says, and integers with the scale that makes weights of them."""
+    weight = header.tensors.get(f"{layer}.weight")
+    bare = dtype == "I8" and not any(layer + ending in header.tensors for ending in SCALES)
+    if weight is not None and (weight.dtype != dtype or bare):
+        raise BadInput(
+            f"{header.path}: {shown(layer)} is {weight.dtype}{' without a scale' if bare else ''}; its note says {dtype}: download it again"
+        )
+
+
 def _check_scale(header: Header, layer: str, shape: tuple[int, ...]) -> None:
     for ending in SCALES:
         scale = header.tensors.get(layer + ending)
-        if scale is not None and prod(scale.shape) not in (1, shape[0]):
+        if scale is not None and prod(scale.shape) not in (1, *shape[:1]):
             raise BadInput(
                 f"{header.path}: {layer} of shape {shape} has {prod(scale.shape)} scales: block-wise scales (mxfp8, 2-D fp8) are not "
                 "read; use a file with one scale a layer or one a row, a GGUF or the bf16 file of the same model"

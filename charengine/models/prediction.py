@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from charengine import files
 from charengine.config import ModelSettings
 from charengine.errors import BadInput
-from charengine.models.files import Header, read_header, read_json
+from charengine.models.files import Header, read_header, read_json, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,17 +69,18 @@ def rescaled_for_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     return rescaled
 
 
-def prediction_of(checkpoint: Path, settings: ModelSettings) -> Prediction | None:
-    """What the settings or the checkpoint's files say; None where nothing does.
+def prediction_of(checkpoint: Path, settings: ModelSettings, measured: Prediction | None = None) -> Prediction | None:
+    """What the settings or the checkpoint's files say, else what was measured; None where nothing does.
 
     Raises:
         BadInput: the files say something that is neither trained nor sampled here.
     """
-    said = _of_folder(checkpoint) if files.is_dir(checkpoint) else _of_header(read_header(checkpoint))
-    kind = settings.prediction_type
-    if kind != "auto":
-        zero = bool(said and said.zero_terminal_snr) and kind == "v_prediction"
-        said = Prediction(kind, zero, "models.prediction_type")
+    kind, where = settings.prediction_type, "models.prediction_type"
+    known = measured if kind == "auto" else Prediction(kind, source=where)
+    said = _of_folder(checkpoint, known) if files.is_dir(checkpoint) else _of_header(read_header(checkpoint), known)
+    if kind != "auto" and said is not None:
+        zero = said.zero_terminal_snr and kind == "v_prediction"
+        said = Prediction(kind, zero, where if said.source == where else f"{where}; the file: {said.source}")
     if said is not None and settings.zero_terminal_snr is not None:
         said = Prediction(said.kind, settings.zero_terminal_snr, said.source)
     if said is not None and said.zero_terminal_snr and not said.velocity:
@@ -90,27 +91,29 @@ def prediction_of(checkpoint: Path, settings: ModelSettings) -> Prediction | Non
     return said
 
 
-def _of_folder(folder: Path) -> Prediction | None:
+def _of_folder(folder: Path, known: Prediction | None) -> Prediction | None:
     file = folder / "scheduler" / "scheduler_config.json"
     if not files.is_file(file):
-        return _of_name(folder.name)
+        return _of_name(folder.name) or known
     config = read_json(file)
-    kind = _kind(str(config.get("prediction_type", "epsilon")), f"{file}: prediction_type")
+    kind = _kind(str(config.get("prediction_type", "epsilon")), f"{file}: prediction_type", known)
     return Prediction(kind, bool(config.get("rescale_betas_zero_snr")), "scheduler_config.json")
 
 
-def _of_header(header: Header) -> Prediction | None:
+def _of_header(header: Header, known: Prediction | None) -> Prediction | None:
     metadata = {key.lower(): value for key, value in header.metadata.items()}
     zero = "ztsnr" in header.tensors or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
     if "v_pred" in header.tensors:
         return Prediction("v_prediction", zero, "key v_pred")
     if metadata.get("ss_v_parameterization", "").lower() == "true":
         return Prediction("v_prediction", zero, "ss_v_parameterization")
+    named = _of_name(header.path.name) or known
     for key in ("modelspec.prediction_type", "modelspec.predict_key", "predict_key", "prediction_type"):
         if metadata.get(key):
-            kind = _kind(metadata[key], f"{header.path}: {key}")
-            return Prediction(kind, zero and kind == "v_prediction", key)
-    named = _of_name(header.path.name)
+            kind, source = _kind(metadata[key], f"{header.path}: {key}", known), f"{key}, {shown(metadata[key])}"
+            if NAMED_V.search(header.path.name) and kind == "epsilon":  # metadata outlives merges
+                source += f", but its name says v: {UNKNOWN_CURE}"
+            return Prediction(kind, zero and kind == "v_prediction", source)
     if named is not None and named.velocity:
         return Prediction(named.kind, zero or named.zero_terminal_snr, named.source)
     return named
@@ -126,10 +129,10 @@ def _of_name(name: str) -> Prediction | None:
     return None
 
 
-def _kind(said: str, where: str) -> Kind:
-    found = SAID.get(said.strip().lower())
+def _kind(said: str, where: str, known: Prediction | None) -> Kind:
+    found = SAID.get(said.strip().lower(), known and known.kind)
     if found is None:
         raise BadInput(
-            f"{where} is {said!r}; only epsilon and v_prediction models are trained and sampled here: {UNKNOWN_CURE}"
+            f"{where} is {shown(said)!r}; only epsilon and v_prediction models are trained and sampled here: {UNKNOWN_CURE}"
         )
     return "v_prediction" if found == "v_prediction" else "epsilon"

@@ -63,6 +63,9 @@ def high_noise_losses(unet: Any, alphas_cumprod: torch.Tensor, cells: int = CELL
         unet: SDXL's kind.
         alphas_cumprod: (1000,) of the schedule.
         cells: side of the latents.
+
+    Raises:
+        BadInput: it answers nothing.
     """
     config, weight = unet.config, unet.conv_in.weight
     noise = noise_from_seeds(range(len(TIMESTEPS)), (config["in_channels"], cells, cells)).to(weight.device)
@@ -78,6 +81,8 @@ def high_noise_losses(unet: Any, alphas_cumprod: torch.Tensor, cells: int = CELL
     )  # what SDXL was trained with for "no prompt"
     noisy = (signal * latents + sigma * noise).to(weight.dtype)
     answer = unet(noisy, steps, embeds, added_cond_kwargs=unprompted, return_dict=False)[0].float()
+    if not answer.any():
+        raise BadInput("models.sdxl answers nothing but zeros: download it again")
     kinds: tuple[Kind, ...] = ("epsilon", "v_prediction")
     return {kind: float((answer - target(kind, latents, noise, signal, sigma)).square().mean()) for kind in kinds}
 

@@ -62,10 +62,6 @@ def packed_bytes(weight: torch.Tensor, scale: torch.Tensor | None = None, rotati
     """A float8 or int8 tensor as it was stored, with its file's scale if it had one (scalar, one a row, or a column)."""
     if scale is not None:
         scale = scale.float().reshape(-1, 1)
-        if scale.shape[0] not in (1, weight.shape[0]):
-            raise BadInput(
-                f"packed weight of shape {tuple(weight.shape)} has {scale.shape[0]} scales: block-wise scales are not read"
-            )
     packing = INT8 if weight.dtype == torch.int8 else FP8_NAMES[weight.dtype]
     return Packed(weight.view(torch.uint8), packing, tuple(weight.shape), scale, rotation)
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 
 from charengine.errors import BadInput
+from charengine.models.classes import begin
 from charengine.models.loading import Loaded, noise_from_seeds
 from charengine.models.low_rank import switch_adapter
 from charengine.models.qwen_parts import QwenEditParts, lightning_scheduler, load_loras, load_text_encoder, refuse_nan
@@ -321,12 +321,7 @@ class QwenEdit:
         scheduler = lightning_scheduler() if fast else self.parts.scheduler()
         if steps == 1:  # stretching one sigma to its terminal value divides 0 by 0
             scheduler = type(scheduler).from_config(scheduler.config, shift_terminal=None)
-        config = scheduler.config
-        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        slope = (config.get("max_shift", 1.15) - config.get("base_shift", 0.5)) / (high - low)
-        shift = config.get("base_shift", 0.5) + slope * (tokens - low)
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=self.device, mu=shift)
-        scheduler.set_begin_index(0)
+        begin(scheduler, steps, tokens, self.device)
         return scheduler
 
     def _free_unless_kept(self, part: str) -> None:

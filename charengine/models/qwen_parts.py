@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from charengine.errors import StageFailed
+from charengine.models.classes import flow_schedule
 from charengine.models.layouts import adapter_layers
 from charengine.models.loading import Loaded
 from charengine.models.low_rank import add_adapter
@@ -83,11 +84,7 @@ class QwenEditFolder:
 
     def scheduler(self) -> Any:
         """The flow-matching scheduler."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        return FlowMatchEulerDiscreteScheduler.from_pretrained(
-            self.folder, subfolder="scheduler", local_files_only=True
-        )
+        return flow_schedule(self.folder)
 
     def _load(self, kind: Any, name: str, **kwargs: Any) -> Any:
         module = kind.from_pretrained(
@@ -123,9 +120,9 @@ def load_loras(transformer: Any, own: Sequence[tuple[Path, float]], lightning: P
         return
     names = dict(transformer.named_modules())
     for file, strength in own:
-        add_adapter(transformer, adapter_layers(file, names, strength), str(file))
+        add_adapter(transformer, adapter_layers(file, names, strength))
     if lightning is not None:
-        add_adapter(transformer, adapter_layers(lightning, names), str(lightning), switched=True)
+        add_adapter(transformer, adapter_layers(lightning, names), switched=True)
     transformer.has_loras = True
 
 

@@ -23,14 +23,16 @@ from charengine.models.files import (
     weight_files,
 )
 from charengine.models.packing import GGUF_READ, IGNORED, SCALES, Notes, notes_of, rotation_of
-from charengine.models.quantised import FP8_NAMES, Packed, State, packed_bytes
+from charengine.models.quantised import FP8, FP8_NAMES, Packed, State, packed_bytes
 
 Wanted = Callable[[str], bool]
 Reader = Callable[[Path, Wanted], State]
 TORCH_TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
+    "U8": torch.uint8,
 }  # fmt: skip
+WEIGHTS = ("F64", "F32", "F16", "BF16", *FP8)
 
 
 def everything(_key: str) -> bool:
@@ -39,11 +41,7 @@ def everything(_key: str) -> bool:
 
 
 def read_state(path: Path, wanted: Wanted = everything) -> State:
-    """The tensors of a file or folder under their own names; fp8, int8 and GGUF weights stay packed, scales folded in.
-
-    Raises:
-        BadInput: a packing that is not read.
-    """
+    """The tensors of a file or folder that was identified, under their own names; fp8, int8 and GGUF weights stay packed, scales folded in."""
     if path.suffix.lower() == ".gguf":
         return _read_gguf(path, wanted)
     raw: dict[str, torch.Tensor] = {}
@@ -64,17 +62,28 @@ def header_state(path: Path, wanted: Wanted = everything) -> State:
     header = read_header(path) if files.is_file(path) else _folder_header(path)
     if header.format == "gguf":
         return {key: _gguf_entry(header, key) for key in header.tensors if wanted(key) and not key.endswith(IGNORED)}
+    kept = {key: tensor for key, tensor in header.tensors.items() if wanted(key)}
+    for key, tensor in kept.items():
+        if tensor.dtype not in TORCH_TYPES:
+            raise no_weight(path, key, tensor.dtype)
     raw = {
-        key: torch.empty(tensor.shape, dtype=TORCH_TYPES.get(tensor.dtype, torch.uint8), device="meta")
-        for key, tensor in header.tensors.items()
-        if wanted(key)
+        key: torch.empty(tensor.shape, dtype=TORCH_TYPES[tensor.dtype], device="meta") for key, tensor in kept.items()
     }
     return fold_scales(raw, notes_of(header))
 
 
+def no_weight(path: Path, key: str, dtype: str) -> BadInput:
+    """A weight is stored as something that no weight is."""
+    allowed = f"allowed are {', '.join(WEIGHTS)}, or I8 with a note and a scale"
+    return BadInput(f"{path}: {shown(key)} is stored as {shown(dtype)}; {allowed}: use another file of the same model")
+
+
 def header_plain(path: Path, wanted: Wanted = everything) -> State:
     """What `read_plain` gives, as tensors without memory."""
-    return {key: torch.empty(value.shape, device="meta") for key, value in header_state(path, wanted).items()}
+    return {
+        key: torch.empty(value.shape, dtype=torch.bfloat16 if isinstance(value, Packed) else value.dtype, device="meta")
+        for key, value in header_state(path, wanted).items()
+    }
 
 
 def _folder_header(path: Path) -> Header:
@@ -107,16 +116,12 @@ def fold_scales(raw: dict[str, torch.Tensor], notes: Notes) -> State:
         if packed and tensor.ndim == 2:
             state[key] = packed_bytes(tensor, scale, rotation_of(notes.get(layer)))
         else:
-            state[key] = tensor if scale is None else tensor.float() * _by_rows(scale, tensor, key)
+            state[key] = tensor if scale is None else tensor.float() * _by_rows(scale, tensor)
     return state
 
 
-def _by_rows(scale: torch.Tensor, weight: torch.Tensor, key: str) -> torch.Tensor:
+def _by_rows(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """A scale as it multiplies a weight of any number of axes: one value, or one for each of the first axis."""
-    if scale.numel() not in (1, weight.shape[0] if weight.ndim else 1):
-        raise BadInput(
-            f"{shown(key)} of shape {tuple(weight.shape)} has {scale.numel()} scales: block-wise scales are not read"
-        )
     return scale.float().reshape(-1, *[1] * max(0, weight.ndim - 1)) if weight.ndim else scale.float().reshape(())
 
 
@@ -134,12 +139,8 @@ def _read_gguf(path: Path, wanted: Wanted) -> State:
             state[tensor.name] = data.reshape(shape)
         elif kind == "BF16":
             state[tensor.name] = data.view(torch.uint8).view(torch.bfloat16).reshape(shape)
-        elif kind in GGUF_READ:
-            state[tensor.name] = Packed(data, kind, shape)
         else:
-            raise BadInput(
-                f"{path}: {tensor.name} is packed as {kind}; read are F32, F16, BF16, {', '.join(GGUF_READ)}"
-            )
+            state[tensor.name] = Packed(data, kind, shape)
     return state
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from charengine.models.classes import sdxl_schedule
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -74,9 +76,7 @@ class SDXLFolder:
 
     def scheduler(self) -> Any:
         """The noise schedule, as an Euler scheduler."""
-        from diffusers import EulerDiscreteScheduler
-
-        return EulerDiscreteScheduler.from_pretrained(self.folder, subfolder="scheduler", local_files_only=True)
+        return sdxl_schedule(self.folder)
 
     def _load(self, kind: Any, name: str, dtype: torch.dtype) -> Any:
         module = kind.from_pretrained(

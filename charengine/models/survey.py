@@ -1,6 +1,6 @@
 """Everything that can be known about a profile's full-size models before anything runs: `doctor` shows it, `load` acts on it.
 
-Headers only; nothing is loaded, nothing written.
+Headers and what lies beside them; no model is loaded, nothing written.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import psutil
 
 from charengine import files
-from charengine.config import Profile
+from charengine.config import ModelSettings, Profile
 from charengine.errors import BadInput, EngineError, OutOfBudget
 from charengine.models.catalogue import CLIP_TOKENIZER, QWEN_TOKENIZER
+from charengine.models.classes import described, flow_schedule, sdxl_schedule
 from charengine.models.edit_loras import EditLoras, edit_loras
 from charengine.models.files import Header, read_header, read_header_of_folder
 from charengine.models.fit import check_fit
@@ -27,7 +28,7 @@ from charengine.models.memory import MemoryPlan, plan
 from charengine.models.prediction import Prediction, prediction_of
 from charengine.models.qwen_edit import Variant
 from charengine.models.usage import Usage, usage_of
-from charengine.models.vocabularies import Tokenizers, find_tokenizers
+from charengine.models.vocabularies import Tokenizers, find_tokenizers, own_tokenizers
 
 R = TypeVar("R")
 ROOMY_GIB = 48.0  # from here on the bf16 transformer is preferred to a packed one
@@ -83,6 +84,7 @@ def survey(profile: Profile) -> Survey:
     loras = NO_LORAS
     for check in (_check_vl, _check_sdxl, _check_tagger):
         _collect(findings, check, profile, stock)
+    _collect(findings, _check_beside, settings, stock, tokenizers)
     placement = prediction = None
     usage = AS_SDXL
     if "edit" in stock.found:
@@ -92,9 +94,9 @@ def survey(profile: Profile) -> Survey:
         placement = _collect(findings, plan_for, profile, stock, loras)
     if "sdxl" in stock.found:
         checkpoint = stock.found["sdxl"].path
-        prediction = _collect(findings, prediction_of, checkpoint, settings)
+        prediction = _collect(findings, _prediction, checkpoint, settings, findings.notes)
         usage = usage_of(checkpoint, settings)
-        findings.notes += [_note_on_prediction(prediction), *usage.describe()]
+        findings.notes += usage.describe()
     missing = what_is_missing(profile, stock, tokenizers)
     return Survey(
         stock,
@@ -163,6 +165,25 @@ def _check_tagger(profile: Profile, _stock: Inventory) -> None:
         )
 
 
+def _check_beside(settings: ModelSettings, stock: Inventory, tokenizers: Tokenizers) -> None:
+    """What is read late: schedules and tokenizers."""
+    from transformers import CLIPTokenizer, Qwen2Tokenizer
+
+    told, sdxl = configurations(settings, stock.found), stock.path("sdxl")
+    own: list[Path | None] = [sdxl / "tokenizer", sdxl / "tokenizer_2"] if sdxl and own_tokenizers(sdxl) else []
+    if "edit" in stock.found:
+        flow_schedule(told.qwen)
+    if sdxl:
+        sdxl_schedule(sdxl if files.is_dir(sdxl) else told.sdxl)
+    clips = [(CLIPTokenizer, folder) for folder in own or [tokenizers.clip]]
+    for kind, folder in [*clips, (Qwen2Tokenizer, tokenizers.qwen)]:
+        if folder and files.is_dir(folder):
+            with described(folder):
+                window = kind.from_pretrained(folder, local_files_only=True).model_max_length
+                if folder in own and window != 77:
+                    raise ValueError(f"model_max_length is {window}; allowed is 77, SDXL's")
+
+
 def replacement_vae(profile: Profile) -> Path | None:
     """The VAE used instead of the SDXL checkpoint's own."""
     return files.expanded(profile.models.sdxl_vae) if profile.models.sdxl_vae else None
@@ -175,10 +196,12 @@ def _notes_on_edit(edit: FoundModel, loras: EditLoras) -> list[str]:
     return loras.describe(base_of(name_of(edit)))
 
 
-def _note_on_prediction(prediction: Prediction | None) -> str:
-    if prediction is None:
-        return "SDXL: no file says whether it predicts epsilon or v: measured once, before the first sheet"
-    return f"SDXL: {prediction.describe()}"
+def _prediction(checkpoint: Path, settings: ModelSettings, notes: list[str]) -> Prediction | None:
+    found = prediction_of(checkpoint, settings)
+    as_v = found or prediction_of(checkpoint, settings, Prediction("v_prediction"))
+    unknown = "no file says whether it predicts epsilon or v: measured once, before the first sheet; epsilon or "
+    notes.append(f"SDXL: {'' if found else unknown}{as_v and as_v.describe()}")
+    return found
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -93,6 +93,11 @@ def has_tokenizer(folder: Path) -> bool:
     return pair or os.path.isfile(folder / "tokenizer.json")
 
 
+def own_tokenizers(checkpoint: Path) -> bool:
+    """Whether an SDXL folder has both its tokenizers."""
+    return all(has_tokenizer(checkpoint / name) for name in ("tokenizer", "tokenizer_2"))
+
+
 def _installed_merges() -> Iterator[Path]:
     for package in CLIP_PACKAGES:
         spec = importlib.util.find_spec(package)

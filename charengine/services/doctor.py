@@ -97,8 +97,8 @@ class Examination:
         return render(self)
 
 
-def examine(profile: Profile) -> Examination:
-    """Look at this machine with a profile's eyes; loads nothing and changes nothing."""
+def examine(profile: Profile, called: str = "") -> Examination:
+    """Look at this machine with a profile's eyes; loads no model and changes nothing. `called`: how the user names the profile."""
     machine = look_at_machine(profile)
     if profile.models.family == "embedded":
         findings, times = _embedded(profile), list(EMBEDDED_TIMES)
@@ -112,7 +112,7 @@ def examine(profile: Profile) -> Examination:
             "free some, or set CHARENGINE_HOME to a larger disk"
         )
     return Examination(
-        profile.name,
+        called or profile.name,
         machine,
         tuple(findings.found),
         tuple(findings.missing),
@@ -311,7 +311,7 @@ def _model_file(found: Any) -> ModelFile:
 def _hardware_problems(profile: Profile, machine: Machine) -> list[str]:
     if not machine.gpu and profile.models.device in ("auto", "cuda"):
         return [
-            f"no GPU is seen by torch {machine.libraries['torch']}; profile {profile.name} needs one of {profile.budget_gib:g} GiB (check the driver and that torch has CUDA)"
+            f"no GPU is seen by torch {machine.libraries['torch']}; the profile needs one of {profile.budget_gib:g} GiB (check the driver and that torch has CUDA)"
         ]
     if machine.gpu_gib and profile.budget_gib > machine.gpu_gib + 0.5:
         return [

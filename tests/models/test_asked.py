@@ -181,9 +181,12 @@ def test_a_scale_a_row_reaches_a_kernel_by_its_rows(tmp_path: Path) -> None:
     save_file({"conv.weight": kernel, "conv.weight_scale": scale}, tmp_path / "a.safetensors")
     state = read_state(tmp_path / "a.safetensors")
     assert torch.equal(state["conv.weight"], kernel.float() * scale.view(3, 1, 1, 1))
+    save_file({"one": kernel[0, 0, 0, 0].clone(), "one.weight_scale": scale[1]}, tmp_path / "a.safetensors")
+    identify_path(tmp_path / "a.safetensors")
+    assert read_state(tmp_path / "a.safetensors")["one"] == 2 * kernel[0, 0, 0, 0].float()
     save_file({"conv.bias": torch.zeros(5), "conv.bias.scale_weight": torch.ones(3)}, tmp_path / "b.safetensors")
     with pytest.raises(BadInput, match="has 3 scales"):
-        read_state(tmp_path / "b.safetensors")
+        identify_path(tmp_path / "b.safetensors")
 
 
 # --- Qwen-Image-2.1 --------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_a_header_that_lies_about_where_tensors_lie_is_refused(tmp_path: Path, e
             reader(path)
 
 
-def test_a_gguf_file_cut_short_is_refused(tmp_path: Path) -> None:
+def test_a_gguf_file_cut_short_or_grown_is_refused(tmp_path: Path) -> None:
     original = pytest.importorskip("gguf")
     path = tmp_path / "model.gguf"
     writer = original.GGUFWriter(path, "qwen_image")
@@ -97,7 +97,11 @@ def test_a_gguf_file_cut_short_is_refused(tmp_path: Path) -> None:
     assert read_header(path).tensors["a"].shape == (64, 64)
     path.write_bytes(path.read_bytes().replace(b"qwen_image", b"qwen\xff\xfeimag"))
     assert identify_path(path).kind == "other"  # what its architecture says is no text
-    path.write_bytes(path.read_bytes()[:-5000])
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(64))
+    with pytest.raises(BadInput, match="64 bytes lie behind its last tensor"):
+        read_header(path)
+    path.write_bytes(whole[:-5000])
     with pytest.raises(BadInput, match="truncated"):
         read_header(path)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from models import hollow
+from safetensors.torch import load_file, save_file
 
 from charengine.config import ModelSettings
 from charengine.errors import BadInput
@@ -18,6 +20,7 @@ from charengine.models.locate import take_stock
 
 PACKAGED = Configurations(packaged_config("qwen-image-edit"), packaged_config("sdxl"))
 CONVROT = b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 256}'
+ROTATED = b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": %s}'
 FP8 = b'{"format": "float8_e4m3fn"}'
 
 pytestmark = pytest.mark.usefixtures("bare_machine")
@@ -72,6 +75,10 @@ def test_packing_notes_in_the_files_metadata_are_read_too(tmp_path: Path) -> Non
         (FP8, (24, 24), "576 scales: block-wise scales"),
         (b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 96}', (3072, 1), "in groups of 96"),
         (b"{", (), "a note on how a layer is packed is damaged"),
+        *[(note, (), "damaged .*has no attribute") for note in (b"[]", b"3", b"null", b'"x"')],
+        *[(ROTATED % size, (), "a whole number") for size in (b'"abc"', b"null", b"1e400", b"true")],
+        (ROTATED % b"16", None, "is I8 without a scale"),
+        (b'{"format": "float8_e5m2"}', (), "is F8_E4M3; its note says F8_E5M2"),
     ],
 )
 def test_packings_that_are_not_read_are_refused_from_the_header_with_their_name(
@@ -81,9 +88,10 @@ def test_packings_that_are_not_read_are_refused_from_the_header_with_their_name(
     dtype = "I8" if b"int8" in note else "F8_E4M3"
     shapes: hollow.Shapes = hollow.transformer() | {
         f"{layer}.weight": (dtype, (3072, 3072)),
-        f"{layer}.weight_scale": ("F32", scale),
         f"{layer}.comfy_quant": ("U8", (len(note),)),
     }
+    if scale is not None:
+        shapes[f"{layer}.weight_scale"] = ("F32", scale)
     path = hollow.write(tmp_path / "qwen_image_edit_2511.safetensors", shapes, {f"{layer}.comfy_quant": note})
     with pytest.raises(BadInput, match=reason):
         identify_path(path)
@@ -284,3 +292,31 @@ def test_a_folder_that_holds_only_fp16_files_fits(tmp_path: Path) -> None:
 def test_an_inpainting_folder_is_refused_from_its_configuration(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="takes 9 channels of latents: it is an inpainting or editing model"):
         fits(sdxl_folder(tmp_path / "inpaint", channels=9), "sdxl")
+
+
+@pytest.mark.parametrize("dtype", ["I32", "U32", "BOOL", "XYZ"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.diffusion_model.input_blocks.1.0.out_layers.3.weight",
+        "conditioner.embedders.1.model.ln_final.weight",
+        "transformer_blocks.0.attn.to_q.weight",
+    ],
+)
+def test_a_weight_that_is_no_float_is_refused_with_its_type(tmp_path: Path, name, dtype, monkeypatch) -> None:
+    shapes = hollow.transformer() if name.startswith("transformer") else hollow.sdxl()
+    monkeypatch.setitem(hollow.WIDTHS, dtype, 1 if dtype == "BOOL" else 4)
+    path = hollow.write(tmp_path / "a.safetensors", shapes | {name: (dtype, shapes[name][1])})
+    with pytest.raises(BadInput, match=rf"is stored as {dtype}; allowed are F64, F32, .*use another file"):
+        check_fit(path, identify_path(path), PACKAGED)
+
+
+def test_a_scorer_of_integers_is_refused_but_for_position_ids(tmp_path: Path, clip_folder: Path) -> None:
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    file = tmp_path / "clip/model.safetensors"
+    tensors = load_file(file) | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    save_file(tensors, file)
+    fits(file.parent, "clip")
+    save_file({key: value.long() for key, value in tensors.items()}, file)
+    with pytest.raises(BadInput, match="is stored as I64"):
+        fits(file.parent, "clip")

@@ -131,7 +131,7 @@ def test_a_single_sdxl_file_samples_the_same_pictures_as_its_folder(
 
 def test_everything_missing_is_told_at_once_with_size_licence_and_source(tmp_path: Path) -> None:
     with pytest.raises(MissingDependency) as caught:
-        load(profile(tmp_path))
+        load(profile(tmp_path, edit_config="", sdxl_config=""))
     text = str(caught.value)
     for words in (
         "models.edit:",

@@ -108,9 +108,9 @@ def test_switching_lightning_off_leaves_the_users_own_loras_on_whatever_the_laye
     eye = torch.eye(layer.in_features)
     plain = layer(eye)
     own, more, lightning = (lora(layer.out_features, layer.in_features, seed) for seed in (1, 2, 3))
-    add_adapter(model, {LAYER: own}, "own")
-    add_adapter(model, {LAYER: more}, "more")
-    add_adapter(model, {LAYER: lightning}, "lightning", switched=True)
+    add_adapter(model, {LAYER: own})
+    add_adapter(model, {LAYER: more})
+    add_adapter(model, {LAYER: lightning}, switched=True)
     mine = (own[1] @ own[0] + more[1] @ more[0]).T
     torch.testing.assert_close(layer(eye) - plain, mine + (lightning[1] @ lightning[0]).T, rtol=1e-3, atol=1e-3)
     switch_adapter(model, False)

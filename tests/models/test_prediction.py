@@ -69,6 +69,25 @@ def test_the_setting_wins_over_the_file(tmp_path: Path) -> None:
         prediction_of(file, AUTO.model_copy(update={"prediction_type": "epsilon", "zero_terminal_snr": True}))
 
 
+def test_the_setting_is_the_remedy_for_unknown_metadata_and_contradictions_are_said(tmp_path) -> None:
+    file = checkpoint(tmp_path / "a.safetensors", modelspec__prediction_type="sample")
+    with pytest.raises(BadInput, match="is 'sample'; only .*models.prediction_type"):
+        prediction_of(file, AUTO)
+    found = prediction_of(file, AUTO.model_copy(update={"prediction_type": "v_prediction"}))
+    assert found == Prediction("v_prediction") and "models.prediction_type; the file: " in found.source
+    stale = prediction_of(checkpoint(tmp_path / "vpred.safetensors", predict_key="epsilon"), AUTO)
+    assert stale == Prediction() and "its name says v" in stale.describe()
+
+
+def test_what_is_measured_gets_its_schedule_and_epsilon_never_zero_snr(tmp_path) -> None:
+    file, v = checkpoint(tmp_path / "a.safetensors", "ztsnr"), Prediction("v_prediction")
+    assert prediction_of(file, AUTO) is None and prediction_of(file, AUTO, Prediction()) == Prediction()
+    assert prediction_of(file, AUTO, v) == Prediction("v_prediction", True)
+    assert prediction_of(file, AUTO.model_copy(update={"prediction_type": "v_prediction"})).zero_terminal_snr
+    with pytest.raises(BadInput, match="true for an epsilon model.*learns nothing"):
+        prediction_of(file, AUTO.model_copy(update={"zero_terminal_snr": True}), Prediction())
+
+
 def test_the_velocity_leads_from_noise_to_picture() -> None:
     """Salimans & Ho: with x_t = √ᾱ·x + √(1−ᾱ)·ε and v, √ᾱ·x_t − √(1−ᾱ)·v = x, and √(1−ᾱ)·x_t + √ᾱ·v = ε."""
     latents, noise = torch.randn(2, 4, 8, 8, dtype=torch.float64), torch.randn(2, 4, 8, 8, dtype=torch.float64)
@@ -134,6 +153,10 @@ def test_a_base_that_says_nothing_is_told_apart_by_its_loss_at_high_noise_once(
         assert measured_prediction(parts, torch.device("cpu"), "digest", home) == Prediction(kind)  # type: ignore[arg-type]
     assert parts.loads == 1
     assert json.loads((tmp_path / "predictions.json").read_text()) == {"digest": kind}
+    for weights in parts.model.conv_out.parameters():
+        weights.data.zero_()
+    with pytest.raises(BadInput, match="nothing but zeros"):
+        high_noise_losses(parts.model, parts.alphas, cells=8)
 
 
 def test_a_base_that_meets_neither_target_is_refused() -> None:

@@ -117,7 +117,7 @@ def test_the_users_own_edit_loras_are_on_in_every_drawing_at_their_strength(comf
     assert np.array_equal(draw(editors[1]), draw(plain))
 
 
-def test_an_edit_lora_that_does_not_fit_is_refused_from_its_header(comfyui: Path, tmp_path: Path) -> None:
+def test_an_edit_lora_that_does_not_fit_is_refused_before_drawing(comfyui: Path, tmp_path: Path) -> None:
     wrong = {
         "transformer_blocks.7.attn.to_q.lora_A.weight": torch.zeros(2, 48),
         "transformer_blocks.7.attn.to_q.lora_B.weight": torch.zeros(48, 2),
@@ -126,11 +126,16 @@ def test_an_edit_lora_that_does_not_fit_is_refused_from_its_header(comfyui: Path
         "transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 64),
         "transformer_blocks.0.attn.to_q.lora_B.weight": torch.zeros(48, 2),
     }
-    files = [original.write(tmp_path / f"{i}.safetensors", tensors) for i, tensors in enumerate((wrong, wide))]
+    down, up, to_q = torch.zeros(2, 48), torch.zeros(48, 2), "transformer_blocks.0.attn.to_q.lora_"
+    pairs = ((down.int(), up), (down[:0], up[:, :0]), (down / 0, up))
+    none = [{f"{to_q}A.weight": one, f"{to_q}B.weight": other} for one, other in pairs]
+    files = [original.write(tmp_path / f"{i}.safetensors", tensors) for i, tensors in enumerate((wrong, wide, *none))]
     loras = tuple(EditLora(file=str(file)) for file in (*files, "nowhere"))
     with pytest.raises(ConfigError) as caught:
         load(profile(comfyui, edit_loras=loras))
     text = str(caught.value)
+    for told in ("(down) is torch.int32", "(down) is torch.float32 of shape (0, 48)", "A.weight holds NaN or infinity"):
+        assert told in text
     assert "adapts 1 layers this model lacks (first transformer_blocks.7.attn.to_q)" in text
     assert (
         "transformer_blocks.0.attn.to_q is (48, 64), the model's is (48, 48)" in text
@@ -247,6 +252,11 @@ def test_a_checkpoint_that_says_nothing_is_asked_when_the_models_are_loaded(comf
     assert len(asked) == 1 and diffusion.prediction == Prediction("v_prediction")
     assert diffusion.usage.family == "Illustrious"
     assert load(profile(files, prediction_type="v_prediction")).diffusion.prediction.velocity and len(asked) == 1
+    monkeypatch.setattr("charengine.models.full.measured_prediction", lambda *_: Prediction())
+    with pytest.raises(BadInput, match="zero_terminal_snr is true for an epsilon model"):
+        load(profile(files, zero_terminal_snr=True))
+    refused = str(examine(profile(files, zero_terminal_snr=True, prediction_type="epsilon")))
+    assert "zero_terminal_snr is true" in refused and "no file says" not in refused
     assert set(diffusion.base_names) == {"ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash"}
     assert any("measured once, before the first sheet" in note for note in survey(profile(files)).notes)
 
