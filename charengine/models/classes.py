@@ -19,6 +19,7 @@ from charengine.models.files import read_json, shown
 from charengine.models.quantised import State
 
 QWEN, WHERE = "qwen-image-edit", ("scheduler", "scheduler_config.json")
+MOST_LAYERS = 1000
 DEPTH = re.compile(r"transformer_blocks\.(\d+)\.")
 
 
@@ -62,7 +63,16 @@ def _as_described(folder: Path, family: str, part: str, build: Callable[[Any], n
     """`on_meta`, from a part's configuration."""
     with described(config_file(folder, family, part)) as file:
         config = read_json(file) | changes
+        _refuse_towers(config)
         return on_meta(lambda: build(config))
+
+
+def _refuse_towers(config: dict[str, Any]) -> None:
+    """Without weights, ten million layers are built one by one."""
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key, value in section.items():
+            if "layers" in key and isinstance(value, int | float) and value > MOST_LAYERS:
+                raise ValueError(f"{key} is {value}; allowed are {MOST_LAYERS}")
 
 
 def depth_of(state: State) -> int:

@@ -41,6 +41,7 @@ def changed(source: Path, target: Path, name: str, change: dict[str, Any] | str)
         *[(UNET, {"block_out_channels": value}) for value in ([-32, 64], "x")],
         (UNET, {"act_fn": "nonsense"}),
         ("text_encoder/config.json", {"hidden_size": "a"}),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**7}),
         (VAE, {"latent_channels": None}),
         *[(VAE, {"scaling_factor": value}) for value in ("abc", None, 0, -0.1, NAN, float("inf"))],
         *[(SCHEDULE, {"num_train_timesteps": value}) for value in ("x", 0, 500)],
