@@ -47,6 +47,7 @@ def _before_any_command(
 
 UNEXPECTED = 4
 INTERRUPTED = 130
+RIGHTS = "give the right to it, or name another place (CHARENGINE_HOME, where it lies in the home)"
 
 
 def main() -> NoReturn:
@@ -62,7 +63,7 @@ def main() -> NoReturn:
         _complain("stopped; the same command continues where this one was")
         sys.exit(INTERRUPTED)
     except PermissionError as error:  # the machine's word, not a defect of ours
-        _complain(f"{error.filename or 'a file'}: cannot be read or written ({error.strerror or error})")
+        _complain(f"{error.filename or 'a file'}: cannot be read or written ({error.strerror or error}); {RIGHTS}")
         sys.exit(BadInput.exit_status)
     except Exception as error:  # a defect of ours: the traceback goes to a file, one line to the user
         _complain(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}{_kept(error)}")

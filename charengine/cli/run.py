@@ -166,7 +166,7 @@ def batch(
         how |= {"inbox": True, "profile": profile, "overrides": settings}
     else:
         raise BadInput("give either a cast's file or --inbox; --out is a file's alone")
-    reach_prefect(home)()
+    reach_prefect(home, workers)()
     from flows.batch import batch as batch_flow
 
     with training_bar(quiet=as_json):

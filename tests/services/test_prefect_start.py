@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from email.message import Message
 from types import SimpleNamespace
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
-from charengine.errors import StageFailed
+from charengine.errors import BadInput, MissingDependency, StageFailed
+from charengine.machine import places
 from charengine.machine.home import Home
 from charengine.services import prefect_server
 
@@ -32,3 +35,43 @@ def test_why_a_server_did_not_start_is_said_with_its_log(
     with pytest.raises(StageFailed) as caught:
         wait()
     assert told in str(caught.value) and str(home.logs / "prefect-server.log") in str(caught.value)
+
+
+def test_a_server_that_the_disk_or_the_users_settings_end_is_told_as_that(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", os.environ.get("PREFECT_API_URL", ""))
+    monkeypatch.setattr(prefect_server, "spawn", lambda *_: SimpleNamespace(poll=lambda: 3))
+    monkeypatch.setattr(prefect_server.atexit, "register", lambda *_: None)
+    home.logs.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://me:secret@127.0.0.1:9/x")
+    with pytest.raises(BadInput, match="is PREFECT_SERVER_DATABASE_CONNECTION_URL: correct or unset") as caught:
+        prefect_server.start_prefect(home)()
+    assert "secret" not in str(caught.value)
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(BadInput, match="0.00 GiB free; a run needs 0.5: free some space"):
+        prefect_server.start_prefect(home)()
+
+
+def test_a_variable_that_prefect_cannot_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import Settings
+
+    monkeypatch.setenv("PREFECT_API_REQUEST_TIMEOUT", "soon")
+    monkeypatch.setattr("prefect.settings.get_current_settings", Settings)
+    with pytest.raises(
+        BadInput, match="PREFECT_API_REQUEST_TIMEOUT=soon: Prefect cannot read it .*valid number.*unset it"
+    ):
+        prefect_server._read_settings()
+
+
+@pytest.mark.parametrize("code", [404, 500])
+def test_a_server_without_our_deployment_takes_no_cast(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refused(*_: Any) -> None:
+        raise HTTPError("http://127.0.0.1:9", code, "no", Message(), None)
+
+    monkeypatch.setattr(prefect_server.PrefectApi, "get", refused)
+    if code == 500:  # busy: asked again later
+        prefect_server._must_have_pool("http://127.0.0.1:9/api")
+        return
+    with pytest.raises(MissingDependency, match="has no deployment character/character.*deployments.set_up"):
+        prefect_server._must_have_pool("http://127.0.0.1:9/api")
