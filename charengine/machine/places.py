@@ -16,7 +16,7 @@ from charengine.wording import CONTROL, shows
 
 MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
 LONGEST_PART = 255  # bytes of one name in a path
-RUNS_FOLDERS = ("views", "extra_views", "dataset", "adapters")  # of a run, in its folder
+OWN = ("views", "extra_views", "dataset", "adapters")  # folders of a run, in its own
 DEEPEST = 3  # folders above a run's file, up to the run's own
 
 
@@ -28,7 +28,9 @@ def check_folder(folder: Path, label: str) -> Path:
     """
     if problems := folder_problems(folder, label) or home_problems(folder, find_home(), label):
         raise BadInput(problems[0])
-    refuse_runs_folder(folder, label)
+    real = files.real(folder)
+    if (run := _run_above(real, (CLAIM, RECORDS[0]))) and (real.relative_to(run).parts[:1] or OWN)[0] in OWN:
+        raise BadInput(f"{label} {folder}: the run in {run} has its own files there; give a folder of another name")
     return folder
 
 
@@ -53,30 +55,16 @@ def check_file(path: Path, label: str, rewritten: Path | None = None) -> Path:
     if not files.is_file(place):
         raise BadInput(f"{label} {path} is a device, a pipe or a socket; give the name of a plain file")
     real = files.real(place)
-    runs = [
-        folder for folder in real.parents[:DEEPEST] if any(files.exists(folder / name) for name in (CLAIM, *RECORDS))
-    ]
-    if runs and (
-        rewritten is None or real != files.real(rewritten.parent) / rewritten.name
-    ):  # which may be a link itself
-        raise BadInput(f"{label} {path}: is a file of the run in {runs[0]} and would be lost; give another name")
+    own = rewritten and files.real(rewritten.parent) / rewritten.name  # which may be a link itself
+    if real != own and (run := _run_above(real, (CLAIM, *RECORDS))):
+        raise BadInput(f"{label} {path}: is a file of the run in {run} and would be lost; give another name")
     return place
 
 
-def refuse_runs_folder(place: Path, label: str) -> None:
-    """Whatever is written there would be taken for the run's, or replace a file of it.
-
-    Raises:
-        BadInput: it is the folder of a run, or one in it that the run keeps its files in.
-    """
-    real = files.real(place)
-    for folder in (real, *real.parents[:DEEPEST]):
-        if any(files.exists(folder / name) for name in (CLAIM, RECORDS[0])):
-            inside = real.relative_to(folder).parts
-            if not inside or inside[0] in RUNS_FOLDERS:
-                raise BadInput(
-                    f"{label} {place}: the run in {folder} has its own files there; give a folder of another name"
-                )
+def _run_above(real: Path, records: tuple[str, ...]) -> Path | None:
+    """The run's folder that a path lies in, or is; by the files that make it one."""
+    places = (real, *real.parents[:DEEPEST])
+    return next((place for place in places if any(files.exists(place / name) for name in records)), None)
 
 
 def folder_problems(folder: Path, label: str) -> list[str]:

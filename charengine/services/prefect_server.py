@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import http.client
-import logging
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +16,8 @@ from charengine.machine.environment import DEFAULTS, apply_defaults, for_childre
 from charengine.machine.home import Home
 from charengine.machine.places import space_problems
 from charengine.machine.processes import HOST, any_free_port, end, spawn
-from charengine.machine.variables import API, check_variables, chosen_by_user, named_values
+from charengine.machine.variables import API, check_variables
 from charengine.services.prefect_api import PrefectApi
-
-log = logging.getLogger(__name__)
 
 DEPLOYMENT = "character/character"  # what hands a character to a worker
 NO_SUCH_PAGE = (404, 405)
@@ -71,66 +65,60 @@ def _must_answer(api: str) -> None:
 
 
 def _must_be_prefect(api: str) -> None:
-    """Prefect says `true` when it is asked for its health; whoever asks for a password, or is down behind a proxy, may be Prefect."""
+    """Prefect says `true` of its health; whoever asks for a password, or is down behind a proxy, may be Prefect."""
     try:
-        with urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=10.0) as response:
-            is_prefect = response.read(10).strip() == b"true"
-    except urllib.error.HTTPError as error:
-        error.close()
-        is_prefect = error.code not in NO_SUCH_PAGE
-    except (OSError, http.client.HTTPException):  # it answered just now
-        return
+        is_prefect = PrefectApi(api.rstrip("/")).get("health") is True
+    except ValueError:
+        is_prefect = False
+    except OSError as error:
+        is_prefect = getattr(error, "code", None) not in NO_SUCH_PAGE
     if not is_prefect:
         raise BadInput(
-            f"{API}={api} is answered by something that is no Prefect server: give the address of its API, http://HOST:4200/api, or "
-            "unset the variable to have one started"
+            f"{API}={api} is answered by something that is no Prefect server: its API ends in /api; correct or unset the variable"
         )
 
 
 def _must_have_pool(api: str) -> None:
-    """Who takes characters that are handed over: what `charengine up` and `python -m deployments.set_up` make."""
+    """Who takes characters that are handed over."""
     if not api:
         raise MissingDependency(
             "--workers hands the characters to the workers of `charengine up`, which does not run with this home: start it in another "
-            f"terminal (or name a server that has workers in {API}), or leave --workers away to make them here"
+            "terminal, or leave --workers away to make them here"
         )
     try:
         PrefectApi(api.rstrip("/")).get(f"deployments/name/{DEPLOYMENT}")
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in NO_SUCH_PAGE:
+    except (OSError, ValueError) as error:  # one that is busy is asked patiently by the cast itself
+        if getattr(error, "code", None) in NO_SUCH_PAGE:
             raise MissingDependency(
-                f"the Prefect server at {api} has no deployment {DEPLOYMENT}, so no worker would make the characters: make it with "
-                "python -m deployments.set_up (docs/howto/many-machines.md), or leave --workers away to make them here"
+                f"the Prefect server at {api} has no deployment {DEPLOYMENT}: python -m deployments.set_up makes it "
+                "(docs/howto/many-machines.md), or leave --workers away to make the characters here"
             ) from error
-    except (OSError, ValueError) as error:  # busy: the cast itself asks patiently
-        log.warning("Prefect at %s does not say whether it has workers (%s)", api, error)
 
 
 def _read_settings() -> None:
-    """Prefect reads its variables when it is imported, which fails at one that it cannot read."""
+    """Prefect reads its variables when it is imported, and fails at one that it cannot read."""
     try:
         import prefect.settings
 
         prefect.settings.get_current_settings()
     except ValidationError as error:
-        wrong = named_values([found["input"] for found in error.errors()])
-        raise BadInput(
-            f"{wrong}: Prefect cannot read it ({error.errors()[0]['msg']}); correct it, or unset it"
-        ) from error
+        found = error.errors()[0]  # knows no more of the variable than its value
+        names = [
+            name for name, value in os.environ.items() if name.startswith("PREFECT_") and value == str(found["input"])
+        ]
+        wrong = f"{' or '.join(names) or 'a setting of Prefect'}={found['input']}"
+        raise BadInput(f"{wrong}: Prefect cannot read it ({found['msg']}); correct it, or unset it") from error
 
 
 def _not_started(home: Home, what: str, log_file: Path) -> EngineError:
-    """Why a server of our own did not start, as far as it can be told: a disk that is full, or what the user has set for it."""
+    """Why a server of our own did not start, where it can be told: a disk that is full, or what the user has set for it."""
     failed = f"Prefect's server did not start: {what}; see {log_file}"
-    place = Path(os.environ.get("PREFECT_HOME") or home.prefect)
-    if full := space_problems({home.root, place}, "embedded"):
+    if full := space_problems({home.root, Path(os.environ["PREFECT_HOME"])}, "embedded"):
         return BadInput(f"{failed}\n{full[0]}")
-    if chosen := chosen_by_user("PREFECT_SERVER_", DEFAULTS):
-        return BadInput(
-            f"{failed}\nset for it {'is' if len(chosen) == 1 else 'are'} {', '.join(chosen)}: correct or unset what is wrong"
-        )
-    return StageFailed(failed)
+    chosen = [
+        name for name, value in os.environ.items() if name.startswith("PREFECT_SERVER_") and DEFAULTS.get(name) != value
+    ]
+    return BadInput(f"{failed}\ncorrect or unset {', '.join(chosen)}") if chosen else StageFailed(failed)
 
 
 def start_prefect(home: Home) -> Callable[[], None]:

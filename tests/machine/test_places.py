@@ -44,9 +44,8 @@ def content(folder: Path) -> dict[Path, bytes]:
 def test_a_page_never_replaces_a_pipe_or_a_device(cli: Cli, run: Path, tmp_path: Path, command: list[str]) -> None:
     os.mkfifo(pipe := tmp_path / "pipe.html")
     (link := tmp_path / "link.html").symlink_to(pipe)
-    words = [word.replace("RUN", str(run)) for word in command]
     for out in (pipe, link):
-        done = cli(*words, out)
+        done = cli(*(word.replace("RUN", str(run)) for word in command), out)
         assert done.returncode == 2 and "is a device, a pipe or a socket" in done.stderr, done.stderr
     with pytest.raises(BadInput, match="is a device, a pipe or a socket"):
         write_atomically(pipe, b"x")

@@ -45,7 +45,7 @@ def test_a_server_that_the_disk_or_the_users_settings_end_is_told_as_that(
     monkeypatch.setattr(prefect_server.atexit, "register", lambda *_: None)
     home.logs.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://me:secret@127.0.0.1:9/x")
-    with pytest.raises(BadInput, match="is PREFECT_SERVER_DATABASE_CONNECTION_URL: correct or unset") as caught:
+    with pytest.raises(BadInput, match="correct or unset PREFECT_SERVER_DATABASE_CONNECTION_URL") as caught:
         prefect_server.start_prefect(home)()
     assert "secret" not in str(caught.value)
     monkeypatch.setattr(places.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
@@ -64,14 +64,10 @@ def test_a_variable_that_prefect_cannot_read_is_named(monkeypatch: pytest.Monkey
         prefect_server._read_settings()
 
 
-@pytest.mark.parametrize("code", [404, 500])
-def test_a_server_without_our_deployment_takes_no_cast(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_server_without_our_deployment_takes_no_cast(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> None:
-        raise HTTPError("http://127.0.0.1:9", code, "no", Message(), None)
+        raise HTTPError("http://127.0.0.1:9", 404, "no", Message(), None)
 
     monkeypatch.setattr(prefect_server.PrefectApi, "get", refused)
-    if code == 500:  # busy: asked again later
-        prefect_server._must_have_pool("http://127.0.0.1:9/api")
-        return
     with pytest.raises(MissingDependency, match="has no deployment character/character.*deployments.set_up"):
         prefect_server._must_have_pool("http://127.0.0.1:9/api")
