@@ -78,7 +78,7 @@ def still_there(*runs: Path) -> Iterator[None]:
         yield
     except StoreCorrupt as error:
         raise MissingDependency(
-            f"{', '.join(map(str, runs))}: {str(error).partition(';')[0]}, where a run's curves, pictures and checkpoints are kept: set "
+            f"{', '.join(dict.fromkeys(map(str, runs)))}: {str(error).partition(';')[0]}, where a run's curves, pictures and checkpoints are kept: set "
             "CHARENGINE_HOME to the home that it was made with, or make the character again; its adapters and `charengine export` work as "
             "they are"
         ) from error

@@ -46,7 +46,7 @@ def test_a_page_never_replaces_a_pipe_or_a_device(cli: Cli, run: Path, tmp_path:
     (link := tmp_path / "link.html").symlink_to(pipe)
     for out in (pipe, link):
         done = cli(*(word.replace("RUN", str(run)) for word in command), out)
-        assert done.returncode == 2 and "is a device, a pipe or a socket" in done.stderr, done.stderr
+        assert done.returncode == 2 and f"--out {out} is a device, a pipe or a socket" in done.stderr, done.stderr
     with pytest.raises(BadInput, match="is a device, a pipe or a socket"):
         write_atomically(pipe, b"x")
     assert stat.S_ISFIFO(pipe.stat().st_mode) and link.is_symlink()
