@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
+
+from pydantic import ValidationError
 
 from charengine import files
 from charengine.errors import BadInput, ConfigError
@@ -48,3 +52,21 @@ def tracking_problem() -> str:
     if not scheme or scheme in SCHEMES | {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}:
         return ""
     return f"{TRACKING}={uri}: MLflow knows no {scheme}://; give http://HOST:PORT, or unset it for the database in the home"
+
+
+@contextmanager
+def read_by_prefect() -> Iterator[None]:
+    """While Prefect is imported: it reads its variables then, and fails at one that it cannot read.
+
+    Raises:
+        BadInput: names it.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        found = error.errors()[0]  # knows no more of the variable than its value
+        names = [
+            name for name, value in os.environ.items() if name.startswith("PREFECT_") and value == str(found["input"])
+        ]
+        wrong = f"{' or '.join(names) or 'a setting of Prefect'}={found['input']}"
+        raise BadInput(f"{wrong}: Prefect cannot read it ({found['msg']}); correct it, or unset it") from error

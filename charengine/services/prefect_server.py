@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from charengine.errors import BadInput, EngineError, MissingDependency, StageFailed
 from charengine.machine.addresses import answers, silence_of, use_services
 from charengine.machine.environment import DEFAULTS, apply_defaults, for_children
@@ -43,13 +41,7 @@ def reach_prefect(home: Home, workers: bool = False) -> Callable[[], None]:
     use_services(home)
     if workers:
         _must_have_pool(os.environ.get(API, ""))
-    start: Callable[[], None] = (lambda: None) if os.environ.get(API) else start_prefect(home)
-
-    def wait() -> None:
-        _read_settings()
-        start()
-
-    return wait
+    return (lambda: None) if os.environ.get(API) else start_prefect(home)
 
 
 def _must_answer(api: str) -> None:
@@ -93,21 +85,6 @@ def _must_have_pool(api: str) -> None:
                 f"the Prefect server at {api} has no deployment {DEPLOYMENT}: python -m deployments.set_up makes it "
                 "(docs/howto/many-machines.md), or leave --workers away to make the characters here"
             ) from error
-
-
-def _read_settings() -> None:
-    """Prefect reads its variables when it is imported, and fails at one that it cannot read."""
-    try:
-        import prefect.settings
-
-        prefect.settings.get_current_settings()
-    except ValidationError as error:
-        found = error.errors()[0]  # knows no more of the variable than its value
-        names = [
-            name for name, value in os.environ.items() if name.startswith("PREFECT_") and value == str(found["input"])
-        ]
-        wrong = f"{' or '.join(names) or 'a setting of Prefect'}={found['input']}"
-        raise BadInput(f"{wrong}: Prefect cannot read it ({found['msg']}); correct it, or unset it") from error
 
 
 def _not_started(home: Home, what: str, log_file: Path) -> EngineError:

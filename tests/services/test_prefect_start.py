@@ -13,6 +13,7 @@ import pytest
 from charengine.errors import BadInput, MissingDependency, StageFailed
 from charengine.machine import places
 from charengine.machine.home import Home
+from charengine.machine.variables import read_by_prefect
 from charengine.services import prefect_server
 
 
@@ -57,11 +58,9 @@ def test_a_variable_that_prefect_cannot_read_is_named(monkeypatch: pytest.Monkey
     from prefect.settings import Settings
 
     monkeypatch.setenv("PREFECT_API_REQUEST_TIMEOUT", "soon")
-    monkeypatch.setattr("prefect.settings.get_current_settings", Settings)
-    with pytest.raises(
-        BadInput, match="PREFECT_API_REQUEST_TIMEOUT=soon: Prefect cannot read it .*valid number.*unset it"
-    ):
-        prefect_server._read_settings()
+    told = "PREFECT_API_REQUEST_TIMEOUT=soon: Prefect cannot read it .*valid number.*unset it"
+    with pytest.raises(BadInput, match=told), read_by_prefect():
+        Settings()
 
 
 def test_a_server_without_our_deployment_takes_no_cast(monkeypatch: pytest.MonkeyPatch) -> None:
