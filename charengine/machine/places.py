@@ -17,6 +17,7 @@ from charengine.wording import CONTROL, shows
 MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
 LONGEST_PART = 255  # bytes of one name in a path
 OWN = ("views", "extra_views", "dataset", "adapters")  # folders of a run, in its own
+LEAST_FREE = 2**23  # bytes; with fewer, databases cannot be written
 DEEPEST = 3  # folders above a run's file, up to the run's own
 
 
@@ -106,6 +107,14 @@ def space_problems(folders: set[Path], family: str) -> list[str]:
                 "--out and CHARENGINE_HOME"
             )
     return problems[:1]
+
+
+def full_disk(folder: Path) -> str:
+    """That no file can be written where a folder is, and what to do; empty where some can."""
+    with suppress(BadInput, OSError):
+        if shutil.disk_usage(place := nearest_existing(folder)).free < LEAST_FREE:
+            return f"the disk of {place} is full: free some space"
+    return ""
 
 
 def _existing(folders: set[Path]) -> set[Path]:

@@ -92,9 +92,9 @@ def _not_started(home: Home, what: str, log_file: Path) -> EngineError:
     failed = f"Prefect's server did not start: {what}; see {log_file}"
     if full := space_problems({home.root, Path(os.environ["PREFECT_HOME"])}, "embedded"):
         return BadInput(f"{failed}\n{full[0]}")
-    chosen = [
-        name for name, value in os.environ.items() if name.startswith("PREFECT_SERVER_") and DEFAULTS.get(name) != value
-    ]
+    ours = {**DEFAULTS, "PREFECT_HOME": str(home.prefect), API: os.environ[API]}
+    set_ones = [name for name, value in os.environ.items() if name.startswith("PREFECT_") and ours.get(name) != value]
+    chosen = [name for name in set_ones if not name.startswith("PREFECT_LOGGING_")]
     return BadInput(f"{failed}\ncorrect or unset {', '.join(chosen)}") if chosen else StageFailed(failed)
 
 

@@ -118,3 +118,14 @@ def test_a_run_of_another_home_is_said_to_be_one_and_leaves_a_fresh_home_that_is
     assert str(tmp_path / "elsewhere" / "store") in done.stderr and "defect" not in done.stderr
     again = cli("report", run)
     assert "earlier version" not in done.stderr + again.stderr
+
+
+def test_whatever_fails_at_a_full_disk_is_told_as_that(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError("Server error '500 Internal Server Error'")
+
+    monkeypatch.setattr("charengine.services.prune.leftovers", failing)
+    assert cli("prune").returncode == 4
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda place: disk_usage(place)._replace(free=2**20))
+    done = cli("prune")
+    assert done.returncode == 2 and "is full: free some space" in done.stderr and "500" not in done.stderr

@@ -12,9 +12,17 @@ import pytest
 
 from charengine.errors import BadInput, MissingDependency, StageFailed
 from charengine.machine import places
+from charengine.machine.environment import DEFAULTS
 from charengine.machine.home import Home
 from charengine.machine.variables import read_by_prefect
 from charengine.services import prefect_server
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_set_for_prefect(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PREFECT_") and name not in DEFAULTS]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_HOME", str(home.prefect))
 
 
 @pytest.mark.parametrize(
