@@ -8,7 +8,7 @@ import mimetypes
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,9 +94,7 @@ class Store:
         try:
             data = self._read(self._where(ref.sha256))
         except FileNotFoundError as error:
-            raise StoreCorrupt(
-                f"{ref.name} ({ref.sha256[:12]}) is no longer in {self.url}; run its stage again"
-            ) from error
+            raise self._gone(ref) from error
         if hashlib.sha256(data).hexdigest() != ref.sha256:
             raise StoreCorrupt(f"{ref.name} ({ref.sha256[:12]}) in {self.url} changed on disk; run its stage again")
         return data
@@ -108,6 +106,19 @@ class Store:
         except StoreCorrupt:
             return False
         return True
+
+    def must_have(self, refs: Iterable[Ref]) -> None:
+        """Ask for files by their names alone, which is done in no time.
+
+        Raises:
+            StoreCorrupt: one is gone.
+        """
+        for ref in refs:
+            if not self.fs.exists(self._where(ref.sha256)):
+                raise self._gone(ref)
+
+    def _gone(self, ref: Ref) -> StoreCorrupt:
+        return StoreCorrupt(f"{ref.name} ({ref.sha256[:12]}) is no longer in {self.url}; run its stage again")
 
     def drop(self, ref: Ref) -> None:
         """Forget a blob, so that a changed one can be stored again."""

@@ -53,7 +53,9 @@ def create_atomically(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
-    """A whole temporary sibling; what fails meanwhile is told kindly."""
+    """A whole temporary sibling; what fails meanwhile is told kindly. A rename would replace a device or a pipe: never."""
+    if os.path.lexists(path) and not (path.is_symlink() or path.is_file() or path.is_dir()):
+        raise BadInput(f"cannot write {path}: it is a device, a pipe or a socket; choose another name")
     temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

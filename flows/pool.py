@@ -19,9 +19,9 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled
 
 from charengine.run.budget import QUEUES, Budget
+from charengine.services.prefect_server import DEPLOYMENT
 from charengine.wording import slug
 
-DEPLOYMENT = "character/character"
 WINDOW = 24  # runs that are submitted and not finished: Prefect's page and database stay quick with thousands to come
 AHEAD = 4  # of them not begun, where there is a budget: they go on when the cast's process dies
 WITHDRAWN = "Not begun"  # state of a run that was taken back

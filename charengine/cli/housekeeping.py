@@ -68,10 +68,10 @@ def export(
 ) -> None:
     """Hand a character over: adapters, card, preview, sidecars, report and recipe, as a folder or a zip."""
     listen()
+    from charengine.machine.places import home_problems
     from charengine.machine.shared import open_store
     from charengine.run.export import export as write
     from charengine.run.export import find_run
-    from charengine.run.request import home_problems
 
     home = find_home()
     folder = find_run(home, name)

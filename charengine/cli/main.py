@@ -15,6 +15,7 @@ from charengine.machine.environment import unknown_variables
 from charengine.machine.error_log import keep_traceback
 from charengine.machine.home import find_home
 from charengine.machine.own_packages import take_own_packages
+from charengine.machine.places import full_disk
 from charengine.version import __version__
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ def _before_any_command(
 
 UNEXPECTED = 4
 INTERRUPTED = 130
+RIGHTS = "give the right to it, or name another place (CHARENGINE_HOME, where it lies in the home)"
 
 
 def main() -> NoReturn:
@@ -62,9 +64,13 @@ def main() -> NoReturn:
         _complain("stopped; the same command continues where this one was")
         sys.exit(INTERRUPTED)
     except PermissionError as error:  # the machine's word, not a defect of ours
-        _complain(f"{error.filename or 'a file'}: cannot be read or written ({error.strerror or error})")
+        _complain(f"{error.filename or 'a file'}: cannot be read or written ({error.strerror or error}); {RIGHTS}")
         sys.exit(BadInput.exit_status)
-    except Exception as error:  # a defect of ours: the traceback goes to a file, one line to the user
+    except Exception as error:
+        if full := full_disk(find_home().root):  # whatever failed at it: Prefect's server says "Internal Server Error"
+            _complain(f"{full}; the same command continues where this one was")
+            sys.exit(BadInput.exit_status)
+        # a defect of ours: the traceback goes to a file, one line to the user
         _complain(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}{_kept(error)}")
         sys.exit(UNEXPECTED)
 

@@ -93,6 +93,7 @@ def demo(settings: SetOption, out: OutOption = "", as_json: JsonOption = False) 
 
 def start(request: RunRequest, as_json: bool) -> None:
     """Check a request, run it through the flow and say what was made."""
+    from charengine.machine.variables import read_by_prefect
     from charengine.run.request import check
     from charengine.services.prefect_server import reach_prefect
 
@@ -105,7 +106,8 @@ def start(request: RunRequest, as_json: bool) -> None:
     with training_bar(quiet=as_json):
         workspace = open_workspace(run, home)  # finds every model file, and loads the libraries while the server starts
         prefect_is_up()
-        from flows.character import start as start_flow
+        with read_by_prefect():
+            from flows.character import start as start_flow
 
         result = start_flow(run, workspace)
     say_result(result, as_json)
@@ -149,6 +151,7 @@ def batch(
     as_json: JsonOption = False,
 ) -> None:
     """Make a whole cast; a character that fails never stops the others. Exit status 4 when any failed."""
+    from charengine.machine.variables import read_by_prefect
     from charengine.run.budget import Budget, queue_of
     from charengine.run.cast import read_cast
     from charengine.services.prefect_server import reach_prefect
@@ -166,8 +169,9 @@ def batch(
         how |= {"inbox": True, "profile": profile, "overrides": settings}
     else:
         raise BadInput("give either a cast's file or --inbox; --out is a file's alone")
-    reach_prefect(home)()
-    from flows.batch import batch as batch_flow
+    reach_prefect(home, workers)()
+    with read_by_prefect():
+        from flows.batch import batch as batch_flow
 
     with training_bar(quiet=as_json):
         result = batch_flow(**how)

@@ -48,12 +48,13 @@ def sheet(
     reference: ReferenceOption = "",
 ) -> None:
     """Draw a sheet: front, side and back of a character."""
-    from charengine.run.request import RunRequest, check_file
+    from charengine.machine.places import check_file
+    from charengine.run.request import RunRequest
 
     request = RunRequest(
         prompt, class_noun=class_noun, seed=seed, profile=profile, overrides=tuple(settings), reference=reference
     )
-    check_file(in_work_folder(str(out)), "--out")
+    out = check_file(in_work_folder(str(out)), "--out")
     if out.suffix.lower() not in ("", ".png"):
         raise BadInput(f"--out {out}: the sheet is a PNG picture; let the name end in .png")
     workspace = _workspace_for(request, out.parent)
@@ -232,14 +233,18 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Write the report of an earlier run again."""
-    from charengine.run.folder import read_run
-    from charengine.run.request import check_file
+    from charengine.machine.places import check_file
+    from charengine.run.earlier_runs import still_there
+    from charengine.run.folder import REPORT, folder_of, read_run
     from charengine.stages.report.page import write_report
 
     listen()
-    check_file(out, "--out")
-    store = open_store(find_home().create())
-    say(str(store.export(write_report(read_run(run), store).html, out)))
+    record = read_run(run)
+    out = check_file(out, "--out", rewritten=folder_of(run) / REPORT)
+    store = open_store(find_home())
+    with still_there(run):
+        page = write_report(record, store).html
+    say(str(store.export(page, out)))
 
 
 def _workspace_for(request: RunRequest, out: Path) -> Workspace:
@@ -257,12 +262,15 @@ def _workspace_for(request: RunRequest, out: Path) -> Workspace:
 def _opened(profile: str, settings: list[str], out: Path) -> tuple[Profile, Store]:
     """Profile and store, with everything cheap checked first."""
     listen()
+    from charengine.machine.places import check_folder, space_problems
     from charengine.run.paths import profile_as_named
-    from charengine.run.request import check_folder
 
+    home = find_home()
     chosen = profile_as_named(profile, settings)
     check_folder(out, "--out")
-    return chosen, open_store(find_home().create())
+    if problems := space_problems({out.absolute(), home.root}, chosen.models.family):
+        raise BadInput(problems[0])
+    return chosen, open_store(home)
 
 
 def _workspace(character: Character, profile: Profile) -> Workspace:

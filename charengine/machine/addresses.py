@@ -9,8 +9,8 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
-from charengine.machine.environment import keep_loopback_direct
 from charengine.machine.home import Home
+from charengine.machine.proxies import keep_loopback_direct
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 

@@ -12,6 +12,7 @@ import sys
 from charengine.machine.home import WORK_FOLDER, Home
 from charengine.machine.locks import LOCKS
 from charengine.machine.own_packages import INSTALLED
+from charengine.machine.proxies import keep_loopback_direct
 from charengine.machine.shared import STORE
 from charengine.misspelt import did_you_mean, shown_value
 
@@ -20,6 +21,7 @@ SERVER_AUTH = "PREFECT_SERVER_API_AUTH_STRING"  # user:password
 CLIENT_AUTH = "PREFECT_API_AUTH_STRING"
 SITE = ("site-packages", "dist-packages")  # where installed packages lie
 CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+MLFLOW_LEVEL = "MLFLOW_LOGGING_LEVEL"
 
 PREFIX = "CHARENGINE_"
 OURS = (
@@ -29,8 +31,6 @@ OURS = (
     STORE,
     "CHARENGINE_GALLERY_ORIGINS",
 )  # docs/reference/settings.md says what each does
-NO_PROXY = ("no_proxy", "NO_PROXY")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 DEFAULTS = {
     # torch's threads may not spin without end at a barrier: ten times slower when cores are shared
@@ -62,7 +62,7 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    MLFLOW_LEVEL: "WARNING",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     # the default 10 s of polling dominate a short run
     "PREFECT_WORKER_QUERY_SECONDS": "2",
@@ -86,18 +86,6 @@ def apply_defaults(home: Home) -> None:
         os.environ.setdefault(name, value)
     if password := os.environ.get(SERVER_AUTH):  # of a server that we start: our own programs know it too
         os.environ.setdefault(CLIENT_AUTH, password)
-
-
-def keep_loopback_direct() -> None:
-    """Name this machine in NO_PROXY, beside what the user names there: a proxy elsewhere cannot reach our servers.
-
-    Both spellings are set, since urllib, httpx (Prefect) and requests (MLflow) prefer the small one and others know one only.
-    """
-    named = [part.strip() for name in NO_PROXY for part in os.environ.get(name, "").split(",") if part.strip()]
-    together = ",".join(dict.fromkeys((*named, *LOOPBACK)))
-    for name in NO_PROXY:
-        if os.environ.get(name) != together:
-            os.environ[name] = together
 
 
 def lost_defaults() -> list[str]:
@@ -129,10 +117,14 @@ def unknown_variables() -> list[str]:
 
 
 def quieten_console() -> None:
-    """Keep Prefect's log lines off this process's terminal, unless the user has set a level; children speak as ever."""
-    if CONSOLE_LEVEL not in os.environ:
-        os.environ[CONSOLE_LEVEL] = "CRITICAL"
-        _of_this_process.add(CONSOLE_LEVEL)
+    """Keep Prefect's and MLflow's log lines off this process's terminal, unless the user has set a level; children speak as ever.
+
+    What MLflow fails at is told by who called it, in a line; MLflow itself adds a traceback for each, also for a disk that is full.
+    """
+    for level in (CONSOLE_LEVEL, MLFLOW_LEVEL):
+        if level not in os.environ:
+            os.environ[level] = "CRITICAL"
+            _of_this_process.add(level)
 
 
 def quieten_libraries() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from charengine.store import Store
 
 RECORDS = ("run.json", "sweep.json")  # either makes a folder a run's
+CLAIM = ".charengine-run.json"  # of one that is being made, or was (charengine/run/claim.py)
 DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 KEY = re.compile(r"\b[a-z]+-[0-9a-f]{40}\b")
 

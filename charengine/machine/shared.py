@@ -39,7 +39,7 @@ def shared_url() -> str:
 
 
 def open_store(home: Home) -> Store:
-    """The store that stages write to and read from.
+    """The store that stages write to and read from; the home is made with it, as `Home.create` does.
 
     Raises:
         BadInput: it cannot be written.
@@ -47,7 +47,7 @@ def open_store(home: Home) -> Store:
     """
     from charengine.store import Store
 
-    return shared_store() or Store(home.store)
+    return shared_store() or Store(home.create().store)
 
 
 def shared_store() -> Store | None:

@@ -332,6 +332,6 @@ def _download(need: Need, hub: str, settings: ModelSettings) -> FoundModel:
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, OSError) as error:
         raise MissingDependency(
             f"{field}: {hub} could not be downloaded ({type(error).__name__}: {str(error).splitlines()[0][:160]}). "
-            "Is this machine online? A gated model needs its licence accepted on its page and `hf auth login`"
+            "Is this machine online, and its proxy (if it has one) an http:// or https:// one? A gated model needs its licence accepted on its page and `hf auth login`"
         ) from error
     return FoundModel(need, folder, expect(folder, need.kinds, field), "downloaded")

@@ -6,9 +6,7 @@ hundredths. A v model answers with the negative of the picture it imagines: agai
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +14,7 @@ import torch
 from charengine.errors import BadInput
 from charengine.machine.home import Home
 from charengine.machine.locks import gpu_slot
+from charengine.machine.memories import recall, remember
 from charengine.models.loading import noise_from_seeds, release_memory
 from charengine.models.prediction import UNKNOWN_CURE, Kind, Prediction, target
 
@@ -28,6 +27,7 @@ TIMESTEPS = (999, 950, 900)
 CELLS = 64  # side of the latents looked at: 512 pixels
 CLEAR = 0.5  # the loss of the right target is far below, that of the other far above
 TOKENS = 77
+KINDS = ("epsilon", "v_prediction")
 
 
 def measured_prediction(parts: SDXLParts, device: torch.device, weights: str, home: Home) -> Prediction:
@@ -37,8 +37,8 @@ def measured_prediction(parts: SDXLParts, device: torch.device, weights: str, ho
         BadInput: it is neither; says what to set.
     """
     file = home.root / "predictions.json"
-    known = _remembered(file)
-    if weights not in known:
+    known = recall(file)
+    if known.get(weights) not in KINDS:
         with gpu_slot(home.locks, device):
             unet = parts.unet().requires_grad_(False).eval()
             losses = high_noise_losses(unet, parts.scheduler().alphas_cumprod)
@@ -46,10 +46,7 @@ def measured_prediction(parts: SDXLParts, device: torch.device, weights: str, ho
             release_memory()
         known[weights] = kind_by_losses(losses)
         log.info("the SDXL checkpoint predicts %s (loss at high noise: %s)", known[weights], losses)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
-        temporary.replace(file)
+        remember(file, known)
     return Prediction(
         "v_prediction" if known[weights] == "v_prediction" else "epsilon", source="its loss at high noise"
     )
@@ -103,11 +100,3 @@ def kind_by_losses(losses: dict[str, float]) -> str:
         f"models.sdxl: at high noise this checkpoint predicts neither the noise (loss {losses['epsilon']:.2f}) nor the velocity "
         f"(loss {losses['v_prediction']:.2f}): it is damaged or of another kind; if you know better, {UNKNOWN_CURE}"
     )
-
-
-def _remembered(file: Any) -> dict[str, str]:
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}  # a memory, not a record: losing it costs one measurement
-    return known if isinstance(known, dict) else {}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from charengine import files
 from charengine.errors import BadInput, EngineError
+from charengine.machine.known_runs import CLAIM
 from charengine.wording import slug
 from charengine.writing import create_atomically, remove_leftovers, write_atomically
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLAIM = ".charengine-run.json"
 RECORDS = (CLAIM, "run.json")
 MOST_FOLDERS = 1000  # of one name
 LARGEST_RECORD = 100_000_000  # bytes

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from charengine import files
 from charengine.config import Character, Profile
 from charengine.dataset.reading import read_views
-from charengine.errors import BadInput
+from charengine.errors import BadInput, MissingDependency, StoreCorrupt
 from charengine.records import AdapterRecord, CaptionRecord, DatasetRecord, ViewsRecord
-from charengine.store import Store
+from charengine.store import Store, refs_in
 
 
 def sweep_inputs(
@@ -36,6 +38,7 @@ def sweep_inputs(
 
     Raises:
         BadInput: neither a run nor an adapter; or no pictures to compare with.
+        MissingDependency: the store lacks what the run refers to.
     """
     given = {"--views": views, "--sheet": sheet, "--trigger": trigger, "--class-noun": class_noun}
     named = [name for name, value in given.items() if value]
@@ -48,6 +51,8 @@ def sweep_inputs(
                 f"{', '.join(named)} given for the run {source}, which has views, trigger and class noun of its own: leave "
                 "them out, or sweep one of its adapter files instead"
             )
+        with still_there(source):
+            store.must_have([*(one.adapter for one in run.training.checkpoints), *refs_in(run.dataset.views)])
         return run.training, run.dataset
     if not files.is_file(source):
         raise BadInput(f"{source}: no such adapter file or run folder")
@@ -60,6 +65,23 @@ def sweep_inputs(
     training = training_from_file(source, store, trigger=trigger, class_noun=class_noun)
     found = read_views(views, store) if views else _cut(sheet, profile, store)
     return training, _as_dataset(training, found)
+
+
+@contextmanager
+def still_there(*runs: Path) -> Iterator[None]:
+    """While what earlier runs refer to is read from a store.
+
+    Raises:
+        MissingDependency: it lacks a part, as where a run's folder came from another computer.
+    """
+    try:
+        yield
+    except StoreCorrupt as error:
+        raise MissingDependency(
+            f"{', '.join(dict.fromkeys(map(str, runs)))}: {str(error).partition(';')[0]}, where a run's curves, pictures and checkpoints are kept: set "
+            "CHARENGINE_HOME to the home that it was made with, or make the character again; its adapters and `charengine export` work as "
+            "they are"
+        ) from error
 
 
 def character_name(source: Path) -> str:

@@ -20,13 +20,14 @@ from charengine.machine.home import Home
 from charengine.machine.known_runs import known_runs
 from charengine.records import RunRecord
 from charengine.run.beside import write_beside
-from charengine.run.folder import read_run
+from charengine.run.folder import REPORT, read_run
 from charengine.store import Store
 from charengine.wording import file_stem, slug
 
 log = logging.getLogger(__name__)
 
-PAGES = ("report.html", "sheet.png", "sheet.jpg", "sheet.webp", "reference.png", "contact_sheet.png")
+SHEETS = ("sheet.png", "sheet.jpg", "sheet.webp")
+PAGES = (REPORT, *SHEETS, "reference.png", "contact_sheet.png")
 WHEN = (1980, 1, 1, 0, 0, 0)  # of every file in a zip, so that equal content is an equal zip
 
 
@@ -61,8 +62,12 @@ def export(run_folder: Path, target: Path, store: Store) -> Path:
         store: for the preview.
 
     Raises:
-        BadInput: the run has no adapters, or `target` exists or cannot be written.
+        BadInput: the run has no adapters, or `target` exists, lies in the run's folder or cannot be written.
     """
+    if target.name.lower() == ".zip":
+        raise BadInput(f"--to {target} is an ending without a name; give NAME.zip")
+    if files.real(run_folder) in files.real(target).parents:
+        raise BadInput(f"--to {target} lies in the folder of the run itself; name a place outside of {run_folder}")
     if files.exists(target):
         raise BadInput(f"{target} exists already: name another place with --to, or remove it")
     content = contents(run_folder, store)
@@ -108,6 +113,9 @@ def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
         content = {**_beside(run, store), **content}
     pages = [run_folder / name for name in PAGES]
     content |= {path.name: path.read_bytes() for path in pages if files.is_file(path)}
+    gone = [names[0] for names in ((REPORT,), SHEETS) if not content.keys() & {*names}]
+    if gone:
+        log.warning("%s has no %s any more: handed over without", run_folder, " and no ".join(gone))
     recipe = told_by(read_metadata(place / recommended)).recipe
     content["recipe.json"] = json.dumps(recipe, indent=2, sort_keys=True, ensure_ascii=False).encode()
     return dict(sorted(content.items()))

@@ -44,6 +44,7 @@ from charengine.writing import write_atomically
 
 log = logging.getLogger(__name__)
 
+REPORT = "report.html"
 RESULT = "result.json"  # what `charengine run --json` says, written last
 MOST_ASIDE = 1000
 SUBSET = re.compile(r"[0-9]+_[A-Za-z0-9 -]+")  # kohya's name for a folder of pictures
@@ -201,7 +202,7 @@ def write_report(report: ReportRecord, run: RunRecord, out: Path, store: Store) 
     """`report.html`, `run.json`, from which it can be rebuilt, and what lies beside the adapters."""
     write_beside(run, out / "adapters", store)
     write_atomically(out / "run.json", run.model_dump_json(indent=2).encode())
-    return store.export(report.html, out / "report.html")
+    return store.export(report.html, out / REPORT)
 
 
 def write_result(result: RunResult, out: Path) -> None:
@@ -212,6 +213,11 @@ def write_result(result: RunResult, out: Path) -> None:
 def read_result(out: Path) -> RunResult:
     """What a run said when its folder was complete."""
     return RunResult.model_validate_json((out / RESULT).read_bytes())
+
+
+def folder_of(place: Path) -> Path:
+    """The folder of an earlier run, named by itself or by its `run.json`."""
+    return place if files.is_dir(place) else place.parent
 
 
 def read_run(place: Path) -> RunRecord:

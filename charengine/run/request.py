@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
-import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +16,8 @@ from charengine import files
 from charengine.config import Character, Profile
 from charengine.dataset.folder import read_expansion
 from charengine.errors import BadInput, ConfigError
-from charengine.machine.home import Home, find_home, in_work_folder
+from charengine.machine.home import Home, in_work_folder
+from charengine.machine.places import folder_problems, home_problems, space_problems
 from charengine.misspelt import did_you_mean
 from charengine.mistakes import explain
 from charengine.pictures import picture_problems
@@ -27,12 +25,10 @@ from charengine.run.claim import free_folder, identity_of, others_run, owner_of
 from charengine.run.keys import path_digest
 from charengine.run.paths import absolute_file, absolute_override, absolute_profile, profile_as_named
 from charengine.run.starting_files import starting_problems
-from charengine.wording import CONTROL, file_stem, shows, slug, unaccented, unmarked
+from charengine.wording import file_stem, slug, unaccented, unmarked
 
 SHEET, REFERENCE = "--sheet", "--reference"
 STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
-MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
-LONGEST_PART = 255  # bytes of one name in a path
 _FILLER = frozenset({"a", "an", "the", "of", "in", "on", "with", "and", "her", "his", "who", "has", "wears", "wearing"})
 
 log = logging.getLogger(__name__)
@@ -130,11 +126,11 @@ def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
     out = _out(request, character if whole else None, home, problems)
     problems += _utf8_problems(request, out, home) if whole else []
     problems += _stage_problems(request.refresh)
-    problems += _folder_problems(home.root, "home folder")
+    problems += folder_problems(home.root, "home folder")
     if profile:
         problems += starting_problems(profile)
         problems += _sweep_problems(profile) if whole else []
-        problems += _space_problems({out, home.root}, MIN_FREE_GIB[profile.models.family])
+        problems += space_problems({out, home.root}, profile.models.family)
     if problems or character is None or profile is None:
         raise ConfigError(problems)
     return CheckedRun(
@@ -156,7 +152,7 @@ def _out(request: RunRequest, character: Character | None, home: Home, problems:
     out = place_of(request.out or f"runs/{slug(character.name if character else 'run')}", "--out", problems)
     if out is None:
         return home.root
-    found = _folder_problems(out, "--out") or home_problems(out, home, "--out")
+    found = folder_problems(out, "--out") or home_problems(out, home, "--out")
     problems += found
     if found or character is None:
         return out
@@ -303,57 +299,6 @@ def _stage_problems(stages: tuple[str, ...]) -> list[str]:
     ]
 
 
-def check_folder(folder: Path, label: str) -> Path:
-    """The folder, when files can be written there; nothing is left behind.
-
-    Raises:
-        BadInput: it cannot be written, or is one of the home's own.
-    """
-    if problems := _folder_problems(folder, label) or home_problems(folder, find_home(), label):
-        raise BadInput(problems[0])
-    return folder
-
-
-def check_file(path: Path, label: str) -> Path:
-    """The path, when a file can be written there; nothing is left behind.
-
-    Raises:
-        BadInput: it cannot be written, or lies in one of the home's own folders.
-    """
-    if files.is_dir(path):
-        raise BadInput(f"{label} {path} is a folder; give the name of a file in it")
-    if problems := _folder_problems(path.parent, label) or home_problems(path, find_home(), label):
-        raise BadInput(problems[0])
-    return path
-
-
-def _folder_problems(folder: Path, label: str) -> list[str]:
-    if folder.name and (CONTROL.search(str(folder)) or not shows(folder.name)):
-        return [
-            f"{label} {str(folder)!a}: a folder's name is read by people: leave out control characters, and write something"
-        ]
-    try:
-        place = nearest_existing(folder)
-        if not files.is_dir(place):
-            return [f"{label} {folder}: {place} is a file; choose a folder"]
-        with tempfile.TemporaryFile(dir=place):
-            pass
-        too_long = next((part for part in folder.parts if len(os.fsencode(part)) > LONGEST_PART), "")
-        return [f"{label} {folder}: cannot be written (File name too long); choose another folder"] if too_long else []
-    except BadInput as error:
-        return [f"{label} {error}"]
-    except (OSError, ValueError) as error:
-        return [f"{label} {folder}: cannot be written ({files.reason(error)}); choose another folder"]
-
-
-def home_problems(out: Path, home: Home, label: str) -> list[str]:
-    """What lies there is the engine's: from the inbox a run's captions would be taken as characters."""
-    if not home.holds(out):
-        return []
-    allowed = f"any folder outside of it, or {home.root / 'runs'}/NAME"
-    return [f"{label} {out}: is one of the home's own folders ({home.root}); allowed is {allowed}: choose one"]
-
-
 def _dataset_problems(out: Path) -> list[str]:
     """Why captions could not be written there, once everything is drawn."""
     if not files.exists(out / "dataset"):
@@ -378,32 +323,3 @@ def _utf8_problems(request: RunRequest, out: Path, home: Home) -> list[str]:
     }
     remedy = "is no UTF-8, in which a run's paths are kept: rename the file or folder, or name a link to it"
     return [f"{label} {path}: {remedy}" for label, path in paths.items() if re.search(r"[\ud800-\udfff]", str(path))]
-
-
-def _space_problems(folders: set[Path], wanted_gib: float) -> list[str]:
-    problems = []
-    for place in sorted(_existing(folders)):
-        free_gib = shutil.disk_usage(place).free / 2**30
-        if free_gib < wanted_gib:
-            problems.append(
-                f"{place} has {free_gib:.2f} GiB free; a run needs {wanted_gib:g}: free some space, or move it with "
-                "--out and CHARENGINE_HOME"
-            )
-    return problems[:1]
-
-
-def _existing(folders: set[Path]) -> set[Path]:
-    found = set()
-    for folder in folders:
-        with suppress(BadInput):  # said already
-            found.add(nearest_existing(folder))
-    return found
-
-
-def nearest_existing(path: Path) -> Path:
-    """The path itself, or the closest parent that exists.
-
-    Raises:
-        BadInput: it cannot be told.
-    """
-    return path if files.exists(path) or path == path.parent else nearest_existing(path.parent)

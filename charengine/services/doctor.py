@@ -16,6 +16,8 @@ from charengine import files
 from charengine.config import Profile
 from charengine.errors import BadInput, EngineError, MissingDependency
 from charengine.machine.home import find_home
+from charengine.machine.places import folder_problems
+from charengine.machine.variables import variable_problems
 from charengine.services import sizes
 
 if TYPE_CHECKING:
@@ -99,13 +101,14 @@ class Examination:
 
 def examine(profile: Profile, called: str = "") -> Examination:
     """Look at this machine with a profile's eyes; loads no model and changes nothing. `called`: how the user names the profile."""
-    machine = look_at_machine(profile)
+    machine, home = look_at_machine(profile), find_home()
     if profile.models.family == "embedded":
         findings, times = _embedded(profile), list(EMBEDDED_TIMES)
     else:
         findings = _full(profile)
         findings.problems += _hardware_problems(profile, machine)
         times = _times(profile, machine, findings.look)
+    findings.problems += folder_problems(home.root, "home folder (CHARENGINE_HOME)") + variable_problems()
     if machine.disk_free_gib < FREE_DISK_GIB:
         findings.problems.append(
             f"only {machine.disk_free_gib:.1f} GiB of disk are free at {machine.home}; {FREE_DISK_GIB:g} are advised: "
@@ -120,7 +123,7 @@ def examine(profile: Profile, called: str = "") -> Examination:
         tuple(findings.plan),
         tuple(findings.problems),
         tuple(times),
-        tuple(sizes.describe(find_home())),
+        tuple(sizes.describe(home)),
     )
 
 

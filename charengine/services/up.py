@@ -18,6 +18,7 @@ from charengine.machine.addresses import answers, database_uri, own_origins, run
 from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import WORK_FOLDER, Home, work_folder
 from charengine.machine.processes import HOST, choose_port, end, spawn
+from charengine.machine.variables import check_variables
 from charengine.services.children import Children
 from charengine.services.delivery import Delivery
 from charengine.services.prefect_api import cancel_active_runs, crash_left_runs
@@ -220,12 +221,13 @@ def services(
     """The running set; everything is stopped on the way out, however that is.
 
     Raises:
-        BadInput: it runs already, or a port that was asked for is taken.
+        BadInput: it runs already, a port that was asked for is taken, or a variable is wrong.
         StageFailed: something did not come up.
         Interrupted: asked to stop before it was up.
     """
     if found := running_services(home):
         raise BadInput(f"charengine up already runs here (process {found.pid}): {found.prefect_api}, {found.mlflow}")
+    check_variables()
     apply_defaults(home.create())
     Children(home.logs).end_left(home.root)  # before the ports are asked for
     _empty(home.temporary)  # once nobody can be using it

@@ -19,6 +19,7 @@ from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import WORK_FOLDER, Home, work_folder
 from charengine.machine.locks import reach_other_machines
 from charengine.machine.shared import STORE, check_locks, open_store, shared_store
+from charengine.machine.variables import check_variables
 from charengine.services.admission import refusal_of_mlflow, refusal_of_prefect
 from charengine.services.children import Children
 from charengine.services.delivery import Delivery
@@ -159,9 +160,10 @@ def workers(home: Home, asked_to_stop: Callable[[], bool]) -> Iterator[Workers]:
     """The workers of this machine, after `check_addresses`; everything is stopped on the way out, however that is.
 
     Raises:
-        BadInput: as `Workers.start` does.
+        BadInput: as `Workers.start` does, or a variable is wrong.
         Interrupted: asked to stop before the servers answered.
     """
+    check_variables()
     apply_defaults(home.create())
     running = Workers(home, asked_to_stop)
     running.logs.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,9 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from charengine.machine.environment import keep_loopback_direct
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight
+from charengine.machine.proxies import keep_loopback_direct
 from charengine.tracking.open_tracker import PROJECT
 from charengine.tracking.views import KIND, runs_page, view_tags
 

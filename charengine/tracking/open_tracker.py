@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from charengine.machine.home import Home
+from charengine.errors import BadInput
+from charengine.machine.variables import tracking_problem
 from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
 from charengine.tracking.protocol import Tracker
 
@@ -22,7 +24,12 @@ def open_tracker(
     """The MLflow run with this key, or one that is written down when MLflow cannot be reached.
 
     An outage of the tracking server never stops a run: it is logged, and the next run that reaches MLflow, or `charengine up`, sends what was written.
+
+    Raises:
+        BadInput: no server will ever be reached by the address that was given.
     """
+    if problem := tracking_problem():
+        raise BadInput(problem)
     from charengine.tracking.mlflow import open_run
 
     try:

@@ -11,9 +11,9 @@ from charengine.config import Character, Profile
 from charengine.dataset.folder import read_caption
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home
+from charengine.machine.places import check_folder
 from charengine.profiles.loading import load_profile
 from charengine.run.cast import check_cast, read_cast
-from charengine.run.request import check_folder
 from charengine.wording import name_problem, noun_problem, phrase_problem, trigger_problem
 
 

@@ -15,9 +15,9 @@ import pytest
 from charengine import files
 from charengine.errors import BadInput, ConfigError, MissingDependency
 from charengine.machine.addresses import answers
-from charengine.machine.environment import keep_loopback_direct
 from charengine.machine.home import Home, find_home, in_work_folder
 from charengine.machine.processes import any_free_port
+from charengine.machine.proxies import keep_loopback_direct
 from charengine.run.claim import CLAIM
 from charengine.run.request import RunRequest, check
 from charengine.services.prefect_server import reach_prefect
@@ -31,6 +31,7 @@ class _Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(self.status)
         self.end_headers()
+        self.wfile.write(b"true")  # as Prefect says of its health
 
     def log_message(self, *arguments: object) -> None:
         """Nothing."""

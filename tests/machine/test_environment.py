@@ -11,7 +11,7 @@ import pytest
 
 from charengine.cli.console import listen
 from charengine.machine import environment
-from charengine.machine.environment import CONSOLE_LEVEL, for_children
+from charengine.machine.environment import CONSOLE_LEVEL, MLFLOW_LEVEL, for_children
 from charengine.machine.home import Home
 from charengine.services.up import Addresses, Up
 
@@ -39,6 +39,12 @@ def test_only_the_command_itself_is_quiet_servers_and_workers_are_heard(
     )
     said = subprocess.run([sys.executable, "-c", code], env=up._environment(), capture_output=True, text=True)
     assert "audible" in said.stderr
+
+
+def test_what_mlflow_says_of_a_full_disk_is_no_traceback_on_a_terminal(console_level: pytest.MonkeyPatch) -> None:
+    console_level.delenv(MLFLOW_LEVEL, raising=False)
+    listen()
+    assert os.environ[MLFLOW_LEVEL] == "CRITICAL" and MLFLOW_LEVEL not in for_children()
 
 
 def test_a_console_level_that_the_user_set_is_for_children_too(console_level: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ from charengine.cli import housekeeping
 from charengine.errors import BadInput, EngineError
 from charengine.machine.home import Home
 from charengine.machine.known_runs import note_run
+from charengine.machine.places import check_file, check_folder
 from charengine.run.export import contents, export, find_run
-from charengine.run.request import check_file, check_folder
 from charengine.store import Store
 
 NAMES = {
@@ -162,3 +162,21 @@ def test_a_damaged_adapter_is_not_handed_over(home, store, tmp_path, name: str, 
     with pytest.raises(EngineError, match=name):
         export(folder, tmp_path / "x.zip", store)
     assert not (tmp_path / "x.zip").exists()
+
+
+def test_what_is_left_out_is_said_and_a_place_that_cannot_be_meant_is_refused(home, store, tmp_path, caplog) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    contents(folder, store)
+    assert "has no sheet.png any more" in caplog.text and "report" not in caplog.text
+    (folder / "report.html").unlink()
+    (folder / "sheet.webp").write_bytes(b"webp")
+    caplog.clear()
+    contents(folder, store)
+    assert "has no report.html any more" in caplog.text and "sheet" not in caplog.text
+    for target, told in (
+        (folder / "views.zip", "lies in the folder of the run"),
+        (tmp_path / ".zip", "an ending without a name"),
+    ):
+        with pytest.raises(BadInput, match=told):
+            export(folder, target, store)
+        assert not target.exists()

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
+from email.message import Message
 from types import SimpleNamespace
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
-from charengine.errors import StageFailed
+from charengine.errors import BadInput, MissingDependency, StageFailed
+from charengine.machine import places
+from charengine.machine.environment import DEFAULTS
 from charengine.machine.home import Home
+from charengine.machine.variables import read_by_prefect
 from charengine.services import prefect_server
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_set_for_prefect(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PREFECT_") and name not in DEFAULTS]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_HOME", str(home.prefect))
 
 
 @pytest.mark.parametrize(
@@ -32,3 +44,37 @@ def test_why_a_server_did_not_start_is_said_with_its_log(
     with pytest.raises(StageFailed) as caught:
         wait()
     assert told in str(caught.value) and str(home.logs / "prefect-server.log") in str(caught.value)
+
+
+def test_a_server_that_the_disk_or_the_users_settings_end_is_told_as_that(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", os.environ.get("PREFECT_API_URL", ""))
+    monkeypatch.setattr(prefect_server, "spawn", lambda *_: SimpleNamespace(poll=lambda: 3))
+    monkeypatch.setattr(prefect_server.atexit, "register", lambda *_: None)
+    home.logs.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://me:secret@127.0.0.1:9/x")
+    with pytest.raises(BadInput, match="correct or unset PREFECT_SERVER_DATABASE_CONNECTION_URL") as caught:
+        prefect_server.start_prefect(home)()
+    assert "secret" not in str(caught.value)
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(BadInput, match="0.00 GiB free; a run needs 0.5: free some space"):
+        prefect_server.start_prefect(home)()
+
+
+def test_a_variable_that_prefect_cannot_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import Settings
+
+    monkeypatch.setenv("PREFECT_API_REQUEST_TIMEOUT", "soon")
+    told = "PREFECT_API_REQUEST_TIMEOUT=soon: Prefect cannot read it .*valid number.*unset it"
+    with pytest.raises(BadInput, match=told), read_by_prefect():
+        Settings()
+
+
+def test_a_server_without_our_deployment_takes_no_cast(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise HTTPError("http://127.0.0.1:9", 404, "no", Message(), None)
+
+    monkeypatch.setattr(prefect_server.PrefectApi, "get", refused)
+    with pytest.raises(MissingDependency, match="has no deployment character/character.*deployments.set_up"):
+        prefect_server._must_have_pool("http://127.0.0.1:9/api")

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from charengine.machine.environment import keep_loopback_direct
+from charengine.machine.proxies import keep_loopback_direct
 from charengine.tracking.open_tracker import PROJECT
 from charengine.tracking.views import KIND_TAG, compare_page, losses_page, run_page, runs_page, view_page
 
