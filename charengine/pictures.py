@@ -183,7 +183,9 @@ def _decoded(path: Path, label: str, smallest: int, decode: bool) -> tuple[Image
             _scale_clear_colour(image, data)
         return image, animated
     except UnidentifiedImageError as error:
-        raise BadInput(f"{name} is not a readable PNG, JPEG or WebP: convert it to PNG") from error
+        named = path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
+        remedy = ", whatever its name: choose a picture" if named else ": convert it to PNG"
+        raise BadInput(f"{name} is not a readable PNG, JPEG or WebP{remedy}") from error
     except Image.DecompressionBombError as error:
         raise BadInput(f"{name} has far too many pixels: reduce it first") from error
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, IndexError, OverflowError) as error:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from charengine import files
 from charengine.cli.console import listen, say
 from charengine.errors import Interrupted
 from charengine.machine.home import find_home
@@ -30,7 +31,7 @@ def up(
     from charengine.machine.interrupts import stop_signals
     from charengine.services.up import services
 
-    say("starting (the first time takes a minute)…")
+    say("starting…" if files.is_file(home.ports_file) else "starting (the first time takes a minute)…")
     with stop_signals() as stop, services(home, stop, prefect_port, mlflow_port, gallery_port) as running:
         say(f"gallery  {running.addresses.gallery}   all characters: start, follow, download")
         say(f"Prefect  {running.addresses.prefect}")

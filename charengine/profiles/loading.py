@@ -23,6 +23,7 @@ LARGEST = 200_000  # bytes of a profile
 LONGEST_NAMED = 300  # letters of an unknown name in a message
 LONGEST_CHAIN = 20  # profiles that extend one another
 SECOND = re.compile(r"[\s,;|](\w+\.\w+)=")  # another setting, in the value of one
+OF_ITSELF = re.compile(r"--set |\S+: got ")  # not of settings that do not go together
 EXTENDS = "; a profile without it needs the line `extends: NAME`, with one of the shipped profiles"
 
 
@@ -43,10 +44,9 @@ def load_profile(name: str = "embedded", overrides: list[str] | tuple[str, ...] 
     """
     try:
         data = _read_profile(name)
-    except ConfigError:
-        raise
     except BadInput as error:
-        raise ConfigError(str(error)) from error
+        found = error.problems if isinstance(error, ConfigError) else [str(error)]
+        raise ConfigError([*found, *_wrong_everywhere(overrides)]) from error
     below = dict(_train_of(data))
     problems = [problem for text in overrides if (problem := _apply(data, text))]
     named = {text.partition("=")[0].strip() for text in overrides}
@@ -60,6 +60,15 @@ def load_profile(name: str = "embedded", overrides: list[str] | tuple[str, ...] 
     if problems:
         raise ConfigError(problems)
     return profile
+
+
+def _wrong_everywhere(overrides: list[str] | tuple[str, ...]) -> list[str]:
+    """What is wrong with settings whatever the profile."""
+    try:
+        load_profile("embedded", overrides)
+    except ConfigError as error:
+        return [problem for problem in error.problems if OF_ITSELF.match(problem)]
+    return []
 
 
 def setting_names() -> list[str]:

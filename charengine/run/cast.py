@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import unicodedata
@@ -30,11 +31,12 @@ COLUMNS = tuple(field.name for field in fields(RunRequest))
 
 @dataclass(frozen=True)
 class Entry:
-    """A character of a cast: where it stands, what was asked for, and what is wrong with how that is written."""
+    """A character of a cast: where it stands, what was asked for, what is wrong with how that is written, or beside other entries."""
 
     place: str
     request: RunRequest
     problems: list[str]
+    clashes: tuple[str, ...] = ()
 
     def says(self, field: str) -> bool:
         """Whether something is said of a field: one that cannot be read seems empty to its run."""
@@ -135,9 +137,12 @@ def _entries(
     for place, row in rows:
         wrong: list[str] = []
         entries.append(Entry(place, _request({"profile": profile, **row}, overrides, out or "runs", wrong), wrong))
-    problems = [*problems, *(f"{source}: {problem}" for problem in _doubled(entries))]
+    doubled = _doubled(entries)
+    problems = [*problems, *(f"{source}: {problem}" for problem, _ in doubled)]
     if problems:  # none starts, so none needs a folder
-        return entries, problems
+        return [
+            replace(one, clashes=tuple(line for line, places in doubled if one.place in places)) for one in entries
+        ], problems
     folder, made = in_work_folder(out or "runs"), []
     taken = {place for entry in entries if entry.request.out for place in _places(entry.request)}
     for entry in entries:
@@ -244,19 +249,27 @@ def _several(value: Any, key: str, problems: list[str]) -> tuple[str, ...]:
             problems.append(f"{key} must be a list of texts, e.g. [train.steps=800]")
             return ()
         return tuple(str(item) for item in value)
+    if (
+        isinstance(value, dict)
+        and key == "overrides"
+        and not any(isinstance(one, list | dict) for one in value.values())
+    ):
+        return tuple(f"{name}={one if isinstance(one, str) else json.dumps(one)}" for name, one in value.items())
     if isinstance(value, dict):
-        problems.append(f"{key} must be a list of texts, e.g. [train.steps=800], got a section")
+        more = " or {train.steps: 800}" if key == "overrides" else ""
+        problems.append(f"{key} must be a list of texts, e.g. [train.steps=800]{more}, got a section")
         return ()
     parts = re.split(r"[;,\s]" if key == "refresh" else ";", str(value or ""))
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def _doubled(entries: list[Entry]) -> list[str]:
+def _doubled(entries: list[Entry]) -> list[tuple[str, list[str]]]:
+    """What entries cannot have together, each with their places."""
     given = [(entry.place, str(_places(entry.request)[1])) for entry in entries if entry.request.out]
     named = [(entry.place, slug(entry.request.name)) for entry in entries if entry.request.name]
     alike = [unicodedata.normalize("NFC", out).casefold() for _, out in given]  # one folder on Windows and macOS
     inner = [
-        f"out {out!r} ({place}) lies in another character's folder; give it a place beside that"
+        (f"out {out!r} ({place}) lies in another character's folder; give it a place beside that", [place])
         for (place, out), one in zip(given, alike, strict=True)
         if {str(above) for above in PurePath(one).parents} & set(alike)
     ]
@@ -267,14 +280,14 @@ def _doubled(entries: list[Entry]) -> list[str]:
     ]
 
 
-def _twice(what: str, given: list[tuple[str, str]], alike: list[str], why: str) -> list[str]:
+def _twice(what: str, given: list[tuple[str, str]], alike: list[str], why: str) -> list[tuple[str, list[str]]]:
     """A line for each value that stands more than once, with its places."""
     places: dict[str, list[str]] = {}
     for (place, _), one in zip(given, alike, strict=True):
         places.setdefault(one, []).append(place)
     last = {one: value for (_, value), one in zip(given, alike, strict=True)}
     return [
-        f"{what} {last[one]!r} is used twice, in {' and '.join(found[:5])}; {why}"
+        (f"{what} {last[one]!r} is used twice, in {' and '.join(found[:5])}; {why}", found)
         for one, found in sorted(places.items())
         if len(found) > 1
     ]

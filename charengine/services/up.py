@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 PORTS = {"gallery": 4300, "prefect": 4200, "mlflow": 5000}
 START_SECONDS = 180.0  # the first start makes both databases
+SAY_SECONDS = 10.0  # without a word
 CANCEL_SECONDS = 40.0  # a training saves its state well within this
 
 
@@ -187,12 +188,16 @@ class Up:
                 log.warning(line)
 
     def _wait_for(self, what: str, ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        began = said = time.monotonic()
         while not ready():
             self.children.check_alive()
             if self.asked_to_stop():
                 raise Interrupted("stopped before everything was up")
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > said + SAY_SECONDS:
+                log.info("waiting for %s, %.0f s so far", what, now - began)
+                said = now
+            if now > began + START_SECONDS:
                 raise StageFailed(f"{what} did not answer within {START_SECONDS:.0f} s; see {self.home.logs}")
             time.sleep(0.3)
 

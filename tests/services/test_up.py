@@ -28,7 +28,7 @@ from charengine.machine.addresses import running_services
 from charengine.machine.home import Home
 from charengine.machine.processes import any_free_port, choose_port
 from charengine.services.prefect_api import PrefectApi
-from charengine.services.up import Up, services
+from charengine.services.up import Addresses, Up, services
 
 START_SECONDS = 240.0
 
@@ -73,6 +73,16 @@ def test_what_a_killed_worker_left_in_the_temporary_folder_is_gone_when_up_begin
         (Path(told) / "left by another").mkdir()
         assert begun_with == [[]]
     assert Path(told) == home.temporary and not home.temporary.exists()
+
+
+def test_whoever_waits_is_told_for_what(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("charengine.services.up.SAY_SECONDS", 0.0)
+    caplog.set_level("INFO", "charengine")
+    looks = iter([False, True])
+    Up(home, Addresses(1, 2), None, lambda: False)._wait_for("Prefect", lambda: next(looks))
+    assert "waiting for Prefect, 0 s so far" in caplog.text
 
 
 def test_a_state_file_of_servers_that_are_gone_is_not_believed(home: Home) -> None:

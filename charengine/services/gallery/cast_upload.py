@@ -128,4 +128,4 @@ def _row(entry: Entry, home: Home, characters: list[Character], taken: set[Path]
         if not entry.says(name)
         for text in found
     )
-    return Row(entry.place, request, run, (*entry.problems, *problems))
+    return Row(entry.place, request, run, (*entry.clashes, *entry.problems, *problems))

@@ -138,7 +138,7 @@ def start(gallery: Gallery, request: Request, sent: Sent) -> Response:
             checked.add("", str(error))
         else:
             return _to(Character(character.name, character.prompt, "waits", checked.run.out))
-    kept = {name: getattr(checked, name) for name in ("kept_picture", "kept_reference", "reference_name")}
+    kept = {name: getattr(checked, name) for name in ("kept_picture", "kept_reference", "reference_name", "same")}
     shown = start_form(gallery, form, problems=checked.problems, shown=checked.shown, **kept, **more)
     return gallery.render("start.html", WRONG, **shown)
 

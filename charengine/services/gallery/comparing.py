@@ -20,7 +20,7 @@ LEGEND = 48  # letters of all names, above a chart
 def _why(character: Character | None) -> str:
     """Why a character cannot be compared."""
     if character is None:
-        return "One is left out: there is no such character here (any more)."
+        return "What is not here (any more) is left out."
     why = character.message if character.state == "elsewhere" else "it is not finished."
     return f"{character.name} is left out: {why[:1].lower()}{why[1:]}"
 

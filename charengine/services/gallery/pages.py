@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from charengine.errors import BadInput, ConfigError
+from charengine.machine.home import work_folder
 from charengine.profiles.listing import as_yaml, groups
 from charengine.profiles.loading import load_profile
 from charengine.records import Ref, RunRecord
@@ -24,11 +25,12 @@ from charengine.services.gallery.parts import Gallery
 from charengine.services.gallery.prefect import PrefectAway
 from charengine.services.gallery.progress import Progress, progress_of
 from charengine.services.gallery.settings_form import LABELS, SHOWN, profile_choices, setting_fields
-from charengine.services.gallery.starting import StartForm
+from charengine.services.gallery.starting import StartForm, lacking_models
 from charengine.services.gallery.times import expected, in_words
 from charengine.services.gallery.trying import pictures_of
 
 SHEET_PICTURE = "images/sheet.png"  # of a character's run in MLflow
+AGAIN = "were stopped: ask for them again below"
 MOST_SHOWN = 300  # cards on one page; the search finds the others
 
 
@@ -139,7 +141,7 @@ def one_character(gallery: Gallery, character: Character, request: Request, **mo
         "subject": f"{run.trigger} {run.class_noun}" if run else "",  # as the sweep says it
         "minutes": _minutes(run),
         "others": [one for one in everybody if run and one.finished and one.id != character.id][:MOST_SHOWN],
-        "before": any(one.active and one.id != character.id for one in everybody),
+        "before": next((place for place, one in enumerate(everybody) if one.id == character.id), 0),  # as they stand
         "form": {},
         "problems": {},
         "unsure": False,
@@ -244,8 +246,8 @@ def _later_sweeps(gallery: Gallery, character: Character) -> list[dict[str, str]
         "RUNNING": "are being drawn",
         "CANCELLING": "are being stopped",
         "FAILED": "failed",
-        "CRASHED": "were stopped",
-        "CANCELLED": "were stopped",
+        "CRASHED": AGAIN,
+        "CANCELLED": AGAIN,
     }
     return [
         {
@@ -321,6 +323,7 @@ def start_form(gallery: Gallery, form: StartForm, **more: Any) -> dict[str, Any]
         "kept_picture": "",
         "kept_reference": "",
         "reference_name": "",
+        "same": None,
         "once": secrets.token_hex(8),
         "unsure": False,
         "title": "Start a character",
@@ -336,6 +339,12 @@ def estimate_part(gallery: Gallery, request: Request) -> Response:
 def _estimate(gallery: Gallery, form: StartForm) -> str:
     waiting = sum(one.active for one in gallery.characters()[0])
     before = f"; {waiting} more {'is' if waiting == 1 else 'are'} made or waiting before it" if waiting else ""
+    try:
+        lacking = lacking_models(load_profile(absolute_profile(form.profile), form.overrides))
+    except (ConfigError, BadInput):
+        return ""
+    if lacking:
+        return f"{lacking}."
     return _told(gallery, form.profile, form.overrides, "It will take", before)
 
 
@@ -377,5 +386,6 @@ def cast_form(gallery: Gallery, **more: Any) -> dict[str, Any]:
         "profile": "embedded",
         "problems": [],
         "started": [],
+        "work_folder": work_folder(),
     }
     return {**shown, "once": secrets.token_hex(8), "title": "Start a cast", **more}

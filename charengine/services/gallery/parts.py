@@ -118,7 +118,7 @@ class Gallery:
     def message(self, title: str, text: str, status: int, request: Request, once: str = "") -> HTMLResponse:
         """A page that says one thing, and leads back; with `once` the form that was sent can be sent again."""
         again = (request.url.path, once) if once else None
-        back = request.path_params.get("id", "")
+        back = request.path_params.get("id", "") if status != NOT_FOUND else ""
         return self.render("message.html", status, title=title, text=text, again=again, back=back)
 
     def check_token(self, given: object) -> None:

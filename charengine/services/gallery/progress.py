@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from charengine.run.request import STAGES
@@ -63,10 +64,19 @@ def progress_of(task_runs: list[Json], artifact: Json | None, ended: str = "") -
     lines = tuple(
         _line(stage, newest.get(stage), ended) for stage in STAGES if stage in newest or stage not in OPTIONAL
     )
+    if not ended and all(line.how in (MADE, WAITS) for line in lines):
+        lines = tuple(_begins(lines, newest))
     now = next((line for line in lines if line.how == NOW), None)
     if now is None or not artifact or not _belongs(artifact, now.stage):
         return Progress(lines)
     return Progress(lines, float(artifact.get("data") or 0.0), str(artifact.get("description") or ""))
+
+
+def _begins(lines: tuple[StageLine, ...], known: Mapping[str, Json]) -> Iterator[StageLine]:
+    """The next stage begins, of which Prefect hears a moment later, unless it waits to be tried again."""
+    first = next((line for line in lines if line.how == WAITS), None)
+    for line in lines:
+        yield replace(line, how=NOW, said="begins") if line is first and line.stage not in known else line
 
 
 def _belongs(artifact: Json, stage: str) -> bool:

@@ -62,12 +62,13 @@ class SettingField:
 
 @dataclass(frozen=True)
 class ProfileChoice:
-    """A profile that can be chosen: what is sent, what is read, and the values of the settings shown."""
+    """A profile that can be chosen: what is sent, what is read, the values of the settings shown, and itself."""
 
     value: str
     label: str
     description: str
     values: Mapping[str, str]
+    profile: Profile
 
 
 def setting_fields(names: Mapping[str, str] | None = None) -> list[SettingField]:
@@ -116,7 +117,8 @@ def _choice(value: str, label: str) -> ProfileChoice | None:
         profile = load_profile(value)
     except ConfigError:
         return None
-    return ProfileChoice(value, label, profile.description, {name: shown_value(profile, name) for name in SHOWN})
+    values = {name: shown_value(profile, name) for name in SHOWN}
+    return ProfileChoice(value, label, profile.description, values, profile)
 
 
 def shown_value(profile: Profile, name: str) -> str:

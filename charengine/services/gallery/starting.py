@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from charengine.errors import BadInput, ConfigError, StoreCorrupt
+from charengine.config import Profile
+from charengine.errors import BadInput, ConfigError, EngineError, StoreCorrupt
 from charengine.machine.home import Home
+from charengine.machine.shared import shared_url
 from charengine.misspelt import NO_SETTING
 from charengine.profiles.loading import load_profile, setting_names
 from charengine.records import Ref
@@ -33,6 +35,9 @@ FIELD_WORDS = {
     "--out": "folder",
     "--name": "name",
 }
+LISTED = re.compile(r"`charengine settings[^`]*` lists all of them")
+LISTED_HERE = "the page “Start a character” lists all at its foot"
+STORED = re.compile(r"[0-9a-f]{40,64}")
 WHOLE_NUMBER = re.compile(r"[-+]?[0-9]{1,12}")
 
 Problems = dict[str, list[str]]
@@ -88,6 +93,7 @@ class Checked:
     kept_picture: str = ""
     kept_reference: str = ""
     reference_name: str = ""  # of the file that was sent, which names a character without a prompt
+    same: Character | None = None  # who is being made already
 
     def add(self, name: str, problem: str) -> None:
         """One more problem of a field."""
@@ -108,6 +114,8 @@ def check_start(form: StartForm, home: Home, store: Store, characters: Iterable[
     name = form.text("name")
     if reference and not name and not form.text("prompt"):
         name = usual_name("", reference, file_name=checked.reference_name)  # in the store it has its digest's name
+        if STORED.fullmatch(name):  # of one like another, whose file lost its name
+            checked.add("name", "is empty, and how the picture's file was called is not known: write one")
     request = RunRequest(
         prompt=form.text("prompt"),
         name=name,
@@ -124,6 +132,8 @@ def check_start(form: StartForm, home: Home, store: Store, characters: Iterable[
         if len(places := [*places, *(f"line {line}" for line in lines)]) > 1:
             checked.add("more_settings", f"{setting} is given twice, in {' and '.join(places)}: leave one")
     run = check_request(request, home, characters, checked, _beside(form))
+    if "reference" in checked.problems and not request.prompt:  # a picture that can be read says what the prompt would
+        checked.problems.pop("prompt", None)
     if not checked.problems:
         checked.run = run
     checked.problems = {name: checked.problems[name] for name in sorted(checked.problems, key=_place)}
@@ -152,10 +162,14 @@ def check_request(
         for problem in error.problems:
             checked.add((beside or field_of)(problem), problem)
         return None
+    if lacking := lacking_models(run.profile):
+        checked.add((beside or field_of)(lacking), lacking)
+        return None
     active = [character for character in characters if character.active]
     mine = identity_of(run.character.name, run.character.prompt)
     for character in active:
         if identity_of(character.name, character.prompt) == mine:
+            checked.same = character
             checked.add(
                 "name", f"{character.name} with this prompt is being made already: follow it, or give another name"
             )
@@ -165,6 +179,21 @@ def check_request(
         if request.out
         else replace(run, out=_free(run, {character.path for character in active}), out_is_given=True)
     )
+
+
+def lacking_models(profile: Profile) -> str:
+    """Which models of a profile are not on this machine; empty where none lacks, or others do the work."""
+    if profile.models.family == "embedded" or shared_url():
+        return ""
+    from charengine.models.survey import survey  # needs torch
+
+    try:
+        missing = survey(profile).missing
+    except EngineError as error:
+        return f"profile {profile.name}: {error}"
+    names = ", ".join(dict.fromkeys(line.partition(":")[0] for line in missing))
+    told = f"profile {profile.name} lacks models here ({names}): choose another; `charengine doctor -p {profile.name}` says how to get each"
+    return told if missing else ""
 
 
 def parameters_of(run: CheckedRun, store: Store) -> dict[str, Any]:
@@ -223,7 +252,7 @@ def _beside(form: StartForm) -> Callable[[str], str]:
 
 def in_page_words(problem: str, name: str = "") -> str:
     """A problem without options of the command line, and without the name of the field that it stands beside, `name`."""
-    text = problem
+    text = LISTED.sub(LISTED_HERE, problem)
     for option, words in FIELD_WORDS.items():
         text = re.sub(rf"{option}\b", words, text)
     head, colon, rest = text.partition(": ")

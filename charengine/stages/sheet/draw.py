@@ -238,7 +238,8 @@ def _in_known_words(character: Character, complete_it: bool, seen: str) -> tuple
     if not found.made_up:
         return filled.text, notes, filled.made_up
     made_up = ", ".join(found.made_up)
-    said = f"the prompt does not say it, so it was made up: {made_up} (say it, or change the seed)"
+    where = "neither prompt nor reference, as it was read, says" if seen else "the prompt does not say"
+    said = f"{where} it, so it was made up: {made_up} (say it, or change the seed)"
     return found.text, [said, *notes], (*filled.made_up, *found.made_up)
 
 

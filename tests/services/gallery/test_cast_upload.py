@@ -29,7 +29,13 @@ def shown_fields(page: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("text", "name"), [(CSV, "cast.csv"), (YAML, "my cast.yaml"), (CSV.replace(",", "\t"), "cast.tsv")]
+    ("text", "name"),
+    [
+        (CSV, "cast.csv"),
+        (YAML, "my cast.yaml"),
+        (YAML.replace("[train.steps=10]", "{train.steps: 10, caption.prune: false}"), "cast.yml"),
+        (CSV.replace(",", "\t"), "cast.tsv"),
+    ],
 )
 def test_rows_are_shown_and_nothing_starts_until_asked_then_all_do(visit: Visit, text: str, name: str) -> None:
     page = show(visit, text, name)
@@ -61,7 +67,9 @@ def test_a_row_that_cannot_be_read_hides_no_other_mistake_and_each_is_told_with_
     rows = {found[0]: found[1] for found in re.findall(r'<td class="place">(.*?)</td>(.*?)</tr>', page)}
     assert list(rows) == ["line 4", "line 5", "line 6", "line 7"]
     assert "seed must be a whole number" in rows["line 4"] and "did you mean train.steps" in rows["line 4"]
-    assert rows["line 5"].count("<li>") == 1 and "prompt is missing" in rows["line 5"] and "yes" in rows["line 6"]
+    assert rows["line 5"].count("<li>") == 1 and "prompt is missing" in rows["line 5"]
+    assert all("is used twice, in line 6 and line 7" in rows[one] for one in ("line 6", "line 7"))
+    assert "4 of them cannot start" in page
     path = visit.work / "cast.csv"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:  # as the command and Prefect's form do
@@ -80,6 +88,7 @@ def test_a_row_that_cannot_be_read_hides_no_other_mistake_and_each_is_told_with_
         ("- {prompt: x, prompt: y}", "cast.yaml", "stands twice"),
         ("!!python/object:os.system {}", "cast.yaml", "not valid YAML"),
         (b"\xff\xfe\x00", "cast.csv", "not UTF-8"),
+        ("- {prompt: x, overrides: {train: {steps: 10}}}", "cast.yaml", "[train.steps=800] or {train.steps: 800}"),
         ("x", "cast.exe", "is a .csv, .tsv, .yaml or .yml file"),
         ("x", "../../etc/passwd", "is a .csv"),
         ("prompt\n" + "a knight\n" * 2, "cast.csv", "used twice"),
@@ -89,7 +98,7 @@ def test_a_row_that_cannot_be_read_hides_no_other_mistake_and_each_is_told_with_
 )
 def test_a_file_that_is_no_cast_is_refused_in_words(visit: Visit, text: Any, name: str, said: str) -> None:
     page = show(visit, text, name, 422)
-    assert said in page and "/tmp" not in page
+    assert said in page and "/tmp" not in page.replace(str(visit.work), "")  # where pictures are looked for
 
 
 def test_without_a_file_the_page_asks_for_one(visit: Visit) -> None:
@@ -99,6 +108,12 @@ def test_without_a_file_the_page_asks_for_one(visit: Visit) -> None:
 def test_a_character_that_is_being_made_is_no_second_time_in_a_cast(visit: Visit) -> None:
     visit.prefect.runs = [running("Ann", prompt="a knight")]
     assert "is being made already" in show(visit, CSV, status=422)
+
+
+def test_an_example_can_be_taken_and_filled_in_and_where_pictures_are_looked_for_is_said(visit: Visit) -> None:
+    page = visit.get("/cast")
+    [example] = re.findall(r'href="([^"]+)" download', page)
+    assert "can start" in show(visit, visit.get(example)).lower() and str(visit.work) in page
 
 
 @pytest.mark.parametrize("digest", ["0" * 64, "../x", ""])

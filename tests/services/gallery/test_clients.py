@@ -15,6 +15,7 @@ from charengine.profiles.loading import load_profile
 from charengine.records import RunRecord
 from charengine.services.estimate import sweep_pictures
 from charengine.services.gallery.prefect import Prefect, PrefectAway
+from charengine.services.gallery.progress import progress_of
 from charengine.services.gallery.server import allowed_origins
 from charengine.services.gallery.times import expected, in_words
 from charengine.services.gallery.tracked import Tracked
@@ -182,3 +183,8 @@ def test_the_time_is_reckoned_by_steps_and_pictures_of_runs_with_the_same_profil
     )
     assert sweep_pictures(grid.sweep, 4) == (1 + 2 * 2) * 4 * 3
     assert [in_words(seconds) for seconds in (45, 600, 9000)] == ["45 s", "10 min", "2.5 h"]
+
+
+def test_the_next_stage_begins_before_prefect_hears_of_it_unless_it_waits_to_be_tried_again() -> None:
+    for state, begun in (("COMPLETED", "crop"), ("SCHEDULED", "")):
+        assert progress_of([{"name": "sheet-x", "state_type": state}], None).stage == begun

@@ -65,7 +65,7 @@ def test_another_is_chosen_on_a_characters_page_and_what_cannot_be_compared_is_s
     visit.prefect.runs = [running("Now"), running("Far", "COMPLETED", out="/far")]
     ids_of = {one.name: one.id for one in visit.gallery.characters()[0]}
     page = visit.get(f"/compare?id={one}&id={other}&id=nobody&id={ids_of['Now']}&id={ids_of['Far']}")
-    assert "no such character" in page and "Now is left out: it is not finished." in page
+    assert "What is not here (any more) is left out." in page and "Now is left out: it is not finished." in page
     assert "Far is left out: its folder is not at /far" in page and "6 at most" not in page
 
 

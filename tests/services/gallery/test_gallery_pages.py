@@ -46,6 +46,7 @@ def test_a_finished_character_shows_sheet_drawings_at_the_pick_words_to_copy_and
     made(visit, run)
     card = cards(visit.get("/"))["Zorga"]
     address = visit.address("Zorga")
+    assert "<figcaption>the sheet<" in (page := visit.get(address)) and "<figcaption>front<" in page
     assert "made" in card and f"/picture/{run.sheet.image.sha256}/zorga-sheet?w=640" in card
     for prompt in range(3):
         drawn = run.sweep.picture(run.sweep.pick.metrics, prompt)
@@ -155,10 +156,10 @@ def test_what_is_being_made_says_how_long_that_takes(visit: Visit, sample: Sampl
 
 
 def test_what_waits_says_whether_others_come_before_it(visit: Visit) -> None:
-    visit.prefect.runs = [running("Ada", "SCHEDULED")]
+    visit.prefect.runs = [running("Ada", "SCHEDULED"), running("Zoe", "SCHEDULED")]
     assert "It begins in a moment." in visit.get(visit.address("Ada"))
     visit.prefect.runs.append(running("Ben"))
-    assert "It begins when those before it are done." in visit.get(visit.address("Ada"))
+    assert "It begins when the one before it is done." in visit.get(visit.address("Ada"))
 
 
 def test_progress_of_a_stage_that_has_ended_is_not_shown_for_the_next(visit: Visit) -> None:

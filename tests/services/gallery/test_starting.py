@@ -81,6 +81,20 @@ def test_a_mistake_is_said_beside_its_field_and_nothing_starts(visit: Visit, fie
     assert visit.prefect.started == []
 
 
+def test_a_profile_that_cannot_be_read_hides_no_mistake_of_a_setting(visit: Visit) -> None:
+    wrong = {
+        "profile_file": "no.yaml",
+        "train.steps": "0",
+        "sweep.pictures": "8",
+        "more_settings": "trian.x=3\nnonsense",
+    }
+    page = visit.post("/start", {**GOOD, **wrong}, status=422).text
+    assert "4 things have to be mended" in page  # whether 8 pictures do, only the profile could say
+    assert "does not exist" in problem_of(page, "profile_file") and "got 0" in problem_of(page, "train-steps")
+    assert "nonsense" in problem_of(page, "more_settings")
+    assert "at its foot" in page and "charengine settings" not in page
+
+
 def test_a_setting_that_stands_in_its_field_and_below_is_refused_with_both_places(visit: Visit) -> None:
     page = visit.post("/start", {**GOOD, "train.steps": "10", "more_settings": "train.steps=20"}, status=422).text
     assert "train.steps is given twice, in “Training steps” above and line 1" in problem_of(page, "more_settings")
@@ -102,6 +116,23 @@ def test_one_like_it_is_asked_for_as_that_one_was_but_for_its_name(visit: Visit,
     visit.post("/start", {**said, "name": "Bea", "profile": "embedded", "once": "b"})
     changed = {"name": "Bea", "out": str(visit.work / "runs" / "bea")}
     assert visit.prefect.started[0]["parameters"] == {**first, **changed}
+
+
+def test_one_like_it_is_never_called_by_the_letters_that_the_store_calls_its_picture(visit: Visit) -> None:
+    stored = {"reference": (f"{'83662c73' * 8}.png", png(doll()), "image/png")}
+    assert "is not known: write one" in problem_of(visit.post("/start", {}, stored, 422).text, "name")
+    visit.post("/start", GOOD, stored)
+
+
+def test_a_profile_whose_models_are_not_here_is_refused_beside_it_unless_other_machines_do_the_work(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    fields, lacks = {**GOOD, "profile": "sdxl-12gb"}, "lacks models here (models.edit, "
+    assert lacks in problem_of(visit.post("/start", fields, status=422).text, "profile")
+    assert lacks in visit.get("/part/estimate?profile=sdxl-12gb")  # said as soon as it is chosen
+    monkeypatch.setattr("charengine.services.gallery.starting.shared_url", lambda: "s3://bucket")
+    visit.post("/start", fields)
 
 
 def test_one_like_a_character_that_prefect_forgot_has_what_its_record_says(visit: Visit, sample: Any) -> None:
@@ -128,7 +159,7 @@ def test_several_mistakes_are_said_together_and_what_was_filled_in_is_still_ther
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"MZ not a picture", "is not a readable PNG, JPEG or WebP"),
+        (b"MZ not a picture", "is not a readable PNG, JPEG or WebP, whatever its name: choose"),
         (png(doll())[:200], "damaged"),
         (b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR\x00\x01\x00\x00\x00\x01\x00\x00\x08\x02\x00\x00\x00", "PNG"),
         (png(Image.new("RGB", (20, 20))), "both sides must be at least 96"),
@@ -244,6 +275,7 @@ def test_a_character_that_is_being_made_is_not_started_again(visit: Visit) -> No
     visit.prefect.runs = [running("Ann", prompt=GOOD["prompt"])]
     page = visit.post("/start", GOOD, status=422).text
     assert "is being made already" in problem_of(page, "name")
+    assert f'<a href="{visit.address("Ann")}">Follow Ann</a>' in page
 
 
 def test_a_folder_that_another_character_has_or_will_have_is_left_alone(visit: Visit) -> None:
@@ -288,6 +320,8 @@ def test_each_settings_name_leads_to_what_the_manual_says_of_it(visit: Visit) ->
     for one in (setting for group in groups()[:-1] for setting in group.settings):
         [row] = re.findall(rf'<tr id="manual-{one.name.replace(".", "-")}">(.*?)</tr>', page)
         assert one.about in row and one.allowed() in row
+        if one.name == "train.steps":  # as the engine has it, and as the profile
+            assert '"Default">' in row and f"embedded: {load_profile('embedded').train.steps}<" in row
 
 
 def test_a_profile_of_ones_own_stands_in_the_list_and_can_be_chosen(visit: Visit) -> None:
@@ -301,58 +335,7 @@ def test_a_profile_of_ones_own_stands_in_the_list_and_can_be_chosen(visit: Visit
     assert [one["parameters"]["profile"] for one in visit.prefect.started] == [path, path]
 
 
-def test_a_run_that_ended_early_goes_on_in_its_folder_with_what_it_was_asked_for(visit: Visit) -> None:
-    visit.prefect.runs = [running("Ann", "CANCELLED", overrides=["train.steps=99"], refresh=["train"])]
-    visit.post(f"{visit.address('Ann')}/resume")
-    parameters = visit.prefect.started[0]["parameters"]
-    assert parameters["overrides"] == ["train.steps=99"] and parameters["prompt"] == "a sentence about Ann"
-    assert parameters["out"] == str(visit.work / "runs" / "ann") and parameters["refresh"] == []
-
-
-def test_where_prefect_may_not_have_heard_a_change_it_is_sent_again_from_where_one_is(
-    visit: Visit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    visit.prefect.runs = [running("Ann", "FAILED")]
-    address, start = visit.address("Ann"), visit.prefect.start
-
-    def heard_too_late(*args: Any, **kwargs: Any) -> str:
-        start(*args, **kwargs)
-        raise PrefectAway("Prefect is too busy to answer (503)")
-
-    monkeypatch.setattr(visit.prefect, "start", heard_too_late)
-    page = visit.post(f"{address}/resume", {"once": "abc"}, status=503).text
-    assert f'href="{address}"' in page and "nothing is done twice" in page and f'action="{address}/resume"' in page
-    monkeypatch.setattr(visit.prefect, "start", start)
-    [once] = re.findall(r'name="once" value="(\w+)"', page)
-    visit.post(f"{address}/resume", {"once": once})
-    assert len(visit.prefect.started) == 1
-    visit.prefect.away = "Prefect is too busy to answer (503)"  # then nobody knows who Ann is either
-    visit.gallery.forget()
-    assert f'href="{address}"' in visit.post(f"{address}/resume", status=503).text
-    claimed(visit.work / "runs" / "ann", "Ann", "a sentence about Ann")
-    assert "Prefect is too busy" in visit.post(f"{address}/resume", status=503).text
-
-
-def test_cancel_reaches_the_run_and_only_one_that_goes_on(visit: Visit) -> None:
-    visit.prefect.runs = [running("Ann"), running("Ben", "FAILED")]
-    visit.post(f"{visit.address('Ann')}/cancel")
-    visit.post(f"{visit.address('Ben')}/cancel")
-    assert visit.prefect.cancelled == ["run-of-ann"]
-
-
 # --- one picture of the character -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("before", "change", "after"), [("RUNNING", "cancel", "CANCELLING"), ("FAILED", "resume", "SCHEDULED")]
-)
-def test_the_page_that_follows_a_change_shows_it(visit: Visit, before: str, change: str, after: str) -> None:
-    visit.prefect.runs = [running("Ann", before)]
-    address = visit.address("Ann")
-    assert f'action="{address}/{change}"' in visit.get(address)
-    visit.post(f"{address}/{change}")
-    visit.prefect.runs = [running("Ann", after)]
-    assert f'action="{address}/{change}"' not in visit.get(address)
 
 
 def reference(image: Image.Image, name: str = "Tavern keeper.png") -> dict[str, Any]:
@@ -393,6 +376,8 @@ def test_a_picture_from_which_nobody_can_be_made_is_refused_beside_its_field(
 ) -> None:
     page = visit.post("/start", GOOD, reference(image), status=422).text
     beside = problem_of(page, "reference")
+    both = visit.post("/start", {}, reference(image), status=422).text
+    assert problem_of(both, "reference") == beside and not problem_of(both, "prompt")  # mended with the picture
     assert said in beside and "Tavern_keeper.png" in beside and "--" not in beside and str(visit.work) not in beside
     assert visit.prefect.started == []
 
@@ -404,6 +389,9 @@ def test_a_picture_that_was_sent_is_kept_with_its_name_while_the_rest_is_mended(
     visit.post("/start", {"kept_reference": kept, "reference_name": name})
     told = visit.prefect.started[0]["parameters"]
     assert told["name"] == "tavern-keeper" and Path(told["reference"]).read_bytes() == png(doll())
+    assert f'type="checkbox" name="kept_reference" value="{kept}" checked' in page
+    visit.post("/start", {**GOOD, "reference_name": name})  # its tick taken away
+    assert visit.prefect.started[1]["parameters"]["reference"] == ""
 
 
 @pytest.mark.parametrize("digest", ["0" * 64, "../../etc/passwd"])

@@ -1,4 +1,4 @@
-"""Other strengths, checkpoints and prompts: among pictures that exist, and new ones with the settings that the run had."""
+"""Other strengths, checkpoints and prompts, of pictures that exist and new ones; and runs stopped and continued."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import html
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from gallery_samples import Visit, made, running
+from gallery_samples import Visit, claimed, made, running
 from run_samples import with_words
 
 from charengine.profiles.loading import load_profile
 from charengine.records import RunRecord
+from charengine.services.gallery.prefect import PrefectAway
 from charengine.services.gallery.trying import pictures_of, settings_of
 
 Sample = tuple[RunRecord, Path]
@@ -140,7 +142,60 @@ def test_pictures_that_are_being_drawn_or_failed_are_told(visit: Visit, sample: 
         running("again", "RUNNING", source=str(folder)),
         running("again", "FAILED", source=str(folder), message="no room on the disk"),
         running("again", "COMPLETED", source=str(folder)),
+        running("again", "CRASHED", source=str(folder)),
         running("other", "RUNNING", source="/another"),
     ]
     part = visit.get(f"/part{visit.address('Zorga')}")
-    assert part.count("New pictures") == 2 and "are being drawn" in part and "no room on the disk" in part
+    assert part.count("New pictures") == 3 and "are being drawn" in part and "no room on the disk" in part
+    assert "were stopped: ask for them again below" in part
+
+
+def test_a_run_that_ended_early_goes_on_in_its_folder_with_what_it_was_asked_for(visit: Visit) -> None:
+    visit.prefect.runs = [running("Ann", "CANCELLED", overrides=["train.steps=99"], refresh=["train"])]
+    visit.post(f"{visit.address('Ann')}/resume")
+    parameters = visit.prefect.started[0]["parameters"]
+    assert parameters["overrides"] == ["train.steps=99"] and parameters["prompt"] == "a sentence about Ann"
+    assert parameters["out"] == str(visit.work / "runs" / "ann") and parameters["refresh"] == []
+
+
+def test_where_prefect_may_not_have_heard_a_change_it_is_sent_again_from_where_one_is(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit.prefect.runs = [running("Ann", "FAILED")]
+    address, start = visit.address("Ann"), visit.prefect.start
+
+    def heard_too_late(*args: Any, **kwargs: Any) -> str:
+        start(*args, **kwargs)
+        raise PrefectAway("Prefect is too busy to answer (503)")
+
+    monkeypatch.setattr(visit.prefect, "start", heard_too_late)
+    page = visit.post(f"{address}/resume", {"once": "abc"}, status=503).text
+    assert f'href="{address}"' in page and "nothing is done twice" in page and f'action="{address}/resume"' in page
+    monkeypatch.setattr(visit.prefect, "start", start)
+    [once] = re.findall(r'name="once" value="(\w+)"', page)
+    visit.post(f"{address}/resume", {"once": once})
+    assert len(visit.prefect.started) == 1
+    visit.prefect.away = "Prefect is too busy to answer (503)"  # then nobody knows who Ann is either
+    visit.gallery.forget()
+    assert f'href="{address}"' in visit.post(f"{address}/resume", status=503).text
+    claimed(visit.work / "runs" / "ann", "Ann", "a sentence about Ann")
+    assert "Prefect is too busy" in visit.post(f"{address}/resume", status=503).text
+
+
+def test_cancel_reaches_the_run_and_only_one_that_goes_on(visit: Visit) -> None:
+    visit.prefect.runs = [running("Ann"), running("Ben", "FAILED")]
+    visit.post(f"{visit.address('Ann')}/cancel")
+    visit.post(f"{visit.address('Ben')}/cancel")
+    assert visit.prefect.cancelled == ["run-of-ann"]
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "after"), [("RUNNING", "cancel", "CANCELLING"), ("FAILED", "resume", "SCHEDULED")]
+)
+def test_the_page_that_follows_a_change_shows_it(visit: Visit, before: str, change: str, after: str) -> None:
+    visit.prefect.runs = [running("Ann", before)]
+    address = visit.address("Ann")
+    assert f'action="{address}/{change}"' in visit.get(address)
+    visit.post(f"{address}/{change}")
+    visit.prefect.runs = [running("Ann", after)]
+    assert f'action="{address}/{change}"' not in visit.get(address)

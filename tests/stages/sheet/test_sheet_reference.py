@@ -258,6 +258,9 @@ def test_what_a_sentence_leaves_out_is_taken_from_the_picture_and_the_sentence_w
     assert "tunic" not in record.prompt and "yellow" not in record.prompt
     [taken] = [warning for warning in record.warnings if "taken from the reference" in warning]
     assert "long red hair" in taken and "coat" not in taken
+    nobody = HERO.model_copy(update={"prompt": "an orc"})
+    told = draw_sheet(nobody, SheetSettings(), painter, store, reference=seen(store, "an orc")).warnings
+    assert any("neither prompt nor reference" in one for one in told)
 
 
 def test_a_warning_about_the_picture_is_the_sheets(store: Store) -> None:

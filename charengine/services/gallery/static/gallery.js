@@ -41,6 +41,12 @@ function stateOf(place) {
   return piece ? piece.dataset.state : undefined;
 }
 
+function lost(part, away) {
+  const told = document.getElementById("lost");
+  if (!away && told) location.reload(); // for the new server's forms
+  if (away && !told) part.insertAdjacentHTML("beforebegin", '<p id="lost" class="notice wrong" role="alert">The gallery does not answer: this is from before. It goes on once <code>charengine up</code> runs again.</p>');
+}
+
 async function follow(part) {
   let took = 0; // milliseconds of the last look
   for (;;) {
@@ -51,8 +57,8 @@ async function follow(part) {
     try {
       const answer = await fetch(part.dataset.part);
       if (answer.ok) swap(part, await answer.text());
-      part.classList.toggle("stale", !answer.ok);
-    } catch { part.classList.add("stale"); }
+      lost(part, answer.status >= 500);
+    } catch { lost(part, true); }
     took = performance.now() - began;
   }
 }
@@ -96,9 +102,34 @@ document.addEventListener("submit", (event) => { // a second click does nothing;
     large.addEventListener("change", () => large.setCustomValidity(""), { once: true });
     return;
   }
-  setTimeout(() => form.querySelectorAll("button").forEach((one) => { one.disabled = true; }), 0);
+  const pressed = event.submitter || form.querySelector("button");
+  setTimeout(() => {
+    form.querySelectorAll("button").forEach((one) => { one.disabled = true; });
+    pressed.dataset.said = pressed.textContent;
+    say(pressed.textContent = pressed.dataset.busy || "Sending…");
+  }, 0);
 });
-window.addEventListener("pageshow", () => document.querySelectorAll("form button").forEach((one) => { one.disabled = false; }));
+window.addEventListener("pageshow", () => document.querySelectorAll("form button").forEach((one) => { // also of a page that one came back to
+  one.disabled = false;
+  if (one.dataset.said) { one.textContent = one.dataset.said; delete one.dataset.said; }
+}));
+
+document.querySelectorAll("input[type=file][accept^=image]").forEach((input) => { // what is chosen is seen
+  const shown = document.createElement("p"), before = document.querySelector(`[name=kept_${input.name}]`);
+  shown.className = "kept";
+  input.after(shown);
+  const show = () => {
+    const file = input.files[0], reader = new FileReader(), picture = new Image(), out = document.createElement("button");
+    Object.assign(out, { type: "button", textContent: "Leave it out", onclick: () => { input.value = ""; show(); input.focus(); } });
+    picture.alt = file ? `chosen: ${file.name}` : "";
+    reader.onload = () => { picture.src = reader.result; };
+    if (file) reader.readAsDataURL(file);
+    if (file && before) before.checked = false;
+    shown.replaceChildren(...file ? [picture, out] : []);
+  };
+  input.addEventListener("change", show);
+  show();
+});
 
 const problems = document.getElementById("problems");
 if (problems) problems.focus();
