@@ -46,7 +46,8 @@ RESULTS: tuple[tuple[str, Callable[[RunRecord], str]], ...] = (
 def compare_text(runs: Sequence[RunRecord]) -> str:
     """A plain table: settings that differ, then results; one column a run."""
     names = names_of(runs)
-    rows: list[Row] = [("", names), *differences(runs), *results(runs)]
+    told = [(label, [_short(value) for value in values]) for label, values in differences(runs)]
+    rows: list[Row] = [("", names), *told, *results(runs)]
     first = max(len(label) for label, _ in rows)
     widths = [max(len(values[i]) for _, values in rows) for i in range(len(runs))]
     lines = [
@@ -88,7 +89,7 @@ def differences(runs: Sequence[RunRecord]) -> list[Row]:
     """Settings and inputs that are not the same in all runs."""
     flat = [{**_inputs(run), **_flatten(run.config["profile"])} for run in runs]
     keys = list(dict.fromkeys(key for settings in flat for key in settings))
-    rows = [(key, [_short(settings.get(key, "")) for settings in flat]) for key in keys]
+    rows = [(key, [_words(settings.get(key, "")) for settings in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
@@ -139,8 +140,12 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _short(value: Any) -> str:
-    words = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _short(words: str) -> str:
+    """For a terminal."""
     return words if len(words) <= 40 else words[:37] + "..."
 
 

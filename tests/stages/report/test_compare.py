@@ -21,6 +21,15 @@ def runs(store: Store) -> list[RunRecord]:
     return [first, first.model_copy(update={"config": config, "seed": 7})]
 
 
+def test_prompts_that_differ_at_their_end_differ_and_are_shown_whole_on_the_page(
+    runs: list[RunRecord], store: Store
+) -> None:
+    long = "an orc woman with red hair, a blue coat, black trousers and brown "
+    told = [run.model_copy(update={"prompt": long + end}) for run, end in zip(runs, ("boots", "shoes"), strict=True)]
+    assert ("prompt", [f"{long}boots", f"{long}shoes"]) in differences(told)
+    assert f"{long}shoes" in compare_html(told, store) and "..." in compare_text(told)
+
+
 def test_only_settings_that_differ_are_listed(runs: list[RunRecord]) -> None:
     assert differences(runs) == [("seed", ["42", "7"]), ("train.steps", ["300", "800"])]
 
