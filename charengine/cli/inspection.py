@@ -164,7 +164,7 @@ def compare(
     from charengine.stages.report.compare import compare_html, compare_text, comparison
     from charengine.writing import write_atomically
 
-    place = check_file(out, "--out", rewritten=out.with_name("compare.html"))
+    place = check_file(out, "--out", rewritten=out.parent / "compare.html")
     records = [read_run(run) for run in runs]
     with still_there(*runs):
         page = compare_html(records, open_store(find_home()))

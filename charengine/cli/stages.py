@@ -54,9 +54,9 @@ def sheet(
     request = RunRequest(
         prompt, class_noun=class_noun, seed=seed, profile=profile, overrides=tuple(settings), reference=reference
     )
-    out = check_file(in_work_folder(str(out)), "--out")
     if out.suffix.lower() not in ("", ".png"):
         raise BadInput(f"--out {out}: the sheet is a PNG picture; let the name end in .png")
+    out = check_file(in_work_folder(str(out)), "--out")
     workspace = _workspace_for(request, out.parent)
     from charengine.run.running import run
     from charengine.stages.sheet.draw import DRAWN_SHEET
@@ -239,8 +239,8 @@ def report(
     from charengine.stages.report.page import write_report
 
     listen()
-    record = read_run(run)
     out = check_file(out, "--out", rewritten=folder_of(run) / REPORT)
+    record = read_run(run)
     store = open_store(find_home())
     with still_there(run):
         page = write_report(record, store).html
