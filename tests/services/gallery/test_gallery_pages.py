@@ -191,7 +191,9 @@ def test_a_stage_says_how_long_it_has_been_made_and_one_that_was_killed_is_not_b
 def test_a_run_whose_heartbeats_were_lost_is_being_made_while_its_process_is_here(visit: Visit) -> None:
     [action] = yaml.safe_load((ROOT / "deployments/automations/crash-dead-runs.yaml").read_text())["actions"]
     run = running("Now", "CRASHED", message=action["message"])
-    with subprocess.Popen([sys.executable, "-c", "input()", "prefect"], stdin=subprocess.PIPE) as process:
+    told = [sys.executable, "-c", "print(flush=True); input()", "prefect"]
+    with subprocess.Popen(told, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()  # one that only begins has no command line yet
         for pid, host, ended, state in (
             (process.pid, platform.node(), "2100-01-01T00:00:00Z", "being made"),
             (process.pid, platform.node(), "2026-01-01T00:00:00Z", "stopped"),  # the number is another process's now
