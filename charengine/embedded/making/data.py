@@ -37,15 +37,14 @@ FILLERS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """What a batch of pictures shows: characters, `VIEWS` position (-1: between views), pose, background, zoom; `item`:
-    (n, 1, h / CELL, w / CELL) bool, where hands hold something and a cell around."""
+    """What a batch of pictures shows: characters, `VIEWS` position (-1: between views), yaw, pose, background, zoom."""
 
     indices: torch.Tensor
     view: list[int]
+    yaw: list[float]
     pose: list[int]
     background: list[int]
     zoom: list[float]
-    item: torch.Tensor
 
 
 class Renderer:
@@ -120,16 +119,23 @@ class Renderer:
             if not upright and rng.random() < 0.15:
                 zoom[i] = rng.uniform(1.5, 2.0)
         on, drawn_now = self.device, 1 if self.few else n
-        who = indices[:drawn_now].to(on)
-        turned, posed, framing = (torch.tensor(values[:drawn_now], device=on) for values in (yaw, pose, zoom))
         drawn = world.render(
-            who, yaw=turned, pose=posed, background=torch.tensor(background[:drawn_now], device=on), size=size,
-            framing=framing, generator=self.generator, chunk=self.chunk,
+            indices[:drawn_now].to(on), yaw=torch.tensor(yaw[:drawn_now], device=on),
+            pose=torch.tensor(pose[:drawn_now], device=on), background=torch.tensor(background[:drawn_now], device=on),
+            size=size, framing=torch.tensor(zoom[:drawn_now], device=on), generator=self.generator, chunk=self.chunk,
         )  # fmt: skip
-        item = world.item_cells(who, yaw=turned, pose=posed, size=size, framing=framing, cell=CELL)
-        item = F.max_pool2d(item, 3, 1, 1).expand(n, -1, -1, -1) > 0
         image, alpha = (to_bytes(x).expand(n, -1, -1, -1).clone() for x in (drawn.image, drawn.alpha))
-        return image, alpha, Scene(indices, view, pose, background, zoom, item)
+        return image, alpha, Scene(indices, view, yaw, pose, background, zoom)
+
+    @torch.no_grad()
+    def items(self, scene: Scene, size: tuple[int, int]) -> torch.Tensor:
+        """Where hands hold something in the `pictures` of a scene, and a cell around: (n, 1, h / CELL, w / CELL) bool."""
+        n, on = len(scene.indices), self.device
+        drawn_now = 1 if self.few else n
+        yaw, pose, zoom = (torch.tensor(v[:drawn_now], device=on) for v in (scene.yaw, scene.pose, scene.zoom))
+        who = scene.indices[:drawn_now].to(on)
+        found = world.item_cells(who, yaw=yaw, pose=pose, size=size, framing=zoom, cell=CELL)
+        return F.max_pool2d(found, 3, 1, 1).expand(n, -1, -1, -1) > 0
 
 
 def detail(pictures: torch.Tensor, reach: int = 15) -> torch.Tensor:
@@ -148,7 +154,7 @@ def weights_of(images: torch.Tensor, figure: torch.Tensor, cell: int, item: torc
         images: (n, 3, h, w) uint8.
         figure: (n, 1, h, w), where the character is.
         cell: side of a cell in pixels.
-        item: `Scene.item`, for cells of CELL: what hands hold counts `ITEM_WEIGHT` times more.
+        item: `Renderer.items`, for cells of CELL: what hands hold counts `ITEM_WEIGHT` times more.
 
     Returns:
         (n, 1, h / cell, w / cell), bf16.

@@ -72,7 +72,8 @@ class PicturePool:
         indices = self.renderer.characters(self.chunk)
         plain, exact = (0.75, 0.7) if size == (128, 384) else (0.2, 0.6)
         images, alpha, scene = self.renderer.pictures(indices, size, plain=plain, exact=exact, toward=0.85)
-        latents, weights = self.vae.to_latents(images), weights_of(images, alpha > 25, CELL, scene.item)
+        item = self.renderer.items(scene, size)
+        latents, weights = self.vae.to_latents(images), weights_of(images, alpha > 25, CELL, item)
         characters = characters_of(indices)
         texts = [picture_text(scene, i, c, rng) for _ in range(2) for i, c in enumerate(characters)]
         ids = self.writer.tokens(texts).reshape(2, len(characters), 77).transpose(0, 1).to(latents.device)

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from charengine.config import Profile
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import work_folder
 from charengine.profiles.listing import as_yaml, groups
@@ -339,29 +340,30 @@ def estimate_part(gallery: Gallery, request: Request) -> Response:
 def _estimate(gallery: Gallery, form: StartForm) -> str:
     waiting = sum(one.active for one in gallery.characters()[0])
     before = f"; {waiting} more {'is' if waiting == 1 else 'are'} made or waiting before it" if waiting else ""
-    try:
-        lacking = lacking_models(load_profile(absolute_profile(form.profile), form.overrides))
-    except (ConfigError, BadInput):
+    profile = _profile(form.profile, form.overrides)
+    if profile is None:
         return ""
-    if lacking:
-        return f"{lacking}."
-    return _told(gallery, form.profile, form.overrides, "It will take", before)
+    lacking = lacking_models(profile)
+    return f"{lacking}." if lacking else _told(gallery, profile, "It will take", before)
 
 
 def _takes(gallery: Gallery, character: Character) -> str:
     """How long one that waits or is being made takes, and how much of that is over."""
     asked, gone = character.parameters, float((character.flow_run or {}).get("estimated_run_time") or 0.0)
     over = f"; {in_words(gone)} of it are over" if gone >= 1 else ""
-    return _told(
-        gallery, str(asked.get("profile") or "embedded"), asked.get("overrides") or [], "In all it takes", over
-    )
+    profile = _profile(str(asked.get("profile") or "embedded"), asked.get("overrides") or [])
+    return _told(gallery, profile, "In all it takes", over) if profile else ""
 
 
-def _told(gallery: Gallery, name: str, overrides: list[str], begin: str, end: str) -> str:
+def _profile(name: str, overrides: list[str]) -> Profile | None:
+    """A profile with settings; None where they cannot be."""
     try:
-        profile = load_profile(absolute_profile(name), overrides)
+        return load_profile(absolute_profile(name), overrides)
     except (ConfigError, BadInput):
-        return ""
+        return None
+
+
+def _told(gallery: Gallery, profile: Profile, begin: str, end: str) -> str:
     alike = (
         one.folder
         for one in gallery.characters(fresh=False)[0]

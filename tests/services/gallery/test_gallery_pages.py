@@ -6,11 +6,11 @@ import io
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 import yaml
@@ -191,8 +191,7 @@ def test_a_stage_says_how_long_it_has_been_made_and_one_that_was_killed_is_not_b
 def test_a_run_whose_heartbeats_were_lost_is_being_made_while_its_process_is_here(visit: Visit) -> None:
     [action] = yaml.safe_load((ROOT / "deployments/automations/crash-dead-runs.yaml").read_text())["actions"]
     run = running("Now", "CRASHED", message=action["message"])
-    told = [sys.executable, "-c", "print(flush=True); input()", "prefect"]
-    with subprocess.Popen(told, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with Popen([sys.executable, "-c", "print(flush=True); input()", "prefect"], stdin=PIPE, stdout=PIPE) as process:
         assert process.stdout and process.stdout.readline()  # one that only begins has no command line yet
         for pid, host, ended, state in (
             (process.pid, platform.node(), "2100-01-01T00:00:00Z", "being made"),
