@@ -53,6 +53,9 @@ class Merger:
     def read(self, data: bytes) -> int:
         return int(load_adapter(data)[1]["ss_steps"])
 
+    def prepare(self, steps: int) -> None:
+        """Nothing is kept: the painter has no weights."""
+
     def put_on(self, steps: int, strength: float) -> None:
         self.unet.steps, self.unet.strength = (steps, strength) if strength else (0, 0.0)
 

@@ -254,7 +254,7 @@ def _create_network(unet: UNet2DConditionModel, settings: TrainSettings) -> Any:
     conv = settings.conv_rank > 0 and settings.algorithm not in ("lora", "tlora")
     PRESET.update(PRESETS)  # create_lycoris takes layer choices only by preset name
     algorithm = {"dora": "locon", "lora": "locon"}.get(settings.algorithm, settings.algorithm)
-    with _quiet_lycoris():
+    with _quiet_lycoris(), _without_kaiming(algorithm == "locon"):
         return create_lycoris(
             unet,
             multiplier=1.0,
@@ -284,6 +284,22 @@ def _quiet_lycoris() -> Iterator[None]:
     finally:
         tlora.gc = gc
         logger.setLevel(level)
+
+
+@contextmanager
+def _without_kaiming(wanted: bool) -> Iterator[None]:
+    """LyCORIS draws each matrix twice over, torch's way and its own, before `_initialise` does: a second for SDXL's 788 layers.
+
+    Args:
+        wanted: only where all that is drawn so is drawn again, which holds for LoRA's down matrices.
+    """
+    draw = nn.init.kaiming_uniform_
+    if wanted:
+        nn.init.kaiming_uniform_ = lambda tensor, *_, **__: tensor
+    try:
+        yield
+    finally:
+        nn.init.kaiming_uniform_ = draw
 
 
 def _check_rank(unet: UNet2DConditionModel, settings: TrainSettings) -> None:

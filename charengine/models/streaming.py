@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from charengine.host_memory import ALIGNMENT, page_lock, unlock_with, whole_pages
+from charengine.host_memory import ALIGNMENT, copied_to, page_lock, unlock_with, whole_pages
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +124,9 @@ class BlockStream:
         if self.placed:
             return
         self._rest = list(self._outside())
-        for owner, store, name, tensor in self._rest:
-            _assign(owner, store, name, tensor.to(self.device, non_blocking=True))
+        there = copied_to(self.device, [tensor for *_, tensor in self._rest])
+        for (owner, store, name, _), tensor in zip(self._rest, there, strict=True):
+            _assign(owner, store, name, tensor)
         largest = max((self.hosts[index].nbytes for index in self.streamed), default=0)
         slots = min(SLOTS, len(self.streamed))
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=self.device) for _ in range(slots)]

@@ -11,7 +11,8 @@ from cases.adapter_samples import ALGORITHMS, CONV, LINEAR, WIDE, file_of, outpu
 
 from charengine import host_memory
 from charengine.adapter import merging
-from charengine.adapter.merging import AdapterMerger, why_hooked
+from charengine.adapter.files import by_module, load_adapter
+from charengine.adapter.merging import AdapterMerger, packed, why_hooked
 from charengine.adapter.network import apply_adapter
 from charengine.errors import BadInput
 from charengine.models.streaming import BlockStream
@@ -212,6 +213,24 @@ def output_in(unet, kind: torch.dtype) -> torch.Tensor:
     conditions = {"text_embeds": draw(1, 16), "time_ids": torch.ones(1, 6, dtype=kind)}
     with torch.no_grad():
         return unet(draw(1, 4, 16, 8), torch.tensor([500]), draw(1, 8, 24), added_cond_kwargs=conditions).sample.float()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_parts_packed_for_one_copy_are_the_same_parts_and_merge_to_the_same_bits(unet, algorithm: str) -> None:
+    layers = by_module(load_adapter(file_of(tensors_of(unet, algorithm, alpha=3.0)))[0], unet)
+    together = packed(layers)
+    assert list(together) == list(layers)
+    for name, parts in layers.items():
+        assert list(together[name]) == list(parts)
+        assert all(torch.equal(together[name][part], value) for part, value in parts.items())
+    values = [value for parts in together.values() for part, value in parts.items() if part != "alpha"]
+    assert len({value.untyped_storage().data_ptr() for value in values}) == len({value.dtype for value in values})
+    found = []
+    for given in (layers, together):
+        with AdapterMerger(unet) as merger:
+            merger.put_on(given, 0.7)
+            found.append(bits(unet))
+    assert found[0] == found[1]
 
 
 def test_bits_that_wait_on_the_host_lie_in_one_buffer_whatever_their_shapes_and_types() -> None:

@@ -69,7 +69,8 @@ class Session:
         if step and step not in self._read:
             while len(self._read) >= KEPT_READ:
                 del self._read[next(iter(self._read))]
-            self._read[step] = self.merger.read(self.store.get(self.checkpoints[step].adapter))
+            self._read[step] = layers = self.merger.read(self.store.get(self.checkpoints[step].adapter))
+            self.merger.prepare(layers)
         return self._read.get(step, {})
 
     @property

@@ -5,8 +5,11 @@ Which cells are drawn is decided round by round (`race`), or all of them are (`s
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,13 +22,14 @@ from charengine.errors import Interrupted, StageFailed
 from charengine.likeness.metrics import CellScores
 from charengine.likeness.scoring import score_cell
 from charengine.pictures import open_image
-from charengine.records import AdapterRecord, DatasetRecord, SweepRecord, picture_name
+from charengine.records import AdapterRecord, DatasetRecord, Ref, SweepRecord, picture_name
+from charengine.stages.sweep.ahead import Ahead
 from charengine.stages.sweep.cells import Cell, KeptUnits
 from charengine.stages.sweep.conclude import conclude, log_cell, log_cells
 from charengine.stages.sweep.estimate import BASE
 from charengine.stages.sweep.race import Unit, most_pictures
 from charengine.stages.sweep.sample import draw
-from charengine.stages.sweep.scoring_aside import BackgroundScorer, PendingCell, Pictures, ScoredCell
+from charengine.stages.sweep.scoring_aside import ENCODERS, BackgroundScorer, PendingCell, Pictures, ScoredCell
 from charengine.stages.sweep.session import Session, open_session
 from charengine.stages.sweep.traits import TraitReading, described_traits
 from charengine.store import Store
@@ -132,11 +136,27 @@ def _end_reading(session: Session, dataset: DatasetRecord) -> None:
         session.diffusion.unload()
         session.references.embedder.unload()
         session.sheet_shown = reading.of_views(_own_views(session, dataset))
-        for index, cell in sorted(session.cells.items()):
-            names = _names(session, Unit(index, tuple(range(cell.seeds))))
-            images = [[open_image(session.store.get(cell.images[name])) for name in row] for row in names]
-            cell.parts = [replace(cell.scores, shown=reading.of_cell(images, session.prompts))]
+        cells = sorted(session.cells.items())
+        for (_, cell), shown in zip(cells, reading.of_cells(_opened(session, cells), session.prompts), strict=True):
+            cell.parts = [replace(cell.scores, shown=shown)]
     reading.reader.step_aside()  # it is asked again, about what the trigger brings
+
+
+def _opened(session: Session, cells: Sequence[tuple[int, Cell]]) -> list[Pictures]:
+    """The stored pictures of these cells, decoded on a few threads: Pillow lets them really run at once."""
+
+    def opened(ref: Ref) -> Image:
+        return open_image(session.store.get(ref))
+
+    with ThreadPoolExecutor(min(ENCODERS, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
+        coming = [
+            [
+                [pool.submit(opened, cell.images[name]) for name in row]
+                for row in _names(session, Unit(index, tuple(range(cell.seeds))))
+            ]
+            for index, cell in cells
+        ]
+        return [[[picture.result() for picture in row] for row in rows] for rows in coming]
 
 
 def _own_views(session: Session, dataset: DatasetRecord) -> list[Image]:
@@ -220,13 +240,16 @@ def _finish_drawn(
 def _draw_units(
     session: Session, units: Sequence[Unit], should_stop: Callable[[], bool]
 ) -> Generator[tuple[Unit, Pictures], None, None]:
-    """Pictures, unit by unit."""
-    for unit in units:
-        step, strength = session.grid[unit.cell]
-        if step and should_stop():
-            return
-        session.merger.put_on(session.adapter(step), strength)
-        yield unit, draw(session.diffusion, session.inputs, session.settings, unit.seeds)
+    """Pictures, unit by unit; the next unit's adapter is got ready while one is drawn."""
+    with Ahead(session.adapter, session.diffusion.device) as adapters:
+        for unit, then in itertools.zip_longest(units, units[1:]):
+            step, strength = session.grid[unit.cell]
+            if step and should_stop():
+                return
+            session.merger.put_on(adapters.get(step), strength)
+            if then:
+                adapters.begin(session.grid[then.cell][0])
+            yield unit, draw(session.diffusion, session.inputs, session.settings, unit.seeds)
 
 
 def _names(session: Session, unit: Unit) -> list[list[str]]:

@@ -37,10 +37,19 @@ class TraitReading:
 
     def of_cell(self, images: Sequence[Sequence[Image]], prompts: Sequence[SweepPrompt]) -> torch.Tensor:
         """(prompts, seeds) of a row of pictures per prompt; NaN for class prompts, which show anybody."""
-        shown = torch.full((len(prompts), len(images[0])), math.nan)
+        return self.of_cells([images], prompts)[0]
+
+    def of_cells(
+        self, cells: Sequence[Sequence[Sequence[Image]]], prompts: Sequence[SweepPrompt]
+    ) -> list[torch.Tensor]:
+        """As `of_cell`, of several, all read at once: a large reader gets its next pictures ready while it reads."""
         asked = [row for row, prompt in enumerate(prompts) if prompt.kind != "class"]
+        shown = [torch.full((len(prompts), len(images[0])), math.nan) for images in cells]
         if asked:
-            shown[asked] = self.shares([image for row in asked for image in images[row]]).reshape(len(asked), -1)
+            read = self.shares([image for images in cells for row in asked for image in images[row]])
+            each = read.split([len(asked) * len(images[0]) for images in cells])
+            for told, found in zip(each, shown, strict=True):
+                found[asked] = told.reshape(len(asked), -1)
         return shown
 
     def of_views(self, views: Sequence[Image]) -> float | None:

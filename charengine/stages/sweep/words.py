@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from charengine.adapter.header import with_metadata
 from charengine.adapter.merging import AdapterMerger
+from charengine.adapter.parts import Parts
 from charengine.config import SweepSettings
 from charengine.errors import Interrupted
 from charengine.language.phrases import fitting, without_repeats
@@ -23,7 +26,9 @@ from charengine.likeness.prompts import SHOWN, classify
 from charengine.models import Diffusion, TraitReader
 from charengine.pictures import open_image, webp
 from charengine.records import AdapterRecord, Ref, SweepRecord, Words, picture_name
+from charengine.stages.sweep.ahead import Ahead
 from charengine.stages.sweep.sample import CellInputs, draw, encode_cell_inputs
+from charengine.stages.sweep.scoring_aside import ENCODERS
 from charengine.stages.sweep.traits import described_traits
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
@@ -62,13 +67,20 @@ class Pick:
         return f"{self.training.trigger} {self.training.class_noun}"
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The base model with the pick on it until left."""
+    def merging(self) -> Iterator[Callable[[], None]]:
+        """What puts the pick on the base model, until left; it is got ready while something else is drawn."""
         step = self.swept.pick.checkpoint_step
         chosen = next(one for one in self.training.checkpoints if one.step == step)
         with AdapterMerger(self.diffusion.unet(), merge=self.settings.merge) as merger:
-            merger.put_on(merger.read(self.store.get(chosen.adapter)), self.swept.pick.strength)
-            yield
+
+            def ready(ref: Ref) -> dict[str, Parts]:
+                layers = merger.read(self.store.get(ref))
+                merger.prepare(layers)
+                return layers
+
+            with Ahead(ready, self.diffusion.device) as coming:
+                coming.begin(chosen.adapter)
+                yield lambda: merger.put_on(coming.get(chosen.adapter), self.swept.pick.strength)
 
     def encode(self, subjects: Sequence[str], templates: Sequence[str], seeds: Sequence[int]) -> CellInputs:
         """Every template about the first subject, then about the next; the text encoders are loaded once for all."""
@@ -107,8 +119,9 @@ def find_words(
     text = f"{pick.training.trigger} {told}" if said else pick.subject
     _go_on(should_stop)
     scenes = pick.encode((told, text), SHOWN, (pick.seed,))
-    base = pick.draw(scenes.of(0, len(SHOWN)))
-    with pick.applied():
+    with pick.merging() as put_on:
+        base = pick.draw(scenes.of(0, len(SHOWN)))
+        put_on()
         drawn = pick.draw(scenes.of(len(SHOWN), 2 * len(SHOWN)))
     pick.diffusion.unload()
     read = reader.shown([*drawn, *base], traits, pick.training.class_noun) if traits else []
@@ -165,7 +178,8 @@ def _shares(
         _go_on(should_stop)
         first, rounds = max(pick.swept.seeds) + 1, -(-(ENOUGH - len(images)) // len(templates))
         more = pick.encode((pick.subject,), templates, range(first, first + rounds))
-        with pick.applied():
+        with pick.merging() as put_on:
+            put_on()
             for column in range(rounds):
                 images += pick.draw(more.of(0, min(len(templates), ENOUGH - len(images))), column)
     pick.diffusion.unload()
@@ -213,7 +227,8 @@ def said_of(shares: Mapping[str, float], subject: str, count_tokens: Callable[[s
 
 
 def _kept(images: Sequence[Image], name: str, store: Store) -> tuple[Ref, ...]:
-    return tuple(store.put(webp(image), f"{name}-{number}.webp") for number, image in enumerate(images, 1))
+    with ThreadPoolExecutor(min(ENCODERS, os.cpu_count() or 1), thread_name_prefix="encode") as pool:
+        return tuple(store.put(data, f"{name}-{number}.webp") for number, data in enumerate(pool.map(webp, images), 1))
 
 
 def _mean(rows: Sequence[Sequence[bool | None]]) -> float | None:

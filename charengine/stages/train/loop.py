@@ -347,7 +347,8 @@ class _Training:
         )
         kind = torch.float32 if self.setup.plan.precision == "fp32" else torch.float16
         with self.setup.evaluating():
-            tensors = self.setup.adapter.state_dict(kind, self.setup.parameters.named("cpu"))
+            rounded = None if self.settings.algorithm == "tlora" else kind  # T-LoRA's are multiplied out first
+            tensors = self.setup.adapter.state_dict(kind, self.setup.parameters.named("cpu", rounded))
         return save_adapter(tensors, metadata)
 
     def _early_stop(self) -> bool:

@@ -74,10 +74,11 @@ class StackedParameters:
         """The gradient stacks, in the same order."""
         return [stack.grad for stack in self.stacks]
 
-    def named(self, device: torch.device | str | None = None) -> dict[str, Tensor]:
-        """Float32 values by file key; on another device each stack is copied once, not each parameter."""
-        wide = [(stack.places, stack.master.to(device) if device else stack.master) for stack in self.stacks]
-        return {key: master[i] for places, master in wide for key, i in places.items()}
+    def named(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Values by file key, float32 or as asked; on another device each stack is rounded and copied once, not each parameter."""
+        moved = [(one.places, one.master.to(dtype or one.master.dtype)) for one in self.stacks]
+        moved = [(places, master.to(device or master.device)) for places, master in moved]
+        return {key: master[i] for places, master in moved for key, i in places.items()}
 
     def zero_grad(self) -> None:
         """Set all gradients to zero; they stay where they are."""

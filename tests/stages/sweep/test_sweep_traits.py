@@ -99,6 +99,7 @@ def test_read_at_the_end_the_same_pictures_say_the_same_and_the_picture_model_ha
     found, reader, notebook = swept(store, dataset, "end")
     assert found.cells == now.cells and found.pick == now.pick
     assert set(reader.drawn_before) == {len(reader.painter.drawn)}  # nothing is read before the last picture
+    assert reader.asked == [3, len(found.images)], "all pictures are read at once"
     assert () in reader.painter.freed and reader.aside == 1
     assert reader.beside and not any(reader.beside), "the scorers must have made room"
     assert reader.eye is not None and not reader.eye.loaded
