@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charengine.machine.places import full_disk
 from charengine.records import CheckpointRecord, LossPoint
 from charengine.stages.train.machines import Machine
 from charengine.store import Store
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 FILE = "state.safetensors"
+LOOK_EVERY = 15.0  # seconds between looks whether the disk is full
 
 
 @dataclass
@@ -51,6 +54,14 @@ class StateWriter:
         self.folder, self.key, self.store = folder, key, store
         self.thread = ThreadPoolExecutor(1, "training-state")
         self.pending: Future[None] | None = None
+        self.looked = time.monotonic()
+
+    def is_out_of_room(self) -> bool:
+        """Whether the disk is full, asked for now and then: a state that is tried at once says so now, and not after hours of steps in vain."""
+        if time.monotonic() - self.looked < LOOK_EVERY:
+            return False
+        self.looked = time.monotonic()
+        return bool(full_disk(self.folder))
 
     def save(self, history: History, tensors: dict[str, Tensor]) -> None:
         """Take a copy of the step just finished and write it in the background.
