@@ -67,7 +67,7 @@ def main() -> NoReturn:
         _complain(f"{error.filename or 'a file'}: cannot be read or written ({error.strerror or error}); {RIGHTS}")
         sys.exit(BadInput.exit_status)
     except Exception as error:
-        if full := fullness(error, find_home().root):
+        if full := fullness(error, find_home()):
             _complain(f"{full}; the same command continues where this one was")
             sys.exit(BadInput.exit_status)
         # a defect of ours: the traceback goes to a file, one line to the user

@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+from charengine.machine.home import Home
 from charengine.machine.places import full_disk, nearest_existing
 from charengine.writing import FULL
 
@@ -45,10 +46,11 @@ def is_waited_for(place: Path, ended: str) -> bool:
     return ended == "FINISHED" or not full_disk(place)
 
 
-def fullness(error: BaseException, place: Path) -> str:
-    """What to tell of an error that comes of a full disk, of a place's or of another that the error names; empty of any other."""
-    if full := full_disk(place):  # whatever failed at it: Prefect's server says "Insufficient Storage"
-        return full
+def fullness(error: BaseException, home: Home) -> str:
+    """What to tell of an error that comes of a full disk, the home's, Prefect's or another that the error names; empty of any other."""
+    for place in (home.root, Path(os.environ.get("PREFECT_HOME", home.prefect))):
+        if full := full_disk(place):  # whatever failed at it: Prefect's server says "Insufficient Storage"
+            return full
     if isinstance(error, OSError) and error.errno in FULL:
         return f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space"
     return ""

@@ -146,3 +146,11 @@ def test_points_are_kept_in_order_by_a_disk_that_has_room_again(disk: Disk, tmp_
     disk.full = False
     assert metrics.sync("run", ())
     metrics.close()
+
+
+def test_a_full_disk_of_prefects_alone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full_disks, "full_disk", lambda place: f"{place} is full" if place.name == "elsewhere" else "")
+    refused = RuntimeError("Server error '507 Insufficient Storage'")
+    assert full_disks.fullness(refused, Home(tmp_path)) == ""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "elsewhere"))
+    assert full_disks.fullness(refused, Home(tmp_path)) == f"{tmp_path / 'elsewhere'} is full"
