@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from charengine.errors import BadInput
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or what a user may have of it
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # of file systems without hard links
 LEFT = re.compile(r"\.(?P<host>[0-9a-f]{6})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.tmp")  # after a dot and the file's name
 
@@ -66,8 +67,9 @@ def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        again = " and give the same command again," if error.errno in FULL else ""
         raise BadInput(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
+            f"cannot write {path}: {error.strerror or error}; free some space{again} or choose another folder"
         ) from error
 
 

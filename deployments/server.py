@@ -15,6 +15,7 @@ from charengine.machine.home import find_home
 from charengine.machine.processes import HOST
 from charengine.services.again import AgainWhenBusy
 from charengine.services.local_only import LocalOnly
+from charengine.services.no_room import ToldWhenFull
 
 
 def allowed_origins(port: int) -> tuple[str, ...]:
@@ -37,8 +38,9 @@ def serve(port: int) -> None:
 
     give_locks_back()
     close_in_their_own_threads()
-    settings = get_current_settings().server
-    app = AgainWhenBusy(create_app(final=True))
+    whole = get_current_settings()
+    settings = whole.server
+    app = ToldWhenFull(AgainWhenBusy(create_app(final=True)), whole.home)
     uvicorn.run(
         app if "*" in origins else LocalOnly(app, origins, CORS_ORIGINS),
         host=HOST,

@@ -16,6 +16,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging.handlers import APILogHandler
 
+from charengine.machine.full_disks import warn
+from charengine.machine.home import find_home
 from charengine.stage import Progress
 
 log = logging.getLogger("charengine.flows")
@@ -253,5 +255,6 @@ def _duration(seconds: float) -> str:
 
 def _warn_once(warned: bool, error: Exception) -> bool:
     if not warned and _goes_on():
-        log.warning("Prefect's page is not kept up to date (%s)", (str(error).splitlines() or [""])[0][:200])
+        why = (str(error).splitlines() or [""])[0][:200]
+        warn(log, find_home().root, "Prefect's page is not kept up to date (%s)", why)
     return True

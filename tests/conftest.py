@@ -207,6 +207,7 @@ def cli(
     monkeypatch.setenv(CONSOLE_LEVEL, "CRITICAL")
     engine = logging.getLogger("charengine")
     monkeypatch.setattr(engine, "handlers", engine.handlers)
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
     monkeypatch.setattr("charengine.services.prefect_server.start_prefect", no_server)
     level = engine.level
 

@@ -13,9 +13,9 @@ from charengine.cli import run as pipeline
 from charengine.errors import BadInput, EngineError
 from charengine.machine.environment import unknown_variables
 from charengine.machine.error_log import keep_traceback
+from charengine.machine.full_disks import fullness
 from charengine.machine.home import find_home
 from charengine.machine.own_packages import take_own_packages
-from charengine.machine.places import full_disk
 from charengine.version import __version__
 
 app = typer.Typer(
@@ -67,7 +67,7 @@ def main() -> NoReturn:
         _complain(f"{error.filename or 'a file'}: cannot be read or written ({error.strerror or error}); {RIGHTS}")
         sys.exit(BadInput.exit_status)
     except Exception as error:
-        if full := full_disk(find_home().root):  # whatever failed at it: Prefect's server says "Internal Server Error"
+        if full := fullness(error, find_home()):
             _complain(f"{full}; the same command continues where this one was")
             sys.exit(BadInput.exit_status)
         # a defect of ours: the traceback goes to a file, one line to the user

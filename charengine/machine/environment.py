@@ -120,7 +120,9 @@ def quieten_console() -> None:
     """Keep Prefect's and MLflow's log lines off this process's terminal, unless the user has set a level; children speak as ever.
 
     What MLflow fails at is told by who called it, in a line; MLflow itself adds a traceback for each, also for a disk that is full.
+    Nor does logging tell there that a line did not reach Prefect.
     """
+    logging.raiseExceptions = False
     for level in (CONSOLE_LEVEL, MLFLOW_LEVEL):
         if level not in os.environ:
             os.environ[level] = "CRITICAL"

@@ -8,6 +8,7 @@ import time
 import traceback
 from pathlib import Path
 
+from charengine.machine.full_disks import warn
 from charengine.machine.home import Home
 from charengine.machine.logs import forget_old_tracebacks
 
@@ -36,7 +37,7 @@ def keep_traceback(error: BaseException, home: Home, about: str = "") -> Path | 
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
         forget_old_tracebacks(path.parent)
     except OSError as problem:
-        log.warning("the traceback cannot be written to %s (%s)", path, problem.strerror)
+        warn(log, path, "the traceback cannot be written to %s (%s)", path, problem.strerror)
         return None
     setattr(error, _KEPT, str(path))
     return path

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
+
+from charengine.machine.full_disks import warn
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -14,9 +17,14 @@ REST_AFTER_FAILURE = 60.0  # seconds without calls after one that failed
 
 
 class Attempts:
-    """Whatever a call raises is logged and passed over: a dead server must not stop a GPU, nor be waited for at each step."""
+    """Whatever a call raises is logged and passed over: a dead server must not stop a GPU, nor be waited for at each step.
 
-    def __init__(self) -> None:
+    Args:
+        place: MLflow's folder in the home.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
         self._rest_until = 0.0
         self.failures = 0
 
@@ -43,7 +51,7 @@ class Attempts:
         try:
             return call()
         except Exception as error:  # whatever MLflow raises
-            log.warning("MLflow: %s failed: %s", what, (str(error).splitlines() or [""])[0][:300])
+            warn(log, self._place, "MLflow: %s failed: %s", what, (str(error).splitlines() or [""])[0][:300])
             self._rest_until = time.monotonic() + REST_AFTER_FAILURE
             self.failures += 1
             otherwise()

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from charengine.errors import EngineError
+from charengine.machine.full_disks import is_waited_for, warn
 from charengine.tracking.protocol import Status, Tracker
 from charengine.tracking.views import child_name, inherited
 from charengine.writing import begun, write_atomically
@@ -136,9 +137,9 @@ class JournalTracker:
         pick = {"name": name, "step": step, "strength": strength, "metrics": dict(metrics), "rescaled": rescaled}
         self._write("pick", adapter, **pick, facts=dict(facts))
 
-    def sync(self) -> None:
-        """Each line is on the disk when it is written; those that the disk did not take are tried again."""
-        self._journal.sync()
+    def sync(self, pauses: tuple[float, ...] | None = None) -> None:
+        """Each line is on the disk when it is written; those that the disk did not take are tried again, after these seconds each."""
+        self._journal.sync(pauses)
 
     def finish(self, status: Status = "FINISHED") -> None:
         """The end."""
@@ -163,11 +164,11 @@ class Journal:
     def write(self, line: dict[str, Any], data: bytes | None = None) -> None:
         """One line, and the file that it names; what the disk does not take is tried again with the next, and at a run's end."""
         self._waiting.append((line, data))
-        self._try(END_PAUSES if line["what"] == "finish" else ())
+        self._try(END_PAUSES if line["what"] == "finish" and is_waited_for(self._path, line["status"]) else ())
 
-    def sync(self) -> None:
+    def sync(self, pauses: tuple[float, ...] | None = None) -> None:
         """Have all lines on the disk, which is waited for a little."""
-        self._try(END_PAUSES)
+        self._try(END_PAUSES if pauses is None else pauses)
 
     def _try(self, pauses: tuple[float, ...]) -> None:
         for pause in (*pauses, None):
@@ -175,7 +176,7 @@ class Journal:
                 self._write()
                 return
             except (OSError, EngineError) as error:
-                log.warning("what MLflow is to be told cannot be written to %s: %s", self._path, error)
+                warn(log, self._path, "what MLflow is to be told cannot be written to %s: %s", self._path, error)
             if pause is not None:
                 time.sleep(pause)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from charengine.adapter.card import pick_facts
 from charengine.machine.addresses import database_uri, running_services, tracking_uri
 from charengine.machine.environment import apply_defaults
+from charengine.machine.full_disks import warn
 from charengine.machine.home import Home
 from charengine.machine.locks import reach_other_machines, single_flight
 from charengine.machine.processes import this_process
@@ -78,7 +79,7 @@ class Connection(Attempts):
     """One connection to MLflow (`of_up`: known to be this home's own): client, experiment and background writer, shared by a run and its children."""
 
     def __init__(self, home: Home, project: str, of_up: bool = False) -> None:
-        super().__init__()
+        super().__init__(home.mlflow)
         apply_defaults(home)
         from mlflow import MlflowClient
 
@@ -222,8 +223,8 @@ class MLflowTracker(Pages, Postponing):
         try:
             tracker = _open(self._connection, name, full, self, params or {}, told)
         except Exception as error:  # MLflow went away meanwhile: written down, and sent by the next run that reaches it
-            log.warning("MLflow: %s cannot be opened (%s)", name, (str(error).splitlines() or [""])[0][:300])
-            journal = Journal(self._connection.journal)
+            journal = Journal(folder := self._connection.journal)
+            warn(log, folder, "MLflow: %s cannot be opened (%s)", name, (str(error).splitlines() or [""])[0][:300])
             return JournalTracker(journal, name, full, (self._name, self._key), params or {}, told)
         if told.get(KIND_TAG) == "train":
             tracker.watch_machine()
@@ -387,17 +388,17 @@ class MLflowTracker(Pages, Postponing):
             self._monitor = monitor
 
     def sync(self) -> None:
-        """The spool is on the disk, and what MLflow did not take."""
-        self._connection.spool.sync(self.run_id)
+        """The spool is on the disk, and what MLflow did not take; a disk that was waited for in vain is not waited for twice."""
+        synced = self._connection.spool.sync(self.run_id)
         if self._postponed:
-            self._postponed.sync()
+            self._postponed.sync(None if synced else ())
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Deliver what is queued and close the run; the character's own run also ends the background writer."""
         status = self._connection.status_of(self._key, status)
         if self._monitor:
             self._monitor.finish()  # raises nothing
-        if not self._connection.spool.drain(self.run_id):
+        if not self._connection.spool.drain(self.run_id, ended=status):
             self._later()  # whoever delivers that opens the run, and so its metrics
         close = partial(self._client.set_terminated, self.run_id, status)
         self._connection.attempt("closing", close, always=True, otherwise=self._later)

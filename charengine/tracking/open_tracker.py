@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from charengine.machine.home import Home
 from charengine.errors import BadInput
+from charengine.machine.full_disks import warn
 from charengine.machine.variables import tracking_problem
 from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
 from charengine.tracking.protocol import Tracker
@@ -35,7 +36,9 @@ def open_tracker(
     try:
         return open_run(home, project, name, key, params, tags)
     except Exception as error:  # whatever the server, the database or the network raise
-        log.warning(
+        warn(
+            log,
+            home.mlflow,
             "this run is not tracked yet: MLflow cannot be used (%s); what it is to be told waits in %s for the next run that reaches it",
             (str(error).splitlines() or [type(error).__name__])[0][:300],
             home.mlflow / JOURNAL,

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from charengine.machine.full_disks import is_waited_for, warn
 from charengine.machine.processes import has_ended, this_process
 
 log = logging.getLogger(__name__)
@@ -137,12 +138,13 @@ class MetricSpool:
         """Highest step of a metric in the run's file, or that waits for it; -1 when there is none."""
         return max((point.step for point in self._read(run_id) if point.key == key), default=-1)
 
-    def sync(self, run_id: str) -> None:
-        """What was added to a run survives a power cut from now on; a disk that does not take it is waited for a little."""
-        for pause in (*DISK_PAUSES, None):
-            if self._is_synced(run_id) or pause is None:
-                return
+    def sync(self, run_id: str, pauses: tuple[float, ...] | None = None) -> bool:
+        """What was added to a run survives a power cut from now on; a disk that does not take it is waited for a little. Whether it did."""
+        for pause in DISK_PAUSES if pauses is None else pauses:
+            if self._is_synced(run_id):
+                return True
             time.sleep(pause)
+        return self._is_synced(run_id)
 
     def _is_synced(self, run_id: str) -> bool:
         """Whether all of a run could be written and is on the disk; without a file there is nothing to sync."""
@@ -153,7 +155,7 @@ class MetricSpool:
             if file is not None:
                 os.fsync(file.fileno())
         except OSError as error:
-            log.warning("metrics cannot be spooled to %s: %s", self._folder, error.strerror)
+            warn(log, self._folder, "metrics cannot be spooled to %s: %s", self._folder, error.strerror)
             return False
         return True
 
@@ -161,8 +163,8 @@ class MetricSpool:
         """Ids of the runs that have a file, this process's own left out."""
         return sorted(path.stem for path in self._folder.glob("*.jsonl") if path.stem not in self._files)
 
-    def drain(self, run_id: str, seconds: float = 30.0) -> bool:
-        """Wait until everything of a run is delivered, at most so long; the run's file goes when it is."""
+    def drain(self, run_id: str, seconds: float = 30.0, ended: str = "FINISHED") -> bool:
+        """Wait until everything of a run that ended so is delivered, at most so long; the run's file goes when it is."""
         deadline = time.monotonic() + seconds
         with self._changed:
             self._pause = 0.0
@@ -173,15 +175,16 @@ class MetricSpool:
             undone = [] if done else [self._jobs.popleft() for _ in range(len(self._jobs))]
         for job in undone:
             job.otherwise()
-        if not done:
-            self.sync(run_id)
+        kept = done or self.sync(run_id, None if is_waited_for(self._folder, ended) else ())
         self._close_file(run_id)
         if done:
             self._unwritten.pop(run_id, None)
             with suppress(OSError):
                 self._path(run_id).unlink(missing_ok=True)
-        else:
+        elif kept:
             log.warning("MLflow does not answer; metrics of run %s wait in %s", run_id, self._path(run_id))
+        else:
+            warn(log, self._folder, "neither MLflow nor the disk took the last metrics of run %s", run_id)
         return done
 
     def close(self) -> None:
@@ -233,9 +236,8 @@ class MetricSpool:
             self._send(run_id, points)
         except Exception as error:  # any failure of a server: the points are safe in the file, training goes on
             pause = min(LONGEST_PAUSE, max(2.0, self._pause * 2))
-            log.warning(
-                "MLflow took no metrics (%s); trying again in %.0f s", (str(error).splitlines() or [""])[0][:200], pause
-            )
+            why = (str(error).splitlines() or [""])[0][:200]
+            warn(log, self._folder, "MLflow took no metrics (%s); trying again in %.0f s", why, pause)
             with self._changed:
                 self._queue.extendleft((run_id, point) for point in reversed(points))
                 self._pause = pause
@@ -246,7 +248,8 @@ class MetricSpool:
         try:
             job.deliver()
         except Exception as error:  # a late picture is worth a warning, not a lost run
-            log.warning("MLflow did not take %s: %s", job.what, (str(error).splitlines() or [""])[0][:200])
+            why = (str(error).splitlines() or [""])[0][:200]
+            warn(log, self._folder, "MLflow did not take %s: %s", job.what, why)
             job.otherwise()
 
     def _path(self, run_id: str) -> Path:
@@ -264,7 +267,7 @@ class MetricSpool:
                 file.write(json.dumps({WRITER: this_process()}) + "\n")  # `left_points` asks; `_read` passes it over
             file.write("".join(json.dumps(point) + "\n" for point in waiting))
         except OSError as error:
-            log.warning("metrics cannot be spooled to %s yet: %s", self._folder, error.strerror)
+            warn(log, self._folder, "metrics cannot be spooled to %s yet: %s", self._folder, error.strerror)
             self._close_file(run_id)
             return False
         waiting.clear()
@@ -285,4 +288,4 @@ class MetricSpool:
             try:
                 file.close()
             except OSError as error:  # the disk is full: nothing that is worth a run
-                log.warning("metrics cannot be spooled to %s: %s", self._folder, error.strerror)
+                warn(log, self._folder, "metrics cannot be spooled to %s: %s", self._folder, error.strerror)

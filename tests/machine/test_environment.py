@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import subprocess
 import sys
@@ -22,6 +24,7 @@ def console_level(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setenv(CONSOLE_LEVEL, "")
     monkeypatch.delenv(CONSOLE_LEVEL)
     monkeypatch.setattr(environment, "_of_this_process", set())
+    monkeypatch.setattr(logging, "raiseExceptions", True)
     return monkeypatch
 
 
@@ -45,6 +48,20 @@ def test_what_mlflow_says_of_a_full_disk_is_no_traceback_on_a_terminal(console_l
     console_level.delenv(MLFLOW_LEVEL, raising=False)
     listen()
     assert os.environ[MLFLOW_LEVEL] == "CRITICAL" and MLFLOW_LEVEL not in for_children()
+
+
+def test_log_lines_that_prefect_does_not_take_leave_none_on_a_terminal(
+    console_level: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prefect.logging.handlers import APILogWorker
+
+    worker = APILogWorker.__new__(APILogWorker)
+    worker._client = None  # which fails at each batch
+    asyncio.run(worker._handle_batch([{}]))
+    assert "Error logging to API" in capsys.readouterr().err
+    listen()
+    asyncio.run(worker._handle_batch([{}]))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_console_level_that_the_user_set_is_for_children_too(console_level: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,10 @@ import torch
 from charengine.adapter.metadata import adapter_metadata
 from charengine.adapter.network import save_adapter
 from charengine.config import TrainSettings
-from charengine.errors import StageFailed
+from charengine.errors import BadInput, StageFailed
 from charengine.language.naming import known_word_warnings
 from charengine.language.phrases import trait_phrases
+from charengine.machine.places import full_disk
 from charengine.models import Diffusion, TextConditioning
 from charengine.models.base_names import NAME
 from charengine.pictures import png
@@ -101,7 +102,7 @@ def train_adapter(
     with deterministic_kernels(settings.deterministic), threads_of(before, device):
         data = encode_dataset(dataset, settings, diffusion, store, with_squares=not traits)
         if traits:
-            draw = _drawing((dataset, traits, settings, diffusion, seed), should_stop, on_step)
+            draw = _drawing((dataset, traits, settings, diffusion, seed), state_dir, should_stop, on_step)
             data = replace(data, lessons=kept_lessons(state_dir, key, device, store, draw))
             if settings.fp8_base:
                 diffusion.unload("unet")  # it is loaded anew beside the GPU, to be made smaller there
@@ -118,6 +119,7 @@ def train_adapter(
 
 def _drawing(
     what: tuple[DatasetRecord, Sequence[str], TrainSettings, Diffusion, int],
+    state_dir: Path,
     should_stop: Callable[[], bool],
     on_step: Callable[[Progress], None] | None,
 ) -> Callable[[], Lessons]:
@@ -125,6 +127,8 @@ def _drawing(
     steps = what[2].steps
 
     def on_pass(done: int, of: int) -> None:
+        if full := full_disk(state_dir):  # they could not be kept
+            raise BadInput(f"{full}; lessons are drawn anew then")
         if should_stop():
             raise TrainingStopped(f"stopped before the first of {steps} steps; the same command begins anew")
         if on_step:
@@ -178,7 +182,8 @@ class _Training:
             self.setup.step.run(step, groups_of_step(self.data, settings, self.seed, step))
             step += 1
             stopping = should_stop()
-            due = self._due(step) | ({"save"} if stopping else set())
+            pressed = stopping or self.writer.is_out_of_room()
+            due = self._due(step) | ({"save"} if pressed else set())
             if due or not self.cuda or step - history.step >= READ_EVERY or clock.since_read() >= READ_SECONDS:
                 self._read(step)  # waits for a GPU
                 history.seconds = clock.read()
@@ -190,12 +195,13 @@ class _Training:
                 self._samples(step)
             if "checkpoint" in due:
                 self._checkpoint(step)
-            if stopping:
+            if pressed:
                 self.writer.wait()  # this state must be written
             if due & {"save", "checkpoint"}:
                 self.writer.save(history, self.setup.tensors())
-            if stopping and step < settings.steps:
+            if pressed:
                 self.writer.wait()
+            if stopping and step < settings.steps:
                 raise TrainingStopped(
                     f"stopped at step {step} of {settings.steps}; the same command continues from there"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from charengine.host_memory import HostCopies
+from charengine.machine.places import full_disk
 from charengine.records import CheckpointRecord, LossPoint
 from charengine.stages.train.machines import Machine
 from charengine.store import Store
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 FILE = "state.safetensors"
+LOOK_EVERY = 15.0  # seconds between looks whether the disk is full
 
 
 @dataclass
@@ -54,6 +57,14 @@ class StateWriter:
         self.thread = ThreadPoolExecutor(1, "training-state")
         self.pending: Future[None] | None = None
         self.copies: HostCopies | None = None  # what `pending` writes
+        self.looked = time.monotonic()
+
+    def is_out_of_room(self) -> bool:
+        """Whether the disk is full, asked for now and then: a state that is tried at once says so now, and not after hours of steps in vain."""
+        if time.monotonic() - self.looked < LOOK_EVERY:
+            return False
+        self.looked = time.monotonic()
+        return bool(full_disk(self.folder))
 
     def save(self, history: History, tensors: dict[str, Tensor]) -> None:
         """Take a copy of the step just finished and write it in the background.
