@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from charengine import files
 from charengine.config import Profile
 from charengine.errors import BadInput, EngineError, MissingDependency
+from charengine.machine.databases import database_problem
 from charengine.machine.home import find_home
 from charengine.machine.places import folder_problems
-from charengine.machine.variables import variable_problems
+from charengine.machine.variables import prefect_problems, variable_problems
 from charengine.services import sizes
 
 if TYPE_CHECKING:
@@ -108,7 +109,13 @@ def examine(profile: Profile, called: str = "") -> Examination:
         findings = _full(profile)
         findings.problems += _hardware_problems(profile, machine)
         times = _times(profile, machine, findings.look)
-    findings.problems += folder_problems(home.root, "home folder (CHARENGINE_HOME)") + variable_problems()
+    databases = (home.mlflow / "mlflow.db", home.prefect / "prefect.db")
+    findings.problems += (
+        folder_problems(home.root, "home folder (CHARENGINE_HOME)")
+        or home.problems()
+        or [problem for place in databases if (problem := database_problem(place))]
+    )
+    findings.problems += variable_problems() or prefect_problems()
     if machine.disk_free_gib < FREE_DISK_GIB:
         findings.problems.append(
             f"only {machine.disk_free_gib:.1f} GiB of disk are free at {machine.home}; {FREE_DISK_GIB:g} are advised: "

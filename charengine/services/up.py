@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from charengine import files
 from charengine.errors import BadInput, Interrupted, StageFailed
 from charengine.machine.addresses import answers, database_uri, own_origins, running_services
 from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import WORK_FOLDER, Home, work_folder
-from charengine.machine.processes import HOST, choose_port, end, spawn
+from charengine.machine.processes import HOST, choose_port, end, is_port, spawn
 from charengine.machine.variables import check_variables
 from charengine.services.children import Children
 from charengine.services.delivery import Delivery
@@ -256,11 +257,8 @@ def _empty(folder: Path) -> None:
 
 def remembered_ports(home: Home) -> dict[str, int]:
     """The ports of the last time, so that links and pictures in the pages go on working; else the usual ones."""
-    try:
-        kept = json.loads(home.ports_file.read_text(encoding="utf-8"))
-        return {name: int(kept.get(name, usual)) for name, usual in PORTS.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return dict(PORTS)
+    kept = files.kept_object(home.ports_file)
+    return {name: kept[name] if is_port(kept.get(name)) else usual for name, usual in PORTS.items()}
 
 
 def _mlflow_limits(port: int) -> dict[str, str]:

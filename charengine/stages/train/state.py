@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charengine.files import json_in
 from charengine.records import CheckpointRecord, LossPoint
 from charengine.stages.train.machines import Machine
 from charengine.store import Store
@@ -104,7 +105,7 @@ def load_state(folder: Path, key: str) -> tuple[History, dict[str, Tensor]] | No
         return None
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            facts = _facts(file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         log.warning("the saved state %s cannot be read (%s); training starts from the beginning", path, error)
@@ -112,8 +113,16 @@ def load_state(folder: Path, key: str) -> tuple[History, dict[str, Tensor]] | No
     if facts.get("format") != FORMAT or facts.get("key") != key:
         log.warning("the saved state %s belongs to other settings or data; training starts from the beginning", path)
         return None
-    losses, smoothed, rates = tensors.pop("curve").tolist()
-    history = History(
+    try:
+        return _history(facts, tensors.pop("curve")), tensors
+    except (KeyError, TypeError, ValueError) as error:
+        log.warning("the saved state %s is damaged (%s); training starts from the beginning", path, error)
+        return None
+
+
+def _history(facts: dict[str, Any], curve: Tensor) -> History:
+    losses, smoothed, rates = curve.tolist()
+    return History(
         step=facts["step"],
         losses=losses,
         smoothed=smoothed,
@@ -125,7 +134,12 @@ def load_state(folder: Path, key: str) -> tuple[History, dict[str, Tensor]] | No
         plan=facts["plan"],
         machines=facts.get("machines", []),
     )
-    return history, tensors
+
+
+def _facts(file: Any) -> dict[str, Any]:
+    """What a state's metadata says; nothing where that is damaged."""
+    facts = json_in((file.metadata() or {}).get("facts", "{}"))
+    return facts if isinstance(facts, dict) else {}
 
 
 def saved_machines(folder: Path, key: str) -> list[Machine]:
@@ -136,8 +150,8 @@ def saved_machines(folder: Path, key: str) -> list[Machine]:
         return []
     try:
         with safe_open(folder / FILE, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-    except (SafetensorError, OSError, ValueError):  # `load_state` says so
+            facts = _facts(file)
+    except (SafetensorError, OSError):  # `load_state` says so
         return []
     same = facts.get("format") == FORMAT and facts.get("key") == key
     return list(facts.get("machines", [])) if same else []
