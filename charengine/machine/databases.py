@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from pathlib import Path
 
 from charengine import files
 from charengine.errors import BadInput
+from charengine.machine.home import Home
 from charengine.machine.places import folder_problems
 
 BUSY = ("locked", "busy")  # in the words of a database that another process writes to
@@ -33,3 +35,16 @@ def database_problem(path: Path) -> str:
     except sqlite3.Error as error:
         return "" if any(word in str(error) for word in BUSY) else f"database {path}: {error}; {remedy}"
     return ""
+
+
+def prefect_database(home: Home) -> Path | None:
+    """The file of a Prefect server that is started here; None where the user named a database of another kind or place."""
+    if os.environ.get("PREFECT_SERVER_DATABASE_CONNECTION_URL"):
+        return None
+    return files.expanded(os.environ.get("PREFECT_HOME") or home.prefect) / "prefect.db"
+
+
+def database_problems(home: Home) -> list[str]:
+    """Why the servers of `charengine up` cannot open what they keep; empty where they can."""
+    places = (home.mlflow / "mlflow.db", prefect_database(home))
+    return [problem for place in places if place and (problem := database_problem(place))]

@@ -29,6 +29,7 @@ DRIVERS = ("sqlite+aiosqlite://", "postgresql+asyncpg://")
 SCHEMES = {"http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "databricks-uc", "uc"}
 
 TIMEOUT = "PREFECT_API_REQUEST_TIMEOUT"
+LEAST_TIMEOUT = 1.0  # seconds; with less, each question to a busy server fails, and Prefect asks again without a word
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 PROBLEM = "problem: "  # before what `deployments.settings` says
 LONGEST_READING = 60.0  # seconds
@@ -45,13 +46,16 @@ READERS = {
 OWN_PACKAGES = ("charengine", "flows", "tasks", "deployments")
 
 
-def check_variables() -> None:
+def check_variables(of_servers: bool = False) -> None:
     """Before a server or a client is started.
+
+    Args:
+        of_servers: what is started stays up, so that Prefect is asked whether it can read its own, which takes a second or two.
 
     Raises:
         ConfigError: every variable that is wrong, one line each.
     """
-    if problems := variable_problems():
+    if problems := variable_problems() or (prefect_problems() if of_servers else []):
         raise ConfigError(problems)
 
 
@@ -168,5 +172,5 @@ def _number_problems() -> Iterator[str]:
     for name, value in set_for("prefect").items():
         with suppress(ValueError):
             number = float(value)
-            if math.isnan(number) or (name == TIMEOUT and not 0 < number < math.inf):
-                yield f"{name}={value}: give a number of seconds above 0, or unset it"
+            if math.isnan(number) or (name == TIMEOUT and not LEAST_TIMEOUT <= number < math.inf):
+                yield f"{name}={value}: give {LEAST_TIMEOUT:g} second or more, or unset it"

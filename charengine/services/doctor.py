@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from charengine import files
 from charengine.config import Profile
 from charengine.errors import BadInput, EngineError, MissingDependency
-from charengine.machine.databases import database_problem
+from charengine.machine.databases import database_problems
 from charengine.machine.home import find_home
 from charengine.machine.places import folder_problems
 from charengine.machine.variables import prefect_problems, variable_problems
@@ -109,11 +109,8 @@ def examine(profile: Profile, called: str = "") -> Examination:
         findings = _full(profile)
         findings.problems += _hardware_problems(profile, machine)
         times = _times(profile, machine, findings.look)
-    databases = (home.mlflow / "mlflow.db", home.prefect / "prefect.db")
     findings.problems += (
-        folder_problems(home.root, "home folder (CHARENGINE_HOME)")
-        or home.problems()
-        or [problem for place in databases if (problem := database_problem(place))]
+        folder_problems(home.root, "home folder (CHARENGINE_HOME)") or home.problems() or database_problems(home)
     )
     findings.problems += variable_problems() or prefect_problems()
     if machine.disk_free_gib < FREE_DISK_GIB:

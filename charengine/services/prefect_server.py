@@ -10,12 +10,12 @@ from pathlib import Path
 
 from charengine.errors import BadInput, EngineError, MissingDependency, StageFailed
 from charengine.machine.addresses import answers, silence_of, use_services
-from charengine.machine.databases import database_problem
+from charengine.machine.databases import database_problem, prefect_database
 from charengine.machine.environment import DEFAULTS, apply_defaults, for_children
 from charengine.machine.home import Home
 from charengine.machine.places import space_problems
 from charengine.machine.processes import HOST, any_free_port, end, spawn
-from charengine.machine.variables import API, DATABASE, check_variables, prefect_problems
+from charengine.machine.variables import API, check_variables, prefect_problems
 from charengine.services.prefect_api import PrefectApi
 
 DEPLOYMENT = "character/character"  # what hands a character to a worker
@@ -91,7 +91,9 @@ def _must_have_pool(api: str) -> None:
 def _not_started(home: Home, what: str, log_file: Path) -> EngineError:
     """Why a server of our own did not start, where it can be told: a disk that is full, or what the user has set for it."""
     failed = f"Prefect's server did not start: {what}; see {log_file}"
-    if problems := prefect_problems(it_failed=True) or _database_problems(home):
+    database = prefect_database(home)
+    torn = database_problem(database) if database else ""
+    if problems := prefect_problems(it_failed=True) or list(filter(None, [torn])):
         return BadInput("\n".join((failed, *problems)))
     if full := space_problems({home.root, Path(os.environ["PREFECT_HOME"])}, "embedded"):
         return BadInput(f"{failed}\n{full[0]}")
@@ -99,14 +101,6 @@ def _not_started(home: Home, what: str, log_file: Path) -> EngineError:
     set_ones = [name for name, value in os.environ.items() if name.startswith("PREFECT_") and ours.get(name) != value]
     chosen = [name for name in set_ones if not name.startswith("PREFECT_LOGGING_")]
     return BadInput(f"{failed}\ncorrect or unset {', '.join(chosen)}") if chosen else StageFailed(failed)
-
-
-def _database_problems(home: Home) -> list[str]:
-    """Of the database of a server of our own."""
-    if os.environ.get(DATABASE):
-        return []
-    place = Path(os.environ.get("PREFECT_HOME") or home.prefect)
-    return list(filter(None, [database_problem(place / "prefect.db")]))
 
 
 def start_prefect(home: Home) -> Callable[[], None]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from charengine import files
-from charengine.errors import BadInput, Interrupted, StageFailed
+from charengine.errors import BadInput, ConfigError, Interrupted, StageFailed
 from charengine.machine.addresses import answers, database_uri, own_origins, running_services
+from charengine.machine.databases import database_problems
 from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import WORK_FOLDER, Home, work_folder
 from charengine.machine.processes import HOST, choose_port, end, is_port, spawn
@@ -227,14 +228,16 @@ def services(
     """The running set; everything is stopped on the way out, however that is.
 
     Raises:
-        BadInput: it runs already, a port that was asked for is taken, or a variable is wrong.
+        BadInput: it runs already, a port that was asked for is taken, or a variable or a database is wrong.
         StageFailed: something did not come up.
         Interrupted: asked to stop before it was up.
     """
     if found := running_services(home):
         raise BadInput(f"charengine up already runs here (process {found.pid}): {found.prefect_api}, {found.mlflow}")
-    check_variables()
+    check_variables(of_servers=True)
     apply_defaults(home.create())
+    if problems := database_problems(home):
+        raise ConfigError(problems)
     Children(home.logs).end_left(home.root)  # before the ports are asked for
     _empty(home.temporary)  # once nobody can be using it
     home.temporary.mkdir(exist_ok=True)

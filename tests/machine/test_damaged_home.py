@@ -27,7 +27,7 @@ from charengine.run.folder import MARKER, edited_captions
 from charengine.services.children import REMEMBERED, Children
 from charengine.services.prune import leftovers
 from charengine.services.sizes import describe
-from charengine.services.up import PORTS, remembered_ports
+from charengine.services.up import PORTS, remembered_ports, services
 from charengine.stages.train import lessons, state
 from charengine.tracking.database import initialise_database
 from charengine.tracking.journal import JournalTracker
@@ -196,6 +196,20 @@ def test_a_database_that_cannot_be_opened_is_told_at_once(
     path.rmdir() if name == "folder" else path.unlink()
     initialise_database(home)
     assert path.is_file() and database_problem(path) == ""
+
+
+def test_up_names_what_would_end_its_servers(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = home.prefect / "prefect.db"
+    database.write_bytes(b"no database" * 1000)
+    monkeypatch.setenv("PREFECT_HOME", str(home.prefect))
+    with pytest.raises(BadInput, match=f"database {database}: .*move it away"), services(home, lambda: True):
+        pass
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "nope")
+    with (
+        pytest.raises(BadInput, match="PREFECT_LOGGING_LEVEL=nope: Prefect cannot read it"),
+        services(home, lambda: True),
+    ):
+        pass
 
 
 def test_what_the_machine_says_of_a_path_is_no_defect(
