@@ -6,17 +6,20 @@ glob passes silently over what it may not read. Everything that reads a user's p
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from charengine.errors import BadInput
 
 T = TypeVar("T")
 
 MOST_TEXT = 4_000_000  # bytes of a text file that is read
+MOST_KEPT = 100_000_000  # of one that the engine keeps
 
 
 def exists(path: Path) -> bool:
@@ -156,6 +159,28 @@ def read_text(path: Path, label: str = "", most: int = MOST_TEXT) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise BadInput(f"{name} is not UTF-8 text (line {line}): save it as plain text in UTF-8") from error
+
+
+def json_in(text: str | bytes) -> Any:
+    """The values that JSON stands for; None where it is none: torn, not UTF-8, or nested deeper than can be followed."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def kept_json(path: Path) -> Any:
+    """The same of a file that the engine keeps and could do without; None also where there is none, or a folder or a pipe."""
+    with suppress(BadInput):
+        if is_file(path) and size(path) <= MOST_KEPT:
+            return json_in(asked(path, path.read_bytes))
+    return None
+
+
+def kept_object(path: Path) -> dict[str, Any]:
+    """The names and values in such a file; empty where it holds none."""
+    found = kept_json(path)
+    return found if isinstance(found, dict) else {}
 
 
 def asked(path: Path, ask: Callable[[], T]) -> T:

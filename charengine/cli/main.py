@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from typing import Annotated, NoReturn
@@ -48,6 +49,8 @@ def _before_any_command(
 
 UNEXPECTED = 4
 INTERRUPTED = 130
+# the machine's words for what lies at a path: a folder for a file and the other way round, links in a circle, a disk that fails
+PLACES = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS, errno.EIO)
 RIGHTS = "give the right to it, or name another place (CHARENGINE_HOME, where it lies in the home)"
 
 
@@ -63,16 +66,24 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         _complain("stopped; the same command continues where this one was")
         sys.exit(INTERRUPTED)
-    except PermissionError as error:  # the machine's word, not a defect of ours
-        _complain(f"{error.filename or 'a file'}: cannot be read or written ({error.strerror or error}); {RIGHTS}")
-        sys.exit(BadInput.exit_status)
     except Exception as error:
-        if full := fullness(error, find_home()):
-            _complain(f"{full}; the same command continues where this one was")
+        if told := _users_to_mend(error):
+            _complain(told)
             sys.exit(BadInput.exit_status)
         # a defect of ours: the traceback goes to a file, one line to the user
         _complain(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}{_kept(error)}")
         sys.exit(UNEXPECTED)
+
+
+def _users_to_mend(error: Exception) -> str:
+    """What the machine forbids, or the environment, with a remedy; empty for a defect of ours."""
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.filename and error.errno in PLACES):
+        return f"{error.filename or 'a file'}: cannot be read or written ({error.strerror or error}); {RIGHTS}"
+    if full := fullness(error, find_home()):
+        return f"{full}; the same command continues where this one was"
+    from charengine.machine.variables import variables_to_blame
+
+    return variables_to_blame(error)
 
 
 def _complain(message: str) -> None:

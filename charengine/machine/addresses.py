@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
+from charengine import files
 from charengine.machine.home import Home
 from charengine.machine.proxies import keep_loopback_direct
 
@@ -50,11 +50,11 @@ def use_services(home: Home) -> Services | None:
 
 def running_services(home: Home) -> Services | None:
     """The servers of `charengine up`, if they answer."""
-    try:
-        data = json.loads(home.services_file.read_text(encoding="utf-8"))
-        services = Services(prefect_api=data["prefect_api"], mlflow=data["mlflow"], pid=int(data["pid"]))
-    except (OSError, ValueError, KeyError):
+    told = files.kept_object(home.services_file)
+    api, mlflow, pid = (told.get(name) for name in ("prefect_api", "mlflow", "pid"))
+    if not (isinstance(api, str) and isinstance(mlflow, str) and isinstance(pid, int)):
         return None
+    services = Services(api, mlflow, pid)
     return services if answers(f"{services.prefect_api}/health") and answers(f"{services.mlflow}/health") else None
 
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from charengine.errors import BadInput
-from charengine.files import expanded, real, reason
+from charengine.errors import BadInput, ConfigError
+from charengine.files import exists, expanded, is_dir, is_file, real, reason
 
 log = logging.getLogger(__name__)
 
 KEYS = "2"  # the form of the keys that results lie under
+FOLDERS = (
+    "store", "store/sha256", "store/results", "state", "locks", "inbox", "inbox/taken", "inbox/done", "inbox/failed", "known-runs",
+    "mlflow", "mlflow/artifacts", "mlflow/journal", "mlflow/spool", "prefect", "logs", "tmp", "tokenizers",
+)  # fmt: skip
+FILES = (
+    "keys", "up.json", "ports.json", "predictions.json", "plans.json", "fingerprints.json", "mlflow/mlflow.db", "prefect/prefect.db",
+    "prefect/profiles.toml", "logs/prefect-server.log", "logs/children.json",
+)  # fmt: skip
+LISTED = {"locks": ".lock", "store/results": ".json"}  # folders of files that end so
 WORK_FOLDER = "CHARENGINE_WORK_FOLDER"
 STARTED_BY_WORKER = "PREFECT__FLOW_RUN_ID"  # set by Prefect in the process of a flow run
 
@@ -90,12 +100,30 @@ class Home:
         inside = {real(folder) for folder in (*own, self.temporary, self.root / "tokenizers")} & {place, *place.parents}
         return bool(inside) or place == real(self.root)
 
+    def problems(self) -> list[str]:
+        """What lies where the home keeps something of another kind: a line for each file in a folder's place, and the other way round."""
+        named = [self.root / name for name in (*FILES, *FOLDERS)]
+        listed = [path for name, end in LISTED.items() for path in _ending(self.root / name, end)]
+        return [problem for path in (*named, *listed) if (problem := self._problem(path))]
+
+    def _problem(self, path: Path) -> str:
+        is_folder = path.relative_to(self.root).as_posix() in FOLDERS
+        try:  # a link to nothing is a file that is not there yet, but no folder can be made in its place
+            if is_dir(path) or not os.path.lexists(path) if is_folder else is_file(path) or not exists(path):
+                return ""
+        except BadInput as error:
+            return str(error)
+        wanted = "folder" if is_folder else "file"
+        return f"{path}: the home keeps a {wanted} there, and this is none: move it away, or set CHARENGINE_HOME to another folder"
+
     def create(self) -> Home:
         """Make the folders.
 
         Raises:
-            BadInput: the home cannot be written.
+            BadInput: the home cannot be written, or something else lies in the place of one of its files or folders.
         """
+        if found := self.problems():
+            raise ConfigError(found)
         try:
             self._say_if_made_by_an_earlier_version()
             for folder in (self.store, self.state, self.locks, self.mlflow, self.prefect, self.logs):
@@ -119,6 +147,13 @@ class Home:
             )
         self.root.mkdir(parents=True, exist_ok=True)
         mark.write_text(f"{KEYS}\n", encoding="utf-8")
+
+
+def _ending(folder: Path, end: str) -> list[Path]:
+    """What is no plain file though it is named as one, in a folder; thousands lie there, so that none is asked about that need not be."""
+    with suppress(OSError), os.scandir(folder) as found:
+        return sorted(Path(entry.path) for entry in found if entry.name.endswith(end) and not entry.is_file())
+    return []
 
 
 def find_home() -> Home:

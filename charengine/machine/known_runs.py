@@ -5,18 +5,19 @@ Machines that share a store do not see each other's folders. So each notes in th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import platform
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from charengine import files
-from charengine.errors import BadInput
 from charengine.machine.home import Home, work_folder
 from charengine.machine.shared import shared_store
 from charengine.writing import write_atomically
@@ -84,8 +85,9 @@ def place_for_others(run: KnownRun, store: Store) -> str:
 def records_of(run: KnownRun) -> Iterator[bytes]:
     """The records in a run's folder."""
     for name in RECORDS:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            yield (run.folder / name).read_bytes()
+        with suppress(FileNotFoundError):
+            if files.is_file(run.folder / name):  # nobody waits at a pipe
+                yield (run.folder / name).read_bytes()
 
 
 def named_in(texts: Iterable[bytes], what: re.Pattern[str]) -> set[str]:
@@ -110,11 +112,21 @@ def _noted(home: Home) -> Iterator[KnownRun]:
     for note in files.entries(home.known_runs) if files.is_dir(home.known_runs) else ():
         if note.suffix != ".json":
             continue
-        told: Any = None
-        with suppress(BadInput, ValueError):
-            told = json.loads(files.read_text(note))
-        if isinstance(told, dict) and isinstance(told.get("folder"), str):
-            yield KnownRun(Path(told["folder"]), tuple(map(str, told.get("keys", ()))), note)
+        told = files.kept_object(note)
+        folder, keys = told.get("folder"), told.get("keys")
+        if isinstance(folder, str) and _can_be_a_folder(folder):
+            yield KnownRun(Path(folder), tuple(map(str, keys)) if isinstance(keys, list) else (), note)
+
+
+def _can_be_a_folder(path: str) -> bool:
+    """Whether the system can be asked about a path at all: a damaged note names none, and stands in no other run's way."""
+    try:
+        os.lstat(path)
+    except ValueError:  # a NUL, half a letter
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG and os.path.isabs(path)
+    return os.path.isabs(path)
 
 
 def _name(run: KnownRun) -> str:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from charengine.errors import BadInput
+from charengine.files import json_in
 from charengine.writing import create_atomically, is_running, write_atomically
 
 if TYPE_CHECKING:
@@ -300,10 +301,7 @@ def is_given_back(content: bytes) -> bool:
 
 def _told(content: bytes) -> dict[str, Any]:
     """What a lease's file says; nothing for one that cannot be read, which then runs out."""
-    try:
-        told = json.loads(content)
-    except ValueError:
-        return {}
+    told = json_in(content)
     return told if isinstance(told, dict) else {}
 
 

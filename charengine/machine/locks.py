@@ -80,7 +80,7 @@ def flocked(path: Path, waiting_for: str) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     waited = False
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _opened(path, os.O_RDWR | os.O_CREAT)
         try:
             if not _try_lock(handle):
                 if not waited:
@@ -109,7 +109,7 @@ def if_free(path: Path, make: bool = False) -> Iterator[bool]:
     if make:
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT if make else os.O_RDWR, 0o644)
+        handle = _opened(path, os.O_RDWR | os.O_CREAT if make else os.O_RDWR)
     except FileNotFoundError:
         yield True
         return
@@ -117,6 +117,19 @@ def if_free(path: Path, make: bool = False) -> Iterator[bool]:
         yield _try_lock(handle) and (not make or _is_at(path, handle))
     finally:
         os.close(handle)
+
+
+def _opened(path: Path, flags: int) -> int:
+    """A lock file, opened.
+
+    Raises:
+        BadInput: a folder is in its place.
+        FileNotFoundError: there is none, and none is to be made.
+    """
+    try:
+        return os.open(path, flags, 0o644)
+    except IsADirectoryError as error:
+        raise BadInput(f"{path} is a folder where a lock's file belongs: move it away") from error
 
 
 def _is_at(path: Path, handle: int) -> bool:

@@ -8,22 +8,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+from charengine import files
+
 log = logging.getLogger(__name__)
 
 
 def recall(path: Path) -> dict[str, Any]:
     """What is remembered there; nothing where nothing can be read."""
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(known, dict):
-            return known
-        why = "it holds no names"
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        why = str(error)
-    log.warning("%s is damaged and passed over (%s): what it remembered is found out again", path, why)
-    return {}  # a memory, not a record: losing it costs the work once more
+    known = files.kept_json(path)
+    if isinstance(known, dict):
+        return known
+    if os.path.lexists(path):  # a memory, not a record: losing it costs the work once more
+        log.warning("%s is damaged and passed over: what it remembered is found out again", path)
+    return {}
 
 
 def remember(path: Path, known: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from charengine.errors import BadInput
 from charengine.writing import begun, is_running
 
 HOST = "127.0.0.1"
+PORTS_END = 65536
 STOP_SECONDS = 15.0
 PYTHON_MODULE = (sys.executable, "-P", "-m")  # -P: modules are not searched in the folder where the user stands
 
@@ -28,15 +29,20 @@ def choose_port(wanted: int | None, default: int) -> int:
         BadInput: the one asked for is taken.
     """
     if wanted is not None:
-        if not 0 < wanted < 65536:
+        if not is_port(wanted):
             raise BadInput(f"port {wanted} does not exist; choose one from 1 to 65535")
         if not _is_free(wanted):
             raise BadInput(f"port {wanted} is taken by another program; choose another, or leave it out")
         return wanted
-    for port in range(default, default + 100):
+    for port in range(default, min(default + 100, PORTS_END)):
         if _is_free(port):
             return port
     raise BadInput(f"no free port from {default} to {default + 99}; name one")
+
+
+def is_port(number: object) -> bool:
+    """Whether a port can have this number."""
+    return type(number) is int and 0 < number < PORTS_END
 
 
 def any_free_port() -> int:

@@ -328,7 +328,7 @@ def _digests(paths: Iterable[Path], memory: Path) -> list[str]:
     for path in paths:
         stat = files.asked(path, lambda path=path: os.stat(path))  # type: ignore[misc]
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        if key not in known:
+        if not BLOB_NAME.match(str(known.get(key))):
             known[key] = _digest(path)
             changed = True
         digests.append(known[key])

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from charengine import files
 from charengine.errors import BadInput, EngineError
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 RECORDS = (CLAIM, "run.json")
 MOST_FOLDERS = 1000  # of one name
-LARGEST_RECORD = 100_000_000  # bytes
 
 
 @contextmanager
@@ -112,9 +111,7 @@ def _taken(out: Path, character: Character) -> bool:
 def owner_of(out: Path) -> tuple[str, str] | None:
     """Name and prompt of whose run a folder holds; None when it holds none that can be read."""
     for name in RECORDS:
-        found: Any = None
-        with suppress(EngineError, ValueError):
-            found = json.loads(files.read_text(out / name, most=LARGEST_RECORD))
-        if isinstance(found, dict) and isinstance(found.get("prompt"), str):
+        found = files.kept_object(out / name)
+        if isinstance(found.get("prompt"), str):
             return identity_of(str(found.get("name", "")), found["prompt"])
     return None

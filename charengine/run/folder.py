@@ -240,15 +240,11 @@ def read_run(place: Path) -> RunRecord:
 
 
 def _read_marker(folder: Path) -> dict[str, Any]:
-    try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return marker if isinstance(marker, dict) else {}
+    return files.kept_object(folder / MARKER)
 
 
 def _differs(path: Path, text: str) -> bool:
     try:
-        return files.is_file(path) and path.read_bytes() != str(text).encode()
+        return files.is_file(path) and path.read_bytes() != str(text).encode("utf-8", "surrogatepass")
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from error

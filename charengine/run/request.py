@@ -126,7 +126,7 @@ def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
     out = _out(request, character if whole else None, home, problems)
     problems += _utf8_problems(request, out, home) if whole else []
     problems += _stage_problems(request.refresh)
-    problems += folder_problems(home.root, "home folder")
+    problems += folder_problems(home.root, "home folder") or home.problems()
     if profile:
         problems += starting_problems(profile)
         problems += _sweep_problems(profile) if whole else []

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from charengine import files
 from charengine.errors import StageFailed
 from charengine.machine.logs import rotate
 from charengine.machine.processes import end, end_group, end_left_group, spawn
@@ -125,12 +126,10 @@ class Children:
 
     def end_left(self, home: Path) -> None:
         """End what children of an earlier `up` of this home left running when that was killed: a server's child holds its port."""
-        try:
-            left = json.loads((self.logs / REMEMBERED).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
+        left = files.kept_json(self.logs / REMEMBERED)
         for pid in left if isinstance(left, list) else []:
-            end_left_group(int(pid), str(home))
+            if type(pid) is int:
+                end_left_group(pid, str(home))
 
     def _remember(self) -> None:
         """Process ids, for the next `up` when this one is killed."""

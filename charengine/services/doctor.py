@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from charengine import files
 from charengine.config import Profile
 from charengine.errors import BadInput, EngineError, MissingDependency
+from charengine.machine.databases import database_problems
 from charengine.machine.home import find_home
 from charengine.machine.places import folder_problems
-from charengine.machine.variables import variable_problems
+from charengine.machine.variables import prefect_problems, variable_problems
 from charengine.services import sizes
 
 if TYPE_CHECKING:
@@ -108,7 +109,10 @@ def examine(profile: Profile, called: str = "") -> Examination:
         findings = _full(profile)
         findings.problems += _hardware_problems(profile, machine)
         times = _times(profile, machine, findings.look)
-    findings.problems += folder_problems(home.root, "home folder (CHARENGINE_HOME)") + variable_problems()
+    findings.problems += (
+        folder_problems(home.root, "home folder (CHARENGINE_HOME)") or home.problems() or database_problems(home)
+    )
+    findings.problems += variable_problems() or prefect_problems()
     if machine.disk_free_gib < FREE_DISK_GIB:
         findings.problems.append(
             f"only {machine.disk_free_gib:.1f} GiB of disk are free at {machine.home}; {FREE_DISK_GIB:g} are advised: "

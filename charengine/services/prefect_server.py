@@ -10,11 +10,12 @@ from pathlib import Path
 
 from charengine.errors import BadInput, EngineError, MissingDependency, StageFailed
 from charengine.machine.addresses import answers, silence_of, use_services
+from charengine.machine.databases import database_problem, prefect_database
 from charengine.machine.environment import DEFAULTS, apply_defaults, for_children
 from charengine.machine.home import Home
 from charengine.machine.places import space_problems
 from charengine.machine.processes import HOST, any_free_port, end, spawn
-from charengine.machine.variables import API, check_variables
+from charengine.machine.variables import API, check_variables, prefect_problems
 from charengine.services.prefect_api import PrefectApi
 
 DEPLOYMENT = "character/character"  # what hands a character to a worker
@@ -90,6 +91,10 @@ def _must_have_pool(api: str) -> None:
 def _not_started(home: Home, what: str, log_file: Path) -> EngineError:
     """Why a server of our own did not start, where it can be told: a disk that is full, or what the user has set for it."""
     failed = f"Prefect's server did not start: {what}; see {log_file}"
+    database = prefect_database(home)
+    torn = database_problem(database) if database else ""
+    if problems := prefect_problems(it_failed=True) or list(filter(None, [torn])):
+        return BadInput("\n".join((failed, *problems)))
     if full := space_problems({home.root, Path(os.environ["PREFECT_HOME"])}, "embedded"):
         return BadInput(f"{failed}\n{full[0]}")
     ours = {**DEFAULTS, "PREFECT_HOME": str(home.prefect), API: os.environ[API]}

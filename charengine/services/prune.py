@@ -201,7 +201,8 @@ def _key_of(home: Home, result: Path) -> str:
 def _header(path: Path) -> bytes:
     """The header of a safetensors file; no tensor is read."""
     with suppress(OSError), path.open("rb") as file:
-        return file.read(int.from_bytes(file.read(8), "little"))
+        size = os.fstat(file.fileno()).st_size
+        return file.read(min(int.from_bytes(file.read(8), "little"), size))  # a torn file says any length
     return b""
 
 

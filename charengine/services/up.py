@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from charengine.errors import BadInput, Interrupted, StageFailed
+from charengine import files
+from charengine.errors import BadInput, ConfigError, Interrupted, StageFailed
 from charengine.machine.addresses import answers, database_uri, own_origins, running_services
+from charengine.machine.databases import database_problems
 from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import WORK_FOLDER, Home, work_folder
-from charengine.machine.processes import HOST, choose_port, end, spawn
+from charengine.machine.processes import HOST, choose_port, end, is_port, spawn
 from charengine.machine.variables import check_variables
 from charengine.services.children import Children
 from charengine.services.delivery import Delivery
@@ -226,14 +228,16 @@ def services(
     """The running set; everything is stopped on the way out, however that is.
 
     Raises:
-        BadInput: it runs already, a port that was asked for is taken, or a variable is wrong.
+        BadInput: it runs already, a port that was asked for is taken, or a variable or a database is wrong.
         StageFailed: something did not come up.
         Interrupted: asked to stop before it was up.
     """
     if found := running_services(home):
         raise BadInput(f"charengine up already runs here (process {found.pid}): {found.prefect_api}, {found.mlflow}")
-    check_variables()
+    check_variables(of_servers=True)
     apply_defaults(home.create())
+    if problems := database_problems(home):
+        raise ConfigError(problems)
     Children(home.logs).end_left(home.root)  # before the ports are asked for
     _empty(home.temporary)  # once nobody can be using it
     home.temporary.mkdir(exist_ok=True)
@@ -256,11 +260,8 @@ def _empty(folder: Path) -> None:
 
 def remembered_ports(home: Home) -> dict[str, int]:
     """The ports of the last time, so that links and pictures in the pages go on working; else the usual ones."""
-    try:
-        kept = json.loads(home.ports_file.read_text(encoding="utf-8"))
-        return {name: int(kept.get(name, usual)) for name, usual in PORTS.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return dict(PORTS)
+    kept = files.kept_object(home.ports_file)
+    return {name: kept[name] if is_port(kept.get(name)) else usual for name, usual in PORTS.items()}
 
 
 def _mlflow_limits(port: int) -> dict[str, str]:

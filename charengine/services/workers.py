@@ -163,7 +163,7 @@ def workers(home: Home, asked_to_stop: Callable[[], bool]) -> Iterator[Workers]:
         BadInput: as `Workers.start` does, or a variable is wrong.
         Interrupted: asked to stop before the servers answered.
     """
-    check_variables()
+    check_variables(of_servers=True)
     apply_defaults(home.create())
     running = Workers(home, asked_to_stop)
     running.logs.mkdir(parents=True, exist_ok=True)

@@ -5,23 +5,35 @@ from __future__ import annotations
 import contextlib
 from importlib.metadata import version
 
+from charengine.errors import BadInput
 from charengine.machine.addresses import database_uri
+from charengine.machine.databases import database_problem
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight_at_home
 
 
 def initialise_database(home: Home) -> None:
-    """Create MLflow's tables once, under a lock, in WAL mode: several first processes at once break the database."""
+    """Create MLflow's tables once, under a lock, in WAL mode: several first processes at once break the database.
+
+    Raises:
+        BadInput: it cannot be opened.
+    """
     import sqlite3
 
     database = home.mlflow / "mlflow.db"
     marker = home.mlflow / f"schema-{version('mlflow')}"
-    if marker.exists():  # known without importing MLflow, which takes seconds
+
+    def is_made() -> bool:
+        return marker.exists() and database.exists()
+
+    if problem := database_problem(database):
+        raise BadInput(problem)
+    if is_made():  # known without importing MLflow, which takes seconds
         return
     import mlflow
 
     with single_flight_at_home(home.locks / "mlflow-database.lock", "MLflow's database is being made"):
-        if marker.exists():
+        if is_made():
             return
         if database.exists():
             _upgrade(database_uri(home))

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -17,9 +18,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from charengine.errors import EngineError
+from charengine.files import json_in
 from charengine.machine.full_disks import is_waited_for, warn
 from charengine.tracking.protocol import Status, Tracker
 from charengine.tracking.views import child_name, inherited
@@ -31,7 +33,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 END_PAUSES = (1.0, 5.0, 15.0)  # seconds that the end of a run waits for the disk
+STATUSES = get_args(Status)
 JOURNAL = "journal"  # in MLflow's folder of the home
+NAME = re.compile(
+    r"(?P<pid>[0-9]{1,9})(_(?P<began>[0-9]*))?-[^.]+(\.jsonl)?"
+)  # of a journal, and of the folder beside it
+BESIDE = re.compile(r"[0-9a-f]{32}")  # the name of a file in that
+# what the lines must say that are played, by what they tell
+SAYS: dict[str, dict[str, Any]] = {
+    "open": {"name": str, "params": dict, "tags": dict},
+    "params": {"values": dict},
+    "tags": {"values": dict},
+    "metrics": {"values": dict, "step": int, "when": int},
+    "image": {"file": str, "name": str, "step": int | None},
+    "bytes": {"file": str, "name": str},
+    "checkpoint": {"file": str, "step": int, "metrics": dict},
+    "dataset": {"name": str, "digest": str, "tags": dict},
+    "pick": {"file": str, "name": str, "step": int, "strength": int | float, "metrics": dict, "rescaled": bool},
+    "finish": {"status": str},
+}
 
 
 class JournalTracker:
@@ -237,7 +257,7 @@ def deliver(folder: Path, receiver: Receiver, alive: Callable[[int], bool]) -> i
         alive: whether a process id is one that runs.
     """
     done = 0
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in _journals(folder):
         lines = list(_lines(path))
         if not _is_over(path, lines, alive):
             continue
@@ -257,13 +277,18 @@ def deliver(folder: Path, receiver: Receiver, alive: Callable[[int], bool]) -> i
 
 def left_journals(folder: Path, alive: Callable[[int], bool]) -> Iterator[set[str]]:
     """The keys of the runs that each journal tells of which `deliver` would play or clear away; what goes meanwhile is left out."""
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in _journals(folder):
         with suppress(FileNotFoundError):
             lines = list(_lines(path))
             if _is_over(path, lines, alive):
                 yield _keys(lines)
     for _ in _orphans(folder, alive):
         yield set()
+
+
+def _journals(folder: Path) -> list[Path]:
+    """The journals in a folder; what another program left there is none, and stays."""
+    return sorted(path for path in folder.glob("*.jsonl") if NAME.fullmatch(path.name) and path.is_file())
 
 
 def _is_over(path: Path, lines: list[dict[str, Any]], alive: Callable[[int], bool]) -> bool:
@@ -274,24 +299,42 @@ def _is_over(path: Path, lines: list[dict[str, Any]], alive: Callable[[int], boo
 
 def _orphans(folder: Path, alive: Callable[[int], bool]) -> list[Path]:
     """Folders of journals that have gone, whose process was killed between the two."""
-    found = [path for path in folder.glob("*") if path.suffix != ".jsonl"]
+    found = [path for path in folder.glob("*") if NAME.fullmatch(path.name) and path.suffix != ".jsonl"]
     return [path for path in found if not path.with_suffix(".jsonl").exists() and not _is_alive(path, alive)]
 
 
 def _is_alive(path: Path, alive: Callable[[int], bool]) -> bool:
     """Whether the process that a journal is named after runs; another one that has its number now, does not count."""
-    number, _, began = path.name.partition("-")[0].partition("_")
-    return alive(int(number)) and began in ("", begun(int(number)))
+    named = NAME.fullmatch(path.name)
+    assert named  # who is not named so, is not asked about
+    number, began = int(named["pid"]), named["began"] or ""
+    return alive(number) and began in ("", begun(number))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # the last line of a process that was killed while writing it
-        if isinstance(line, dict) and {"run", "what"} <= line.keys():
+        line = json_in(text)
+        if isinstance(line, dict) and _is_whole(line):  # else the last of a process that was killed while writing it
             yield line
+
+
+def _is_whole(line: dict[str, Any]) -> bool:
+    """Whether a line says all that is needed to play it."""
+    if not isinstance(line.get("run"), str) or not isinstance(what := line.get("what"), str) or what not in SAYS:
+        return False
+    if not all(field in line and isinstance(line[field], kind) for field, kind in SAYS[what].items()):
+        return False
+    if what == "open":
+        above = line.get("parent", ())
+        return above is None or (
+            isinstance(above, list) and len(above) == 2 and all(isinstance(part, str) for part in above)
+        )
+    numbers = [*line["values"].values()] if what == "metrics" else []
+    return (
+        all(isinstance(value, int | float) for value in numbers)
+        and line.get("status", STATUSES[0]) in STATUSES
+        and bool(BESIDE.fullmatch(line.get("file", "0" * 32)))
+    )
 
 
 def _keys(lines: list[dict[str, Any]]) -> set[str]:
@@ -314,7 +357,7 @@ def _play(lines: list[dict[str, Any]], beside: Path, receiver: Receiver) -> None
         elif line["what"] == "finish":
             receiver.close(runs[key], line["status"])
             runs.pop(key)
-        elif "file" not in line or (beside / line["file"]).exists():
+        elif "file" not in line or (beside / line["file"]).is_file():
             _tell(runs[key], line, (beside / line["file"]).read_bytes() if "file" in line else b"")
     for run in runs.values():  # their process was killed
         receiver.close(run, "KILLED")
@@ -334,15 +377,14 @@ def _parent(above: list[str] | None, runs: dict[str, Tracker], receiver: Receive
 
 
 def _tell(run: Tracker, line: dict[str, Any], data: bytes) -> None:
-    from charengine.pictures import open_image
-
     what = line["what"]
     if what == "params":
         run.log_params(line["values"])
     elif what == "tags":
         run.set_tags(line["values"])
     elif what == "image":
-        run.log_image(open_image(data), line["name"], line["step"])
+        if picture := _picture(data):
+            run.log_image(picture, line["name"], line["step"])
     elif what == "bytes":
         run.log_bytes(data, line["name"])
     elif what == "checkpoint":
@@ -353,3 +395,14 @@ def _tell(run: Tracker, line: dict[str, Any], data: bytes) -> None:
         run.register_pick(
             line["name"], data, line["step"], line["strength"], line["metrics"], line["rescaled"], line.get("facts", {})
         )
+
+
+def _picture(data: bytes) -> Image | None:
+    """A picture that waited; None for a damaged one, which keeps nothing back that came after it."""
+    from charengine.pictures import open_image
+
+    try:
+        return open_image(data)
+    except Exception as error:  # whatever Pillow raises
+        log.warning("a picture that MLflow was to be told of is damaged (%s): it is left out", error)
+        return None

@@ -115,7 +115,9 @@ class Connection(Attempts):
     def unfinished_keys(self) -> list[str]:
         """Keys of the runs that MLflow believes to run, and of those whose metrics wait in the spool."""
         found = [*self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'")]
-        found += [self.client.get_run(run_id) for run_id in self.spool.waiting()]
+        # a list: of a run that MLflow has not, as after a new database, nothing is said
+        ids = ", ".join(f"'{run_id}'" for run_id in self.spool.waiting())
+        found += self.client.search_runs([self.experiment_id], f"attributes.run_id IN ({ids})") if ids else []
         return [*dict.fromkeys(run.data.tags[KEY_TAG] for run in found if KEY_TAG in run.data.tags)]
 
     def status_of(self, key: str, ended: Status) -> Status:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
+from charengine.files import json_in
 from charengine.machine.full_disks import is_waited_for, warn
 from charengine.machine.processes import has_ended, this_process
 
@@ -28,6 +30,7 @@ SEND_EVERY = 2.0  # seconds
 LONGEST_PAUSE = 60.0  # seconds between attempts while the server is away
 DISK_PAUSES = (1.0, 5.0, 15.0)  # seconds that the end of a work waits for the disk
 SPOOL = "spool"  # in MLflow's folder of the home
+RUN_ID = re.compile("[0-9a-f]{32}")  # MLflow's; files of other names are another program's
 
 
 class Point(NamedTuple):
@@ -39,12 +42,25 @@ class Point(NamedTuple):
     when: int
 
 
+def _point(line: str) -> Point | None:
+    """The value that a line tells; None for another line, as the last of a process that was killed while writing it."""
+    told = json_in(line)
+    kinds: tuple[Any, ...] = (str, int | float, int, int)
+    fits = isinstance(told, list) and len(told) == len(kinds) and all(map(isinstance, told, kinds))
+    return Point(*told) if fits else None
+
+
 WRITER = "process"  # the only field of the line that a process begins with
 
 
 def left_points(folder: Path) -> bool:
     """Whether points wait in the folder whose process has ended: it will not send them itself."""
-    return any(_is_left(path) for path in folder.glob("*.jsonl"))
+    return any(map(_is_left, _spooled(folder)))
+
+
+def _spooled(folder: Path) -> list[Path]:
+    """The files of points in a folder."""
+    return [path for path in folder.glob("*.jsonl") if RUN_ID.fullmatch(path.stem) and path.is_file()]
 
 
 def _is_left(path: Path) -> bool:
@@ -55,9 +71,8 @@ def _is_left(path: Path) -> bool:
         return False
     last = ""
     for line in lines:
-        if line.startswith(f'{{"{WRITER}"'):
-            with suppress(ValueError):  # cut off
-                last = str(json.loads(line)[WRITER])
+        if line.startswith(f'{{"{WRITER}"') and isinstance(told := json_in(line), dict):  # else it was cut off
+            last = told[WRITER] if isinstance(told.get(WRITER), str) else last
     return not last or has_ended(last)
 
 
@@ -161,7 +176,7 @@ class MetricSpool:
 
     def waiting(self) -> list[str]:
         """Ids of the runs that have a file, this process's own left out."""
-        return sorted(path.stem for path in self._folder.glob("*.jsonl") if path.stem not in self._files)
+        return sorted(path.stem for path in _spooled(self._folder) if path.stem not in self._files)
 
     def drain(self, run_id: str, seconds: float = 30.0, ended: str = "FINISHED") -> bool:
         """Wait until everything of a run that ended so is delivered, at most so long; the run's file goes when it is."""
@@ -274,13 +289,9 @@ class MetricSpool:
         return True
 
     def _read(self, run_id: str) -> list[Point]:
-        path, points = self._path(run_id), list[Point]()
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                points.append(Point(*json.loads(line)))
-            except (ValueError, TypeError):
-                continue  # the last line of a process that was killed while writing it
-        return points + self._unwritten.get(run_id, [])
+        path = self._path(run_id)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        return [*filter(None, map(_point, lines)), *self._unwritten.get(run_id, [])]
 
     def _close_file(self, run_id: str) -> None:
         file = self._files.pop(run_id, None)

@@ -9,14 +9,16 @@ from http.server import SimpleHTTPRequestHandler as Handler
 from pathlib import Path
 from socketserver import ThreadingTCPServer as TCPServer
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
+from command_line import python
 
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.addresses import answers
 from charengine.machine.home import Home
 from charengine.machine.proxies import OFFLINE, PROXIES, SERVERS, keep_loopback_direct
-from charengine.machine.variables import check_variables
+from charengine.machine.variables import check_variables, variables_to_blame
 from charengine.tracking.open_tracker import open_tracker
 
 UNUSABLE = [
@@ -106,6 +108,11 @@ def test_where_a_server_is_elsewhere_a_proxy_that_cannot_be_used_is_named(
         ("PREFECT_HOME", "~nobody-of-this-name/x", "no home folder is known"),
         ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "nonsense", "begin with sqlite+aiosqlite://"),
         ("MLFLOW_TRACKING_URI", "nonsense://x", "MLflow knows no nonsense://"),
+        ("MLFLOW_TRACKING_URI", "sqlite:////proc/x.db", "cannot be written"),
+        ("MLFLOW_TRACKING_URI", "sqlite:////dev/null", "it is no plain file"),
+        ("PREFECT_API_REQUEST_TIMEOUT", "0.0001", "give 1 second or more"),
+        ("PREFECT_API_REQUEST_TIMEOUT", "inf", "give 1 second or more"),
+        ("PREFECT_SERVER_DATABASE_TIMEOUT", "nan", "give 1 second or more"),
         ("CHARENGINE_HOME", "/dev/null", "home folder"),
         ("CHARENGINE_HOME", "FILE/below", "is a file; choose a folder"),
         ("CHARENGINE_HOME", "/proc/x", "cannot be written"),
@@ -124,6 +131,63 @@ def test_run_and_doctor_say_which_variable_cannot_work(
     assert looked.returncode == 3 and told in looked.stdout and "is not ready" in looked.stdout, looked.stdout
     if not name.startswith("CHARENGINE"):
         assert name in ran.stderr and name in looked.stdout
+
+
+def failed(package: str, error: Exception, function: str = "<module>", below: str = "") -> Exception:
+    """An error that a package raises: while it is imported, or in a function, that of another package's is called in."""
+    code = "raise error" if function == "<module>" else f"def {function}():\n  raise error"
+    space = {"__name__": f"{package}.part", "error": error}
+    try:
+        exec(compile(code, package, "exec"), space)
+        call: Any = space[function]
+        exec(compile("call()", below, "exec"), {"__name__": below, "call": call}) if below else call()
+    except Exception as caught:
+        return caught
+    raise AssertionError
+
+
+def test_a_variable_at_which_a_library_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("PREFECT_", "TORCH_", "PYTORCH_", "HF_"))]:
+        monkeypatch.delenv(name)
+    nothing, words = failed("torch", ValueError("")), "Unrecognized option: nope"
+    assert variables_to_blame(nothing) == ""
+    monkeypatch.setenv("TORCH_LOGS", "nope")
+    monkeypatch.setenv("HF_TOKEN", "hidden")
+    assert (
+        variables_to_blame(nothing)
+        == "TORCH_LOGS=nope: torch cannot work with it (ValueError); correct it, or unset it"
+    )
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "nope")
+    told = variables_to_blame(failed("torch", RuntimeError(words), "allocate"))
+    assert told.startswith("TORCH_LOGS=nope or PYTORCH_CUDA_ALLOC_CONF=nope: torch") and words in told
+    assert variables_to_blame(failed("torch", RuntimeError("shapes differ"), "matmul")) == ""  # a defect of ours
+    assert variables_to_blame(failed("charengine", RuntimeError("nope"), "work")) == ""
+    assert variables_to_blame(failed("huggingface_hub", ValueError("x"))).startswith(
+        "HF_TOKEN: huggingface_hub"
+    )  # a secret
+    monkeypatch.setenv("PREFECT_DEFAULT_RESULT_STORAGE_BLOCK", "s3/none")
+    early = failed("prefect", ValueError("Unable to find block document"), "begin_run")
+    assert variables_to_blame(early).startswith(
+        "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK=s3/none: prefect cannot work with it"
+    )
+
+
+def test_what_the_hub_reads_when_it_is_imported_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
+    code = "from charengine.machine.variables import variable_problems; print(variable_problems())"
+    told = python(code, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="abc", CHARENGINE_HOME=str(tmp_path / "home")).stdout
+    assert "HF_HUB_DOWNLOAD_TIMEOUT=abc: huggingface_hub cannot work with it" in told and "or unset it" in told
+
+
+def test_a_command_that_a_librarys_variable_ends_says_so(
+    cli: Callable[..., CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise failed("torch", ValueError(""))
+
+    monkeypatch.setenv("TORCH_LOGS", "nope")
+    monkeypatch.setattr("charengine.services.doctor.examine", fails)
+    done = cli("doctor")
+    assert done.returncode == 2 and "TORCH_LOGS=nope: torch cannot" in done.stderr and "defect" not in done.stderr
 
 
 def test_a_training_by_command_is_not_begun_with_an_address_that_is_never_reached(

@@ -25,6 +25,14 @@ def _nothing_is_set_for_prefect(home: Home, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PREFECT_HOME", str(home.prefect))
 
 
+@pytest.fixture
+def ended_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that ends as soon as it begins."""
+    monkeypatch.setenv("PREFECT_API_URL", os.environ.get("PREFECT_API_URL", ""))  # it is put back afterwards
+    monkeypatch.setattr(prefect_server, "spawn", lambda *_: SimpleNamespace(poll=lambda: 3))
+    monkeypatch.setattr(prefect_server.atexit, "register", lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("status", "told"),
     [(3, "it ended with status 3"), (None, "it does not answer after 0.2 s, as on a machine that is busy")],
@@ -47,18 +55,31 @@ def test_why_a_server_did_not_start_is_said_with_its_log(
 
 
 def test_a_server_that_the_disk_or_the_users_settings_end_is_told_as_that(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+    home: Home, monkeypatch: pytest.MonkeyPatch, ended_server: None
 ) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", os.environ.get("PREFECT_API_URL", ""))
-    monkeypatch.setattr(prefect_server, "spawn", lambda *_: SimpleNamespace(poll=lambda: 3))
-    monkeypatch.setattr(prefect_server.atexit, "register", lambda *_: None)
-    home.logs.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://me:secret@127.0.0.1:9/x")
     with pytest.raises(BadInput, match="correct or unset PREFECT_SERVER_DATABASE_CONNECTION_URL") as caught:
         prefect_server.start_prefect(home)()
     assert "secret" not in str(caught.value)
     monkeypatch.setattr(places.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
     with pytest.raises(BadInput, match="0.00 GiB free; a run needs 0.5: free some space"):
+        prefect_server.start_prefect(home)()
+
+
+def test_a_server_that_a_level_or_a_torn_file_of_its_own_ends_is_told_as_that(
+    home: Home, monkeypatch: pytest.MonkeyPatch, ended_server: None
+) -> None:
+    profiles = home.prefect / "profiles.toml"
+    profiles.write_bytes(b"\xff = [")
+    with pytest.raises(BadInput, match=f"Prefect cannot read its settings .*: correct {profiles}, or move it away"):
+        prefect_server.start_prefect(home)()
+    profiles.unlink()
+    database = home.prefect / "prefect.db"
+    database.write_bytes(b"no database" * 1000)
+    with pytest.raises(BadInput, match=f"database {database}: .*move it away, and a new one is made"):
+        prefect_server.start_prefect(home)()
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "nope")
+    with pytest.raises(BadInput, match="PREFECT_LOGGING_LEVEL=nope: Prefect cannot read it .*'DEBUG', 'INFO'"):
         prefect_server.start_prefect(home)()
 
 

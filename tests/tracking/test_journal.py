@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,7 +12,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from charengine.machine.home import Home
-from charengine.tracking.journal import JOURNAL, JournalTracker, deliver
+from charengine.tracking.journal import JOURNAL, JournalTracker, deliver, left_journals
 from charengine.tracking.open_tracker import open_tracker
 from charengine.tracking.protocol import Tracker
 from charengine.writing import begun, is_running
@@ -116,6 +117,38 @@ def test_another_process_that_has_a_dead_ones_number_keeps_no_journal_back(home:
         if path.with_suffix("").exists():
             path.unlink()  # a folder whose journal went a moment before its process was killed
     assert deliver(folder, _Silent(away=False), is_running) == 1 and not list(folder.glob("*"))
+
+
+def test_what_another_program_left_among_journals_keeps_none_back_and_stays(home: Home) -> None:
+    folder: Path = home.mlflow / JOURNAL
+    opened(home, "run-1").log_metrics({"x": 1}, 5)
+    (journal,) = folder.glob("*.jsonl")
+    beside = journal.with_suffix("")
+    beside.mkdir()
+    (beside / ("0" * 32)).write_bytes(b"no picture")
+    lines = [
+        {"run": "x", "what": "open"},
+        {"run": "x", "what": "open", "name": "x", "params": {}, "tags": {}},
+        {"run": "x", "what": "open", "name": "x", "params": {}, "tags": {}, "parent": "x"},
+        {"run": [], "what": 5},
+        {"run": "run-1", "what": "metrics", "values": {"x": "1"}, "step": 6, "when": 1},
+        {"run": "run-1", "what": "metrics", "values": 5, "step": 6, "when": 1},
+        {"run": "run-1", "what": "image", "file": "0" * 32, "name": "front", "step": None},
+        {"run": "run-1", "what": "bytes", "file": "../../../keys", "name": "keys"},
+        {"run": "run-1", "what": "finish", "status": "DONE"},
+        {"run": "run-1", "what": "metrics", "values": {"x": 2}, "step": 7, "when": 1},
+    ]
+    with journal.open("a") as file:
+        file.write("\n".join([*map(json.dumps, lines), "[" * 100_000]) + "\n")
+    foreign = [folder / ".DS_Store", folder / "abc.jsonl", folder / "notes" / "x", folder / "1_1-2.jsonl" / "x"]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"run": "x", "what": "open"}\n')
+    receiver = _Silent(away=False)
+    assert [*left_journals(folder, lambda pid: False)] == [{"run-1"}]
+    assert deliver(folder, receiver, lambda pid: False) == 1
+    assert receiver.told == ["run-1", 5, 7, "KILLED"]
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(foreign)
 
 
 def test_what_the_disk_did_not_take_is_written_before_a_result_is_kept(home: Home) -> None:

@@ -261,12 +261,45 @@ def test_a_line_cut_by_a_crash_is_passed_over(tmp_path: Path) -> None:
     assert [(point.key, point.step) for point in got] == [(LOSS, 1)]
 
 
+def test_lines_and_files_that_are_none_of_points_are_passed_over(tmp_path: Path) -> None:
+    spool = MetricSpool(tmp_path / "spool", lambda *_: None)
+    path = tmp_path / "spool" / f"{'0' * 32}.jsonl"
+    foreign = [
+        '"abcd"',
+        "[1, 2, 3, 4]",
+        '{"process": 5}',
+        '["k", 1, 2]',
+        '["k", "1", 2, 3]',
+        "[" * 100_000,
+        '{"process": ' + "[" * 100_000,
+    ]
+    path.write_bytes("\n".join([*foreign, '["train/loss", 0.5, 7, 1]']).encode() + b"\n\xff\xfe\n")
+    assert spool.written_step(path.stem, LOSS) == 7 and spool.waiting() == [path.stem] and left_points(path.parent)
+    path.rename(path.with_name("notes.jsonl"))
+    path.mkdir()
+    assert spool.waiting() == [] and not left_points(path.parent) and spool.written_step(path.stem, LOSS) == -1
+    spool.close()
+
+
+def test_what_waits_for_a_run_that_a_new_database_has_not_keeps_no_other_back(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    (home.mlflow / "spool").mkdir(parents=True)
+    (home.mlflow / "spool" / f"{'0' * 32}.jsonl").write_text('["train/loss", 0.5, 7, 1]\n')
+    (home.mlflow / "journal").mkdir()
+    (home.mlflow / "journal" / ".DS_Store").write_bytes(b"x")
+    tracker = open_tracker(home, project="charengine", name="Mone", key="run-1", params={}, tags={})
+    assert tracker.run_id and "could not be told" not in caplog.text
+    tracker.finish()
+
+
 def test_a_line_that_comes_after_one_cut_by_a_crash_is_read(tmp_path: Path) -> None:
-    (tmp_path / "run.jsonl").write_text('["train/loss", 0')
+    run_id = "0" * 32
+    (tmp_path / f"{run_id}.jsonl").write_text('["train/loss", 0')
     got: list[Point] = []
     spool = MetricSpool(tmp_path, lambda run_id, points: got.extend(points))
-    spool.add("run", {LOSS: 0.5}, 1)
-    assert spool.written_step("run", LOSS) == 1
+    spool.add(run_id, {LOSS: 0.5}, 1)
+    assert spool.written_step(run_id, LOSS) == 1
     assert not left_points(tmp_path)  # nor does it take the line that says who writes
     spool.close()
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from charengine.config import TrainSettings
 from charengine.errors import StageFailed
+from charengine.files import json_in
 from charengine.language.phrases import fitting
 from charengine.language.traits import VIEW_TAGS
 from charengine.models import Diffusion
@@ -184,7 +185,8 @@ def drawn_on(folder: Path, key: str) -> list[Machine]:
             told = file.metadata() or {}
     except (SafetensorError, OSError):
         return []
-    return [json.loads(told["machine"])] if told.get("key") == key and "machine" in told else []
+    machine = json_in(told.get("machine", "")) if told.get("key") == key else None
+    return [machine] if isinstance(machine, dict) else []
 
 
 def _ends(count: int, seed: int) -> list[str]:

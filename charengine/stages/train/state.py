@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from charengine.files import json_in
 from charengine.host_memory import HostCopies
 from charengine.machine.places import full_disk
 from charengine.records import CheckpointRecord, LossPoint
@@ -126,7 +127,7 @@ def load_state(folder: Path, key: str) -> tuple[History, dict[str, Tensor]] | No
         return None
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            facts = _facts(file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         log.warning("the saved state %s cannot be read (%s); training starts from the beginning", path, error)
@@ -134,8 +135,16 @@ def load_state(folder: Path, key: str) -> tuple[History, dict[str, Tensor]] | No
     if facts.get("format") != FORMAT or facts.get("key") != key:
         log.warning("the saved state %s belongs to other settings or data; training starts from the beginning", path)
         return None
-    losses, smoothed, rates = tensors.pop("curve").tolist()
-    history = History(
+    try:
+        return _history(facts, tensors.pop("curve")), tensors
+    except (KeyError, TypeError, ValueError) as error:
+        log.warning("the saved state %s is damaged (%s); training starts from the beginning", path, error)
+        return None
+
+
+def _history(facts: dict[str, Any], curve: Tensor) -> History:
+    losses, smoothed, rates = curve.tolist()
+    return History(
         step=facts["step"],
         losses=losses,
         smoothed=smoothed,
@@ -147,7 +156,12 @@ def load_state(folder: Path, key: str) -> tuple[History, dict[str, Tensor]] | No
         plan=facts["plan"],
         machines=facts.get("machines", []),
     )
-    return history, tensors
+
+
+def _facts(file: Any) -> dict[str, Any]:
+    """What a state's metadata says; nothing where that is damaged."""
+    facts = json_in((file.metadata() or {}).get("facts", "{}"))
+    return facts if isinstance(facts, dict) else {}
 
 
 def saved_machines(folder: Path, key: str) -> list[Machine]:
@@ -158,8 +172,8 @@ def saved_machines(folder: Path, key: str) -> list[Machine]:
         return []
     try:
         with safe_open(folder / FILE, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-    except (SafetensorError, OSError, ValueError):  # `load_state` says so
+            facts = _facts(file)
+    except (SafetensorError, OSError):  # `load_state` says so
         return []
     same = facts.get("format") == FORMAT and facts.get("key") == key
     return list(facts.get("machines", [])) if same else []
