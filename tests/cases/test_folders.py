@@ -17,7 +17,7 @@ from charengine.machine.home import Home
 from charengine.machine.ledger import LEDGER
 from charengine.run.cast import check_cast
 from charengine.run.claim import CLAIM, claim, claimed
-from charengine.run.folder import take_edits, write_dataset
+from charengine.run.folder import says_nothing, take_edits, write_dataset
 from charengine.run.request import CheckedRun, RunRequest, check, name_from_prompt, usual_name
 from charengine.store import Store
 
