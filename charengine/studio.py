@@ -214,8 +214,10 @@ class CharacterRun:
         """Write the folder that `charengine run` writes, after what is missing has been made; where the files are."""
         from charengine.run import folder
         from charengine.run.claim import claim
+        from charengine.run.outputs import check_run
         from charengine.run.result import Written, run_result
 
+        check_run(self._checked, self.workspace.character)
         run, store = self._record(), self.workspace.store
         self._checked = claim(self._checked)
         out = self._checked.out

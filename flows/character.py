@@ -23,6 +23,7 @@ from charengine.run import folder
 from charengine.run.claim import claimed
 from charengine.run.handing_over import found, hand_over
 from charengine.run.opening import open_workspace
+from charengine.run.outputs import check_run
 from charengine.run.request import STAGES, CheckedRun, RunRequest, check, usual_name
 from charengine.run.result import Written, run_record, run_result, seconds_of
 from charengine.run.retraining import Attempt, until_right
@@ -110,6 +111,7 @@ def character(
     try:
         with showing(name, prompt) as page:
             run, workspace = _prepared.get() or _prepare(request)
+            check_run(run, workspace.character)
             with workspace.alone(), claimed(run) as own:
                 page.begin(workspace, own.out)
                 track(workspace)

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow, runtime
 
+from charengine import files
 from charengine.errors import EngineError
 from charengine.machine.home import find_home, in_work_folder
 from charengine.machine.known_runs import note_run
@@ -15,6 +16,7 @@ from charengine.records import SweepRecord
 from charengine.run import folder
 from charengine.run.earlier_runs import character_name, description, sweep_inputs
 from charengine.run.keys import digest
+from charengine.run.outputs import adapter_files, check_names, sweep_files
 from charengine.run.paths import profile_as_named
 from charengine.run.request import RunRequest, check
 from charengine.run.workspace import Workspace
@@ -95,7 +97,10 @@ def _swept(
         overrides=tuple(overrides),
         out=out or f"runs/sweep-{slug(dataset.trigger)}",
     )
-    run = check(request, home)
+    trained = {adapter_files(dataset.trigger)[0]: training.checkpoints[-1].adapter.sha256}
+    inputs = [path for path in (place, in_work_folder(sheet)) if files.is_file(path)]
+    run = check(request, home, writes_run=False)
+    check_names(run.out, sweep_files(dataset.trigger), inputs, trained)
     # two sources of one character are two runs, however alike they are asked for
     source_digest = digest([[one.adapter.sha256 for one in training.checkpoints], dataset.digest])
     workspace = Workspace(run.character, run.profile, home, starts_from=source_digest)

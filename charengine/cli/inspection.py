@@ -157,18 +157,18 @@ def compare(
 ) -> None:
     """What differs between runs: settings, pick, identity, adherence, curves and pictures; a table and a page."""
     from charengine.machine.home import find_home
+    from charengine.machine.ledger import write_own
     from charengine.machine.places import check_file
     from charengine.machine.shared import open_store
     from charengine.run.earlier_runs import still_there
     from charengine.run.folder import read_run
     from charengine.stages.report.compare import compare_html, compare_text, comparison
-    from charengine.writing import write_atomically
 
     place = check_file(out, "--out", rewritten=out.parent / "compare.html")
     records = [read_run(run) for run in runs]
     with still_there(*runs):
         page = compare_html(records, open_store(find_home()))
-    write_atomically(place, page.encode())
+    write_own(place.parent, {place: page.encode()})
     if as_json:
         say_json({"runs": comparison(records), "page": str(out.absolute())})
         return

@@ -14,6 +14,7 @@ from charengine.cli.run import ProfileOption, ReferenceOption, SetOption
 from charengine.errors import BadInput
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import find_home, in_work_folder
+from charengine.machine.ledger import write_own
 from charengine.machine.shared import open_store
 from charengine.wording import file_stem
 
@@ -56,13 +57,13 @@ def sheet(
     )
     if out.suffix.lower() not in ("", ".png"):
         raise BadInput(f"--out {out}: the sheet is a PNG picture; let the name end in .png")
-    out = check_file(in_work_folder(str(out)), "--out")
+    out = check_file(in_work_folder(str(out)), "--out", inputs=[in_work_folder(reference)] if reference else [])
     workspace = _workspace_for(request, out.parent)
     from charengine.run.running import run
     from charengine.stages.sheet.draw import DRAWN_SHEET
 
     record = run(DRAWN_SHEET, workspace, *workspace.drawn_from)
-    say(str(workspace.store.export(record.image, out)))
+    say(str(write_own(out.parent, {out: record.image}, workspace.store)[0]))
     _warn(record.warnings)
 
 
@@ -76,10 +77,12 @@ def crop(
     _must_exist(file)
     chosen, store = _opened(profile, settings, out)
     from charengine.run.folder import write_views
+    from charengine.run.outputs import check_names, views_files
     from charengine.run.running import run
     from charengine.stages.crop import CROP
     from charengine.stages.sheet.given import GIVEN_SHEET
 
+    check_names(out, views_files(), [file])
     workspace = _workspace(_whoever(), chosen)
     taken = run(GIVEN_SHEET, workspace, file)
     views = run(CROP, workspace, taken)
@@ -104,13 +107,15 @@ def expand(
     overrides = (f"expand.count={count}", *settings)
     request = RunRequest(prompt, class_noun=class_noun, seed=seed, profile=profile, overrides=overrides)
     workspace = _workspace_for(request, folder)
-    from charengine.dataset.folder import read_expansion
+    from charengine.dataset.folder import extra_files
     from charengine.dataset.reading import read_views
     from charengine.run.folder import write_expansion
+    from charengine.run.outputs import check_names, expansion_files
     from charengine.run.running import run
     from charengine.stages.expand.stage import EXPAND
 
-    read_expansion(folder)  # a damaged one is said before anything is drawn
+    earlier = [str(path.relative_to(folder)) for path in extra_files(folder)]  # a damaged note of them is said, too
+    check_names(folder, dict.fromkeys((*earlier, *expansion_files(workspace.profile.expand))), label="")
     record = run(EXPAND, workspace, read_views(folder, workspace.store))
     for path in write_expansion(record, folder, workspace.store):
         say(str(path))
@@ -136,17 +141,25 @@ def caption(
     _must_be_folder(folder)
     request = RunRequest(prompt, name, class_noun, trigger, profile=profile, overrides=tuple(settings))
     workspace = _workspace_for(request, folder)
+    from charengine.dataset.folder import saying
     from charengine.dataset.reading import picture_of, read_extras, read_views
-    from charengine.run.running import run
+    from charengine.records import VIEWS, DatasetRecord
+    from charengine.run.outputs import check_captions
+    from charengine.run.running import key_of, run
     from charengine.stages.caption import CAPTION
-    from charengine.writing import write_atomically
 
     store = workspace.store
-    dataset = run(CAPTION, workspace, read_views(folder, store), *read_extras(folder, store))
-    for item in dataset.captions:
-        path = picture_of(folder, item.view).with_suffix(".txt")
-        write_atomically(path, (item.text + "\n").encode())
-        say(f"{path}: {item.text}")
+    extras = read_extras(folder, store)
+    pictures = (read_views(folder, store), *extras)
+    named = (*VIEWS, *(extra.view for extra in extras))
+    places = {view: picture_of(folder, view).with_suffix(".txt") for view in named}
+    known = store.result(key_of(CAPTION, workspace, *pictures), DatasetRecord)
+    check_captions(folder, places, known)
+    dataset = run(CAPTION, workspace, *pictures)
+    texts = {places[item.view]: item.text for item in dataset.captions}
+    write_own(folder, {path: f"{text}\n".encode() for path, text in texts.items()}, kept=saying(texts))
+    for path, text in texts.items():
+        say(f"{path}: {text}")
     _warn(dataset.warnings)
 
 
@@ -166,10 +179,13 @@ def train(
     _must_exist(folder)
     chosen, store = _opened(profile, settings, out)
     from charengine.dataset.reading import read_dataset
+    from charengine.run.outputs import check_names, training_files
     from charengine.run.starting_files import check_starting_files
 
     check_starting_files(chosen)
     dataset = read_dataset(folder, store, trigger, class_noun)
+    start = [Path(chosen.train.continue_from)] if chosen.train.continue_from else []
+    check_names(out, training_files(dataset.trigger, chosen.train), start)
     _warn((*dataset.views.warnings, *dataset.warnings))
     with training_bar():
         workspace = _workspace(_character_of(dataset, seed, prompt), chosen)
@@ -180,12 +196,11 @@ def train(
 
         with closing(workspace.track()):
             record = run(TRAIN, workspace, dataset)
-    last = record.checkpoints[-1]
+    last, content = record.checkpoints[-1], {}
     for point in record.checkpoints:
         mark = "" if point is last else f"-{point.step:06d}"
-        path = store.export(
-            with_base_name(point.adapter, workspace), out / f"{file_stem(record.trigger)}{mark}.safetensors"
-        )
+        content[out / f"{file_stem(record.trigger)}{mark}.safetensors"] = with_base_name(point.adapter, workspace)
+    for path, point in zip(write_own(out, content, store), record.checkpoints, strict=True):
         say(f"{path}  step {point.step}, loss {point.loss:.4f}")
     _warn(record.warnings)
 
@@ -206,6 +221,7 @@ def sweep(
     chosen, store = _opened(profile, settings, out)
     from charengine.run.earlier_runs import description, sweep_inputs
     from charengine.run.folder import write_adapters, write_pictures, write_sweep
+    from charengine.run.outputs import adapter_files, check_names, sweep_files
     from charengine.run.running import run
     from charengine.stages.sweep.stage import SWEEP
     from charengine.tracking.protocol import closing
@@ -213,6 +229,9 @@ def sweep(
     training, dataset = sweep_inputs(
         adapter, store, chosen, views=views, sheet=sheet, trigger=trigger, class_noun=class_noun
     )
+    trained = {adapter_files(training.trigger)[0]: training.checkpoints[-1].adapter.sha256}
+    inputs = [path for path in (adapter, sheet) if path and files.is_file(path)]
+    check_names(out, sweep_files(training.trigger), inputs, trained)
     workspace = _workspace(_character_of(dataset, seed, description(adapter)), chosen)
     with closing(workspace.track()):
         record = run(SWEEP, workspace, training, dataset)
@@ -244,7 +263,7 @@ def report(
     store = open_store(find_home())
     with still_there(run):
         page = write_report(record, store).html
-    say(str(store.export(page, out)))
+    say(str(write_own(out.parent, {out: page}, store)[0]))
 
 
 def _workspace_for(request: RunRequest, out: Path) -> Workspace:

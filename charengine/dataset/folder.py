@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from charengine import files
 from charengine.dataset.digest import dataset_digest
 from charengine.errors import BadInput
-from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, ViewRecord
+from charengine.machine.ledger import digest_of_content, must_be_own, own, write_own
+from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, Ref, ViewRecord
 from charengine.store import Store
 from charengine.wording import CONTROL, file_stem, holds_word, shows
-from charengine.writing import write_atomically
 
 REPEATS = 10  # kohya reads it from the folder's name; our own training counts steps instead
 CAPTIONS = (".txt", ".caption")  # endings of caption files; the second is what kohya's scripts look for unless told
@@ -30,21 +31,39 @@ def export_dataset(dataset: DatasetRecord, folder: Path, store: Store) -> list[P
     Returns:
         Absolute paths: image, caption, mask, view by view.
     """
-    forget_extras(folder)
     texts = {caption.view: caption.text for caption in dataset.captions}
     held_out = {extra.view for extra in dataset.held_out}
-    paths = []
+    content: dict[Path, Ref | bytes] = {}
+    said = {}
     pictures: list[ViewRecord | ExtraView] = [*dataset.views.views, *dataset.extras]
     for view in pictures:
         place = folder / (HELD_OUT_FOLDER if view.view in held_out else subset_name(dataset))
-        paths.append(store.export(view.image, place / f"{view.view}.png"))
-        sidecar = place / f"{view.view}.txt"
-        write_atomically(sidecar, (texts[view.view] + "\n").encode())
-        paths.append(sidecar.resolve())
-        paths.append(store.export(view.alpha, folder / MASKS / f"{view.view}.png"))
+        content[place / f"{view.view}.png"] = view.image
+        said[sidecar := place / f"{view.view}.txt"] = texts[view.view]
+        content[sidecar] = (texts[view.view] + "\n").encode()
+        content[folder / MASKS / f"{view.view}.png"] = view.alpha
+    paths = [*content]
     if dataset.extras:
-        write_atomically(folder / EXPANSION, ExpansionRecord(views=dataset.extras).model_dump_json(indent=2).encode())
-    return paths
+        content[folder / EXPANSION] = ExpansionRecord(views=dataset.extras).model_dump_json(indent=2).encode()
+    kept = saying(said)
+    edited = {caption.view for caption in dataset.captions if caption.edited}
+    theirs = {path for path in kept if path.stem in edited}  # stay as they are, the user's
+    content = {path: data for path, data in content.items() if path not in theirs}
+    gone = [path for path in forgettable(folder, kept) if path not in theirs]
+    own(folder, {path: digest_of_content(data) for path, data in content.items()}, kept)
+    remove(gone)
+    write_own(folder, content, store, kept)
+    return [path.resolve() for path in paths]
+
+
+def saying(texts: Mapping[Path, str]) -> set[Path]:
+    """The caption files that say these texts already, however they are laid out: writing them again takes nothing from anybody."""
+    found = set()
+    for path, text in texts.items():
+        with suppress(BadInput):
+            if files.is_file(path) and read_caption(path) == text:
+                found.add(path)
+    return found
 
 
 def read_expansion(folder: Path) -> ExpansionRecord | None:
@@ -66,14 +85,33 @@ def read_expansion(folder: Path) -> ExpansionRecord | None:
     return expansion
 
 
-def forget_extras(folder: Path) -> None:
-    """Remove the more views that were written to a folder before, so that they do not mix with those written next."""
+def forgettable(folder: Path, kept: Container[Path] = ()) -> list[Path]:
+    """The more views that were written to a folder before: they go before others are written, so that they do not mix.
+
+    Raises:
+        BadInput: one was changed since, and is not among those that are kept in what is written next.
+    """
+    gone = extra_files(folder)
+    must_be_own(folder, [path for path in gone if path not in kept])
+    return gone
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files that are there."""
+    for path in paths:
+        files.asked(path, path.unlink)
+
+
+def extra_files(folder: Path) -> list[Path]:
+    """What was written to a folder of more views: pictures, masks, captions and `expansion.json`."""
     expansion = read_expansion(folder)
-    for extra in expansion.views if expansion else ():
-        for path in folder.rglob(refused_name(extra) if extra.fate == "refused" else f"{extra.view}.*"):
-            if path.suffix in (".png", ".txt"):
-                files.asked(path, path.unlink)
-    (folder / EXPANSION).unlink(missing_ok=True)
+    if expansion is None:
+        return []
+    found = [folder / EXPANSION]
+    for extra in expansion.views:
+        named = folder.rglob(refused_name(extra) if extra.fate == "refused" else f"{extra.view}.*")
+        found += [path for path in named if path.suffix in (".png", ".txt")]
+    return [*dict.fromkeys(found)]
 
 
 def refused_name(extra: ExtraView) -> str:
@@ -145,9 +183,9 @@ def read_caption(path: Path) -> str:
 
 def subset_name(dataset: DatasetRecord) -> str:
     """kohya's name for a folder of pictures: how often they count, and what they show."""
-    return f"{REPEATS}_{file_stem(dataset.trigger)} {_file_words(dataset.class_noun)}"
+    return f"{REPEATS}_{file_stem(dataset.trigger)} {file_words(dataset.class_noun)}"
 
 
-def _file_words(text: str) -> str:
+def file_words(text: str) -> str:
     """The text as part of a file name: letters, digits, spaces and hyphens."""
     return " ".join(re.sub(r"[^A-Za-z0-9 -]", " ", text).split()) or "character"

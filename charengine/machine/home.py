@@ -25,6 +25,14 @@ FILES = (
 )  # fmt: skip
 LISTED = {"locks": ".lock", "store/results": ".json"}  # folders of files that end so
 WORK_FOLDER = "CHARENGINE_WORK_FOLDER"
+OWN_FILES = (
+    "keys",
+    "up.json",
+    "ports.json",
+    "plans.json",
+    "predictions.json",
+    "fingerprints.json",
+)  # in the home itself
 STARTED_BY_WORKER = "PREFECT__FLOW_RUN_ID"  # set by Prefect in the process of a flow run
 
 
@@ -90,7 +98,7 @@ class Home:
         return self.root / "ports.json"
 
     def holds(self, path: Path) -> bool:
-        """Whether a path is the home, or one of the engine's own folders in it, or inside of one.
+        """Whether a path is the home, or one of the engine's own files and folders in it, or inside of one.
 
         Raises:
             BadInput: it cannot be told.
@@ -98,7 +106,8 @@ class Home:
         own = (self.store, self.state, self.locks, self.inbox, self.known_runs, self.mlflow, self.prefect, self.logs)
         place = real(path)
         inside = {real(folder) for folder in (*own, self.temporary, self.root / "tokenizers")} & {place, *place.parents}
-        return bool(inside) or place == real(self.root)
+        root = real(self.root)
+        return bool(inside) or place == root or (place.parent == root and place.name in OWN_FILES)
 
     def problems(self) -> list[str]:
         """What lies where the home keeps something of another kind: a line for each file in a folder's place, and the other way round."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from charengine import files
 from charengine.errors import BadInput
 from charengine.machine.home import Home, find_home
 from charengine.machine.known_runs import CLAIM, RECORDS
+from charengine.machine.ledger import overwriting
 from charengine.wording import CONTROL, shows
 
 MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
@@ -35,16 +37,18 @@ def check_folder(folder: Path, label: str) -> Path:
     return folder
 
 
-def check_file(path: Path, label: str, rewritten: Path | None = None) -> Path:
+def check_file(path: Path, label: str, rewritten: Path | None = None, inputs: Iterable[Path] = ()) -> Path:
     """Where the file is to be written: the path, or what it links to; nothing is left behind.
 
     Args:
         path: as the user gave it.
         label: the option.
         rewritten: a file of a run that may be written again.
+        inputs: files that the command reads.
 
     Raises:
-        BadInput: it cannot be written, lies in one of the home's own folders, or would replace a device, a pipe, or a run's own file.
+        BadInput: it cannot be written, is or lies in one of the home's own, or would replace a device, a pipe, a run's own file, or what
+            is not the engine's.
     """
     place = files.real(path) if files.is_link(path) else path
     if files.is_dir(place):
@@ -59,6 +63,8 @@ def check_file(path: Path, label: str, rewritten: Path | None = None) -> Path:
     own = rewritten and files.real(rewritten.parent) / rewritten.name  # which may be a link itself
     if real != own and (run := _run_above(real, (CLAIM, *RECORDS))):
         raise BadInput(f"{label} {path}: is a file of the run in {run} and would be lost; give another name")
+    if problems := overwriting([place], label, place.parent, inputs):
+        raise BadInput(problems[0])
     return place
 
 

@@ -12,13 +12,13 @@ from charengine.adapter.card import LICENCES, Shown, civitai_info, pick_facts, r
 from charengine.adapter.header import STRENGTH, header_of
 from charengine.config import ModelSettings
 from charengine.errors import UnsafeFile
+from charengine.machine.ledger import write_own
 from charengine.models.embedded_folders import base_folder
 from charengine.models.usage import FAMILY_NAMES
 from charengine.pictures import open_image, png
 from charengine.records import DatasetRecord, Ref, RunRecord, SweepRecord
 from charengine.store import Store
 from charengine.wording import file_stem
-from charengine.writing import write_atomically
 
 SDXL_BASE = re.compile(r"(?:^|[/\\])(?:sd_xl_base_1\.0|stable-diffusion-xl-base-1\.0)", re.IGNORECASE)
 HUB_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -93,10 +93,10 @@ def write_beside(run: RunRecord, folder: Path, store: Store) -> list[Path]:
     facts = facts_of(run.name, run.prompt, run.dataset, run.sweep, models, is_rescaled(run.sweep, store))
     if models.family == "embedded":
         facts["base_model"] = "embedded"  # a folder of this machine says nothing to whoever gets the files
-    pictures = _scenes(run.sweep, folder, store)
+    pictures = _scenes(run.sweep)
     recommended = f"{file_stem(run.trigger)}_recommended.safetensors"
-    written = [folder / shown.path for shown in pictures]
-    written.append(_write(folder / "README.md", readme(recommended, facts, pictures).encode()))
+    content: dict[str, Ref | bytes] = {shown.path: ref for shown, ref in pictures}
+    content["README.md"] = readme(recommended, facts, [shown for shown, _ in pictures]).encode()
     picture = _preview(run.sweep)
     preview_png = png(open_image(store.get(picture))) if picture else b""
     as_trained = {**facts, "recommended_strength": f"{run.sweep.pick.strength:g}"}
@@ -107,22 +107,19 @@ def write_beside(run: RunRecord, folder: Path, store: Store) -> list[Path]:
         stem = name.removesuffix(".safetensors")
         preview = f"{stem}.preview.png"
         if preview_png:
-            written.append(_write(folder / preview, preview_png))
-        info = civitai_info(name, ref.sha256, ref.size, own, preview)
-        written.append(_write(folder / f"{stem}.civitai.info", info.encode()))
-        written.append(_write(folder / f"{stem}.json", webui_json(own).encode()))
-    return written
+            content[preview] = preview_png
+        content[f"{stem}.civitai.info"] = civitai_info(name, ref.sha256, ref.size, own, preview).encode()
+        content[f"{stem}.json"] = webui_json(own).encode()
+    write_own(folder, {folder / name: data for name, data in content.items()}, store)
+    return [folder / name for name in content]
 
 
-def _scenes(sweep: SweepRecord, folder: Path, store: Store) -> list[Shown]:
-    """The four scenes as files, with their whole prompts; none for a sweep of an earlier version."""
+def _scenes(sweep: SweepRecord) -> list[tuple[Shown, Ref]]:
+    """The four scenes with their whole prompts; none for a sweep of an earlier version."""
     if sweep.words is None:
         return []
-    shown = []
-    for template, ref in zip(sweep.words.scenes, sweep.words.drawn, strict=True):
-        store.export(ref, folder / ref.name)
-        shown.append(Shown(ref.name, template.replace("{subject}", sweep.words.recommended_prompt)))
-    return shown
+    prompts = [template.replace("{subject}", sweep.words.recommended_prompt) for template in sweep.words.scenes]
+    return [(Shown(ref.name, prompt), ref) for prompt, ref in zip(prompts, sweep.words.drawn, strict=True)]
 
 
 def _preview(sweep: SweepRecord) -> Ref | None:
@@ -130,8 +127,3 @@ def _preview(sweep: SweepRecord) -> Ref | None:
     if sweep.words:
         return sweep.words.drawn[0]
     return next((ref for row in range(len(sweep.prompts)) if (ref := sweep.picture(sweep.pick.metrics, row))), None)
-
-
-def _write(path: Path, data: bytes) -> Path:
-    write_atomically(path, data)
-    return path

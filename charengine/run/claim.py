@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from charengine import files
 from charengine.errors import BadInput, EngineError
 from charengine.machine.known_runs import CLAIM
+from charengine.machine.ledger import LEDGER, begin
 from charengine.wording import slug
 from charengine.writing import create_atomically, remove_leftovers, write_atomically
 
@@ -42,8 +43,9 @@ def claimed(run: CheckedRun) -> Iterator[CheckedRun]:
         yield run
     except BaseException:
         with suppress(OSError, EngineError):
-            if [path.name for path in files.entries(run.out)] == [CLAIM]:
-                (run.out / CLAIM).unlink()
+            if {path.name for path in files.entries(run.out)} <= {CLAIM, LEDGER}:
+                for name in (CLAIM, LEDGER):
+                    (run.out / name).unlink(missing_ok=True)
                 run.out.rmdir()
         raise
 
@@ -97,6 +99,7 @@ def _taken(out: Path, character: Character) -> bool:
     mine = identity_of(character.name, character.prompt)
     owner = owner_of(out)
     if owner is None:
+        begin(out)
         record = json.dumps({"name": character.name, "prompt": character.prompt}).encode()
         create_atomically(out / CLAIM, record)
         if owner_of(out) is None:  # cut off by a kill, where a file system has no hard links

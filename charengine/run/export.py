@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import uuid
 import zipfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def export(run_folder: Path, target: Path, store: Store) -> Path:
         os.replace(aside, target)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # a path through a file, or a name that is too long: there is nothing
+            aside.unlink(missing_ok=True)
         raise BadInput(f"cannot write {target}: {error.strerror or error}; name another place with --to") from error
     return target.absolute()
 

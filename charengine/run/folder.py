@@ -19,12 +19,14 @@ from charengine.dataset.folder import (
     EXPANSION,
     HELD_OUT_FOLDER,
     export_dataset,
-    forget_extras,
+    forgettable,
     refused_name,
+    remove,
     subset_name,
     with_edits,
 )
 from charengine.errors import BadInput
+from charengine.machine.ledger import digest_of_content, foreign, own, write_own
 from charengine.mistakes import explain
 from charengine.records import (
     DatasetRecord,
@@ -54,34 +56,38 @@ MARKER = ".charengine.json"  # which caption stage wrote the sidecars, and what 
 
 def write_sheet(sheet: SheetRecord, out: Path, store: Store) -> Path:
     """`sheet.png` (or the given file's own format), and `reference.png` where it was drawn from a picture."""
-    if sheet.reference:
-        store.export(sheet.reference, out / "reference.png")
-    return store.export(sheet.image, out / f"sheet{Path(sheet.image.name).suffix or '.png'}")
+    content: dict[Path, Ref | bytes] = {out / "reference.png": sheet.reference} if sheet.reference else {}
+    content[out / f"sheet{Path(sheet.image.name).suffix or '.png'}"] = sheet.image
+    return write_own(out, content, store)[-1]
 
 
 def write_views(views: ViewsRecord, folder: Path, store: Store) -> list[Path]:
     """`front.png`… with their masks, and the sheet with the boxes that were found."""
-    if views.overlay:
-        store.export(views.overlay, folder / "overlay.png")
-    for view in views.views:
-        store.export(view.alpha, folder / f"{view.view}.alpha.png")
-    return [store.export(view.image, folder / f"{view.view}.png") for view in views.views]
+    content: dict[Path, Ref | bytes] = {folder / "overlay.png": views.overlay} if views.overlay else {}
+    content |= {folder / f"{view.view}.alpha.png": view.alpha for view in views.views}
+    content |= {folder / f"{view.view}.png": view.image for view in views.views}
+    return write_own(folder, content, store)[-len(views.views) :]
 
 
 def write_expansion(expansion: ExpansionRecord, folder: Path, store: Store) -> list[Path]:
     """The pictures that were kept with their masks, those held out in `held_out/`, those refused in `refused/`, and
     `expansion.json`, which says why; the paths of the kept ones."""
-    forget_extras(folder)
+    content: dict[Path, Ref | bytes] = {}
     paths = []
     for extra in expansion.views:
         if extra.fate == "refused":
-            store.export(extra.image, folder / "refused" / refused_name(extra))
+            content[folder / "refused" / refused_name(extra)] = extra.image
             continue
         place = folder / HELD_OUT_FOLDER if extra.fate == "held out" else folder
-        store.export(extra.alpha, place / f"{extra.view}.alpha.png")
-        paths.append(store.export(extra.image, place / f"{extra.view}.png"))
-    write_atomically(folder / EXPANSION, expansion.model_dump_json(indent=2).encode())
-    return paths
+        content[place / f"{extra.view}.alpha.png"] = extra.alpha
+        content[path := place / f"{extra.view}.png"] = extra.image
+        paths.append(path)
+    content[folder / EXPANSION] = expansion.model_dump_json(indent=2).encode()
+    gone = forgettable(folder)
+    own(folder, {path: digest_of_content(data) for path, data in content.items()})
+    remove(gone)
+    write_own(folder, content, store)
+    return [path.resolve() for path in paths]
 
 
 def take_edits(dataset: DatasetRecord, out: Path, caption_key: str) -> DatasetRecord:
@@ -117,6 +123,12 @@ def write_dataset(dataset: DatasetRecord, out: Path, store: Store, caption_key: 
     marker = {"caption_key": caption_key, "edited": edited, "captions": written}
     write_atomically(folder / MARKER, json.dumps(marker).encode())
     return captions
+
+
+def captions_of(out: Path) -> set[Path]:
+    """The caption files that were written to a run's folder: edits in them are taken into the run, or set aside."""
+    captions = _read_marker(out / "dataset").get("captions")
+    return {out / "dataset" / str(name) for name in (captions if isinstance(captions, dict) else {})}
 
 
 def edited_captions(out: Path) -> set[Path]:
@@ -171,43 +183,61 @@ def _forget_subsets(folder: Path, dataset: DatasetRecord) -> None:
         path = folder / subset / file
         if files.is_link(path.parent) or _differs(path, text) or not files.is_file(path):
             continue
-        for gone in (path, path.with_suffix(".png")):
-            gone.unlink(missing_ok=True)
+        for gone in (path, picture := path.with_suffix(".png")):
+            if gone != picture or not foreign([picture], {}):
+                gone.unlink(missing_ok=True)
         with suppress(OSError):  # something of the user's is in it
             path.parent.rmdir()
 
 
 def write_adapters(sweep: SweepRecord, trigger: str, out: Path, store: Store) -> tuple[Path, Path]:
     """The adapter as trained, and as recommended."""
-    folder = out / "adapters"
-    trained = store.export(sweep.adapter, folder / f"{file_stem(trigger)}.safetensors")
-    recommended = store.export(sweep.recommended_adapter, folder / f"{file_stem(trigger)}_recommended.safetensors")
+    stem = out / "adapters" / file_stem(trigger)
+    content: dict[Path, Ref | bytes] = {
+        stem.with_name(f"{stem.name}.safetensors"): sweep.adapter,
+        stem.with_name(f"{stem.name}_recommended.safetensors"): sweep.recommended_adapter,
+    }
+    trained, recommended = write_own(out, content, store)
     return trained, recommended
 
 
 def write_pictures(sweep: SweepRecord, out: Path, store: Store) -> list[Path]:
     """The contact sheet, and the plot of identity against adherence."""
     wanted: list[tuple[Ref | None, str]] = [(sweep.contact_sheet, "contact_sheet"), (sweep.plot, "trade_off")]
-    return [store.export(ref, out / f"{stem}{Path(ref.name).suffix}") for ref, stem in wanted if ref]
+    return write_own(out, {out / f"{stem}{Path(ref.name).suffix}": ref for ref, stem in wanted if ref}, store)
 
 
 def write_sweep(sweep: SweepRecord, out: Path) -> Path:
     """`sweep.json`: every cell and the pick."""
-    path = out / "sweep.json"
-    write_atomically(path, sweep.model_dump_json(indent=2).encode())
-    return path.resolve()
+    return write_own(out, {out / "sweep.json": sweep.model_dump_json(indent=2).encode()})[0]
 
 
 def write_report(report: ReportRecord, run: RunRecord, out: Path, store: Store) -> Path:
     """`report.html`, `run.json`, from which it can be rebuilt, and what lies beside the adapters."""
     write_beside(run, out / "adapters", store)
-    write_atomically(out / "run.json", run.model_dump_json(indent=2).encode())
-    return store.export(report.html, out / REPORT)
+    if says_nothing(record := out / "run.json"):
+        log.warning("%s says nothing and was moved to %s", record, _set_aside(record, "run-damaged.json"))
+    content: dict[Path, Ref | bytes] = {
+        out / "run.json": run.model_dump_json(indent=2).encode(),
+        out / REPORT: report.html,
+    }
+    return write_own(out, content, store)[-1]
+
+
+def says_nothing(record: Path) -> bool:
+    """Whether a `run.json` is torn: its folder is nobody's. Another program's record is somebody's."""
+    if not files.is_file(record):
+        return False
+    try:
+        told = json.loads(files.asked(record, record.read_bytes))
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(told, dict) or not isinstance(told.get("prompt", ""), str)
 
 
 def write_result(result: RunResult, out: Path) -> None:
     """`result.json`, the sign that the folder is complete."""
-    write_atomically(out / RESULT, result.model_dump_json(indent=2).encode())
+    write_own(out, {out / RESULT: result.model_dump_json(indent=2).encode()})
 
 
 def read_result(out: Path) -> RunResult:

@@ -11,6 +11,7 @@ from typing import Any
 
 from charengine import files
 from charengine.errors import BadInput, StoreCorrupt
+from charengine.machine.ledger import LEDGER, own
 from charengine.records import Record, Ref, RunResult
 from charengine.run.folder import RESULT, edited_captions, read_result, write_result
 from charengine.store import Store
@@ -92,15 +93,16 @@ def fetch(flow_run: str, out: Path, store: Store) -> RunResult:
     if kept is None or RESULT not in kept.files:
         raise BadInput(f"the store {store.url} holds no folder of run {flow_run}; run the character again")
     edited = edited_captions(out)
+    for name in kept.files:
+        if not _is_below(out / name, out):
+            raise BadInput(f"run {flow_run} names a file outside of its folder: {name!r}")
+    here = {out / name: ref for name, ref in kept.files.items() if name != LEDGER and out / name not in edited}
+    own(out, {path: ref.sha256 for path, ref in here.items() if not path.name.startswith(".")})
     try:
-        for name, ref in sorted(kept.files.items(), key=lambda item: item[0] == RESULT):
-            path = out / name
-            if path in edited:
-                log.warning("%s was edited here and stays; the run on another machine did not know of it", path)
-            elif not _is_below(path, out):
-                raise BadInput(f"run {flow_run} names a file outside of its folder: {name!r}")
-            else:
-                write_atomically(path, store.get(ref))
+        for path in sorted(edited):
+            log.warning("%s was edited here and stays; the run on another machine did not know of it", path)
+        for path, ref in sorted(here.items(), key=lambda item: item[0] == out / RESULT):
+            write_atomically(path, store.get(ref))
     except StoreCorrupt as error:
         raise BadInput(str(error)) from error
     result = _moved(read_result(out), Path(kept.folder), out)

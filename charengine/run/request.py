@@ -23,6 +23,7 @@ from charengine.mistakes import explain
 from charengine.pictures import picture_problems
 from charengine.run.claim import free_folder, identity_of, others_run, owner_of
 from charengine.run.keys import path_digest
+from charengine.run.outputs import run_problems
 from charengine.run.paths import absolute_file, absolute_override, absolute_profile, profile_as_named
 from charengine.run.starting_files import starting_problems
 from charengine.wording import file_stem, slug, unaccented, unmarked
@@ -104,13 +105,14 @@ class CheckedRun:
         ).as_parameters()
 
 
-def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
+def check(request: RunRequest, home: Home, *, whole: bool = True, writes_run: bool = True) -> CheckedRun:
     """The request in checked form.
 
     Args:
         request: what was asked for.
         home: the folder that outlives runs.
         whole: False for one stage alone, which may write anywhere, also beside another character's run.
+        writes_run: False for who writes other files than those of a run, and looks what is in their way.
 
     Raises:
         ConfigError: everything that is wrong with it, one line each.
@@ -131,6 +133,8 @@ def check(request: RunRequest, home: Home, *, whole: bool = True) -> CheckedRun:
         problems += starting_problems(profile)
         problems += _sweep_problems(profile) if whole else []
         problems += space_problems({out, home.root}, profile.models.family)
+    if whole and writes_run and profile and character and not problems:  # the folder can be asked
+        problems += run_problems(out, profile, character, sheet, reference)
     if problems or character is None or profile is None:
         raise ConfigError(problems)
     return CheckedRun(

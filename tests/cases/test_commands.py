@@ -31,7 +31,8 @@ COMMANDS = (
     (f"sweep outside.safetensors {SWEEP}", "'../../outside' is not allowed"),
     (f"sweep half.safetensors {SWEEP}", "incomplete"),
     ("sheet orc --out {here}/sheet.png", STAGE),
-    ("caption {here}/views --name A --prompt orc", STAGE),
+    ("caption views --name A --prompt orc", "front.txt, side.txt, back.txt are not as Character Engine wrote them"),
+    ("caption {here}/bare --name A --prompt orc", STAGE),
 )
 
 
@@ -39,6 +40,8 @@ COMMANDS = (
 def folder(tmp_path: Path, tiny_settings: tuple[str, ...]) -> Path:
     """Where the commands are given, with everything they name."""
     _, masked, classes = (write_views(tmp_path / name, "griqul, woman") for name in ("views", "masked", "classes"))
+    for caption in write_views(tmp_path / "bare", "griqul, woman").glob("*.txt"):
+        caption.unlink()
     (masked / "front.alpha.png").write_bytes(b"no mask")
     (classes / "side.txt").write_bytes(b"na\xefve")
     (tmp_path / "dup.yaml").write_text("- name: A\n  name: B\n  prompt: an orc\n")

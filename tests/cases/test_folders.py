@@ -14,9 +14,10 @@ from run_samples import doll, png, sample_dataset
 
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home
+from charengine.machine.ledger import LEDGER
 from charengine.run.cast import check_cast
 from charengine.run.claim import CLAIM, claim, claimed
-from charengine.run.folder import take_edits, write_dataset
+from charengine.run.folder import says_nothing, take_edits, write_dataset
 from charengine.run.request import CheckedRun, RunRequest, check, name_from_prompt, usual_name
 from charengine.store import Store
 
@@ -70,6 +71,7 @@ def test_a_damaged_claim_is_nobodys(work: Path, record: str) -> None:
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(record)
     assert claim(checked(COAT)).out == folder
+    assert says_nothing(folder / "run.json")
 
 
 def test_whoever_comes_second_meanwhile_moves_on_or_is_refused(work: Path) -> None:
@@ -99,7 +101,7 @@ def test_two_processes_at_once_get_two_folders(work: Path) -> None:
         process.stdin.flush()
     names = {process.communicate()[0].strip() for process in started}
     assert names == {"orc-woman-blue", "orc-woman-blue-2"}
-    assert sorted(path.name for path in (work / "runs" / "orc-woman-blue").iterdir()) == [CLAIM]
+    assert sorted(path.name for path in (work / "runs" / "orc-woman-blue").iterdir()) == [LEDGER, CLAIM]
 
 
 def test_a_run_that_fails_before_it_made_anything_leaves_nothing(work: Path) -> None:

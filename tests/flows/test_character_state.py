@@ -33,10 +33,15 @@ def test_the_end_of_a_character_says_the_pick_and_its_caller_has_the_result(
     prefect: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = SimpleNamespace(checkpoint_step=300, strength=0.8, recommended_prompt="ohw orc")
-    anything = SimpleNamespace(begin=lambda *_: None, out=Path(), tracker=None, alone=nullcontext)
+    anything = SimpleNamespace(begin=lambda *_: None, character=None, out=Path(), tracker=None, alone=nullcontext)
     for name in ("showing", "claimed", "closing"):
         monkeypatch.setattr(module, name, lambda *_: nullcontext(anything))
-    for name, given in (("_prepare", (anything, anything)), ("track", None), ("make_character", made)):
+    for name, given in (
+        ("_prepare", (anything, anything)),
+        ("check_run", None),
+        ("track", None),
+        ("make_character", made),
+    ):
         monkeypatch.setattr(module, name, lambda *_, given=given: given)
     assert character(prompt="an orc", return_state=True).message == "step 300 at strength 0.8; say 'ohw orc'"
     assert character(prompt="an orc") == made

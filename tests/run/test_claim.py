@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from charengine.config import Character
+from charengine.machine.ledger import LEDGER
 from charengine.profiles.loading import load_profile
 from charengine.run.claim import CLAIM, claim
 from charengine.run.request import CheckedRun
@@ -33,7 +34,7 @@ def test_what_a_process_left_that_was_killed_while_it_claimed_goes(tmp_path: Pat
     claim(asked(out))
     (out / f".{CLAIM}.{_host()}-7777777-0123abcd.tmp").write_bytes(b"{")
     assert claim(asked(out)).out == out
-    assert [path.name for path in out.iterdir()] == [CLAIM]
+    assert {path.name for path in out.iterdir()} == {CLAIM, LEDGER}
 
 
 def test_another_prompts_run_goes_beside_it(tmp_path: Path) -> None:

@@ -180,3 +180,12 @@ def test_what_is_left_out_is_said_and_a_place_that_cannot_be_meant_is_refused(ho
         with pytest.raises(BadInput, match=told):
             export(folder, target, store)
         assert not target.exists()
+
+
+def test_a_path_that_cannot_be_written_is_told_and_no_defect(home, store, tmp_path) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    (tmp_path / "file").write_text("mine")
+    for target in (tmp_path / "file" / "x", tmp_path / f"{'x' * 238}.zip"):
+        with pytest.raises(BadInput, match="cannot write .*name another place with --to"):
+            export(folder, target, store)
+    assert (tmp_path / "file").read_text() == "mine"

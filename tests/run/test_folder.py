@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from run_samples import doll, png, sample_run
 
+from charengine import files
 from charengine.errors import BadInput
 from charengine.records import ExpansionRecord, ExtraView, ReportRecord, RunRecord, RunResult
 from charengine.run import folder
@@ -164,4 +165,11 @@ def test_the_picture_that_a_sheet_was_drawn_from_lies_beside_it(run: RunRecord, 
     folder.write_sheet(run.sheet.model_copy(update={"reference": given}), tmp_path / "with", store)
     folder.write_sheet(run.sheet, tmp_path / "without", store)
     assert (tmp_path / "with" / "reference.png").read_bytes() == png(doll((64, 192)))
-    assert [path.name for path in (tmp_path / "without").iterdir()] == ["sheet.png"]
+    assert [path.name for path in files.shown(tmp_path / "without")] == ["sheet.png"]
+
+
+def test_a_run_json_that_says_nothing_is_kept_beside_the_runs_own(run: RunRecord, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[1")
+    folder.write_report(ReportRecord(html=store.put(b"page", "report.html")), run, tmp_path, store)
+    assert (tmp_path / "run-damaged.json").read_text() == "[1"
+    assert folder.read_run(tmp_path).name == run.name

@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from charengine.writing import write_atomically
+from charengine.machine.ledger import foreign, write_own
 
 MARKUP = re.compile(r"([\\`*\[\]<>|!])")
+MOST_PAGES = 1000  # beside each other
 THUMB = 320  # pixels, longer side
 
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Cast</title><style>
@@ -48,8 +49,13 @@ def gallery_page(outcomes: list[dict[str, Any]], path: Path, note: str = "") -> 
     failed = sum(bool(outcome["error"]) for outcome in outcomes)
     above = f"<p>{html.escape(note)}</p>" if note else ""
     page = PAGE.format(thumb=THUMB, count=len(outcomes), failed=failed, note=above, sections=sections)
-    write_atomically(path, page.encode())
-    return path.resolve()
+    return write_own(path.parent, {_free(path): page.encode()})[0]
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first beside it where nothing of somebody's lies: a cast that made its characters does not fail for its page."""
+    beside = (path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, MOST_PAGES)))
+    return next((place for place in beside if not foreign([place], {})), path)
 
 
 def _section(outcome: dict[str, Any], folder: Path) -> str:

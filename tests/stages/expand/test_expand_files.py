@@ -7,6 +7,7 @@ import pytest
 from expansion_samples import Witness, captioned, expand, shifted, stranger
 from PIL import Image
 
+from charengine import files
 from charengine.dataset.digest import dataset_digest
 from charengine.dataset.folder import export_dataset, with_edits
 from charengine.dataset.reading import read_extras
@@ -79,7 +80,7 @@ def test_more_views_of_an_earlier_run_are_gone_from_the_folder_when_there_are_no
     first = captioned(views, store, expand(views, store, shifted, count=4)[0], Witness())
     export_dataset(first, tmp_path / "out", store)
     export_dataset(captioned(views, store, ExpansionRecord(views=()), Witness()), tmp_path / "out", store)
-    left = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
+    left = sorted(str(path.relative_to(tmp_path / "out")) for path in files.below(tmp_path / "out"))
     place = "10_zorgax orc"
     assert left == sorted(
         name for view in ("front", "side", "back") for name in (f"{place}/{view}.png", f"{place}/{view}.txt", f"masks/{view}.png")
