@@ -44,6 +44,7 @@ DAMAGED = {
     "not-utf8": b"\xff\xfe{",
     "torn": b'{"pid": ',
     "kinds": b'{"pid": null, "prefect_api": 5, "folder": 7, "keys": 5, "prompt": [], "prefect": "x", "mlflow": 99999, "captions": 4}',
+    "addresses": b'{"pid": 1, "prefect_api": null, "mlflow": [5]}',
     "folder": None,
     "pipe": None,
 }
