@@ -108,7 +108,7 @@ def test_a_file_of_the_users_is_named_before_anything_runs_and_stays(
     elif mine.suffix == ".png":
         doll().save(mine)
     elif not mine.exists():
-        mine.write_text("mine")
+        mine.write_text('{"name": "mine"}')
     before = content(folder)
     done = cli(*command.split())
     assert done.returncode == 2, done.stderr
