@@ -38,10 +38,13 @@ def database_problem(path: Path) -> str:
 
 
 def prefect_database(home: Home) -> Path | None:
-    """The file of a Prefect server that is started here; None where the user named a database of another kind or place."""
+    """The file of a Prefect server that is started here; None where the user named a database of another kind or place, or none that can be."""
     if os.environ.get("PREFECT_SERVER_DATABASE_CONNECTION_URL"):
         return None
-    return files.expanded(os.environ.get("PREFECT_HOME") or home.prefect) / "prefect.db"
+    try:
+        return files.expanded(os.environ.get("PREFECT_HOME") or home.prefect) / "prefect.db"
+    except BadInput:
+        return None  # charengine/machine/variables.py tells it
 
 
 def database_problems(home: Home) -> list[str]:
