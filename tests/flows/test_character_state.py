@@ -45,3 +45,18 @@ def test_the_end_of_a_character_says_the_pick_and_its_caller_has_the_result(
         monkeypatch.setattr(module, name, lambda *_, given=given: given)
     assert character(prompt="an orc", return_state=True).message == "step 300 at strength 0.8; say 'ohw orc'"
     assert character(prompt="an orc") == made
+
+
+def test_a_file_of_the_users_ends_a_run_before_its_folder_is_claimed(
+    prefect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("adapters/zorgax.safetensors is not as Character Engine wrote it")
+
+    anything = SimpleNamespace(begin=lambda *_: None, character=None, alone=nullcontext)
+    monkeypatch.setattr(module, "showing", lambda *_: nullcontext(anything))
+    monkeypatch.setattr(module, "_prepare", lambda *_: (anything, anything))
+    monkeypatch.setattr(module, "check_run", refuse)
+    monkeypatch.setattr(module, "claimed", lambda *_: pytest.fail("claimed"))
+    with pytest.raises(ConfigError, match="zorgax"):
+        character(prompt="an orc")
