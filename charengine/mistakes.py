@@ -18,6 +18,7 @@ from charengine.misspelt import did_you_mean, no_such, shown_value
 
 KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 SECTION = "a section with settings, e.g. train: {steps: 800}"
+MOST = 30  # mistakes told of one thing: a list of thousands can be wrong in each
 NEEDED = {  # by the start of pydantic's type of error, where the field itself is not found
     "string": "text",
     "int": "a whole number",
@@ -44,7 +45,9 @@ def explain(
         what: the model's fields are called: a field, a setting.
         meant: more about a name that does not exist: the one that was meant, and where all are listed.
     """
-    return [_explain_one(item, model, what, meant) for item in error.errors(include_url=False)]
+    items = error.errors(include_url=False)
+    told = [_explain_one(item, model, what, meant) for item in items[:MOST]]
+    return [*told, f"and {len(items) - MOST} mistakes more"] if len(items) > MOST else told
 
 
 def _explain_one(item: Any, model: type[BaseModel] | None, what: str, meant: Callable[[str], str] | None) -> str:

@@ -156,3 +156,9 @@ def test_every_field_that_a_user_sets_has_words_for_what_it_may_hold() -> None:
             is_section = isinstance(inner, type) and issubclass(inner, Settings)
             fields = inner.model_fields if is_section else {name: field}  # type: ignore[union-attr]
             assert all(allowed_words(one) for one in fields.values()), name
+
+
+def test_of_a_list_that_is_wrong_in_each_of_thousands_some_mistakes_are_told() -> None:
+    with pytest.raises(ConfigError) as told:
+        load_profile("embedded", ["expand.kinds=[" + ",".join("1" * 2000) + "]"])
+    assert len(str(told.value)) < 20_000 and str(told.value).endswith("mistakes more")

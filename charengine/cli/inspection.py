@@ -156,7 +156,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """What differs between runs: settings, pick, identity, adherence, curves and pictures; a table and a page."""
-    from charengine.machine.home import find_home
+    from charengine.machine.home import find_home, in_work_folder
     from charengine.machine.ledger import write_own
     from charengine.machine.places import check_file
     from charengine.machine.shared import open_store
@@ -164,6 +164,7 @@ def compare(
     from charengine.run.folder import read_run
     from charengine.stages.report.compare import compare_html, compare_text, comparison
 
+    out = in_work_folder(str(out))
     place = check_file(out, "--out", rewritten=out.parent / "compare.html")
     records = [read_run(run) for run in runs]
     with still_there(*runs):

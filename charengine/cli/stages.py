@@ -75,6 +75,7 @@ def crop(
 ) -> None:
     """Cut the three views out of a sheet."""
     _must_exist(file)
+    out = in_work_folder(str(out))
     chosen, store = _opened(profile, settings, out)
     from charengine.run.folder import write_views
     from charengine.run.outputs import check_names, views_files
@@ -177,6 +178,7 @@ def train(
 ) -> None:
     """Train an adapter on a folder of captioned views; a run that was stopped continues."""
     _must_exist(folder)
+    out = in_work_folder(str(out))
     chosen, store = _opened(profile, settings, out)
     from charengine.dataset.reading import read_dataset
     from charengine.run.outputs import check_names, training_files
@@ -218,6 +220,7 @@ def sweep(
 ) -> None:
     """Try checkpoints at several strengths and pick one."""
     _must_exist(adapter)
+    out = in_work_folder(str(out))
     chosen, store = _opened(profile, settings, out)
     from charengine.run.earlier_runs import description, sweep_inputs
     from charengine.run.folder import write_adapters, write_pictures, write_sweep
@@ -258,7 +261,7 @@ def report(
     from charengine.stages.report.page import write_report
 
     listen()
-    out = check_file(out, "--out", rewritten=folder_of(run) / REPORT)
+    out = check_file(in_work_folder(str(out)), "--out", rewritten=folder_of(run) / REPORT)
     record = read_run(run)
     store = open_store(find_home())
     with still_there(run):

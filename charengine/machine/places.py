@@ -18,6 +18,7 @@ from charengine.wording import CONTROL, shows
 
 MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
 LONGEST_PART = 255  # bytes of one name in a path
+LONGEST_FILE = 180  # of a file that is written: its temporary sibling has a longer name
 OWN = ("views", "extra_views", "dataset", "adapters")  # folders of a run, in its own
 LEAST_FREE = 2**23  # bytes; with fewer, databases cannot be written
 DEEPEST = 3  # folders above a run's file, up to the run's own
@@ -31,10 +32,18 @@ def check_folder(folder: Path, label: str) -> Path:
     """
     if problems := folder_problems(folder, label) or home_problems(folder, find_home(), label):
         raise BadInput(problems[0])
-    real = files.real(folder)
-    if (run := _run_above(real, (CLAIM, RECORDS[0]))) and (real.relative_to(run).parts[:1] or OWN)[0] in OWN:
-        raise BadInput(f"{label} {folder}: the run in {run} has its own files there; give a folder of another name")
+    if problems := among_a_runs_files(folder, label, itself=True):
+        raise BadInput(problems[0])
     return folder
+
+
+def among_a_runs_files(folder: Path, label: str, *, itself: bool) -> list[str]:
+    """That a folder is one which a run keeps its files in; `itself`: or the run's own."""
+    real = files.real(folder)
+    run = _run_above(real, (CLAIM, RECORDS[0]))
+    if run is None or (real.relative_to(run).parts[:1] or (OWN if itself else ("",)))[0] not in OWN:
+        return []
+    return [f"{label} {folder}: the run in {run} has its own files there; give a folder of another name"]
 
 
 def check_file(path: Path, label: str, rewritten: Path | None = None, inputs: Iterable[Path] = ()) -> Path:
@@ -53,6 +62,8 @@ def check_file(path: Path, label: str, rewritten: Path | None = None, inputs: It
     place = files.real(path) if files.is_link(path) else path
     if files.is_dir(place):
         raise BadInput(f"{label} {path} is a folder; give the name of a file in it")
+    if len(os.fsencode(place.name)) > LONGEST_FILE:
+        raise BadInput(f"{label} {path}: the name of a file has at most {LONGEST_FILE} bytes; give a shorter one")
     if problems := folder_problems(place.parent, label) or home_problems(place, find_home(), label):
         raise BadInput(problems[0])
     if not files.exists(place):

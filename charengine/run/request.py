@@ -17,7 +17,7 @@ from charengine.config import Character, Profile
 from charengine.dataset.folder import read_expansion
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home, in_work_folder
-from charengine.machine.places import folder_problems, home_problems, space_problems
+from charengine.machine.places import among_a_runs_files, folder_problems, home_problems, space_problems
 from charengine.misspelt import did_you_mean
 from charengine.mistakes import explain
 from charengine.pictures import picture_problems
@@ -156,7 +156,11 @@ def _out(request: RunRequest, character: Character | None, home: Home, problems:
     out = place_of(request.out or f"runs/{slug(character.name if character else 'run')}", "--out", problems)
     if out is None:
         return home.root
-    found = folder_problems(out, "--out") or home_problems(out, home, "--out")
+    found = (
+        folder_problems(out, "--out")
+        or home_problems(out, home, "--out")
+        or among_a_runs_files(out, "--out", itself=False)
+    )
     problems += found
     if found or character is None:
         return out

@@ -233,3 +233,32 @@ def test_what_appears_while_a_command_works_is_not_overwritten_either(tmp_path: 
     with pytest.raises(BadInput, match="what was made until now is kept"):
         write_own(tmp_path, {tmp_path / "front.png": ref}, store)
     assert (tmp_path / "front.png").read_bytes() == b"mine" and store.get(ref) == b"new"
+
+
+def test_a_run_does_not_lie_among_the_files_of_another(folder: Path, home: Home) -> None:
+    given(folder, home)
+    for name in ("views", "dataset/deeper", "adapters"):
+        with pytest.raises(ConfigError, match="has its own files there; give a folder of another name"):
+            check(RunRequest("an orc", name="Zorga", out=str(folder / "RUN" / name)), home)
+    check(RunRequest("an orc", name="Zorga", out=str(folder / "RUN" / "another")), home)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["crop drawn.png", TRAIN.removesuffix(" --out ."), "report RUN", "compare RUN RUN", f"sweep a.safetensors {SWEEP}"],
+)
+def test_a_home_folder_that_nobody_has_is_no_name_of_a_folder(cli: Cli, folder: Path, home: Home, command: str) -> None:
+    given(folder, home)
+    (folder / "a.safetensors").write_bytes(adapter())
+    done = cli(*command.removesuffix(" --out .").split(), "--out", "~nobody-of-this-name/x")
+    assert done.returncode == 2 and "no home folder is known for it" in done.stderr, done.stderr
+    assert not list(folder.glob("~*"))
+
+
+@pytest.mark.parametrize("command", ["report RUN", "compare RUN RUN", "sheet orc"])
+def test_a_name_that_no_file_can_have_is_told_before_anything_runs(
+    cli: Cli, folder: Path, home: Home, command: str
+) -> None:
+    given(folder, home)
+    done = cli(*command.split(), "--out", "n" * 234 + ".png")
+    assert done.returncode == 2 and "at most 180 bytes" in done.stderr, done.stderr
