@@ -111,6 +111,10 @@ class Home:
 
     def problems(self) -> list[str]:
         """What lies where the home keeps something of another kind: a line for each file in a folder's place, and the other way round."""
+        try:
+            exists(self.root / FILES[0])
+        except BadInput:
+            return []  # that the home cannot be entered is one problem, which whoever writes there tells
         named = [self.root / name for name in (*FILES, *FOLDERS)]
         listed = [path for name, end in LISTED.items() for path in _ending(self.root / name, end)]
         return [problem for path in (*named, *listed) if (problem := self._problem(path))]
