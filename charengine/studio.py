@@ -139,7 +139,8 @@ class Studio:
             (refresh,) if isinstance(refresh, str) and refresh else tuple(refresh),
             str(reference or ""),
         )
-        return CharacterRun(check(request, self._home), self._home)
+        # `save` looks at its folder: until then nothing is written there
+        return CharacterRun(check(request, self._home, writes_run=False), self._home)
 
     def __repr__(self) -> str:
         return f"Studio({', '.join([repr(self.profile.name), *self._overrides])})"

@@ -157,19 +157,19 @@ def digest_of(path: Path) -> str:
 
 
 def noted(folder: Path) -> dict[str, list[str]]:
-    """Digests of what was written below a folder, by path; of a damaged ledger nothing, of a folder without one what an earlier version left."""
-    if not files.exists(folder / LEDGER):
-        return _left_by_an_earlier_version(folder)
+    """Digests of what was written below a folder, by path; without a ledger, or with a damaged one, what an earlier version's records say."""
     told = _json(folder / LEDGER)
     if not isinstance(told, dict):
-        return {}
+        return _left_by_an_earlier_version(folder)
     return {name: [*map(str, found)] for name, found in told.items() if isinstance(found, list)}
 
 
 def _is_own(path: Path, books: dict[Path, dict[str, list[str]]]) -> bool:
-    place = _plain(path)
-    digest = digest_of(place)
-    for folder in place.parents[: ABOVE + 1] if digest else ():
+    digest = digest_of(_plain(path))
+    places = dict.fromkeys(
+        (_plain(path), path.absolute())
+    )  # a folder may have been moved, and linked from where it was
+    for place, folder in [(one, above) for one in places for above in one.parents[: ABOVE + 1]] if digest else ():
         if folder not in books:
             books[folder] = {}
             with suppress(BadInput):  # a folder above that may not be read
@@ -250,7 +250,7 @@ def _said(lost: list[Path], label: str, folder: Path, what: str = "") -> str:
     why = (
         f"{'is' if one else 'are'} {what}"
         if what
-        else f"{'is' if one else 'are'} not as Character Engine wrote {'it' if one else 'them'}"
+        else f"{'is' if one else 'are'} not as Character Engine wrote {'it' if one else 'them'} there"
     )
     return (
         f"{f'{label} {folder}'.strip()}: {', '.join(shown)}{more} {why}, and would be overwritten: give another folder or name, or move "

@@ -5,6 +5,7 @@ adapters/README.md  adapters/scene-1.webp…  adapters/NAME.preview.png  NAME.ci
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from charengine.adapter.card import LICENCES, Shown, civitai_info, pick_facts, r
 from charengine.adapter.header import STRENGTH, header_of
 from charengine.config import ModelSettings
 from charengine.errors import UnsafeFile
-from charengine.machine.ledger import write_own
+from charengine.machine.ledger import digest_of_content, foreign, write_own
 from charengine.models.embedded_folders import base_folder
 from charengine.models.usage import FAMILY_NAMES
 from charengine.pictures import open_image, png
 from charengine.records import DatasetRecord, Ref, RunRecord, SweepRecord
 from charengine.store import Store
 from charengine.wording import file_stem
+
+log = logging.getLogger(__name__)
 
 SDXL_BASE = re.compile(r"(?:^|[/\\])(?:sd_xl_base_1\.0|stable-diffusion-xl-base-1\.0)", re.IGNORECASE)
 HUB_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -106,10 +109,15 @@ def write_beside(run: RunRecord, folder: Path, store: Store) -> list[Path]:
     ):
         stem = name.removesuffix(".safetensors")
         preview = f"{stem}.preview.png"
-        if preview_png:
-            content[preview] = preview_png
-        content[f"{stem}.civitai.info"] = civitai_info(name, ref.sha256, ref.size, own, preview).encode()
-        content[f"{stem}.json"] = webui_json(own).encode()
+        told = {
+            **({preview: preview_png} if preview_png else {}),
+            f"{stem}.civitai.info": civitai_info(name, ref.sha256, ref.size, own, preview).encode(),
+            f"{stem}.json": webui_json(own).encode(),
+        }
+        wanted = {folder / name: digest_of_content(data) for name, data in told.items()}
+        for path in (changed := foreign(wanted, wanted)):
+            log.info("%s was changed by somebody, and stays as it is", path)
+        content |= {name: data for name, data in told.items() if folder / name not in changed}
     write_own(folder, {folder / name: data for name, data in content.items()}, store)
     return [folder / name for name in content]
 

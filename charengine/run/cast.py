@@ -118,7 +118,7 @@ def _sound(entries: list[Entry], problems: list[str], source: str, home: Home | 
         found = list(entry.problems)
         if home:
             try:
-                check(entry.request, home)
+                check(entry.request, home, writes_run=False)  # a changed file in one's folder stops that one alone
             except ConfigError as error:
                 found += [problem for problem in error.problems if not entry.says(_field(problem))]
         told += [f"{source}, {entry.place} ({entry.request.name}): {problem}" for problem in found]

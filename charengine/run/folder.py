@@ -99,6 +99,13 @@ def take_edits(dataset: DatasetRecord, out: Path, caption_key: str) -> DatasetRe
     marker = _read_marker(folder)
     if marker.get("caption_key") == caption_key:
         return with_edits(dataset, folder)
+    recorded = {} if marker else _recorded_captions(out)  # a copy without its hidden files
+    if recorded and (there := with_edits(dataset, folder)) is not dataset:
+        if recorded == {caption.view: caption.text for caption in dataset.captions}:
+            return there
+        if recorded != {caption.view: caption.text for caption in there.captions}:
+            log.warning("edited captions were moved to %s", _set_aside(folder, "dataset-edited"))
+        return dataset
     written = marker.get("captions")
     changed = any(
         _differs(folder / name, text) for name, text in (written if isinstance(written, dict) else {}).items()
@@ -107,6 +114,14 @@ def take_edits(dataset: DatasetRecord, out: Path, caption_key: str) -> DatasetRe
         aside = _set_aside(folder, f"dataset-{_plain(marker.get('caption_key'))}")
         log.warning("captions edited for an earlier version of this character were moved to %s", aside)
     return dataset
+
+
+def _recorded_captions(out: Path) -> dict[str, str]:
+    """By view, the captions that a run's record says; empty where it says none."""
+    told = files.kept_object(out / "run.json").get("dataset")
+    captions = told.get("captions") if isinstance(told, dict) else ()
+    found = [one for one in captions if isinstance(one, dict)] if isinstance(captions, list) else []
+    return {str(one.get("view")): str(one.get("text")) for one in found}
 
 
 def write_dataset(dataset: DatasetRecord, out: Path, store: Store, caption_key: str) -> list[Path]:

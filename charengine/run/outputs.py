@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from charengine.run.request import CheckedRun
 
 SCENES = tuple(f"scene-{number}.webp" for number in range(1, 5))
+EDITED = "`charengine train` takes edited captions as they are; a view whose .txt file is removed is captioned anew"
 SWEPT = ("contact_sheet.png", "trade_off.png")
-BESIDE = ("{}.preview.png", "{}.civitai.info", "{}.json")  # each adapter
 
 
 def views_files() -> list[str]:
@@ -61,8 +61,7 @@ def run_files(profile: Profile, character: Character, reference: bool) -> list[s
     names += [f"dataset/{MASKS}/{view}.png" for view in VIEWS]
     names += [f"adapters/{name}" for name in ("README.md", *SCENES)]
     if trigger := character.trigger:
-        stems = (file_stem(trigger), f"{file_stem(trigger)}_recommended")
-        names += [*adapter_files(trigger), *(f"adapters/{name.format(stem)}" for stem in stems for name in BESIDE)]
+        names += adapter_files(trigger)  # what lies beside them may be changed by programs: such a one stays
     if trigger and character.class_noun:
         subset = f"dataset/{REPEATS}_{file_stem(trigger)} {file_words(character.class_noun)}"
         names += [f"{subset}/{view}{ending}" for view in VIEWS for ending in (".png", ".txt")]
@@ -145,4 +144,7 @@ def check_captions(folder: Path, places: Mapping[str, Path], known: DatasetRecor
     """
     texts = {places[caption.view]: caption.text for caption in known.captions} if known else {}
     same = saying(texts)
-    check_names(folder, [str(path.relative_to(folder)) for path in places.values() if path not in same], label="")
+    try:
+        check_names(folder, [str(path.relative_to(folder)) for path in places.values() if path not in same], label="")
+    except ConfigError as error:
+        raise ConfigError([f"{problem}. {EDITED}" for problem in error.problems]) from error

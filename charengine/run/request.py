@@ -112,7 +112,7 @@ def check(request: RunRequest, home: Home, *, whole: bool = True, writes_run: bo
         request: what was asked for.
         home: the folder that outlives runs.
         whole: False for one stage alone, which may write anywhere, also beside another character's run.
-        writes_run: False for who writes other files than those of a run, and looks what is in their way.
+        writes_run: False for who writes other files than those of a run, or asks later what is in their way.
 
     Raises:
         ConfigError: everything that is wrong with it, one line each.

@@ -15,6 +15,7 @@ from charengine.config import Character
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import OWN_FILES, Home
 from charengine.machine.ledger import write_own
+from charengine.run.cast import read_cast
 from charengine.run.outputs import check_run, run_files
 from charengine.run.request import RunRequest, check
 from charengine.stages.report.cast import gallery_page
@@ -50,7 +51,6 @@ COMMANDS = (  # and a file that each would write, which is the user's
             "run.json",
             "adapters/README.md",
             "adapters/zorgax.safetensors",
-            "adapters/zorgax_recommended.preview.png",
             "dataset/10_zorgax orc/front.txt",
             "dataset/masks/side.png",
         )
@@ -137,7 +137,7 @@ def test_a_run_names_the_file_when_its_trigger_is_known_and_the_folder_is_nobody
     run = check(RunRequest(*ORC[:1], name="Zorga", out=str(folder / "out")), home)
     whole = run.character.model_copy(update={"trigger": "zorgax", "class_noun": "orc"})
     check_run(run, whole)
-    for name in ("adapters/zorgax.json", "dataset/10_zorgax orc/back.png"):
+    for name in ("adapters/zorgax.safetensors", "dataset/10_zorgax orc/back.png"):
         (folder / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "out" / name).write_text("mine")
         with pytest.raises(ConfigError, match=f"{name} is not as Character Engine wrote it"):
@@ -188,7 +188,9 @@ def test_all_files_of_a_finished_run_are_among_those_that_are_looked_at(home: Ho
     runs.write_report(ReportRecord(html=store.put(b"page", "report.html")), record, out, store)
     written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     known = set(run_files(check(RunRequest("an orc"), home).profile, character, False))
-    assert {name for name in written - known if not Path(name).name.startswith(".")} == set()
+    told = tuple(f"{end}" for end in (".preview.png", ".civitai.info", "zorgax.json", "zorgax_recommended.json"))
+    rest = {name for name in written - known if not Path(name).name.startswith(".")}
+    assert {name for name in rest if not (name.startswith("adapters/") and name.endswith(told))} == set()
 
 
 def test_captions_that_nobody_edited_are_written_again_and_edited_ones_are_not(
@@ -216,6 +218,7 @@ def test_captions_that_nobody_edited_are_written_again_and_edited_ones_are_not(
     (tmp_path / "V" / "side.txt").write_text("mine")
     done = cli(*command)
     assert done.returncode == 2 and "side.txt is not as Character Engine wrote it" in done.stderr
+    assert "`charengine train` takes edited captions as they are" in done.stderr
     assert (tmp_path / "V" / "side.txt").read_text() == "mine"
 
 
@@ -262,3 +265,15 @@ def test_a_name_that_no_file_can_have_is_told_before_anything_runs(
     given(folder, home)
     done = cli(*command.split(), "--out", "n" * 234 + ".png")
     assert done.returncode == 2 and "at most 180 bytes" in done.stderr, done.stderr
+
+
+def test_a_changed_file_in_one_characters_folder_stops_that_one_alone(
+    folder: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "cast.yaml").write_text("characters: [{name: Tin Tom, prompt: a robot}, {name: Green, prompt: an orc}]")
+    (folder / "runs" / "tin-tom").mkdir(parents=True)
+    (folder / "runs" / "tin-tom" / "report.html").write_text("mine")
+    tom, _ = read_cast(folder / "cast.yaml", home=home)
+    with pytest.raises(ConfigError, match=r"report\.html is not as Character Engine wrote it there"):
+        check(tom, home)

@@ -21,7 +21,9 @@ def test_what_was_written_here_is_written_again_and_what_was_changed_is_not(tmp_
     write_own(tmp_path, {front: b"1", side: b"1"})
     write_own(tmp_path, {front: b"2", side: b"2"})
     side.write_bytes(b"mine")
-    with pytest.raises(BadInput, match=r"side\.png is not as Character Engine wrote it, .*give another folder") as told:
+    with pytest.raises(
+        BadInput, match=r"side\.png is not as Character Engine wrote it there, .*give another folder"
+    ) as told:
         write_own(tmp_path, {front: b"3", side: b"3"})
     assert "front.png" not in str(told.value)
     assert (front.read_bytes(), side.read_bytes()) == (b"2", b"mine"), "none of them, where one is in the way"
@@ -43,6 +45,17 @@ def test_of_a_torn_ledger_nothing_is_known(tmp_path: Path) -> None:
         (tmp_path / LEDGER).write_bytes(torn)
         assert noted(tmp_path) == {}
         assert foreign([tmp_path / "a.png"], {}) == [tmp_path / "a.png"]
+
+
+def test_a_folder_that_was_moved_and_linked_from_where_it_was_is_known(tmp_path: Path) -> None:
+    (run := tmp_path / "run").mkdir()
+    (run / "run.json").write_text('{"prompt": "an orc"}')
+    write_own(run, {run / "views" / "front.png": b"1"})
+    (run / "views").rename(tmp_path / "elsewhere")
+    (run / "views").symlink_to(tmp_path / "elsewhere")
+    assert foreign([run / "views" / "front.png"], {}) == []
+    (tmp_path / "elsewhere" / "front.png").write_bytes(b"2")
+    assert foreign([run / "views" / "front.png"], {}) == [run / "views" / "front.png"]
 
 
 def test_folders_links_and_devices_in_the_way_are_not_the_engines(tmp_path: Path) -> None:

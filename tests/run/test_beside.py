@@ -131,3 +131,18 @@ def test_a_licence_is_named_only_where_the_file_is_known(
 ) -> None:
     facts = base_facts(ModelSettings(family="sdxl", sdxl=sdxl))
     assert (facts.get("licence"), facts.get("hub_base"), facts["civitai_base"]) == (licence, hub, civitai)
+
+
+def test_what_a_program_changed_beside_an_adapter_stays_and_keeps_nothing_back(
+    folder: Path, run: RunRecord, store: Store
+) -> None:
+    for name in ("zorgax.json", "zorgax_recommended.preview.png", "zorgax.civitai.info"):
+        (folder / name).write_text("mine")
+    (folder / "zorgax_recommended.json").unlink()
+    write_beside(run, folder, store)
+    assert {path.name for path in folder.iterdir() if path.read_bytes() == b"mine"} == {
+        "zorgax.json",
+        "zorgax_recommended.preview.png",
+        "zorgax.civitai.info",
+    }
+    assert json.loads((folder / "zorgax_recommended.json").read_text(encoding="utf-8"))["activation text"] == SAID

@@ -127,6 +127,25 @@ def test_captions_edited_for_an_earlier_stage_are_set_aside_and_not_trained_on(
     assert not (tmp_path / "dataset").exists()
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_caption_edited_in_a_copy_without_hidden_files_is_not_lost(
+    run: RunRecord, store: Store, tmp_path: Path, same: bool
+) -> None:
+    [_, side, _] = folder.write_dataset(run.dataset, tmp_path, store, "caption-1")
+    (tmp_path / "run.json").write_text(run.model_dump_json())
+    (tmp_path / "dataset" / folder.MARKER).unlink()
+    assert folder.take_edits(run.dataset, tmp_path, "caption-1") is run.dataset
+    side.write_text("zorgax, orc, side view, smiling\n")
+    front = run.dataset.captions[0].model_copy(update={"text": "zorgax, orc, another text"})
+    now = run.dataset if same else run.dataset.model_copy(update={"captions": (front, *run.dataset.captions[1:])})
+    taken = folder.take_edits(now, tmp_path, "caption-1")
+    if same:
+        assert taken.captions[1].text == "zorgax, orc, side view, smiling"
+        return
+    assert taken is now
+    assert [path.read_text() for path in tmp_path.glob("dataset-*/*/side.txt")] == ["zorgax, orc, side view, smiling\n"]
+
+
 def test_untouched_captions_of_an_earlier_stage_are_simply_replaced(
     run: RunRecord, store: Store, tmp_path: Path
 ) -> None:
