@@ -169,17 +169,17 @@ def json_in(text: str | bytes) -> Any:
         return None
 
 
-def kept_json(path: Path) -> Any:
-    """The same of a file that the engine keeps and could do without; None also where there is none, or a folder or a pipe."""
+def kept_json(path: Path, most: int = MOST_KEPT) -> Any:
+    """The same of a file that the engine keeps and could do without; None also where there is none, or a folder or a pipe, or more bytes."""
     with suppress(BadInput):
-        if is_file(path) and size(path) <= MOST_KEPT:
+        if is_file(path) and size(path) <= most:
             return json_in(asked(path, path.read_bytes))
     return None
 
 
-def kept_object(path: Path) -> dict[str, Any]:
+def kept_object(path: Path, most: int = MOST_KEPT) -> dict[str, Any]:
     """The names and values in such a file; empty where it holds none."""
-    found = kept_json(path)
+    found = kept_json(path, most)
     return found if isinstance(found, dict) else {}
 
 

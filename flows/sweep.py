@@ -16,7 +16,7 @@ from charengine.records import SweepRecord
 from charengine.run import folder
 from charengine.run.earlier_runs import character_name, description, sweep_inputs
 from charengine.run.keys import digest
-from charengine.run.outputs import adapter_files, check_names, sweep_files
+from charengine.run.outputs import check_names, sweep_files
 from charengine.run.paths import profile_as_named
 from charengine.run.request import RunRequest, check
 from charengine.run.workspace import Workspace
@@ -97,7 +97,7 @@ def _swept(
         overrides=tuple(overrides),
         out=out or f"runs/sweep-{slug(dataset.trigger)}",
     )
-    trained = {adapter_files(dataset.trigger)[0]: training.checkpoints[-1].adapter.sha256}
+    trained = {folder.adapter_files(dataset.trigger)[0]: training.checkpoints[-1].adapter.sha256}
     inputs = [path for path in (place, in_work_folder(sheet)) if files.is_file(path)]
     run = check(request, home, writes_run=False)
     check_names(run.out, sweep_files(dataset.trigger), inputs, trained)

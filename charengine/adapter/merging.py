@@ -76,7 +76,7 @@ class AdapterMerger:
     def prepare(self, layers: Mapping[str, Parts]) -> None:
         """Keep what these layers hold, ahead of `put_on` and on any thread, while nothing else of this is called.
 
-        On a GPU, locking the 5 GB that SDXL's weights wait in takes three seconds, in which pictures can be drawn.
+        On a GPU that takes a second for SDXL's 5 GB, in which pictures can be drawn.
         """
         self._keep([name for name in layers if name not in self._kept])
 

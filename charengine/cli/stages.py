@@ -181,7 +181,7 @@ def train(
     out = in_work_folder(str(out))
     chosen, store = _opened(profile, settings, out)
     from charengine.dataset.reading import read_dataset
-    from charengine.run.outputs import check_names, training_files
+    from charengine.run.outputs import check_names, checkpoint_files, training_files
     from charengine.run.starting_files import check_starting_files
 
     check_starting_files(chosen)
@@ -198,10 +198,9 @@ def train(
 
         with closing(workspace.track()):
             record = run(TRAIN, workspace, dataset)
-    last, content = record.checkpoints[-1], {}
-    for point in record.checkpoints:
-        mark = "" if point is last else f"-{point.step:06d}"
-        content[out / f"{file_stem(record.trigger)}{mark}.safetensors"] = with_base_name(point.adapter, workspace)
+    names = checkpoint_files(record.trigger, [point.step for point in record.checkpoints])
+    adapters = [with_base_name(point.adapter, workspace) for point in record.checkpoints]
+    content = {out / name: adapter for name, adapter in zip(names, adapters, strict=True)}
     for path, point in zip(write_own(out, content, store), record.checkpoints, strict=True):
         say(f"{path}  step {point.step}, loss {point.loss:.4f}")
     _warn(record.warnings)
@@ -223,8 +222,8 @@ def sweep(
     out = in_work_folder(str(out))
     chosen, store = _opened(profile, settings, out)
     from charengine.run.earlier_runs import description, sweep_inputs
-    from charengine.run.folder import write_adapters, write_pictures, write_sweep
-    from charengine.run.outputs import adapter_files, check_names, sweep_files
+    from charengine.run.folder import adapter_files, write_adapters, write_pictures, write_sweep
+    from charengine.run.outputs import check_names, sweep_files
     from charengine.run.running import run
     from charengine.stages.sweep.stage import SWEEP
     from charengine.tracking.protocol import closing

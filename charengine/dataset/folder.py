@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from charengine import files
 from charengine.dataset.digest import dataset_digest
 from charengine.errors import BadInput
-from charengine.machine.ledger import digest_of_content, must_be_own, own, write_own
+from charengine.machine.ledger import EXPANSION, must_be_own, write_own
 from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, Ref, ViewRecord
 from charengine.store import Store
 from charengine.wording import CONTROL, file_stem, holds_word, shows
@@ -19,7 +19,6 @@ REPEATS = 10  # kohya reads it from the folder's name; our own training counts s
 CAPTIONS = (".txt", ".caption")  # endings of caption files; the second is what kohya's scripts look for unless told
 MASKS = "masks"
 HELD_OUT_FOLDER = "held_out"  # no number before it: kohya's trainers pass it by
-EXPANSION = "expansion.json"  # which pictures are more views, and what became of each
 LONGEST_CAPTION = 2000
 
 
@@ -50,9 +49,7 @@ def export_dataset(dataset: DatasetRecord, folder: Path, store: Store) -> list[P
     theirs = {path for path in kept if path.stem in edited}  # stay as they are, the user's
     content = {path: data for path, data in content.items() if path not in theirs}
     gone = [path for path in forgettable(folder, kept) if path not in theirs]
-    own(folder, {path: digest_of_content(data) for path, data in content.items()}, kept)
-    remove(gone)
-    write_own(folder, content, store, kept)
+    write_own(folder, content, store, kept, gone)
     return [path.resolve() for path in paths]
 
 
@@ -94,12 +91,6 @@ def forgettable(folder: Path, kept: Container[Path] = ()) -> list[Path]:
     gone = extra_files(folder)
     must_be_own(folder, [path for path in gone if path not in kept])
     return gone
-
-
-def remove(paths: Iterable[Path]) -> None:
-    """Remove files that are there."""
-    for path in paths:
-        files.asked(path, path.unlink)
 
 
 def extra_files(folder: Path) -> list[Path]:

@@ -25,13 +25,8 @@ FILES = (
 )  # fmt: skip
 LISTED = {"locks": ".lock", "store/results": ".json"}  # folders of files that end so
 WORK_FOLDER = "CHARENGINE_WORK_FOLDER"
-OWN_FILES = (
-    "keys",
-    "up.json",
-    "ports.json",
-    "plans.json",
-    "predictions.json",
-    "fingerprints.json",
+OWN_FILES, OWN_FOLDERS = (
+    [name for name in names if "/" not in name] for names in (FILES, FOLDERS)
 )  # in the home itself
 STARTED_BY_WORKER = "PREFECT__FLOW_RUN_ID"  # set by Prefect in the process of a flow run
 
@@ -103,10 +98,8 @@ class Home:
         Raises:
             BadInput: it cannot be told.
         """
-        own = (self.store, self.state, self.locks, self.inbox, self.known_runs, self.mlflow, self.prefect, self.logs)
-        place = real(path)
-        inside = {real(folder) for folder in (*own, self.temporary, self.root / "tokenizers")} & {place, *place.parents}
-        root = real(self.root)
+        place, root = real(path), real(self.root)
+        inside = {real(self.root / name) for name in OWN_FOLDERS} & {place, *place.parents}
         return bool(inside) or place == root or (place.parent == root and place.name in OWN_FILES)
 
     def problems(self) -> list[str]:

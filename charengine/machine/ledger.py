@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from charengine import files
 from charengine.errors import BadInput
@@ -30,9 +30,9 @@ ABOVE = 3  # folders above a file's own that may note it
 NAMED = 3  # files in a message
 NOTHING: Mapping[Path, str] = MappingProxyType({})
 
+OWN_FOLDERS = ("views", "extra_views", "dataset", "adapters")  # of a run, in its own
 # what a version without ledgers wrote into a folder, and may write again
-OWN_FOLDERS = ("views", "extra_views", "dataset", "adapters")
-EXPANSION = "expansion.json"
+EXPANSION = "expansion.json"  # which pictures are more views, and what became of each
 SWEPT = ("contact_sheet.png", "trade_off.png", "sweep.json")
 RECORDED = {  # records, by what says that they are ours
     "run.json": ("prompt", str),
@@ -55,7 +55,11 @@ def begin(folder: Path) -> None:
 
 
 def write_own(
-    folder: Path, content: Mapping[Path, Ref | bytes], store: Store | None = None, kept: Container[Path] = ()
+    folder: Path,
+    content: Mapping[Path, Ref | bytes],
+    store: Store | None = None,
+    kept: Container[Path] = (),
+    gone: Iterable[Path] = (),
 ) -> list[Path]:
     """Write files, each whole or not at all; none of them when one would replace what is somebody's.
 
@@ -64,6 +68,7 @@ def write_own(
         content: by path.
         store: that the refs are taken from.
         kept: files that may be replaced whatever they are, since what they say is in what is written.
+        gone: files that are removed before, once nothing is in the way.
 
     Returns:
         Absolute paths.
@@ -72,6 +77,8 @@ def write_own(
         BadInput: there is a file that was not written by the engine, or was changed since; or nothing can be written there.
     """
     own(folder, {path: digest_of_content(data) for path, data in content.items()}, kept)
+    for path in gone:
+        files.asked(path, path.unlink)
     for path, data in content.items():
         if isinstance(data, bytes):
             write_atomically(path, data)
@@ -158,7 +165,7 @@ def digest_of(path: Path) -> str:
 
 def noted(folder: Path) -> dict[str, list[str]]:
     """Digests of what was written below a folder, by path; without a ledger, or with a damaged one, what an earlier version's records say."""
-    told = _json(folder / LEDGER)
+    told = files.kept_json(folder / LEDGER, LARGEST)
     if not isinstance(told, dict):
         return _left_by_an_earlier_version(folder)
     return {name: [*map(str, found)] for name, found in told.items() if isinstance(found, list)}
@@ -166,9 +173,7 @@ def noted(folder: Path) -> dict[str, list[str]]:
 
 def _is_own(path: Path, books: dict[Path, dict[str, list[str]]]) -> bool:
     digest = digest_of(_plain(path))
-    places = dict.fromkeys(
-        (_plain(path), path.absolute())
-    )  # a folder may have been moved, and linked from where it was
+    places = dict.fromkeys((_plain(path), path.absolute()))  # a folder may be moved, and linked from where it was
     for place, folder in [(one, above) for one in places for above in one.parents[: ABOVE + 1]] if digest else ():
         if folder not in books:
             books[folder] = {}
@@ -200,16 +205,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _says(path: Path, field: str, kind: type) -> bool:
-    told = _json(path)
-    return isinstance(told, dict) and isinstance(told.get(field), kind)
-
-
-def _json(path: Path) -> Any:
-    """What a file says; None where it cannot be read."""
-    with suppress(BadInput, ValueError, RecursionError):
-        if files.is_file(path):
-            return json.loads(files.read_text(path, most=LARGEST))
-    return None
+    return isinstance(files.kept_object(path, LARGEST).get(field), kind)
 
 
 def _left_by_an_earlier_version(folder: Path) -> dict[str, list[str]]:

@@ -13,13 +13,12 @@ from charengine import files
 from charengine.errors import BadInput
 from charengine.machine.home import Home, find_home
 from charengine.machine.known_runs import CLAIM, RECORDS
-from charengine.machine.ledger import overwriting
+from charengine.machine.ledger import OWN_FOLDERS, overwriting
 from charengine.wording import CONTROL, shows
 
 MIN_FREE_GIB = {"embedded": 0.5, "sdxl": 8.0}  # checkpoints, resumable state and pictures of one run
 LONGEST_PART = 255  # bytes of one name in a path
 LONGEST_FILE = 180  # of a file that is written: its temporary sibling has a longer name
-OWN = ("views", "extra_views", "dataset", "adapters")  # folders of a run, in its own
 LEAST_FREE = 2**23  # bytes; with fewer, databases cannot be written
 DEEPEST = 3  # folders above a run's file, up to the run's own
 
@@ -41,7 +40,8 @@ def among_a_runs_files(folder: Path, label: str, *, itself: bool) -> list[str]:
     """That a folder is one which a run keeps its files in; `itself`: or the run's own."""
     real = files.real(folder)
     run = _run_above(real, (CLAIM, RECORDS[0]))
-    if run is None or (real.relative_to(run).parts[:1] or (OWN if itself else ("",)))[0] not in OWN:
+    inside = real.relative_to(run).parts if run else ()
+    if run is None or not (inside[0] in OWN_FOLDERS if inside else itself):
         return []
     return [f"{label} {folder}: the run in {run} has its own files there; give a folder of another name"]
 

@@ -16,17 +16,15 @@ from pydantic import ValidationError
 
 from charengine import files
 from charengine.dataset.folder import (
-    EXPANSION,
     HELD_OUT_FOLDER,
     export_dataset,
     forgettable,
     refused_name,
-    remove,
     subset_name,
     with_edits,
 )
 from charengine.errors import BadInput
-from charengine.machine.ledger import digest_of_content, foreign, own, write_own
+from charengine.machine.ledger import EXPANSION, foreign, write_own
 from charengine.mistakes import explain
 from charengine.records import (
     DatasetRecord,
@@ -83,10 +81,7 @@ def write_expansion(expansion: ExpansionRecord, folder: Path, store: Store) -> l
         content[path := place / f"{extra.view}.png"] = extra.image
         paths.append(path)
     content[folder / EXPANSION] = expansion.model_dump_json(indent=2).encode()
-    gone = forgettable(folder)
-    own(folder, {path: digest_of_content(data) for path, data in content.items()})
-    remove(gone)
-    write_own(folder, content, store)
+    write_own(folder, content, store, gone=forgettable(folder))
     return [path.resolve() for path in paths]
 
 
@@ -106,11 +101,7 @@ def take_edits(dataset: DatasetRecord, out: Path, caption_key: str) -> DatasetRe
         if recorded != {caption.view: caption.text for caption in there.captions}:
             log.warning("edited captions were moved to %s", _set_aside(folder, "dataset-edited"))
         return dataset
-    written = marker.get("captions")
-    changed = any(
-        _differs(folder / name, text) for name, text in (written if isinstance(written, dict) else {}).items()
-    )
-    if changed or marker.get("edited"):
+    if any(_differs(folder / name, text) for name, text in _written(folder).items()) or marker.get("edited"):
         aside = _set_aside(folder, f"dataset-{_plain(marker.get('caption_key'))}")
         log.warning("captions edited for an earlier version of this character were moved to %s", aside)
     return dataset
@@ -142,14 +133,12 @@ def write_dataset(dataset: DatasetRecord, out: Path, store: Store, caption_key: 
 
 def captions_of(out: Path) -> set[Path]:
     """The caption files that were written to a run's folder: edits in them are taken into the run, or set aside."""
-    captions = _read_marker(out / "dataset").get("captions")
-    return {out / "dataset" / str(name) for name in (captions if isinstance(captions, dict) else {})}
+    return {out / "dataset" / name for name in _written(out / "dataset")}
 
 
 def edited_captions(out: Path) -> set[Path]:
     """The caption files of a run's folder that the user edited since they were written there."""
-    captions = _read_marker(out / "dataset").get("captions")
-    found = {out / "dataset" / name: text for name, text in (captions if isinstance(captions, dict) else {}).items()}
+    found = {out / "dataset" / name: text for name, text in _written(out / "dataset").items()}
     return {path for path, text in found.items() if files.is_file(path) and _differs(path, text)}
 
 
@@ -190,9 +179,8 @@ def _plain(key: object) -> str:
 
 def _forget_subsets(folder: Path, dataset: DatasetRecord) -> None:
     """Remove the pictures and captions that this engine wrote for another trigger or class noun, those unedited."""
-    captions = _read_marker(folder).get("captions")
-    for name, text in (captions if isinstance(captions, dict) else {}).items():
-        subset, _, file = str(name).partition("/")
+    for name, text in _written(folder).items():
+        subset, _, file = name.partition("/")
         if subset == subset_name(dataset) or not SUBSET.fullmatch(subset) or not CAPTION_FILE.fullmatch(file):
             continue
         path = folder / subset / file
@@ -207,13 +195,15 @@ def _forget_subsets(folder: Path, dataset: DatasetRecord) -> None:
 
 def write_adapters(sweep: SweepRecord, trigger: str, out: Path, store: Store) -> tuple[Path, Path]:
     """The adapter as trained, and as recommended."""
-    stem = out / "adapters" / file_stem(trigger)
-    content: dict[Path, Ref | bytes] = {
-        stem.with_name(f"{stem.name}.safetensors"): sweep.adapter,
-        stem.with_name(f"{stem.name}_recommended.safetensors"): sweep.recommended_adapter,
-    }
+    places = [out / name for name in adapter_files(trigger)]
+    content = dict(zip(places, (sweep.adapter, sweep.recommended_adapter), strict=True))
     trained, recommended = write_own(out, content, store)
     return trained, recommended
+
+
+def adapter_files(trigger: str) -> list[str]:
+    """Below a run's or a sweep's folder: the adapter as trained and as recommended."""
+    return [f"adapters/{file_stem(trigger)}{ending}.safetensors" for ending in ("", "_recommended")]
 
 
 def write_pictures(sweep: SweepRecord, out: Path, store: Store) -> list[Path]:
@@ -243,10 +233,7 @@ def says_nothing(record: Path) -> bool:
     """Whether a `run.json` is torn: its folder is nobody's. Another program's record is somebody's."""
     if not files.is_file(record):
         return False
-    try:
-        told = json.loads(files.asked(record, record.read_bytes))
-    except (ValueError, RecursionError):
-        return True
+    told = files.json_in(files.asked(record, record.read_bytes))
     return not isinstance(told, dict) or not isinstance(told.get("prompt", ""), str)
 
 
@@ -286,6 +273,12 @@ def read_run(place: Path) -> RunRecord:
 
 def _read_marker(folder: Path) -> dict[str, Any]:
     return files.kept_object(folder / MARKER)
+
+
+def _written(folder: Path) -> dict[str, str]:
+    """The caption files that were written to `dataset/`, by their names there, and what they said."""
+    captions = _read_marker(folder).get("captions")
+    return captions if isinstance(captions, dict) else {}
 
 
 def _differs(path: Path, text: str) -> bool:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from charengine.config import Character, ExpandSettings, Profile, TrainSettings
-from charengine.dataset.folder import EXPANSION, HELD_OUT_FOLDER, MASKS, REPEATS, extra_files, file_words, saying
+from charengine.dataset.folder import HELD_OUT_FOLDER, MASKS, REPEATS, extra_files, file_words, saying
 from charengine.errors import BadInput, ConfigError
-from charengine.machine.ledger import overwriting
+from charengine.machine.ledger import EXPANSION, overwriting
 from charengine.records import VIEWS, DatasetRecord
-from charengine.run.folder import REPORT, RESULT, captions_of, says_nothing
+from charengine.run.folder import REPORT, RESULT, adapter_files, captions_of, says_nothing
 from charengine.wording import file_stem
 
 if TYPE_CHECKING:
@@ -35,22 +35,21 @@ def expansion_files(settings: ExpandSettings) -> list[str]:
     return [EXPANSION, *names, *(f"{HELD_OUT_FOLDER}/{name}" for name in names)]
 
 
-def adapter_files(trigger: str) -> list[str]:
-    """The adapter as trained and as recommended."""
-    return [f"adapters/{file_stem(trigger)}{ending}.safetensors" for ending in ("", "_recommended")]
-
-
 def sweep_files(trigger: str) -> list[str]:
     """Of a sweep alone."""
     return [*adapter_files(trigger), *SWEPT, "sweep.json"]
 
 
 def training_files(trigger: str, settings: TrainSettings) -> list[str]:
-    """Of a training alone: its checkpoints, the last without its step."""
+    """Of a training alone: its checkpoints."""
     from charengine.stages.train.loop import checkpoint_steps
 
-    steps = sorted(checkpoint_steps(settings))[:-1]
-    return [f"{file_stem(trigger)}{mark}.safetensors" for mark in (*(f"-{step:06d}" for step in steps), "")]
+    return checkpoint_files(trigger, sorted(checkpoint_steps(settings)))
+
+
+def checkpoint_files(trigger: str, steps: Sequence[int]) -> list[str]:
+    """Of checkpoints after these steps of one training, the last without its step."""
+    return [f"{file_stem(trigger)}{mark}.safetensors" for mark in (*(f"-{step:06d}" for step in steps[:-1]), "")]
 
 
 def run_files(profile: Profile, character: Character, reference: bool) -> list[str]:

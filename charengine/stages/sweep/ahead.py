@@ -1,7 +1,7 @@
 """What comes next is got ready on a thread while a GPU draws; where the cores draw, when it is asked for.
 
 The card draws for seconds in which Python has little to do; an adapter is read from its file, checked and packed in about one,
-and to lock the host memory that the base's weights wait in takes three. On cores, threads would only take turns.
+and the base's weights are kept in host memory in another. On cores, threads would only take turns.
 """
 
 from __future__ import annotations

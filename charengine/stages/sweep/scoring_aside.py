@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Pictures = list[list["Image"]]  # a row per prompt, a picture per seed
 THUMB = 160  # pixels: what is kept in memory of a finished cell's images
-ENCODERS = 4  # threads; they need to be faster than the model draws, no more
+CODERS = 4  # threads; they need to be faster than the model draws, no more
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class BackgroundScorer:
     def __init__(self, score: Callable[[Pictures], CellScores], store: Store, *, aside: bool) -> None:
         self._score, self._store, self._aside = score, store, aside
         self._scorer = ThreadPoolExecutor(1, thread_name_prefix="score")  # starts no thread before it has work
-        self._encoders = ThreadPoolExecutor(min(ENCODERS, os.cpu_count() or 1), thread_name_prefix="encode")
+        self._encoders = coders()
 
     def __enter__(self) -> BackgroundScorer:
         return self
@@ -89,6 +89,11 @@ class BackgroundScorer:
 
     def _keep(self, image: Image, name: str) -> tuple[Ref, Image]:
         return self._store.put(webp(image), name.replace("/", "-") + ".webp"), _small(image)
+
+
+def coders() -> ThreadPoolExecutor:
+    """Threads that encode and decode pictures."""
+    return ThreadPoolExecutor(min(CODERS, os.cpu_count() or 1), thread_name_prefix="coder")
 
 
 def _small(image: Image) -> Image:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,7 @@ from charengine.stages.sweep.conclude import conclude, log_cell, log_cells
 from charengine.stages.sweep.estimate import BASE
 from charengine.stages.sweep.race import Unit, most_pictures
 from charengine.stages.sweep.sample import draw
-from charengine.stages.sweep.scoring_aside import ENCODERS, BackgroundScorer, PendingCell, Pictures, ScoredCell
+from charengine.stages.sweep.scoring_aside import BackgroundScorer, PendingCell, Pictures, ScoredCell, coders
 from charengine.stages.sweep.session import Session, open_session
 from charengine.stages.sweep.traits import TraitReading, described_traits
 from charengine.store import Store
@@ -148,7 +146,7 @@ def _opened(session: Session, cells: Sequence[tuple[int, Cell]]) -> list[Picture
     def opened(ref: Ref) -> Image:
         return open_image(session.store.get(ref))
 
-    with ThreadPoolExecutor(min(ENCODERS, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
+    with coders() as pool:
         coming = [
             [
                 [pool.submit(opened, cell.images[name]) for name in row]

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +26,7 @@ from charengine.pictures import open_image, webp
 from charengine.records import AdapterRecord, Ref, SweepRecord, Words, picture_name
 from charengine.stages.sweep.ahead import Ahead
 from charengine.stages.sweep.sample import CellInputs, draw, encode_cell_inputs
-from charengine.stages.sweep.scoring_aside import ENCODERS
+from charengine.stages.sweep.scoring_aside import coders
 from charengine.stages.sweep.traits import described_traits
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
@@ -227,7 +225,7 @@ def said_of(shares: Mapping[str, float], subject: str, count_tokens: Callable[[s
 
 
 def _kept(images: Sequence[Image], name: str, store: Store) -> tuple[Ref, ...]:
-    with ThreadPoolExecutor(min(ENCODERS, os.cpu_count() or 1), thread_name_prefix="encode") as pool:
+    with coders() as pool:
         return tuple(store.put(data, f"{name}-{number}.webp") for number, data in enumerate(pool.map(webp, images), 1))
 
 
