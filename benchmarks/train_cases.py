@@ -150,7 +150,7 @@ def check(machine: Machine) -> dict[str, Any]:
     """Small numbers that must hold on this device: Triton against torch, graph against eager, resumed against not."""
     import torch
 
-    from charengine.stages.train.kernels import geglu, geglu_backward
+    from charengine.models.kernels import geglu, geglu_backward
     from charengine.stages.train.sampler import groups_of_step
 
     found: dict[str, Any] = {}

@@ -150,7 +150,8 @@ class ModelSettings(Settings):
         default="auto", description="where the models work; auto = the GPU if there is one"
     )
     cuda_graphs: Literal["auto", "off"] = Field(
-        default="auto", description="record a token of the vision-language model once and replay it (NVIDIA GPUs)"
+        default="auto",
+        description="record a token of the vision-language model and a pass of the U-Net once and replay it (NVIDIA GPUs)",
     )
 
 

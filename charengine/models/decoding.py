@@ -8,8 +8,6 @@ answer and replayed. The words are `generate`'s own.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from charengine.errors import ran_out_of_memory
 from charengine.models.quantised import FP8, INT8, PackedLinear
-
-log = logging.getLogger(__name__)
+from charengine.models.recording import record
 
 BEFORE_RECORDING = 2  # tokens step by step: a shorter answer is not worth a recording, and libraries set themselves up
 LOOK_EVERY = 4  # tokens between looks whether all answers have ended: each look waits for the GPU
@@ -157,35 +153,9 @@ class GreedyDecoder:
             if (not recorded or done % LOOK_EVERY == 0) and bool(self.ended.all()):
                 break
             if done == BEFORE_RECORDING + 1 and self.current.is_cuda:
-                step = record(self.step)
+                step = record(self.step, "answers are made")
             step()
         return self.answers
-
-
-def record(step: Any) -> Any:
-    """The same work as one CUDA graph; `step` itself, with a line in the log, where it cannot be recorded.
-
-    Raises:
-        torch.cuda.OutOfMemoryError: there is no room for it.
-    """
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.empty_cache()  # a recording has memory of its own
-    try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # another thread may ask for memory meanwhile
-            step()
-    except RuntimeError as error:
-        _forget_recording()
-        if ran_out_of_memory(error):
-            raise
-        log.warning("answers are made without a CUDA graph: %s", error)
-        return step
-    return graph.replay
-
-
-def _forget_recording() -> None:
-    """After one that failed, torch's own random generator believes that a recording is under way until the next that succeeds."""
-    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        torch.zeros(1, device="cuda")
 
 
 def _fixed(output: Any, length: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -75,6 +75,7 @@ def load(profile: Profile) -> Models:
                 negative_prompt=settings.negative_prompt or "",
                 few_words=READING,
             ),
+            recorded=settings.cuda_graphs == "auto",
         ),
         embedder=ClipEmbedder(clip, device, DTYPE, fingerprint(clip)),
         reader=ProbeReader(device),

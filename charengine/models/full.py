@@ -167,7 +167,10 @@ def _sdxl(profile: Profile, found: Survey, device: torch.device, dtype: torch.dt
         measured = measured_prediction(parts, device, weights, find_home())
         prediction = prediction_of(checkpoint, profile.models, measured)
     names = base_metadata(checkpoint, _memory())
-    return SDXL(parts, device, dtype, NATIVE_AREA, weights, prediction=prediction, usage=found.usage, base_names=names)
+    return SDXL(
+        parts, device, dtype, NATIVE_AREA, weights, prediction=prediction, usage=found.usage, base_names=names,
+        recorded=profile.models.cuda_graphs == "auto",
+    )  # fmt: skip
 
 
 def _embedder(stock: Inventory, device: torch.device, dtype: torch.dtype) -> Embedder:

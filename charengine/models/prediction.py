@@ -61,6 +61,13 @@ def target(kind: Kind, latents: Tensor, noise: Tensor, signal: Tensor, sigma: Te
     return signal * noise - sigma * latents if kind == "v_prediction" else noise
 
 
+def rescaled_guidance(combined: Tensor, guided: Tensor, amount: float) -> Tensor:
+    """A guided prediction brought back, by `amount`, to the spread of the prompted one (Lin et al. 2305.08891, 3.4)."""
+    axes = tuple(range(1, combined.ndim))
+    rescaled = combined * (guided.std(dim=axes, keepdim=True) / combined.std(dim=axes, keepdim=True))
+    return amount * rescaled + (1 - amount) * combined
+
+
 def rescaled_for_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     """ᾱ shifted and scaled so that its last value is 0 and its first as before (algorithm 1 of 2305.08891)."""
     roots = alphas_cumprod.sqrt()

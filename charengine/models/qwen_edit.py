@@ -21,8 +21,8 @@ from charengine.errors import BadInput
 from charengine.models.classes import begin
 from charengine.models.loading import Loaded, noise_from_seeds
 from charengine.models.low_rank import switch_adapter
+from charengine.models.pixels import images_to_tensor, tensor_to_images
 from charengine.models.qwen_parts import QwenEditParts, lightning_scheduler, load_loras, load_text_encoder, refuse_nan
-from charengine.models.sdxl import images_to_tensor, tensor_to_images
 
 Box = tuple[int, int, int, int]
 Variant = Literal["edit_plus", "edit"]

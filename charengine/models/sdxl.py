@@ -9,22 +9,25 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
 
-from charengine.errors import BadInput
-from charengine.models.loading import Loaded, chunks, in_parts, noise_from_seeds
-from charengine.models.prediction import GUIDANCE_RESCALE, Prediction, rescaled_for_zero_terminal_snr
+from charengine.errors import BadInput, ran_out_of_memory
+from charengine.models.fused_layers import fused
+from charengine.models.loading import Loaded, chunks, in_parts, noise_from_seeds, release_memory
+from charengine.models.passes import Passes
+from charengine.models.pixels import images_to_tensor, tensor_to_images
+from charengine.models.prediction import GUIDANCE_RESCALE, Prediction, rescaled_for_zero_terminal_snr, rescaled_guidance
 from charengine.models.protocols import LatentPosterior, Solver, TextConditioning, Trace
 from charengine.models.sdxl_parts import SDXLParts
 from charengine.models.usage import Usage
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
+    from PIL import Image
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class SDXL:
         usage: how the checkpoint is prompted and sampled.
         pixels_per_pass: memory hint; larger requests are cut into several U-Net passes, and smaller where memory runs out.
         base_names: how sd-scripts names the checkpoint (`base_metadata`).
+        recorded: passes as CUDA graphs (`models.cuda_graphs`).
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class SDXL:
         usage: Usage = Usage(),
         pixels_per_pass: int = PIXELS_PER_PASS,
         base_names: Mapping[str, str] = MappingProxyType({}),
+        recorded: bool = True,
     ) -> None:
         self.parts, self.device, self.dtype = parts, device, dtype
         self.native_area, self.usage = native_area, usage
@@ -73,6 +78,7 @@ class SDXL:
         # what is drawn depends on the family's prefix, negative prompt and steps too
         self.sampling_fingerprint = self.fingerprint + ("" if usage == Usage() else f"|{usage.digest()}")
         self.pixels_per_pass, self.base_names = pixels_per_pass, base_names
+        self.recorded = recorded
         self._loaded = Loaded()
 
     def _reading(self) -> str:
@@ -133,7 +139,8 @@ class SDXL:
         means, stds = [], []
         for part in chunks(len(images), _rows_per_pass(VAE_PIXELS_PER_PASS, width, height)):
             pixels = images_to_tensor(images[part]).to(vae.device, vae.dtype)
-            posterior = vae.encode(pixels).latent_dist
+            with fused(vae):
+                posterior = vae.encode(pixels).latent_dist
             means.append((posterior.mean.float() - shift) * scale)
             stds.append(posterior.std.float() * scale)
         return LatentPosterior(torch.cat(means).to(self.device), torch.cat(stds).to(self.device))
@@ -148,7 +155,8 @@ class SDXL:
         width, height = latents.shape[3] * factor, latents.shape[2] * factor
         for part in chunks(len(latents), _rows_per_pass(VAE_PIXELS_PER_PASS, width, height)):
             rows = latents[part].float() / scale + shift
-            pixels = vae.decode(rows.to(vae.device, vae.dtype)).sample
+            with fused(vae):
+                pixels = vae.decode(rows.to(vae.device, vae.dtype)).sample
             _tell_of_black(latents[part], pixels)
             images += tensor_to_images(pixels)
         return images
@@ -220,12 +228,20 @@ class SDXL:
             )
         steps, guidance = self.usage.steps(steps), self.usage.guidance(guidance)
 
+        passes = self._passes()
+
         def draw(part: slice) -> list[Image.Image]:
             rows = prompts.rows(part.start, part.stop)
             against = negative if len(negative.embeds) == 1 else negative.rows(part.start, part.stop)
-            return self.decode(
-                self._denoise(rows, against, seeds[part], size, steps, guidance, solver=solver, guided=guided)
-            )
+            drawn = partial(self._denoise, passes, rows, against, seeds[part], size, steps, guidance)
+            try:
+                return self.decode(drawn(solver=solver, guided=guided))
+            except Exception as error:
+                if not ran_out_of_memory(error) or not passes.give_up():
+                    raise
+            log.info("passes of the U-Net are no longer recorded: there is no room for that")
+            release_memory()
+            return self.decode(drawn(solver=solver, guided=guided))
 
         return [image for images in self._in_parts(count, size, draw) for image in images]
 
@@ -255,7 +271,8 @@ class SDXL:
                     on_pass(part.start * steps + len(seen) * rows, len(seeds) * steps)
 
             texts = prompts.rows(part.start, part.stop), beside.rows(part.start, part.stop)
-            self._denoise(texts[0], negative, seeds[part], size, steps, guidance, watch, texts[1])
+            passes = Passes(self.unet(), recorded=False)
+            self._denoise(passes, texts[0], negative, seeds[part], size, steps, guidance, watch, texts[1])
             noisy = torch.stack([inputs for inputs, _, _ in seen])
             told = [torch.stack([predicted[-row] for _, _, predicted in seen]).to(self.dtype) for row in (2, 1)]
             unguided = [predicted[0] for _, _, predicted in seen] if guidance > 1 else None
@@ -278,8 +295,13 @@ class SDXL:
 
         return in_parts(count, lambda: max(1, self.pixels_per_pass * 2 // doubled), fewer, work)
 
+    def _passes(self) -> Passes:
+        """The U-Net's passes; what was recorded of them lives as long as it does."""
+        return self._loaded.get("passes", lambda: Passes(self.unet(), recorded=self.recorded))
+
     def _denoise(
         self,
+        passes: Passes,
         prompts: TextConditioning,
         negative: TextConditioning,
         seeds: Sequence[int],
@@ -296,20 +318,19 @@ class SDXL:
         `watch` is told every pass: the U-Net's input, the timestep, and what it predicts by the negative prompt (where there is
         guidance), by the prompts, and `beside` them.
         """
-        unet, scheduler = self.unet(), self._sampling_scheduler(solver)
+        dtype, scheduler = passes.unet.dtype, self._sampling_scheduler(solver)
         texts = [*([negative] if guidance > 1 else []), prompts, *([beside] if beside else [])]
         text, alone = (_stacked(some, len(seeds)) for some in (texts, texts[guidance > 1 :]))
         scheduler.set_timesteps(steps, device=self.device)
         latents: torch.Tensor = self._initial_noise(seeds, size) * scheduler.init_noise_sigma
+        passes.look()
         for step, t in enumerate(scheduler.timesteps):
             led = guidance > 1 and guided[0] < float(scheduler.sigmas[step]) <= guided[1]
             said = text if led else alone
             count = len(said.pooled) // len(seeds)
-            inputs = scheduler.scale_model_input(torch.cat([latents] * count), t).to(unet.dtype)
-            conditions = {"text_embeds": said.pooled.to(unet.dtype), "time_ids": self._time_ids(size, len(said.pooled))}
-            embeds = said.embeds.to(unet.dtype)
-            output = unet(inputs, t, encoder_hidden_states=embeds, added_cond_kwargs=conditions, return_dict=False)[0]
-            predicted = output.float().chunk(count)
+            inputs = scheduler.scale_model_input(torch.cat([latents] * count), t).to(dtype)
+            told = said.embeds.to(dtype), said.pooled.to(dtype), self._time_ids(size, len(said.pooled))
+            predicted = passes.predict(inputs, t, *told).float().chunk(count)
             if watch:
                 watch(inputs[: len(latents)], t, predicted)
             noise = predicted[0]
@@ -358,27 +379,7 @@ class SDXL:
         unknown = sorted(set(parts) - set(PARTS))
         if unknown:
             raise BadInput(f"cannot unload {unknown[0]!r}: parts are {', '.join(PARTS)}")
-        self._loaded.free(*parts)
-
-
-def rescaled_guidance(combined: torch.Tensor, guided: torch.Tensor, amount: float) -> torch.Tensor:
-    """A guided prediction brought back, by `amount`, to the spread of the prompted one (Lin et al. 2305.08891, 3.4)."""
-    axes = tuple(range(1, combined.ndim))
-    rescaled = combined * (guided.std(dim=axes, keepdim=True) / combined.std(dim=axes, keepdim=True))
-    return amount * rescaled + (1 - amount) * combined
-
-
-def images_to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
-    """(n, 3, h, w) float32 in [-1, 1]."""
-    pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) for image in images])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
-
-
-def tensor_to_images(pixels: torch.Tensor) -> list[Image.Image]:
-    """PIL images from (n, 3, h, w) in [-1, 1]; NaN is black, which the caller has to say."""
-    known = pixels.float().nan_to_num(nan=-1.0)
-    scaled = ((known / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return [Image.fromarray(row) for row in scaled.permute(0, 2, 3, 1).cpu().numpy()]
+        self._loaded.free(*parts, *(["passes"] if "unet" in parts else []))
 
 
 def _tell_of_black(latents: torch.Tensor, pixels: torch.Tensor) -> None:

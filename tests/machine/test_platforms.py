@@ -13,9 +13,9 @@ import torch
 from charengine.config import TrainSettings
 from charengine.errors import ConfigError, ran_out_of_memory
 from charengine.machine.locks import gpu_slot
+from charengine.models import kernels
 from charengine.models.quantised import FP8, float8_values
 from charengine.services import doctor
-from charengine.stages.train import kernels
 from charengine.stages.train.plan import _check
 
 

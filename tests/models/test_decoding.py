@@ -16,10 +16,11 @@ from charengine.config import Profile
 from charengine.embedded.traits import sample_indices
 from charengine.embedded.world import render_sheet
 from charengine.models import captioners, decoding, load
-from charengine.models.decoding import GreedyDecoder, Rules, is_recordable, record, rules_of
+from charengine.models.decoding import GreedyDecoder, Rules, is_recordable, rules_of
 from charengine.models.processor import caption_inputs
 from charengine.models.quantised import INT8, PackedLinear, pack_fp8
 from charengine.models.qwen_parts import load_text_encoder
+from charengine.models.recording import record
 from charengine.models.streaming import BlockStream
 
 CPU = torch.device("cpu")
@@ -117,7 +118,7 @@ def test_a_model_whose_weights_pass_through_is_not_recorded(asked: Asked, monkey
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_recorded_tokens_are_those_of_transformers_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     recordings: list[Any] = []
-    monkeypatch.setattr(decoding, "record", lambda step: recordings.append(record(step)) or recordings[-1])
+    monkeypatch.setattr(decoding, "record", lambda *given: recordings.append(record(*given)) or recordings[-1])
     on_gpu = Asked(torch.device("cuda"))
     expected = on_gpu.generated(60)
     assert torch.equal(on_gpu.decoded(60)[:, : expected.shape[1]], expected)
@@ -149,13 +150,13 @@ def test_weights_whose_unpacking_copies_tables_to_the_gpu_are_not_recorded(asked
 
 FAILING = """
 import logging, torch
-from charengine.models.decoding import record
+from charengine.models.recording import record
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 total = torch.zeros(1, device="cuda")
 def step():
     total.add_(1)
     float(total)  # waits for the GPU, which a graph cannot
-again = record(step)
+again = record(step, "answers are made")
 again()
 assert torch.randn(4, device="cuda").isfinite().all()
 print("the GPU works on", float(total) >= 1)

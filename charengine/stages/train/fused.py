@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from charengine.adapter.forward import base_weight
 from charengine.adapter.network import Adapter
-from charengine.stages.train.kernels import geglu, geglu_backward
+from charengine.models.kernels import geglu, geglu_backward
 from charengine.stages.train.storage import StackedParameters
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from tiny_sdxl import FakeDiffusion
 from trainings import stop_after, train
 
 from charengine.errors import OutOfBudget
-from charengine.stages.train.kernels import _triton_works, geglu, geglu_backward
+from charengine.models.kernels import _triton_works, geglu, geglu_backward
 from charengine.stages.train.loop import TrainingStopped
 from charengine.stages.train.optimizers import PACKAGES
 from charengine.stages.train.setup import Setup
