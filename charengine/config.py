@@ -151,7 +151,7 @@ class ModelSettings(Settings):
     )
     cuda_graphs: Literal["auto", "off"] = Field(
         default="auto",
-        description="record a token of the vision-language model and a pass of the U-Net once and replay it (NVIDIA GPUs)",
+        description="record a token of the VL model and a pass of the U-Net once and replay them (NVIDIA)",
     )
 
 

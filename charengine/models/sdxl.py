@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from charengine.errors import BadInput, ran_out_of_memory
-from charengine.models.fused_layers import fused
-from charengine.models.loading import Loaded, chunks, in_parts, noise_from_seeds, release_memory
+from charengine.models.latent_coder import LatentCoder, ready_vae
+from charengine.models.loading import Loaded, in_parts, noise_from_seeds, release_memory
 from charengine.models.passes import Passes
-from charengine.models.pixels import images_to_tensor, tensor_to_images
 from charengine.models.prediction import GUIDANCE_RESCALE, Prediction, rescaled_for_zero_terminal_snr, rescaled_guidance
 from charengine.models.protocols import LatentPosterior, Solver, TextConditioning, Trace
 from charengine.models.sdxl_parts import SDXLParts
 from charengine.models.usage import Usage
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
     from PIL import Image
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ PARTS = ("text_encoders", "vae", "unet")
 PIXELS_PER_PASS = 4 * 1024 * 1024  # images of one U-Net pass, without the guidance copy
 EVERYWHERE = (0.0, math.inf)
 SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-VAE_PIXELS_PER_PASS = 1024 * 1024  # a float32 decode of this many takes about 4 GiB
 
 
 class SDXL:
@@ -133,47 +131,15 @@ class SDXL:
         Raises:
             BadInput: the images differ in size, or a side is no multiple of the VAE's factor.
         """
-        width, height = self._common_size(images)
-        vae = self._vae()
-        shift, scale = _shift_and_scale(vae)
-        means, stds = [], []
-        for part in chunks(len(images), _rows_per_pass(VAE_PIXELS_PER_PASS, width, height)):
-            pixels = images_to_tensor(images[part]).to(vae.device, vae.dtype)
-            with fused(vae):
-                posterior = vae.encode(pixels).latent_dist
-            means.append((posterior.mean.float() - shift) * scale)
-            stds.append(posterior.std.float() * scale)
-        return LatentPosterior(torch.cat(means).to(self.device), torch.cat(stds).to(self.device))
+        return self._vae().encode(images, self.device)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
         """Images from scaled latents (n, 4, h/8, w/8); where a model answered with NaN they are black, and the log says so."""
-        vae = self._vae()
-        factor = _factor(vae)
-        shift, scale = _shift_and_scale(vae)
-        images: list[Image.Image] = []
-        width, height = latents.shape[3] * factor, latents.shape[2] * factor
-        for part in chunks(len(latents), _rows_per_pass(VAE_PIXELS_PER_PASS, width, height)):
-            rows = latents[part].float() / scale + shift
-            with fused(vae):
-                pixels = vae.decode(rows.to(vae.device, vae.dtype)).sample
-            _tell_of_black(latents[part], pixels)
-            images += tensor_to_images(pixels)
-        return images
+        return self._vae().decode(latents)
 
-    def _vae(self) -> AutoencoderKL:
-        vae = self._loaded.get("vae", self.parts.vae)
-        vae.requires_grad_(False).eval()
-        return vae
-
-    def _common_size(self, images: Sequence[Image.Image]) -> tuple[int, int]:
-        sizes = sorted({image.size for image in images})
-        if len(sizes) != 1:
-            raise BadInput(f"images of sizes {sizes} cannot be encoded together: give one or more of one size")
-        factor = _factor(self._vae())
-        if sizes[0][0] % factor or sizes[0][1] % factor:
-            raise BadInput(f"image of {sizes[0][0]}x{sizes[0][1]}: both sides must be multiples of {factor}")
-        return sizes[0]
+    def _vae(self) -> LatentCoder:
+        return LatentCoder(self._loaded.get("vae", lambda: ready_vae(self.parts.vae(), self.dtype)))
 
     # --- U-Net and sampling ---
 
@@ -343,7 +309,7 @@ class SDXL:
         return latents
 
     def _initial_noise(self, seeds: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
-        factor = _factor(self._vae())
+        factor = self._vae().factor
         width, height = size
         if width % factor or height % factor:
             raise BadInput(f"size {width}x{height} cannot be drawn: both sides must be multiples of {factor}")
@@ -380,34 +346,6 @@ class SDXL:
         if unknown:
             raise BadInput(f"cannot unload {unknown[0]!r}: parts are {', '.join(PARTS)}")
         self._loaded.free(*parts, *(["passes"] if "unet" in parts else []))
-
-
-def _tell_of_black(latents: torch.Tensor, pixels: torch.Tensor) -> None:
-    """Say which model answered with NaN, if one did."""
-    black = pixels.isnan().flatten(1).any(1)
-    if not black.any():
-        return
-    model = "U-Net" if latents[black].isnan().any() else "VAE"
-    log.warning(
-        "%d of %d pictures are black: the %s answered with no numbers (NaN). Without an adapter it is damaged: get its file again; "
-        "with one, the adapter is too strong or damaged: take a lower strength",
-        int(black.sum()),
-        len(black),
-        model,
-    )
-
-
-def _shift_and_scale(vae: Any) -> tuple[float, float]:
-    return vae.config.get("shift_factor") or 0.0, vae.config["scaling_factor"]
-
-
-def _factor(vae: Any) -> int:
-    """Pixels a latent cell covers along one side."""
-    return int(2 ** (len(vae.config["block_out_channels"]) - 1))
-
-
-def _rows_per_pass(pixels: int, width: int, height: int) -> int:
-    return max(1, pixels // (width * height))
 
 
 def _stacked(texts: Sequence[TextConditioning], count: int) -> TextConditioning:

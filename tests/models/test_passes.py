@@ -86,6 +86,20 @@ def test_fewer_kernels_decode_and_encode_the_same(sdxl_folder: Path, monkeypatch
     assert torch.allclose(encoded.mean, sdxl.encode_images(pictures).mean, atol=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "wanted"), [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
+def test_pictures_are_decoded_in_the_u_nets_precision_where_that_cannot_overflow_and_encoded_in_float32(
+    dtype: torch.dtype, wanted: torch.dtype, sdxl_folder: Path
+) -> None:
+    exact, half = model(sdxl_folder), SDXL(SDXLFolder(sdxl_folder, CPU, dtype), CPU, dtype, 64 * 64, "tiny")
+    pictures = exact.decode(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+    latents = exact.encode_images(pictures).mean
+    assert torch.equal(half.encode_images(pictures).mean, latents)
+    decoding = {weight.dtype for weight in half._vae().vae.decoder.parameters()}
+    (ours,), (theirs,) = half.decode(latents), exact.decode(latents)
+    off = max(high for _, high in ImageChops.difference(ours, theirs).getextrema())
+    assert decoding == {wanted} and (off <= 12 if wanted == torch.bfloat16 else off == 0)
+
+
 @pytest.mark.usefixtures("everywhere")
 def test_a_model_is_left_as_it_was_and_what_others_compute_is_left_to_them(sdxl_folder: Path) -> None:
     unet = model(sdxl_folder).unet()

@@ -228,7 +228,7 @@ def test_a_picture_that_a_model_answers_with_no_numbers_is_black_and_said_so(
 
     with caplog.at_level(logging.WARNING):
         assert all(image.getbbox() for image in drawn()) and not caplog.records
-        broken = sdxl.unet().conv_out if part == "unet" else sdxl._vae().decoder.conv_out
+        broken = sdxl.unet().conv_out if part == "unet" else sdxl._vae().vae.decoder.conv_out
         with torch.no_grad():
             broken.weight.fill_(float("nan"))
         assert [image.getbbox() for image in drawn()] == [None, None]

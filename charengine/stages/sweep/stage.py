@@ -35,7 +35,7 @@ def _work(given: Given, training: AdapterRecord, dataset: DatasetRecord) -> Swee
 
 SWEEP = Stage(
     name="sweep",
-    version=10,
+    version=11,
     makes=SweepRecord,
     work=_work,
     settings="sweep",
