@@ -286,17 +286,16 @@ class SDXL:
         """
         dtype, scheduler = passes.unet.dtype, self._sampling_scheduler(solver)
         texts = [*([negative] if guidance > 1 else []), prompts, *([beside] if beside else [])]
-        text, alone = (_stacked(some, len(seeds)) for some in (texts, texts[guidance > 1 :]))
+        text, alone = (self._said(_stacked(some, len(seeds)), size) for some in (texts, texts[guidance > 1 :]))
         scheduler.set_timesteps(steps, device=self.device)
         latents: torch.Tensor = self._initial_noise(seeds, size) * scheduler.init_noise_sigma
         passes.look()
         for step, t in enumerate(scheduler.timesteps):
             led = guidance > 1 and guided[0] < float(scheduler.sigmas[step]) <= guided[1]
             said = text if led else alone
-            count = len(said.pooled) // len(seeds)
+            count = len(said[0]) // len(seeds)
             inputs = scheduler.scale_model_input(torch.cat([latents] * count), t).to(dtype)
-            told = said.embeds.to(dtype), said.pooled.to(dtype), self._time_ids(size, len(said.pooled))
-            predicted = passes.predict(inputs, t, *told).float().chunk(count)
+            predicted = passes.predict(inputs, t, *said).float().chunk(count)
             if watch:
                 watch(inputs[: len(latents)], t, predicted)
             noise = predicted[0]
@@ -316,11 +315,12 @@ class SDXL:
         channels = self.unet().config["in_channels"]
         return noise_from_seeds(seeds, (channels, height // factor, width // factor)).to(self.device)
 
-    def _time_ids(self, size: tuple[int, int], count: int) -> torch.Tensor:
-        """Truthful micro-conditioning: original size = target size, nothing cropped."""
+    def _said(self, text: TextConditioning, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the U-Net is told beside latents: states, pooled, and truthful sizes (original = target, nothing cropped)."""
         width, height = size
-        row = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=self.unet().dtype)
-        return row.repeat(count, 1)
+        dtype = self.unet().dtype
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=dtype)
+        return text.embeds.to(dtype), text.pooled.to(dtype), sizes.repeat(len(text.pooled), 1)
 
     def _base_scheduler(self) -> Any:
         return self._loaded.get("scheduler", self.parts.scheduler)

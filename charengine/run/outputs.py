@@ -42,7 +42,7 @@ def sweep_files(trigger: str) -> list[str]:
 
 def training_files(trigger: str, settings: TrainSettings) -> list[str]:
     """Of a training alone: its checkpoints."""
-    from charengine.stages.train.loop import checkpoint_steps
+    from charengine.stages.train.checkpoints import checkpoint_steps
 
     return checkpoint_files(trigger, sorted(checkpoint_steps(settings)))
 

@@ -9,13 +9,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from charengine.adapter.metadata import adapter_metadata
-from charengine.adapter.network import save_adapter
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, StageFailed
 from charengine.language.naming import known_word_warnings
@@ -26,6 +27,7 @@ from charengine.models.base_names import NAME
 from charengine.pictures import png
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint, Ref
 from charengine.stage import Progress
+from charengine.stages.train.checkpoints import CheckpointKeeper, checkpoint_steps
 from charengine.stages.train.clock import Clock
 from charengine.stages.train.curve import as_csv, last_of_views, losses_of_step, smoothed
 from charengine.stages.train.data import TrainingData, encode_dataset
@@ -169,6 +171,7 @@ class _Training:
         self.history.machines = with_this(self.history.machines, self.setup.device, self.history.step)
         self.cuda = self.setup.device.type == "cuda"
         self.writer = StateWriter(state_dir, key, store)
+        self.keeper = CheckpointKeeper(store, tracker, aside=self.cuda)
         self.last_logged = max(tracker.last_step(name) for name in ("train/loss", "train/lesson_loss"))
 
     def run(self, should_stop: Callable[[], bool], on_step: Callable[[Progress], None] | None) -> AdapterRecord:
@@ -183,7 +186,8 @@ class _Training:
             step += 1
             stopping = should_stop()
             pressed = stopping or self.writer.is_out_of_room()
-            due = self._due(step) | ({"save"} if pressed else set())
+            kept = self.keeper.is_ready
+            due = self._due(step) | ({"save"} if pressed or kept else set())
             if due or not self.cuda or step - history.step >= READ_EVERY or clock.since_read() >= READ_SECONDS:
                 self._read(step)  # waits for a GPU
                 history.seconds = clock.read()
@@ -193,11 +197,15 @@ class _Training:
                 self._validate(step)
             if "sample" in due and self._room_for_samples():
                 self._samples(step)
+            if kept or "checkpoint" in due:
+                history.checkpoints += self.keeper.take()
             if "checkpoint" in due:
                 self._checkpoint(step)
+            if pressed or not self.keeper.aside:
+                history.checkpoints += self.keeper.take()
             if pressed:
                 self.writer.wait()  # this state must be written
-            if due & {"save", "checkpoint"}:
+            if due & {"save", "checkpoint"} and not self.keeper.is_busy:  # a state tells of all that was kept before it
                 self.writer.save(history, self.setup.tensors())
             if pressed:
                 self.writer.wait()
@@ -205,14 +213,17 @@ class _Training:
                 raise TrainingStopped(
                     f"stopped at step {step} of {settings.steps}; the same command continues from there"
                 )
+        history.checkpoints += self.keeper.take()
         if step < settings.steps and (not history.checkpoints or history.checkpoints[-1].step < step):
             log.info("early stop at step %d: no better validation for %d validations", step, settings.early_stop)
             self._checkpoint(step)
+            history.checkpoints += self.keeper.take()
         self.writer.wait()
         return self._record(clock)
 
     def close(self) -> None:
         """Finish writing and leave the U-Net as it was found."""
+        self.keeper.close()
         self.writer.close()
         self.setup.close()
 
@@ -292,22 +303,14 @@ class _Training:
         self.tracker.log_metrics(metrics, point.step)
 
     def _checkpoint(self, step: int) -> None:
+        """Begin to keep the adapter as it is now."""
         history = self.history
-        data = self._file(step)
-        ref = self.store.put(data, f"{file_stem(self.dataset.trigger)}-step{step:06d}.safetensors")
         samples = self._samples(step) if self._room_for_samples() else ()
         validation = history.validation[-1].loss if history.validation else None
         loss = history.smoothed[-1]
-        model_id = None
-        if step > self.tracker.last_step("checkpoint/loss"):
-            metrics = {"checkpoint/loss": loss} | ({"checkpoint/validation_loss": validation} if validation else {})
-            model_id = self.tracker.log_checkpoint(data, step, metrics)
-            self.tracker.log_metrics(metrics, step)
-        history.checkpoints.append(
-            CheckpointRecord(
-                step=step, adapter=ref, loss=loss, validation_loss=validation, samples=samples, logged_model_id=model_id
-            )
-        )
+        record = partial(CheckpointRecord, step=step, loss=loss, validation_loss=validation, samples=samples)
+        name = f"{file_stem(self.dataset.trigger)}-step{step:06d}.safetensors"
+        self.keeper.begin(*self._file(step), name, lambda ref: record(adapter=ref))
 
     def _room_for_samples(self) -> bool:
         """A VAE and a guided U-Net pass need room beside the training; the sweep draws the pictures that count."""
@@ -334,8 +337,8 @@ class _Training:
                 self.tracker.log_image(image, "samples", step)
         return tuple(refs)
 
-    def _file(self, step: int) -> bytes:
-        """The adapter as it is now, as a file."""
+    def _file(self, step: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The adapter as it is now, in host memory, and its file's metadata."""
         bucket = self.data.views[0]
         metadata = adapter_metadata(
             self.settings,
@@ -355,7 +358,7 @@ class _Training:
         with self.setup.evaluating():
             rounded = None if self.settings.algorithm == "tlora" else kind  # T-LoRA's are multiplied out first
             tensors = self.setup.adapter.state_dict(kind, self.setup.parameters.named("cpu", rounded))
-        return save_adapter(tensors, metadata)
+        return tensors, metadata
 
     def _early_stop(self) -> bool:
         """No validation better than the best one for `early_stop` validations."""
@@ -390,12 +393,6 @@ class _Training:
             mlflow_run_id=self.tracker.run_id,
             warnings=moved(history.machines),
         )
-
-
-def checkpoint_steps(settings: TrainSettings) -> set[int]:
-    """Steps after which an adapter is kept: evenly spread, the last included."""
-    count = min(settings.checkpoints, settings.steps)
-    return {round(settings.steps * (i + 1) / count) for i in range(count)}
 
 
 def state_key(

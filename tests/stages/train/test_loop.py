@@ -25,7 +25,8 @@ from charengine.adapter.network import apply_adapter, load_adapter
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, StageFailed
 from charengine.records import AdapterRecord
-from charengine.stages.train.loop import TrainingStopped, checkpoint_steps, train_adapter
+from charengine.stages.train.checkpoints import checkpoint_steps
+from charengine.stages.train.loop import TrainingStopped, train_adapter
 from charengine.stages.train.state import FILE, StateWriter
 from charengine.stages.train.validation import TrainingDiverged
 from charengine.store import Store
