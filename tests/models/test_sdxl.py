@@ -190,7 +190,7 @@ def test_a_trace_is_every_pass_of_drawing_the_same_picture(sdxl: SDXL):
     assert trace.noisy.shape == trace.prompted.shape == (3, 2, 4, 8, 6)
     for text, found in ((prompts, trace.prompted), (beside, trace.beside), (negative, trace.negative)):
         for step, t in enumerate(trace.timesteps):
-            rows = (text.embeds.expand(2, -1, -1), text.pooled.expand(2, -1), sdxl._time_ids((48, 64), 2))
+            rows = tuple(one.expand(2, *one.shape[1:]) for one in sdxl._said(text, (48, 64)))
             with torch.no_grad():
                 wanted = predict(sdxl.unet(), trace.noisy[step], t.expand(2), *rows)
             torch.testing.assert_close(found[step], wanted, atol=1e-5, rtol=1e-4)
