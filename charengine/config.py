@@ -150,8 +150,7 @@ class ModelSettings(Settings):
         default="auto", description="where the models work; auto = the GPU if there is one"
     )
     cuda_graphs: Literal["auto", "off"] = Field(
-        default="auto",
-        description="record a token of the VL model and a pass of the U-Net once and replay them (NVIDIA)",
+        default="auto", description="record a token of the VL model, a pass of the U-Net once and replay it (NVIDIA)"
     )
 
 

@@ -1,6 +1,6 @@
 """How long a profile will take on this machine, before it has run: an estimate, stage by stage.
 
-Fitted to `benchmarks/results/full_pipeline.json` and, for the sweep, the one of 2026-11-24 (an H200 under a 12 GiB cap). A stage's time there is cut into arithmetic (its
+Fitted to `benchmarks/results/full_pipeline.json` (an H200 under a 12 GiB cap). A stage's time there is cut into arithmetic (its
 operations at `SHARE` of the card's published bf16 rate), memory traffic (what remains), and what depends on neither. Another card
 takes the first in proportion to its published bf16 rate and the second in proportion to its memory bandwidth; streamed weights pass
 through its bus. A card that is not listed is measured for a moment.
@@ -214,12 +214,12 @@ def _train(profile: Profile, card: Card) -> StageTime:
     return StageTime("train", seconds, what)
 
 
-IMAGE_SECONDS = 0.865  # 832×1216, 20 steps, guided; drawn and decoded
-IMAGE_SHARE = 0.69  # of it that the steps take
+IMAGE_SECONDS = 0.645  # 832×1216, 20 steps, guided; drawn and decoded
+IMAGE_SHARE = 0.91  # of it that the steps take
 IMAGE_MEGAPIXELS = 832 * 1216 / 2**20
-MERGED_SECONDS = 0.2  # of each picture: an adapter is put on for every four
-PREPARED_SECONDS = 0.09  # of each picture whose traits are read, by the processor beside the GPU
-CHANGES_SECONDS = 19.0  # models put on the GPU in turn, prompts encoded, pictures stored
+MERGED_SECONDS = 0.05  # of each picture: an adapter is put on for every four
+PREPARED_SECONDS = 0.06  # of each picture whose traits are read, by the processor beside the GPU
+CHANGES_SECONDS = 20.0  # models put on the GPU in turn, prompts encoded, pictures stored
 WORD_PICTURES, WORD_READINGS = 8, 11  # drawn and read to find the words, and the four scenes
 
 
