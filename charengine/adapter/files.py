@@ -123,6 +123,8 @@ def value_problems(
         tensors: of the file.
         known: every spelling of a layer that there may be → its name and shape; None where the model is not known.
     """
+    if not tensors:
+        yield f"the file holds nothing; {NEEDED}"
     layers: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         stem, part, kind = split_key(key)

@@ -155,7 +155,9 @@ def _floats(name: str, part: str, value: Tensor) -> Tensor:
     """The tensor as floats that can be computed with; float8 and float64 as float32."""
     if part != "alpha" and value.dtype not in FLOATS:
         kind = str(value.dtype).removeprefix("torch.")
-        raise BadInput(f"the adapter's {name}.{part} holds {kind} values; floats are needed: the file is damaged")
+        raise BadInput(
+            f"the adapter's {name}.{part} holds {kind} values; floats are needed (float16, bfloat16, float32, float64 or float8)"
+        )
     if part == "alpha" or value.dtype not in (torch.float16, torch.bfloat16):
         value = value.float()
     if not _all_finite(value):

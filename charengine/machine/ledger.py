@@ -133,6 +133,8 @@ def overwriting(
     eaten = [path for path in paths if files.real(path) in read and not _same(path, wanted.get(path))]
     problems = [_said(eaten, label, folder, "what this command starts from")] if eaten else []
     lost = [path for path in foreign(paths, wanted) if path not in eaten]
+    if files.exists(folder / LEDGER) and not files.is_file(folder / LEDGER):
+        problems.append(f"{folder / LEDGER} is no file; Character Engine notes there what it writes: move it away")
     return problems + ([_said(lost, label, folder)] if lost else [])
 
 
@@ -249,6 +251,15 @@ def _said(lost: list[Path], label: str, folder: Path, what: str = "") -> str:
         else f"{'is' if one else 'are'} not as Character Engine wrote {'it' if one else 'them'} there"
     )
     return (
-        f"{f'{label} {folder}'.strip()}: {', '.join(shown)}{more} {why}, and would be overwritten: give another folder or name, or move "
-        f"{'it' if one else 'them'} away"
+        f"{f'{label} {folder}'.strip()}: {', '.join(shown)}{more} {why}, and would be overwritten{'' if what else _unnoted(folder)}: "
+        f"give another folder or name, or move {'it' if one else 'them'} away"
     )
+
+
+def _unnoted(folder: Path) -> str:
+    """Why nothing in a folder counts as the engine's, where that is not the files' own doing."""
+    places = (files.real(folder), *files.real(folder).parents[:ABOVE])
+    if not any(files.exists(place / LEDGER) or _is_run(place) for place in places):
+        return f" (no {LEDGER} says that Character Engine wrote anything there)"
+    damaged = files.exists(folder / LEDGER) and not isinstance(files.kept_json(folder / LEDGER, LARGEST), dict)
+    return f" (the {LEDGER} that says what Character Engine wrote there is damaged)" if damaged else ""

@@ -75,6 +75,14 @@ def test_the_alpha_that_no_program_reads_may_be_anything(tmp_path: Path, alpha: 
     check_values(tensors)
 
 
+def test_a_file_without_a_tensor_is_no_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter.safetensors").write_bytes(file_of({}))
+    facts = adapter_facts(tmp_path / "adapter.safetensors")
+    assert [problem for problem in facts["problems"] if "the file holds nothing" in problem]
+    with pytest.raises(BadInput, match="the file holds nothing"):
+        check_values({})
+
+
 def test_matrices_of_whole_numbers_are_told(tmp_path: Path) -> None:
     tensors = {key: value.to(torch.int32) for key, value in tensors_of(tiny_unet()).items()}
     tensors |= {key: torch.tensor(4) for key in tensors if key.endswith(".alpha")}  # whole alphas are what some write

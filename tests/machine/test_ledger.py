@@ -47,6 +47,32 @@ def test_of_a_torn_ledger_nothing_is_known(tmp_path: Path) -> None:
         assert foreign([tmp_path / "a.png"], {}) == [tmp_path / "a.png"]
 
 
+@pytest.mark.parametrize(
+    ("ledger", "told"),
+    [
+        (None, f"no {LEDGER} says that Character Engine wrote anything there"),
+        ("NaN", f"the {LEDGER} that says what Character Engine wrote there is damaged"),
+        ("{}", None),
+    ],
+)
+def test_files_that_count_as_a_strangers_for_want_of_a_ledger_are_said_to(
+    ledger: str | None, told: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"1")
+    if ledger is not None:
+        (tmp_path / LEDGER).write_text(ledger)
+    (problem,) = overwriting([tmp_path / "a.png"], "--out", tmp_path)
+    assert f"overwritten ({told}): give" in problem if told else "overwritten: give" in problem
+    (mine,) = overwriting([tmp_path / "a.png"], "--out", tmp_path, inputs=[tmp_path / "a.png"])
+    assert "overwritten: give" in mine, "what a command starts from is no matter of ledgers"
+
+
+def test_a_folder_in_the_ledgers_place_is_said_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / LEDGER).mkdir()
+    (problem,) = overwriting([tmp_path / "a.png"], "--out", tmp_path)
+    assert f"{LEDGER} is no file" in problem and "move it away" in problem
+
+
 def test_a_folder_that_was_moved_and_linked_from_where_it_was_is_known(tmp_path: Path) -> None:
     (run := tmp_path / "run").mkdir()
     (run / "run.json").write_text('{"prompt": "an orc"}')

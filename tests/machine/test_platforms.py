@@ -33,7 +33,7 @@ def test_without_a_c_compiler_the_trainer_goes_on_without_triton(
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
 
     launcher = type("Launcher", (), {"__getitem__": lambda self, grid: fails})()
-    monkeypatch.setattr(kernels, "_kernels", lambda: (launcher, launcher))
+    monkeypatch.setattr(kernels, "_kernels", lambda: SimpleNamespace(geglu_forward=launcher))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with caplog.at_level(logging.WARNING):
         assert not kernels._triton_works(torch.device("cpu"))
@@ -44,7 +44,7 @@ def test_without_a_c_compiler_the_trainer_goes_on_without_triton(
 def test_a_kernel_that_runs_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[object] = []
     launcher = type("Launcher", (), {"__getitem__": lambda self, grid: lambda *given, **more: ran.append(given)})()
-    monkeypatch.setattr(kernels, "_kernels", lambda: (launcher, launcher))
+    monkeypatch.setattr(kernels, "_kernels", lambda: SimpleNamespace(geglu_forward=launcher))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert kernels._triton_works(torch.device("cpu")) and len(ran) == 1
 

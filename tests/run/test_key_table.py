@@ -64,7 +64,7 @@ def test_the_sample_runs_keys_are_these() -> None:
         "expand": "expand-fbc960f1acecc13401121828c3cec7de671b4338",
         "caption": "caption-f0797ae3e408d12aa7197e565467d2e835b2bca4",
         "train": "train-3856b73d80dd93c50bd011dccb44d277d1aa73d4",
-        "sweep": "sweep-2b25448db4ad8af24203a354b78f9ba761b88677",
+        "sweep": "sweep-aeac531b9e7c2758d22c632a9f6b9936f8245258",
         "report": "report-97a2c6e47eba7b4b47fef135840de8645d079da2",
     }
 
