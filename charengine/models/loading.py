@@ -133,7 +133,11 @@ def chunks(count: int, size: int) -> Iterator[slice]:
 
 
 def in_parts(
-    count: int, at_once: Callable[[], int], fewer: Callable[[int], None], work: Callable[[slice], T]
+    count: int,
+    at_once: Callable[[], int],
+    fewer: Callable[[int], None],
+    work: Callable[[slice], T],
+    spare: Callable[[], bool] = lambda: False,
 ) -> list[T]:
     """`work` on `count` things in parts; where memory runs out, on half as many from then on.
 
@@ -141,6 +145,7 @@ def in_parts(
         at_once: the most that may be tried.
         fewer: told what is to be tried from then on.
         work: on some of them; what it gives does not depend on how many.
+        spare: gives back memory that can be done without, before fewer are tried; whether there was any.
     """
     made: list[T] = []
     done = 0
@@ -151,10 +156,13 @@ def in_parts(
             done += few
             continue
         except Exception as error:
-            if few == 1 or not ran_out_of_memory(error):
+            full = ran_out_of_memory(error)
+            again = full and spare()
+            if not again and (few == 1 or not full):
                 raise
-        log.warning("out of memory with %d pictures at once: from here on %d", few, few // 2)
-        fewer(few // 2)
+        if not again:
+            log.warning("out of memory with %d pictures at once: from here on %d", few, few // 2)
+            fewer(few // 2)
         release_memory()
     return made
 

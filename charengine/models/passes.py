@@ -53,8 +53,8 @@ class Passes:
         return self._recorded[shape].replay(given)
 
     def give_up(self) -> bool:
-        """Give back the memory of what was recorded, and record no more; whether anything was."""
-        some, self.recorded, self._standing = bool(self._recorded), False, None
+        """Give back the memory of what was recorded, and record no more; whether anything was, or was about to be."""
+        some, self.recorded, self._standing = self._standing is not None, False, None
         self._forget()
         return some
 
@@ -92,8 +92,8 @@ class _Recording:
 
 def _standing(unet: Any) -> int | None:
     """Where the weights lie; None where a recording would not hold: hooks that compute or fetch weights, or weights elsewhere."""
-    for module in unet.modules():
-        if "forward" in module.__dict__ or module._forward_pre_hooks or module._forward_hooks:
-            return None
-    weights = list(unet.parameters())
-    return hash(tuple(weight.data_ptr() for weight in weights)) if all(weight.is_cuda for weight in weights) else None
+    if not all(weight.is_cuda for weight in unet.parameters()):
+        return None
+    if any("forward" in one.__dict__ or one._forward_pre_hooks or one._forward_hooks for one in unet.modules()):
+        return None
+    return hash(tuple(weight.data_ptr() for weight in unet.parameters()))

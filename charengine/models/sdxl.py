@@ -9,15 +9,14 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from charengine.errors import BadInput, ran_out_of_memory
+from charengine.errors import BadInput
 from charengine.models.latent_coder import LatentCoder, ready_vae
-from charengine.models.loading import Loaded, in_parts, noise_from_seeds, release_memory
+from charengine.models.loading import Loaded, in_parts, noise_from_seeds
 from charengine.models.passes import Passes
 from charengine.models.prediction import GUIDANCE_RESCALE, Prediction, rescaled_for_zero_terminal_snr, rescaled_guidance
 from charengine.models.protocols import LatentPosterior, Solver, TextConditioning, Trace
@@ -194,20 +193,13 @@ class SDXL:
             )
         steps, guidance = self.usage.steps(steps), self.usage.guidance(guidance)
 
-        passes = self._passes()
-
         def draw(part: slice) -> list[Image.Image]:
             rows = prompts.rows(part.start, part.stop)
             against = negative if len(negative.embeds) == 1 else negative.rows(part.start, part.stop)
-            drawn = partial(self._denoise, passes, rows, against, seeds[part], size, steps, guidance)
-            try:
-                return self.decode(drawn(solver=solver, guided=guided))
-            except Exception as error:
-                if not ran_out_of_memory(error) or not passes.give_up():
-                    raise
-            log.info("passes of the U-Net are no longer recorded: there is no room for that")
-            release_memory()
-            return self.decode(drawn(solver=solver, guided=guided))
+            drawn = self._denoise(
+                self._passes(), rows, against, seeds[part], size, steps, guidance, solver=solver, guided=guided
+            )
+            return self.decode(drawn)
 
         return [image for images in self._in_parts(count, size, draw) for image in images]
 
@@ -259,11 +251,18 @@ class SDXL:
         def fewer(rows: int) -> None:
             self.pixels_per_pass = rows * doubled // 2
 
-        return in_parts(count, lambda: max(1, self.pixels_per_pass * 2 // doubled), fewer, work)
+        return in_parts(count, lambda: max(1, self.pixels_per_pass * 2 // doubled), fewer, work, self._spare)
 
     def _passes(self) -> Passes:
         """The U-Net's passes; what was recorded of them lives as long as it does."""
         return self._loaded.get("passes", lambda: Passes(self.unet(), recorded=self.recorded))
+
+    def _spare(self) -> bool:
+        """Give back what recordings take; whether there were any, or one was being made."""
+        given = self._passes().give_up()
+        if given:
+            log.info("passes of the U-Net are no longer recorded: there is no room for that")
+        return given
 
     def _denoise(
         self,

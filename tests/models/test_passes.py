@@ -243,6 +243,21 @@ def test_without_room_for_recordings_the_same_pictures_are_drawn_without(
     assert recorder.counts == made == (1, 5)
 
 
+def test_without_room_to_record_as_many_pictures_are_drawn_at_once_as_before(
+    sdxl_folder: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sdxl = model(sdxl_folder)
+    text = sdxl.encode_prompts(["a robot", "an orc"])
+    at_once = sdxl.pixels_per_pass
+
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(passes, "record", full)
+    assert len(sdxl.sample(text, text, seeds=[3, 4], size=(64, 64), steps=3, guidance=2.0)) == 2
+    assert sdxl.pixels_per_pass == at_once and recorder.counts == (0, 0)
+
+
 # --- on a card ---
 
 
