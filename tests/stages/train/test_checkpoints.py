@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +82,19 @@ def test_steps_go_on_while_a_checkpoint_is_written_and_no_state_is_without_it(
     before = {saved for step, saved, _ in states if step <= 7}
     assert before == {2}  # that of 4 and 6 would have been without the checkpoint
     assert all(kept == [one for one in (4, 8, 12) if one <= saved] for _, saved, kept in states)
+
+
+@pytest.mark.usefixtures("aside")
+def test_a_checkpoint_that_was_written_beside_the_steps_is_followed_by_a_state(store: Store, tmp_path: Path) -> None:
+    states = []
+
+    def on_step(progress: loop.Progress) -> None:
+        time.sleep(0.05)  # steps of a tiny model are quicker than any disk
+        if (tmp_path / FILE).is_file():
+            states.append(kept_in(tmp_path))
+
+    train(store, tmp_path, on_step=on_step, save_state_every=100)
+    assert [4] in [kept for _, kept in states]
 
 
 @pytest.mark.usefixtures("aside")
