@@ -33,6 +33,7 @@ def serve(port: int) -> None:
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
+    from deployments.artifact_index import index_artifacts
     from deployments.sqlite_connections import give_locks_back
     from deployments.sqlite_cursors import close_in_their_own_threads
 
@@ -40,7 +41,7 @@ def serve(port: int) -> None:
     close_in_their_own_threads()
     whole = get_current_settings()
     settings = whole.server
-    app = ToldWhenFull(AgainWhenBusy(create_app(final=True)), whole.home)
+    app = ToldWhenFull(AgainWhenBusy(index_artifacts(create_app(final=True))), whole.home)
     uvicorn.run(
         app if "*" in origins else LocalOnly(app, origins, CORS_ORIGINS),
         host=HOST,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +28,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def planned_runs(server: Server, deployment: str) -> list[str]:
     wanted = {"flow_runs": {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": ["SCHEDULED"]}}}}
     return [run["id"] for run in server.post("flow_runs/filter", wanted)]
+
+
+@pytest.mark.slow
+def test_how_far_a_run_is_changes_its_own_row_and_looks_at_no_other(server: Server) -> None:
+    change = "UPDATE artifact_collection SET data=1 WHERE artifact_collection.latest_id = 'x'"  # as Prefect changes it
+    with closing(sqlite3.connect(server.home.prefect / "prefect.db")) as database:
+        (plan,) = [row[-1] for row in database.execute(f"EXPLAIN QUERY PLAN {change}")]
+    assert plan.startswith("SEARCH artifact_collection USING INDEX charengine_artifact_collection_latest_id")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from deployments.sqlite_connections import UnlockingConnection
@@ -110,7 +111,7 @@ def test_prefect_s_server_makes_such_connections_alone(monkeypatch: pytest.Monke
     given: list[object] = []
     monkeypatch.setattr("uvicorn.run", lambda *_, **__: given.append(sqlalchemys_own(tmp_path)))
     monkeypatch.setattr(server, "AgainWhenBusy", lambda app: app)
-    monkeypatch.setattr("prefect.server.api.server.create_app", lambda **_: object())
+    monkeypatch.setattr("prefect.server.api.server.create_app", lambda **_: FastAPI())
     try:
         server.serve(4200)
     finally:

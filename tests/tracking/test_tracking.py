@@ -5,15 +5,18 @@ from __future__ import annotations
 import http.server
 import json
 import logging
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing as closed
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from command_line import child_environment
 from PIL import Image
 
@@ -51,6 +54,27 @@ def test_a_run_with_the_same_key_is_opened_again_not_made_again(home: Home) -> N
     assert second.child("train", key="train-1").run_id == child.run_id
     assert second.child("train", key="train-2").run_id != child.run_id
     second.finish()
+
+
+def test_a_run_is_found_by_its_key_in_an_index_not_among_the_keys_of_all(home: Home) -> None:
+    opened(home).finish()
+    asked: list[tuple[str, Any]] = []
+
+    def noted(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        asked.append((statement, values))
+
+    sa.event.listen(sa.engine.Engine, "before_cursor_execute", noted)
+    try:
+        opened(home).finish()
+    finally:
+        sa.event.remove(sa.engine.Engine, "before_cursor_execute", noted)
+    searches = [(statement, values) for statement, values in asked if "run-1" in values and "JOIN" in statement]
+    assert searches
+    with closed(sqlite3.connect(home.mlflow / "mlflow.db")) as database:
+        for statement, values in searches:
+            plan = [row[-1] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
+            assert any("charengine_tags (key=? AND value=?)" in line for line in plan), plan
+            assert not any(line.startswith("SCAN") for line in plan), plan
 
 
 def test_a_training_keeps_its_run_under_another_parent(home: Home) -> None:
