@@ -16,6 +16,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from charengine.machine.collection import collect_rarely, keep_for_good
+
 UVICORN = [sys.executable, "-m", "uvicorn"]
 HEAD = b"<head>"
 CLOSED = b"<script>localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')</script>"
@@ -44,6 +46,10 @@ def serve_here(command: Sequence[str], *, extra_env: Mapping[str, str], **_: Any
     import uvicorn
 
     os.environ.update(extra_env)
+    import mlflow.server.fastapi_app  # noqa: F401  # with the environment it is told in; uvicorn would import it next
+
+    keep_for_good()
+    collect_rarely()
     uvicorn.main.main(list(command[len(UVICORN) :]), standalone_mode=False)
     return Served()
 

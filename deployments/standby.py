@@ -10,7 +10,6 @@ wait already. It goes when the socket is closed; what it has forked goes on.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -23,6 +22,8 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
+from charengine.machine.collection import collect_rarely, keep_for_good
+
 ENGINE = "prefect.engine"
 OF_THE_ENGINE = ("prefect.flow_engine", "prefect._internal.control_listener", "prefect._internal.metrics")
 FORK, THEN = "--fork", "--then"
@@ -34,6 +35,7 @@ GIVEN = 4  # descriptors with each message: input, output and errors of the proc
 
 def main(words: list[str]) -> None:
     """Import, wait, and be the engine."""
+    collect_rarely()
     if words[:1] == [FORK]:
         first, _, later = " ".join(words[1:]).partition(THEN)
         _import(*OF_THE_ENGINE, *first.split())
@@ -146,7 +148,7 @@ def refuse_what_is_lost() -> None:
     if threads or held:
         sys.stderr.write(f"no process can be forked beside {', '.join([*threads, *held])}; each run gets its own\n")
         sys.exit(REFUSED)
-    gc.freeze()
+    keep_for_good()
 
 
 def _open_files() -> list[str]:

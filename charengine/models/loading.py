@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from charengine.errors import BadInput, MissingDependency, ran_out_of_memory
+from charengine.machine.collection import collect_as_usual, keep_for_good
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Loaded:
         if name not in self._held:
             if _accelerator():
                 set_imports_aside()
+            collect_as_usual()
             self._held[name] = load()
         held: T = self._held[name]
         return held
@@ -85,8 +87,7 @@ def set_imports_aside() -> None:
     """
     for name in MADE_OF:
         import_module(name)
-    gc.collect()
-    gc.freeze()
+    keep_for_good()
 
 
 def release_memory(collect: bool = True) -> None:
