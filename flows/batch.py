@@ -28,7 +28,7 @@ from charengine.run.inbox import Inbox, opened
 from charengine.run.request import RunRequest
 from charengine.stages.report.cast import as_text, gallery_page, table
 from flows.character import ProfileName, character
-from flows.pool import made_on_pool
+from flows.pool import PrefectAway, made_on_pool, patiently
 from tasks.live import LiveText
 from tasks.page import failed_state
 
@@ -224,9 +224,19 @@ def _one_by_one(cast: list[dict[str, Any]], told: _Told, budget: Budget) -> dict
 
 
 def _here(entry: dict[str, Any], told: _Told, budget: Budget) -> dict[str, Any]:
-    """One character as a subflow of this one."""
+    """One character as a subflow of this one; while Prefect is busy or away it waits, and one that is begun again continues."""
     told.began(entry["name"])
-    state = cast_type("State[RunResult]", character(**entry, return_state=True))  # awaitable only inside an async flow
+
+    def call() -> State[RunResult]:
+        return cast_type(
+            "State[RunResult]", character(**entry, return_state=True)
+        )  # awaitable only inside an async flow
+
+    try:
+        state = patiently(call, f"{entry['name']} could not be made")
+    except PrefectAway as error:
+        told.ended(outcome := _outcome(entry, error=str(error)))
+        return outcome
     result = state.result() if state.is_completed() else None
     budget.count(result)
     outcome = _outcome(entry, result, "" if result else _reason(state.result(raise_on_failure=False)))

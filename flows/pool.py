@@ -16,8 +16,10 @@ from prefect.client.schemas import OrchestrationResult
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import get_current_settings
 from prefect.states import Cancelled
 
+from charengine.machine.home import find_home
 from charengine.run.budget import QUEUES, Budget
 from charengine.services.prefect_server import DEPLOYMENT
 from charengine.wording import slug
@@ -187,3 +189,20 @@ def patiently(call: Callable[[], T], failed: str) -> T:
             log.warning("%s (%s); trying again in %.0f s", failed, type(error).__name__, pause)
         time.sleep(pause)
         pause = min(LONGEST_PAUSE, pause * 2)
+
+
+def without_prefect(error: Exception) -> str:
+    """That Prefect's server did not answer for longer than its client waits, for who gave the command; empty for anything else."""
+    url = str(get_current_settings().api.url or "")
+    if not url or not isinstance(error, (PrefectHTTPStatusError, httpx.TransportError)):
+        return ""
+    if isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500:
+        return ""
+    request = getattr(error, "_request", None)  # asking for one that there is not raises
+    if request is not None and not str(request.url).startswith(url):
+        return ""
+    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"Prefect's server at {url} did not answer ({why}): it is busy, was stopped, or its disk is full; look at "
+        f"{find_home().logs / 'prefect-server.log'}, and give the same command again: it continues where this one was"
+    )

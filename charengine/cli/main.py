@@ -72,6 +72,9 @@ def main() -> NoReturn:
         if told := _users_to_mend(error):
             _complain(told)
             sys.exit(BadInput.exit_status)
+        if away := _without_prefect(error):
+            _complain(away)
+            sys.exit(EngineError.exit_status)
         # a defect of ours: the traceback goes to a file, one line to the user
         _complain(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}{_kept(error)}")
         sys.exit(UNEXPECTED)
@@ -86,6 +89,15 @@ def _users_to_mend(error: Exception) -> str:
     from charengine.machine.variables import variables_to_blame
 
     return variables_to_blame(error)
+
+
+def _without_prefect(error: Exception) -> str:
+    """That Prefect's server did not answer; empty for anything else."""
+    if "prefect" not in sys.modules:
+        return ""
+    from flows.pool import without_prefect
+
+    return without_prefect(error)
 
 
 def _complain(message: str) -> None:

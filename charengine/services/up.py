@@ -29,6 +29,8 @@ from charengine.services.workers import WORKER, count_gpus, start_workers
 log = logging.getLogger(__name__)
 
 PORTS = {"gallery": 4300, "prefect": 4200, "mlflow": 5000}
+# glibc gives each thread a heap of its own, which never shrinks; a server has a thread for each connection to its database, and grew by the hour
+FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}
 START_SECONDS = 180.0  # the first start makes both databases
 SAY_SECONDS = 10.0  # without a word
 CANCEL_SECONDS = 40.0  # a training saves its state well within this
@@ -157,8 +159,8 @@ class Up:
             (self.home.mlflow / "artifacts").as_uri(),
         ]
 
-    def _run(self, name: str, command: list[object], **environment: str) -> None:
-        self.children.start(name, command, self._environment() | environment)
+    def _run(self, name: str, command: list[object]) -> None:
+        self.children.start(name, command, FEW_ARENAS | self._environment())
 
     def _environment(self) -> dict[str, str]:
         return {

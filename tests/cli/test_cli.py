@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import httpx
 import pytest
 import torch
 from command_line import last_line
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from run_samples import doll, write_views
 
 from charengine.adapter.files import load_adapter, save_adapter
@@ -191,6 +194,28 @@ def test_a_defect_of_ours_is_status_4_with_the_traceback_in_a_file(
     assert "ZeroDivisionError: a defect" in done.stderr and "Traceback" not in done.stderr
     [log] = home.logs.glob("error-*.log")
     assert "Traceback" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "address", "expected"), [(503, "", True), (0, "", True), (422, "", False), (0, "elsewhere", False)]
+)
+def test_a_prefect_that_does_not_answer_is_no_defect_of_ours(
+    cli: Charengine, home: Home, monkeypatch: pytest.MonkeyPatch, code: int, address: str, expected: bool
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4999/api")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4999/api"}):
+        request = httpx.Request("POST", f"http://127.0.0.1:4999/{address or 'api'}/task_runs/")
+
+        def broken() -> list[str]:
+            if code:
+                raise PrefectHTTPStatusError("Busy", request=request, response=httpx.Response(code))
+            raise httpx.ConnectError("refused", request=request)
+
+        monkeypatch.setattr("charengine.profiles.loading.profile_names", broken)
+        done = cli("profiles")
+    assert done.returncode == 4
+    assert ("Prefect's server at http://127.0.0.1:4999/api did not answer" in done.stderr) == expected
+    assert ("this is a defect" in done.stderr) != expected and len([*home.logs.glob("error-*.log")]) == (not expected)
 
 
 def test_profiles_are_listed(cli: Charengine) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed, Failed
 from sheet_samples import Sheet, paint
 
@@ -18,6 +20,7 @@ from charengine.machine.home import Home
 from charengine.records import RunResult
 from charengine.run.cast import read_cast
 from flows import batch as module
+from flows import pool
 from flows.pool import Ended
 
 CAST = [{"name": "Aya", "prompt": "an orc"}, {"name": "Nix", "prompt": "a robot"}]
@@ -86,6 +89,29 @@ def test_a_batch_with_a_failure_ends_failed_with_the_table_and_its_caller_has_th
     assert state.message.startswith("1 of 2 characters could not be made") and "| Nix |" in state.message
     outcomes = module.batch(characters=CAST)
     assert outcomes["failed"] == ["Nix"] and outcomes["characters"][0]["result"]["trigger"] == "ohw"
+
+
+def busy(*_: Any, **__: Any) -> Any:
+    request = httpx.Request("POST", "http://127.0.0.1:4200/api/task_runs/")
+    raise PrefectHTTPStatusError("Service Unavailable", request=request, response=httpx.Response(503))
+
+
+def test_a_character_waits_while_prefect_is_busy_and_costs_the_others_nothing_when_that_is_for_too_long(
+    prefect: str, fails: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, tries = module.character, iter([True, True])
+
+    def sometimes(name: str, **more: Any) -> Any:
+        return busy() if name == "Aya" and next(tries, False) else made(name=name, **more)
+
+    monkeypatch.setattr(module, "character", sometimes)
+    monkeypatch.setattr(pool, "FIRST_PAUSE", 0.01)
+    assert module.batch(characters=CAST)["failed"] == []
+    monkeypatch.setattr(pool, "PATIENCE", 0.0)
+    monkeypatch.setattr(module, "character", lambda name, **more: busy() if name == "Aya" else made(name=name, **more))
+    outcomes = module.batch(characters=CAST)
+    assert outcomes["failed"] == ["Aya"] and "Aya could not be made: " in outcomes["characters"][0]["error"]
+    assert outcomes["characters"][1]["result"]
 
 
 @pytest.mark.parametrize("workers", [False, True])

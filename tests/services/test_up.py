@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,21 @@ def test_whoever_waits_is_told_for_what(
     looks = iter([False, True])
     Up(home, Addresses(1, 2), None, lambda: False)._wait_for("Prefect", lambda: next(looks))
     assert "waiting for Prefect, 0 s so far" in caplog.text
+
+
+@pytest.mark.parametrize(("of_the_user", "expected"), [(None, "2"), ("7", "7")])
+def test_servers_have_few_heaps_that_never_shrink_unless_the_user_says_how_many(
+    home: Home, monkeypatch: pytest.MonkeyPatch, of_the_user: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if of_the_user:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", of_the_user)
+    up = Up(home, Addresses(1, 2), None, lambda: False)
+    started: list[Mapping[str, str]] = []
+    monkeypatch.setattr(up.children, "start", lambda *given: started.append(given[2]))
+    up._run("mlflow-server", ["deployments.mlflow_server"])
+    assert started[0]["MALLOC_ARENA_MAX"] == expected
+    assert up._environment().get("MALLOC_ARENA_MAX") == of_the_user  # trainings have as many as they like
 
 
 def test_a_state_file_of_servers_that_are_gone_is_not_believed(home: Home) -> None:
