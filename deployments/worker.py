@@ -28,7 +28,9 @@ from prefect.utilities import processutils
 from prefect.utilities.engine import propose_state
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
+from charengine.machine.home import find_home
 from charengine.services.prefect_api import PrefectApi
+from charengine.services.stopping import is_stopping
 from charengine.services.unheard import Unheard
 from charengine.services.workers import has_driver
 from deployments.forked import CAN_FORK, Forked, NotForked, Nursery
@@ -197,6 +199,8 @@ with warnings.catch_warnings():
 
         async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
             """Prefect's; the state itself says who took the run, so that it is lost neither with a worker that dies nor with an answer."""
+            if is_stopping(find_home()):
+                return False
             run, mine, taken = flow_run.id, self._begun_here, False
             state: State[Any] | None = None
             try:

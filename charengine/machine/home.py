@@ -20,7 +20,7 @@ FOLDERS = (
     "mlflow", "mlflow/artifacts", "mlflow/journal", "mlflow/spool", "prefect", "logs", "tmp", "tokenizers",
 )  # fmt: skip
 FILES = (
-    "keys", "up.json", "ports.json", "predictions.json", "plans.json", "fingerprints.json", "mlflow/mlflow.db", "prefect/prefect.db",
+    "keys", "up.json", "stopping", "ports.json", "predictions.json", "plans.json", "fingerprints.json", "mlflow/mlflow.db", "prefect/prefect.db",
     "prefect/profiles.toml", "logs/prefect-server.log", "logs/children.json",
 )  # fmt: skip
 LISTED = {"locks": ".lock", "store/results": ".json"}  # folders of files that end so
@@ -86,6 +86,11 @@ class Home:
     def services_file(self) -> Path:
         """What `charengine up` wrote about the servers it started."""
         return self.root / "up.json"
+
+    @property
+    def stopping(self) -> Path:
+        """Which process of `charengine up` or `charengine worker` is ending its workers; not there at other times."""
+        return self.root / "stopping"
 
     @property
     def ports_file(self) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 from charengine.machine.environment import CLIENT_AUTH, SERVER_AUTH
 
 log = logging.getLogger(__name__)
+BEGINS_SECONDS = 15.0  # within which a run that a worker has taken begins
 
 ACTIVE = ("RUNNING", "PENDING", "CANCELLING")
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -97,12 +98,36 @@ def cancel_active_runs(url: str, seconds: float) -> int:
     if not runs:
         return 0
     log.info("cancelling %d runs, so that they save their state", len(runs))
-    for run in runs:
-        if run["state_type"] != "CANCELLING":
-            _cancel(api, run)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and _still_active(api):
+    began, asked = time.monotonic(), set[str]()
+    active: list[dict[str, Any]] | None = runs  # None: Prefect does not say
+    while active is None or _waited_for(active, time.monotonic() - began):
+        for run in active or []:
+            if run["state_type"] == "RUNNING" and run["id"] not in asked:
+                asked.add(run["id"])
+                _cancel(api, run)
+        if time.monotonic() > began + seconds:
+            break
         time.sleep(1.0)
+        active = _still_active(api)
+    return len(runs)
+
+
+def _waited_for(active: list[dict[str, Any]], waited: float) -> bool:
+    """Whether there is an end worth waiting for: what a worker has taken begins in moments, or not at all."""
+    return any(run["state_type"] != "PENDING" or waited < BEGINS_SECONDS for run in active)
+
+
+def give_back_runs(url: str) -> int:
+    """Have what a worker took and never began wait again: called when no worker is there any more. How many there were.
+
+    Raises:
+        OSError: the server does not answer, or refuses.
+    """
+    api = PrefectApi(url)
+    runs = [run for run in _active(api) if run["state_type"] == "PENDING" and not run.get("start_time")]
+    waits = {"type": "SCHEDULED", "name": "Scheduled", "message": "charengine up ended before it began"}
+    for run in runs:
+        api.post(f"flow_runs/{run['id']}/set_state", {"state": waits, "force": True})
     return len(runs)
 
 
@@ -149,12 +174,13 @@ def _active(api: PrefectApi) -> list[dict[str, Any]]:
     return found
 
 
-def _still_active(api: PrefectApi) -> bool:
+def _still_active(api: PrefectApi) -> list[dict[str, Any]] | None:
+    """None where Prefect does not say."""
     try:
-        return bool(_active(api))
+        return _active(api)
     except OSError as error:  # the runs go on saving meanwhile
         log.warning("Prefect does not say which runs have ended (%s); waiting on", error)
-        return True
+        return None
 
 
 def _cancel(api: PrefectApi, run: dict[str, Any]) -> None:

@@ -12,7 +12,9 @@ import pytest
 from charengine.machine.home import Home
 from charengine.services import delivery as module
 from charengine.services import up
+from charengine.services.children import Children
 from charengine.services.delivery import Delivery
+from charengine.services.stopping import is_stopping
 from charengine.services.up import Addresses, Up
 
 # notes that it began, then takes what waits away, as the real one does when MLflow takes it
@@ -142,6 +144,17 @@ def test_at_the_end_one_that_hangs_is_ended_in_time_and_no_other_begun(
     assert time.monotonic() - started < 30
 
 
+def noted(ending: list[bool], home: Home) -> Callable[[Children, str], None]:
+    """`Children.end_families`, which notes whether the home is ending."""
+    real = Children.end_families
+
+    def end_families(children: Children, named: str = "") -> None:
+        ending.append(is_stopping(home))
+        real(children, named)
+
+    return end_families
+
+
 def test_up_delivers_while_it_runs_and_when_its_workers_have_ended_and_mlflow_has_not(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,11 +164,20 @@ def test_up_delivers_while_it_runs_and_when_its_workers_have_ended_and_mlflow_ha
     names = lambda: [child.name for child in running.children.running]  # noqa: E731
     for name in ("mlflow-server", "worker-0", "worker-orchestrate"):
         running.children.start(name, ["timeit", "-n", "1", "import time; time.sleep(60)"], running._environment())
+    ending: list[bool] = []
     monkeypatch.setattr(up, "cancel_active_runs", lambda api, seconds: said.append(("cancelled", names())))
+    monkeypatch.setattr(up, "give_back_runs", lambda api: said.append(("given back", names())))
     monkeypatch.setattr(Delivery, "look", lambda self: said.append(("looked", names())))
+    monkeypatch.setattr(Children, "end_families", noted(ending, home))
     monkeypatch.setattr(Delivery, "finish", lambda self, meanwhile: said.append(("delivered", names())))
     running.watch()
     running.stop()
     everything = ["mlflow-server", "worker-0", "worker-orchestrate"]
-    assert said == [("looked", everything), ("cancelled", everything), ("delivered", ["mlflow-server"])]
+    assert said == [
+        ("looked", everything),
+        ("cancelled", everything),
+        ("given back", ["mlflow-server"]),
+        ("delivered", ["mlflow-server"]),
+    ]
+    assert ending == [True, False]  # of the workers, of the servers: no run is taken while they are ended
     assert names() == [] and running.delivery.environment["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:2"

@@ -19,7 +19,7 @@ import pytest
 from charengine.machine.home import Home
 from charengine.services import prefect_api
 from charengine.services.children import Child
-from charengine.services.prefect_api import PrefectApi, cancel_active_runs, crash_runs_of
+from charengine.services.prefect_api import PrefectApi, cancel_active_runs, crash_runs_of, give_back_runs
 from charengine.services.up import Addresses, Up
 
 PASSWORD = "ann:secret"
@@ -101,6 +101,38 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again_until_the_runs_have_e
         assert cancel_active_runs(protected, 30.0) == 2
     assert Protected.busy_polls == 0 and time.monotonic() - started < 10
     assert "waiting on" in caplog.text
+
+
+class Shown:
+    """Prefect as it shows its active runs, time after time; and what was set."""
+
+    def __init__(self, *shown: dict[str, str]) -> None:
+        self.shown, self.set = list(shown), list[tuple[str, str]]()
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        if path == "flow_runs/filter":
+            now = self.shown.pop(0) if len(self.shown) > 1 else self.shown[0]
+            return [
+                {"id": run, "state_type": state, "start_time": "x" * (state == "RUNNING")} for run, state in now.items()
+            ]
+        self.set.append((path.split("/")[1], body["state"]["type"]))
+        return {}
+
+
+def test_a_run_that_was_taken_is_cancelled_once_it_has_begun_and_waits_again_when_it_never_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = Shown({"a": "RUNNING", "b": "PENDING", "c": "PENDING"}, {"b": "RUNNING", "c": "PENDING"}, {"c": "PENDING"})
+    monkeypatch.setattr(prefect_api, "PrefectApi", lambda url: shown)
+    monkeypatch.setattr(prefect_api.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(prefect_api, "BEGINS_SECONDS", 0.2)
+    assert cancel_active_runs("", 60.0) == 3
+    assert shown.set == [("a", "CANCELLING"), ("b", "CANCELLING")]
+    assert give_back_runs("") == 1 and shown.set[2:] == [("c", "SCHEDULED")]
+    shown.shown = [{"d": "PENDING"}, {"d": "RUNNING"}, {}]
+    assert cancel_active_runs("", 60.0) == 1 and shown.set[3:] == [("d", "CANCELLING")]
+    shown.shown = [{"d": "RUNNING"}]
+    assert give_back_runs("") == 0
 
 
 def test_a_wrong_password_is_an_error_and_not_an_empty_list(protected: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.states import Pending, Scheduled
 
 from charengine.machine.home import Home
+from charengine.services.stopping import begin_to_stop, is_stopping, stopped
 from deployments import worker
 from deployments.worker import ENGINE, DirectConfiguration, Standby
 
@@ -200,6 +201,32 @@ def test_a_run_that_is_taken_says_by_whom_before_its_process_begins_also_when_th
             return f"{now.infrastructure_pid}, {now.state and now.state.message}"
 
     assert anyio.run(taken) == "begun by m1, begun by m1"
+
+
+def test_while_its_home_ends_a_worker_takes_no_run_and_one_that_died_while_ending_holds_nobody_up(
+    prefect: str, monkeypatch: pytest.MonkeyPatch, home: Home
+) -> None:
+    monkeypatch.setattr(worker, "STANDBY", [sys.executable, "-c", ""])
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+
+    async def asked() -> list[bool]:
+        async with get_client() as client:
+            with suppress(ObjectAlreadyExists):
+                await client.create_work_pool(WorkPoolCreate(name="p", type="process"))
+            run = await client.create_flow_run(nothing, state=Scheduled())
+            async with worker.QuickWorker(work_pool_name="p", name="m1") as own:
+                begin_to_stop(home)
+                seen = [await own._propose_pending_state(run)]
+                waits = (await client.read_flow_run(run.id)).state
+                seen.append(bool(waits and waits.is_scheduled()))
+                home.stopping.write_text(str(gone.pid))
+                return [*seen, await own._propose_pending_state(run)]
+
+    assert anyio.run(asked) == [False, True, True]
+    begin_to_stop(home)
+    stopped(home)
+    assert not home.stopping.exists() and not is_stopping(home)
 
 
 def test_the_engine_is_started_directly_and_a_deployments_own_command_stays() -> None:
