@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charengine import files
+from charengine.cli.command import Command
 from charengine.cli.console import listen, say, training_bar
 from charengine.cli.run import ProfileOption, ReferenceOption, SetOption
 from charengine.errors import BadInput
@@ -34,7 +35,7 @@ Seed = Annotated[int, typer.Option(help="Same seed, same machine kind: same file
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     for command in (sheet, crop, expand, caption, train, sweep, report):
-        app.command()(command)
+        app.command(cls=Command)(command)
 
 
 def sheet(

@@ -1,0 +1,56 @@
+"""What all commands do alike: paths are taken as they lie on the disk, and Ctrl-C ends with a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from typer import Context
+from typer.core import TyperCommand
+
+from charengine import files
+from charengine.errors import EngineError
+
+KEPT = (
+    "run",
+    "demo",
+    "batch",
+    "sheet",
+    "crop",
+    "expand",
+    "caption",
+    "train",
+    "sweep",
+)  # whose stages' results are kept
+INTERRUPTED = 130
+
+
+class Stopped(EngineError):
+    """Ctrl-C."""
+
+    exit_status = INTERRUPTED
+
+
+class Command(TyperCommand):
+    """One command."""
+
+    def invoke(self, ctx: Context) -> Any:  # type: ignore[override]
+        """Run it.
+
+        Raises:
+            Stopped: by Ctrl-C.
+        """
+        ctx.params = {name: _as_it_lies(value) for name, value in ctx.params.items()}
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            goes_on = "what is done is kept, and the same command goes on from there"
+            raise Stopped(
+                f"{self.name} was stopped; {goes_on if self.name in KEPT else 'the same command begins again'}"
+            ) from None
+
+
+def _as_it_lies(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_it_lies(one) for one in value]
+    return files.as_it_lies(value) if isinstance(value, Path) else value
