@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from typer import Context
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from charengine import files
 from charengine.errors import EngineError
@@ -34,19 +34,28 @@ class Stopped(EngineError):
 class Command(TyperCommand):
     """One command."""
 
-    def invoke(self, ctx: Context) -> Any:  # type: ignore[override]
-        """Run it.
+    def invoke(self, ctx: Context) -> Any:
+        """Run it."""
+        ctx.params = {name: _as_it_lies(value) for name, value in ctx.params.items()}
+        return super().invoke(ctx)
+
+
+class Commands(TyperGroup):
+    """All of them."""
+
+    def invoke(self, ctx: Context) -> Any:
+        """Run the one that is asked for.
 
         Raises:
             Stopped: by Ctrl-C.
         """
-        ctx.params = {name: _as_it_lies(value) for name, value in ctx.params.items()}
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
+            name = ctx.invoked_subcommand or "charengine"
             goes_on = "what is done is kept, and the same command goes on from there"
             raise Stopped(
-                f"{self.name} was stopped; {goes_on if self.name in KEPT else 'the same command begins again'}"
+                f"{name} was stopped; {goes_on if name in KEPT else 'the same command begins again'}"
             ) from None
 
 

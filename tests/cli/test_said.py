@@ -7,8 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 
+from charengine.cli import main
+from charengine.cli.command import KEPT, Command
+from charengine.cli.main import app
 from charengine.cli.run import say_result
 from charengine.records import RunResult
 from charengine.stages.report.cast import gallery_page, table
@@ -75,10 +79,28 @@ def test_a_cast_is_told_character_by_character_and_why_one_failed(tmp_path: Path
 
 def test_auto_retrain_is_a_setting_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     from charengine.cli import run as command
-    from charengine.cli.main import app
 
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(command, "start", lambda request, _: asked.append(request.overrides))
     for more in ([], ["--auto-retrain", "2"]):
         app(["run", "an orc", "--set", "train.steps=5", *more], standalone_mode=False)
     assert asked == [("train.steps=5",), ("train.steps=5", "retrain=2")]
+
+
+@pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))  # type: ignore[attr-defined]
+def test_ctrl_c_ends_every_command_with_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: object, ctx: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Command.__base__, "invoke", interrupted)
+    arguments = {"crop": ["a.png"], "caption": [".", "--name=A", "--prompt=an orc"], "expand": [".", "--prompt=an orc"]}
+    arguments |= {"inspect": ["a"], "train": ["."], "sweep": ["a"], "report": ["a"], "compare": ["a"], "export": ["a"]}
+    monkeypatch.setattr("sys.argv", ["charengine", name, *arguments.get(name, [])])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (130, "")
+    [line] = said.err.splitlines()
+    assert line.startswith(f"error: {name} was stopped; ") and ("what is done is kept" in line) == (name in KEPT)
