@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from typer import Context
 from typer.core import TyperCommand, TyperGroup
 
 from charengine import files
@@ -34,7 +33,7 @@ class Stopped(EngineError):
 class Command(TyperCommand):
     """One command."""
 
-    def invoke(self, ctx: Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run it."""
         ctx.params = {name: _as_it_lies(value) for name, value in ctx.params.items()}
         return super().invoke(ctx)
@@ -43,7 +42,7 @@ class Command(TyperCommand):
 class Commands(TyperGroup):
     """All of them."""
 
-    def invoke(self, ctx: Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the one that is asked for.
 
         Raises:

@@ -162,7 +162,7 @@ def read_caption(path: Path) -> str:
     Raises:
         BadInput: it is empty, too long, not UTF-8 text, or holds control characters.
     """
-    text = composed(" ".join(files.read_text(path, "caption").split()))
+    text: str = composed(" ".join(files.read_text(path, "caption").split()))
     if not shows(text):
         raise BadInput(f"caption {path} is empty: write what the picture shows, or delete the file")
     if len(text) > LONGEST_CAPTION:

@@ -20,7 +20,7 @@ from charengine.errors import BadInput, StoreCorrupt
 from charengine.machine.home import Home
 from charengine.machine.known_runs import known_runs
 from charengine.records import RunRecord
-from charengine.run.beside import write_beside
+from charengine.run.beside import left_behind, write_beside
 from charengine.run.folder import REPORT, read_run
 from charengine.store import Store
 from charengine.wording import file_stem, slug
@@ -91,7 +91,7 @@ def export(run_folder: Path, target: Path, store: Store) -> Path:
 
 
 def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
-    """What is handed over, by file name: what lies beside the adapters, and what is missing there.
+    """What is handed over, by file name: what lies beside the adapters of the run as it is now, and what is missing there.
 
     Raises:
         BadInput: the run has no adapters, or one is damaged.
@@ -102,6 +102,8 @@ def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
     stem = file_stem(run.trigger)
     place = run_folder / "adapters"
     beside = [path for path in files.entries(place) if files.is_file(path)] if files.is_dir(place) else []
+    left = left_behind(beside, run.trigger)
+    beside = [path for path in beside if path not in left]
     content = {path.name: files.asked(path, path.read_bytes) for path in beside}
     for path in beside:
         if path.suffix == ".safetensors" and (problems := file_problems(path)):
@@ -115,6 +117,8 @@ def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
         content = {**_beside(run, store), **content}
     pages = [run_folder / name for name in PAGES]
     content |= {path.name: path.read_bytes() for path in pages if files.is_file(path)}
+    if left:
+        log.warning("left where it is, of an earlier trigger: %s", ", ".join(str(path) for path in left))
     gone = [names[0] for names in ((REPORT,), SHEETS) if not content.keys() & {*names}]
     if gone:
         log.warning("%s has no %s any more: handed over without", run_folder, " and no ".join(gone))
