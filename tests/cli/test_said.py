@@ -68,11 +68,12 @@ def test_a_cast_is_told_character_by_character_and_why_one_failed(tmp_path: Path
         {"name": "Bea", "prompt": "a <bee>", "error": "the GPU\nis gone", "result": None},
     ]
     assert table(outcomes).splitlines()[2:] == [
-        f"| Zorga | zorgax | step 200 at 0.6 | {tmp_path}/zorga/report.html |",
+        f"| Zorga | zorgax | step 200 at 0.6 | 1 warning: {tmp_path}/zorga/report.html |",
         "| Bea | | | failed: the GPU is gone |",
     ]
     page = gallery_page(outcomes, tmp_path / "cast.html").read_text()
-    assert "2 characters, 1 failed." in page
+    assert "2 characters, 1 failed, 1 with warnings." in page
+    assert "<p>1 warning:</p><ul><li>the side figure touches the edge</li></ul>" in page
     assert "Trigger <b>zorgax</b>; step 200 at strength 0.6." in page and 'href="zorga/report.html"' in page
     assert "<h2>Bea</h2><p>a &lt;bee&gt;</p>" in page and "the GPU\nis gone" in page
 
