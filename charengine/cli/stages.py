@@ -182,7 +182,7 @@ def train(
     out = in_work_folder(str(out))
     chosen, store = _opened(profile, settings, out)
     from charengine.dataset.reading import read_dataset
-    from charengine.run.outputs import check_names, checkpoint_files, training_files
+    from charengine.run.outputs import check_names, checkpoint_files, earlier_checkpoints, training_files
     from charengine.run.starting_files import check_starting_files
 
     check_starting_files(chosen)
@@ -204,7 +204,8 @@ def train(
     content = {out / name: adapter for name, adapter in zip(names, adapters, strict=True)}
     for path, point in zip(write_own(out, content, store), record.checkpoints, strict=True):
         say(f"{path}  step {point.step}, loss {point.loss:.4f}")
-    _warn(record.warnings)
+    earlier = [f"{path} is of an earlier training" for path in earlier_checkpoints(out, record.trigger, names)]
+    _warn((*record.warnings, *earlier))
 
 
 def sweep(
