@@ -41,15 +41,15 @@ def find_run(home: Home, name: str) -> Path:
     place = files.as_it_lies(files.expanded(name))
     if files.is_file(place / "run.json"):
         return place.absolute()
-    runs = {files.real(run.folder): run.folder for run in known_runs(home) if files.is_file(run.folder / "run.json")}
-    named = {folder: _name(folder) for folder in runs.values()}
+    runs = {files.real(run.folder) for run in known_runs(home) if files.is_file(run.folder / "run.json")}
+    named = {folder: _name(folder) for folder in sorted(runs)}
     found = [folder for folder in named if folder.name == name]
     found = found or [folder for folder, own in named.items() if own and slug(own) == slug(name)]
     if not found:
         known = ", ".join(sorted({own for own in named.values() if own})[:20]) or "none yet"
         raise BadInput(f"{name!r} is neither a run's folder nor the name of a finished character; known here: {known}")
     if len(found) > 1:
-        places = ", ".join(map(str, sorted(found)[:MOST_NAMED]))
+        places = ", ".join(map(str, found[:MOST_NAMED]))
         more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         raise BadInput(
             f"{name!r} is the name of {len(found)} runs: {places}{more}; give the folder of the one that is meant"
