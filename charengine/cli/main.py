@@ -64,7 +64,9 @@ def main() -> NoReturn:
     except EngineError as error:
         _complain(str(error))
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:  # typer makes the one the other, outside of commands
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+            raise
         _complain("stopped before anything was begun; the same command begins again")
         sys.exit(INTERRUPTED)
     except Exception as error:

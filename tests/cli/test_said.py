@@ -11,7 +11,7 @@ import typer
 from PIL import Image
 
 from charengine.cli import main
-from charengine.cli.command import KEPT, Command
+from charengine.cli.command import KEPT, Command, Commands
 from charengine.cli.main import app
 from charengine.cli.run import say_result
 from charengine.records import RunResult
@@ -105,3 +105,18 @@ def test_ctrl_c_ends_every_command_with_one_line(
     assert (ended.value.code, said.out) == (130, "")
     [line] = said.err.splitlines()
     assert line.startswith(f"error: {name} was stopped; ") and ("what is done is kept" in line) == (name in KEPT)
+
+
+def test_ctrl_c_before_a_command_began_is_told_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Commands, "make_context", interrupted)
+    monkeypatch.setattr("sys.argv", ["charengine", "profiles"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (130, "")
+    assert said.err == "error: stopped before anything was begun; the same command begins again\n"
