@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from charengine.field_types import Text
 from charengine.wording import CONTROL, name_problem, noun_problem, refuse_twice, shows, trigger_problem
 
 MAX_PROMPT = 2000  # characters; Qwen-Image-Edit reads 512 tokens, so more would be cut silently
@@ -48,10 +49,10 @@ class Settings(BaseModel):
 class Character(Settings):
     """Who is to be made."""
 
-    name: str = Field(description="letters, digits, space, _ and -; names the files and, unless set, the trigger")
-    prompt: str = Field(description="one sentence saying what the character looks like")
-    class_noun: str = Field(default="", description='"woman", "robot"…; empty: taken from the prompt')
-    trigger: str = Field(default="", description="rare word that will mean the character; empty: derived from the name")
+    name: Text = Field(description="letters, digits, space, _ and -; names the files and, unless set, the trigger")
+    prompt: Text = Field(description="one sentence saying what the character looks like")
+    class_noun: Text = Field(default="", description='"woman", "robot"…; empty: taken from the prompt')
+    trigger: Text = Field(default="", description="rare word that will mean the character; empty: taken from the name")
     seed: int = Field(
         default=42, ge=0, lt=2**31, description="all noise comes from it: same seed, same machine kind, same files"
     )
@@ -124,9 +125,7 @@ class ModelSettings(Settings):
         description="your own LoRAs for the edit model: files, or {file, strength}; a Lightning LoRA goes into `lightning`",
     )
     sdxl: str = Field(default="", description="SDXL checkpoint: folder or single .safetensors file, or hub id")
-    sdxl_config: str = Field(
-        default="", description="diffusers folder giving configs and tokenizers when `sdxl` is a single file"
-    )
+    sdxl_config: str = Field(default="", description="diffusers folder: configs and tokenizers of a single-file `sdxl`")
     sdxl_vae: str = Field(default="", description="replacement VAE (e.g. the fp16-fixed one)")
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
         default="auto", description="what the SDXL U-Net predicts; auto: as its files say, else measured once"
@@ -162,7 +161,7 @@ class _Guided(Settings):
     guided_above: float = Field(
         default=0.0, ge=0, le=1, description="noise (of 1) under which guidance is off, at half the cost"
     )
-    negative_prompt: str = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
+    negative_prompt: Text = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
 
 
 class SheetSettings(_Guided):
@@ -225,8 +224,8 @@ class CaptionSettings(Settings):
         default="vl", description="who writes them: the vision-language model, or a WD14 tagger (models.tagger)"
     )
     prune: bool = Field(default=True, description="drop the character's own traits so that they bind to the trigger")
-    keep: tuple[str, ...] = Field(default=(), description="tags never pruned")
-    drop: tuple[str, ...] = Field(default=(), description="tags always dropped")
+    keep: tuple[Text, ...] = Field(default=(), description="tags never pruned")
+    drop: tuple[Text, ...] = Field(default=(), description="tags always dropped")
     threshold: float = Field(default=0.35, gt=0, lt=1, description="WD14 general-tag probability")
     max_tags: int = Field(default=40, ge=0, le=120, description="at most this many tags a caption")
 
@@ -339,7 +338,7 @@ class SweepSettings(Settings):
         description="tried on the checkpoints; 0, the base model, is always tried too",
     )
     checkpoints: int = Field(default=3, ge=1, le=40, description="how many trained checkpoints, evenly spread")
-    prompts: tuple[str, ...] = Field(default=(), description="with {subject}; empty: built-in views, scenes and poses")
+    prompts: tuple[Text, ...] = Field(default=(), description="with {subject}; empty: built-in views, scenes and poses")
     prompt_set: Literal["quick", "full"] = Field(
         default="quick", description="which built-in set: 4 prompts for two CPU cores, or 10 for a GPU"
     )

@@ -25,6 +25,9 @@ NOTHING = ("", "~")  # plain scalars that say that there is no value
 MERGE = "<<"
 CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f{HIDDEN}]")
 
+# two escapes for one character, as JSON is written, which YAML does not have
+PAIR = re.compile(r"(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
+
 _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C one where it is built: a hundred times faster
 
 
@@ -32,7 +35,7 @@ _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C one where 
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """The document: mappings, lists, and scalars as the text that was written; None where nothing is written.
+    """The document: mappings, lists, and scalars as the text that was written (`Quoted` where they were); None where nothing is written.
 
     Args:
         text: the document.
@@ -44,6 +47,8 @@ def read_yaml(text: str, source: str) -> Any:
     try:
         return _Builder(source, iter(_events(text))).document()
     except yaml.YAMLError as error:
+        if (whole := PAIR.sub(_of_pair, text)) != text:
+            return read_yaml(whole, source)
         raise ConfigError(f"{source} is not valid YAML: {_first_words(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"{source} is not valid YAML: {type(error).__name__}") from error
@@ -58,11 +63,21 @@ def _events(text: str) -> Iterator[Any]:
     return events
 
 
+class Quoted(str):
+    """A scalar that was written in quotes, or as a block: text, whatever it says."""
+
+
+def _of_pair(found: re.Match[str]) -> str:
+    return found[1] + bytes.fromhex(found[2] + found[3]).decode("utf-16-be")
+
+
 def _first_words(error: yaml.YAMLError) -> str:
     """What is wrong and where, in one line."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     told = f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else str(problem)
+    if "Unicode character escape" in str(problem):
+        return f"{told}; it stands for no character: write the character itself"
     if "escape" in str(problem) or "hexdecimal" in str(problem):
         told += "; between double quotes a backslash begins an escape: put a Windows path in single quotes, or write it with /"
     return told
@@ -139,7 +154,7 @@ class _Builder:
         text: str = event.value
         if found := CONTROL.search(text):
             self._refuse(event, f"the control character {found[0]!a} stands in a value; remove it")
-        return None if not event.style and text in NOTHING else text
+        return Quoted(text) if event.style else None if text in NOTHING else text
 
     def _mapping(self, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}

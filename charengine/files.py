@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -133,6 +134,24 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise BadInput(f"{path}: no home folder is known for it; write the path out") from error
+
+
+def as_it_lies(path: Path) -> Path:
+    """The path; where nothing is there, with each name that is there in Unicode's other form: é as one character, or as Macs write it, as two."""
+    if str(path).isascii() or not str(path).isprintable():
+        return path
+    place = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        forms = dict.fromkeys((part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))))
+        place /= next((name for name in forms if _lies(place / name)), part)
+    return place
+
+
+def _lies(path: Path) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # half a letter: whoever asks for it is told
+        return False
 
 
 def read_text(path: Path, label: str = "", most: int = MOST_TEXT) -> str:

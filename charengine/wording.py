@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 from charengine.errors import HIDDEN
 
@@ -25,6 +26,11 @@ _PLAIN: dict[int, int | str] = {
     **dict(zip(map(ord, "ßẞæÆœŒþÞ"), ("ss", "SS", "ae", "AE", "oe", "OE", "th", "TH"), strict=True)),
 }
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)  # no file may be called so on Windows
+
+
+def composed(text: Any) -> Any:
+    """Text with each accented letter as one character (Unicode's NFC), as keyboards write it: both ways look the same, and are. Other values as they are."""
+    return unicodedata.normalize("NFC", text) if isinstance(text, str) else text
 
 
 def shows(text: str) -> bool:

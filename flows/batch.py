@@ -26,7 +26,7 @@ from charengine.run.cast import MAX_CAST, check_cast, read_cast
 from charengine.run.handing_over import fetch, for_any_machine
 from charengine.run.inbox import Inbox, opened
 from charengine.run.request import RunRequest
-from charengine.stages.report.cast import as_text, gallery_page, table
+from charengine.stages.report.cast import as_text, gallery_page, table, warnings_of, with_warnings
 from flows.character import ProfileName, character
 from flows.pool import PrefectAway, made_on_pool, patiently
 from tasks.live import LiveText
@@ -140,6 +140,7 @@ def _ended(result: dict[str, Any], count: int, said: str) -> Any:
         message = " ".join(filter(None, (f"{failed} of {count} characters could not be made.", said)))
         return Failed(message=f"{message}\n\n{result['table']}"[:LONGEST_MESSAGE], data=CastFailed(result))
     made = "1 character is made" if count == 1 else f"{count} characters are made"
+    made += with_warnings(result["characters"])
     return Completed(message=said or (made if count else "the inbox was empty"), data=result)
 
 
@@ -175,7 +176,14 @@ class _Told:
 
     def ended(self, outcome: dict[str, Any], run_id: object = None) -> None:
         """A character is made, or failed."""
-        said = f"failed: {outcome['error']}" if outcome["error"] else "made"
+        warned = warnings_of(outcome)
+        said = (
+            f"failed: {outcome['error']}"
+            if outcome["error"]
+            else f"made, {warned}: see its report"
+            if warned
+            else "made"
+        )
         self._ended += 1
         log.info("%s: %s (%d of %d have ended)", outcome["name"], said, self._ended, len(self._rows))
         ui = PREFECT_UI_URL.value()
@@ -210,7 +218,7 @@ class _Told:
 
 def _looked_for(said: str) -> int:
     """What failed comes first, then what is being made, then what is made, at last what waits."""
-    return 0 if said.startswith("failed") else 1 if said == "is being made" else 2 if said == "made" else 3
+    return 0 if said.startswith("failed") else 1 if said == "is being made" else 2 if said.startswith("made") else 3
 
 
 def _one_by_one(cast: list[dict[str, Any]], told: _Told, budget: Budget) -> dict[int, dict[str, Any]]:

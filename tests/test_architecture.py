@@ -34,6 +34,7 @@ stage
 pictures documents
 files writing host_memory
 config
+field_types
 wording
 mistakes records
 errors version misspelt

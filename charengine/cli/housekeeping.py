@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from charengine.cli.command import Command
 from charengine.cli.console import listen, say, say_json
 from charengine.cli.run import JsonOption
 from charengine.errors import BadInput
@@ -18,8 +19,8 @@ MIB = 2**20
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command()(prune)
-    app.command()(export)
+    app.command(cls=Command)(prune)
+    app.command(cls=Command)(export)
 
 
 def prune(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from charengine import files
+from charengine.cli.command import Command
 from charengine.cli.console import listen, say, say_json
 from charengine.cli.run import JsonOption, ProfileOption, SetOption
 
@@ -28,9 +29,9 @@ NOWHERE = "nothing known here: its keys are neither kohya's nor diffusers' for a
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command("inspect")(inspect_file)
+    app.command("inspect", cls=Command)(inspect_file)
     for command in (profiles, settings, doctor, compare):
-        app.command()(command)
+        app.command(cls=Command)(command)
 
 
 def inspect_file(

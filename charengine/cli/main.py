@@ -11,6 +11,7 @@ import typer
 
 from charengine.cli import housekeeping, inspection, serving, stages
 from charengine.cli import run as pipeline
+from charengine.cli.command import INTERRUPTED, Commands
 from charengine.errors import BadInput, EngineError
 from charengine.machine.collection import collect_rarely
 from charengine.machine.environment import unknown_variables
@@ -21,6 +22,7 @@ from charengine.machine.own_packages import take_own_packages
 from charengine.version import __version__
 
 app = typer.Typer(
+    cls=Commands,
     help="From one sentence to a tested, reusable character adapter.",
     no_args_is_help=True,
     add_completion=False,
@@ -49,7 +51,6 @@ def _before_any_command(
 
 
 UNEXPECTED = 4
-INTERRUPTED = 130
 # the machine's words for what lies at a path: a folder for a file and the other way round, links in a circle, a disk that fails
 PLACES = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS, errno.EIO)
 RIGHTS = "give the right to it, or name another place (CHARENGINE_HOME, where it lies in the home)"
@@ -65,8 +66,10 @@ def main() -> NoReturn:
     except EngineError as error:
         _complain(str(error))
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        _complain("stopped; the same command continues where this one was")
+    except (KeyboardInterrupt, SystemExit) as ended:  # typer makes the one the other, outside of commands
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+            raise
+        _complain("stopped before anything was begun; the same command begins again")
         sys.exit(INTERRUPTED)
     except Exception as error:
         if told := _users_to_mend(error):

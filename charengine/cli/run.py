@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from charengine.cli.command import Command
 from charengine.cli.console import listen, say, say_json, training_bar
 from charengine.errors import BadInput
 from charengine.machine.home import find_home
@@ -42,9 +43,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Say the result as one 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command()(run)
-    app.command()(demo)
-    app.command()(batch)
+    app.command(cls=Command)(run)
+    app.command(cls=Command)(demo)
+    app.command(cls=Command)(batch)
 
 
 def run(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from charengine import files
+from charengine.cli.command import Command
 from charengine.cli.console import listen, say
 from charengine.errors import Interrupted
 from charengine.machine.home import find_home
@@ -15,9 +16,9 @@ from charengine.machine.home import find_home
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command()(up)
-    app.command()(gallery)
-    app.command()(worker)
+    app.command(cls=Command)(up)
+    app.command(cls=Command)(gallery)
+    app.command(cls=Command)(worker)
 
 
 def up(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from charengine import files
+from charengine.cli.command import Command
 from charengine.cli.console import listen, say, training_bar
 from charengine.cli.run import ProfileOption, ReferenceOption, SetOption
 from charengine.errors import BadInput
@@ -34,7 +35,7 @@ Seed = Annotated[int, typer.Option(help="Same seed, same machine kind: same file
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     for command in (sheet, crop, expand, caption, train, sweep, report):
-        app.command()(command)
+        app.command(cls=Command)(command)
 
 
 def sheet(
@@ -181,7 +182,7 @@ def train(
     out = in_work_folder(str(out))
     chosen, store = _opened(profile, settings, out)
     from charengine.dataset.reading import read_dataset
-    from charengine.run.outputs import check_names, checkpoint_files, training_files
+    from charengine.run.outputs import check_names, checkpoint_files, earlier_checkpoints, training_files
     from charengine.run.starting_files import check_starting_files
 
     check_starting_files(chosen)
@@ -203,7 +204,8 @@ def train(
     content = {out / name: adapter for name, adapter in zip(names, adapters, strict=True)}
     for path, point in zip(write_own(out, content, store), record.checkpoints, strict=True):
         say(f"{path}  step {point.step}, loss {point.loss:.4f}")
-    _warn(record.warnings)
+    earlier = [f"{path} is of an earlier training" for path in earlier_checkpoints(out, record.trigger, names)]
+    _warn((*record.warnings, *earlier))
 
 
 def sweep(

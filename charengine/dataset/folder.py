@@ -13,7 +13,7 @@ from charengine.errors import BadInput
 from charengine.machine.ledger import EXPANSION, must_be_own, write_own
 from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExpansionRecord, ExtraView, Ref, ViewRecord
 from charengine.store import Store
-from charengine.wording import CONTROL, file_stem, holds_word, shows
+from charengine.wording import CONTROL, composed, file_stem, holds_word, shows
 
 REPEATS = 10  # kohya reads it from the folder's name; our own training counts steps instead
 CAPTIONS = (".txt", ".caption")  # endings of caption files; the second is what kohya's scripts look for unless told
@@ -162,7 +162,7 @@ def read_caption(path: Path) -> str:
     Raises:
         BadInput: it is empty, too long, not UTF-8 text, or holds control characters.
     """
-    text = " ".join(files.read_text(path, "caption").split())
+    text: str = composed(" ".join(files.read_text(path, "caption").split()))
     if not shows(text):
         raise BadInput(f"caption {path} is empty: write what the picture shows, or delete the file")
     if len(text) > LONGEST_CAPTION:

@@ -15,7 +15,7 @@ from charengine.language.traits import is_side_bound
 from charengine.pictures import cuts_out, picture_problems, png, read_mask, read_picture
 from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExtraView, ViewName, ViewRecord, ViewsRecord
 from charengine.store import Store
-from charengine.wording import noun_problem, phrase_problem
+from charengine.wording import composed, noun_problem, phrase_problem
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SMALLEST_VIEW = 16  # pixels a side
@@ -107,7 +107,7 @@ def read_dataset(folder: Path, store: Store, trigger: str = "", class_noun: str 
     if not (trigger and class_noun) and (len(heads) != 1 or len(next(iter(heads))) != 2):
         raise BadInput(f"{folder}: captions must begin with 'trigger, class noun'; or give --trigger and --class-noun")
     head = next(iter(heads))
-    trigger, class_noun = trigger or head[0], class_noun or head[1]
+    trigger, class_noun = composed(trigger) or head[0], composed(class_noun) or head[1]
     if problems := [problem for problem in (phrase_problem(trigger), noun_problem(class_noun)) if problem]:
         raise ConfigError([f"{folder}: {problem}; or give --trigger and --class-noun" for problem in problems])
     captions = tuple(caption.model_copy(update={"edited": False}) for caption in captions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from charengine.embedded.lexicon import (
     ADJECTIVES,
@@ -49,7 +50,10 @@ _STOP_WORDS = frozenset(
         "has",
     ]
 )
-_WORD = re.compile(r"[a-z0-9]+")
+# what words are made of, and marks on it, by Unicode's categories; emoji; joiners, and emoji's shades of skin
+_LETTERS = {"L": "w", "N": "w", "M": "+", "So": "s"}
+_JOINED = frozenset("\u200c\u200d") | {chr(0x1F3FB + shade) for shade in range(5)}
+_WORD = re.compile(r"w[w+]*|s[s+]*")
 OF_SPECIES = "of the species"  # a colour that waits for whether the skin is named
 _SPOKEN_OF_SPECIES = (*COLOUR_WORDS, *TRAITS["skin"])
 _CLAUSE_END = re.compile(r"[,.;:]| and | with (?!the (?:left|right))| wearing | but ")
@@ -97,9 +101,20 @@ def _colour_as_skin(found: dict[str, str], written: set[str]) -> None:
 
 
 def unknown_words(prompt: str) -> tuple[str, ...]:
-    """Words the embedded family never saw and has nothing near, in order, each once; stop words and punctuation do not count."""
-    words = dict.fromkeys(_WORD.findall(in_known_words(prompt).text.lower().replace("'s", "")))
+    """Words the embedded family never saw and has nothing near, in order, each once; stop words and punctuation do not count.
+
+    Of any script, and emoji; letters and their marks are one word, however they are written.
+    """
+    text = in_known_words(unicodedata.normalize("NFC", prompt)).text.lower().replace("'s", "")
+    kinds = "".join(map(_kind, text))
+    words = dict.fromkeys(text[found.start() : found.end()] for found in _WORD.finditer(kinds))
     return tuple(word for word in words if word not in VOCABULARY and word not in _STOP_WORDS)
+
+
+def _kind(mark: str) -> str:
+    """What a character is in a word, as a letter of `_WORD`; a space where it is in none."""
+    category = unicodedata.category(mark)
+    return "+" if mark in _JOINED else _LETTERS.get(category) or _LETTERS.get(category[0], " ")
 
 
 def _phrase_pattern(phrase: str) -> re.Pattern[str]:

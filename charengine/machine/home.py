@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from charengine.errors import BadInput, ConfigError
-from charengine.files import exists, expanded, is_dir, is_file, real, reason
+from charengine.files import as_it_lies, exists, expanded, is_dir, is_file, real, reason
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +209,6 @@ def _home_as_work_folder(home: Home) -> Path:
 
 
 def in_work_folder(path: str) -> Path:
-    """A path as a user wrote it, absolute; a relative one starts in the work folder."""
+    """A path as a user wrote it, absolute; a relative one starts in the work folder. Names that are there in Unicode's other form are theirs."""
     place = expanded(path)
-    return place if place.is_absolute() else work_folder() / place
+    return as_it_lies(place if place.is_absolute() else work_folder() / place)

@@ -22,7 +22,7 @@ from charengine.models.files import file_digest, fingerprint, weight_files
 from charengine.models.lightning import USUAL_STEPS, fused_steps
 from charengine.models.llama_names import files_of_text_encoder
 from charengine.models.loading import resolve_device
-from charengine.models.locate import FoundModel, Inventory, configurations
+from charengine.models.locate import FoundModel, Inventory, configurations, missing_folders
 from charengine.models.memory import MemoryPlan, TakingTurns, cap_memory
 from charengine.models.onlookers import AskingOnlooker
 from charengine.models.prediction import prediction_of
@@ -54,8 +54,11 @@ def load(profile: Profile) -> Models:
     """
     device = resolve_device(profile.models.device)
     found = survey(profile)
+    gone = missing_folders(profile.models)  # first: what lies in a folder whose name is misspelt need not be fetched
     if found.missing:
-        raise MissingDependency("\n".join(found.missing))
+        raise MissingDependency("\n".join([*gone, *found.missing]))
+    for line in gone:
+        log.warning("%s", line)
     _raise(found.problems)
     for note in found.notes:
         log.info("%s", note)

@@ -47,9 +47,9 @@ def named_folders(settings: ModelSettings) -> list[Path]:
     return found
 
 
-def missing_folders(settings: ModelSettings) -> list[Path]:
-    """Folders the profile names that are not there."""
-    return [path for path in named_folders(settings) if not files.is_dir(path)]
+def missing_folders(settings: ModelSettings) -> list[str]:
+    """A line for each folder that the profile names and that is not there."""
+    return [f"models.folders: {path} does not exist" for path in named_folders(settings) if not files.is_dir(path)]
 
 
 def _there(places: Iterable[str | Path]) -> list[Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from charengine.adapter.card import LICENCES, Shown, civitai_info, pick_facts, readme, webui_json
@@ -120,6 +121,17 @@ def write_beside(run: RunRecord, folder: Path, store: Store) -> list[Path]:
         content |= {name: data for name, data in told.items() if folder / name not in changed}
     write_own(folder, {folder / name: data for name, data in content.items()}, store)
     return [folder / name for name in content]
+
+
+def left_behind(paths: Iterable[Path], trigger: str) -> list[Path]:
+    """Those of files beside a run's adapters that were written for an earlier trigger of it, and are as they were written.
+
+    What a user put there, or changed, is not among them.
+    """
+    own = tuple(f"{file_stem(trigger)}{ending}." for ending in ("", "_recommended"))
+    others = [path for path in paths if not path.name.startswith(own) and not foreign([path], {})]
+    stems = tuple(f"{path.stem}." for path in others if path.suffix == ".safetensors")
+    return [path for path in others if stems and path.name.startswith(stems)]
 
 
 def _scenes(sweep: SweepRecord) -> list[tuple[Shown, Ref]]:

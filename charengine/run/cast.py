@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from charengine import files
-from charengine.documents import read_csv, read_yaml
+from charengine.documents import Quoted, read_csv, read_yaml
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home, in_work_folder
 from charengine.misspelt import did_you_mean, shown_value
@@ -76,7 +76,7 @@ def read_entries(
         BadInput: nothing in it can be read.
     """
     rows, defaults, problems = _read(path)
-    rows = [(place, {**defaults, **row}) for place, row in rows]
+    rows = [(place, _without_null({**defaults, **row})) for place, row in rows]
     return _entries(rows, problems, path.name, (profile, overrides, out))
 
 
@@ -206,7 +206,7 @@ def _request(entry: dict[str, Any], overrides: tuple[str, ...], within: str, pro
         for key, value in entry.items()
         if key not in COLUMNS
     ]
-    known = {key: value for key, value in entry.items() if key in COLUMNS and not _is_nothing(key, value)}
+    known = {key: value for key, value in entry.items() if key in COLUMNS and value not in (None, "")}
     text = {}
     for key, value in known.items():
         if key in ("overrides", "refresh", "seed"):
@@ -230,9 +230,13 @@ def _request(entry: dict[str, Any], overrides: tuple[str, ...], within: str, pro
     return replace(request, name=usual_name(request.prompt, request.reference, request.out, within))
 
 
-def _is_nothing(key: str, value: Any) -> bool:
-    """Whether a field is left out; YAML's null too, except in a name, which may be Null."""
-    return value in (None, "") or (value in ("null", "Null", "NULL") and key != "name")
+def _without_null(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without fields that YAML's null leaves out; in quotes it is text, and a name may be Null."""
+    return {
+        key: value
+        for key, value in row.items()
+        if key == "name" or isinstance(value, Quoted) or value not in ("null", "Null", "NULL")
+    }
 
 
 def _seed(value: Any, problems: list[str]) -> int:

@@ -18,7 +18,7 @@ from charengine import files
 from charengine.errors import BadInput, EngineError
 from charengine.machine.known_runs import CLAIM
 from charengine.machine.ledger import LEDGER, begin
-from charengine.wording import slug
+from charengine.wording import composed, slug
 from charengine.writing import create_atomically, remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def _moved(run: CheckedRun, out: Path) -> CheckedRun:
 
 
 def identity_of(name: str, prompt: str) -> tuple[str, str]:
-    """Spelling that makes no other folder makes no other character."""
-    return slug(name), " ".join(prompt.split())
+    """Spelling that makes no other folder makes no other character, nor does another way to write the same letters."""
+    return slug(name), composed(" ".join(prompt.split()))
 
 
 def _taken(out: Path, character: Character) -> bool:

@@ -10,7 +10,6 @@ import tempfile
 import uuid
 import zipfile
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from charengine import files
@@ -20,7 +19,7 @@ from charengine.errors import BadInput, StoreCorrupt
 from charengine.machine.home import Home
 from charengine.machine.known_runs import known_runs
 from charengine.records import RunRecord
-from charengine.run.beside import write_beside
+from charengine.run.beside import left_behind, write_beside
 from charengine.run.folder import REPORT, read_run
 from charengine.store import Store
 from charengine.wording import file_stem, slug
@@ -29,29 +28,33 @@ log = logging.getLogger(__name__)
 
 SHEETS = ("sheet.png", "sheet.jpg", "sheet.webp")
 PAGES = (REPORT, *SHEETS, "reference.png", "contact_sheet.png")
+MOST_NAMED = 20  # folders in a message
 WHEN = (1980, 1, 1, 0, 0, 0)  # of every file in a zip, so that equal content is an equal zip
 
 
 def find_run(home: Home, name: str) -> Path:
-    """The folder of a run, by its path or by the character's name; of several of one name, the newest.
+    """The folder of a run, by its path, by its own name or by the character's.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is none, or there are several.
     """
-    place = files.expanded(name)
+    place = files.as_it_lies(files.expanded(name))
     if files.is_file(place / "run.json"):
         return place.absolute()
-    named = {run.folder: _name(run.folder) for run in known_runs(home) if files.is_file(run.folder / "run.json")}
-    found = [folder for folder, own in named.items() if own and slug(own) == slug(name)]
+    runs = {files.real(run.folder) for run in known_runs(home) if files.is_file(run.folder / "run.json")}
+    named = {folder: _name(folder) for folder in sorted(runs)}
+    found = [folder for folder in named if folder.name == name]
+    found = found or [folder for folder, own in named.items() if own and slug(own) == slug(name)]
     if not found:
         known = ", ".join(sorted({own for own in named.values() if own})[:20]) or "none yet"
         raise BadInput(f"{name!r} is neither a run's folder nor the name of a finished character; known here: {known}")
-    return max(found, key=_written)
-
-
-def _written(run_folder: Path) -> float:
-    record = run_folder / "run.json"
-    return files.asked(record, partial(os.path.getmtime, record))
+    if len(found) > 1:
+        places = ", ".join(map(str, found[:MOST_NAMED]))
+        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        raise BadInput(
+            f"{name!r} is the name of {len(found)} runs: {places}{more}; give the folder of the one that is meant"
+        )
+    return found[0]
 
 
 def export(run_folder: Path, target: Path, store: Store) -> Path:
@@ -91,7 +94,7 @@ def export(run_folder: Path, target: Path, store: Store) -> Path:
 
 
 def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
-    """What is handed over, by file name: what lies beside the adapters, and what is missing there.
+    """What is handed over, by file name: what lies beside the adapters of the run as it is now, and what is missing there.
 
     Raises:
         BadInput: the run has no adapters, or one is damaged.
@@ -102,6 +105,8 @@ def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
     stem = file_stem(run.trigger)
     place = run_folder / "adapters"
     beside = [path for path in files.entries(place) if files.is_file(path)] if files.is_dir(place) else []
+    left = left_behind(beside, run.trigger)
+    beside = [path for path in beside if path not in left]
     content = {path.name: files.asked(path, path.read_bytes) for path in beside}
     for path in beside:
         if path.suffix == ".safetensors" and (problems := file_problems(path)):
@@ -115,6 +120,8 @@ def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
         content = {**_beside(run, store), **content}
     pages = [run_folder / name for name in PAGES]
     content |= {path.name: path.read_bytes() for path in pages if files.is_file(path)}
+    if left:
+        log.warning("left where it is, of an earlier trigger: %s", ", ".join(str(path) for path in left))
     gone = [names[0] for names in ((REPORT,), SHEETS) if not content.keys() & {*names}]
     if gone:
         log.warning("%s has no %s any more: handed over without", run_folder, " and no ".join(gone))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from charengine import files
 from charengine.config import Character, ExpandSettings, Profile, TrainSettings
 from charengine.dataset.folder import HELD_OUT_FOLDER, MASKS, REPEATS, extra_files, file_words, saying
 from charengine.errors import BadInput, ConfigError
-from charengine.machine.ledger import EXPANSION, overwriting
+from charengine.machine.ledger import EXPANSION, foreign, overwriting
 from charengine.records import VIEWS, DatasetRecord
 from charengine.run.folder import REPORT, RESULT, adapter_files, captions_of, says_nothing
 from charengine.wording import file_stem
@@ -50,6 +52,13 @@ def training_files(trigger: str, settings: TrainSettings) -> list[str]:
 def checkpoint_files(trigger: str, steps: Sequence[int]) -> list[str]:
     """Of checkpoints after these steps of one training, the last without its step."""
     return [f"{file_stem(trigger)}{mark}.safetensors" for mark in (*(f"-{step:06d}" for step in steps[:-1]), "")]
+
+
+def earlier_checkpoints(out: Path, trigger: str, names: Sequence[str]) -> list[Path]:
+    """Checkpoints that an earlier training left beside those of this one (`names`); not what somebody else put there."""
+    steps = re.compile(rf"{re.escape(file_stem(trigger))}-\d{{6}}\.safetensors")
+    found = [path for path in files.entries(out) if steps.fullmatch(path.name) and path.name not in names]
+    return [path for path in found if not foreign([path], {})]
 
 
 def run_files(profile: Profile, character: Character, reference: bool) -> list[str]:

@@ -26,7 +26,7 @@ from charengine.run.keys import path_digest
 from charengine.run.outputs import run_problems
 from charengine.run.paths import absolute_file, absolute_override, absolute_profile, profile_as_named
 from charengine.run.starting_files import starting_problems
-from charengine.wording import file_stem, slug, unaccented, unmarked
+from charengine.wording import composed, file_stem, slug, unaccented, unmarked
 
 SHEET, REFERENCE = "--sheet", "--reference"
 STAGES = ("sheet", "crop", "expand", "caption", "train", "sweep", "report")
@@ -180,7 +180,7 @@ def name_from_prompt(prompt: str) -> str:
     Accents are dropped. Where letters of other scripts are left out, a short number made from the prompt stands for them, so that
     two prompts do not share one name.
     """
-    return _name(prompt, unaccented(prompt.lower()))
+    return _name(composed(prompt), unaccented(prompt.lower()))
 
 
 def _name(prompt: str, plain: str) -> str:
@@ -194,8 +194,8 @@ def _name(prompt: str, plain: str) -> str:
 def usual_name(prompt: str, reference: str = "", out: str = "", within: str = "runs", file_name: str = "") -> str:
     """The name of a character that is given none: from its prompt, else from its picture's file.
 
-    Letters such as ø and, of files that a page was sent, every accent used to be left out: where a folder has that name for this
-    character, it stays.
+    Letters such as ø and, of files that a page was sent, every accent used to be left out, and of other scripts it counted how a
+    letter was written: where a folder has that name for this character, it stays.
 
     Args:
         prompt: may be empty with a picture.
@@ -207,7 +207,11 @@ def usual_name(prompt: str, reference: str = "", out: str = "", within: str = "r
     unsaid = bool(reference or file_name) and not prompt.strip()
     said = Path(file_name or reference).stem if unsaid else prompt
     name = name_from_prompt(said)
-    earlier = [_name(said, unmarked(said.lower())), *([name_from_prompt(file_stem(said, "upload"))] if unsaid else [])]
+    earlier = [
+        _name(said, unaccented(said.lower())),
+        _name(said, unmarked(said.lower())),
+        *([name_from_prompt(file_stem(said, "upload"))] if unsaid else []),
+    ]
     for before in earlier:
         with suppress(BadInput):
             if before != name:

@@ -281,7 +281,7 @@ def _full(profile: Profile) -> _Findings:
     """The same survey that `run` acts on."""
     from charengine.models import locate, survey
 
-    problems = [f"models.folders: {folder} does not exist" for folder in locate.missing_folders(profile.models)]
+    problems = locate.missing_folders(profile.models)
     try:
         look = survey.survey(profile)
     except EngineError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def test_a_name_is_the_text_that_was_written(tmp_path: Path, name: str) -> None:
 def test_a_field_without_a_value_is_left_out(tmp_path: Path, nothing: str) -> None:
     (entry,) = cast_of(tmp_path, f"- prompt: an orc\n  trigger: {nothing}\n  seed: {nothing}\n")
     assert (entry.trigger, entry.seed) == ("", 42)
+
+
+def test_null_in_quotes_is_text(tmp_path: Path) -> None:
+    (entry,) = cast_of(tmp_path, "- prompt: \"null\"\n  trigger: 'null'\n  class_noun: null\n")
+    assert (entry.prompt, entry.trigger, entry.class_noun) == ("null", "null", "")
+    assert check_cast([entry.as_parameters()]) == [entry]  # as the command hands it to its flow
+
+
+def test_emoji_are_read_as_json_writes_them(tmp_path: Path) -> None:
+    (entry,) = cast_of(tmp_path, f"- prompt: {json.dumps('😀 elf, 👩🏽‍🚀')}\n  name: A\n")
+    assert entry.prompt == "😀 elf, 👩🏽‍🚀"
+    with pytest.raises(ConfigError, match="stands for no character: write the character itself"):
+        cast_of(tmp_path, '- prompt: "\\ud83d elf"\n')
 
 
 @pytest.mark.parametrize("nothing", ["", "~", "null"])

@@ -21,6 +21,7 @@ from run_samples import doll, write_views
 from charengine.adapter.files import load_adapter, save_adapter
 from charengine.cli.inspection import adapter_facts
 from charengine.machine.home import Home
+from charengine.machine.ledger import write_own
 
 Charengine = Callable[..., "CompletedProcess[str]"]
 
@@ -239,8 +240,12 @@ def test_the_stages_one_at_a_time_make_an_adapter_and_a_pick(
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "views" / "back.txt").read_text().startswith("ohwaya, orc woman")
 
+    earlier = [tmp_path / "adapters" / f"{name}.safetensors" for name in ("ohwaya-000777", "ohwaya-000778")]
+    write_own(tmp_path, {earlier[0]: b"of an earlier training"})
+    earlier[1].write_bytes(b"mine")
     done = cli("train", "views", "--out", "adapters", *sets)
     assert done.returncode == 0, done.stderr
+    assert f"warning: {earlier[0]} is of an earlier training" in done.stderr and "000778" not in done.stderr
     adapter = tmp_path / "adapters" / "ohwaya.safetensors"
     facts = json.loads(cli("inspect", adapter, "--json").stdout)
     assert facts["recipe"]["profile"]["train"]["steps"] == 6 and "diffusers" in facts["loads_in"]

@@ -7,8 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 
+from charengine.cli import main
+from charengine.cli.command import KEPT, Command, Commands
+from charengine.cli.main import app
 from charengine.cli.run import say_result
 from charengine.records import RunResult
 from charengine.stages.report.cast import gallery_page, table
@@ -64,21 +68,55 @@ def test_a_cast_is_told_character_by_character_and_why_one_failed(tmp_path: Path
         {"name": "Bea", "prompt": "a <bee>", "error": "the GPU\nis gone", "result": None},
     ]
     assert table(outcomes).splitlines()[2:] == [
-        f"| Zorga | zorgax | step 200 at 0.6 | {tmp_path}/zorga/report.html |",
+        f"| Zorga | zorgax | step 200 at 0.6 | 1 warning: {tmp_path}/zorga/report.html |",
         "| Bea | | | failed: the GPU is gone |",
     ]
     page = gallery_page(outcomes, tmp_path / "cast.html").read_text()
-    assert "2 characters, 1 failed." in page
+    assert "2 characters, 1 failed, 1 with warnings." in page
+    assert "<p>1 warning:</p><ul><li>the side figure touches the edge</li></ul>" in page
     assert "Trigger <b>zorgax</b>; step 200 at strength 0.6." in page and 'href="zorga/report.html"' in page
     assert "<h2>Bea</h2><p>a &lt;bee&gt;</p>" in page and "the GPU\nis gone" in page
 
 
 def test_auto_retrain_is_a_setting_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     from charengine.cli import run as command
-    from charengine.cli.main import app
 
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(command, "start", lambda request, _: asked.append(request.overrides))
     for more in ([], ["--auto-retrain", "2"]):
         app(["run", "an orc", "--set", "train.steps=5", *more], standalone_mode=False)
     assert asked == [("train.steps=5",), ("train.steps=5", "retrain=2")]
+
+
+@pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))  # type: ignore[attr-defined]
+def test_ctrl_c_ends_every_command_with_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: object, ctx: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Command.__base__, "invoke", interrupted)
+    arguments = {"crop": ["a.png"], "caption": [".", "--name=A", "--prompt=an orc"], "expand": [".", "--prompt=an orc"]}
+    arguments |= {"inspect": ["a"], "train": ["."], "sweep": ["a"], "report": ["a"], "compare": ["a"], "export": ["a"]}
+    monkeypatch.setattr("sys.argv", ["charengine", name, *arguments.get(name, [])])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (130, "")
+    [line] = said.err.splitlines()
+    assert line.startswith(f"error: {name} was stopped; ") and ("what is done is kept" in line) == (name in KEPT)
+
+
+def test_ctrl_c_before_a_command_began_is_told_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Commands, "make_context", interrupted)
+    monkeypatch.setattr("sys.argv", ["charengine", "profiles"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (130, "")
+    assert said.err == "error: stopped before anything was begun; the same command begins again\n"

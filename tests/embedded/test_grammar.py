@@ -93,6 +93,23 @@ def test_unknown_words_are_named_once_in_order() -> None:
     assert unknown_words("a steampunk woman with a Zeppelin, steampunk hat") == ("steampunk", "zeppelin")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("日本の女の子、elf", ("日本の女の子",)),
+        ("Рыжая elf with a меч", ("рыжая", "меч")),
+        ("μια an elf", ("μια",)),
+        ("हिन्दी elf", ("हिन्दी",)),
+        ("an elf😀 👩🏽‍🚀❤️", ("😀", "👩🏽‍🚀❤️")),
+        ("a café dress", ("café",)),
+        ("a cafe\u0301 dress, a cape\u0301", ("café", "capé")),
+        ("an elf — with «boots» … 100% + £", ("100",)),
+    ],
+)
+def test_unknown_words_of_any_script_are_named_whole(prompt: str, words: tuple[str, ...]) -> None:
+    assert unknown_words(prompt) == words
+
+
 def test_the_back_view_never_mentions_what_it_hides() -> None:
     patched = Traits.from_dict({**CHARACTERS[0].to_dict(), "right_item": "eye patch", "left_item": "none"})
     tags = describe(patched, view="back", pose="standing", background=None, rng=random.Random(0), style="canonical")

@@ -26,9 +26,9 @@ from flows.pool import Ended
 CAST = [{"name": "Aya", "prompt": "an orc"}, {"name": "Nix", "prompt": "a robot"}]
 
 
-def result(name: str) -> RunResult:
+def result(name: str, *warnings: str) -> RunResult:
     paths = dict.fromkeys(("sheet", "adapter", "recommended_adapter", "report"), Path("x"))
-    more = {"views": (), "captions": (), "cached_stages": (), "warnings": (), "seconds": {"sheet": 1.0}}
+    more = {"views": (), "captions": (), "cached_stages": (), "warnings": warnings, "seconds": {"sheet": 1.0}}
     numbers = {"checkpoint_step": 3, "strength": 0.5, "mlflow_run_id": None, "prefect_flow_run_id": None}
     return RunResult(name=name, trigger="ohw", recommended_prompt="ohw orc", **paths, **more, **numbers)
 
@@ -139,6 +139,23 @@ def test_a_batch_without_a_failure_is_green_and_its_page_says_how_each_is(prefec
     assert "Aya" in page and page.count("| made |") == 2
 
 
+def test_warnings_of_a_character_are_counted_wherever_a_batch_says_that_it_is_made(
+    prefect: str, fails: set[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        module, "character", lambda name, **_: Completed(data=result(name, *"ab"[: name == "Aya" and 2]))
+    )
+    with caplog.at_level("INFO", "charengine.flows"):
+        state = module.batch(characters=CAST, return_state=True)
+    assert state.message == "2 characters are made, 1 with warnings"
+    assert (
+        "| Aya | made, 2 warnings: see its report |" in (page := newest_page("batch-summary"))
+        and "| Nix | made |" in page
+    )
+    assert "Aya: made, 2 warnings: see its report (1 of 2 have ended)" in caplog.text
+    assert "2 warnings: x |" in state.result()["table"]
+
+
 def test_the_page_of_a_batch_says_who_is_being_made_while_the_others_wait(
     prefect: str, fails: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,8 +221,8 @@ def test_the_page_of_thousands_shows_what_one_looks_for_and_counts_the_rest(monk
     names = [f"C{number}" for number in range(10_000)]
     told = module._Told([{"name": name} for name in names])
     for name in names[:500]:
-        told.ended({"name": name, "error": ""})
-    told.ended({"name": "C9000", "error": "no such setting"})
+        told.ended({"name": name, "error": "", "result": None})
+    told.ended({"name": "C9000", "error": "no such setting", "result": None})
     told.began("C9001")
     lines = shown[-1].splitlines()
     assert len(lines) == 2 + module.MOST_ROWS + 1

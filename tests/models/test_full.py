@@ -149,6 +149,15 @@ def test_everything_missing_is_told_at_once_with_size_licence_and_source(tmp_pat
     assert "Lightning" not in text and "dino" not in text.lower()
 
 
+def test_a_folder_that_is_not_there_is_told_before_what_may_lie_in_it_by_doctor_alike(tmp_path: Path) -> None:
+    chosen = profile(tmp_path, edit_config="", sdxl_config="", folders=(str(tmp_path / "ComfyIU"),))
+    with pytest.raises(MissingDependency) as caught:
+        load(chosen)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"models.folders: {tmp_path}/ComfyIU does not exist" and lines
+    assert first in examine(chosen).problems
+
+
 def test_a_hub_id_without_leave_to_download_names_size_licence_and_cure(comfyui: Path) -> None:
     with pytest.raises(
         MissingDependency, match=r"downloads are off; 6.9 GB, CreativeML.*allow_downloads: true, or: hf download"

@@ -18,6 +18,7 @@ from charengine.cli import housekeeping
 from charengine.errors import BadInput, EngineError
 from charengine.machine.home import Home
 from charengine.machine.known_runs import note_run
+from charengine.machine.ledger import write_own
 from charengine.machine.places import check_file, check_folder
 from charengine.run.export import contents, export, find_run
 from charengine.store import Store
@@ -102,11 +103,39 @@ def test_what_lies_beside_the_adapters_already_is_handed_over_as_it_is(home, sto
     assert found["README.md"] == b"my own card" and found["zorgax.json"] == b"{}"
 
 
-def test_a_run_is_found_by_its_name_the_newest_of_several_or_by_its_folder(home, store, tmp_path) -> None:
-    old, new = (finished(home, store, tmp_path / name) for name in ("old", "new"))
-    os.utime(old / "run.json", (1, 1))
-    assert find_run(home, "zorga") == new
-    assert find_run(home, str(old)) == old
+def test_an_earlier_triggers_adapters_stay_where_they_are_and_what_is_the_users_goes_along(
+    home, store, tmp_path, caplog
+) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    place = folder / "adapters"
+    (place / "zorgax_best.safetensors").write_bytes(adapter_file(200))  # the user's, as are the next two
+    (place / "notes.txt").write_text("mine")
+    earlier = ("griqul.safetensors", "griqul_recommended.safetensors", "griqul.json", "griqul.civitai.info")
+    write_own(folder, {place / name: adapter_file(100) for name in earlier})
+    (place / "griqul.json").write_text("mine")
+    found = contents(folder, store)
+    assert {name for name in found if name.startswith(("griqul", "notes")) or "best" in name} == {
+        "griqul.json",
+        "notes.txt",
+        "zorgax_best.safetensors",
+    }
+    [said] = [record.message for record in caplog.records if "earlier trigger" in record.message]
+    assert said.endswith(
+        f"{place}/griqul.civitai.info, {place}/griqul.safetensors, {place}/griqul_recommended.safetensors"
+    )
+
+
+def test_a_run_is_found_by_its_name_or_its_folder_and_of_several_none_is_chosen(home, store, tmp_path) -> None:
+    first = finished(home, store, tmp_path / "elsewhere" / "zorga")
+    assert find_run(home, "Zorga") == first
+    (tmp_path / "link").symlink_to(first)
+    note_run(home, tmp_path / "link")  # the same run
+    assert find_run(home, "Zorga") == first
+    second = finished(home, store, tmp_path / "elsewhere" / "zorga-2")
+    with pytest.raises(BadInput, match="2 runs: .*zorga, .*zorga-2; give the folder"):
+        find_run(home, "Zorga")
+    assert find_run(home, "zorga-2") == find_run(home, str(second)) == second
+    assert find_run(home, "zorga") == first
     with pytest.raises(BadInput, match="known here: Zorga"):
         find_run(home, "Grisha")
 

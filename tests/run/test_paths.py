@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from pathlib import Path
 
 import pytest
 
+from charengine.cli.main import app
 from charengine.config import Profile
+from charengine.errors import ConfigError
 from charengine.machine import home as home_module
 from charengine.machine.home import STARTED_BY_WORKER, WORK_FOLDER, Home, work_folder
 from charengine.run.cast import check_cast
@@ -159,3 +162,22 @@ def test_a_lora_of_the_edit_model_may_be_named_from_the_work_folder_or_by_its_na
         (f"{work}/hair.safetensors", 1.0),
         ("elsewhere.safetensors", 0.5),  # in a loras folder
     ]
+
+
+@pytest.mark.parametrize(("named", "lies"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
+def test_a_file_is_found_however_its_accents_were_written(
+    named: str, lies: str, tmp_path: Path, drawn_sheet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / unicodedata.normalize(lies, "Zoë/Müller 한.png")
+    file.parent.mkdir()
+    file.write_bytes(drawn_sheet.read_bytes())
+    name = unicodedata.normalize(named, "Zoë/Müller 한.png")
+    assert check(RunRequest("an orc", sheet=name), Home(tmp_path / "home")).sheet == file
+    told: list[Path] = []
+    monkeypatch.setattr("charengine.cli.stages._must_exist", told.append)
+    with pytest.raises(ConfigError):
+        app(["crop", name, "--set", "no.such=1"], standalone_mode=False)
+    assert [path.absolute() for path in told] == [file]
+    new = unicodedata.normalize(named, "Zoë/né")
+    assert check(RunRequest("an orc", out=new), Home(tmp_path / "home")).out == file.with_name(Path(new).name)

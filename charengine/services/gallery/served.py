@@ -16,6 +16,7 @@ from charengine import files
 from charengine.errors import BadInput, EngineError
 from charengine.machine.home import in_work_folder
 from charengine.records import Ref
+from charengine.run.beside import left_behind
 from charengine.services.gallery.characters import Character
 from charengine.services.gallery.folders import RunFolder, plain_file
 from charengine.services.gallery.parts import NOT_FOUND, Gallery
@@ -33,7 +34,7 @@ VIEW_FILES = ("front", "side", "back")
 
 
 def adapter_zip(gallery: Gallery, request: Request) -> Response:
-    """The adapters with everything that lies beside them."""
+    """The adapters with everything that lies beside them, without those of an earlier trigger."""
     character = gallery.character(request)
     if not character.folder or not character.folder.downloads:
         raise HTTPException(NOT_FOUND, "There is no adapter of this character on this machine yet.")
@@ -130,7 +131,8 @@ def zipped(folder: RunFolder, name: str) -> Iterator[bytes]:
     """
     sink = _Sink()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
-        for path in folder.downloads:
+        left = left_behind(folder.downloads, folder.record.trigger) if folder.record else []
+        for path in [one for one in folder.downloads if one not in left]:
             yield from _pieces(archive, sink, path, f"{name}/{path.name}")
     yield sink.taken()
 

@@ -82,8 +82,10 @@ class Upload:
 
     @property
     def last_name(self) -> str:
-        """The name without folders."""
-        return PurePosixPath(PureWindowsPath(self.name).name).name[:LONGEST_NAME]
+        """The name without folders; of a long one the beginning and the ending."""
+        last = PurePosixPath(PureWindowsPath(self.name).name)
+        ending = last.suffix[: LONGEST_NAME // 2]
+        return last.stem[: LONGEST_NAME - len(ending)] + ending
 
     @property
     def plain_name(self) -> str:

@@ -20,7 +20,7 @@ body{{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;paddin
 section{{display:flex;gap:1.5rem;background:#fff;border:1px solid #ddd;border-radius:8px;padding:1rem;margin:1rem 0}}
 img{{max-width:{thumb}px;height:auto;border-radius:4px}}.failed{{border-color:#c33}}.why{{color:#a22;white-space:pre-wrap}}
 @media(max-width:48rem){{section{{display:block}}}}
-</style></head><body><h1>Cast</h1><p>{count} characters, {failed} failed.</p>{note}{sections}</body></html>"""
+</style></head><body><h1>Cast</h1><p>{count} characters, {failed} failed{warned}.</p>{note}{sections}</body></html>"""
 
 
 def table(outcomes: list[dict[str, Any]]) -> str:
@@ -30,12 +30,23 @@ def table(outcomes: list[dict[str, Any]]) -> str:
         result = outcome["result"]
         if result:
             pick = f"step {result['checkpoint_step']} at {result['strength']:g}"
-            lines.append(
-                f"| {as_text(outcome['name'])} | {as_text(result['trigger'])} | {pick} | {as_text(result['report'])} |"
-            )
+            report = ": ".join(filter(None, (warnings_of(outcome), as_text(result["report"]))))
+            lines.append(f"| {as_text(outcome['name'])} | {as_text(result['trigger'])} | {pick} | {report} |")
         else:
             lines.append(f"| {as_text(outcome['name'])} | | | failed: {as_text(outcome['error'])[:400]} |")
     return "\n".join(lines)
+
+
+def warnings_of(outcome: dict[str, Any]) -> str:
+    """How many a character was made with, in words; empty for none."""
+    count = len(outcome["result"]["warnings"]) if outcome["result"] else 0
+    return f"{count} warning{'s' * (count != 1)}" if count else ""
+
+
+def with_warnings(outcomes: list[dict[str, Any]]) -> str:
+    """Behind how many were made: how many of them with warnings; empty for none."""
+    count = sum(bool(warnings_of(outcome)) for outcome in outcomes)
+    return f", {count} with warnings" if count else ""
 
 
 def as_text(text: str) -> str:
@@ -48,7 +59,8 @@ def gallery_page(outcomes: list[dict[str, Any]], path: Path, note: str = "") -> 
     sections = "".join(_section(outcome, path.parent) for outcome in outcomes)
     failed = sum(bool(outcome["error"]) for outcome in outcomes)
     above = f"<p>{html.escape(note)}</p>" if note else ""
-    page = PAGE.format(thumb=THUMB, count=len(outcomes), failed=failed, note=above, sections=sections)
+    warned = with_warnings(outcomes)
+    page = PAGE.format(thumb=THUMB, count=len(outcomes), failed=failed, warned=warned, note=above, sections=sections)
     return write_own(path.parent, {_free(path): page.encode()})[0]
 
 
@@ -63,11 +75,14 @@ def _section(outcome: dict[str, Any], folder: Path) -> str:
     if not result:
         why = html.escape(outcome["error"])
         return f'<section class="failed"><div><h2>{name}</h2><p>{prompt}</p><p class="why">{why}</p></div></section>'
+    warned = "".join(f"<li>{html.escape(warning)}</li>" for warning in result["warnings"])
     link = html.escape(_relative(Path(result["report"]), folder))
     return (
         f'<section><img alt="sheet of {name}" src="{_thumbnail(Path(result["sheet"]))}"><div><h2>{name}</h2><p>{prompt}</p>'
         f"<p>Trigger <b>{result['trigger']}</b>; step {result['checkpoint_step']} at strength {result['strength']:g}.</p>"
-        f'<p><a href="{link}">Report</a></p></div></section>'
+        f'<p><a href="{link}">Report</a></p>'
+        + (f"<p>{warnings_of(outcome)}:</p><ul>{warned}</ul>" if warned else "")
+        + "</div></section>"
     )
 
 

@@ -14,7 +14,7 @@ from charengine.adapter.rescaling import rescale
 from charengine.errors import BadInput, ConfigError
 from charengine.records import AdapterRecord, CellMetrics, CheckpointRecord
 from charengine.store import Store
-from charengine.wording import noun_problem, phrase_problem
+from charengine.wording import composed, noun_problem, phrase_problem
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def training_from_file(path: Path, store: Store, *, trigger: str = "", class_nou
         ConfigError: its trigger or class noun cannot be one.
     """
     told = told_by(read_metadata(path))
-    trigger, class_noun = trigger or told.trigger, class_noun or told.class_noun
+    trigger, class_noun = composed(trigger or told.trigger), composed(class_noun or told.class_noun)
     missing = [word for word, value in (("trigger", trigger), ("class noun", class_noun)) if not value]
     if missing:
         give = " and ".join(GIVE[word] for word in missing)

@@ -11,6 +11,7 @@ from gallery_samples import Visit, running
 
 from charengine.errors import ConfigError
 from charengine.run.cast import read_cast
+from charengine.services.gallery.uploads import Upload
 
 CSV = "name,prompt,overrides\nAnn,a knight,train.steps=10;train.checkpoints=1\nBen,a wizard,\n"
 YAML = "defaults: {overrides: [train.steps=10]}\ncharacters:\n- {name: Ann, prompt: a knight}\n- {name: Ben, prompt: a wizard}\n"
@@ -135,3 +136,8 @@ def test_when_prefect_goes_away_in_the_middle_the_rest_is_started_by_the_same_bu
     visit.prefect.most = 10
     visit.client.post("/cast/start", data=shown_fields(answer.text), files={"nothing": ("", b"")})
     assert [one["name"] for one in visit.prefect.started] == ["Ann", "Ben"]
+
+
+def test_a_long_name_keeps_its_ending() -> None:
+    assert Upload(f"C:\\casts\\{'n' * 300}.CSV", b"").last_name == f"{'n' * 251}.CSV"
+    assert Upload(f"{'n' * 300}.CSV", b"").plain_name == f"{'n' * 64}.csv"

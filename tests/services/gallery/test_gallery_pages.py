@@ -18,6 +18,7 @@ from command_line import ROOT
 from gallery_samples import Visit, claimed, made, running
 from run_samples import doll, png
 
+from charengine.machine.ledger import write_own
 from charengine.records import RunRecord
 from charengine.run.handing_over import lent_as
 from charengine.services.gallery.characters import join
@@ -339,12 +340,11 @@ def test_the_zip_holds_the_adapters_and_what_lies_beside_them_and_nothing_else(v
     folder = made(visit, sample[0]) / "adapters"
     (folder / "README.md").write_text("the card")
     (folder / "zorgax.png").write_bytes(b"\x89PNG preview")
-    (folder / "zorgax.civitai.info").write_text("{}")
-    (folder / "zorgax.json").write_text("{}")
     (folder / "scene-1.webp").write_bytes(b"RIFF")  # shown in the card
-    (folder / "notes.txt").write_text("mine")
-    (folder.parent / "secret.json").write_text("{}")
+    for name in ("zorgax.civitai.info", "zorgax.json", "notes.txt", "../secret.json"):
+        (folder / name).write_text("{}")
     os.symlink(folder.parent / "secret.json", folder / "linked.json")
+    write_own(folder.parent, {folder / "griqul.safetensors": b"of an earlier trigger"})
     answer = visit.client.get(f"{visit.address('Zorga')}/adapter.zip")
     assert answer.headers["content-disposition"] == 'attachment; filename="zorga.zip"'
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
