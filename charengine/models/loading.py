@@ -161,9 +161,11 @@ def in_parts(
             again = full and spare()
             if not again and (few == 1 or not full):
                 raise
-        if not again:
-            log.warning("out of memory with %d pictures at once: from here on %d", few, few // 2)
-            fewer(few // 2)
+            if not again:
+                log.warning("out of memory with %d pictures at once: from here on %d", few, few // 2)
+                fewer(few // 2)
+                if min(count - done, at_once()) >= few:
+                    raise  # the same would be tried for ever
         release_memory()
     return made
 
