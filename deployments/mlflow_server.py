@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from charengine.machine.collection import collect_rarely, keep_for_good
+from charengine.machine.collection import before_serving
 
 UVICORN = [sys.executable, "-m", "uvicorn"]
 HEAD = b"<head>"
@@ -48,8 +48,7 @@ def serve_here(command: Sequence[str], *, extra_env: Mapping[str, str], **_: Any
     os.environ.update(extra_env)
     import mlflow.server.fastapi_app  # noqa: F401  # with the environment it is told in; uvicorn would import it next
 
-    keep_for_good()
-    collect_rarely()
+    before_serving()
     uvicorn.main.main(list(command[len(UVICORN) :]), standalone_mode=False)
     return Served()
 

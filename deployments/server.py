@@ -10,7 +10,7 @@ import argparse
 import os
 
 from charengine.machine.addresses import own_origins
-from charengine.machine.collection import collect_rarely, keep_for_good
+from charengine.machine.collection import before_serving
 from charengine.machine.environment import CORS_ORIGINS, apply_defaults
 from charengine.machine.home import find_home
 from charengine.machine.processes import HOST
@@ -43,8 +43,7 @@ def serve(port: int) -> None:
     whole = get_current_settings()
     settings = whole.server
     app = ToldWhenFull(AgainWhenBusy(index_artifacts(create_app(final=True))), whole.home)
-    keep_for_good()
-    collect_rarely()
+    before_serving()
     uvicorn.run(
         app if "*" in origins else LocalOnly(app, origins, CORS_ORIGINS),
         host=HOST,

@@ -78,6 +78,16 @@ def _imports_are_no_garbage() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def _environment_is_put_back() -> Iterator[None]:
+    """What a server or a command sets for its own process is not there for the tests after it."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that all workers of this run read and the first that asks for it makes; nothing writes to it later."""
     shared = factory.getbasetemp()

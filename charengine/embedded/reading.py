@@ -23,6 +23,7 @@ from charengine.embedded.nearest import in_known_words
 from charengine.embedded.shades import PEOPLE
 from charengine.embedded.tags import SIDES
 from charengine.embedded.traits import NATURAL_SKINS, TRAITS
+from charengine.wording import composed
 
 _STOP_WORDS = frozenset(
     [
@@ -105,7 +106,7 @@ def unknown_words(prompt: str) -> tuple[str, ...]:
 
     Of any script, and emoji; letters and their marks are one word, however they are written.
     """
-    text = in_known_words(unicodedata.normalize("NFC", prompt)).text.lower().replace("'s", "")
+    text = in_known_words(composed(prompt)).text.lower().replace("'s", "")
     kinds = "".join(map(_kind, text))
     words = dict.fromkeys(text[found.start() : found.end()] for found in _WORD.finditer(kinds))
     return tuple(word for word in words if word not in VOCABULARY and word not in _STOP_WORDS)

@@ -24,6 +24,12 @@ def keep_for_good() -> None:
     gc.freeze()
 
 
+def before_serving() -> None:
+    """All that a server is made of has been imported, and answers follow."""
+    keep_for_good()
+    collect_rarely()
+
+
 def collect_as_usual() -> None:
     """While models are at work: what they leave in circles is memory of the GPU."""
     gc.set_threshold(*USUAL)

@@ -59,8 +59,8 @@ class Children:
     def start(self, name: str, command: list[object], environment: Mapping[str, str]) -> None:
         """Start one; its log begins anew, and the last time's is kept as the part before it."""
         log_file = self.logs / f"{name}.log"
+        log_file.touch()  # of a first start there is none to keep
         rotate(log_file, largest=1)
-        log_file.touch()
         popen = _spawn(command, log_file, environment)
         self.running.append(Child(name, command, environment, log_file, popen, time.monotonic()))
         self._remember()

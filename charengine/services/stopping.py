@@ -5,33 +5,35 @@ A worker that goes on asking for runs takes the next character when the one befo
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from charengine import files
 from charengine.errors import BadInput
 from charengine.machine.home import Home
-from charengine.writing import is_running
+from charengine.machine.processes import has_ended, this_process
 
-LARGEST = 100  # bytes
+LARGEST = 1000  # bytes
 
 
-def begin_to_stop(home: Home) -> None:
-    """From now on workers of this home take no runs, until `stopped`, or until this process is gone."""
+@contextmanager
+def stopping(home: Home) -> Iterator[None]:
+    """Meanwhile workers of this home take no runs on this machine; not after this process is gone, however it went."""
     with suppress(OSError):  # as on a full disk: then one more may be taken
-        home.stopping.write_text(str(os.getpid()), encoding="utf-8")
-
-
-def stopped(home: Home) -> None:
-    """It has ended."""
-    with suppress(OSError):
-        home.stopping.unlink(missing_ok=True)
+        home.stopping.write_text(this_process(), encoding="utf-8")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            home.stopping.unlink(missing_ok=True)
 
 
 def is_stopping(home: Home) -> bool:
-    """Whether workers of this home are to take no runs."""
+    """Whether workers of this home are to take no runs on this machine."""
     try:
         told = files.read_text(home.stopping, most=LARGEST) if files.is_file(home.stopping) else ""
     except BadInput:
         return False
-    return told.isdigit() and is_running(int(told))
+    # ids of processes come again, in a container at once; of other machines' nobody here knows
+    return told.startswith(f"{platform.node()}:") and not has_ended(told)

@@ -24,7 +24,7 @@ from charengine.machine.variables import check_variables
 from charengine.services.children import Children
 from charengine.services.delivery import Delivery
 from charengine.services.prefect_api import cancel_active_runs, crash_left_runs, give_back_runs
-from charengine.services.stopping import begin_to_stop, stopped
+from charengine.services.stopping import stopping
 from charengine.services.workers import WORKER, count_gpus, start_workers
 
 log = logging.getLogger(__name__)
@@ -132,11 +132,10 @@ class Up:
         """Cancel what runs, so that it saves its state; then workers, then what waits for MLflow, then servers; nothing is left behind."""
         self.home.services_file.unlink(missing_ok=True)
         if any(child.name.startswith(WORKER) for child in self.children.running):
-            begin_to_stop(self.home)
-            self._cancel_runs()
-            self.children.end_families(WORKER)  # with the runs: nobody is at work any more in what is delivered
+            with stopping(self.home):
+                self._cancel_runs()
+                self.children.end_families(WORKER)  # with the runs: nobody is at work any more in what is delivered
             self._give_back_runs()
-            stopped(self.home)
             self.delivery.finish(self.children.restart_ended)
         if self._setting_up and self._setting_up.poll() is None:
             end(self._setting_up)

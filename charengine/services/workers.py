@@ -25,7 +25,7 @@ from charengine.services.children import Children
 from charengine.services.delivery import Delivery
 from charengine.services.living import runs_a_flow
 from charengine.services.prefect_api import crash_runs_of
-from charengine.services.stopping import begin_to_stop, stopped
+from charengine.services.stopping import stopping
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +90,8 @@ class Workers:
     def stop(self) -> None:
         """End the workers with their runs, which others try again from where these were; then tell MLflow what waits."""
         began = any(child.name.startswith(WORKER) for child in self.children.running)
-        begin_to_stop(self.home)
-        self.children.end_families()
-        stopped(self.home)
+        with stopping(self.home):
+            self.children.end_families()
         if began:
             self._crash_left_runs()
             self._forget_copies()

@@ -18,7 +18,7 @@ BY_TAG = 'CREATE INDEX IF NOT EXISTS charengine_tags ON tags ("key", value)'
 def initialise_database(home: Home) -> None:
     """Create MLflow's tables once, under a lock, in WAL mode: several first processes at once break the database.
 
-    Tags get an index of ours, which MLflow's own changes of its tables leave there: what a character costs does not grow with their number.
+    Tags get an index of ours, which MLflow's own changes of its tables leave there: finding a run does not take longer the more there are.
 
     Raises:
         BadInput: it cannot be opened.

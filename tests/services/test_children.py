@@ -51,7 +51,9 @@ def starts(file: Path) -> int:
     return file.read_text(encoding="utf-8").count("started") if file.exists() else 0
 
 
-def test_what_a_child_said_the_last_times_is_kept(children: Children, tmp_path: Path) -> None:
+def test_what_a_child_said_the_last_times_is_kept(
+    children: Children, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(2):
         start(children, tmp_path, "worker-0", 0)
         children.running[-1].popen.wait(30)
@@ -59,6 +61,7 @@ def test_what_a_child_said_the_last_times_is_kept(children: Children, tmp_path: 
     assert [path.read_text() for path in tmp_path.glob("worker-0.*log*") if path.name != "worker-0.log"] == [
         "last words\n"
     ]
+    assert not caplog.records  # a first start warns of no log that it could not keep
 
 
 def test_a_child_that_is_killed_is_started_again_and_the_others_go_on(children: Children, tmp_path: Path) -> None:

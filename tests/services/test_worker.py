@@ -23,7 +23,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.states import Pending, Scheduled
 
 from charengine.machine.home import Home
-from charengine.services.stopping import begin_to_stop, is_stopping, stopped
+from charengine.services.stopping import is_stopping, stopping
 from deployments import worker
 from deployments.worker import ENGINE, DirectConfiguration, Standby
 
@@ -216,16 +216,21 @@ def test_while_its_home_ends_a_worker_takes_no_run_and_one_that_died_while_endin
                 await client.create_work_pool(WorkPoolCreate(name="p", type="process"))
             run = await client.create_flow_run(nothing, state=Scheduled())
             async with worker.QuickWorker(work_pool_name="p", name="m1") as own:
-                begin_to_stop(home)
-                seen = [await own._propose_pending_state(run)]
-                waits = (await client.read_flow_run(run.id)).state
-                seen.append(bool(waits and waits.is_scheduled()))
-                home.stopping.write_text(str(gone.pid))
+                with stopping(home):
+                    seen = [await own._propose_pending_state(run)]
+                    waits = (await client.read_flow_run(run.id)).state
+                    seen.append(bool(waits and waits.is_scheduled()))
+                home.stopping.write_text(f"{platform.node()}:{gone.pid}")
                 return [*seen, await own._propose_pending_state(run)]
 
     assert anyio.run(asked) == [False, True, True]
-    begin_to_stop(home)
-    stopped(home)
+    with stopping(home):
+        assert is_stopping(home)
+        again = home.stopping.read_text().partition("_")[0]  # the same number, on this machine and on another
+        home.stopping.write_text(f"{again}_1")
+        assert not is_stopping(home)
+        home.stopping.write_text(f"elsewhere:{os.getpid()}")
+        assert not is_stopping(home)
     assert not home.stopping.exists() and not is_stopping(home)
 
 

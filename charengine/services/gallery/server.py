@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from charengine.machine.addresses import own_origins, tracking_uri, use_services
-from charengine.machine.collection import collect_rarely, keep_for_good
+from charengine.machine.collection import before_serving
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import Home, find_home
 from charengine.machine.processes import HOST
@@ -26,8 +26,7 @@ def serve(port: int) -> None:
     home = find_home().create()
     apply_defaults(home)
     app = create_app(open_gallery(home), allowed_origins(port))
-    keep_for_good()
-    collect_rarely()
+    before_serving()
     uvicorn.run(app, host=HOST, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=END_SECONDS)
 
 
