@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
-from charengine.machine.collection import collect_rarely, keep_for_good
+from charengine.machine.collection import collect_rarely, end_without_looking, keep_for_good
 
 ENGINE = "prefect.engine"
 OF_THE_ENGINE = ("prefect.flow_engine", "prefect._internal.control_listener", "prefect._internal.metrics")
@@ -36,6 +36,7 @@ GIVEN = 4  # descriptors with each message: input, output and errors of the proc
 def main(words: list[str]) -> None:
     """Import, wait, and be the engine."""
     collect_rarely()
+    end_without_looking()
     if words[:1] == [FORK]:
         first, _, later = " ".join(words[1:]).partition(THEN)
         _import(*OF_THE_ENGINE, *first.split())

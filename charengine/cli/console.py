@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def listen(quiet: bool = False) -> None:
 
 @contextmanager
 def training_bar(quiet: bool = False) -> Iterator[None]:
-    """A bar with loss and time left while an adapter trains; nothing when stderr is not a terminal."""
+    """A bar with loss and time left while an adapter trains, and at no other time; nothing when stderr is not a terminal."""
     from charengine.run.watching import watching
 
     if quiet or not sys.stderr.isatty():
@@ -52,12 +53,14 @@ def training_bar(quiet: bool = False) -> Iterator[None]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
+    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
     with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("train", total=None, loss=float("nan"))
+        task = bar.add_task("train", total=None, visible=False, said="")
 
         def on_step(progress: Progress) -> None:
-            bar.update(task, completed=progress.step, total=progress.steps, loss=progress.loss)
+            ended = progress.step == progress.steps
+            said = f"loss {progress.loss:.4f}" if math.isfinite(progress.loss) else progress.doing
+            bar.update(task, completed=progress.step, total=progress.steps, visible=not ended, said=said)
 
         with watching(on_step):
             yield

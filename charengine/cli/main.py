@@ -13,7 +13,7 @@ from charengine.cli import housekeeping, inspection, serving, stages
 from charengine.cli import run as pipeline
 from charengine.cli.command import INTERRUPTED, Commands
 from charengine.errors import BadInput, EngineError
-from charengine.machine.collection import collect_rarely
+from charengine.machine.collection import collect_rarely, end_without_looking
 from charengine.machine.environment import unknown_variables
 from charengine.machine.error_log import keep_traceback
 from charengine.machine.full_disks import fullness
@@ -59,6 +59,7 @@ RIGHTS = "give the right to it, or name another place (CHARENGINE_HOME, where it
 def main() -> NoReturn:
     """Run the command line; every failure ends in one message on stderr and the exit status of its kind."""
     collect_rarely()  # most commands import for longer than they work
+    end_without_looking()
     try:
         take_own_packages()
         app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from charengine.errors import BadInput
 from charengine.machine.home import find_home
 
 if TYPE_CHECKING:
+    from charengine.machine.home import Home
     from charengine.records import RunResult
     from charengine.run.request import RunRequest
 
@@ -105,13 +107,24 @@ def start(request: RunRequest, as_json: bool) -> None:
     from charengine.run.opening import open_workspace
 
     with training_bar(quiet=as_json):
-        workspace = open_workspace(run, home)  # finds every model file, and loads the libraries while the server starts
+        workspace = open_workspace(run, home)  # finds every model file
+        _load_libraries(home)
         prefect_is_up()
         with read_by_prefect():
             from flows.character import start as start_flow
 
         result = start_flow(run, workspace)
     say_result(result, as_json)
+
+
+def _load_libraries(home: Home) -> None:
+    """Some seconds of imports, while the server starts; what cannot be loaded is told where it is needed."""
+    from charengine.tracking.database import load_libraries
+
+    with suppress(Exception):
+        import flows.character  # noqa: F401
+
+        load_libraries(home)
 
 
 def say_result(result: RunResult, as_json: bool) -> None:
@@ -170,7 +183,10 @@ def batch(
         how |= {"inbox": True, "profile": profile, "overrides": settings}
     else:
         raise BadInput("give either a cast's file or --inbox; --out is a file's alone")
-    reach_prefect(home, workers)()
+    prefect_is_up = reach_prefect(home, workers)
+    if not workers:
+        _load_libraries(home)
+    prefect_is_up()
     with read_by_prefect():
         from flows.batch import batch as batch_flow
 

@@ -7,6 +7,7 @@ hundred runs (13,000 rows), and a fifth of the ten seconds in which torch, diffu
 
 from __future__ import annotations
 
+import atexit
 import gc
 
 USUAL = gc.get_threshold()
@@ -16,6 +17,11 @@ YOUNG = 10_000  # objects made and kept before the youngest are looked through; 
 def collect_rarely() -> None:
     """While a process mostly imports, or answers."""
     gc.set_threshold(YOUNG, *USUAL[1:])
+
+
+def end_without_looking() -> None:
+    """At its end a process looks through all there is once more, more than a second where torch and MLflow are imported; the system takes it all anyway."""
+    atexit.register(gc.freeze)  # the first to be registered is the last to be called
 
 
 def keep_for_good() -> None:

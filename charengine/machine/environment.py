@@ -20,6 +20,7 @@ CORS_ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 SERVER_AUTH = "PREFECT_SERVER_API_AUTH_STRING"  # user:password
 CLIENT_AUTH = "PREFECT_API_AUTH_STRING"
 SITE = ("site-packages", "dist-packages")  # where installed packages lie
+HEARTBEATS = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 CONSOLE_LEVEL = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 MLFLOW_LEVEL = "MLFLOW_LOGGING_LEVEL"
 
@@ -67,7 +68,7 @@ DEFAULTS = {
     # the default 10 s of polling dominate a short run
     "PREFECT_WORKER_QUERY_SECONDS": "2",
     # a flow process that dies is noticed after three missed beats (deployments/automations)
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    HEARTBEATS: "30",
     # the engine's own log lines reach Prefect's UI
     "PREFECT_LOGGING_EXTRA_LOGGERS": "charengine",
     # and those of a thread or a command without a flow are no cause for a warning each
@@ -86,6 +87,12 @@ def apply_defaults(home: Home) -> None:
         os.environ.setdefault(name, value)
     if password := os.environ.get(SERVER_AUTH):  # of a server that we start: our own programs know it too
         os.environ.setdefault(CLIENT_AUTH, password)
+
+
+def without_heartbeats() -> None:
+    """Of flows of a server that ends with this process nobody waits for heartbeats; their thread would hold a flow's end up for a second."""
+    if os.environ.get(HEARTBEATS) == DEFAULTS[HEARTBEATS]:
+        del os.environ[HEARTBEATS]
 
 
 def lost_defaults() -> list[str]:

@@ -6,13 +6,21 @@ import contextlib
 from importlib.metadata import version
 
 from charengine.errors import BadInput
-from charengine.machine.addresses import database_uri
+from charengine.machine.addresses import database_uri, tracking_uri
 from charengine.machine.databases import database_problem
 from charengine.machine.home import Home
 from charengine.machine.locks import single_flight_at_home
 
 # a run is looked for by its key fourteen times a character, and MLflow itself reads that tag of every run there is
 BY_TAG = 'CREATE INDEX IF NOT EXISTS charengine_tags ON tags ("key", value)'
+
+
+def load_libraries(home: Home) -> None:
+    """Import MLflow, and what reads this home's database where that is asked itself: a second and a half, for when something is waited for."""
+    from mlflow import MlflowClient  # noqa: F401
+
+    if tracking_uri(home) == database_uri(home):
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 def initialise_database(home: Home) -> None:

@@ -6,13 +6,14 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from charengine.machine.home import Home
 from charengine.errors import BadInput
 from charengine.machine.full_disks import warn
 from charengine.machine.variables import tracking_problem
 from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
 from charengine.tracking.protocol import Tracker
+
+if TYPE_CHECKING:
+    from charengine.machine.home import Home
 
 PROJECT = "charengine"  # the MLflow experiment
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Iterator
 
 import pytest
 
 from charengine.cli import console
+from charengine.run.watching import current_watcher
+from charengine.stage import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +45,34 @@ def test_messages_go_to_what_stderr_is_now_also_after_it_was_replaced_and_closed
     bar.close()
     logging.getLogger("charengine").warning("afterwards")
     assert capsys.readouterr().err == "afterwards\n"
+
+
+class Terminal(io.StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("step", "loss", "doing", "shown", "hidden"),
+    [
+        (None, 0.0, "", [], ["train", "nan"]),  # a sheet is drawn, or all is taken from the cache
+        (0, math.nan, "drawing lessons, 30 % done", ["train", "0/6", "drawing lessons, 30 % done"], ["nan"]),
+        (3, 0.05, "validating", ["train", "3/6", "loss 0.0500"], []),
+        (6, 0.04, "", [], ["train"]),  # and a sweep follows
+    ],
+)
+def test_the_bar_stands_while_an_adapter_trains_and_at_no_other_time(
+    monkeypatch: pytest.MonkeyPatch, step: int | None, loss: float, doing: str, shown: list[str], hidden: list[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with console.training_bar():
+        if step is not None:
+            watcher = current_watcher()
+            assert watcher
+            watcher(Progress(step, 6, loss, loss, 1e-3, 100.0, 0.3, 0.0, doing))
+    said = terminal.getvalue()
+    assert all(text in said for text in shown) and not any(text in said for text in hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -81,3 +82,18 @@ def test_a_command_imports_without_looking_and_looks_as_usual_once_models_are_lo
         main()
     Loaded().get("model", lambda: seen.append(gc.get_threshold()[0]))
     assert seen == [YOUNG, USUAL[0]] and not served
+
+
+@pytest.mark.parametrize("program", ["from charengine.cli import main", "from deployments.standby import main"])
+def test_a_process_does_not_look_through_all_there_is_once_more_when_it_ends(program: str) -> None:
+    code = (
+        "import atexit, gc, sys\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 10_000))\n"
+        f"{program}\n"
+        "sys.argv = ['charengine', '--version']\n"
+        "import inspect, os, subprocess\n"
+        "sys.stdin = open(os.devnull)\n"
+        "main([]) if inspect.signature(main).parameters else main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert ended.stdout.splitlines()[-1] == "True"

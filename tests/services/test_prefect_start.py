@@ -10,11 +10,13 @@ from urllib.error import HTTPError
 
 import pytest
 
+from charengine.cli import run
 from charengine.errors import BadInput, MissingDependency, StageFailed
 from charengine.machine import places
-from charengine.machine.environment import DEFAULTS
+from charengine.machine.environment import DEFAULTS, HEARTBEATS, apply_defaults
 from charengine.machine.home import Home
 from charengine.machine.variables import read_by_prefect
+from charengine.run.request import RunRequest
 from charengine.services import prefect_server
 
 
@@ -81,6 +83,50 @@ def test_a_server_that_a_level_or_a_torn_file_of_its_own_ends_is_told_as_that(
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "nope")
     with pytest.raises(BadInput, match="PREFECT_LOGGING_LEVEL=nope: Prefect cannot read it .*'DEBUG', 'INFO'"):
         prefect_server.start_prefect(home)()
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(None, None), ("60", "60")])
+def test_a_server_of_ones_own_hears_no_heartbeats_which_would_hold_up_the_end(
+    home: Home, monkeypatch: pytest.MonkeyPatch, ended_server: None, asked: str | None, kept: str | None
+) -> None:
+    if asked:
+        monkeypatch.setenv(HEARTBEATS, asked)
+    apply_defaults(home)
+    assert os.environ[HEARTBEATS] == (asked or DEFAULTS[HEARTBEATS])
+    home.logs.mkdir(parents=True, exist_ok=True)
+    prefect_server.start_prefect(home)
+    assert os.environ.get(HEARTBEATS) == kept
+
+
+def test_libraries_are_loaded_while_the_server_starts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def told(name: str, result: Any = None) -> Any:
+        return lambda *_, **__: [order.append(name), result][1]
+
+    monkeypatch.setattr(prefect_server, "reach_prefect", told("begins", told("is waited for")))
+    monkeypatch.setattr("charengine.run.opening.open_workspace", told("models are found"))
+    monkeypatch.setattr("charengine.tracking.database.load_libraries", told("MLflow is loaded"))
+    monkeypatch.setattr("flows.character.start", told("flow"))
+    monkeypatch.setattr(run, "listen", lambda **_: None)
+    monkeypatch.setattr(run, "say_result", lambda *_: None)
+    run.start(RunRequest("an orc", "Aya"), as_json=True)
+    assert order == ["begins", "models are found", "MLflow is loaded", "is waited for", "flow"]
+
+
+def test_what_cannot_be_loaded_early_is_told_where_it_is_needed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Home) -> None:
+        raise ImportError("MLflow is broken")
+
+    def waited() -> None:
+        raise StageFailed("the server says why")
+
+    monkeypatch.setattr(run, "listen", lambda **_: None)
+    monkeypatch.setattr(prefect_server, "reach_prefect", lambda _: waited)
+    monkeypatch.setattr("charengine.run.opening.open_workspace", lambda *_: None)
+    monkeypatch.setattr("charengine.tracking.database.load_libraries", fails)
+    with pytest.raises(StageFailed, match="the server says why"):
+        run.start(RunRequest("an orc", "Aya"), as_json=True)
 
 
 def test_a_variable_that_prefect_cannot_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
