@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from charengine.adapter.header import header_of, read_header, with_metadata
 from charengine.adapter.keys import BASES, known_stems
-from charengine.adapter.parts import Parts, checked_parts, refuse_huge
+from charengine.adapter.parts import Parts, checked_parts, floats, refuse_huge
+from charengine.adapter.peft_scale import without_peft_settings
 from charengine.adapter.sdxl_layers import layers_by_stem
 from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, SortedKeys, shown, sort_keys, split_key
 from charengine.errors import BadInput, UnsafeFile
@@ -33,21 +34,22 @@ def save_adapter(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def load_adapter(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file in memory.
+    """Tensors and metadata of a safetensors file in memory, what PEFT's settings multiply them by in them (`without_peft_settings`).
 
     Raises:
         UnsafeFile: it is not a safetensors file.
-        BadInput: it is cut short, or holds an element type that is not read.
+        BadInput: it is cut short, holds an element type that is not read, or PEFT's settings that cannot be.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     header = header_of(data)
     try:
-        return load(data), dict(header.metadata)
+        tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         kinds = ", ".join(sorted({entry.dtype for entry in header.tensors.values()}))
         raise UnsafeFile(f"not a safetensors file that can be read ({error}); its element types are {kinds}") from error
+    return without_peft_settings(tensors, header.metadata)
 
 
 def read_adapter(path: Path) -> bytes:
@@ -109,7 +111,10 @@ def file_problems(path: Path, of_sdxl: bool = False) -> list[str]:
     from safetensors.torch import load_file
 
     try:
-        return list(value_problems(load_file(path), layers_by_stem() if of_sdxl else {}))
+        tensors, _ = without_peft_settings(load_file(path), read_header(path).metadata)
+        return list(value_problems(tensors, layers_by_stem() if of_sdxl else {}))
+    except BadInput as error:
+        return [str(error)]
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         return [f"it cannot be read ({error})"]
 
@@ -132,6 +137,11 @@ def value_problems(
             yield f"the adapter holds {shown([key])} twice, in two spellings; the file is damaged"
         elif kind == "read":
             layers[stem][part] = _as_lycoris(key, value)
+        elif kind in ("norm", "difference"):  # not drawn with, but handed on in the recommended file
+            try:
+                floats(stem, part, value)
+            except BadInput as error:
+                yield str(error)
     foreign = [stem for stem in layers if known and stem not in known and not stem.startswith(NO_LAYER)]
     if foreign:
         yield f"{len(foreign)} of its layers are none of SDXL's U-Net, e.g. {shown(foreign)}: the file is for another model, or damaged"

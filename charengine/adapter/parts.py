@@ -49,7 +49,7 @@ def checked_parts(name: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]
         raise BadInput(f"the adapter's {name} is a norm of the model's, which takes no low-rank adapter")
     if is_whole(parts) and "alpha" in parts:  # nobody reads its value: ai-toolkit's 9999999999 is infinite in float16
         parts = {**parts, "alpha": torch.ones(parts["alpha"].shape)}
-    plain = {part: _floats(name, part, value) for part, value in parts.items()}
+    plain = {part: floats(name, part, value) for part, value in parts.items()}
     try:
         plain = _plain_lora(plain, shape) if LORA[0] in plain else _checked_factors(plain, shape)
         rank = rank_of(plain)
@@ -151,7 +151,7 @@ class _Misfit(Exception):
     """Parts that do not fit each other or the layer."""
 
 
-def _floats(name: str, part: str, value: Tensor) -> Tensor:
+def floats(name: str, part: str, value: Tensor) -> Tensor:
     """The tensor as floats that can be computed with; float8 and float64 as float32."""
     if part != "alpha" and value.dtype not in FLOATS:
         kind = str(value.dtype).removeprefix("torch.")
@@ -165,6 +165,15 @@ def _floats(name: str, part: str, value: Tensor) -> Tensor:
             f"the adapter's {name}.{part} holds values that are not finite (NaN or Inf): the file is damaged"
         )
     return value
+
+
+def times(value: Tensor, factor: float) -> Tensor:
+    """Multiplied in float32; float8, which has four bits of a number, and what half precision cannot hold stay float32."""
+    product = value.float() * factor
+    if value.dtype not in FLOATS or value.element_size() == 1:
+        return product
+    narrow = product.to(value.dtype)
+    return narrow if narrow.isfinite().equal(value.isfinite()) else product
 
 
 def _all_finite(value: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from charengine.adapter.files import load_adapter, save_adapter
 from charengine.adapter.header import STRENGTH
-from charengine.adapter.parts import FLOATS, rank_of
+from charengine.adapter.parts import rank_of, times
 from charengine.adapter.sorting import algorithm_of, split_key
 from charengine.errors import BadInput
 
@@ -40,7 +40,7 @@ def _scaled(tensors: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]
         if kind == "read":
             layers.setdefault(stem, {})[part] = key
         elif kind in ("norm", "difference"):
-            scaled[key] = _times(value, strength)
+            scaled[key] = times(value, strength)
         elif kind:
             raise BadInput(
                 f"an adapter with {kind} cannot be rescaled to strength {strength}: set the strength in your UI"
@@ -74,13 +74,4 @@ def _scaled_layer(
     if "." not in stem:  # kohya's and LyCORIS' keys; diffusers' have no alpha
         return f"{stem}.alpha", torch.tensor(rank * strength)
     key = parts["lora_up.weight"] if "lora_up.weight" in parts else parts["hada_w1_a"]
-    return key, _times(tensors[key], strength)
-
-
-def _times(value: Tensor, strength: float) -> Tensor:
-    """Multiplied in float32; float8, which has four bits of a number, and what half precision cannot hold stay float32."""
-    product = value.float() * strength
-    if value.dtype not in FLOATS or value.element_size() == 1:
-        return product
-    narrow = product.to(value.dtype)
-    return narrow if narrow.isfinite().equal(value.isfinite()) else product
+    return key, times(tensors[key], strength)

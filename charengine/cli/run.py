@@ -118,12 +118,10 @@ def start(request: RunRequest, as_json: bool) -> None:
 
 
 def _load_libraries(home: Home) -> None:
-    """Some seconds of imports, while the server starts; what cannot be loaded is told where it is needed."""
+    """MLflow, while the server starts: that first, for Prefect imported before would complain of its settings in words of its own."""
     from charengine.tracking.database import load_libraries
 
-    with suppress(Exception):
-        import flows.character  # noqa: F401
-
+    with suppress(Exception):  # it is told where MLflow is needed
         load_libraries(home)
 
 

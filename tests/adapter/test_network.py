@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 
 import pytest
 import torch
@@ -334,3 +335,60 @@ def test_going_on_from_a_locon_as_a_lora_names_the_setting(unet):
     adapter.remove()
     with pytest.raises(BadInput, match="18 layers these settings do not train"):
         inject(unet, settings("lora")).load(tensors)
+
+
+PEFT_SETTINGS = [
+    {"r": 4, "lora_alpha": 32},
+    {"r": 4, "lora_alpha": 8, "use_rslora": True},
+    {"r": 4, "lora_alpha": 4, "alpha_pattern": {"attn1.to_q": 16, "mid_block.attentions.0.proj_in": 2}},
+]
+
+
+@pytest.mark.parametrize("told", PEFT_SETTINGS)
+def test_what_pefts_settings_in_the_metadata_say_of_the_scale_is_what_diffusers_makes_of_it(unet, told, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+
+    adapter = trained(unet)
+    file = tmp_path / "told.safetensors"
+    tensors = _spelt(unet, adapter.state_dict(), "peft")
+    adapter.remove()
+    plain = {"lora_bias": False, "target_modules": sorted({key.split(".", 1)[1].split(".lora_")[0] for key in tensors})}
+    ranks = {key.split(".", 1)[1].split(".lora_")[0]: len(value) for key, value in tensors.items() if "lora_A" in key}
+    settings_of = told | plain | {"rank_pattern": {name: rank for name, rank in ranks.items() if rank != told["r"]}}
+    note = json.dumps({f"unet.{key}": value for key, value in settings_of.items()})
+    file.write_bytes(save_adapter(tensors, {"lora_adapter_metadata": note, "ss_steps": "4"}))
+
+    found, alphas, metadata = StableDiffusionXLPipeline.lora_state_dict(
+        file, unet_config=unet.config, return_lora_metadata=True
+    )
+    StableDiffusionXLPipeline.load_lora_into_unet(found, network_alphas=alphas, unet=unet, metadata=metadata)
+    with torch.no_grad():
+        wanted = run(unet)
+        unet.unload_lora()
+        applied = apply_adapter(unet, file.read_bytes(), 1.0)
+        assert torch.allclose(run(unet), wanted, atol=2e-6)
+        applied.set_strength(0.5)
+        half = run(unet)
+        applied.remove()
+        base = run(unet)
+        rescaled = rescale(file.read_bytes(), 0.5)
+        assert "lora_adapter_metadata" not in load_adapter(rescaled)[1] and load_adapter(rescaled)[1]["ss_steps"] == "4"
+        apply_adapter(unet, rescaled, 1.0)
+        assert torch.allclose(run(unet), half, atol=2e-6) and not torch.allclose(half, base, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("note", "words"),
+    [
+        ("{", "are no JSON"),
+        ("[1]", "no settings by name"),
+        ('{"unet.lora_alpha": 0}', "the alpha 0; a number above 0"),
+        ('{"unet.lora_alpha": "8"}', "the alpha '8'"),
+        ('{"unet.lora_alpha": NaN}', "the alpha nan"),
+    ],
+)
+def test_pefts_settings_that_cannot_be_read_are_refused_by_name(note, words):
+    tensors = {"unet.mid_block.attentions.0.proj_in.lora_A.weight": torch.ones(4, 8)}
+    tensors["unet.mid_block.attentions.0.proj_in.lora_B.weight"] = torch.ones(8, 4)
+    with pytest.raises(BadInput, match=words):
+        load_adapter(save_adapter(tensors, {"lora_adapter_metadata": note}))

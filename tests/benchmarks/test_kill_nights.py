@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,10 @@ def test_a_task_left_open_is_told_whatever_became_of_its_run(tmp_path: Path, lef
     assert said == f"Prefect: task crop of a run that is {left} is Retrying"
 
 
+def pids(site: Site) -> dict[str, list[int]]:
+    return {kind: [one.pid for one in processes] for kind, processes in site.processes().items() if processes}
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 def test_a_process_in_waiting_is_a_flow_from_the_moment_it_takes_a_run(tmp_path: Path) -> None:
     class Told(Site):
@@ -123,7 +128,9 @@ def test_a_process_in_waiting_is_a_flow_from_the_moment_it_takes_a_run(tmp_path:
         subprocess.Popen(sleeping, env=own, stdin=given) for given in (subprocess.PIPE, subprocess.DEVNULL)
     )
     try:
-        found = {kind: [process.pid for process in processes] for kind, processes in site.processes().items()}
+        deadline = time.monotonic() + 30
+        while len(found := pids(site)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)  # the system shows a process that has just begun without its words for a moment
         assert (found["standby"], found["flow"]) == ([waiting.pid], [flow.pid])
         for site.host in ("", "host:"):
             assert (site.run_of(flow.pid), site.run_of(waiting.pid)) == ("its", "")

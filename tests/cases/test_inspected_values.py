@@ -10,7 +10,7 @@ import torch
 from adapter_samples import BASE, LINEAR, parts_of, tensors_of, tiny_unet
 from adapter_samples import file_of as foreign_file
 
-from charengine.adapter.files import by_module, check_values, load_adapter
+from charengine.adapter.files import by_module, check_values, file_problems, load_adapter, save_adapter
 from charengine.adapter.keys import known_stems
 from charengine.adapter.parts import refuse_huge
 from charengine.adapter.sdxl_layers import layers_by_stem
@@ -57,6 +57,29 @@ def test_values_that_are_not_finite_are_told_with_their_tensor(
     assert facts["loads_in"].startswith("nowhere as it is meant")
     inspect_file(path)
     assert f"problem: {problem}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["lora_unet_out_0.w_norm", "lora_unet_out_0.b_norm", "lora_unet_out_2.diff_b"])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.tensor([float("nan")]), "values that are not finite"),
+        (torch.ones(1, dtype=torch.int32), "int32 values; floats are needed"),
+    ],
+)
+def test_values_that_are_handed_on_and_not_drawn_with_are_looked_at_too(
+    tmp_path: Path, key: str, value: torch.Tensor, words: str
+) -> None:
+    (path := tmp_path / "adapter.safetensors").write_bytes(file_of({**tensors_of(tiny_unet()), key: value}))
+    assert any(f"{key} holds {words}" in problem for problem in file_problems(path))
+    with pytest.raises(BadInput, match=words):
+        check_values(load_adapter(path.read_bytes())[0])
+
+
+def test_pefts_settings_that_cannot_be_read_are_a_problem_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(save_adapter({"unet.a.lora_A.weight": torch.ones(1, 1)}, {"lora_adapter_metadata": "{"}))
+    assert "lora_adapter_metadata are no JSON" in file_problems(path)[0]
 
 
 @pytest.mark.parametrize("zero", [0.0, -0.0])
