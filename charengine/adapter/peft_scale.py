@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor
 
 from charengine.adapter.parts import FLOATS, times
+from charengine.adapter.sorting import LORA, split_key
 from charengine.errors import BadInput
 
 SETTINGS = "lora_adapter_metadata"
 MODELS = ("unet", "text_encoder", "text_encoder_2")
-UPS = {".lora_B.weight": ".lora_A.weight", ".lora.up.weight": ".lora.down.weight"}
 
 
 def without_peft_settings(
@@ -35,22 +35,19 @@ def without_peft_settings(
     if SETTINGS not in metadata or any(key.endswith(".alpha") for key in tensors):
         return dict(tensors), dict(metadata)
     told = _settings(metadata[SETTINGS])
+    layers: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        stem, part, _ = split_key(key)
+        layers.setdefault(stem, {})[part] = key
     folded = dict(tensors)
-    for key, value in tensors.items():
-        if layer := _layer_of(key, tensors, value):
-            factor = _scale(layer[0], layer[1], told)
-            folded[key] = value if factor == 1 else times(value, factor)
+    for stem, parts in layers.items():
+        if "." not in stem or not parts.keys() >= {*LORA}:  # kohya's keys, or no LoRA
+            continue
+        down, up = (tensors[parts[name]] for name in LORA)
+        if down.dim() and up.dtype in FLOATS:  # else it is refused where values are looked at
+            factor = _scale(stem, len(down), told)
+            folded[parts[LORA[1]]] = up if factor == 1 else times(up, factor)
     return folded, {name: text for name, text in metadata.items() if name != SETTINGS}
-
-
-def _layer_of(key: str, tensors: Mapping[str, Tensor], value: Tensor) -> tuple[str, int] | None:
-    """The layer whose up matrix this is, and its rank; what is no float is refused elsewhere."""
-    for up, down in UPS.items():
-        layer = key.removesuffix(up)
-        if key.endswith(up) and value.dtype in FLOATS and f"{layer}{down}" in tensors:
-            shape = tensors[f"{layer}{down}"].shape
-            return (layer, shape[0]) if shape else None
-    return None
 
 
 def _settings(text: str) -> dict[str, Any]:

@@ -30,7 +30,6 @@ def _nothing_is_set_for_prefect(home: Home, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def ended_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that ends as soon as it begins."""
-    monkeypatch.setenv("PREFECT_API_URL", os.environ.get("PREFECT_API_URL", ""))  # it is put back afterwards
     monkeypatch.setattr(prefect_server, "spawn", lambda *_: SimpleNamespace(poll=lambda: 3))
     monkeypatch.setattr(prefect_server.atexit, "register", lambda *_: None)
 
@@ -45,7 +44,6 @@ def test_why_a_server_did_not_start_is_said_with_its_log(
     def spawned(*_: Any) -> Any:
         return SimpleNamespace(poll=lambda: status)
 
-    monkeypatch.setenv("PREFECT_API_URL", os.environ.get("PREFECT_API_URL", ""))  # it is put back afterwards
     monkeypatch.setattr(prefect_server, "spawn", spawned)
     monkeypatch.setattr(prefect_server.atexit, "register", lambda *_: None)
     monkeypatch.setattr(prefect_server, "START_SECONDS", 0.2)
