@@ -15,7 +15,7 @@ from charengine.embedded.making.pack import WEIGHTS
 
 CURVES = {
     "qwen_vae": "loss", "sdxl_vae": "loss", "qwen_decoder": "loss", "sdxl_decoder": "loss", "sheets": "flow", "images": "loss",
-    "clip": "texts", "probe": "loss", "eye": "loss",
+    "clip": "texts", "probe": "loss", "eye": "loss", "other_eye": "loss", "drawn": "missed",
 }  # fmt: skip
 LICENCE = "Apache-2.0, like the code that draws the data and trains the weights."
 
@@ -112,7 +112,9 @@ def _data() -> list[str]:
         "model is also shown a view or a picture of a character and asked for its sheet, or for the same one elsewhere. In the last "
         "runs of sheets, images and decoders, details of the figure weigh more: their losses are not those of the runs before. "
         "In later ones SDXL's decoder also keeps what an eye reads in pictures: a second reader of traits, which is not shipped and judges "
-        "nothing (`making/eye.py`). In the last two of images held things weigh four times as much; the second went on from the mean of the first and of what was before. The probe saw renders only. The onlooker (is anybody there, how many, how much of them) saw pictures composed of rendered figures and "
+        "nothing (`making/eye.py`). In the last two of images held things weigh four times as much; the second went on from the mean of the first and of what was before. "
+        "Last, U-Net and text encoders learnt from pictures of their own: two such eyes, trained anew, read what is missing in them "
+        "(`making/drawn.py`); what is shipped is .6 of that and .4 of what was before. The probe saw renders only. The onlooker (is anybody there, how many, how much of them) saw pictures composed of rendered figures and "
         "scenery, and was trained on one processor core.",
         "",
     ]
@@ -148,7 +150,8 @@ def _scores(path: Path) -> list[str]:
 
     scores = json.loads(path.read_text(encoding="utf-8"))
     lines = [
-        f"On {scores['characters']:.0f} held-out characters, by the probe (`python -m charengine.embedded.making.check`):",
+        f"On {scores['characters']:.0f} held-out characters ({scores.get('image_characters', scores['characters']):.0f} for single "
+        "images), by the probe (`python -m charengine.embedded.making.check`):",
         "", "| score | value | goal |", "|---|---:|---:|",
     ]  # fmt: skip
     for goal in GOALS:

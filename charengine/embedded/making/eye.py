@@ -14,8 +14,8 @@ from charengine.embedded import probe as source
 from charengine.embedded.making.clock import read_weights
 from charengine.embedded.making.run import Run
 
-NAME = "eye"
-WIDTHS = (48, 96, 160, 208)
+NAME, OTHER = "eye", "other_eye"
+WIDTHS = {NAME: (48, 96, 160, 208), OTHER: (32, 112, 144, 240)}
 SHIFT = 0.04  # of half a picture, at most
 NOISE = 0.05  # standard deviation, at most
 
@@ -83,12 +83,17 @@ def _shaken(out: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return torch.cat(both)
 
 
-def build_eye(run: Run) -> source.Probe:
-    """The eye's network, untrained."""
-    return source.Probe((16, 16, 16, 16) if run.tiny else WIDTHS)
+def build_eye(run: Run, name: str = NAME) -> source.Probe:
+    """One eye's network, untrained."""
+    return source.Probe((16, 16, 16, 16) if run.tiny else WIDTHS[name])
 
 
-def load_eye(run: Run) -> Eye | None:
+def load_eye(run: Run, name: str = NAME) -> Eye | None:
     """The one trained before; None when none was."""
-    reader = build_eye(run)
-    return Eye(reader.to(run.device)) if read_weights(run.made, NAME, reader) else None
+    reader = build_eye(run, name)
+    return Eye(reader.to(run.device)) if read_weights(run.made, name, reader) else None
+
+
+def load_eyes(run: Run) -> list[Eye]:
+    """Both, or as many as were trained before."""
+    return [eye for name in WIDTHS if (eye := load_eye(run, name))]

@@ -10,19 +10,19 @@ import torch
 from charengine.embedded import probe as source
 from charengine.embedded.making.clock import Clock, Log, decayed, write_weights
 from charengine.embedded.making.data import Refill
-from charengine.embedded.making.eye import build_eye
+from charengine.embedded.making.eye import NAME, OTHER, build_eye
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.run import Run
 from charengine.embedded.traits import visible_mask
 
 
 def train_judge(run: Run, minutes: float, name: str = "probe") -> None:
-    """Train the probe, or the eye, for `minutes`; keeps the weights of the end of the schedule."""
+    """Train the probe, or an eye, for `minutes`; keeps the weights of the end of the schedule."""
     device, log = run.device, Log(run.out, name)
-    model = (source.Probe() if name == "probe" else build_eye(run)).to(device).train()
+    model = (source.Probe() if name == "probe" else build_eye(run, name)).to(device).train()
     resumed = load(run, model, name)
     clock = Clock(minutes, max_steps=run.max_steps)
-    seed = run.seed + (41 if name == "probe" else 4100)
+    seed = run.seed + {"probe": 41, NAME: 4100, OTHER: 8200}[name]
     generator = torch.Generator().manual_seed(seed)
     rng = random.Random(seed + 1)
     chunk, room = run.scale(1024, 2), run.scale(40000, 8)

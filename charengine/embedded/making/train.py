@@ -9,7 +9,7 @@
 
 Parts: qwen_vae, sheets (denoiser and captioner), sdxl_vae, images (U-Net and text encoders), clip, probe; and, from
 earlier weights, qwen_decoder and sdxl_decoder: the VAEs' decoders alone. A VAE trained after the part `eye` also keeps
-what that reads in pictures.
+what that reads in pictures; `drawn` teaches the U-Net by what eyes read in pictures that it draws itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from charengine.embedded.making.run import Run
 
 PARTS = ("qwen_vae", "sheets", "sdxl_vae", "images", "probe", "clip")
-LATER = ("eye", "qwen_decoder", "sdxl_decoder")  # sharpen a VAE whose latents are in use
+LATER = ("eye", "other_eye", "qwen_decoder", "sdxl_decoder", "drawn")  # sharpen what is in use
 RESERVE = 40.0  # seconds kept at the end for samples, scores and packing
 
 
@@ -67,7 +67,11 @@ def train_part(part: str, run: Run, minutes: float) -> None:
         from charengine.embedded.making.clip import train_clip
 
         train_clip(run, minutes)
-    elif part in ("probe", "eye"):
+    elif part == "drawn":
+        from charengine.embedded.making.drawn import train_drawn
+
+        train_drawn(run, minutes)
+    elif part in ("probe", "eye", "other_eye"):
         from charengine.embedded.making.judge import train_judge
 
         train_judge(run, minutes, part)

@@ -1,0 +1,204 @@
+"""Teaches the picture model by what eyes read in pictures that it draws itself, beside its ordinary training.
+
+A squared error of noise hardly counts whether a hand holds a sword. Here a batch is drawn as users draw, in few guided
+steps from pure noise, and readers of traits say what is missing. The gradient goes back to one step of each drawing, as in
+DRTune (Wu et al. 2405.00760): what the U-Net was shown there is taken as given, and a change of its answer is carried to the
+end by the flow of a Gaussian of unit variance, which shrinks it by sqrt(1 + sigma^2). Two eyes read, moved and made noisy,
+and the ordinary loss on renders is kept at its side, so that no pattern pays that only a reader falls for. Neither eye is
+shipped, and neither judges anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from charengine.embedded import grammar, probe
+from charengine.embedded.making.clock import Average, Clock, Log, decayed, finish, read_weights, write_weights
+from charengine.embedded.making.data import FILLERS, STANDING, WHITE, Refill, Renderer, characters_of, nonsense, sent
+from charengine.embedded.making.eye import Eye, load_eyes
+from charengine.embedded.making.family import build_unet
+from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
+from charengine.embedded.making.heads import TraitHeads
+from charengine.embedded.making.images import GUIDANCE, PicturePool, PictureStep, Writer, alphas, time_ids
+from charengine.embedded.making.run import Run
+from charengine.embedded.making.vae import Autoencoder, trained_vae
+from charengine.embedded.traits import BACKGROUNDS, COLUMN, POSES, VIEWS, visible_mask
+
+STEPS = 12  # as the sweep draws
+SIZES = {(256, 256): 0.75, (128, 384): 0.25}
+SIDE_WEIGHT = 4.0  # times another trait's, where a hand holds something
+VIEW_WEIGHT = 0.5
+PULL = 2.0  # times the gradient of the ordinary loss, as both are at the start
+RATE = 1.5e-4
+
+
+class Wishes:
+    """Prompts that say everything, with what their pictures have to show."""
+
+    def __init__(self, run: Run, writer: Writer) -> None:
+        self.renderer = Renderer(run.device, run.seed + 61, few=run.tiny, filled=0.25)
+        self.writer, self.device, self.rng = writer, run.device, random.Random(run.seed + 62)
+
+    def batch(self, n: int, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        """Ids (n, 77), traits (n, n_traits), views (n,), and how much each trait counts (n, n_traits)."""
+        traits = self.renderer.characters(n)
+        views = torch.tensor(self.rng.choices(range(3), weights=(7, 2, 1), k=n))
+        told = zip(characters_of(traits), views.tolist(), strict=True)
+        ids = self.writer.tokens([self.say(who, view, size) for who, view in told])
+        held = torch.zeros_like(traits, dtype=torch.float)
+        for name in probe.SIDE_ITEMS:
+            held[:, COLUMN[name]] = (traits[:, COLUMN[name]] != 0).float()
+        weights = visible_mask(traits, views).float() * (1 + (SIDE_WEIGHT - 1) * held)
+        return tuple(sent(value, self.device) for value in (ids, traits, views, weights))
+
+    def say(self, who: Any, view: int, size: tuple[int, int]) -> str:
+        """A whole prompt; who is seen from the front is often not said to be."""
+        rng = self.rng
+        plain = size == (128, 384) and rng.random() < 0.75
+        text = grammar.describe(
+            who, view=VIEWS[view], rng=rng, style="prompt" if rng.random() < 0.6 else "tags",
+            pose=POSES[STANDING if plain else rng.randrange(len(POSES))],
+            background=BACKGROUNDS[WHITE if plain else rng.randrange(len(BACKGROUNDS))],
+            say_view=VIEWS[view] != "front" or rng.random() < 0.4,
+        )  # fmt: skip
+        if rng.random() < 0.3:
+            text = f"{nonsense(rng)}, {text}"
+        return f"{text}, {rng.choice(('full body', 'full body', *FILLERS))}" if rng.random() < 0.35 else text
+
+
+class DrawnStep:
+    """Draws a batch, and sends back what eyes miss in it; for `GraphedStep`."""
+
+    def __init__(self, run: Run, writer: Writer, unet: Any, vae: Autoencoder, eyes: list[Eye]) -> None:
+        self.writer, self.unet, self.vae, self.eyes, self.device = writer, unet, vae, eyes, run.device
+        self.steps = run.scale(STEPS, 2)
+        self.generator = torch.Generator().manual_seed(run.seed + 63)
+        times = torch.linspace(1000, 0, self.steps + 1).round().long()[:-1] - 1
+        kept = alphas(torch.device("cpu"))[times]
+        self.times = times.to(run.device)
+        self.sigmas = [*((1 - kept) / kept).sqrt().tolist(), 0.0]
+        reach = [(then - now) / (1 + then**2) ** 0.5 for now, then in itertools.pairwise(self.sigmas)]
+        self.reach = torch.tensor(reach, device=run.device)
+        self.shown = torch.tensor(self.sigmas[:-1], device=run.device)
+        self.pull = torch.ones((), device=run.device)
+
+    def guess(self, x: torch.Tensor, sigma: Any, t: torch.Tensor, told: tuple[Any, ...]) -> torch.Tensor:
+        """The noise (n, c, h, w) that the U-Net sees in x, which has `sigma` of it."""
+        states, pooled, sizes = told
+        shown = (x / (1 + sigma**2) ** 0.5).contiguous(memory_format=torch.channels_last)
+        added = {"text_embeds": pooled, "time_ids": sizes}
+        seen: torch.Tensor = self.unet(shown, t, states, added_cond_kwargs=added, return_dict=False)[0]
+        return seen.float()
+
+    @torch.no_grad()
+    def draw(self, noise: torch.Tensor, told: tuple[Any, ...], empty: tuple[Any, ...]) -> list[torch.Tensor]:
+        """Latents before each step, and at the end."""
+        n = len(noise)
+        both = tuple(torch.cat(pair) for pair in zip(told, empty, strict=True))
+        shown = [noise * self.sigmas[0]]
+        for i, (now, then) in enumerate(itertools.pairwise(self.sigmas)):
+            x = shown[-1]
+            named, unnamed = self.guess(torch.cat([x, x]), now, self.times[i].expand(2 * n), both).chunk(2)
+            shown.append(x + (then - now) * (unnamed + GUIDANCE * (named - unnamed)))
+        return shown
+
+    def __call__(
+        self, noise: torch.Tensor, ids: torch.Tensor, traits: torch.Tensor, views: torch.Tensor, weights: torch.Tensor,
+        sizes: torch.Tensor, nothing: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        """What the eyes miss in pictures of these prompts: of traits, of views."""
+        n = len(noise)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda", cache_enabled=False):
+            states, pooled = self.writer.encode(ids)
+            with torch.no_grad():
+                none, no = self.writer.encode(nothing)
+            told = (states, pooled, sizes)
+            empty = (none.expand(n, -1, -1), no.expand(n, -1), sizes)
+            shown = self.draw(noise, tuple(value.detach() for value in told), empty)
+            which = torch.randint(self.steps, (n,), device=self.device)
+            at = torch.stack(shown[:-1])[which, torch.arange(n, device=self.device)]
+            again = self.guess(at, self.shown[which].view(-1, 1, 1, 1), self.times[which], told)
+            # of the same value as what was drawn; only the gradient is new
+            moved = self.reach[which].view(-1, 1, 1, 1) * GUIDANCE * (again - again.detach())
+            pictures = self.vae.from_latents(shown[-1] + moved).float() / 2 + 0.5
+            logits = [eye.reader(probe.augment(pictures, self.generator)) for eye in self.eyes]
+        missed, turned = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for heads in logits:
+            each = [F.cross_entropy(h.float(), traits[:, i], reduction="none") for i, h in enumerate(heads[:-1])]
+            missed = missed + (torch.stack(each, 1) * weights).sum() / weights.sum()
+            turned = turned + F.cross_entropy(heads[-1].float(), views)
+        missed, turned = missed / len(logits), turned / len(logits)
+        ((missed + VIEW_WEIGHT * turned) * self.pull).backward()
+        return missed.detach(), turned.detach()
+
+
+def train_drawn(run: Run, minutes: float) -> None:
+    """Go on training U-Net and text encoders for `minutes`, by renders and by their own pictures in turn."""
+    device, log, vae = run.device, Log(run.out, "drawn"), trained_vae(run, "sdxl")
+    writer = Writer(run)
+    unet: Any = build_unet(run.sizes).to(device)
+    modules = {"sdxl_unet": unet, "sdxl_text_encoder": writer.first, "sdxl_text_encoder_2": writer.second}
+    eyes = load_eyes(run)
+    if not eyes or not all([read_weights(run.sources, name, module) for name, module in modules.items()]):
+        raise FileNotFoundError("no eye, or no picture model to go on from: train the part eye, and give --from")
+    unet.to(memory_format=torch.channels_last)
+    average = Average(modules, 0.995)
+    pool = PicturePool(run, writer, vae, capacity=run.scale(60000, 40), chunk=run.scale(512, 4))
+    fill = Clock(run.scale(25, 1) / 60)
+    while fill.progress < 1:
+        pool.make()
+    clock, refill = Clock(minutes, max_steps=run.max_steps), Refill(pool.make, 0.05)
+    heads = TraitHeads(3 * run.sizes.te_width).to(device)
+    optimiser = GraphedOptimiser(
+        decayed(unet, rate=RATE) + decayed(writer.first, writer.second, heads, rate=RATE * 0.7), clock
+    )
+    told = PictureStep(run, writer, unet, heads, vae)
+    told.eye = None  # what it would see here, eyes see in the pictures
+    drawing = DrawnStep(run, writer, unet, vae, eyes)
+    ordinary, own = GraphedStep(told, device), GraphedStep(drawing, device)
+    wishes, rng = Wishes(run, writer), random.Random(run.seed + 64)
+    nothing = writer.tokens([""]).to(device)
+
+    def by_renders() -> tuple[torch.Tensor, ...]:
+        clean, weights, ids, traits = pool.batch(run.scale(128, 2), rng)
+        size = (8 * clean.shape[3], 8 * clean.shape[2])
+        return ordinary(size, clean, weights, ids, traits, time_ids(len(clean), size, device))
+
+    def by_own(size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        n = run.scale(96, 2)
+        noise = torch.randn(n, 4, size[1] // 8, size[0] // 8, device=device)
+        return own(size, noise, *wishes.batch(n, size), time_ids(n, size, device), nothing)
+
+    drawing.pull.fill_(PULL * _norm(optimiser, by_renders) / _norm(optimiser, lambda: by_own((256, 256))))
+    log.write(event="start", resumed=True, eyes=len(eyes), pictures=pool.count, pull=drawing.pull)
+    while clock.progress < 1:
+        wrong = by_renders()
+        size = rng.choices(list(SIZES), weights=list(SIZES.values()))[0]
+        missed, turned = by_own(size)
+        optimiser.step()
+        average.update()
+        refill.tick()
+        if clock.step % run.every(25) == 0:
+            log.write(step=clock.step, loss=wrong[0], missed=missed, turned=turned, size=size, progress=clock.progress)
+        if run.due("drawn"):
+            write_weights(run.out, average.state())
+    finish(run.out, log, "drawn", clock, average, minutes=minutes)
+    log.write(event="milliseconds", drawn_ms=own.milliseconds(2), step_ms=ordinary.milliseconds(2))
+
+
+def _norm(optimiser: GraphedOptimiser, step: Any, batches: int = 6) -> float:
+    """Length of the mean gradient of a few batches; leaves none behind. What is captured on the way adds to it: that goes first."""
+    for _ in range(2):
+        step()
+    gradients = [p.grad for p in optimiser.parameters if p.grad is not None]
+    torch._foreach_zero_(gradients)
+    for _ in range(batches):
+        step()
+    length = float(torch.nn.utils.get_total_norm(gradients)) / batches
+    torch._foreach_zero_(gradients)
+    return max(length, 1e-8)
