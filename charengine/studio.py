@@ -14,7 +14,6 @@ Keys, kept results, trigger and bytes are those of the command: both call `chare
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -22,9 +21,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
-import yaml
-
 from charengine.config import Profile
+from charengine.documents import as_value
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.addresses import use_services
 from charengine.machine.environment import (
@@ -341,7 +339,7 @@ def _overrides(settings: Mapping[str, object]) -> Iterator[str]:
     """
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            yield from (f"{name}.{key}={_yaml(item)}" for key, item in value.items())
+            yield from (f"{name}.{key}={as_value(item)}" for key, item in value.items())
         elif name in sections():
             first = settings_in("", sections()[name])[0]
             raise ConfigError(
@@ -349,16 +347,4 @@ def _overrides(settings: Mapping[str, object]) -> Iterator[str]:
                 f"`charengine settings {name}` lists them"
             )
         else:
-            yield f"{name}={_yaml(value)}"
-
-
-def _yaml(value: object) -> str:
-    """A value as --set reads it back; a string, which may be a path, as it is where that is the same."""
-    if not isinstance(value, str | Path):
-        return json.dumps(value, default=str, ensure_ascii=False)
-    text = str(value)
-    try:
-        same = text == "" or yaml.safe_load(text) == text
-    except yaml.YAMLError:
-        same = False
-    return text if same else json.dumps(text, ensure_ascii=False)
+            yield f"{name}={as_value(value)}"
