@@ -84,9 +84,18 @@ def read_value(text: str, source: str) -> Any:
 
 
 def as_value(value: object) -> str:
-    """A value as `read_value` reads it back; a text as it is where that is the same."""
+    """A value as `read_value` reads it back; a text as it is where that is the same.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     if not isinstance(value, str | Path):
-        return json.dumps(value, default=str, ensure_ascii=False)
+        try:
+            return json.dumps(value, default=str, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"a {type(value).__name__} that cannot be written ({error}); give a number, a text, or a list of them"
+            ) from error
     text = str(value)
     try:
         same = text != PLAIN_NULL and type(found := read_value(text, "")) is str and found == text
