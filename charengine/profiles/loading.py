@@ -18,6 +18,7 @@ from charengine.errors import BadInput, ConfigError
 from charengine.misspelt import did_you_mean, nearest, no_such, shown_value
 from charengine.mistakes import allowed_words, explain, field_at, model_at
 from charengine.profiles.listing import sections, settings_in
+from charengine.together import is_prodigy
 
 LARGEST = 200_000  # bytes of a profile
 LONGEST_NAMED = 300  # letters of an unknown name in a message
@@ -207,7 +208,7 @@ def _take_the_optimizers_own_rate(below: dict[str, Any], data: dict[str, Any]) -
 
 
 def _is_prodigy(train: dict[str, Any]) -> bool:
-    return str(train.get("optimizer", "")).startswith("prodigy")
+    return is_prodigy(train.get("optimizer", ""))
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
