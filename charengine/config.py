@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from charengine.field_types import Text
+from charengine.together import caption_problems, is_prodigy, refuse, sweep_problems, training_problems
 from charengine.wording import CONTROL, name_problem, noun_problem, refuse_twice, shows, trigger_problem
 
 MAX_PROMPT = 2000  # characters; Qwen-Image-Edit reads 512 tokens, so more would be cut silently
@@ -191,7 +192,7 @@ class CropSettings(Settings):
     margin: float = Field(default=0.05, ge=0.0, le=0.3, description="share of the figure's height left around it")
     threshold: int = Field(default=24, ge=4, le=128, description="0-255: how far from the background a figure pixel is")
     bucket_area: int = Field(default=128 * 384, ge=64 * 64, le=2048 * 2048, description="pixels of a training image")
-    bucket_step: int = Field(default=64, ge=8, le=128, description="bucket sides are multiples of this")
+    bucket_step: int = Field(default=64, ge=8, le=128, multiple_of=8, description="bucket sides are multiples of this")
     upscale: bool = Field(default=True, description="enlarge a small figure to fill bucket_area; off: a smaller bucket")
 
 
@@ -229,12 +230,10 @@ class CaptionSettings(Settings):
     threshold: float = Field(default=0.35, gt=0, lt=1, description="WD14 general-tag probability")
     max_tags: int = Field(default=40, ge=0, le=120, description="at most this many tags a caption")
 
-
-PRODIGY_LEAST = 0.1  # of a learning rate that Prodigy multiplies its own step size by
-
-
-def _is_prodigy(optimizer: Any) -> bool:
-    return str(optimizer).startswith("prodigy")
+    @model_validator(mode="after")
+    def _works_together(self) -> CaptionSettings:
+        refuse(caption_problems(self))
+        return self
 
 
 class TrainSettings(Settings):
@@ -275,7 +274,11 @@ class TrainSettings(Settings):
         default=0.05, ge=0, le=1, description="share of samples trained with an empty caption, so that guidance works"
     )
     square: int = Field(
-        default=0, ge=0, le=2048, multiple_of=8, description="every second step shows views in such a square; 0 = off"
+        default=0,
+        ge=0,
+        le=2048,
+        multiple_of=8,
+        description="without lessons, every second step shows views in such a square; 0 = off",
     )
     distill: int = Field(default=0, ge=0, le=256, description="pictures that the base draws for lessons; 0 = off")
     distill_batch: int = Field(default=3, ge=1, le=64, description="samples of a step that learns from them")
@@ -311,17 +314,13 @@ class TrainSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _prodigy_has_a_rate_of_its_own(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "learning_rate" not in values and _is_prodigy(values.get("optimizer")):
+        if isinstance(values, dict) and "learning_rate" not in values and is_prodigy(values.get("optimizer")):
             return {**values, "learning_rate": 1.0}
         return values
 
     @model_validator(mode="after")
-    def _prodigy_learns_something(self) -> TrainSettings:
-        if _is_prodigy(self.optimizer) and self.learning_rate < PRODIGY_LEAST:
-            raise ValueError(
-                f"learning_rate={self.learning_rate:g} with optimizer={self.optimizer}: it finds the step size itself and multiplies it "
-                f"by this, so below {PRODIGY_LEAST:g} nothing is learnt; leave learning_rate out, or set it to 1.0"
-            )
+    def _works_together(self) -> TrainSettings:
+        refuse(training_problems(self))
         return self
 
 
@@ -369,11 +368,8 @@ class SweepSettings(Settings):
         if not any(strength > 0 for strength in self.strengths):
             raise ValueError(f"strengths {list(self.strengths)} has none above 0: try some, e.g. [0.5, 1.0]")
         refuse_twice("strengths", [f"{one:g}" for one in self.strengths])
-        refuse_twice("prompts", self.prompts)
-        if wrong := [prompt for prompt in self.prompts if "{subject}" not in prompt]:
-            raise ValueError(
-                f"sweep prompt {wrong[0]!r} does not say where the character goes: write '{{subject}}' in it"
-            )
+        refuse_twice("prompts", [" ".join(prompt.split()) for prompt in self.prompts])
+        refuse(sweep_problems(self))
         return self
 
 

@@ -8,8 +8,10 @@ large, too deep or grow when their aliases are written out are refused before an
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,6 +24,7 @@ DEEPEST = 20  # lists and mappings inside each other
 DELIMITERS = ",;\t"
 MOST_TOLD = 100  # mistakes of a table's lines
 NOTHING = ("", "~")  # plain scalars that say that there is no value
+PLAIN_NULL = "null"  # may be a name; where there are none, `is_nothing`
 MERGE = "<<"
 CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f{HIDDEN}]")
 
@@ -44,11 +47,18 @@ def read_yaml(text: str, source: str) -> Any:
     Raises:
         ConfigError: it is no YAML, or one of the things that are refused; every key that stands twice.
     """
+    return _read(text, source)[0]
+
+
+def _read(text: str, source: str) -> tuple[Any, int]:
+    """The document, and where what is written ends."""
     try:
-        return _Builder(source, iter(_events(text))).document()
+        builder = _Builder(source)
+        return builder.document(_events(text)), builder.end
     except yaml.YAMLError as error:
         if (whole := PAIR.sub(_of_pair, text)) != text:
-            return read_yaml(whole, source)
+            found, end = _read(whole, source)
+            return found, end + len(text) - len(whole)
         raise ConfigError(f"{source} is not valid YAML: {_first_words(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"{source} is not valid YAML: {type(error).__name__}") from error
@@ -56,6 +66,47 @@ def read_yaml(text: str, source: str) -> Any:
         raise ConfigError(
             f"{source} holds bytes that are no UTF-8; settings are kept as UTF-8 text: rename the file or folder, or name a link to it"
         ) from error
+
+
+def read_value(text: str, source: str) -> Any:
+    """One value by itself, as `--set` is given it: as `read_yaml`, but a # in a text begins no comment there: `pics #2` is a name.
+
+    Raises:
+        ConfigError: as `read_yaml`; something stands behind a list or a text in quotes.
+    """
+    found, end = _read(text, source)
+    behind = text[end:].strip()
+    if not behind:
+        return found
+    if found is None or type(found) is str:
+        return " ".join(text.split())
+    raise ConfigError(f"{source}: {behind[:80]!r} stands behind the value, where nothing is read; leave it out")
+
+
+def as_value(value: object) -> str:
+    """A value as `read_value` reads it back; a text as it is where that is the same.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    if not isinstance(value, str | Path):
+        try:
+            return json.dumps(value, default=str, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"a {type(value).__name__} that cannot be written ({error}); give a number, a text, or a list of them"
+            ) from error
+    text = str(value)
+    try:
+        same = text != PLAIN_NULL and type(found := read_value(text, "")) is str and found == text
+    except ConfigError:
+        same = False
+    return text if same else json.dumps(text, ensure_ascii=False)
+
+
+def is_nothing(value: object) -> bool:
+    """Whether it says that there is no value: nothing is written, or null without quotes."""
+    return value is None or (value == PLAIN_NULL and not isinstance(value, Quoted))
 
 
 def _events(text: str) -> Iterator[Any]:
@@ -86,19 +137,21 @@ def _first_words(error: yaml.YAMLError) -> str:
 class _Builder:
     """Builds one document from the parser's events, counting as it goes."""
 
-    def __init__(self, source: str, events: Iterator[Any]) -> None:
+    def __init__(self, source: str) -> None:
+        self.end = 0  # of what is written, in characters
         self._source = source
-        self._events = events
+        self._events: Iterator[Any] = iter(())
         self._anchors: dict[str, tuple[Any, int]] = {}
         self._nodes = 0
         self._doubled: list[str] = []
 
-    def document(self) -> Any:
+    def document(self, events: Iterator[Any]) -> Any:
         """The only document.
 
         Raises:
             ConfigError: something in it is refused.
         """
+        self._events = self._noting_the_end(events)
         next(self._events)  # the stream's start
         event = next(self._events)
         if isinstance(event, yaml.StreamEndEvent):
@@ -111,6 +164,15 @@ class _Builder:
         if self._doubled:
             raise ConfigError(self._doubled)
         return value
+
+    def _noting_the_end(self, events: Iterator[Any]) -> Iterator[Any]:
+        """The events; where what was written ends, the last before the document's own end says: that stands behind comments."""
+        last = None
+        for event in events:
+            if isinstance(event, yaml.DocumentEndEvent) and last:
+                self.end = last.end_mark.index
+            last = event
+            yield event
 
     def _refuse(self, event: Any, why: str) -> None:
         raise ConfigError(f"{self._source}, line {event.start_mark.line + 1}: {why}")
@@ -168,6 +230,10 @@ class _Builder:
                 self._refuse(event, "a key must be a word")
             elif key == MERGE and isinstance(event, yaml.ScalarEvent) and not event.style:
                 merged += value if isinstance(value, list) else [value]
+                if not all(isinstance(one, dict) for one in merged):
+                    self._refuse(
+                        event, f"{MERGE} takes in a section, or a list of some: write *NAME of one that is marked &NAME"
+                    )
             elif key in lines:
                 self._doubled.append(
                     f"{self._source}: {key!r} stands twice in one entry, in lines {lines[key]} and {line}; "
@@ -176,7 +242,7 @@ class _Builder:
             else:
                 found[key], lines[key] = value, line
         for one in merged:
-            found = {**(one if isinstance(one, dict) else {}), **found}
+            found = {**one, **found}
         return found
 
 

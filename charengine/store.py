@@ -32,6 +32,10 @@ CLOCK_EVERY = 600.0  # seconds after which a store elsewhere is asked for its ti
 WRITTEN = ("LastModified", "last_modified", "updated", "mtime", "created")  # what file systems call a file's time
 
 
+def _no_wait() -> None:
+    """Nobody else removes files of a store that is not shared."""
+
+
 class Store:
     """Blobs by digest in a folder or any fsspec URL.
 
@@ -58,7 +62,7 @@ class Store:
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
         if not self.local:
             self.fs = Elsewhere(self.fs, self.url)
-        self.after_prune: Callable[[], None] = lambda: None  # waits while a machine that shares it removes files
+        self.after_prune: Callable[[], None] = _no_wait  # waits while a machine that shares it removes files
         self._clock = (-CLOCK_EVERY, 0.0)  # when it was asked for its time, by this process's clock, and what it said
         try:
             self.fs.makedirs(f"{self.root}/sha256", exist_ok=True)

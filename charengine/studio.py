@@ -14,17 +14,14 @@ Keys, kept results, trigger and bytes are those of the command: both call `chare
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
-import yaml
-
 from charengine.config import Profile
+from charengine.documents import as_value
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.addresses import use_services
 from charengine.machine.environment import (
@@ -37,6 +34,7 @@ from charengine.machine.environment import (
 from charengine.machine.home import Home, find_home
 from charengine.machine.known_runs import note_run
 from charengine.machine.own_packages import own_packages
+from charengine.machine.threads import one_caller
 from charengine.profiles.listing import sections, settings_in
 from charengine.profiles.loading import load_profile
 from charengine.run.paths import absolute_override, absolute_profile
@@ -108,7 +106,7 @@ class Studio:
         sheet: str | Path | None = "",
         reference: str | Path | None = "",
         out: str | Path | None = "",
-        refresh: tuple[str, ...] | str = (),
+        refresh: Iterable[str] | None = (),
     ) -> CharacterRun:
         """A character to be made; nothing is drawn or trained yet.
 
@@ -121,11 +119,12 @@ class Studio:
             sheet: a sheet that exists already (PNG, JPEG, WebP); empty: one is drawn.
             reference: one picture of the character, in any pose and place, from which the sheet is drawn; empty: from the prompt alone.
             out: folder that `save` and `run` write; empty: runs/NAME.
-            refresh: stages to run even if their result is kept.
+            refresh: a stage, or several, to run even if its result is kept.
 
         Raises:
             ConfigError: everything that is wrong with it, one line each.
         """
+        problems: list[str] = []
         request = RunRequest(
             prompt,
             name,
@@ -134,11 +133,15 @@ class Studio:
             seed,
             self._source,
             self._overrides,
-            str(sheet or ""),
-            str(out or ""),
-            (refresh,) if isinstance(refresh, str) and refresh else tuple(refresh),
-            str(reference or ""),
+            _path("sheet", sheet, problems),
+            _path("out", out, problems),
+            _stages(refresh, problems),
+            _path("reference", reference, problems),
         )
+        if isinstance(seed, bool):  # which counts as 1 or 0
+            problems.append(f"seed: got {seed}; give a whole number, e.g. 42")
+        if problems:
+            raise ConfigError(problems)
         # `save` looks at its folder: until then nothing is written there
         return CharacterRun(check(request, self._home, writes_run=False), self._home)
 
@@ -151,7 +154,8 @@ class CharacterRun:
 
     Each step runs the steps before it when they are missing, takes results that are kept, and remembers what it made. What it
     returns is the stage's record (`charengine.records`), which a notebook shows with its pictures; `.record` is the bare record.
-    Every step raises EngineError: MissingDependency, BadInput, SheetRejected, OutOfBudget… (`charengine.errors`).
+    Every step raises EngineError: MissingDependency, BadInput, SheetRejected, OutOfBudget… (`charengine.errors`). Threads of one
+    process take turns.
 
     Args:
         checked: what was asked for.
@@ -162,14 +166,22 @@ class CharacterRun:
         self._checked = checked
         self._home = home
         self._made: dict[str, Record] = {}
+        self._workspace: Workspace | None = None
 
-    @cached_property
+    def __getstate__(self) -> dict[str, object]:
+        """For pickle and copy: models and MLflow's run are found again."""
+        return {**self.__dict__, "_workspace": None}
+
+    @property
     def workspace(self) -> Workspace:
         """Character, settings, models and store; asked for the first time, every model file is looked for."""
-        use_services(self._home)
-        from charengine.run.opening import open_workspace
+        with one_caller():
+            if self._workspace is None:
+                use_services(self._home)
+                from charengine.run.opening import open_workspace
 
-        return open_workspace(self._checked, self._home)
+                self._workspace = open_workspace(self._checked, self._home)
+            return self._workspace
 
     @property
     def trigger(self) -> str:
@@ -247,10 +259,10 @@ class CharacterRun:
         from charengine.run.opening import open_workspace
         from charengine.services.prefect_server import reach_prefect
 
-        prefect_is_up = reach_prefect(self._home)
-        workspace = open_workspace(self._checked, self._home)
-        prefect_is_up()
-        with own_packages():
+        with one_caller(), own_packages():
+            prefect_is_up = reach_prefect(self._home)
+            workspace = open_workspace(self._checked, self._home)
+            prefect_is_up()
             from flows.character import start
 
             return start(self._checked, workspace)
@@ -260,17 +272,20 @@ class CharacterRun:
         return f"CharacterRun({character.name!r}, {character.prompt!r}, out={str(self._checked.out)!r})"
 
     def _run(self, stage: Stage[R], *inputs: Input) -> R:
-        """The stage's record: remembered, kept in the store, or made now."""
+        """The stage's record: remembered while its files are whole, kept in the store, or made now."""
         from charengine.run.running import key_of, run
+        from charengine.store import refs_in
         from charengine.tracking.protocol import closing
 
-        workspace = self.workspace
-        key = key_of(stage, workspace, *inputs)
-        if key not in self._made:
-            workspace.facts[:] = [fact for fact in workspace.facts if fact.stage != stage.name]
-            with closing(workspace.track()) if stage.long else nullcontext():
-                self._made[key] = run(stage, workspace, *inputs)
-        return cast("R", self._made[key])
+        with one_caller():
+            workspace = self.workspace
+            key = key_of(stage, workspace, *inputs)
+            made = self._made.get(key)
+            if made is None or not all(workspace.store.has(ref) for ref in refs_in(made)):
+                workspace.facts[:] = [fact for fact in workspace.facts if fact.stage != stage.name]
+                with closing(workspace.track()) if stage.long else nullcontext():
+                    self._made[key] = run(stage, workspace, *inputs)
+            return cast("R", self._made[key])
 
     def _shown(self, record: R) -> Shown[R]:
         from charengine.stages.report.notebook import Shown
@@ -341,7 +356,7 @@ def _overrides(settings: Mapping[str, object]) -> Iterator[str]:
     """
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            yield from (f"{name}.{key}={_yaml(item)}" for key, item in value.items())
+            yield from (_override(f"{name}.{key}", item) for key, item in value.items())
         elif name in sections():
             first = settings_in("", sections()[name])[0]
             raise ConfigError(
@@ -349,16 +364,32 @@ def _overrides(settings: Mapping[str, object]) -> Iterator[str]:
                 f"`charengine settings {name}` lists them"
             )
         else:
-            yield f"{name}={_yaml(value)}"
+            yield _override(name, value)
 
 
-def _yaml(value: object) -> str:
-    """A value as --set reads it back; a string, which may be a path, as it is where that is the same."""
-    if not isinstance(value, str | Path):
-        return json.dumps(value, default=str, ensure_ascii=False)
-    text = str(value)
+def _override(name: str, value: object) -> str:
     try:
-        same = text == "" or yaml.safe_load(text) == text
-    except yaml.YAMLError:
-        same = False
-    return text if same else json.dumps(text, ensure_ascii=False)
+        return f"{name}={as_value(value)}"
+    except ConfigError as error:
+        raise ConfigError(f"{name}: got {error}") from error
+
+
+def _path(name: str, given: object, problems: list[str]) -> str:
+    """A path that was given, as text; anything else is a problem: a folder of its name would be made."""
+    if given is None:
+        return ""
+    if isinstance(given, str | Path):
+        return str(given)
+    problems.append(f"{name}: got {given!r}; give a path, as text or a Path, or leave it out")
+    return ""
+
+
+def _stages(given: object, problems: list[str]) -> tuple[str, ...]:
+    """The names of stages that were given: one, or several."""
+    if not given or isinstance(given, str):
+        return (given,) if isinstance(given, str) and given else ()
+    found = tuple(given) if isinstance(given, Iterable) else (None,)
+    if all(isinstance(one, str) for one in found):
+        return cast("tuple[str, ...]", found)
+    problems.append(f"refresh: got {given!r}; give the name of a stage, or a list of some, e.g. ['train', 'sweep']")
+    return ()

@@ -37,7 +37,7 @@ config
 field_types
 wording
 mistakes records
-errors version misspelt
+errors version misspelt together
 """.strip().splitlines()
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}
 MAKING = "charengine.embedded.making"  # how the embedded family was trained: a script on top, which nothing imports

@@ -49,6 +49,18 @@ def test_every_error_is_caught_by_the_name_that_the_package_gives(tmp_path: Path
     python(code, tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "null", "~", "yes", "a: b", "a #b", " a ", "{b}", "it's"])
+def test_a_text_given_in_python_is_that_text(text: str) -> None:
+    assert ce.Studio(models={"negative_prompt": text}).profile.models.negative_prompt == text
+    assert ce.Studio(caption={"keep": [text]}).profile.caption.keep == (text,)
+
+
+@pytest.mark.parametrize("name", ["my lora #2.safetensors", "a: b.safetensors", "yes", "[x].safetensors"])
+def test_any_file_name_can_be_given_in_python(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    assert ce.Studio(train={"continue_from": path}).profile.train.continue_from == str(path)
+
+
 def test_a_studio_sets_the_defaults_before_torch_reads_them_and_writes_nothing(tmp_path: Path) -> None:
     code = (
         "import os, sys, charengine as ce\n"

@@ -28,6 +28,7 @@ from charengine.adapter.sorting import shown
 from charengine.adapter.starting import start_layer
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, ConfigError
+from charengine.together import rank_problems
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -303,13 +304,8 @@ def _without_kaiming(wanted: bool) -> Iterator[None]:
 
 
 def _check_rank(unet: UNet2DConditionModel, settings: TrainSettings) -> None:
-    narrowest = min(unet.config.block_out_channels)
-    for name in ("rank", "conv_rank"):
-        if getattr(settings, name) > narrowest:
-            raise ConfigError(
-                f"train.{name}={getattr(settings, name)} is larger than the U-Net's narrowest layer ({narrowest}); "
-                f"set train.{name} to {narrowest} or less"
-            )
+    if problems := rank_problems(settings, min(unet.config.block_out_channels)):
+        raise ConfigError(problems)
 
 
 def _initialise(module: nn.Module, generator: torch.Generator) -> None:

@@ -95,6 +95,10 @@ def folder_problems(folder: Path, label: str) -> list[str]:
         place = nearest_existing(folder)
         if not files.is_dir(place):
             return [f"{label} {folder}: {place} is a file; choose a folder"]
+        if dead := next((part for part in (folder, *folder.parents) if part != place and files.is_link(part)), None):
+            return [
+                f"{label} {folder}: {dead} is a link to {os.readlink(dead)}, where nothing is; choose another folder, or make that one"
+            ]
         with tempfile.TemporaryFile(dir=place):
             pass
         too_long = next((part for part in folder.parts if len(os.fsencode(part)) > LONGEST_PART), "")

@@ -9,12 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import IO
+from typing import IO, TypeVar
 
 from charengine.errors import BadInput
 from charengine.writing import begun, is_running
+
+T = TypeVar("T")
 
 HOST = "127.0.0.1"
 PORTS_END = 65536
@@ -80,15 +84,35 @@ def has_ended(process: str) -> bool:
 
 def spawn(command: list[object], output: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """A child with a session of its own, so that Ctrl-C reaches only us, and that dies when we do."""
-    return subprocess.Popen(
-        [*PYTHON_MODULE, *(str(part) for part in command)],
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-    )
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*PYTHON_MODULE, *(str(part) for part in command)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+    return start() if threading.current_thread() is threading.main_thread() else _by_a_thread_that_stays(start)
+
+
+def _by_a_thread_that_stays(start: Callable[[], T]) -> T:
+    """Linux takes the end of the thread that started a child for that of its parent: a run in a thread had left no server for the next."""
+    outcome: Future[T] = Future()
+
+    def stay() -> None:
+        try:
+            outcome.set_result(start())
+        except BaseException as error:
+            outcome.set_exception(error)
+            return
+        threading.Event().wait()
+
+    threading.Thread(target=stay, name="parent", daemon=True).start()
+    return outcome.result()
 
 
 def _die_with_parent() -> None:

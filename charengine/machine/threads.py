@@ -1,4 +1,4 @@
-"""How many threads torch works with on a CPU: decided by a rule, since it decides the last bits of every sum.
+"""Who works in this process, one caller at a time, and how many threads torch works with on a CPU: decided by a rule, since it decides the last bits of every sum.
 
 torch splits a sum over its threads and adds the parts, so another number of threads gives other bytes, and no setting of torch
 makes them equal. A trial of which number is fastest gave two homes of one machine adapters that differed; now the same number is
@@ -11,6 +11,7 @@ import ctypes
 import os
 import platform
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,29 @@ def working_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+_turn = threading.RLock()
+
+
+@contextmanager
+def one_caller() -> Iterator[None]:
+    """Let the caller's thread alone work meanwhile; others wait, a caller that comes again does not.
+
+    transformers loads models, torch counts its threads and Prefect's server starts by what is the same for the whole process: two
+    threads that did so at once left it unable to load any model.
+    """
+    with _turn:
+        yield
+
+
+def _new_turn() -> None:
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # who held it is no thread of the child
+    os.register_at_fork(after_in_child=_new_turn)
 
 
 def release_team() -> None:

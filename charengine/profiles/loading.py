@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from charengine import files
 from charengine.config import Character, Profile, Settings
-from charengine.documents import read_yaml
+from charengine.documents import is_nothing, read_value, read_yaml
 from charengine.errors import BadInput, ConfigError
 from charengine.misspelt import did_you_mean, nearest, no_such, shown_value
 from charengine.mistakes import allowed_words, explain, field_at, model_at
 from charengine.profiles.listing import sections, settings_in
+from charengine.together import is_prodigy
 
 LARGEST = 200_000  # bytes of a profile
 LONGEST_NAMED = 300  # letters of an unknown name in a message
@@ -80,6 +81,8 @@ def setting_names() -> list[str]:
 def _meant(place: str) -> str:
     """What a name that does not exist was to be, what that may hold, and the command that lists all there are."""
     *above, key = place.split(".")
+    if place in setting_names():  # its section's name is part of its own
+        return f"; in a file a setting stands in its section: write {above[0]}: {{{key}: ...}}"
     if place in sections():
         first = settings_in(place, sections()[place])[0].name
         return f"; it is a section: name one of its settings, e.g. {first}. {_listed(place)}"
@@ -159,7 +162,7 @@ def _read_profile(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
             f"profile {name!r} must be a mapping of sections, got {_kind(data)}; write e.g. train: {{steps: 800}}"
         )
     base = data.pop("extends", None)
-    if base is None:
+    if is_nothing(base):
         return _without_empty(data)
     if not isinstance(base, str):
         raise ConfigError(f"profile {name!r}: extends is {_kind(base)}; give the name of one profile, or its file")
@@ -187,7 +190,7 @@ def _without_empty(data: dict[str, Any]) -> dict[str, Any]:
     return {
         key: _without_empty(value) if isinstance(value, dict) else value
         for key, value in data.items()
-        if value is not None and value != "null"
+        if not is_nothing(value)
     }
 
 
@@ -205,7 +208,7 @@ def _take_the_optimizers_own_rate(below: dict[str, Any], data: dict[str, Any]) -
 
 
 def _is_prodigy(train: dict[str, Any]) -> bool:
-    return str(train.get("optimizer", "")).startswith("prodigy")
+    return is_prodigy(train.get("optimizer", ""))
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +228,7 @@ def _apply(data: dict[str, Any], text: str) -> str | None:
     if place not in setting_names():
         return no_such(place, shown_value(value), "setting", _meant(place))
     try:
-        parsed = read_yaml(value, f"--set {place}")
+        parsed = read_value(value, f"--set {place}")
     except ConfigError as error:
         return f"{error}; got {value[:80]!r}{_in_quotes(place, value)}"
     if (second := SECOND.search(value)) and second[1] in setting_names():
@@ -238,7 +241,9 @@ def _apply(data: dict[str, Any], text: str) -> str | None:
     ):
         return f"{place}: got {value[:80]!r}{quoted}"
     section, _, key = place.partition(".")
-    chosen = _emptied(place, value) if parsed in (None, "null") else parsed
+    if isinstance(parsed, list):
+        parsed = [None if is_nothing(one) else one for one in parsed]
+    chosen = _emptied(place, value) if is_nothing(parsed) else parsed
     if not key:
         data[section] = chosen
     elif isinstance(data.setdefault(section, {}), dict):

@@ -39,6 +39,8 @@ def find_run(home: Home, name: str) -> Path:
         BadInput: there is none, or there are several.
     """
     place = files.as_it_lies(files.expanded(name))
+    if place.name == "run.json" and files.is_file(place):
+        place = place.parent
     if files.is_file(place / "run.json"):
         return place.absolute()
     runs = {files.real(run.folder) for run in known_runs(home) if files.is_file(run.folder / "run.json")}
@@ -72,7 +74,7 @@ def export(run_folder: Path, target: Path, store: Store) -> Path:
         raise BadInput(f"--to {target} is an ending without a name; give NAME.zip")
     if files.real(run_folder) in files.real(target).parents:
         raise BadInput(f"--to {target} lies in the folder of the run itself; name a place outside of {run_folder}")
-    if files.exists(target):
+    if files.exists(target) or files.is_link(target):
         raise BadInput(f"{target} exists already: name another place with --to, or remove it")
     content = contents(run_folder, store)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -104,7 +106,10 @@ def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
     run = read_run(run_folder)
     stem = file_stem(run.trigger)
     place = run_folder / "adapters"
-    beside = [path for path in files.entries(place) if files.is_file(path)] if files.is_dir(place) else []
+    lying = files.entries(place) if files.is_dir(place) else []
+    beside = [path for path in lying if files.is_file(path)]
+    if others := [path for path in lying if path not in beside]:
+        log.warning("left out, since they are no files: %s", ", ".join(map(str, others)))
     left = left_behind(beside, run.trigger)
     beside = [path for path in beside if path not in left]
     content = {path.name: files.asked(path, path.read_bytes) for path in beside}

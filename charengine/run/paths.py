@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from charengine import files
 from charengine.config import ModelSettings, Profile
-from charengine.documents import read_yaml
+from charengine.documents import as_value, is_nothing, read_value
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import in_work_folder
 from charengine.profiles.loading import load_profile
@@ -49,11 +48,11 @@ def absolute_override(text: str) -> str:
     name, equals, value = text.partition("=")
     section, _, key = name.strip().partition(".")
     if section == "models" and key in MODELS:
-        return f"{name}{equals}{_absolute_model(value.strip(), key)}"
+        return f"{name}{equals}{_with_paths(value, lambda path: _absolute_model(path, key))}"
     if section == "train" and key in TRAIN:
-        return f"{name}{equals}{absolute_file(value.strip(), f'{section}.{key}=')}"
+        return f"{name}{equals}{_with_paths(value, lambda path: absolute_file(path, f'{section}.{key}='))}"
     if section == "models" and key == "folders":
-        return f"{name}{equals}{_absolute_folders(value)}"
+        return f"{name}{equals}{_with_paths(value, lambda path: absolute_file(path, 'models.folders: '), of_list=True)}"
     return text
 
 
@@ -80,11 +79,14 @@ def _absolute_model(text: str, name: str) -> str:
     return found if text and files.exists(Path(found)) else text
 
 
-def _absolute_folders(value: str) -> str:
+def _with_paths(value: str, absolute: Callable[[str], str], *, of_list: bool = False) -> str:
+    """A setting's value, written again with its path, or the paths of its list, absolute; one that is none as it is: the loader refuses it."""
     try:
-        folders = read_yaml(value, "models.folders")
+        found = read_value(value, "")
     except ConfigError:
-        return value  # the profile's loader says what is wrong
-    if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
         return value
-    return json.dumps([absolute_file(folder, "models.folders: ") for folder in folders])
+    if not of_list:
+        return as_value(absolute(found)) if isinstance(found, str) and not is_nothing(found) else value
+    if isinstance(found, list) and all(isinstance(one, str) for one in found):
+        return as_value([absolute(one) for one in found])
+    return value

@@ -1,4 +1,4 @@
-"""Files that the training settings name, looked at before any stage runs: the adapter to start from, the folder of class images."""
+"""What a training cannot begin with, found before any stage runs: the adapter to start from, the folder of class images, ranks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 
 from charengine.config import Profile, TrainSettings
 from charengine.errors import BadInput, ConfigError
+from charengine.models.skeleton import ranks_that_do_not_fit
 
 
 def starting_problems(profile: Profile) -> list[str]:
-    """What is wrong with the files, one line each; each picture of the folder is opened."""
-    return [*_adapter_problems(profile), *_regularisation_problems(profile.train)]
+    """What is wrong, one line each; each picture of the folder is opened."""
+    return [*_adapter_problems(profile), *_regularisation_problems(profile.train), *ranks_that_do_not_fit(profile)]
 
 
 def check_starting_files(profile: Profile) -> None:

@@ -19,6 +19,7 @@ from charengine.machine.databases import database_problems
 from charengine.machine.home import find_home
 from charengine.machine.places import folder_problems
 from charengine.machine.variables import prefect_problems, variable_problems
+from charengine.models.skeleton import ranks_that_do_not_fit
 from charengine.services import sizes
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def examine(profile: Profile, called: str = "") -> Examination:
         folder_problems(home.root, "home folder (CHARENGINE_HOME)") or home.problems() or database_problems(home)
     )
     findings.problems += variable_problems() or prefect_problems()
+    findings.problems += ranks_that_do_not_fit(profile)
     if machine.disk_free_gib < FREE_DISK_GIB:
         findings.problems.append(
             f"only {machine.disk_free_gib:.1f} GiB of disk are free at {machine.home}; {FREE_DISK_GIB:g} are advised: "

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from charengine import files
+from charengine.errors import BadInput
 from charengine.machine.home import Home
 from charengine.machine.known_runs import DIGEST, KEY, known_runs, named_in, records_of
 from charengine.machine.locks import if_free
@@ -66,7 +68,11 @@ def leftovers(home: Home, older_than: float | None = None) -> list[Leftover]:
     Args:
         home: whose store, states, logs and copies are looked at.
         older_than: days; results and states of runs without a folder that nobody used for so long go too. None: they stay.
+
+    Raises:
+        BadInput: it cannot be told what runs refer to.
     """
+    _check_notes(home)
     now = time.time()
     old = [] if older_than is None else list(_unused(home, now - older_than * DAY))
     gone = {item.path for item in old}
@@ -118,20 +124,18 @@ def _unused(home: Home, before: float) -> Iterator[Leftover]:
     kept = _keys_of_runs(home)
     for path, facts in _results(home):
         key = _key_of(home, path)
-        if key not in kept and facts.st_mtime < before:
+        if KEY.fullmatch(key) and key not in kept and facts.st_mtime < before:
             yield Leftover(RESULTS, path, facts.st_size, facts.st_mtime, key)
-    for folder in _folders(home.state):
-        key = folder.name.removesuffix(SMALLER)
+    for folder, key in _of_keys(home.state):
         if key not in kept and (used := _newest(folder)) < before:
             yield Leftover(STATES, folder, _size(folder), used, key)
 
 
 def _progress(home: Home, gone: set[Path]) -> Iterator[Leftover]:
     """States and cells whose stage has its result: killed just before they were dropped."""
-    places = [*_folders(home.state), *_folders(home.store / "results")]
+    places = [*_of_keys(home.state), *_of_keys(home.store / "results")]
     elsewhere = shared_store()
-    for folder in places:
-        key = folder.name.removesuffix(SMALLER)
+    for folder, key in places:
         made = (home.store / "results" / f"{key}.json").exists() or bool(elsewhere and elsewhere.has_result(key))
         if folder not in gone and made:
             yield Leftover(PROGRESS, folder, _size(folder), _newest(folder), key)
@@ -180,6 +184,16 @@ def _digests_wanted(home: Home, gone: set[Path]) -> set[str]:
     states = [path for path, _ in _files(home.state) if path.suffix == ".safetensors" and path.parent not in gone]
     texts += [*map(_header, states), *_records_of_runs(home)]
     return named_in(texts, DIGEST)
+
+
+def _check_notes(home: Home) -> None:
+    """A note that may not be read says of some run, perhaps another user's, what it refers to."""
+    notes = files.entries(home.known_runs) if files.is_dir(home.known_runs) else []
+    if hidden := [note for note in notes if not os.access(note, os.R_OK) and not note.is_symlink()]:
+        raise BadInput(
+            f"{hidden[0]}: cannot be read, and says which results a run needs; give the right to read it, or remove it where that run "
+            "is not wanted"
+        )
 
 
 def _keys_of_runs(home: Home) -> set[str]:
@@ -278,8 +292,10 @@ def _newest(folder: Path) -> float:
         return time.time()
 
 
-def _folders(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+def _of_keys(place: Path) -> list[tuple[Path, str]]:
+    """The folders that stages made, each with its stage's key; another's folder and a link are left alone."""
+    found = [(path, path.name.removesuffix(SMALLER)) for path in place.iterdir()] if place.is_dir() else []
+    return sorted((path, key) for path, key in found if KEY.fullmatch(key) and path.is_dir() and not path.is_symlink())
 
 
 def _read(path: Path) -> bytes:

@@ -124,11 +124,11 @@ def _unused(store: Store, home: Home, before: float) -> Iterator[SharedLeftover]
     kept = _named_by_runs(store, home, KEY)
     for file in _results(store):
         key = _key_of(store, file.path)
-        if key not in kept and 0 < file.written < before:
+        if KEY.fullmatch(key) and key not in kept and 0 < file.written < before:
             yield SharedLeftover(RESULTS, file.path, file.bytes, file.written, key, (file.path,))
     for name, files in _by_folder(store, "state"):
         key = name.removesuffix(SMALLER)
-        if key not in kept and _all_before(files, before):
+        if KEY.fullmatch(key) and key not in kept and _all_before(files, before):
             yield _several(STATES, store, f"state/{name}", files, key)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -79,6 +79,7 @@ def caption_views(
     for extra, description in zip(extras, look(extras), strict=True):  # apart: more views change no other caption
         captions.append(caption(extra.view, description, _shown(extra, description), _backdrop(extra, description)))
     found = tuple(captions)
+    warnings += _named_in_vain(settings, [tag for caption in found for tag in caption.tags])
     return DatasetRecord(
         trigger=trigger,
         class_noun=class_noun,
@@ -95,9 +96,22 @@ def _own_traits(prompt: str, tags_by_view: list[tuple[str, ...]], keep: tuple[st
     needed = math.ceil(COMMON_SHARE * len(tags_by_view))
     kinds_by_view = [frozenset().union(*map(trait_kinds, tags)) for tags in tags_by_view]
     common = {kind for kinds in kinds_by_view for kind in kinds if sum(kind in one for one in kinds_by_view) >= needed}
-    return _Traits(
-        frozenset(content_words(prompt)), trait_kinds(prompt) | common, frozenset(tag.strip().lower() for tag in keep)
-    )
+    return _Traits(frozenset(content_words(prompt)), trait_kinds(prompt) | common, frozenset(map(_as_compared, keep)))
+
+
+def _as_compared(tag: str) -> str:
+    return tag.strip().lower()
+
+
+def _named_in_vain(settings: CaptionSettings, tags: Iterable[str]) -> list[str]:
+    """Tags to keep or to drop that no view has: misspelt, they would be passed over in silence."""
+    known = set(map(_as_compared, tags))
+    return [
+        f"caption.{name}: no view has the tag {tag!r}, so nothing was changed by it"
+        for name, given in (("keep", settings.keep), ("drop", settings.drop))
+        for tag in given
+        if _as_compared(tag) not in known
+    ]
 
 
 def _sorted_out(
@@ -106,8 +120,8 @@ def _sorted_out(
     """Tags to keep, and the character's own that were pruned; view, framing and background are written by us."""
     kept: list[str] = []
     pruned: list[str] = []
-    dropped = {tag.lower() for tag in settings.drop}
-    for tag in dict.fromkeys(tag.strip().lower() for tag in tags):
+    dropped = {_as_compared(tag) for tag in settings.drop}
+    for tag in dict.fromkeys(map(_as_compared, tags)):
         written_by_us = any(pattern.search(tag) for pattern in (VIEW_TAG, FRAMING_TAG, BACKGROUND_TAG))
         if not tag or written_by_us or tag in dropped or tag == class_noun:
             continue

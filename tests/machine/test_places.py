@@ -15,7 +15,7 @@ from run_samples import sample_run
 from charengine.errors import BadInput
 from charengine.machine import places
 from charengine.machine.home import Home
-from charengine.machine.places import check_file, check_folder
+from charengine.machine.places import check_file, check_folder, folder_problems
 from charengine.store import Store
 from charengine.writing import write_atomically
 
@@ -129,3 +129,13 @@ def test_whatever_fails_at_a_full_disk_is_told_as_that(cli: Cli, monkeypatch: py
     monkeypatch.setattr(places.shutil, "disk_usage", lambda place: disk_usage(place)._replace(free=2**20))
     done = cli("prune")
     assert done.returncode == 2 and "is full: free some space" in done.stderr and "500" not in done.stderr
+
+
+def test_a_folder_behind_a_link_to_nothing_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "away")
+    for folder in (link, link / "in" / "it"):
+        [told] = folder_problems(folder, "--out")
+        assert told.startswith(f"--out {folder}: {link} is a link to {tmp_path / 'away'}, where nothing is")
+    (tmp_path / "away").mkdir()
+    assert folder_problems(link / "in", "--out") == []

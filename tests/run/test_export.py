@@ -218,3 +218,22 @@ def test_a_path_that_cannot_be_written_is_told_and_no_defect(home, store, tmp_pa
         with pytest.raises(BadInput, match="cannot write .*name another place with --to"):
             export(folder, target, store)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_link_to_nothing_is_not_written_over_and_what_is_no_file_is_named(home, store, tmp_path, caplog) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    link = tmp_path / "mine.zip"
+    link.symlink_to(tmp_path / "a disk that is away")
+    with pytest.raises(BadInput, match="exists already"):
+        export(folder, link, store)
+    assert link.is_symlink()
+    (folder / "adapters" / "old").mkdir()
+    (folder / "adapters" / "dead.png").symlink_to(tmp_path / "nowhere")
+    export(folder, tmp_path / "whole", store)
+    assert "left out, since they are no files" in caplog.text
+    assert f"{folder / 'adapters' / 'dead.png'}, {folder / 'adapters' / 'old'}" in caplog.text
+
+
+def test_a_run_is_named_by_its_record_too(home, store, tmp_path) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    assert find_run(home, str(folder / "run.json")) == folder

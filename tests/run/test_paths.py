@@ -14,7 +14,7 @@ from charengine.errors import ConfigError
 from charengine.machine import home as home_module
 from charengine.machine.home import STARTED_BY_WORKER, WORK_FOLDER, Home, work_folder
 from charengine.run.cast import check_cast
-from charengine.run.paths import profile_as_named
+from charengine.run.paths import absolute_override, profile_as_named
 from charengine.run.request import RunRequest, check
 
 
@@ -181,3 +181,53 @@ def test_a_file_is_found_however_its_accents_were_written(
     assert [path.absolute() for path in told] == [file]
     new = unicodedata.normalize(named, "Zoë/né")
     assert check(RunRequest("an orc", out=new), Home(tmp_path / "home")).out == file.with_name(Path(new).name)
+
+
+@pytest.mark.parametrize("written", ["classes #2", '"classes #2"', "'classes #2'"])
+def test_a_path_with_a_number_sign_is_that_path_and_no_other(work: Path, written: str) -> None:
+    (work / "classes #2").mkdir()
+    override = absolute_override(f"train.regularisation={written}")
+    assert profile_as_named("embedded", [override]).train.regularisation == f"{work}/classes #2"
+    assert absolute_override(override) == override, "a second time changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("written", "taken"),
+    [("ugly #1", "ugly #1"), ("#1", "#1"), ("'#1'", "#1"), ("''", ""), ('"\\ud83d\\ude00 #"', "😀 #")],
+)
+def test_a_text_of_a_single_setting_is_taken_whole(written: str, taken: str) -> None:
+    assert profile_as_named("embedded", [f"sheet.negative_prompt={written}"]).sheet.negative_prompt == taken
+
+
+@pytest.mark.parametrize("setting", ["sweep.strengths=[0.5] # one", "train.steps=7 # few", "train.continue_from='x' y"])
+def test_what_would_be_left_unread_of_a_single_setting_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        profile_as_named("embedded", [absolute_override(setting)])
+
+
+def test_null_in_quotes_is_a_text_and_without_them_nothing(tmp_path: Path) -> None:
+    def said(setting: str) -> str | None:
+        return profile_as_named("embedded", [f"models.negative_prompt={setting}"]).models.negative_prompt
+
+    assert [said("null"), said("'null'"), said('""')] == [None, "null", ""]
+    profile = tmp_path / "p.yaml"
+    profile.write_text("extends: embedded\nmodels: {negative_prompt: 'null', prompt_prefix: null}\n")
+    models = profile_as_named(str(profile)).models
+    assert (models.negative_prompt, models.prompt_prefix) == ("null", None)
+    with pytest.raises(ConfigError, match=r"caption.keep: got None \(item 2\)"):
+        profile_as_named("embedded", ["caption.keep=[hat, null]"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("train:\n  <<: foo\n  steps: 3\n", "line 3: << takes in a section"),
+        ("train.steps: 3\n", "a setting stands in its section: write train: {steps: ...}"),
+    ],
+)
+def test_what_a_profile_says_in_vain_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    profile = tmp_path / "p.yaml"
+    profile.write_text(f"extends: embedded\n{text}")
+    with pytest.raises(ConfigError) as refused:
+        profile_as_named(str(profile))
+    assert told in str(refused.value)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from charengine.errors import BadInput
 from charengine.machine import known_runs
 from charengine.machine.home import Home
 from charengine.machine.known_runs import note_run
@@ -262,3 +263,36 @@ def test_the_size_of_a_run_is_its_folder_and_what_it_refers_to(home: Home, store
     [size] = run_sizes(home)
     assert (size.folder, size.objects) == (folder, 1000)
     assert size.own == (folder / "run.json").stat().st_size
+
+
+def test_what_is_no_stage_s_is_nobody_s_to_remove(home: Home, store: Store, tmp_path: Path) -> None:
+    store.put_result(KEY, ReportRecord(html=store.put(b"x", "x")))
+    (home.state / KEY).mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for place in (home.state / "mine", home.state / f"{OTHER}.bak", home.store / "results" / "mine", outside):
+        place.mkdir(exist_ok=True)
+        (place / "thesis.txt").write_text("years of work")
+    for name in ("mine", "notes"):
+        (home.store / "results" / f"{name}.json").write_text("{}")
+    (home.state / OTHER).symlink_to(outside)
+    for place in (home.state, home.store, outside):
+        aged(place, 400)
+    assert {item.path.name for item in leftovers(home, 30)} >= {KEY, f"{KEY}.json"}
+    remove(home, 30)
+    assert {path.name for path in home.state.iterdir()} == {"mine", f"{OTHER}.bak", OTHER}
+    assert {path.name for path in (home.store / "results").iterdir()} == {"mine", "mine.json", "notes.json"}
+    assert (outside / "thesis.txt").exists() and kinds(home, 30) == []
+
+
+def test_nothing_goes_while_a_note_of_a_run_may_not_be_read(
+    home: Home, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = store.put(b"x", "x")
+    store.put_result(KEY, ReportRecord(html=ref))
+    run_folder(home, ref, (KEY,))
+    [note] = home.known_runs.iterdir()
+    readable = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != note and readable(path, mode))
+    with pytest.raises(BadInput, match=f"{note.name}: cannot be read, and says which results a run needs"):
+        remove(home, 30)

@@ -351,3 +351,13 @@ def test_a_store_that_cannot_be_reached_is_said_not_to_be_counted(
     monkeypatch.setattr(sizes, "open_store", away)
     assert f"{URL} not counted (nobody listens)" in sizes.describe(home)
     assert os.environ[shared.STORE] == URL
+
+
+def test_what_is_no_stage_s_is_nobody_s_to_remove(home: Home, store: Store) -> None:
+    store.put_result(KEY, ReportRecord(html=store.put(b"x", "x")))
+    theirs = [f"{store.root}/{place}" for place in ("state/mine/thesis.txt", "results/notes.json")]
+    for path in theirs:
+        store.fs.pipe_file(path, b"{}")
+    aged(store, 400)
+    remove(store, home, 30)
+    assert store.result(KEY, ReportRecord) is None and all(store.fs.exists(path) for path in theirs)

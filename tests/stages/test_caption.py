@@ -93,6 +93,16 @@ def test_pruning_can_be_switched_off_and_tags_can_be_kept_or_dropped_by_name(sto
     assert "blue coat" in chosen and "green skin" not in chosen and "standing" not in chosen
 
 
+def test_a_tag_to_drop_is_found_however_it_is_spaced_and_one_that_no_view_has_is_said(store):
+    tags = ("standing", "blue coat")
+    dataset = caption(store, tags, keep=("blue coat", "hatt"), drop=(" Standing ", "scarf"))
+    assert "standing" not in texts(dataset)[0] and "blue coat" in texts(dataset)[0]
+    assert [warning for warning in dataset.warnings if "no view has" in warning] == [
+        "caption.keep: no view has the tag 'hatt', so nothing was changed by it",
+        "caption.drop: no view has the tag 'scarf', so nothing was changed by it",
+    ]
+
+
 def test_poses_with_hands_and_held_things_are_not_taken_for_traits(store):
     tags = ("hands on hips", "arms raised", "looking at viewer", "holding cup", "fighting stance")
     for tag in tags:

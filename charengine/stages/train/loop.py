@@ -35,7 +35,7 @@ from charengine.stages.train.lessons import Lessons, draw_lessons, drawn_on, kep
 from charengine.stages.train.machines import moved, threads_of, with_this
 from charengine.stages.train.plan import RESERVE_GIB, Plan, memory_cap
 from charengine.stages.train.sampler import groups_of_step
-from charengine.stages.train.schedule import learning_rate
+from charengine.stages.train.schedule import learning_rate, warmup_warnings
 from charengine.stages.train.setup import Setup, describe
 from charengine.stages.train.state import History, StateWriter, load_state, saved_machines
 from charengine.stages.train.validation import TrainingDiverged
@@ -94,7 +94,7 @@ def train_adapter(
         TrainingStopped: `should_stop` said so; the state is saved, if a step was made.
         TrainingDiverged: a loss became NaN, that of a step or of a validation.
     """
-    told = known_word_warnings(dataset.trigger, diffusion.count_tokens)
+    told = (*known_word_warnings(dataset.trigger, diffusion.count_tokens), *warmup_warnings(settings))
     for warning in told:
         log.warning(warning)
     device = torch.device(diffusion.device)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from charengine.config import TrainSettings
 
+LARGEST = 3e38  # of float32, in which the ratio is
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,6 +26,16 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * factor
 
 
+def warmup_warnings(settings: TrainSettings) -> tuple[str, ...]:
+    """A warning where the training ends before the rate has risen."""
+    if settings.warmup <= settings.steps:
+        return ()
+    return (
+        f"train.warmup is {settings.warmup} of {settings.steps} steps: the learning rate rose to {settings.steps / settings.warmup:.0%} of "
+        "train.learning_rate and no further; set train.warmup below train.steps",
+    )
+
+
 def min_snr_weights(alphas_cumprod: Tensor, gamma: float, *, velocity: bool = False) -> Tensor:
     """Loss weight of every timestep (Hang et al. 2303.09556); ones when γ = 0.
 
@@ -32,4 +44,4 @@ def min_snr_weights(alphas_cumprod: Tensor, gamma: float, *, velocity: bool = Fa
     snr = alphas_cumprod / (1 - alphas_cumprod)
     if gamma <= 0:
         return snr.new_ones(snr.shape)
-    return snr.clamp(max=gamma) / (snr + 1 if velocity else snr)
+    return snr.clamp(max=min(gamma, LARGEST)) / (snr + 1 if velocity else snr)

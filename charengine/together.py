@@ -1,0 +1,81 @@
+"""Settings that are right by themselves and cannot work together: what is wrong, and what to change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from charengine.config import CaptionSettings, SweepSettings, TrainSettings
+
+PRODIGY_LEAST = 0.1  # of a learning rate that Prodigy multiplies its own step size by
+LOW_RANK = ("locon", "lora")  # what our own forward computes, with dropout and a float8 base
+FILLED = re.compile(r"\{(subject|class)\}")  # what stands for somebody in a prompt
+
+
+def is_prodigy(optimizer: Any) -> bool:
+    """Whether an optimizer finds its step size itself."""
+    return str(optimizer).startswith("prodigy")
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raises:
+    ValueError: all of them, for a settings model to raise.
+    """
+    if told := "; ".join(problems):
+        raise ValueError(told)
+
+
+def training_problems(settings: TrainSettings) -> list[str]:
+    """Of the section `train`."""
+    problems = []
+    if is_prodigy(settings.optimizer) and settings.learning_rate < PRODIGY_LEAST:
+        problems.append(
+            f"learning_rate={settings.learning_rate:g} with optimizer={settings.optimizer}: it finds the step size itself and multiplies it "
+            f"by this, so below {PRODIGY_LEAST:g} nothing is learnt; leave learning_rate out, or set it to 1.0"
+        )
+    if settings.algorithm not in LOW_RANK:
+        if settings.fp8_base:
+            problems.append(
+                f"fp8_base=true works with {' and '.join(LOW_RANK)}, not {settings.algorithm}; set it to false"
+            )
+        if settings.dropout:
+            problems.append(
+                f"dropout={settings.dropout:g} works with {' and '.join(LOW_RANK)}, not {settings.algorithm}; set it to 0"
+            )
+    return problems
+
+
+def rank_problems(settings: TrainSettings, narrowest: int) -> list[str]:
+    """Of a training on a U-Net whose narrowest layer has so many channels."""
+    return [
+        f"train.{name}={rank} is larger than the U-Net's narrowest layer ({narrowest}); set train.{name} to {narrowest} or less"
+        for name, rank in (("rank", settings.rank), ("conv_rank", settings.conv_rank))
+        if rank > narrowest
+    ]
+
+
+def sweep_problems(settings: SweepSettings) -> list[str]:
+    """Of the section `sweep`."""
+    problems = []
+    for prompt in settings.prompts:
+        if "{subject}" not in prompt:
+            problems.append(f"sweep prompt {prompt!r} does not say where the character goes: write '{{subject}}' in it")
+        elif left := re.search(r"[{}]", FILLED.sub("", prompt)):
+            problems.append(
+                f"sweep prompt {prompt!r} holds a {left[0]!r} that nothing fills: braces stand only around {{subject}}; leave them out"
+            )
+    if 0 < settings.guided_below <= settings.guided_above:
+        problems.append(
+            f"guided_above={settings.guided_above:g} and guided_below={settings.guided_below:g} leave no noise between them, so no picture "
+            "would be guided: make guided_below the larger one, or set guidance to 1"
+        )
+    return problems
+
+
+def caption_problems(settings: CaptionSettings) -> list[str]:
+    """Of the section `caption`."""
+    kept = {tag.strip().lower() for tag in settings.keep}
+    both = [tag for tag in settings.drop if tag.strip().lower() in kept]
+    return [f"{tag!r} stands in keep and in drop: leave it in one of them" for tag in both]

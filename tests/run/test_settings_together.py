@@ -1,0 +1,65 @@
+"""What cannot work together is refused before anything is drawn; what changes nothing is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from charengine.config import TrainSettings
+from charengine.errors import ConfigError
+from charengine.machine.home import Home
+from charengine.profiles.loading import load_profile
+from charengine.run.request import RunRequest, check
+from charengine.stages.train.schedule import min_snr_weights, warmup_warnings
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["train.algorithm=dora", "train.dropout=0.1"], "dropout=0.1 works with locon and lora, not dora; set it to 0"),
+        (["train.algorithm=loha", "train.fp8_base=true"], "fp8_base=true works with locon and lora, not loha"),
+        (["crop.bucket_step=12"], "crop.bucket_step: got 12; give a whole number, 8 to 128, a multiple of 8"),
+        (["sweep.guided_above=5", "sweep.guided_below=5"], "guided_above=5 and guided_below=5 leave no noise"),
+        (["sweep.prompts=['{subject} and {foo}']"], "'{subject} and {foo}' holds a '{' that nothing fills"),
+        (["sweep.prompts=['{{subject}}, forest']"], "holds a '{' that nothing fills"),
+        (["sweep.prompts=['{subject}, forest', '{subject},  forest']"], "prompts has '{subject}, forest' twice"),
+        (["caption.keep=[Hat]", "caption.drop=[hat]"], "'hat' stands in keep and in drop"),
+    ],
+)
+def test_settings_that_cannot_work_together_are_no_profile(settings: list[str], told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_profile("embedded", settings)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("prompt", ["{subject}, forest", "{subject} beside a {class}"])
+def test_what_prompts_may_hold_in_braces(prompt: str) -> None:
+    assert load_profile("embedded", [f"sweep.prompts=['{prompt}']"]).sweep.prompts == (prompt,)
+
+
+def test_a_rank_that_the_unet_is_too_small_for_is_refused_before_the_sheet_is_drawn(home: Home) -> None:
+    fits = ("train.rank=64", "train.conv_rank=64")
+    check(RunRequest("an orc", overrides=fits), home)
+    with pytest.raises(ConfigError) as refused:
+        check(RunRequest("an orc", overrides=("train.rank=65", "train.conv_rank=128")), home)
+    assert [line.partition(" is larger")[0] for line in refused.value.problems] == [
+        "train.rank=65",
+        "train.conv_rank=128",
+    ]
+
+
+def test_the_doctor_does_not_call_such_a_profile_ready(home: Home) -> None:
+    from charengine.services.doctor import examine
+
+    assert "train.rank=128 is larger" in str(examine(load_profile("embedded", ["train.rank=128"])).problems)
+
+
+def test_a_ratio_of_any_size_is_no_clipping() -> None:
+    steps = torch.linspace(0.999, 0.01, 10)
+    assert torch.equal(min_snr_weights(steps, 1e300), torch.ones(10))
+
+
+def test_a_warmup_that_a_training_does_not_reach_the_end_of_is_said() -> None:
+    assert warmup_warnings(TrainSettings(steps=10, warmup=10)) == ()
+    [said] = warmup_warnings(TrainSettings(steps=10, warmup=100))
+    assert "train.warmup is 100 of 10 steps" in said and "10%" in said
