@@ -28,18 +28,15 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; the last column and
 WEBP_QUALITY = 92
 
 READABLE = ("PNG", "JPEG", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp")  # the third is what browsers on Windows call a JPEG
 MOST_PIXELS = 100_000_000
 MOST_BYTES = 200_000_000
 ROUNDING = 2  # of 255: sRGB turned into sRGB
-GAMMAS, SRGB_GAMMAS = (
-    (0.1, 10.0),
-    (0.43, 0.48),
-)  # of a PNG's pixels: those that can be meant, those that mean sRGB's curve
+GAMMAS, SRGB_GAMMAS = (0.1, 10.0), (0.43, 0.48)  # of PNGs: those that can be meant, those that mean sRGB's curve
 PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # sRGB's white, red, green and blue, x and y
 LONGEST_SIDE = 32_767  # beyond it a picture is a line
-MOST_TEXT = (
-    1_000_000  # bytes of a PNG's text that is kept, unpacked: what turns a picture upright, nothing else is used
-)
+LEAST_WHITE = 128  # of 255: the brightest that a mask has to show; label maps of 0 and 1 show nothing
+MOST_TEXT = 1_000_000  # bytes of a PNG's text that is kept, unpacked: only what turns a picture upright is used
 PNG_START = b"\x89PNG\r\n\x1a\n"
 UPRIGHT = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # texts that may say how a picture is turned
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
@@ -110,7 +107,7 @@ def read_picture(path: Path, label: str, smallest: int = 1) -> Picture:
         BadInput: it is missing, cannot be read, is no such picture, is damaged, too large or too small.
     """
     turned, animated = _decoded(path, label, smallest, decode=True)
-    found: tuple[str, ...] = (f"{path.name} is animated: only its first frame is used",) if animated else ()
+    found = (f"{path.name} is animated: only its first frame is used",) if animated else ()
     upright = _upright(_in_srgb(_eight_bit(turned), turned))
     if upright.mode != "RGBA":
         return Picture(upright.convert("RGB"), None, found)
@@ -135,21 +132,24 @@ def read_mask(path: Path, size: tuple[int, int], label: str = "mask") -> Image:
         raise BadInput(
             f"{label} {path} is {mask.width}×{mask.height}, its picture {size[0]}×{size[1]}; they must have one size"
         )
-    if mask.getextrema() == (0, 0):
-        raise BadInput(f"{label} {path} is black all over: paint the figure white, or delete it to have it measured")
+    brightest = int(mask.getextrema()[1])  # type: ignore[arg-type]
+    if brightest < LEAST_WHITE:
+        found = f"nearly black: its brightest value is {brightest} of 255" if brightest else "black all over"
+        raise BadInput(f"{label} {path} is {found}: paint the figure white (255), or delete it to have it measured")
     return mask
 
 
-def picture_problems(path: Path, label: str, decode: bool = True) -> list[str]:
+def picture_problems(path: Path, label: str, decode: bool = True, smallest: int = 1) -> list[str]:
     """Why a file is not a picture that can be read; empty when it is one.
 
     Args:
         path: the file.
         label: before its path in messages.
-        decode: False looks at its kind and size alone, for many files.
+        decode: False looks at its kind, its size and whether its end is there, for many files.
+        smallest: pixels that both sides must have.
     """
     try:
-        _decoded(path, label, 1, decode)
+        _decoded(path, label, smallest, decode)
     except BadInput as error:
         told = str(error)
         return [told if told.startswith(label) else f"{label} {told}"]
@@ -177,13 +177,14 @@ def _decoded(path: Path, label: str, smallest: int, decode: bool) -> tuple[Image
             image = Image.open(io.BytesIO(_slim(data)), formats=READABLE)
         _check_size(image.size, name, smallest)
         animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
+        _check_end(data, name)
         if decode:
             _check_rows(data, name)
             image.load()
             _scale_clear_colour(image, data)
         return image, animated
     except UnidentifiedImageError as error:
-        named = path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
+        named = path.suffix.lower() in SUFFIXES
         remedy = ", whatever its name: choose a picture" if named else ": convert it to PNG"
         raise BadInput(f"{name} is not a readable PNG, JPEG or WebP{remedy}") from error
     except Image.DecompressionBombError as error:
@@ -372,6 +373,23 @@ def _is_small(text: bytes) -> bool:
     except zlib.error:
         return True  # not packed
     return len(unpacked) <= MOST_TEXT
+
+
+def _check_end(data: bytes, name: str) -> None:
+    """Refuse a picture that is cut off, without decoding it: of class images there may be thousands."""
+    whole = True
+    if data.startswith(b"\xff\xd8"):
+        place = 2  # of the first marker; a thumbnail lies inside one's segment
+        while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        whole = data.find(b"\xff\xd9", place) > 0  # what phones put behind it may hold anything
+    elif data.startswith(b"RIFF"):
+        whole = len(data) >= 7 + int.from_bytes(data[4:8], "little")
+    elif data.startswith(PNG_START):
+        ends = {kind: end for kind, _, end in _chunks(data)}
+        whole = b"IEND" in ends or max(ends.values(), default=0) == len(data)  # pixels may be all there without it
+    if not whole:
+        raise BadInput(f"{name} is damaged: it is cut off, its end is missing; save or download it again")
 
 
 def _check_rows(data: bytes, name: str) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from charengine.adapter.header import header_of, read_header, with_metadata
 from charengine.adapter.keys import BASES, known_stems
-from charengine.adapter.parts import Parts, checked_parts, floats, refuse_huge
-from charengine.adapter.peft_scale import without_peft_settings
+from charengine.adapter.parts import NO_CHANGE, Parts, checked_parts, floats, largest_change, refuse_huge
+from charengine.adapter.peft_scale import SETTINGS, settings_beside, without_peft_settings
 from charengine.adapter.sdxl_layers import layers_by_stem
 from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, SortedKeys, shown, sort_keys, split_key
 from charengine.errors import BadInput, UnsafeFile
@@ -53,14 +53,16 @@ def load_adapter(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_adapter(path: Path) -> bytes:
-    """The bytes of an adapter file, checked to be safetensors.
+    """The bytes of an adapter file, checked to be safetensors, with PEFT's settings that lie beside it.
 
     Raises:
         BadInput: no such file.
         UnsafeFile: it is not a safetensors file.
     """
-    read_header(path)
-    return path.read_bytes()
+    header = read_header(path)
+    data = path.read_bytes()
+    told = settings_beside(path, header.tensors) if SETTINGS not in header.metadata else ""
+    return with_metadata(data, {SETTINGS: told}) if told else data
 
 
 def by_module(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> dict[str, Parts]:
@@ -92,6 +94,23 @@ def modules_of(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> tup
         parts = {part: _as_lycoris(key, tensors[key]) for part, key in found.layers[name].items()}
         modules[name] = checked_parts(name, parts, tuple(layers[name].weight.shape))
     return modules, found
+
+
+def check_layers(data: bytes, unet: UNet2DConditionModel) -> dict[str, Parts]:
+    """What can be known of an adapter with its model's structure alone, before the model is loaded; its parts, as `by_module` has them.
+
+    Raises:
+        BadInput: it is not an adapter for this U-Net, or damaged, or changes nothing.
+    """
+    modules, _ = modules_of(load_adapter(data)[0], unet)
+    for name, parts in modules.items():
+        refuse_huge(name, parts)
+    if all(largest_change(parts) < NO_CHANGE and "dora_scale" not in parts for parts in modules.values()):
+        raise BadInput(
+            f"all {len(modules)} layers of the adapter change nothing (a factor of each, or its alpha, is zero): "
+            "it is damaged or was never trained; take another file"
+        )
+    return modules
 
 
 def check_values(tensors: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from typing import IO, Any, TypeGuard
 from charengine.errors import BadInput, UnsafeFile
 
 STRENGTH = "charengine.strength"  # metadata: the strength as trained that is this file's 1.0
+CONVERT = ".ckpt and .pt files can run code and are never opened: convert them first"
+SAVE_AGAIN = "get it again, or save it anew with the safetensors library"
 MAX_HEADER = 100_000_000  # bytes; the safetensors library itself reads no longer one
 WIDTHS = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "BOOL": 1},
@@ -122,9 +125,10 @@ def _read(file: IO[bytes], size: int, what: str) -> Header:
     if 8 + length > size:
         raise _not_safetensors(what, f"its header would be {length:,} bytes long, the file has {size:,}")
     try:
-        fields = json.loads(file.read(length))
+        fields = json.loads(file.read(length).decode(), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise _not_safetensors(what, "its header is not JSON") from error
+        reason = str(error) if isinstance(error, _Twice) else "its header is not JSON"
+        raise _not_safetensors(what, reason, SAVE_AGAIN) from error
     if not isinstance(fields, dict):
         raise _not_safetensors(what, "its header is JSON of another kind")
     metadata = _metadata(fields.pop("__metadata__", {}), what)
@@ -162,9 +166,22 @@ def tensors_of(fields: Mapping[str, Any], what: str, start: int, size: int) -> d
     return tensors
 
 
+class _Twice(ValueError):
+    """A name that stands twice in a header."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two values of one name programs take either."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise _Twice(f"its header says {name[:100]!r} twice")
+    return found
+
+
 def _metadata(value: Any, what: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise _not_safetensors(what, "its metadata are no texts by name")
+        raise _not_safetensors(what, "its metadata are no texts by name", SAVE_AGAIN)
     _refuse_half_characters([*value, *value.values()], what)
     return value
 
@@ -194,7 +211,5 @@ def _refuse_half_characters(texts: list[str], what: str) -> None:
         raise _not_safetensors(what, "its header holds halves of characters") from error
 
 
-def _not_safetensors(what: str, reason: str) -> UnsafeFile:
-    return UnsafeFile(
-        f"{what} is not a safetensors file ({reason}); .ckpt and .pt files can run code and are never opened: convert them first"
-    )
+def _not_safetensors(what: str, reason: str, remedy: str = CONVERT) -> UnsafeFile:
+    return UnsafeFile(f"{what} is not a safetensors file ({reason}); {remedy}")

@@ -24,6 +24,8 @@ from charengine.errors import BadInput
 Parts = dict[str, Tensor]
 
 MOST_CHANGE = 100  # of a weight
+MOST_NORM = 1000  # of a DoRA's rows; SDXL's longest has 23,040 weights: were each 1, its norm would be 152
+NO_CHANGE = 1e-12  # of a weight: no float of a model's notices
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -119,21 +121,42 @@ def refuse_huge(name: str, parts: Mapping[str, Tensor]) -> None:
     Raises:
         BadInput: a value or a change is larger than any adapter's.
     """
-    factors = {part: value.float() for part, value in parts.items() if part != "alpha"}
+    factors = _factors(parts)
     if not all(value.numel() for value in factors.values()):
         return  # they change nothing
-    factors = {part: value.reshape(*value.shape[:1], -1) for part, value in factors.items()}
+    norms = float(factors["dora_scale"].max()) if "dora_scale" in factors else 1.0
+    if norms <= 0:
+        raise BadInput(
+            f"the adapter's {name}.dora_scale holds no norm above 0, which takes the layer's weights away: the file is damaged, get it again"
+        )
     values = max(float(value.abs().max()) for value in factors.values())
-    sides = sorted({part[:7] for part in factors if part.startswith(("hada_w", "lokr_w"))})
-    change = abs(scale_of(parts)) * (
-        prod(_largest(factors, side) for side in sides) if sides else _largest(factors, LORA)
-    )
-    for what, found, most in (("holds values of", values, MOST_VALUE), ("changes weights by", change, MOST_CHANGE)):
+    for what, found, most in (
+        ("holds values of", values, MOST_VALUE),
+        ("gives a DoRA's rows norms of", norms, MOST_NORM),
+        ("changes weights by", largest_change(parts), MOST_CHANGE),
+    ):
         if not found <= most:
             raise BadInput(
                 f"the adapter's {name} {what} up to {found:.3g}; allowed is at most {most:g}: the file is damaged, get it again or take "
                 "an earlier checkpoint"
             )
+
+
+def largest_change(parts: Mapping[str, Tensor]) -> float:
+    """What no weight is changed by more than, before a DoRA's norms; 0 where a factor is empty."""
+    factors = _factors(parts)
+    if not all(value.numel() for value in factors.values()):
+        return 0.0
+    sides = sorted({part[:7] for part in factors if part.startswith(("hada_w", "lokr_w"))})
+    return abs(scale_of(parts)) * (
+        prod(_largest(factors, side) for side in sides) if sides else _largest(factors, LORA)
+    )
+
+
+def _factors(parts: Mapping[str, Tensor]) -> Parts:
+    """All but the alpha, as matrices."""
+    plain = {part: value.float() for part, value in parts.items() if part != "alpha"}
+    return {part: value.flatten(1) if value.dim() > 1 else value.reshape(-1, 1) for part, value in plain.items()}
 
 
 def _largest(factors: Parts, side: str | tuple[str, str]) -> float:

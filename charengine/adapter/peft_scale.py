@@ -8,17 +8,21 @@ with (`lora_adapter_metadata`, diffusers 0.34 and later), and diffusers then mul
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from math import isfinite, sqrt
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from charengine import files
 from charengine.adapter.parts import FLOATS, times
 from charengine.adapter.sorting import LORA, split_key
 from charengine.errors import BadInput
 
 SETTINGS = "lora_adapter_metadata"
+CONFIG, OWN_KEYS = "adapter_config.json", "base_model.model."  # `PeftModel.save_pretrained`
 MODELS = ("unet", "text_encoder", "text_encoder_2")
 
 
@@ -50,6 +54,18 @@ def without_peft_settings(
     return folded, {name: text for name, text in metadata.items() if name != SETTINGS}
 
 
+def settings_beside(path: Path, keys: Collection[str]) -> str:
+    """What PEFT itself wrote beside a file of its own keys, where alone it says the alpha; "" where there is none.
+
+    Raises:
+        BadInput: it is no text, or too long.
+    """
+    place = path.with_name(CONFIG)
+    if not any(key.startswith(OWN_KEYS) for key in keys) or not files.is_file(place):
+        return ""
+    return files.read_text(place)
+
+
 def _settings(text: str) -> dict[str, Any]:
     try:
         told = json.loads(text)
@@ -78,6 +94,11 @@ def _of_layer(name: str, patterns: object, usual: object) -> object:
     """The value of the first pattern that is the layer's name or ends it; PEFT takes patterns for regular expressions, but writes names."""
     for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
         plain = str(pattern).removeprefix("^").replace("\\.", ".")
+        if not re.fullmatch(r"[\w.]+", plain):
+            raise BadInput(
+                f"the adapter's PEFT settings give the alpha_pattern {str(pattern)[:100]!r}; allowed are layers' names, no other regular "
+                "expressions: write the names, or save the adapter with alphas"
+            )
         if f".{name}".endswith(f".{plain}"):
             return value
     return usual

@@ -86,6 +86,7 @@ def sort_keys(keys: Iterable[str], stems: Mapping[str, str], norms: frozenset[st
         norms: the diffusers names that are norms, where a difference of weights is a trained norm.
     """
     found = SortedKeys()
+    spelt: dict[str, str] = {}  # layer → its stem: programs would take parts under two for two layers, or pass one over
     for key in keys:
         stem, part, kind = split_key(key)
         name = stems.get(stem)
@@ -101,7 +102,9 @@ def sort_keys(keys: Iterable[str], stems: Mapping[str, str], norms: frozenset[st
             found.unsupported.setdefault(kind, []).append(key)
         elif kind == "read" and name is None:
             found.unknown_layers.append(key)
-        elif kind == "read" and part in found.layers.get(name or "", {}):
+        elif kind == "read" and (
+            part in found.layers.get(name or "", {}) or spelt.setdefault(name or "", stem) != stem
+        ):
             found.doubled.append(key)
         elif kind == "read" and name is not None:
             found.layers.setdefault(name, {})[part] = key

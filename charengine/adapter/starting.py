@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from charengine.adapter.files import NEEDED, load_adapter, modules_of
+from charengine.adapter.files import NEEDED, check_layers, read_adapter
 from charengine.adapter.header import Entry, read_header
-from charengine.adapter.parts import Parts, difference, refuse_huge, scale_of
+from charengine.adapter.parts import Parts, difference, rank_of, scale_of
 from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, algorithm_of, shown, split_key
 from charengine.config import TrainSettings
 from charengine.errors import BadInput
@@ -42,9 +42,9 @@ def check_start(path: Path, settings: TrainSettings, unet: UNet2DConditionModel)
     for stem, parts in layers.items():
         _check_algorithm(stem, algorithm_of_file(stem, parts), settings.algorithm)
         _check_rank(stem, parts, settings)
-    modules, _ = modules_of(load_adapter(path.read_bytes())[0], unet)
+    modules = check_layers(read_adapter(path), unet)
     for name, read in modules.items():
-        refuse_huge(name, read)
+        _check_factors(name, read, tuple(unet.get_submodule(name).weight.shape), settings)
     untrained = [name for name in modules if not any(f".{block}." in name for block in TRAINED)]
     if untrained:
         raise BadInput(
@@ -70,10 +70,7 @@ def start_layer(name: str, module: Any, parts: Parts, algorithm: str) -> None:
     if "LoRA" in kind:
         _fill(name, module, (module.lora_down.weight, module.lora_up.weight), parts, factor)
     elif kind == "LoHa":
-        if "hada_t1" in parts:
-            raise BadInput(
-                f"continue_from: {name} has Tucker factors, which are not trained here; start from another file"
-            )
+        _refuse_tucker(name, parts)
         _fill_product(name, module.hada_w1_a, module.hada_w1_b, parts["hada_w1_a"], parts["hada_w1_b"])
         _fill_product(name, module.hada_w2_a, module.hada_w2_b, parts["hada_w2_a"] * factor, parts["hada_w2_b"])
     else:
@@ -133,6 +130,29 @@ def _check_rank(stem: str, parts: Mapping[str, Entry], settings: TrainSettings) 
         raise BadInput(_too_wide(stem, down.shape[0], setting, getattr(settings, setting)))
 
 
+def _check_factors(name: str, parts: Parts, shape: tuple[int, ...], settings: TrainSettings) -> None:
+    """What `start_layer` would refuse once the model is loaded, as far as shapes tell."""
+    if "hada_w1_a" in parts:
+        _refuse_tucker(name, parts)
+        setting = "conv_rank" if len(shape) > 2 and shape[-1] > 1 else "rank"
+        if rank_of(parts) > getattr(settings, setting):
+            raise BadInput(_too_wide(name, rank_of(parts), setting, getattr(settings, setting)))
+    if "dora_scale" in parts:
+        _refuse_norms_by_input(name, parts, shape[0])
+
+
+def _refuse_tucker(name: str, parts: Parts) -> None:
+    if "hada_t1" in parts:
+        raise BadInput(f"continue_from: {name} has Tucker factors, which are not trained here; start from another file")
+
+
+def _refuse_norms_by_input(name: str, parts: Parts, outputs: int) -> None:
+    if parts["dora_scale"].shape[0] != outputs:
+        raise BadInput(
+            f"continue_from: {name} has DoRA norms by input, which are not trained here; start from another file"
+        )
+
+
 def _too_wide(name: str, rank: int, setting: str, wanted: int) -> str:
     return f"continue_from: {name} has rank {rank} in the file and train.{setting}={wanted}; set train.{setting}={rank}"
 
@@ -186,10 +206,7 @@ def _fill_kron(name: str, module: Any, parts: Parts, factor: float) -> None:
 def _norms(name: str, module: Any, parts: Parts) -> Tensor:
     """The file's norms by output; of a LoRA, the norms that its sum with the base has."""
     if "dora_scale" in parts:
-        if parts["dora_scale"].shape[0] != module.dora_scale.shape[0]:
-            raise BadInput(
-                f"continue_from: {name} has DoRA norms by input, which are not trained here; start from another file"
-            )
+        _refuse_norms_by_input(name, parts, module.dora_scale.shape[0])
         return parts["dora_scale"]
     weight: Tensor = module.org_module[0].weight.detach().float().cpu()
     plain = {part: value.float().cpu() for part, value in parts.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -147,13 +147,25 @@ def silent_captions(trigger: str, captions: Sequence[CaptionRecord], which: str 
 def _edited(caption: CaptionRecord, folder: Path) -> CaptionRecord:
     beside = list(files.below(folder)) if files.is_dir(folder) else []
     named = [[path for path in beside if path.name.lower() == f"{caption.view}{kind}".lower()] for kind in CAPTIONS]
-    found = next(filter(None, named), [])
+    found = [path for paths in named for path in paths]
     if not found:
         return caption
-    if len(found) > 1:
-        raise BadInput(f"{folder} holds {len(found)} captions named {found[0].name}: leave one")
-    text = read_caption(found[0])
+    if doubled := next((paths for paths in named if len(paths) > 1), None):
+        raise BadInput(f"{folder} holds {len(doubled)} captions named {doubled[0].name}: leave one")
+    text = one_caption(found)
     return caption if text == caption.text else caption.model_copy(update={"text": text, "edited": True})
+
+
+def one_caption(paths: Iterable[Path]) -> str:
+    """What the caption files of one picture say, .txt and .caption; "" where there is none.
+
+    Raises:
+        BadInput: they say different things: nobody knows which was edited; or as `read_caption` does.
+    """
+    said = {path: read_caption(path) for path in paths}
+    if len({*said.values()}) > 1:
+        raise BadInput(f"captions {' and '.join(map(str, said))} of one picture differ: leave one")
+    return next(iter(said.values()), "")
 
 
 def read_caption(path: Path) -> str:

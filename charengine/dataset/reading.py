@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,16 +11,32 @@ from PIL import Image
 
 from charengine import files
 from charengine.dataset.digest import dataset_digest
-from charengine.dataset.folder import CAPTIONS, MASKS, read_caption, read_expansion, silent_captions, with_edits
+from charengine.dataset.folder import CAPTIONS, MASKS, one_caption, read_expansion, silent_captions, with_edits
 from charengine.errors import BadInput, ConfigError
 from charengine.language.traits import is_side_bound
-from charengine.pictures import cuts_out, picture_problems, png, read_mask, read_picture
+from charengine.pictures import SUFFIXES, cuts_out, picture_problems, png, read_mask, read_picture
 from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExtraView, ViewName, ViewRecord, ViewsRecord
 from charengine.store import Store
 from charengine.wording import composed, noun_problem, phrase_problem
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+log = logging.getLogger(__name__)
+
 SMALLEST_VIEW = 16  # pixels a side
+MOST_NAMED = 5  # files in a message
+CUT_OUT = ".alpha.png"  # behind a picture's name: its mask
+OTHER_PICTURES = (
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".psd",
+    ".jp2",
+    ".svg",
+)  # not read
 
 
 def read_views(folder: Path, store: Store) -> ViewsRecord:
@@ -32,7 +50,7 @@ def read_views(folder: Path, store: Store) -> ViewsRecord:
         raise BadInput(f"{folder} is not a folder; give one with front, side and back pictures")
     found = {name: _pictures(folder, name) for name in VIEWS}
     problems = [
-        f"{folder}: {len(paths)} pictures named {name}; there must be one (PNG, JPEG or WebP)"
+        f"{folder}: {len(paths)} pictures named {name}{_which(folder, name, paths)}; there must be one (PNG, JPEG or WebP)"
         for name, paths in found.items()
         if len(paths) != 1
     ]
@@ -136,6 +154,14 @@ def _pictures(folder: Path, name: str) -> list[Path]:
     ]
 
 
+def _which(folder: Path, name: str, paths: list[Path]) -> str:
+    """Those that are meant; where there is none, those of the name that are not read."""
+    there = files.below(folder) if not paths else ()
+    others = [path for path in there if path.stem.lower() == name.lower() and path.suffix.lower() in OTHER_PICTURES]
+    named = ", ".join(str(path.relative_to(folder)) for path in (paths or others)[:MOST_NAMED])
+    return f" ({named}{'' if paths else ' is not read: convert it to PNG'})" if named else ""
+
+
 @dataclass(frozen=True)
 class _Read:
     """A picture as it is trained on, and where its figure is."""
@@ -154,15 +180,17 @@ def _read(path: Path, folder: Path) -> _Read:
         raise BadInput(
             f"picture {path} is of one colour all over: nothing can be learnt from it; give one that shows the character"
         )
-    places = (path.with_suffix(".alpha.png"), folder / MASKS / f"{path.stem}.png")
+    places = (path.with_suffix(CUT_OUT), folder / MASKS / f"{path.stem}.png")
     there = files.by_name(files.below(folder))
-    given = next((found for place in places if (found := there.get(str(place).lower()))), None)
+    given = [found for place in places if (found := there.get(str(place).lower()))]
     endings = [str(place.with_suffix(ending)).lower() for ending in SUFFIXES[1:] for place in places]
     others = [there[name] for name in endings if name in there]
     if others:
         raise BadInput(f"mask {others[0]} is not read: masks are PNG files; save it as {places[0].name}")
     if given:
-        alpha = read_mask(given, picture.image.size)
+        alpha, *second = (read_mask(mask, picture.image.size) for mask in given)
+        if any(mask.tobytes() != alpha.tobytes() for mask in second):
+            raise BadInput(f"masks {given[0]} and {given[1]} of one picture differ: leave one")
     elif picture.alpha and cuts_out(picture.alpha):
         alpha = picture.alpha
     else:
@@ -196,22 +224,44 @@ def class_pictures(folder: Path) -> list[tuple[Path, str]]:
             f"train.regularisation={str(folder)[:200]!r} cannot be read (it is no folder); give a folder of class images"
         )
     there = files.by_name(shown := files.shown(folder))
-    found = [path for path in shown if path.suffix.lower() in SUFFIXES]
+    found = [path for path in shown if path.suffix.lower() in SUFFIXES and not _is_mask(path, there)]
     if not found:
         raise BadInput(
             f"train.regularisation={str(folder)!r} holds no PNG, JPEG or WebP image; give a folder of class images"
         )
     texts = [[there.get(str(path.with_suffix(suffix)).lower()) for suffix in CAPTIONS] for path in found]
-    given = [next(filter(None, both), None) for both in texts]
-    return [(path, read_caption(text) if text else "") for path, text in zip(found, given, strict=True)]
+    return [(path, one_caption(filter(None, both))) for path, both in zip(found, texts, strict=True)]
+
+
+def _is_mask(path: Path, there: Mapping[str, Path]) -> bool:
+    """Whether it is the mask of a picture beside it, as in a folder of views."""
+    if not path.name.lower().endswith(CUT_OUT):
+        return False
+    picture = str(path).lower().removesuffix(CUT_OUT)
+    return any(f"{picture}{ending}" in there for ending in SUFFIXES)
 
 
 def class_picture_problems(folder: Path) -> list[str]:
     """Why a regularisation folder cannot be trained with, without decoding its pictures; empty when it can."""
     try:
         pictures = class_pictures(folder)
+        _tell_unread(folder)
     except BadInput as error:
         return [str(error)]
     return [
-        problem for path, _ in pictures for problem in picture_problems(path, "train.regularisation:", decode=False)
+        problem
+        for path, _ in pictures
+        for problem in picture_problems(path, "train.regularisation:", decode=False, smallest=SMALLEST_VIEW)
     ]
+
+
+def _tell_unread(folder: Path) -> None:
+    """A word on what somebody may have meant to be class images, and is none."""
+    shown = files.shown(folder)
+    other = [path.name for path in shown if path.suffix.lower() in OTHER_PICTURES]
+    inner = [path for path in shown if files.is_dir(path) and path.name.lower() != MASKS]
+    inside = [path.name for path in inner if any(one.suffix.lower() in SUFFIXES for one in files.shown(path))]
+    for names, why in ((other, "convert them to PNG"), (inside, "pictures in folders inside it are not class images")):
+        if names:
+            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            log.warning("train.regularisation=%s: not read: %s%s; %s", folder, ", ".join(names[:MOST_NAMED]), more, why)

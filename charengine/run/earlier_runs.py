@@ -63,8 +63,20 @@ def sweep_inputs(
     from charengine.stages.sweep.adapters import training_from_file
 
     training = training_from_file(source, store, trigger=trigger, class_noun=class_noun)
+    _check_layers(source, store.get(training.checkpoints[-1].adapter), profile)
     found = read_views(views, store) if views else _cut(sheet, profile, store)
     return training, _as_dataset(training, found)
+
+
+def _check_layers(path: Path, data: bytes, profile: Profile) -> None:
+    """Before the model is loaded: a file that is not for it would be refused only then."""
+    from charengine.adapter.files import check_layers
+    from charengine.models.skeleton import unet_skeleton
+
+    try:
+        check_layers(data, unet_skeleton(profile.models))
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from charengine.errors import BadInput, ConfigError, EngineError
 from charengine.machine.home import Home, in_work_folder
 from charengine.machine.locks import single_flight_at_home
 from charengine.machine.shared import open_store
-from charengine.pictures import picture_problems
+from charengine.pictures import SUFFIXES, picture_problems
 from charengine.run.cast import CASTS, MAX_CAST, check_cast, read_cast
 from charengine.run.claim import numbered
 from charengine.run.handing_over import found, keep_picture, lent_as
@@ -27,7 +27,7 @@ from charengine.writing import write_atomically
 
 log = logging.getLogger(__name__)
 
-PICTURES, SENTENCES = (".png", ".jpg", ".jpeg", ".webp"), (".txt",)
+SENTENCES = (".txt",)
 UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", "~")  # of programs that rename at the end
 QUIET = 10.0  # seconds in which a file must not change
 LONGEST_NAME = 200  # bytes, before the ending of the text beside it
@@ -92,7 +92,7 @@ class Inbox:
             raise BadInput("not a plain file: put the file itself into the inbox")
         if ending in CASTS:
             return read_cast(path, *self._how, home=self._home)
-        if ending in PICTURES:
+        if ending in SUFFIXES:
             if problems := picture_problems(path, "picture"):
                 raise ConfigError(problems)
             store = open_store(self._home)  # the run may look at it when the file is put away
@@ -104,7 +104,7 @@ class Inbox:
             lines = {at: text for at, text in enumerate(files.read_text(path).splitlines(), 1) if text.strip()}
             entries = [{"prompt": text} for text in lines.values()]
             return check_cast(entries, path.name, *self._how, home=self._home, lines=[*lines])
-        allowed = ", ".join((*CASTS, *PICTURES, *SENTENCES))
+        allowed = ", ".join((*CASTS, *SUFFIXES, *SENTENCES))
         raise BadInput(f"got {ending or 'a name without ending'}; allowed are {allowed}")
 
     def _put_away(self, path: Path, told: str) -> None:

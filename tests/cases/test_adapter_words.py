@@ -147,7 +147,7 @@ def test_the_first_words_of_captions_are_no_paths_either(tmp_path: Path, head: s
 # --- files that training starts from ----------------------------------------------------------------------------------
 
 
-def _profile(tmp_path: Path, **train: object) -> Profile:
+def profile_of(tmp_path: Path, **train: object) -> Profile:
     config = tmp_path / "sdxl" / "unet" / "config.json"
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(json.dumps(UNET), encoding="utf-8")
@@ -160,7 +160,7 @@ def test_the_file_to_start_from_is_looked_at_before_any_stage(tmp_path: Path) ->
     tensors = tensors_of(unet)
     path.write_bytes(file_of(tensors))
     start = {"continue_from": str(path)}
-    assert starting_problems(_profile(tmp_path, **start)) == []
+    assert starting_problems(profile_of(tmp_path, **start)) == []
     cases = {
         "does not exist": ({"continue_from": str(tmp_path / "none.safetensors")}, tensors),
         "set train.algorithm=locon": ({**start, "algorithm": "lokr"}, tensors),
@@ -179,7 +179,7 @@ def test_the_file_to_start_from_is_looked_at_before_any_stage(tmp_path: Path) ->
     }
     for words, (train, content) in cases.items():
         path.write_bytes(file_of(content))
-        [problem] = starting_problems(_profile(tmp_path, **train))
+        [problem] = starting_problems(profile_of(tmp_path, **train))
         assert words in problem and "train.continue_from" in problem
 
 
@@ -190,13 +190,13 @@ def _wider(key: str, value: torch.Tensor) -> torch.Tensor:
 def test_the_folder_of_class_images_is_looked_at_before_any_stage(tmp_path: Path) -> None:
     folder = tmp_path / "class"
     settings = {"regularisation": str(folder)}
-    assert "cannot be read" in starting_problems(_profile(tmp_path, **settings))[0]
+    assert "cannot be read" in starting_problems(profile_of(tmp_path, **settings))[0]
     folder.mkdir()
-    assert "holds no PNG" in starting_problems(_profile(tmp_path, **settings))[0]
+    assert "holds no PNG" in starting_problems(profile_of(tmp_path, **settings))[0]
     doll().save(folder / "a.png")
-    assert starting_problems(_profile(tmp_path, **settings)) == []
+    assert starting_problems(profile_of(tmp_path, **settings)) == []
     (folder / "b.jpg").write_bytes(b"no picture")
-    assert "b.jpg" in starting_problems(_profile(tmp_path, **settings))[0]
+    assert "b.jpg" in starting_problems(profile_of(tmp_path, **settings))[0]
 
 
 # --- metadata of our own ----------------------------------------------------------------------------------------------

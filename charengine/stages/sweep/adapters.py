@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from charengine.adapter.files import check_values, load_adapter, save_adapter
+from charengine.adapter.files import check_values, load_adapter, read_adapter, save_adapter
 from charengine.adapter.header import read_metadata
 from charengine.adapter.metadata import recipe_after, told_by
 from charengine.adapter.rescaling import rescale
@@ -46,7 +46,7 @@ def training_from_file(path: Path, store: Store, *, trigger: str = "", class_nou
     problems = [f"{path}: {problem}; give {GIVE[word]}" for word, problem in wrong.items() if problem]
     if problems:
         raise ConfigError(problems)
-    data = path.read_bytes()
+    data = read_adapter(path)
     try:
         check_values(load_adapter(data)[0])
     except BadInput as error:
