@@ -17,7 +17,7 @@ from charengine.embedded.traits import sample_indices
 from charengine.embedded.world import render_sheet
 from charengine.errors import BadInput, ConfigError, MissingDependency
 from charengine.models import Models, describe_all, load
-from charengine.models.embedded import fingerprint
+from charengine.models.embedded_known import fingerprint
 from charengine.models.loading import resolve_device
 from charengine.models.usage import Usage
 
