@@ -17,7 +17,7 @@ from charengine import files
 from charengine.config import ModelSettings, Profile
 from charengine.embedded.nearest import READING
 from charengine.embedded.packaged import ONLOOKER, PROBE, packaged_digest
-from charengine.errors import ConfigError
+from charengine.errors import BadInput, ConfigError
 from charengine.models.embedded_folders import folder_of
 from charengine.models.prediction import Prediction, prediction_of
 from charengine.models.protocols import Models
@@ -144,7 +144,11 @@ def _counter(tokenizer: Path) -> Callable[[str], int]:
     def count(text: str) -> int:
         from tokenizers import Tokenizer
 
-        return len(Tokenizer.from_file(str(tokenizer)).encode(text, add_special_tokens=False).ids)
+        try:
+            read = Tokenizer.from_file(str(tokenizer))
+        except Exception as error:  # it raises nothing more telling
+            raise BadInput(f"{tokenizer} is no tokenizer ({error}); name another folder") from error
+        return len(read.encode(text, add_special_tokens=False).ids)
 
     return count
 

@@ -8,27 +8,28 @@ Nothing here imports torch, Prefect or MLflow.
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from charengine import files
 from charengine.errors import EngineError
 from charengine.machine.home import Home
 from charengine.machine.locks import if_free, reach_other_machines
-from charengine.models import known
 from charengine.records import RunRecord, RunResult
 from charengine.run import folder
 from charengine.run.claim import claimed
-from charengine.run.making import make_character, steps_by
-from charengine.run.opening import open_workspace
 from charengine.run.outputs import check_run
 from charengine.run.request import CheckedRun
-from charengine.run.result import seconds_of
-from charengine.run.running import NotKept, kept
-from charengine.run.workspace import Workspace
-from charengine.tracking.told import is_told
+
+if TYPE_CHECKING:
+    from charengine.run.workspace import Workspace
 
 UNCHANGED = "everything is unchanged: nothing was made, and nothing new is recorded in Prefect or MLflow"
 
 log = logging.getLogger(__name__)
+
+
+class ToDo(Exception):
+    """There is something to do, to tell, or to wait for."""
 
 
 def made_before(run: CheckedRun, home: Home) -> RunResult | None:
@@ -44,11 +45,25 @@ def made_before(run: CheckedRun, home: Home) -> RunResult | None:
         return None
     try:
         earlier = folder.read_run(run.out)
-        if _asks_for_other(run, earlier) or (models := known(run.profile)) is None:
+    except EngineError:
+        return None
+    return None if _asks_for_other(run, earlier) else _looked_for(run, home, earlier)
+
+
+def _looked_for(run: CheckedRun, home: Home, earlier: RunRecord) -> RunResult | None:
+    # only here: who has something to make need not wait for these before its server starts
+    from charengine.models import known
+    from charengine.run.opening import open_workspace
+    from charengine.run.result import seconds_of
+    from charengine.run.running import NotKept, kept
+
+    try:
+        models = known(run.profile)
+        if models is None:
             return None
         workspace = open_workspace(run, home, models=models, by=kept)
         result = _taken(run, workspace, earlier)
-    except (NotKept, EngineError, OSError):  # the flow finds it too, and does or says what is to be done or said
+    except (NotKept, ToDo, EngineError, OSError):  # the flow finds it too, and does or says what is to be done or said
         return None
     log.info("%s", UNCHANGED)
     seconds = {stage: round(took, 3) for stage, took in seconds_of(workspace.facts).items()}
@@ -59,18 +74,22 @@ def _taken(run: CheckedRun, workspace: Workspace, earlier: RunRecord) -> RunResu
     """The earlier run's own result, its folder as it was when that was written.
 
     Raises:
-        NotKept: there is something to do, to tell, or to wait for.
+        NotKept: a stage would have to work.
+        ToDo: something else is to be done.
         EngineError: something is in the way.
     """
-    lock = workspace.home.locks / f"{workspace.key}.lock"
+    from charengine.run.making import make_character, steps_by
+    from charengine.run.running import kept
+    from charengine.tracking.told import is_told
+
     check_run(run, workspace.character)
-    with if_free(lock, make=True) as alone:
+    with if_free(workspace.home.locks / f"{workspace.key}.lock", make=True) as alone:
         told = is_told(workspace.home, earlier.mlflow_run_id or "", workspace.key)
         if not (alone and told and workspace.store.has_result(workspace.key)):
-            raise NotKept(workspace.key)
+            raise ToDo
         with claimed(run) as own:
             if own.out != run.out:
-                raise NotKept(workspace.key)
+                raise ToDo
             return make_character(workspace, own.out, steps_by(kept, lambda made: _same(made, earlier)))
 
 
@@ -86,10 +105,10 @@ def _same(made: RunRecord, earlier: RunRecord) -> RunRecord:
     """The earlier record, if it tells of the same stages and what they made, as every file of the folder then does.
 
     Raises:
-        NotKept: it tells of others.
+        ToDo: it tells of others.
     """
     who = {name: getattr(earlier, name) for name in RunRecord.provenance}
     keys = [[(fact.stage, fact.key) for fact in record.stages] for record in (made, earlier)]
     if keys[0] != keys[1] or made.model_copy(update=who).model_dump_json() != earlier.model_dump_json():
-        raise NotKept("run")
+        raise ToDo
     return earlier

@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import child_environment, last_line
+from PIL import Image
 
 from charengine.errors import ConfigError
 from charengine.machine.addresses import database_uri
@@ -87,14 +89,14 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def originals(
+def make(
     prefect_api: str,
     empty_mlflow: Path,
     tiny_settings: tuple[str, ...],
     drawn_sheet: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, Made]]:
-    """Made by the flow, once: a plain one, and one with more views that may be trained again."""
+) -> Iterator[Callable[[str], Made]]:
+    """Made by the flow, each once: a plain one, one with more views that may be trained again, and one with an edited caption."""
     from flows.character import character
 
     folder = tmp_path_factory.mktemp("originals")
@@ -102,27 +104,33 @@ def originals(
     shutil.copytree(empty_mlflow, home.mlflow, dirs_exist_ok=True)
     sheet = folder / "sheet.png"
     shutil.copy(drawn_sheet, sheet)
-    found = {}
+
+    @cache
+    def make(name: str) -> Made:
+        settings = (*tiny_settings, *(MORE if name == "more" else ()))
+        request = RunRequest(PROMPT, "Aya", overrides=settings, sheet=str(sheet), out=str(folder / name))
+        if name == "edited":
+            shutil.copytree(make("plain").out, folder / name)
+            edit_a_caption(replace(make("plain"), request=request))
+        return Made(home, request, character(**request.as_parameters()))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHARENGINE_HOME", str(home.root))
-        for name, more in (("plain", ()), ("more", MORE)):
-            settings = (*tiny_settings, *more)
-            request = RunRequest(PROMPT, "Aya", overrides=settings, sheet=str(sheet), out=str(folder / name))
-            found[name] = Made(home, request, character(**request.as_parameters()))
-        yield found
+        yield make
 
 
 @pytest.fixture
-def original(originals: dict[str, Made], monkeypatch: pytest.MonkeyPatch) -> Made:
+def original(make: Callable[[str], Made], monkeypatch: pytest.MonkeyPatch) -> Made:
     """The plain one where it was made; nothing may change it."""
-    monkeypatch.setenv("CHARENGINE_HOME", str(originals["plain"].home.root))
-    return originals["plain"]
+    one = make("plain")
+    monkeypatch.setenv("CHARENGINE_HOME", str(one.home.root))
+    return one
 
 
 @pytest.fixture
 def made(original: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     """A copy of it, home and all, which a test may change."""
-    home = Home(tmp_path / "home")
+    home = Home(tmp_path / "made")  # not that of the fixture `home`
     shutil.copytree(original.home.root, home.root)
     shutil.copytree(original.out, tmp_path / "aya")
     sheet = Path(shutil.copy(original.request.sheet, tmp_path))
@@ -133,11 +141,11 @@ def made(original: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mad
 # --- nothing to do ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["plain", "more"])
+@pytest.mark.parametrize("which", ["plain", "more", "edited"])
 def test_what_was_made_is_given_again_and_nothing_of_it_changes(
-    originals: dict[str, Made], which: str, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[str], Made], which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = originals[which]
+    one = make(which)
     monkeypatch.setenv("CHARENGINE_HOME", str(one.home.root))
     files, told = one.files(), one.told()
     again = one.again()
@@ -221,8 +229,7 @@ def test_a_character_that_another_living_process_makes_meanwhile_is_in_nobodys_w
 
 def lose_a_blob(made: Made) -> None:
     store = open_store(made.home)
-    refs = refs_in(json.loads((made.out / "run.json").read_text()) and _record(made).training)
-    store.drop(refs[0])
+    store.drop(refs_in(_record(made).training)[0])
 
 
 def change_a_blob(made: Made) -> None:
@@ -265,8 +272,6 @@ def edit_a_caption(made: Made) -> None:
 
 
 def change_the_sheet(made: Made) -> None:
-    from PIL import Image
-
     picture = Image.open(made.request.sheet).convert("RGB")
     picture.putpixel((0, 0), (1, 2, 3))
     picture.save(made.request.sheet)
