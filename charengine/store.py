@@ -157,6 +157,10 @@ class Store:
         elif self.fs.isdir(folder):
             self.fs.rm(folder, recursive=True)
 
+    def has_parts(self, key: str) -> bool:
+        """Whether results of parts of a work are kept below its key."""
+        return bool(self.fs.exists(f"{self.root}/results/{key}"))
+
     def has_result(self, key: str) -> bool:
         """Whether anything is kept under this key."""
         return bool(self.fs.exists(self._result(key)))

@@ -271,17 +271,15 @@ class CharacterRun:
         character = self._checked.character
         return f"CharacterRun({character.name!r}, {character.prompt!r}, out={str(self._checked.out)!r})"
 
-    def _run(self, stage: Stage[R], *inputs: Input) -> R:
+    def _run(self, stage: Stage[R], workspace: Workspace, /, *inputs: Input) -> R:
         """The stage's record: remembered while its files are whole, kept in the store, or made now."""
-        from charengine.run.running import key_of, run
-        from charengine.store import refs_in
+        from charengine.run.running import key_of, lost_files, run
         from charengine.tracking.protocol import closing
 
         with one_caller():
-            workspace = self.workspace
             key = key_of(stage, workspace, *inputs)
             made = self._made.get(key)
-            if made is None or not all(workspace.store.has(ref) for ref in refs_in(made)):
+            if made is None or lost_files(made, workspace.store):
                 workspace.facts[:] = [fact for fact in workspace.facts if fact.stage != stage.name]
                 with closing(workspace.track()) if stage.long else nullcontext():
                     self._made[key] = run(stage, workspace, *inputs)
@@ -293,46 +291,40 @@ class CharacterRun:
         return Shown(record, self.workspace.store)
 
     def _sheet(self) -> SheetRecord:
-        from charengine.stages.sheet.draw import DRAWN_SHEET
-        from charengine.stages.sheet.given import GIVEN_SHEET
+        from charengine.run import steps
 
-        given = self.workspace.given
-        return self._run(GIVEN_SHEET, given) if given else self._run(DRAWN_SHEET, *self.workspace.drawn_from)
+        return steps.sheet(self._run, self.workspace)
 
     def _views(self) -> ViewsRecord:
-        from charengine.stages.crop import CROP
+        from charengine.run import steps
 
-        return self._run(CROP, self._sheet())
+        return steps.views(self._run, self.workspace, self._sheet())
 
     def _expansion(self) -> ExpansionRecord | None:
-        from charengine.stages.expand.stage import EXPAND
+        from charengine.run import steps
 
-        return self._run(EXPAND, self._views()) if self.workspace.profile.expand.count else None
+        return steps.expansion(self._run, self.workspace, self._views())
 
     def _captioned(self) -> tuple[DatasetRecord, str]:
-        """The captions as the stage made them, and its key."""
-        from charengine.run.running import key_of
-        from charengine.stages.caption import CAPTION
+        """The captions with what was edited in the run's folder, and their stage's key."""
+        from charengine.run import steps
 
         expansion = self._expansion()
-        inputs = (self._views(), *(expansion.kept if expansion else ()))
-        return self._run(CAPTION, *inputs), key_of(CAPTION, self.workspace, *inputs)
+        extras = expansion.kept if expansion else ()
+        return steps.dataset(self._run, self.workspace, self._views(), extras, self._checked.out)
 
     def _dataset(self) -> DatasetRecord:
-        from charengine.run.folder import take_edits
-
-        dataset, key = self._captioned()
-        return take_edits(dataset, self._checked.out, key)
+        return self._captioned()[0]
 
     def _training(self) -> AdapterRecord:
-        from charengine.stages.train.stage import TRAIN
+        from charengine.run import steps
 
-        return self._run(TRAIN, self._dataset())
+        return steps.training(self._run, self.workspace, self._dataset())
 
     def _sweep(self) -> SweepRecord:
         from charengine.stages.sweep.stage import SWEEP
 
-        return self._run(SWEEP, self._training(), self._dataset())
+        return self._run(SWEEP, self.workspace, self._training(), self._dataset())
 
     def _record(self) -> RunRecord:
         from charengine.run.result import run_record
@@ -343,9 +335,9 @@ class CharacterRun:
         return run_record(self.workspace, self._sheet(), self._expansion(), dataset, training, sweep)
 
     def _report(self, run: RunRecord) -> ReportRecord:
-        from charengine.stages.report.page import REPORT
+        from charengine.run import steps
 
-        return self._run(REPORT, run)
+        return steps.report(self._run, self.workspace, run)
 
 
 def _overrides(settings: Mapping[str, object]) -> Iterator[str]:

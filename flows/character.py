@@ -1,4 +1,4 @@
-"""The pipeline: from one sentence to a tested character adapter. Read `character` first."""
+"""The pipeline as a Prefect flow: one character from one sentence. What it goes through: charengine/run/making.py."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from pydantic import Field
 from charengine.config import MAX_PROMPT
 from charengine.errors import EngineError
 from charengine.machine.home import find_home
-from charengine.machine.known_runs import note_run
 from charengine.machine.shared import shared_store
 from charengine.profiles.loading import profile_names
 from charengine.records import RunRecord, RunResult
-from charengine.run import folder
+from charengine.run import making
 from charengine.run.claim import claimed
 from charengine.run.handing_over import found, hand_over
+from charengine.run.making import Steps
 from charengine.run.opening import open_workspace
 from charengine.run.outputs import check_run
 from charengine.run.request import STAGES, CheckedRun, RunRequest, check, usual_name
-from charengine.run.result import Written, run_record, run_result, seconds_of
-from charengine.run.retraining import Attempt, until_right
+from charengine.run.result import seconds_of
 from charengine.run.workspace import Workspace
 from charengine.tracking.protocol import closing
 from charengine.wording import LONGEST_NOUN, NAME_PATTERN, TRIGGER_PATTERN
@@ -143,47 +142,36 @@ def start(run: CheckedRun, workspace: Workspace) -> RunResult:
 
 
 def make_character(workspace: Workspace, out: Path) -> RunResult:
-    """The stages, each handing a record to the next; files are written as soon as they exist."""
-    store = workspace.store
+    """The stages as Prefect tasks, one after the other (charengine/run/making.py), each shown on pages and told to MLflow."""
+    steps = Steps(
+        sheet=make_sheet,
+        views=crop_views,
+        expansion=expand_views,
+        dataset=caption_views,
+        training=train_adapter,
+        sweep=sweep_adapter,
+        register=register_pick,
+        report=write_report,
+        record=_in_this_flow,
+        tell=_tell,
+        deliver=_deliver,
+    )
+    return making.make_character(workspace, out, steps)
 
-    sheet = make_sheet(workspace)
-    sheet_path = folder.write_sheet(sheet, out, store)
 
-    views = crop_views(workspace, sheet)
-    view_paths = folder.write_views(views, out / "views", store)
+def _in_this_flow(run: RunRecord) -> RunRecord:
+    return run.model_copy(update={"prefect_flow_run_id": flow_run_id()})
 
-    expansion = expand_views(workspace, views)
-    if expansion:
-        folder.write_expansion(expansion, out / "extra_views", store)
-    extras = expansion.kept if expansion else ()
 
-    dataset, caption_key = caption_views(workspace, views, extras, out)
-    caption_paths = folder.write_dataset(dataset, out, store, caption_key)
-
-    def attempt(own: Workspace) -> Attempt:
-        training = train_adapter(own, dataset)
-        return Attempt(own, training, sweep_adapter(own, training, dataset))
-
-    used, training, sweep = until_right(workspace, attempt)
-    register_pick(used, sweep, dataset)
-    adapter_path, recommended_path = folder.write_adapters(sweep, dataset.trigger, out, store)
-    folder.write_pictures(sweep, out, store)
-
-    run = run_record(used, sheet, expansion, dataset, training, sweep, flow_run_id=flow_run_id())
-    report = write_report(workspace, run)
-    run = run.model_copy(update={"stages": tuple(workspace.facts)})
-    report_path = folder.write_report(report, run, out, store)
-    note_run(workspace.home, out, [workspace.key, *(fact.key for fact in workspace.facts)])
+def _tell(workspace: Workspace, run: RunRecord, out: Path) -> None:
     show_run(workspace, run)
     _log_outcome(workspace, run, out)
 
-    written = Written(sheet_path, view_paths, caption_paths, adapter_path, recommended_path, report_path)
-    result = run_result(run, written)
-    folder.write_result(result, out)
-    if not store.local and (mine := flow_run_id()):
-        hand_over(out, mine, store)
-    workspace.keep_whole()
-    return result
+
+def _deliver(workspace: Workspace, out: Path) -> None:
+    """Where machines share a store and no folder, whoever asked fetches it from there."""
+    if not workspace.store.local and (mine := flow_run_id()):
+        hand_over(out, mine, workspace.store)
 
 
 def _log_outcome(workspace: Workspace, run: RunRecord, out: Path) -> None:

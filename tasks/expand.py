@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from charengine.records import ExpansionRecord, ViewsRecord
+from charengine.run import steps
 from charengine.run.workspace import Workspace
-from charengine.stages.expand.stage import EXPAND
 from tasks.artifacts import show_expansion
-from tasks.stage import stage_task
-
-expand = stage_task(EXPAND)
+from tasks.stage import as_task
 
 
 def expand_views(workspace: Workspace, views: ViewsRecord) -> ExpansionRecord | None:
     """What was drawn and what was kept; None when no more views are wanted."""
-    if not workspace.profile.expand.count:
-        return None
-    expansion = expand(workspace, views)
-    show_expansion(workspace, expansion)
+    expansion = steps.expansion(as_task, workspace, views)
+    if expansion:
+        show_expansion(workspace, expansion)
     return expansion

@@ -6,6 +6,7 @@ result cache is not used (docs/decisions/0040-a-stage-is-declared-once.md).
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, TypeVar
 
 from prefect import Task
@@ -54,6 +55,18 @@ def stage_task(stage: Stage[R]) -> Task[..., R]:
         retry_delay_seconds=exponential_backoff(2),
         retry_condition_fn=should_retry,
     )
+
+
+@cache
+def _task_of(stage: Stage[Any]) -> Task[..., Any]:
+    return stage_task(stage)
+
+
+def as_task(stage: Stage[R], workspace: Workspace, /, *inputs: Input) -> R:
+    """Run a stage as its Prefect task (`charengine.run.steps.Runner`)."""
+    task: Any = _task_of(stage)
+    result: R = task(workspace, *inputs)
+    return result
 
 
 def how(fact: StageFact) -> str:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from charengine.records import AdapterRecord, DatasetRecord, SweepRecord
+from charengine.run import steps
 from charengine.run.beside import facts_of, is_rescaled
-from charengine.run.whole_recipe import with_whole_recipe
 from charengine.run.workspace import Workspace
-from charengine.stages.sweep.stage import SWEEP
 from tasks.artifacts import show_sweep
 from tasks.live import LiveProgress
 from tasks.page import stage_line
-from tasks.stage import how, stage_task
-
-sweep = stage_task(SWEEP)
+from tasks.stage import as_task, how
 
 
 def sweep_adapter(workspace: Workspace, training: AdapterRecord, dataset: DatasetRecord) -> SweepRecord:
@@ -22,7 +19,7 @@ def sweep_adapter(workspace: Workspace, training: AdapterRecord, dataset: Datase
     workspace.on_drawn = live.on_drawn
     try:
         with live.following():
-            swept = with_whole_recipe(sweep(workspace, training, dataset), workspace)
+            swept = steps.sweep(as_task, workspace, training, dataset)
     finally:
         workspace.on_drawn = None
     on_page(how(workspace.facts[-1]))  # the last step stood there

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from charengine.records import AdapterRecord, DatasetRecord
+from charengine.run import steps
 from charengine.run.workspace import Workspace
 from charengine.stage import Progress
-from charengine.stages.train.stage import TRAIN
 from tasks.artifacts import show_training
 from tasks.live import LiveProgress
 from tasks.page import stage_line
-from tasks.stage import how, stage_task
-
-train = stage_task(TRAIN)
+from tasks.stage import as_task, how
 
 
 def train_adapter(workspace: Workspace, dataset: DatasetRecord) -> AdapterRecord:
@@ -28,7 +26,7 @@ def train_adapter(workspace: Workspace, dataset: DatasetRecord) -> AdapterRecord
     workspace.on_step = on_step
     try:
         with live.following():
-            training = train(workspace, dataset)
+            training = steps.training(as_task, workspace, dataset)
     finally:
         workspace.on_step = before
     on_page(how(workspace.facts[-1]))  # the last step stood there

@@ -96,13 +96,18 @@ def demo(settings: SetOption, out: OutOption = "", as_json: JsonOption = False) 
 
 def start(request: RunRequest, as_json: bool) -> None:
     """Check a request, run it through the flow and say what was made."""
-    from charengine.machine.variables import read_by_prefect
+    from charengine.machine.variables import check_variables, read_by_prefect
+    from charengine.run.again import made_before
     from charengine.run.request import check
     from charengine.services.prefect_server import reach_prefect
 
     listen(quiet=as_json)
     home = find_home()
     run = check(request, home)
+    check_variables()
+    if made := made_before(run, home):
+        say_result(made, as_json)
+        return
     prefect_is_up = reach_prefect(home)
     from charengine.run.opening import open_workspace
 

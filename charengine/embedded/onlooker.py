@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from charengine.embedded.packaged import ONLOOKER
 from charengine.errors import MissingDependency
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 KINDS = ("nobody", "full body", "upper body", "face", "several")
 SIDE = 96  # pixels of what it looks at
-WEIGHTS = Path(__file__).parent / "weights" / "onlooker.safetensors"
 
 
 class OnlookerNet(nn.Module):
@@ -43,7 +43,7 @@ class OnlookerNet(nn.Module):
         return logits
 
 
-def load_onlooker(path: Path = WEIGHTS, device: str | torch.device = "cpu") -> OnlookerNet:
+def load_onlooker(path: Path = ONLOOKER, device: str | torch.device = "cpu") -> OnlookerNet:
     """The shipped net.
 
     Raises:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from charengine.embedded import probe
 from charengine.embedded.eight_bits import opened
+from charengine.embedded.packaged import PROBE
 from charengine.embedded.traits import BACKGROUNDS, COLUMN, POSES, TRAITS, VIEWS, sample_indices, visible_mask
 from charengine.embedded.world import render, view_yaw
 from charengine.errors import MissingDependency
@@ -237,9 +238,6 @@ def reading_loss(
         each = F.cross_entropy(head, traits[:, i], reduction="none", label_smoothing=0.02)
         total = total + (each * mask[:, i]).sum() / mask[:, i].sum().clamp(min=1)
     return total / len(logits)
-
-
-PROBE = Path(__file__).parent / "weights" / "probe.safetensors"
 
 
 def load_judge(path: Path = PROBE, device: str | torch.device = "cpu") -> probe.Probe:

@@ -1,14 +1,17 @@
-"""The closed vocabulary of the embedded world: traits, views, poses, backgrounds, and the held-out split."""
+"""The closed vocabulary of the embedded world: traits, views, poses, backgrounds, and the held-out split.
+
+Words are read where nothing is drawn, so torch is imported by what works with it alone.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    import torch
 
 COLOURS = ("white", "black", "grey", "red", "blue", "green", "yellow", "purple", "brown", "orange")
 ITEMS = ("none", "hook", "mechanical arm", "sword", "lantern", "shield", "staff", "axe", "eye patch")
@@ -140,6 +143,8 @@ class Traits:
 
 def as_indices(characters: Iterable[Traits]) -> torch.Tensor:
     """Trait values as positions in `TRAITS`: LongTensor (n, n_traits)."""
+    import torch
+
     rows = [[TRAITS[name].index(getattr(c, name)) for name in TRAIT_NAMES] for c in characters]
     return torch.tensor(rows, dtype=torch.long).reshape(-1, len(TRAIT_NAMES))
 
@@ -183,6 +188,8 @@ def sample_indices(
     Returns:
         LongTensor (n, n_traits), columns in `TRAIT_NAMES` order.
     """
+    import torch
+
     if split not in _SHARES:
         raise ValueError(f"split is {split!r}; allowed: {', '.join(_SHARES)}.")
     kept = torch.empty(0, len(TRAIT_NAMES), dtype=torch.long)
@@ -203,6 +210,8 @@ def sample_traits(n: int, generator: torch.Generator, split: str = "train") -> l
 
 def normalise(indices: torch.Tensor) -> torch.Tensor:
     """Make dependent traits agree (a bald head has no hair colour, a robe no bottom, …); same shape, a copy."""
+    import torch
+
     out = indices.clone()
 
     def column(name: str) -> torch.Tensor:
@@ -242,6 +251,8 @@ def visible_mask(indices: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
     Returns:
         BoolTensor (n, n_traits).
     """
+    import torch
+
     headgear = indices[:, COLUMN["headgear"]]
     mask = torch.ones_like(indices, dtype=torch.bool)
     for name, values in TRAITS.items():
@@ -277,15 +288,21 @@ def _settle(colour: torch.Tensor, absent: torch.Tensor) -> None:
 
 
 def _pick(n: int, weights: Sequence[float], generator: torch.Generator) -> torch.Tensor:
+    import torch
+
     return torch.multinomial(torch.tensor(weights, dtype=torch.float32), n, replacement=True, generator=generator)
 
 
 def _uniform(n: int, low: int, high: int, generator: torch.Generator) -> torch.Tensor:
+    import torch
+
     return torch.randint(low, high, (n,), generator=generator)
 
 
 def _draw(n: int, generator: torch.Generator) -> torch.Tensor:
     """Characters of both splits: mostly uniform, skin mostly natural for the species, half of the hands empty."""
+    import torch
+
     drawn: dict[str, torch.Tensor] = {}
     for name, values in TRAITS.items():
         first = 1 if values[0] == "none" else 0

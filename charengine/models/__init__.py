@@ -1,6 +1,6 @@
 """The model protocols every stage sees, and `load(profile)`."""
 
-from charengine.models.load import load
+from charengine.models.load import known, load
 from charengine.models.protocols import (
     BatchCaptioner,
     Captioner,
@@ -37,6 +37,7 @@ __all__ = [
     "Trace",
     "TraitReader",
     "describe_all",
+    "known",
     "load",
     "pictures_seen",
     "reads_plain_words",

@@ -20,3 +20,17 @@ def load(profile: Profile) -> Models:
     from charengine.models import full
 
     return full.load(profile)
+
+
+def known(profile: Profile) -> Models | None:
+    """The same models by what keys are made from, without torch; None of the full-size family, whose files take libraries to tell.
+
+    Raises:
+        MissingDependency: a model file is not there.
+        BadInput: a file or a setting is not what the family takes.
+    """
+    if profile.models.family != "embedded":
+        return None
+    from charengine.models.embedded_known import known_models
+
+    return known_models(profile)

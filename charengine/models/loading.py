@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from charengine.errors import BadInput, MissingDependency, ran_out_of_memory
+from charengine.errors import BadInput, ran_out_of_memory
 from charengine.machine.collection import collect_as_usual, keep_for_good
 
 log = logging.getLogger(__name__)
@@ -54,22 +52,6 @@ class Loaded:
     def forget(self, *names: str) -> None:
         """`free`, and keep nothing of them anywhere."""
         self.free(*names)
-
-
-def packaged_digest(what: str, weights: Path) -> str:
-    """The digest of a file that comes with the package, read once as long as it does not change.
-
-    Raises:
-        MissingDependency: it is not there.
-    """
-    if not weights.is_file():
-        raise MissingDependency(f"no {what} weights at {weights}: reinstall the package")
-    return _digest(weights, weights.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=4)
-def _digest(path: Path, _stamp: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 MADE_OF = (

@@ -12,10 +12,12 @@ from pydantic import BaseModel, Field
 
 from charengine.embedded import onlooker as embedded
 from charengine.embedded.completion import described
+from charengine.embedded.packaged import ONLOOKER, packaged_digest
 from charengine.embedded.shape import PICTURE_SIZE, VIEW_SIZE
 from charengine.errors import BadInput
 from charengine.models.captioners import REMINDER, read_object
-from charengine.models.loading import Loaded, packaged_digest
+from charengine.models.embedded_known import onlooker_fingerprint
+from charengine.models.loading import Loaded
 from charengine.models.protocols import Framing, Sight
 from charengine.wording import noun_problem
 
@@ -102,14 +104,14 @@ class EmbeddedOnlooker:
         MissingDependency: it is not there.
     """
 
-    def __init__(self, captioner: EmbeddedCaptioner, device: torch.device, weights: Path = embedded.WEIGHTS) -> None:
+    def __init__(self, captioner: EmbeddedCaptioner, device: torch.device, weights: Path = ONLOOKER) -> None:
         self._net_digest = packaged_digest("onlooker", weights)
         self._captioner, self._device, self._weights, self._loaded = captioner, device, weights, Loaded()
 
     @property
     def fingerprint(self) -> str:
         """Of both models' weights."""
-        return hashlib.sha256(f"{self._captioner.fingerprint}|{self._net_digest}".encode()).hexdigest()
+        return onlooker_fingerprint(self._captioner.fingerprint, self._net_digest)
 
     def look(self, image: Image) -> Sight:
         """What the picture shows; a description only of one character."""

@@ -50,6 +50,12 @@ class Prediction:
         """Whether it predicts v."""
         return self.kind == "v_prediction"
 
+    def fingerprint_of(self, weights: str) -> str:
+        """Of weights that are read so: what was trained or drawn under another reading of the same weights is other work."""
+        if self == Prediction():
+            return weights
+        return f"{weights}|{self.kind}{'|ztsnr' if self.zero_terminal_snr else ''}"
+
     def describe(self) -> str:
         """For people."""
         schedule = " with zero terminal SNR" if self.zero_terminal_snr else ""

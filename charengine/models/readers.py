@@ -12,8 +12,9 @@ import torch
 
 from charengine.embedded import probe
 from charengine.embedded.grammar import parse_prompt
+from charengine.embedded.packaged import PROBE, packaged_digest
 from charengine.embedded.traits import COLUMN, TRAITS, visible_mask
-from charengine.models.loading import Loaded, packaged_digest
+from charengine.models.loading import Loaded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,7 +79,7 @@ class ProbeReader:
         MissingDependency: it is not there.
     """
 
-    def __init__(self, device: torch.device, weights: Path = probe.PROBE) -> None:
+    def __init__(self, device: torch.device, weights: Path = PROBE) -> None:
         self.fingerprint = packaged_digest("probe", weights)
         self._device, self._weights, self._loaded = device, weights, Loaded()
 

@@ -70,16 +70,11 @@ class SDXL:
         self.parts, self.device, self.dtype = parts, device, dtype
         self.native_area, self.usage = native_area, usage
         self.prediction = prediction or Prediction()
-        # what was trained or drawn under another reading of the same weights is other work
-        self.fingerprint = fingerprint if self.prediction == Prediction() else f"{fingerprint}|{self._reading()}"
-        # what is drawn depends on the family's prefix, negative prompt and steps too
-        self.sampling_fingerprint = self.fingerprint + ("" if usage == Usage() else f"|{usage.digest()}")
+        self.fingerprint = self.prediction.fingerprint_of(fingerprint)
+        self.sampling_fingerprint = usage.fingerprint_of(self.fingerprint)
         self.pixels_per_pass, self.base_names = pixels_per_pass, base_names
         self.recorded = recorded
         self._loaded = Loaded()
-
-    def _reading(self) -> str:
-        return f"{self.prediction.kind}{'|ztsnr' if self.prediction.zero_terminal_snr else ''}"
 
     # --- text ---
 

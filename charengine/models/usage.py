@@ -64,6 +64,10 @@ class Usage:
         """Of everything that changes what is drawn."""
         return hashlib.sha256(f"{self!r}{self.few_words}".encode()).hexdigest()[:16]
 
+    def fingerprint_of(self, diffusion: str) -> str:
+        """Of what is drawn by a model with this fingerprint: the family's prefix, negative prompt and steps count too."""
+        return diffusion + ("" if self == Usage() else f"|{self.digest()}")
+
     def describe(self) -> list[str]:
         """Lines for the log and the doctor; none for a model that is used like SDXL."""
         lines = []

@@ -38,8 +38,6 @@ def run_record(
     dataset: DatasetRecord,
     training: AdapterRecord,
     sweep: SweepRecord,
-    *,
-    flow_run_id: str | None = None,
 ) -> RunRecord:
     """The record of the run that made these, with every warning once.
 
@@ -50,7 +48,6 @@ def run_record(
         dataset: with what the user edited.
         training: on this dataset.
         sweep: of this training.
-        flow_run_id: Prefect's, when it was a flow.
     """
     records = (sheet, dataset.views, expansion, dataset, training, sweep)
     warnings = [warning for record in records if record for warning in record.warnings]
@@ -69,7 +66,6 @@ def run_record(
         sweep=sweep,
         stages=tuple(workspace.facts),
         mlflow_run_id=workspace.tracker.run_id,
-        prefect_flow_run_id=flow_run_id,
         warnings=tuple(dict.fromkeys(warnings)),
     )
 

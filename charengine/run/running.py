@@ -15,16 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from charengine import files
 from charengine.config import Settings
 from charengine.errors import OutOfBudget, ran_out_of_memory
 from charengine.machine.interrupts import run_stoppable
 from charengine.machine.locks import gpu_slot, single_flight
 from charengine.machine.threads import usual_threads, working_threads
-from charengine.records import Record, StageFact
+from charengine.records import Record, Ref, StageFact
 from charengine.run.keys import Input, stage_key, stage_recipe
 from charengine.run.workspace import Workspace
 from charengine.stage import Given, Stage, only_character, only_models
-from charengine.store import refs_in
+from charengine.store import Store, refs_in
 from charengine.tracking.protocol import NullTracker, closing
 from charengine.tracking.views import KIND_TAG
 
@@ -59,6 +60,34 @@ def run(stage: Stage[R], workspace: Workspace, *inputs: Input) -> R:
     return result
 
 
+class NotKept(Exception):
+    """A stage would have to work, or something of it to be put in order: `run` does that."""
+
+
+def kept(stage: Stage[R], workspace: Workspace, *inputs: Input) -> R:
+    """What the stage made of the same inputs before; nothing is made, mended or waited for. The facts note it, the log does not.
+
+    Raises:
+        NotKept: it is not there, not whole, to be made anew, or somebody may be at work under its key.
+    """
+    key = key_of(stage, workspace, *inputs)
+    started = time.monotonic()
+    found = None if stage.name in workspace.refresh else workspace.store.result(key, stage.makes)
+    if found is None or lost_files(found, workspace.store) or _has_progress(key, workspace):
+        raise NotKept(key)
+    workspace.store.use(*(fact.key for fact in workspace.facts), key)
+    workspace.facts.append(
+        StageFact(
+            stage=stage.name,
+            key=key,
+            cached=True,
+            seconds=time.monotonic() - started,
+            peak_rss_gib=peak_rss_gib(),
+        )
+    )
+    return found
+
+
 def key_of(stage: Stage[Any], workspace: Workspace, *inputs: Input) -> str:
     """The key under which `run` keeps the result of the same call."""
     return stage_key(stage, workspace.character, workspace.profile, workspace.models, inputs)
@@ -67,13 +96,18 @@ def key_of(stage: Stage[Any], workspace: Workspace, *inputs: Input) -> str:
 def _kept(stage: Stage[R], key: str, workspace: Workspace) -> R | None:
     """The result under this key, if all its files are still whole."""
     found = workspace.store.result(key, stage.makes)
-    lost = [ref for ref in refs_in(found) if not workspace.store.has(ref)]
+    lost = lost_files(found, workspace.store)
     if not lost:
         return found
     log.warning("%s: %d kept files are gone or changed (%s); running it again", key, len(lost), lost[0].name)
     for ref in lost:
         workspace.store.drop(ref)
     return None
+
+
+def lost_files(found: Record | None, store: Store) -> list[Ref]:
+    """The files of a kept result that are gone or changed."""
+    return [ref for ref in refs_in(found) if not store.has(ref)]
 
 
 def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, ...]) -> R:
@@ -95,7 +129,7 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
     )
     models = [getattr(workspace.models, name) for name in stage.models_for(settings)]
 
-    def kept(result: R) -> R:
+    def keep(result: R) -> R:
         workspace.store.put_result(key, result)
         return result
 
@@ -108,14 +142,14 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
             if stage.long:
                 for state in (_state(key, workspace), _smaller(_state(key, workspace))):
                     workspace.store.take_state(state)
-                return _made_stoppably(replace(given, state=_state(key, workspace)), workspace, inputs, kept)
-            return kept(stage.work(given, *inputs))
+                return _made_stoppably(replace(given, state=_state(key, workspace)), workspace, inputs, keep)
+            return keep(stage.work(given, *inputs))
     finally:
         for model in models:
             model.unload()
 
 
-def _made_stoppably(given: Given, workspace: Workspace, inputs: tuple[Input, ...], kept: Callable[[Any], R]) -> R:
+def _made_stoppably(given: Given, workspace: Workspace, inputs: tuple[Input, ...], keep: Callable[[Any], R]) -> R:
     """Long work: in an MLflow run of its own, stopped at its next step when asked to."""
     stage = given.stage
     tags = {KIND_TAG: stage.name}
@@ -127,7 +161,7 @@ def _made_stoppably(given: Given, workspace: Workspace, inputs: tuple[Input, ...
     def made(stop: Callable[[], bool]) -> R:
         result = _within_memory(replace(tracked, should_stop=stop), inputs)
         tracker.sync()  # a result that is kept is never made again, nor told again
-        return kept(result)
+        return keep(result)
 
     with closing(tracker):
         return run_stoppable(made)
@@ -143,6 +177,12 @@ def _forget_progress(key: str, workspace: Workspace) -> None:
     for state in (_state(key, workspace), _smaller(_state(key, workspace))):
         workspace.store.drop_state(state)
     workspace.store.drop_parts(key)
+
+
+def _has_progress(key: str, workspace: Workspace) -> bool:
+    """Whether unfinished work under a key has left something, or leaves it now."""
+    states = (_state(key, workspace), _smaller(_state(key, workspace)))
+    return any(map(files.exists, states)) or workspace.store.has_parts(key)
 
 
 def _smaller(state: Path) -> Path:

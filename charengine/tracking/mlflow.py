@@ -29,7 +29,7 @@ from charengine.tracking.database import initialise_database
 from charengine.tracking.journal import JOURNAL, Journal, JournalTracker
 from charengine.tracking.pages import PICK_TAG, Pages
 from charengine.tracking.postponed import Postponing
-from charengine.tracking.protocol import Status
+from charengine.tracking.protocol import KEY_TAG, PROCESS_TAG, Status
 from charengine.tracking.registry import DIGEST_LIMIT, RunModels, cut, pick_file
 from charengine.tracking.spool import SPOOL, MetricSpool, NotTold, Point
 from charengine.tracking.views import KIND, KIND_TAG, NOTE_TAG, child_name, inherited, views_to_seed
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEY_TAG = "charengine.key"
-PROCESS_TAG = "charengine.process"  # who has the run open
 PARAM_LIMIT, PARAMS_PER_CALL = 6000, 100  # MLflow's own
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+KEY_TAG = "charengine.key"  # of a run: under which it is found again
+PROCESS_TAG = "charengine.process"  # who has the run open
+
 
 class Tracker(Protocol):
     """One open run of an experiment."""

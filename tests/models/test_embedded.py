@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from charengine.embedded.nearest import READING
 from charengine.embedded.traits import sample_indices
 from charengine.embedded.world import render_sheet
 from charengine.errors import BadInput, ConfigError, MissingDependency
-from charengine.models import Models, describe_all, load
-from charengine.models.embedded import fingerprint
+from charengine.models import Models, describe_all, known, load
+from charengine.models.embedded_known import fingerprint
 from charengine.models.loading import resolve_device
 from charengine.models.usage import Usage
+from charengine.profiles.loading import load_profile
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_random_family(tmp_path_factory.mktemp("family"), tiny=True)
 
 
-def profile(family: Path, **models: str) -> Profile:
+def profile(family: Path, **models: Any) -> Profile:
     folders = {"edit": str(family / "qwen"), "sdxl": str(family / "sdxl"), "clip": str(family / "clip")}
     return Profile(name="test", models={"device": "cpu", **folders, **models})
 
@@ -103,6 +105,42 @@ def test_a_fingerprint_follows_contents_and_not_places(family: Path, tmp_path: P
     data[-1] ^= 1
     weights.write_bytes(data)
     assert fingerprint(copy) != fingerprint(family / "clip")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"prompt_prefix": "masterpiece", "prediction_type": "v_prediction"}, {"zero_terminal_snr": False}],
+    ids=["as shipped", "read otherwise", "said outright"],
+)
+@pytest.mark.parametrize("shipped", [True, False])
+def test_what_keys_need_is_known_without_the_models(family: Path, shipped: bool, settings: dict[str, Any]):
+    asked = profile(family, **settings)
+    if shipped:
+        asked = Profile(name="test", models={"device": "cpu", **settings})
+    models, without = load(asked), known(asked)
+    assert without
+    for name in ("editor", "captioner", "diffusion", "embedder", "reader", "onlooker"):
+        assert getattr(without, name).fingerprint == getattr(models, name).fingerprint, name
+    assert without.diffusion.sampling_fingerprint == models.diffusion.sampling_fingerprint
+    assert without.diffusion.base_names == models.diffusion.base_names
+    words = ["griqul", "griqulzix", "Zorvak 7", "ångström’s", "an orc woman, it's a  long\tone"]
+    assert [*map(without.diffusion.count_tokens, words)] == [*map(models.diffusion.count_tokens, words)]
+
+
+def test_models_whose_tokenizer_the_library_has_to_make_are_not_known_without_it(family: Path, tmp_path: Path):
+    sdxl = Path(shutil.copytree(family / "sdxl", tmp_path / "sdxl"))
+    (sdxl / "tokenizer" / "tokenizer.json").rename(sdxl / "tokenizer" / "vocab.json")
+    assert known(profile(family, sdxl=str(sdxl))) is None
+    assert known(load_profile("sdxl-12gb", ())) is None
+
+
+def test_a_tokenizer_that_cannot_be_read_is_told_kindly(family: Path, tmp_path: Path):
+    sdxl = Path(shutil.copytree(family / "sdxl", tmp_path / "sdxl"))
+    (sdxl / "tokenizer" / "tokenizer.json").write_text("{")
+    without = known(profile(family, sdxl=str(sdxl)))
+    assert without
+    with pytest.raises(BadInput, match=r"tokenizer\.json is no tokenizer"):
+        without.diffusion.count_tokens("griqul")
 
 
 def test_a_folder_without_a_part_is_named_with_what_to_do(family: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from mlflow.exceptions import MlflowException
 
-from charengine.tracking.mlflow import KEY_TAG
+from charengine.tracking.protocol import KEY_TAG
 
 Request = Callable[[str], bool]
 """Called with a request's name before it takes effect: raises to refuse it; True when its answer is to be lost."""

@@ -21,7 +21,7 @@ from charengine.run.cast import check_cast, read_cast
 from charengine.run.claim import claim, owner_of
 from charengine.run.opening import open_workspace
 from charengine.run.request import RunRequest, check, usual_name
-from charengine.run.running import key_of
+from charengine.run.running import NotKept, kept, key_of
 from charengine.run.workspace import Workspace
 from charengine.stages.sheet.draw import DRAWN_SHEET
 from charengine.stages.sheet.reference import LOOK
@@ -100,6 +100,17 @@ def test_a_sentence_stays_as_it_is_and_names_the_class_noun_where_it_can(world: 
     assert (said.prompt, said.class_noun) == ("a robot with a hook", "robot")
     assert world.open(prompt="somebody with a hook").character.class_noun == "orc woman"
     assert world.open(class_noun="warrior").character.class_noun == "warrior"
+
+
+def test_a_picture_that_was_looked_at_is_known_again_without_a_look(world: World) -> None:
+    home, request = Home(world.folder / "home"), RunRequest("", reference=str(world.picture()))
+    known = world.load(None)
+    with pytest.raises(NotKept):
+        open_workspace(check(request, home), home, models=known, by=kept)
+    before = world.open()
+    again = open_workspace(check(request, home), home, models=known, by=kept)
+    assert (again.character, again.key, sheet_key(again)) == (before.character, before.key, sheet_key(before))
+    assert (world.witness.asked, world.loads) == (1, 2)  # once by this test
 
 
 def test_a_picture_that_cannot_be_described_needs_a_sentence(world: World) -> None:

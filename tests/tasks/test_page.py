@@ -19,6 +19,7 @@ from prefect.logging.handlers import APILogHandler
 from run_samples import sample_run
 
 from charengine.records import StageFact
+from charengine.run import steps
 from charengine.stage import Progress
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker
@@ -228,10 +229,10 @@ def test_the_page_keeps_how_long_training_and_sweep_took_or_that_nothing_was_don
         def work(*_: Any, stage: str = stage) -> None:
             workspace.facts.append(StageFact(stage=stage, key="a key", cached=cached, seconds=12.3))
 
-        monkeypatch.setattr(module, stage, work)
+        monkeypatch.setattr(module, "as_task", work)
         monkeypatch.setattr(module, "stage_line", lambda stage: lines[stage].append)
         monkeypatch.setattr(module, {"train": "show_training", "sweep": "show_sweep"}[stage], lambda *_: None)
-    monkeypatch.setattr(sweep, "with_whole_recipe", lambda swept, workspace: "says the whole request")
+    monkeypatch.setattr(steps, "with_whole_recipe", lambda swept, workspace: "says the whole request")
     modules[0].train_adapter(workspace, None)
     assert modules[1].sweep_adapter(workspace, None, None) == "says the whole request"
     assert [told[-1] for told in lines.values()] == [said, said]

@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional as F
 
 from charengine.embedded import world
-from charengine.embedded.onlooker import KINDS, SIDE, WEIGHTS, OnlookerNet
+from charengine.embedded.onlooker import KINDS, SIDE, OnlookerNet
+from charengine.embedded.packaged import ONLOOKER
 from charengine.embedded.scenery import draw_background
 from charengine.embedded.traits import BACKGROUNDS, POSES, sample_indices
 
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure on held-out characters, write the weights as half floats."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=ONLOOKER)
     chosen = parser.parse_args(arguments)
     from safetensors.torch import save_file
 
