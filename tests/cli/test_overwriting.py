@@ -84,8 +84,8 @@ def given(folder: Path, home: Home) -> None:
 def adapter() -> bytes:
     import torch
 
-    stem = "lora_unet_mid_block_1_proj_in"
-    parts = {f"{stem}.lora_down.weight": torch.ones(1, 8), f"{stem}.lora_up.weight": torch.ones(8, 1)}
+    stem = "lora_unet_mid_block_attentions_0_proj_in"  # of the embedded family
+    parts = {f"{stem}.lora_down.weight": torch.ones(1, 128), f"{stem}.lora_up.weight": torch.ones(128, 1)}
     return save_adapter(parts, {"ss_steps": "4"})
 
 

@@ -320,8 +320,8 @@ def test_each_settings_name_leads_to_what_the_manual_says_of_it(visit: Visit) ->
     for one in (setting for group in groups()[:-1] for setting in group.settings):
         [row] = re.findall(rf'<tr id="manual-{one.name.replace(".", "-")}">(.*?)</tr>', page)
         assert one.about in row and one.allowed() in row
-        if one.name == "train.steps":  # as the engine has it, and as the profile
-            assert '"Default">' in row and f"embedded: {load_profile('embedded').train.steps}<" in row
+        if one.name == "train.distill":  # as the engine has it, and as the profile
+            assert '"Default">' in row and f"embedded: {load_profile('embedded').train.distill}<" in row
 
 
 def test_a_profile_of_ones_own_stands_in_the_list_and_can_be_chosen(visit: Visit) -> None:
