@@ -327,6 +327,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "another trigger": {"trigger": "zorvak"},
     "another class noun": {"class_noun": "orc"},
     "a stage to refresh": {"refresh": ("report",)},
+    "a stage to refresh that it has not": {"refresh": ("expand",)},
 }
 
 
