@@ -111,7 +111,8 @@ def make(
         request = RunRequest(PROMPT, "Aya", overrides=settings, sheet=str(sheet), out=str(folder / name))
         if name == "edited":
             shutil.copytree(make("plain").out, folder / name)
-            edit_a_caption(replace(make("plain"), request=request))
+            edit_a_caption(changed := replace(make("plain"), request=request))
+            assert changed.again() is None  # and the flow goes on as if nobody had looked
         return Made(home, request, character(**request.as_parameters()))
 
     with pytest.MonkeyPatch.context() as patch:
