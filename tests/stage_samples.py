@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from charengine.config import Character
+from charengine.machine.home import Home
+from charengine.profiles.loading import load_profile
 from charengine.records import ReportRecord
+from charengine.run.workspace import Workspace
 from charengine.stage import Given, Stage
+
+GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman", trigger="griqul")
 
 
 class Model:
@@ -19,6 +26,14 @@ class Model:
 
     def unload(self, *parts: str) -> None:
         self.unloaded += 1
+
+
+def workspace_in(home: Home, *overrides: str) -> Workspace:
+    made = Workspace(GRISHA, load_profile("embedded", list(overrides)), home)
+    made.__dict__["models"] = SimpleNamespace(
+        **{name: Model(name) for name in ("editor", "captioner", "diffusion", "embedder")}
+    )
+    return made
 
 
 def counted(fail: list[Exception] | None = None, **declared: Any) -> tuple[Stage[ReportRecord], list[Given]]:
