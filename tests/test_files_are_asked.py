@@ -26,10 +26,9 @@ OWN = {  # paths that the engine made itself
     "charengine/profiles/loading.py": "the package's own profiles (importlib.resources)",
     "charengine/models/files.py": "size and time, asked through files.asked",
     "charengine/models/fit.py": "likewise",
-    "charengine/models/embedded.py": "likewise",
+    "charengine/models/embedded_known.py": "likewise",
     "charengine/models/vocabularies.py": "likewise, and names in caches that were found to be there",
     "charengine/models/places.py": "names in folders that were found to be there",
-    "charengine/models/loading.py": "the package's own weights",
     "charengine/dataset/folder.py": "expansion.json's pictures, removed from the folder it stands in",
 }
 

@@ -10,30 +10,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from again_samples import PROMPT, Made
 from command_line import child_environment, last_line
 from PIL import Image
 
 from charengine.errors import ConfigError
-from charengine.machine.addresses import database_uri
 from charengine.machine.home import Home
 from charengine.machine.locks import flocked
 from charengine.machine.processes import this_process
 from charengine.machine.shared import open_store
-from charengine.records import RunResult
-from charengine.run.again import UNCHANGED, made_before
-from charengine.run.request import RunRequest, check
+from charengine.run.again import UNCHANGED
+from charengine.run.request import RunRequest
 from charengine.store import refs_in
 from charengine.tracking.journal import JOURNAL
-from charengine.tracking.protocol import KEY_TAG, PROCESS_TAG
+from charengine.tracking.protocol import KEY_TAG
 from charengine.tracking.spool import SPOOL
 
-PROMPT = "an orc woman with red hair and a blue coat"
 STAGES = ("sheet", "crop", "caption", "train", "sweep", "report")
 MORE = (
     "expand.count=3",
@@ -45,47 +43,6 @@ MORE = (
 )
 SERVERS = {"torch", "transformers", "diffusers", "mlflow", "prefect"}
 DEAD = this_process().rpartition(":")[0] + ":999999999_1"  # of this machine, and no process
-
-
-@dataclass(frozen=True)
-class Made:
-    """A character that was made, and what asks for it again."""
-
-    home: Home
-    request: RunRequest
-    result: RunResult
-
-    @property
-    def out(self) -> Path:
-        return Path(self.request.out)
-
-    def again(self, **changed: Any) -> RunResult | None:
-        """As the command asks, with these parts of the request changed."""
-        return made_before(check(replace(self.request, **changed), self.home), self.home)
-
-    def files(self) -> dict[Path, bytes]:
-        return {path.relative_to(self.out): path.read_bytes() for path in self.out.rglob("*") if path.is_file()}
-
-    def arguments(self) -> list[str]:
-        sets = [part for setting in self.request.overrides for part in ("--set", setting)]
-        return ["run", PROMPT, "--name", "Aya", "--sheet", self.request.sheet, "--out", str(self.out), "--json", *sets]
-
-    def mlflow(self) -> Any:
-        from mlflow import MlflowClient
-
-        return MlflowClient(tracking_uri=database_uri(self.home), registry_uri=database_uri(self.home))
-
-    def told(self) -> list[Any]:
-        """All that MLflow holds of runs."""
-        client = self.mlflow()
-        found = client.search_runs([client.get_experiment_by_name("charengine").experiment_id])
-        return [(run.info.run_id, run.info.status, run.info.end_time, run.data.tags, run.data.metrics) for run in found]
-
-    def open_run(self, process: str) -> None:
-        """Another character's run that a process has open."""
-        client = self.mlflow()
-        tags = {KEY_TAG: "run-other", PROCESS_TAG: process}
-        client.create_run(client.get_experiment_by_name("charengine").experiment_id, run_name="Bea", tags=tags)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +68,8 @@ def make(
         request = RunRequest(PROMPT, "Aya", overrides=settings, sheet=str(sheet), out=str(folder / name))
         if name == "edited":
             shutil.copytree(make("plain").out, folder / name)
-            edit_a_caption(replace(make("plain"), request=request))
+            edit_a_caption(changed := replace(make("plain"), request=request))
+            assert changed.again() is None  # and the flow goes on as if nobody had looked
         return Made(home, request, character(**request.as_parameters()))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -23,7 +23,7 @@ from charengine.machine.locks import single_flight
 from charengine.profiles.loading import load_profile
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, Ref, ReportRecord
 from charengine.run.keys import stage_recipe
-from charengine.run.running import NotKept, kept, key_of, peak_rss_gib, run
+from charengine.run.running import key_of, peak_rss_gib, run
 from charengine.run.workspace import Workspace
 from charengine.stage import Given, NotDeclared, Stage
 from charengine.stages.train.stage import smaller_plan
@@ -85,28 +85,6 @@ def test_a_kept_result_that_is_not_whole_is_made_again(workspace: Workspace, dam
     assert run(stage, workspace) == record
     assert workspace.store.get(record.html) == b"page"
     assert len(calls) == 2
-
-
-def test_what_is_kept_can_be_looked_for_without_making_or_mending_anything(workspace: Workspace) -> None:
-    stage, calls = counted()
-    with pytest.raises(NotKept):
-        kept(stage, workspace)
-    record = run(stage, workspace)
-    key = key_of(stage, workspace)
-    kept_file = workspace.home.store / "results" / f"{key}.json"
-    os.utime(kept_file, (1, 1))
-    assert kept(stage, workspace) == record
-    assert kept_file.stat().st_mtime > 1  # in use, for `prune`
-    assert [(fact.key, fact.cached) for fact in workspace.facts] == [(key, False), (key, True)]
-    workspace.refresh = frozenset({"crop"})
-    with pytest.raises(NotKept):
-        kept(stage, workspace)
-    workspace.refresh = frozenset()
-    blob = workspace.home.store / "sha256" / record.html.sha256[:2] / record.html.sha256
-    blob.write_bytes(b"gape")
-    with pytest.raises(NotKept):
-        kept(stage, workspace)
-    assert blob.read_bytes() == b"gape" and len(calls) == 1 and len(workspace.facts) == 2
 
 
 def test_a_failure_is_never_kept(workspace: Workspace) -> None:
