@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from charengine.adapter.header import header_of, read_header, with_metadata
 from charengine.adapter.keys import BASES, known_stems
 from charengine.adapter.parts import NO_CHANGE, Parts, checked_parts, floats, largest_change, refuse_huge
-from charengine.adapter.peft_scale import SETTINGS, settings_beside, without_peft_settings
+from charengine.adapter.peft_config import SETTINGS, settings_beside
+from charengine.adapter.peft_scale import without_peft_settings
 from charengine.adapter.sdxl_layers import layers_by_stem
 from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, SortedKeys, shown, sort_keys, split_key
 from charengine.errors import BadInput, UnsafeFile
@@ -59,9 +60,8 @@ def read_adapter(path: Path) -> bytes:
         BadInput: no such file.
         UnsafeFile: it is not a safetensors file.
     """
-    header = read_header(path)
-    data = path.read_bytes()
-    told = settings_beside(path, header.tensors) if SETTINGS not in header.metadata else ""
+    read_header(path)
+    told, data = settings_beside(path), path.read_bytes()
     return with_metadata(data, {SETTINGS: told}) if told else data
 
 

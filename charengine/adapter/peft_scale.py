@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from math import isfinite, sqrt
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from charengine import files
 from charengine.adapter.parts import FLOATS, times
+from charengine.adapter.peft_config import SETTINGS
 from charengine.adapter.sorting import LORA, split_key
 from charengine.errors import BadInput
 
-SETTINGS = "lora_adapter_metadata"
-CONFIG, OWN_KEYS = "adapter_config.json", "base_model.model."  # `PeftModel.save_pretrained`
 MODELS = ("unet", "text_encoder", "text_encoder_2")
 
 
@@ -52,18 +49,6 @@ def without_peft_settings(
             factor = _scale(stem, len(down), told)
             folded[parts[LORA[1]]] = up if factor == 1 else times(up, factor)
     return folded, {name: text for name, text in metadata.items() if name != SETTINGS}
-
-
-def settings_beside(path: Path, keys: Collection[str]) -> str:
-    """What PEFT itself wrote beside a file of its own keys, where alone it says the alpha; "" where there is none.
-
-    Raises:
-        BadInput: it is no text, or too long.
-    """
-    place = path.with_name(CONFIG)
-    if not any(key.startswith(OWN_KEYS) for key in keys) or not files.is_file(place):
-        return ""
-    return files.read_text(place)
 
 
 def _settings(text: str) -> dict[str, Any]:

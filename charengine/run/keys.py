@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from charengine import files
+from charengine.adapter.peft_config import settings_beside
 from charengine.config import Character, Profile
 from charengine.errors import BadInput
 from charengine.models import Models
@@ -120,8 +121,15 @@ def path_digest(path: Path) -> str:
 def _settings(values: dict[str, Any], named: tuple[str, ...]) -> dict[str, Any]:
     """The settings with each file by its content."""
     return {
-        name: path_digest(files.expanded(value)) if name in named and value else value for name, value in values.items()
+        name: _file_digest(files.expanded(value)) if name in named and value else value
+        for name, value in values.items()
     }
+
+
+def _file_digest(path: Path) -> str:
+    """A file or folder that a setting names, with what belongs to it."""
+    told = settings_beside(path) if path.suffix == ".safetensors" and files.is_file(path) else ""
+    return digest([path_digest(path), told]) if told else path_digest(path)
 
 
 def _content(value: Any) -> Any:

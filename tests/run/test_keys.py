@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from charengine.adapter.files import save_adapter
 from charengine.config import Character
 from charengine.profiles.loading import load_profile
 from charengine.run.keys import digest, path_digest, stage_key
@@ -18,6 +21,7 @@ from charengine.stages.train.stage import TRAIN
 
 GRISHA = Character(name="Grisha", prompt="an orc woman", class_noun="orc woman", trigger="griqul")
 MODELS: Any = SimpleNamespace(diffusion=SimpleNamespace(fingerprint="sdxl-1", sampling_fingerprint="sdxl-1"))
+ONE = torch.ones(1, 1)
 
 
 def key(*overrides: str, character: Character = GRISHA, models: Any = MODELS, inputs: tuple[Path, ...] = ()) -> str:
@@ -42,6 +46,18 @@ def test_how_a_base_is_prompted_counts_for_what_is_drawn_with_it_and_not_for_wha
 def test_a_default_spelt_out_is_the_same_setting() -> None:
     assert key("train.steps=300", "train.rank=16") == key()
     assert key("train.steps=601") != key()
+
+
+def test_what_peft_wrote_beside_an_adapter_of_its_own_counts_with_it(tmp_path: Path) -> None:
+    def started(stem: str, alpha: int) -> str:
+        folder = tmp_path / stem
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))
+        (path := folder / "adapter_model.safetensors").write_bytes(save_adapter({f"{stem}.lora_A.weight": ONE}, {}))
+        return key(f"train.continue_from={path}")
+
+    assert started("base_model.model.to_k", 8) != started("base_model.model.to_k", 16)
+    assert started("unet.to_k", 8) == started("unet.to_k", 16)  # diffusers' keys: nobody reads the file beside them
 
 
 def test_a_file_counts_by_content_not_by_path_or_time(tmp_path: Path) -> None:
