@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from deployments.sqlite_connections import UnlockingConnection
 
-SLOW = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 1500000) SELECT count(*) FROM t"
+SLOW = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 6000000) SELECT count(*) FROM t"
 CANCELLED = """
 import asyncio, os, sys
 from tests.services.test_sqlite_connections import cancelled
