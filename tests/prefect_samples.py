@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from command_line import ROOT, child_environment
 
 from charengine.machine.addresses import answers
@@ -89,3 +91,18 @@ def prefect_server(folder: Path, **environment: str) -> Iterator[Server]:
         yield Server(home, url)
     finally:
         end(process)
+
+
+@contextmanager
+def at_home(folder: Path, empty_mlflow: Path) -> Iterator[Home]:
+    """A home in this folder, in which this process works."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    home = Home(folder / "home").create()
+    shutil.copytree(empty_mlflow, home.mlflow, dirs_exist_ok=True)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        temporary_settings({PREFECT_LOCAL_STORAGE_PATH: home.prefect / "results"}),
+    ):
+        patch.setenv("CHARENGINE_HOME", str(home.root))
+        yield home

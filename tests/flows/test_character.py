@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from command_line import ROOT, Fork, Forks, child_environment, last_line
 from PIL import Image
+from prefect_samples import at_home
 from run_samples import doll
 
 from charengine.errors import BadInput
@@ -69,21 +69,6 @@ def studio(
     folder = tmp_path_factory.mktemp("studio")
     with at_home(folder, empty_mlflow) as home:
         yield Studio(home, folder, tiny_settings, drawn_sheet)
-
-
-@contextmanager
-def at_home(folder: Path, empty_mlflow: Path) -> Iterator[Home]:
-    """A home in this folder, in which this process works."""
-    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-
-    home = Home(folder / "home").create()
-    shutil.copytree(empty_mlflow, home.mlflow, dirs_exist_ok=True)
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        temporary_settings({PREFECT_LOCAL_STORAGE_PATH: home.prefect / "results"}),
-    ):
-        patch.setenv("CHARENGINE_HOME", str(home.root))
-        yield home
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from again_samples import CHANGES, PROMPT, Made, edit_a_caption
 from command_line import child_environment, last_line
+from prefect_samples import at_home
 
 from charengine.errors import ConfigError
 from charengine.machine.home import Home
@@ -51,8 +52,6 @@ def make(
     from flows.character import character
 
     folder = tmp_path_factory.mktemp("originals")
-    home = Home(folder / "home").create()
-    shutil.copytree(empty_mlflow, home.mlflow, dirs_exist_ok=True)
     sheet = folder / "sheet.png"
     shutil.copy(drawn_sheet, sheet)
 
@@ -66,8 +65,7 @@ def make(
             assert changed.again() is None  # and the flow goes on as if nobody had looked
         return Made(home, request, character(**request.as_parameters()))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CHARENGINE_HOME", str(home.root))
+    with at_home(folder, empty_mlflow) as home:
         yield make
 
 

@@ -18,13 +18,21 @@ import torch
 from torch.nn import functional as F
 
 from charengine.embedded import grammar, probe
-from charengine.embedded.making.clock import Average, Clock, Log, decayed, finish, read_weights, write_weights
+from charengine.embedded.making.clock import Average, Clock, Log, finish, write_weights
 from charengine.embedded.making.data import FILLERS, STANDING, WHITE, Refill, Renderer, characters_of, nonsense, sent
 from charengine.embedded.making.eye import Eye, load_eyes
-from charengine.embedded.making.family import build_unet
 from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
 from charengine.embedded.making.heads import TraitHeads
-from charengine.embedded.making.images import GUIDANCE, PicturePool, PictureStep, Writer, alphas, time_ids
+from charengine.embedded.making.images import (
+    GUIDANCE,
+    PicturePool,
+    PictureStep,
+    Writer,
+    alphas,
+    learnt,
+    picture_model,
+    time_ids,
+)
 from charengine.embedded.making.run import Run
 from charengine.embedded.making.vae import Autoencoder, trained_vae
 from charengine.embedded.traits import BACKGROUNDS, COLUMN, POSES, VIEWS, visible_mask
@@ -141,12 +149,10 @@ def train_drawn(run: Run, minutes: float) -> None:
     """Go on training U-Net and text encoders for `minutes`, by renders and by their own pictures in turn."""
     device, log, vae = run.device, Log(run.out, "drawn"), trained_vae(run, "sdxl")
     writer = Writer(run)
-    unet: Any = build_unet(run.sizes).to(device)
-    modules = {"sdxl_unet": unet, "sdxl_text_encoder": writer.first, "sdxl_text_encoder_2": writer.second}
-    eyes = load_eyes(run)
-    if not eyes or not all([read_weights(run.sources, name, module) for name, module in modules.items()]):
+    modules, resumed = picture_model(run, writer)
+    unet, eyes = modules["sdxl_unet"], load_eyes(run)
+    if not (eyes and resumed):
         raise FileNotFoundError("no eye, or no picture model to go on from: train the part eye, and give --from")
-    unet.to(memory_format=torch.channels_last)
     average = Average(modules, 0.995)
     pool = PicturePool(run, writer, vae, capacity=run.scale(60000, 40), chunk=run.scale(512, 4))
     fill = Clock(run.scale(25, 1) / 60)
@@ -154,9 +160,7 @@ def train_drawn(run: Run, minutes: float) -> None:
         pool.make()
     clock, refill = Clock(minutes, max_steps=run.max_steps), Refill(pool.make, 0.05)
     heads = TraitHeads(3 * run.sizes.te_width).to(device)
-    optimiser = GraphedOptimiser(
-        decayed(unet, rate=RATE) + decayed(writer.first, writer.second, heads, rate=RATE * 0.7), clock
-    )
+    optimiser = GraphedOptimiser(learnt(unet, writer, heads, rate=RATE), clock)
     told = PictureStep(run, writer, unet, heads, vae)
     told.eye = None  # what it would see here, eyes see in the pictures
     drawing = DrawnStep(run, writer, unet, vae, eyes)

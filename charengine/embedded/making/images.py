@@ -147,14 +147,26 @@ class PictureStep:
         return loss.detach(), each.mean().detach(), named.detach(), seen.detach()
 
 
+def picture_model(run: Run, writer: Writer) -> tuple[dict[str, Any], bool]:
+    """U-Net and the writer's text encoders by the names of their files, and whether all go on from earlier weights."""
+    unet: Any = build_unet(run.sizes).to(run.device)
+    modules = {"sdxl_unet": unet, "sdxl_text_encoder": writer.first, "sdxl_text_encoder_2": writer.second}
+    resumed = all([read_weights(run.sources, name, module) for name, module in modules.items()])
+    unet.to(memory_format=torch.channels_last)
+    return modules, resumed
+
+
+def learnt(unet: Any, writer: Writer, heads: TraitHeads, rate: float) -> list[dict[str, Any]]:
+    """What an optimiser moves, the words by less than the pictures."""
+    return decayed(unet, rate=rate) + decayed(writer.first, writer.second, heads, rate=rate * 0.7)
+
+
 def train_images(run: Run, minutes: float) -> None:
     """Train U-Net and text encoders for `minutes`."""
     device, log, vae = run.device, Log(run.out, "images"), trained_vae(run, "sdxl")
     writer = Writer(run)
-    unet: Any = build_unet(run.sizes).to(device)
-    modules = {"sdxl_unet": unet, "sdxl_text_encoder": writer.first, "sdxl_text_encoder_2": writer.second}
-    resumed = all([read_weights(run.sources, name, module) for name, module in modules.items()])
-    unet.to(memory_format=torch.channels_last)
+    modules, resumed = picture_model(run, writer)
+    unet = modules["sdxl_unet"]
     average = Average(modules, 0.999)
     clock = Clock(minutes, max_steps=run.max_steps)
     pool = PicturePool(run, writer, vae, capacity=run.scale(120000, 40), chunk=run.scale(512, 4))
@@ -163,10 +175,8 @@ def train_images(run: Run, minutes: float) -> None:
     while fill.progress < 1 or pool.count < run.scale(2000, 16):
         pool.make()
     refill = Refill(pool.make, 0.12 if alone else 0.0)  # every refill of one would hold up the others
-    rate = 5e-4 if resumed else 1e-3
     heads = TraitHeads(3 * run.sizes.te_width).to(device)
-    groups = decayed(unet, rate=rate) + decayed(writer.first, writer.second, heads, rate=rate * 0.7)
-    optimiser = GraphedOptimiser(groups, clock)
+    optimiser = GraphedOptimiser(learnt(unet, writer, heads, rate=5e-4 if resumed else 1e-3), clock)
     one = PictureStep(run, writer, unet, heads, vae)
     step = GraphedStep(one, device)
     rng = random.Random(run.seed + 6)
