@@ -66,9 +66,14 @@ class _Block(nn.Module):
 
 
 class Probe(nn.Module):
-    """Logits for every trait and the view, each head looking where it likes (attention pooling over a feature map)."""
+    """Logits for every trait and the view, each head looking where it likes (attention pooling over a feature map).
 
-    def __init__(self, widths: tuple[int, ...] = (40, 80, 128, 192)) -> None:
+    Args:
+        widths: channels of the stem and of the three blocks.
+        heads: how many numbers each head gives.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (40, 80, 128, 192), heads: tuple[int, ...] = _HEADS) -> None:
         super().__init__()
         width = widths[-1]
         self.stem = nn.Conv2d(5, widths[0], 5, 2, 2)
@@ -76,9 +81,9 @@ class Probe(nn.Module):
             _Block(widths[0], widths[1], 2), _Block(widths[1], widths[2], 2), _Block(widths[2], width, 2),
             _Block(width, width, 1),
         )  # fmt: skip
-        self.where = nn.Conv2d(width + 2, len(_HEADS) * 2, 1)
+        self.where = nn.Conv2d(width + 2, len(heads) * 2, 1)
         self.norm = nn.LayerNorm(2 * (width + 2))
-        self.heads = nn.ModuleList(nn.Linear(2 * (width + 2), size) for size in _HEADS)
+        self.heads = nn.ModuleList(nn.Linear(2 * (width + 2), size) for size in heads)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Logits per head for pictures (n, 3, h, w) in [0, 1] of any size from about 128×256."""
@@ -86,7 +91,7 @@ class Probe(nn.Module):
         x = self.blocks(F.silu(x))
         x = torch.cat([x, position(x)], 1)
         looks = self.where(x).flatten(2).softmax(-1)
-        seen = torch.einsum("nkp,ncp->nkc", looks, x.flatten(2)).reshape(len(images), len(_HEADS), -1)
+        seen = torch.einsum("nkp,ncp->nkc", looks, x.flatten(2)).reshape(len(images), len(self.heads), -1)
         seen = self.norm(seen)
         return [head(seen[:, i]) for i, head in enumerate(self.heads)]
 

@@ -23,10 +23,11 @@ _ITEM_STEP = 2  # pixels between two rays that look for an item: thinner is none
 
 @dataclass(frozen=True)
 class Rendered:
-    """Pictures (n, 3, h, w) in [0, 1] and the coverage of the figure (n, 1, h, w)."""
+    """Pictures (n, 3, h, w) in [0, 1], the coverage of the figure (n, 1, h, w), and how far each scenery is shifted, (n,) in [0, 1)."""
 
     image: torch.Tensor
     alpha: torch.Tensor
+    shift: torch.Tensor
 
 
 def view_yaw(views: torch.Tensor) -> torch.Tensor:
@@ -71,7 +72,7 @@ def render(
         image, alpha = _render(indices[part], yaw[part], pose[part], background[part], size, zoom[part], shift[part])
         images.append(image)
         alphas.append(alpha)
-    return Rendered(torch.cat(images), torch.cat(alphas))
+    return Rendered(torch.cat(images), torch.cat(alphas), shift)
 
 
 def render_sheet(

@@ -15,7 +15,8 @@ from charengine.embedded.making.pack import WEIGHTS
 
 CURVES = {
     "qwen_vae": "loss", "sdxl_vae": "loss", "qwen_decoder": "loss", "sdxl_decoder": "loss", "sheets": "flow", "images": "loss",
-    "clip": "texts", "probe": "loss", "eye": "loss", "other_eye": "loss", "drawn": "missed",
+    "clip": "texts", "probe": "loss", "eye": "loss", "other_eye": "loss",
+    "scene_eye": "loss", "other_scene_eye": "loss", "drawn": "missed",
 }  # fmt: skip
 LICENCE = "Apache-2.0, like the code that draws the data and trains the weights."
 
@@ -114,7 +115,8 @@ def _data() -> list[str]:
         "In later ones SDXL's decoder also keeps what an eye reads in pictures: a second reader of traits, which is not shipped and judges "
         "nothing (`making/eye.py`). In the last two of images held things weigh four times as much; the second went on from the mean of the first and of what was before. "
         "Last, U-Net and text encoders learnt from pictures of their own: two such eyes, trained anew, read what is missing in them "
-        "(`making/drawn.py`); what is shipped is .6 of that and .4 of what was before. The probe saw renders only. The onlooker (is anybody there, how many, how much of them) saw pictures composed of rendered figures and "
+        "(`making/drawn.py`); .6 of that and .4 of what was before went on so for a second time, where two readers of pose, scenery and place "
+        "(`making/scene_eye.py`) looked too; the result is shipped whole. The probe saw renders only. The onlooker (is anybody there, how many, how much of them) saw pictures composed of rendered figures and "
         "scenery, and was trained on one processor core.",
         "",
     ]

@@ -37,7 +37,8 @@ FILLERS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """What a batch of pictures shows: characters, `VIEWS` position (-1: between views), yaw, pose, background, zoom."""
+    """What a batch of pictures shows: characters, `VIEWS` position (-1: between views), yaw, pose, background, zoom, and how
+    far the scenery is shifted, (n,) in [0, 1) on the device."""
 
     indices: torch.Tensor
     view: list[int]
@@ -45,6 +46,7 @@ class Scene:
     pose: list[int]
     background: list[int]
     zoom: list[float]
+    shift: torch.Tensor
 
 
 class Renderer:
@@ -125,7 +127,7 @@ class Renderer:
             size=size, framing=torch.tensor(zoom[:drawn_now], device=on), generator=self.generator, chunk=self.chunk,
         )  # fmt: skip
         image, alpha = (to_bytes(x).expand(n, -1, -1, -1).clone() for x in (drawn.image, drawn.alpha))
-        return image, alpha, Scene(indices, view, yaw, pose, background, zoom)
+        return image, alpha, Scene(indices, view, yaw, pose, background, zoom, drawn.shift.expand(n))
 
     @torch.no_grad()
     def items(self, scene: Scene, size: tuple[int, int]) -> torch.Tensor:

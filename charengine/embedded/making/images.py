@@ -70,7 +70,7 @@ class PicturePool:
         rng = self.renderer.rng
         size = size or rng.choices(list(SIZES), weights=list(SIZES.values()))[0]
         indices = self.renderer.characters(self.chunk)
-        plain, exact = (0.75, 0.7) if size == (128, 384) else (0.2, 0.6)
+        plain, exact = (0.75, 0.7) if size == (128, 384) else (0.2, 0.4)
         images, alpha, scene = self.renderer.pictures(indices, size, plain=plain, exact=exact, toward=0.85)
         item = self.renderer.items(scene, size)
         latents, weights = self.vae.to_latents(images), weights_of(images, alpha > 25, CELL, item)

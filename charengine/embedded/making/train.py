@@ -9,7 +9,8 @@
 
 Parts: qwen_vae, sheets (denoiser and captioner), sdxl_vae, images (U-Net and text encoders), clip, probe; and, from
 earlier weights, qwen_decoder and sdxl_decoder: the VAEs' decoders alone. A VAE trained after the part `eye` also keeps
-what that reads in pictures; `drawn` teaches the U-Net by what eyes read in pictures that it draws itself.
+what that reads in pictures; `drawn` teaches the U-Net by what the parts `eye` and `scene_eye`
+(and `other_…` of each) read in pictures that it draws itself.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from charengine.embedded.making.run import Run
 
 PARTS = ("qwen_vae", "sheets", "sdxl_vae", "images", "probe", "clip")
-LATER = ("eye", "other_eye", "qwen_decoder", "sdxl_decoder", "drawn")  # sharpen what is in use
+LATER = (  # sharpen what is in use
+    "eye", "other_eye", "scene_eye", "other_scene_eye", "qwen_decoder", "sdxl_decoder", "drawn",
+)  # fmt: skip
 RESERVE = 40.0  # seconds kept at the end for samples, scores and packing
 
 
@@ -71,6 +74,10 @@ def train_part(part: str, run: Run, minutes: float) -> None:
         from charengine.embedded.making.drawn import train_drawn
 
         train_drawn(run, minutes)
+    elif part in ("scene_eye", "other_scene_eye"):
+        from charengine.embedded.making.scene_eye import train_scene_eye
+
+        train_scene_eye(run, minutes, part)
     elif part in ("probe", "eye", "other_eye"):
         from charengine.embedded.making.judge import train_judge
 
