@@ -81,7 +81,7 @@ def measure_eager(machine: Machine, size: tuple[int, int], bypass: bool) -> dict
     from transformers.optimization import Adafactor
 
     from benchmarks.random_sdxl import build_unet
-    from charengine.adapter import network as adapter
+    from charengine.adapter import fresh as adapter
 
     PRESET.update(adapter.PRESETS)  # the same layers as ours
     device, (width, height) = torch.device(machine.device), machine.size(size)

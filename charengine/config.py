@@ -144,7 +144,9 @@ class ModelSettings(Settings):
     tagger: str = Field(default="", description="WD14 v3 tagger folder (model.onnx + selected_tags.csv)")
     clip: str = Field(default="", description="CLIP model folder for prompt adherence; empty: none")
     dino: str = Field(default="", description="DINOv2 model folder for identity; empty: the CLIP image tower")
-    folders: tuple[str, ...] = Field(default=(), description="more places to look: ComfyUI models folders, HF caches")
+    folders: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="more places to look: ComfyUI models folders, HF caches"
+    )
     allow_downloads: bool = Field(default=False, description="fetch a hub id that is not on this machine yet")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="where the models work; auto = the GPU if there is one"

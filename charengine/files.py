@@ -19,6 +19,7 @@ from charengine.errors import BadInput
 
 T = TypeVar("T")
 
+EMPTY = "an empty path, '', names nothing: give a path, '.' for the current folder, or leave it out"
 MOST_TEXT = 4_000_000  # bytes of a text file that is read
 MOST_KEPT = 100_000_000  # of one that the engine keeps
 
@@ -128,8 +129,10 @@ def expanded(path: str | Path) -> Path:
     """The path with `~` written out.
 
     Raises:
-        BadInput: nobody of that name has a home folder.
+        BadInput: nobody of that name has a home folder; or it is empty, which `Path` would take for the current folder.
     """
+    if path == "":
+        raise BadInput(EMPTY)
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

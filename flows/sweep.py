@@ -98,7 +98,7 @@ def _swept(
         out=out or f"runs/sweep-{slug(dataset.trigger)}",
     )
     trained = {folder.adapter_files(dataset.trigger)[0]: training.checkpoints[-1].adapter.sha256}
-    inputs = [path for path in (place, in_work_folder(sheet)) if files.is_file(path)]
+    inputs = [path for path in (place, *([in_work_folder(sheet)] if sheet else [])) if files.is_file(path)]
     run = check(request, home, writes_run=False)
     check_names(run.out, sweep_files(dataset.trigger), inputs, trained)
     # two sources of one character are two runs, however alike they are asked for

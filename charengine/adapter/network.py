@@ -6,14 +6,10 @@ own forward. Files are kohya's: `lora_unet_<original SDXL name>.lora_down.weight
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,10 +18,11 @@ from torch import Tensor, nn
 from charengine.adapter.applied import AppliedLayer
 from charengine.adapter.files import by_module, load_adapter, modules_of, save_adapter
 from charengine.adapter.forward import low_rank_forward, plain_forward, tlora_forward
+from charengine.adapter.fresh import by_name, create_network
 from charengine.adapter.keys import file_names
 from charengine.adapter.rescaling import rescale
 from charengine.adapter.sorting import shown
-from charengine.adapter.starting import start_layer
+from charengine.adapter.starting import start_layers
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, ConfigError
 from charengine.together import rank_problems
@@ -36,21 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Adapter", "apply_adapter", "examine_adapter", "inject", "load_adapter", "rescale", "save_adapter"]
 
 log = logging.getLogger(__name__)
-
-TARGETS = ["Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"]  # kohya's LoCon: 788 layers of SDXL
-PRESETS = {
-    f"charengine-{kind}": {
-        "enable_conv": kind == "conv",
-        "target_module": TARGETS,
-        "target_name": [],
-        "module_algo_map": {},
-        "name_algo_map": {},
-        "exclude_name": [],
-        "use_fnmatch": False,
-        "lora_prefix": "lycoris",
-    }
-    for kind in ("conv", "linear")
-}
 
 
 class Adapter:
@@ -167,14 +149,7 @@ class Adapter:
             )
         for sentence in keys.left_out():
             log.warning(sentence)
-        foreign = sorted(set(found) - set(self.modules))
-        if foreign:
-            raise BadInput(
-                f"continue_from: the file also adapts {len(foreign)} layers these settings do not train, e.g. "
-                f"{foreign[0]}; set train.algorithm=locon and train.conv_rank to the file's"
-            )
-        for name, parts in found.items():
-            start_layer(name, self.modules[name], parts, self.algorithm)
+        start_layers(self.modules, found, self.algorithm)
 
     def remove(self) -> None:
         """Take the hooks off; the U-Net computes what it did before."""
@@ -196,9 +171,8 @@ def inject(unet: UNet2DConditionModel, settings: TrainSettings, *, seed: int = 0
         ConfigError: the U-Net is too small for the rank.
     """
     _check_rank(unet, settings)
-    names = {id(module): name for name, module in unet.named_modules()}
-    network = _create_network(unet, settings)
-    modules = {names[id(lora.org_module[0])]: lora for lora in network.loras}
+    network = create_network(unet, settings)
+    modules = by_name(unet, network)
     generator = torch.Generator().manual_seed(seed)
     for module in modules.values():
         _initialise(module, generator)
@@ -245,62 +219,6 @@ def examine_adapter(unet: UNet2DConditionModel, data: bytes) -> tuple[str, ...]:
         BadInput: the file is not an adapter for this U-Net, or damaged; names the layer.
     """
     return modules_of(load_adapter(data)[0], unet)[1].left_out()
-
-
-def _create_network(unet: UNet2DConditionModel, settings: TrainSettings) -> Any:
-    os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")  # else LyCORIS compiles kernels of its own first
-    from lycoris import create_lycoris
-    from lycoris.config import PRESET
-
-    conv = settings.conv_rank > 0 and settings.algorithm not in ("lora", "tlora")
-    PRESET.update(PRESETS)  # create_lycoris takes layer choices only by preset name
-    algorithm = {"dora": "locon", "lora": "locon"}.get(settings.algorithm, settings.algorithm)
-    with _quiet_lycoris(), _without_kaiming(algorithm == "locon"):
-        return create_lycoris(
-            unet,
-            multiplier=1.0,
-            linear_dim=settings.rank,
-            linear_alpha=settings.alpha,
-            conv_dim=settings.conv_rank or settings.rank,
-            conv_alpha=settings.conv_alpha,
-            algo=algorithm,
-            dora_wd=settings.algorithm == "dora",
-            bypass_mode=settings.algorithm != "dora",
-            preset="charengine-conv" if conv else "charengine-linear",
-            warn_on_unmatched=False,
-        )
-
-
-@contextmanager
-def _quiet_lycoris() -> Iterator[None]:
-    """LyCORIS logs a dozen lines for each network it makes, and its T-LoRA collects garbage after every layer."""
-    from lycoris.logging import logger
-    from lycoris.modules import tlora
-
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    tlora.gc = SimpleNamespace(collect=lambda: 0)
-    try:
-        yield
-    finally:
-        tlora.gc = gc
-        logger.setLevel(level)
-
-
-@contextmanager
-def _without_kaiming(wanted: bool) -> Iterator[None]:
-    """LyCORIS draws each matrix twice over, torch's way and its own, before `_initialise` does: a second for SDXL's 788 layers.
-
-    Args:
-        wanted: only where all that is drawn so is drawn again, which holds for LoRA's down matrices.
-    """
-    draw = nn.init.kaiming_uniform_
-    if wanted:
-        nn.init.kaiming_uniform_ = lambda tensor, *_, **__: tensor
-    try:
-        yield
-    finally:
-        nn.init.kaiming_uniform_ = draw
 
 
 def _check_rank(unet: UNet2DConditionModel, settings: TrainSettings) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from charengine.adapter.files import NEEDED, check_layers, read_adapter
+from charengine.adapter.fresh import by_name, create_network
 from charengine.adapter.header import Entry, read_header
 from charengine.adapter.parts import Parts, difference, rank_of, scale_of
 from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, algorithm_of, shown, split_key
@@ -50,6 +51,38 @@ def check_start(path: Path, settings: TrainSettings, unet: UNet2DConditionModel)
         raise BadInput(
             f"continue_from: the file also adapts {untrained[0]}, which is never trained here; start from another file"
         )
+    _try_start(modules, settings, unet)
+
+
+def start_layers(modules: Mapping[str, Any], found: Mapping[str, Parts], algorithm: str) -> None:
+    """Give fresh modules what a file's layers do.
+
+    Args:
+        modules: LyCORIS' modules, by diffusers name.
+        found: the file's layers, as `modules_of` has them.
+        algorithm: the setting the modules were made by.
+
+    Raises:
+        BadInput: there is no module for a layer, or it cannot do exactly that; says which setting to change.
+    """
+    foreign = sorted(set(found) - set(modules))
+    if foreign:
+        first = "train.algorithm=locon and " if algorithm == "lora" else ""
+        raise BadInput(
+            f"continue_from: the file also adapts {len(foreign)} layers these settings do not train, e.g. {foreign[0]}; set {first}"
+            "train.conv_rank to the file's"
+        )
+    for name, parts in found.items():
+        start_layer(name, modules[name], parts, algorithm)
+
+
+@torch.no_grad()
+def _try_start(found: Mapping[str, Parts], settings: TrainSettings, unet: UNet2DConditionModel) -> None:
+    """Fill modules that are hooked on nothing, as the training will; a DoRA's are a LoCon's, whose norms alone need the base's weights."""
+    algorithm = "locon" if settings.algorithm == "dora" else settings.algorithm
+    fresh = by_name(unet, create_network(unet, settings.model_copy(update={"algorithm": algorithm})))
+    plain = {name: {part: parts[part] for part in parts if part != "dora_scale"} for name, parts in found.items()}
+    start_layers(fresh, plain, algorithm)
 
 
 def start_layer(name: str, module: Any, parts: Parts, algorithm: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from typer.core import TyperCommand, TyperGroup
 
 from charengine import files
-from charengine.errors import EngineError
+from charengine.errors import BadInput, EngineError
 
 KEPT = (
     "run",
@@ -22,6 +22,7 @@ KEPT = (
     "sweep",
 )  # whose stages' results are kept
 INTERRUPTED = 130
+PATH = "PATH"  # metavar of texts that are paths, which are left out where they are empty
 
 
 class Stopped(EngineError):
@@ -32,6 +33,19 @@ class Stopped(EngineError):
 
 class Command(TyperCommand):
     """One command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what was given.
+
+        Raises:
+            BadInput: an empty path, as `"$UNSET"` is in a shell: `Path` takes it for the current folder, a text for left out.
+        """
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        kinds = get_type_hints(self.callback)
+        for parameter in self.params:
+            if _takes_path(parameter, kinds.get(parameter.name or "")) and "" in _each(given.get(parameter.name or "")):
+                raise BadInput(f"{_called(parameter)}: {files.EMPTY}")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run it."""
@@ -56,6 +70,18 @@ class Commands(TyperGroup):
             raise Stopped(
                 f"{name} was stopped; {goes_on if name in KEPT else 'the same command begins again'}"
             ) from None
+
+
+def _takes_path(parameter: Any, kind: object) -> bool:
+    return parameter.metavar == PATH or kind is Path or Path in get_args(kind)
+
+
+def _called(parameter: Any) -> str:
+    return parameter.opts[0] if parameter.param_type_name == "option" else str(parameter.name).upper()
+
+
+def _each(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _as_it_lies(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from charengine.cli.command import Command
+from charengine.cli.command import PATH, Command
 from charengine.cli.console import listen, say, say_json, training_bar
 from charengine.errors import BadInput
 from charengine.machine.home import find_home
@@ -23,7 +23,7 @@ DEMO_PROMPT = (
     "a green skinned orc woman with long red hair, a blue coat, black trousers, brown boots and a hook for a right hand"
 )
 
-ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="A shipped profile or a YAML file.")]
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", metavar=PATH, help="A shipped profile or a YAML file.")]
 SetOption = Annotated[
     list[str],
     typer.Option(
@@ -36,10 +36,13 @@ SetOption = Annotated[
 ReferenceOption = Annotated[
     str,
     typer.Option(
-        help="One picture of the character (PNG, JPEG, WebP), in any pose and place: the sheet is drawn from it."
+        metavar=PATH,
+        help="One picture of the character (PNG, JPEG, WebP), in any pose and place: the sheet is drawn from it.",
     ),
 ]
-OutOption = Annotated[str, typer.Option("--out", "-o", help="Folder for the results. Default: runs/<name>")]
+OutOption = Annotated[
+    str, typer.Option("--out", "-o", metavar=PATH, help="Folder for the results. Default: runs/<name>")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Say the result as one line of JSON, the last of stdout.")]
 
 
@@ -69,7 +72,7 @@ def run(
     trigger: Annotated[str, typer.Option(help="Word that will mean the character. Default: from the name")] = "",
     seed: Annotated[int, typer.Option(help="Same seed, same machine kind: same files.")] = 42,
     profile: ProfileOption = "embedded",
-    sheet: Annotated[str, typer.Option(help="A sheet you already have (PNG, JPEG, WebP).")] = "",
+    sheet: Annotated[str, typer.Option(metavar=PATH, help="A sheet you already have (PNG, JPEG, WebP).")] = "",
     reference: ReferenceOption = "",
     auto_retrain: Annotated[
         int, typer.Option(help="Train again, so often at most, as the sweep's verdict says (--set retrain=N).")

@@ -65,8 +65,8 @@ def variable_problems() -> list[str]:
     if os.environ.get(API):  # whose server has settings of its own
         return problems
     try:
-        place = files.expanded(os.environ.get("PREFECT_HOME", ""))
-        problems += folder_problems(place, "PREFECT_HOME:") if place.name else []
+        if own := os.environ.get("PREFECT_HOME"):
+            problems += folder_problems(files.expanded(own), "PREFECT_HOME:")
     except BadInput as error:
         problems.append(f"PREFECT_HOME: {error}")
     if not (database := os.environ.get(DATABASE, DRIVERS[0])).startswith(DRIVERS):

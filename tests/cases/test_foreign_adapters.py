@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_samples import ALGORITHMS, BASE, CONV, LINEAR, file_of, parts_of, tensors_of, tiny_unet
+from adapter_samples import ALGORITHMS, BASE, CONV, LINEAR, WIDE, file_of, parts_of, tensors_of, tiny_unet
 from run_samples import write_views
 from test_adapter_words import profile_of
 
@@ -122,6 +122,30 @@ def test_what_cannot_be_trained_on_is_refused_before_any_stage(
     train = {"continue_from": str(kept(tmp_path, tensors)), "algorithm": algorithm, "rank": 1, "conv_rank": 1}
     [problem] = starting_problems(profile_of(tmp_path, **train))
     assert told in problem
+
+
+@pytest.mark.parametrize(
+    ("tensors", "train", "told"),
+    [
+        ({f"{LAYER}.lokr_w1": torch.eye(2), f"{LAYER}.lokr_w2": torch.eye(16)}, {}, "(2, 2) in the file and (4, 4)"),
+        (tensors_of(tiny_unet(), "LoKr whole", layers=(WIDE,)), {"rank": 1}, "split in another way in the file"),
+        (tensors_of(tiny_unet(), "LoKr whole", layers=(CONV,)), {"conv_rank": 0}, "layers these settings do not train"),
+    ],
+)
+def test_modules_that_the_run_makes_otherwise_than_the_file_has_them_are_told_before_any_stage(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], train: dict[str, int], told: str
+) -> None:
+    start = str(kept(tmp_path, tensors))
+    [problem] = starting_problems(profile_of(tmp_path, continue_from=start, algorithm="lokr", **train))
+    assert told in problem
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "setting"), [("LoRA", "locon"), ("DoRA LoRA", "dora"), ("LoRA", "dora"), ("LoHa", "loha")]
+)
+def test_what_can_be_trained_on_passes(tmp_path: Path, algorithm: str, setting: str) -> None:
+    start = str(kept(tmp_path, tensors_of(tiny_unet(), algorithm)))
+    assert starting_problems(profile_of(tmp_path, continue_from=start, algorithm=setting)) == []
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
