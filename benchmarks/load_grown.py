@@ -232,3 +232,7 @@ def _quiet(site: Any) -> dict[str, list[float]]:
     for call in calls.values():
         call()
     return {what: spread([timed(call) for _ in range(QUIET_ASKS)]) for what, call in calls.items()}
+
+
+if __name__ == "__main__":
+    main()
