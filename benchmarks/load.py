@@ -148,7 +148,7 @@ class Load:
         site = self.site
         try:
             site.start()
-            self.prefect = PrefectApi(site.services.prefect_api)
+            self.take_up()
             self._start_more_workers()
             before, names = sizes(site), [f"Noop {number:04d}" for number in range(1, most + 1)]
             made: list[str] = []
@@ -157,18 +157,18 @@ class Load:
                 deadline = time.monotonic() + 60 * minutes
                 while len(made) < most and (not made or time.monotonic() < deadline):
                     cast = names[len(made) : len(made) + lot]
-                    seen = seen | self._ask(cast, f"first-{len(made)}")
+                    seen = seen | self.ask(cast, f"first-{len(made)}", is_watched=not made)
                     made += cast
-                    self._wait(len(made))
+                    self.wait(len(made))
             found = {"characters": len(made), "of_a_cast": min(lot, most), "workers": self.workers, "visible_s": seen}
-            found |= watch.told(len(made)) | {"seconds": self._seconds(made)}
+            found |= watch.told(len(made)) | {"seconds": self.seconds(made)}
             grown = sizes(site)
             found["bytes_per_character"] = {what: round((grown[what] - before[what]) / len(made)) for what in grown}
             found["gallery_warm_s"] = self._gallery_warm()
             again = made[:AGAIN]
-            self._ask(again, "again")
-            self._wait(len(made) + len(again))
-            found |= {"cached_seconds": self._seconds(again, latest=True), "here_seconds": self._here(again)}
+            self.ask(again, "again")
+            self.wait(len(made) + len(again))
+            found |= {"cached_seconds": self.seconds(again, latest=True), "here_seconds": self.here(again)}
             found["stuck"] = wrong_in_prefect(self.prefect, len(made) + len(again))
             for process in self._more:
                 process.terminate()
@@ -179,6 +179,10 @@ class Load:
             site.end_all()
         return dict(json.loads(json.dumps(found).replace(f"{site.folder}", "...")))
 
+    def take_up(self) -> None:
+        """Whom to ask, once `up` is ready."""
+        self.prefect = PrefectApi(self.site.services.prefect_api)
+
     def _start_more_workers(self) -> None:
         """As `up` would start them for more GPUs."""
         (first,) = site_workers = self.site.processes()["worker"]
@@ -187,21 +191,22 @@ class Load:
             with (self.site.folder / f"worker-{number}.log").open("wb") as log:
                 self._more.append(subprocess.Popen(words, env=site_workers[0].environ(), stdout=log, stderr=log))
 
-    def _ask(self, names: list[str], batch_id: str) -> dict[str, float | None]:
+    def ask(self, names: list[str], batch_id: str, is_watched: bool = False) -> dict[str, float | None]:
         """Ask as the nightly schedule does; seconds until Prefect and the gallery show what is under way."""
         entries = [f"  - {{name: {name}, prompt: '{PROMPT.format(name)}'}}" for name in names]
         (self.site.work / f"{batch_id}.yaml").write_text("\n".join(["characters:", *entries]) + "\n")
         (deployment,) = [one for one in self.prefect.post("deployments/filter", {}) if one["name"] == "batch"]
+        there = count(self.prefect, "character")
         began = time.monotonic()
         asked = {"file": f"{batch_id}.yaml", "workers": True, "batch_id": batch_id}
         self.prefect.post(f"deployments/{deployment['id']}/create_flow_run", {"parameters": asked})
-        if batch_id != "first-0":
+        if not is_watched:
             return {}
         window = min(WINDOW_SEEN, len(names))
         questions: dict[str, Callable[[], bool]] = {
-            "first run in Prefect": lambda: count(self.prefect, "character") >= 1,
+            "first run in Prefect": lambda: count(self.prefect, "character") > there,
             "first card in the gallery": lambda: names[0] in get(f"{self.gallery}/part/characters"),
-            "all that are submitted at a time": lambda: count(self.prefect, "character") >= window,
+            "all that are submitted at a time": lambda: count(self.prefect, "character") >= there + window,
         }
         seen: dict[str, float | None] = dict.fromkeys(questions)
         while None in seen.values() and time.monotonic() - began < 300:
@@ -217,7 +222,7 @@ class Load:
         """Its address."""
         return str(json.loads(self.site.home.services_file.read_text())["gallery"])
 
-    def _wait(self, wanted: int) -> None:
+    def wait(self, wanted: int) -> None:
         """Until so many runs of characters have ended and no cast is under way."""
         deadline, said, ended, left = time.monotonic() + ALL_SECONDS, -1, 0, 1
         while time.monotonic() < deadline:
@@ -231,7 +236,7 @@ class Load:
             time.sleep(5.0)
         raise SystemExit(f"only {ended} of {wanted} runs had ended after {ALL_SECONDS:.0f} s")
 
-    def _seconds(self, names: list[str], latest: bool = False) -> dict[str, float]:
+    def seconds(self, names: list[str], latest: bool = False) -> dict[str, float]:
         """Of a character: its run, and from one to the next on a worker; the first is left out."""
         wanted, runs = set(names), sorted(all_runs(self.prefect), key=lambda run: run["start_time"])
         mine = [run for run in runs if run["name"] in wanted]
@@ -251,9 +256,10 @@ class Load:
             found[page] = [round(statistics.median(took), 3), round(max(took), 3)]
         return found
 
-    def _here(self, names: list[str]) -> dict[str, float]:
+    def here(self, names: list[str]) -> dict[str, float]:
         """The same characters in one process without Prefect and MLflow; the first is left out: it imports everything."""
         folder = self.site.folder / "here"
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         cast = folder / "cast.json"
         cast.write_text(json.dumps([{"name": name, "prompt": PROMPT.format(name)} for name in names]))

@@ -64,7 +64,10 @@ def _wait_and_be_the_engine() -> None:
         os.dup2(nothing.fileno(), sys.stdin.fileno())
     sys.argv = [ENGINE]
     sys.modules.pop(ENGINE, None)  # it is to run as the program that it is
-    runpy.run_module(ENGINE, run_name="__main__", alter_sys=True)
+    from tasks.heartbeats import instead_of_prefects  # with what has been imported already
+
+    with instead_of_prefects():
+        runpy.run_module(ENGINE, run_name="__main__", alter_sys=True)
 
 
 class Forks:

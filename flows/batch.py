@@ -29,6 +29,7 @@ from charengine.run.request import RunRequest
 from charengine.stages.report.cast import as_text, gallery_page, table, warnings_of, with_warnings
 from flows.character import ProfileName, character
 from flows.pool import PrefectAway, made_on_pool, patiently
+from tasks.heartbeats import beating, instead_of_prefects
 from tasks.live import LiveText
 from tasks.page import failed_state
 
@@ -58,7 +59,8 @@ class BatchFlow(Flow[..., Any]):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The outcomes, or with `return_state=True` the state."""
         try:
-            return super().__call__(*args, **kwargs)
+            with instead_of_prefects():
+                return super().__call__(*args, **kwargs)
         except CastFailed as failed:
             return failed.result
 
@@ -89,22 +91,23 @@ def _batch(
         overrides: Settings to change for all, one an item: train.steps=800
         priority: Of the characters on the work pool, among casts: a single character goes before all.
     """
-    how = profile, tuple(overrides)
-    try:
-        budget = Budget(max_hours, max_characters, began=_first_began())
-        queue = queue_of(priority) if workers else ""
-        if inbox and not (characters or file):
-            with opened(find_home(), *how) as box:
-                return _make(box.requests, queue, batch_id, budget, box)
-        home = find_home()
-        requests = (
-            check_cast(characters, "cast", *how, home=home)
-            if characters
-            else read_cast(in_work_folder(file), *how, home=home)
-        )
-    except EngineError as error:
-        return failed_state(error, "batch")
-    return _make(requests, queue, batch_id, budget)
+    with beating():
+        how = profile, tuple(overrides)
+        try:
+            budget = Budget(max_hours, max_characters, began=_first_began())
+            queue = queue_of(priority) if workers else ""
+            if inbox and not (characters or file):
+                with opened(find_home(), *how) as box:
+                    return _make(box.requests, queue, batch_id, budget, box)
+            home = find_home()
+            requests = (
+                check_cast(characters, "cast", *how, home=home)
+                if characters
+                else read_cast(in_work_folder(file), *how, home=home)
+            )
+        except EngineError as error:
+            return failed_state(error, "batch")
+        return _make(requests, queue, batch_id, budget)
 
 
 def _make(requests: list[RunRequest], queue: str, batch_id: str, budget: Budget, box: Inbox | None = None) -> Any:

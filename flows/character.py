@@ -33,6 +33,7 @@ from tasks.artifacts import show_run
 from tasks.caption import caption_views
 from tasks.crop import crop_views
 from tasks.expand import expand_views
+from tasks.heartbeats import beating, instead_of_prefects
 from tasks.page import failed_state, showing
 from tasks.report import write_report
 from tasks.sheet import make_sheet
@@ -108,7 +109,7 @@ def character(
     )
     name = name or usual_name(prompt, reference, out)
     try:
-        with showing(name, prompt) as page:
+        with beating(), showing(name, prompt) as page:
             run, workspace = _prepared.get() or _prepare(request)
             check_run(run, workspace.character)
             with workspace.alone(), claimed(run) as own:
@@ -135,7 +136,8 @@ def start(run: CheckedRun, workspace: Workspace) -> RunResult:
     """The flow in this process, with a run that is checked and a workspace that is open: nothing is done twice."""
     token = _prepared.set((run, workspace))
     try:
-        result: RunResult = character(**run.parameters())
+        with instead_of_prefects():
+            result: RunResult = character(**run.parameters())
         return result
     finally:
         _prepared.reset(token)

@@ -23,6 +23,7 @@ from charengine.run.workspace import Workspace
 from charengine.tracking.protocol import closing
 from charengine.wording import slug
 from flows.character import ProfileName, Seed
+from tasks.heartbeats import beating
 from tasks.page import failed_state
 from tasks.sweep import register_pick, sweep_adapter
 from tasks.workspace import track
@@ -60,7 +61,8 @@ def sweep(
         out: Folder for the results. Empty: runs/sweep-TRIGGER.
     """
     try:
-        return _swept(source, views, sheet, trigger, class_noun, seed, profile, overrides, out)
+        with beating():
+            return _swept(source, views, sheet, trigger, class_noun, seed, profile, overrides, out)
     except EngineError as error:
         return failed_state(error, f"sweep {source}")
 

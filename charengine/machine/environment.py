@@ -67,7 +67,7 @@ DEFAULTS = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     # the default 10 s of polling dominate a short run
     "PREFECT_WORKER_QUERY_SECONDS": "2",
-    # a flow process that dies is noticed after three missed beats (deployments/automations)
+    # a flow process that dies is noticed after four missed beats (deployments/automations); ours beat themselves (tasks/heartbeats.py)
     HEARTBEATS: "30",
     # the engine's own log lines reach Prefect's UI
     "PREFECT_LOGGING_EXTRA_LOGGERS": "charengine",
@@ -87,12 +87,6 @@ def apply_defaults(home: Home) -> None:
         os.environ.setdefault(name, value)
     if password := os.environ.get(SERVER_AUTH):  # of a server that we start: our own programs know it too
         os.environ.setdefault(CLIENT_AUTH, password)
-
-
-def without_heartbeats() -> None:
-    """Of flows of a server that ends with this process nobody waits for heartbeats; their thread would hold a flow's end up for a second."""
-    if os.environ.get(HEARTBEATS) == DEFAULTS[HEARTBEATS]:
-        del os.environ[HEARTBEATS]
 
 
 def lost_defaults() -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from charengine.errors import BadInput, EngineError, MissingDependency, StageFailed
 from charengine.machine.addresses import answers, silence_of, use_services
 from charengine.machine.databases import database_problem, prefect_database
-from charengine.machine.environment import DEFAULTS, apply_defaults, for_children, without_heartbeats
+from charengine.machine.environment import DEFAULTS, apply_defaults, for_children
 from charengine.machine.home import Home
 from charengine.machine.places import space_problems
 from charengine.machine.processes import HOST, any_free_port, end, spawn
@@ -111,7 +111,6 @@ def start_prefect(home: Home) -> Callable[[], None]:
     """
     api = f"http://{HOST}:{any_free_port()}/api"
     os.environ[API] = api
-    without_heartbeats()
     log_file = home.logs / "prefect-server.log"
     with log_file.open("wb") as output:
         port = api.rsplit(":", 1)[1].removesuffix("/api")

@@ -13,7 +13,7 @@ import pytest
 from charengine.cli import run
 from charengine.errors import BadInput, MissingDependency, StageFailed
 from charengine.machine import places
-from charengine.machine.environment import DEFAULTS, HEARTBEATS, apply_defaults
+from charengine.machine.environment import DEFAULTS
 from charengine.machine.home import Home
 from charengine.machine.variables import read_by_prefect
 from charengine.run.request import RunRequest
@@ -81,19 +81,6 @@ def test_a_server_that_a_level_or_a_torn_file_of_its_own_ends_is_told_as_that(
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "nope")
     with pytest.raises(BadInput, match="PREFECT_LOGGING_LEVEL=nope: Prefect cannot read it .*'DEBUG', 'INFO'"):
         prefect_server.start_prefect(home)()
-
-
-@pytest.mark.parametrize(("asked", "kept"), [(None, None), ("60", "60")])
-def test_a_server_of_ones_own_hears_no_heartbeats_which_would_hold_up_the_end(
-    home: Home, monkeypatch: pytest.MonkeyPatch, ended_server: None, asked: str | None, kept: str | None
-) -> None:
-    if asked:
-        monkeypatch.setenv(HEARTBEATS, asked)
-    apply_defaults(home)
-    assert os.environ[HEARTBEATS] == (asked or DEFAULTS[HEARTBEATS])
-    home.logs.mkdir(parents=True, exist_ok=True)
-    prefect_server.start_prefect(home)
-    assert os.environ.get(HEARTBEATS) == kept
 
 
 def test_libraries_are_loaded_while_the_server_starts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,12 +54,12 @@ class Character:
     folder: RunFolder | None = None
     flow_run: Json | None = field(default=None, repr=False)
 
-    @property
+    @cached_property  # a card asks for it ten times
     def id(self) -> str:
         """Its part of an address: the name for people, and letters made from the folder."""
         return f"{self.slug}-{hashlib.sha256(str(self.path).encode(errors='replace')).hexdigest()[:8]}"
 
-    @property
+    @cached_property
     def slug(self) -> str:
         """Its name as files have it."""
         return slug(self.name)

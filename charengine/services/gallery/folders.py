@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,12 +102,20 @@ class RunFolder:
     @property
     def downloads(self) -> list[Path]:
         """The adapters and what lies beside them: card, previews, sidecars."""
+        return [*self._downloads()]
+
+    @property
+    def has_downloads(self) -> bool:
+        """Whether there is anything to take away: of hundreds on a page not every file is looked at."""
+        return any(self._downloads())
+
+    def _downloads(self) -> Iterator[Path]:
         folder = self.path / ADAPTERS
         try:
             found = files.entries(folder) if files.is_dir(folder) and not files.is_link(folder) else []
         except BadInput:
-            return []
-        return [path for path in found if path.name.lower().endswith(TAKEN_AWAY) and plain_file(path)]
+            return
+        yield from (path for path in found if path.name.lower().endswith(TAKEN_AWAY) and plain_file(path))
 
     @property
     def sweeps(self) -> list[SweepRecord]:

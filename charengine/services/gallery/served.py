@@ -36,7 +36,7 @@ VIEW_FILES = ("front", "side", "back")
 def adapter_zip(gallery: Gallery, request: Request) -> Response:
     """The adapters with everything that lies beside them, without those of an earlier trigger."""
     character = gallery.character(request)
-    if not character.folder or not character.folder.downloads:
+    if not character.folder or not character.folder.has_downloads:
         raise HTTPException(NOT_FOUND, "There is no adapter of this character on this machine yet.")
     name = character.slug
     headers = {"Content-Disposition": f'attachment; filename="{name}.zip"', "Cache-Control": "no-store"}
