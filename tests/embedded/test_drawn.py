@@ -129,7 +129,7 @@ def test_what_is_held_counts_more_and_what_cannot_be_seen_not_at_all(run: Run) -
 
 
 def test_a_whole_training_writes_what_goes_on_from_it(run: Run) -> None:
-    train_drawn(run, 0.1)
+    train_drawn(run, 10)
     rows = [json.loads(line) for line in (run.out / "drawn.jsonl").read_text().splitlines()]
     assert rows[0]["event"] == "start" and rows[0]["eyes"] == 2 and rows[0]["pull"] > 0
     assert any(row.get("event") == "done" and row["steps"] == 2 for row in rows)

@@ -95,7 +95,7 @@ def test_alike_pictures_are_pushed_apart() -> None:
 
 def test_a_trained_one_is_found_again_and_its_spread_on_white_is_none(run: Run) -> None:
     for name in SCENE_EYES:
-        train_scene_eye(run, 0.1, name)
+        train_scene_eye(run, 10, name)
     eyes = load_scene_eyes(run)
     assert len(eyes) == 2 and not any(p.requires_grad for eye in eyes for p in eye.parameters())
     assert sum(p.numel() for p in build_scene_eye(run, "scene_eye").parameters()) > 0
