@@ -21,7 +21,6 @@ from run_samples import doll, png
 from charengine.machine.ledger import write_own
 from charengine.records import RunRecord
 from charengine.run.handing_over import lent_as
-from charengine.services.gallery import folders
 from charengine.services.gallery.characters import join
 from charengine.services.gallery.folders import MOST_WHOLE, _whole
 from charengine.services.gallery.pages import MOST_SHOWN
@@ -419,16 +418,3 @@ def test_a_link_in_a_runs_folder_is_not_followed(visit: Visit, sample: Sample) -
     os.symlink("/etc/hostname", folder / "sheet.png")
     visit.get(f"{visit.address('Zorga')}/report", 404)
     visit.get(f"{visit.address('Zorga')}/file/sheet", 404)
-
-
-def test_whether_there_is_something_to_take_away_is_known_from_the_first_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = folders.RunFolder(tmp_path, ("x", "y"), None)
-    assert not folder.has_downloads
-    (tmp_path / "adapters").mkdir()
-    for number in range(12):
-        (tmp_path / "adapters" / f"{number}.png").touch()
-    looked: list[Path] = []
-    monkeypatch.setattr(folders, "plain_file", lambda path: looked.append(path) or path)
-    assert folder.has_downloads and len(looked) == 1  # a page shows 300 characters
