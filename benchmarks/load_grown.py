@@ -99,7 +99,6 @@ def grow(home: Path, runs: Path, made: int, wanted: int) -> int:
             own = _ids(connection, tables.split())
             for table in tables.split():
                 _copy_rows(connection, table, own, copies, made)
-            connection.execute("ANALYZE")
     for folder in (path for path in sorted(runs.iterdir()) if path.is_dir()):
         for copy in copies:
             _copy_run(folder, runs / _mapped(folder.name, None, copy, made), copy, made)

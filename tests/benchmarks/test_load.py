@@ -17,6 +17,7 @@ from quick_settings import QUICK
 sys.path.append(str(ROOT / "benchmarks"))
 
 from load import flat, spread
+from load_grown import _mapped
 from load_noop import Recorder, _tell_again, signed
 
 from charengine.tracking.protocol import NullTracker
@@ -94,3 +95,13 @@ def test_a_small_cast_goes_through_a_real_up_and_nothing_is_stuck(tmp_path: Path
     assert found["here_seconds"]["p50"] > 0 and found["api_s"]["all"][3] > 0
     assert {"Prefect", "MLflow", "gallery", "worker", "flow"} <= found["memory_mib"].keys()
     assert out.stat().st_size < 8000
+
+
+def test_a_copied_character_has_its_own_name_and_ids_and_the_files_of_the_first() -> None:
+    run, flow, file = "ab" * 16, "12345678-aaaa-bbbb-cccc-123456789abc", "cd" * 32
+    text = f"Noop 0003 noop-0003 {run} {flow} {file}"
+    copies = [_mapped(text, None, number, 12) for number in (1, 2)]
+    assert copies[0].startswith("Noop 0015 noop-0015 ") and copies[1].startswith("Noop 0027 ")
+    assert all(file in copy and run not in copy and flow not in copy for copy in copies)
+    assert copies[0].split()[2:4] != copies[1].split()[2:4]
+    assert _mapped(run, set(), 1, 12) == run  # of nobody's that is copied
