@@ -23,7 +23,8 @@ def test_every_setting_is_printed_with_its_default_what_it_may_be_and_what_it_do
     assert [name for name in [*setting_names(), *Character.model_fields] if name not in entries] == []
     assert (
         entries["train.distill"].splitlines()[0] == "  train.distill = 16 (default: 0)"
-        and entries["train.steps"] == "  train.steps = 300\n      whole number, 1 to 100,000\n      optimizer steps"
+        and entries["train.steps"]
+        == "  train.steps = 400 (default: 300)\n      whole number, 1 to 100,000\n      optimizer steps"
     )
     assert entries["seed"].splitlines()[1] == "      whole number, at least 0, below 2,147,483,648"
     silent = [one.name for group in groups() for one in group.settings if len(one.lines(load_profile())) != 3]

@@ -44,7 +44,7 @@ def test_how_a_base_is_prompted_counts_for_what_is_drawn_with_it_and_not_for_wha
 
 
 def test_a_default_spelt_out_is_the_same_setting() -> None:
-    assert key("train.steps=300", "train.rank=16") == key()
+    assert key("train.steps=400", "train.rank=16") == key()
     assert key("train.steps=601") != key()
 
 
