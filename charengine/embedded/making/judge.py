@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import fields
 
 import torch
@@ -42,38 +43,66 @@ def train_judge(run: Run, minutes: float, name: str = "probe") -> None:
     while not run.tiny and fill.progress < 1:
         grow()
     refill = Refill(grow, 0.3 if not run.tiny else 0.0)
-    optimiser = GraphedOptimiser(decayed(model, rate=2e-3 if not resumed else 1e-3), clock, clip=5.0)
-    batch = run.scale(192, 2)
+    many = run.scale(192, 2)
 
-    def step(
-        images: torch.Tensor, traits: torch.Tensor, views: torch.Tensor, clear: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+    def batch() -> tuple[torch.Tensor, ...]:
+        data = rng.choices(pools, weights=(3, 1, 1, 3)[: len(pools)])[0]
+        pick = torch.randint(0, len(data.images), (many,), generator=generator).to(device)
+        images, traits, views = data.images[pick], data.traits[pick], data.views[pick]
+        return images, traits, views, data.clear[pick], visible_mask(traits, views)
+
+    log.write(event="start", resumed=resumed, parameters=sum(p.numel() for p in model.parameters()))
+    rate = 2e-3 if not resumed else 1e-3
+    fit(run, log, name, model, clock, rate, batch, source.reading_loss, refill, generator)
+    for scenes, size in (kinds[0], kinds[-1]):
+        measure(run, log, model, scenes, size)
+
+
+def fit(
+    run: Run, log: Log, name: str, model: source.Probe, clock: Clock, rate: float,
+    batch: Callable[[], tuple[torch.Tensor, ...]], loss_of: Callable[..., torch.Tensor], refill: Refill,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    """Train a reader until the clock ends; writes the weights of the end of the schedule, and leaves it ready to read.
+
+    Args:
+        run: where weights go.
+        log: of the part.
+        name: of the reader.
+        model: what is trained.
+        clock: of the schedule.
+        rate: the highest learning rate.
+        batch: gives pictures (n, 3, h, w) uint8 and what `loss_of` is told beside the logits.
+        loss_of: of logits, one (n, values) a head, and the rest of the batch.
+        refill: of what batches are taken from.
+        generator: for the damage done to pictures.
+    """
+    device = run.device
+    optimiser = GraphedOptimiser(decayed(model, rate=rate), clock, clip=5.0)
+
+    def step(images: torch.Tensor, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
             logits = model(source.augment(images.float() / 255, generator))
-        loss = source.reading_loss([x.float() for x in logits], traits, views, clear, mask)
+        loss = loss_of([x.float() for x in logits], *given)
         loss.backward()
         return (loss.detach(),)
 
-    train_step = GraphedStep(step, device)
-    log.write(event="start", resumed=resumed, parameters=sum(p.numel() for p in model.parameters()))
+    graphed, pictures = GraphedStep(step, device), 0
     while clock.progress < 1:
-        data = rng.choices(pools, weights=(3, 1, 1, 3)[: len(pools)])[0]
-        pick = torch.randint(0, len(data.images), (batch,), generator=generator).to(device)
-        images, traits, views = data.images[pick], data.traits[pick], data.views[pick]
-        (loss,) = train_step(images.shape, images, traits, views, data.clear[pick], visible_mask(traits, views))
+        images, *given = batch()
+        pictures = len(images)
+        (loss,) = graphed(images.shape, images, *given)
         optimiser.step()
         refill.tick()
         if clock.step % run.every(200) == 0:
-            log.write(step=clock.step, loss=loss, pool=len(pools[0].images), progress=clock.progress)
+            log.write(step=clock.step, loss=loss, progress=clock.progress)
         if run.due(name):
             write_weights(run.out, {name: halves(model)})
-    facts = {"steps": clock.step, "batch": batch, "minutes": minutes}
+    facts = {"steps": clock.step, "batch": pictures, "minutes": clock.total / 60}
     write_weights(run.out, {name: halves(model)}, {f"{name}_training": facts})
     model.eval()
     log.write(event="done", steps=clock.step)
-    log.write(event="milliseconds", step_ms=train_step.milliseconds())
-    for scenes, size in (kinds[0], kinds[-1]):
-        measure(run, log, model, scenes, size)
+    log.write(event="milliseconds", step_ms=graphed.milliseconds())
 
 
 def newest(old: source.ProbeData, fresh: source.ProbeData, most: int) -> source.ProbeData:

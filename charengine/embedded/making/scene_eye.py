@@ -15,10 +15,9 @@ import torch
 from torch.nn import functional as F
 
 from charengine.embedded import probe as source
-from charengine.embedded.making.clock import Clock, Log, decayed, read_weights, write_weights
+from charengine.embedded.making.clock import Clock, Log, read_weights
 from charengine.embedded.making.data import WHITE, Refill, Renderer, Scene
-from charengine.embedded.making.graphed import GraphedOptimiser, GraphedStep
-from charengine.embedded.making.judge import halves
+from charengine.embedded.making.judge import fit
 from charengine.embedded.making.run import Run
 from charengine.embedded.traits import BACKGROUNDS, POSES
 
@@ -70,12 +69,17 @@ def load_scene_eyes(run: Run) -> list[source.Probe]:
     return [eye.eval().requires_grad_(False) for name, eye in made if read_weights(run.made, name, eye)]
 
 
-def scene_loss(logits: list[torch.Tensor], given: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def scene_loss(
+    logits: list[torch.Tensor],
+    poses: torch.Tensor,
+    backgrounds: torch.Tensor,
+    places: torch.Tensor,
+    placed: torch.Tensor,
+) -> torch.Tensor:
     """Cross entropies of pose and scenery, and the squared error of places where there is one."""
-    poses, backgrounds, places, placed = given
-    wrong = (logits[2].float() - places).square().mean(1)
+    wrong = (logits[2] - places).square().mean(1)
     where = (wrong * placed).sum() / placed.sum().clamp(min=1)
-    return F.cross_entropy(logits[0].float(), poses) + F.cross_entropy(logits[1].float(), backgrounds) + 2 * where
+    return F.cross_entropy(logits[0], poses) + F.cross_entropy(logits[1], backgrounds) + 2 * where
 
 
 def train_scene_eye(run: Run, minutes: float, name: str) -> None:
@@ -96,29 +100,14 @@ def train_scene_eye(run: Run, minutes: float, name: str) -> None:
         grow()
     eye = build_scene_eye(run, name).to(device).train()
     clock, refill = Clock(minutes, max_steps=run.max_steps), Refill(grow, 0.25)
-    optimiser = GraphedOptimiser(decayed(eye, rate=2e-3), clock, clip=5.0)
 
-    def step(images: torch.Tensor, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
-            logits = eye(source.augment(images.float() / 255, generator))
-        loss = scene_loss(logits, given)
-        loss.backward()
-        return (loss.detach(),)
-
-    graphed = GraphedStep(step, device)
-    while clock.progress < 1:
-        size = SIZES[renderer.rng.randrange(len(SIZES))]
-        part = renderer.rng.choice(pools[size])
+    def batch() -> tuple[torch.Tensor, ...]:
+        part = renderer.rng.choice(pools[SIZES[renderer.rng.randrange(len(SIZES))]])
         pick = torch.randint(len(part.images), (run.scale(192, 2),), generator=generator).to(device)
-        given = (part.images, part.poses, part.backgrounds, part.places, part.placed)
-        (loss,) = graphed(size, *(value[pick] for value in given))
-        optimiser.step()
-        refill.tick()
-        if clock.step % run.every(200) == 0:
-            log.write(step=clock.step, loss=loss, progress=clock.progress)
-    write_weights(run.out, {name: halves(eye)}, {f"{name}_training": {"steps": clock.step, "minutes": minutes}})
-    log.write(event="done", steps=clock.step)
-    log.write(event="measured", **measured(run, eye.eval()))
+        return part.images[pick], part.poses[pick], part.backgrounds[pick], part.places[pick], part.placed[pick]
+
+    fit(run, log, name, eye, clock, 2e-3, batch, scene_loss, refill, generator)
+    log.write(event="measured", **measured(run, eye))
 
 
 @torch.no_grad()
