@@ -11,13 +11,13 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charengine import files
 from charengine.errors import BadInput
+from charengine.undecoded import PNG_START, check_end, check_rows, slim
 
 if TYPE_CHECKING:
     from PIL.Image import Image, Resampling
@@ -36,11 +36,6 @@ GAMMAS, SRGB_GAMMAS = (0.1, 10.0), (0.43, 0.48)  # of PNGs: those that can be me
 PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # sRGB's white, red, green and blue, x and y
 LONGEST_SIDE = 32_767  # beyond it a picture is a line
 LEAST_WHITE = 128  # of 255: the brightest that a mask has to show; label maps of 0 and 1 show nothing
-MOST_TEXT = 1_000_000  # bytes of a PNG's text that is kept, unpacked: only what turns a picture upright is used
-PNG_START = b"\x89PNG\r\n\x1a\n"
-UPRIGHT = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # texts that may say how a picture is turned
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 @dataclass(frozen=True)
@@ -174,12 +169,12 @@ def _decoded(path: Path, label: str, smallest: int, decode: bool) -> tuple[Image
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit is the one that counts
-            image = Image.open(io.BytesIO(_slim(data)), formats=READABLE)
+            image = Image.open(io.BytesIO(slim(data)), formats=READABLE)
         _check_size(image.size, name, smallest)
         animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
-        _check_end(data, name)
+        check_end(data, name)
         if decode:
-            _check_rows(data, name)
+            check_rows(data, name)
             image.load()
             _scale_clear_colour(image, data)
         return image, animated
@@ -323,98 +318,3 @@ def _on_white(layered: Image) -> Image:
     flat = pil.new("RGBA", layered.size, "white")
     flat.alpha_composite(layered)
     return flat.convert("RGB")
-
-
-# --- PNG files, looked into before they are decoded -------------------------------------------------------------------
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, first byte and end of each chunk of a PNG, its length and checksum included."""
-    place = len(PNG_START)
-    while place + 12 <= len(data):
-        length = int.from_bytes(data[place : place + 4], "big")
-        yield data[place + 4 : place + 8], place, place + 12 + length
-        place += 12 + length
-
-
-def _slim(data: bytes) -> bytes:
-    """A PNG without texts, which may be large or unpack to more than fits in memory; any other file as it is."""
-    if not data.startswith(PNG_START):
-        return data
-    dropped = [
-        (start, end)
-        for kind, start, end in _chunks(data)
-        if (kind in (b"tEXt", b"zTXt", b"iTXt") and not _turns(data[start + 8 : end - 4]))
-        or (kind == b"iCCP" and not _is_small(data[start + 8 : end - 4]))
-    ]
-    if not dropped:
-        return data
-    kept, place = [], 0
-    for start, end in dropped:
-        kept.append(data[place:start])
-        place = end
-    return b"".join([*kept, data[place:]])
-
-
-def _turns(text: bytes) -> bool:
-    """Whether a text chunk may say how the picture is turned, and is small also when it is unpacked."""
-    keyword = text.partition(b"\0")[0]
-    return keyword in UPRIGHT and _is_small(text)
-
-
-def _is_small(text: bytes) -> bool:
-    """Whether a chunk of a keyword and something that may be packed is small, also when that is unpacked."""
-    rest = text.partition(b"\0")[2]
-    if len(text) > MOST_TEXT:
-        return False
-    start = rest.find(b"\x78")  # where packed bytes would begin
-    try:
-        unpacked = zlib.decompressobj().decompress(rest[max(start, 0) :], MOST_TEXT + 1)
-    except zlib.error:
-        return True  # not packed
-    return len(unpacked) <= MOST_TEXT
-
-
-def _check_end(data: bytes, name: str) -> None:
-    """Refuse a picture that is cut off, without decoding it: of class images there may be thousands."""
-    whole = True
-    if data.startswith(b"\xff\xd8"):
-        place = 2  # of the first marker; a thumbnail lies inside one's segment
-        while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        whole = data.find(b"\xff\xd9", place) > 0  # what phones put behind it may hold anything
-    elif data.startswith(b"RIFF"):
-        whole = len(data) >= 7 + int.from_bytes(data[4:8], "little")
-    elif data.startswith(PNG_START):
-        ends = {kind: end for kind, _, end in _chunks(data)}
-        whole = b"IEND" in ends or max(ends.values(), default=0) == len(data)  # pixels may be all there without it
-    if not whole:
-        raise BadInput(f"{name} is damaged: it is cut off, its end is missing; save or download it again")
-
-
-def _check_rows(data: bytes, name: str) -> None:
-    """Refuse a PNG whose packed pixels end before its last row: decoders fill up what is missing with black."""
-    if not data.startswith(PNG_START) or data[12:16] != b"IHDR":
-        return
-    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
-    wanted = _packed_size(width, height, depth * CHANNELS.get(colour, 1), bool(interlace))
-    unpacker, found = zlib.decompressobj(), 0
-    for kind, start, end in _chunks(data):
-        packed = data[start + 8 : end - 4] if kind == b"IDAT" else b""
-        while packed and found < wanted:
-            found += len(unpacker.decompress(packed, 1 << 20))
-            packed = unpacker.unconsumed_tail
-    if found < wanted:
-        raise BadInput(
-            f"{name} is damaged: it is cut off, {found / wanted:.0%} of its rows are there; save or download it again"
-        )
-
-
-def _packed_size(width: int, height: int, bits: int, interlaced: bool) -> int:
-    """Bytes of all rows, each with the byte that names its filter."""
-    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
-    total = 0
-    for x, y, step_x, step_y in passes:
-        columns, rows = (width - x + step_x - 1) // step_x, (height - y + step_y - 1) // step_y
-        total += rows * (1 + (columns * bits + 7) // 8) if columns > 0 else 0
-    return total

@@ -16,6 +16,7 @@ from charengine.errors import HIDDEN
 CONTROL = re.compile(rf"[\x00-\x1f{HIDDEN}]")
 
 LONGEST_NOUN = 64
+MOST_AXES = 6  # of a shape that is told; no layer has more than five
 LONGEST_PHRASE = 80
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}", re.ASCII)
 TRIGGER_PATTERN = re.compile(r"[a-z][a-z0-9]{2,23}", re.ASCII)
@@ -31,6 +32,13 @@ _DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)  # no f
 def composed(text: Any) -> Any:
     """Text with each accented letter as one character (Unicode's NFC), as keyboards write it: both ways look the same, and are. Other values as they are."""
     return unicodedata.normalize("NFC", text) if isinstance(text, str) else text
+
+
+def shape_told(shape: Sequence[int]) -> str:
+    """A tensor's shape for a message, as torch has it; a file may say hundreds of axes."""
+    if len(shape) <= MOST_AXES:
+        return str(tuple(shape))
+    return f"({', '.join(map(str, shape[:MOST_AXES]))}, … of {len(shape)} axes)"
 
 
 def shows(text: str) -> bool:

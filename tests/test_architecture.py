@@ -32,6 +32,7 @@ store
 elsewhere
 stage
 pictures documents
+undecoded
 files writing host_memory
 config
 field_types

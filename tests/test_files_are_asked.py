@@ -17,6 +17,7 @@ ASKED = (
     "profiles",
     "stages",
     "pictures.py",
+    "undecoded.py",
     "documents.py",
     "config.py",
 )  # read users' paths

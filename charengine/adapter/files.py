@@ -9,13 +9,30 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from charengine.adapter.header import header_of, read_header, with_metadata
+from charengine.adapter.header import Header, header_of, read_header, with_metadata
 from charengine.adapter.keys import BASES, known_stems
-from charengine.adapter.parts import NO_CHANGE, Parts, checked_parts, floats, largest_change, refuse_huge
+from charengine.adapter.parts import (
+    NO_CHANGE,
+    Parts,
+    checked_parts,
+    floats,
+    is_turned_round,
+    largest_change,
+    refuse_huge,
+)
 from charengine.adapter.peft_config import SETTINGS, settings_beside
 from charengine.adapter.peft_scale import without_peft_settings
 from charengine.adapter.sdxl_layers import layers_by_stem
-from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, SortedKeys, shown, sort_keys, split_key
+from charengine.adapter.sorting import (
+    EMBEDDING,
+    NEEDED,
+    TEXT_ENCODER,
+    SortedKeys,
+    shown,
+    sort_keys,
+    split_key,
+    turned_round_told,
+)
 from charengine.errors import BadInput, UnsafeFile
 
 if TYPE_CHECKING:
@@ -24,7 +41,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_LAYER = (*TEXT_ENCODER, *EMBEDDING)  # begin keys that are none of the U-Net's
-NEEDED = "a LoRA, LoCon, LoHa, LoKr or DoRA for SDXL is needed"
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # those that an adapter's matrices may have
+LOADED = {
+    *FLOAT_TYPES,
+    "BOOL",
+    "C64",
+    *(f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 64)),
+}  # by safetensors into torch
 
 
 def save_adapter(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -45,12 +68,23 @@ def load_adapter(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors.torch import load
 
     header = header_of(data)
+    _refuse_unread(header)
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         kinds = ", ".join(sorted({entry.dtype for entry in header.tensors.values()}))
         raise UnsafeFile(f"not a safetensors file that can be read ({error}); its element types are {kinds}") from error
     return without_peft_settings(tensors, header.metadata)
+
+
+def _refuse_unread(header: Header) -> None:
+    """Element types of blocks that share a scale (F4, F6, F8_E8M0) and unknown ones: the library fails in a word of its own."""
+    for key, entry in header.tensors.items():
+        if entry.dtype not in LOADED:
+            raise BadInput(
+                f"the adapter's {shown([key])} holds values of the type {entry.dtype[:40]!a}, which is not read; allowed are "
+                f"{', '.join(FLOAT_TYPES)}: save it anew in one of these, or get a file in F16"
+            )
 
 
 def read_adapter(path: Path) -> bytes:
@@ -93,6 +127,8 @@ def modules_of(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> tup
     for name in sorted(found.layers, key=order.__getitem__):
         parts = {part: _as_lycoris(key, tensors[key]) for part, key in found.layers[name].items()}
         modules[name] = checked_parts(name, parts, tuple(layers[name].weight.shape))
+        if is_turned_round(modules[name]):
+            found.turned_round.append(found.layers[name]["alpha"])
     return modules, found
 
 
@@ -130,12 +166,48 @@ def file_problems(path: Path, of_sdxl: bool = False) -> list[str]:
     from safetensors.torch import load_file
 
     try:
-        tensors, _ = without_peft_settings(load_file(path), read_header(path).metadata)
+        header = read_header(path)
+        _refuse_unread(header)
+        tensors, _ = without_peft_settings(load_file(path), header.metadata)
         return list(value_problems(tensors, layers_by_stem() if of_sdxl else {}))
     except BadInput as error:
         return [str(error)]
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         return [f"it cannot be read ({error})"]
+
+
+def file_doubts(path: Path, of_sdxl: bool = False) -> list[str]:
+    """What a sweep says of a file that other programs may load: ways of adapting that it refuses, alphas that turn layers round.
+
+    Arguments are those of `file_problems`, which says whether the file can be read.
+    """
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    layers, known = _layers_as_spelt(tensors), layers_by_stem() if of_sdxl else {}
+    norms = (
+        {_norm_of(key, value) for key, value in tensors.items()} - {stem for stem in layers if layers[stem]} - {*known}
+    )
+    found = sort_keys(tensors, {stem: stem for stem in (*layers, *norms, *known)}, frozenset(norms))
+    turned = [f"{stem}.alpha" for stem, parts in layers.items() if is_turned_round(parts)]
+    refused = f"a sweep refuses it: {found.refused()}" if found.refused() else ""
+    return [*filter(None, [refused]), *([turned_round_told(turned)] if turned else [])]
+
+
+def _layers_as_spelt(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The U-Net's layers by their stems, of parts that are read."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        stem, part, kind = split_key(key)
+        if kind and not stem.startswith(NO_LAYER):
+            layers.setdefault(stem, {}).update({part: value} if kind == "read" else {})
+    return layers
+
+
+def _norm_of(key: str, value: Tensor) -> str:
+    """The stem of a difference that may be a norm's; a layer's has two axes at least."""
+    stem, _, kind = split_key(key)
+    return stem if kind == "difference" and value.dim() < 2 else ""
 
 
 def value_problems(
@@ -186,11 +258,8 @@ def _refuse_unsupported(found: SortedKeys) -> None:
         raise BadInput(
             f"the adapter holds one layer twice, in two spellings, e.g. {shown(found.doubled)}; the file is damaged"
         )
-    if found.unsupported:
-        kinds = "; ".join(
-            f"{kind}: {len(keys)} tensors, e.g. {shown(keys)}" for kind, keys in found.unsupported.items()
-        )
-        raise BadInput(f"the adapter adapts layers in a way that is not supported ({kinds}); {NEEDED}")
+    if told := found.refused():
+        raise BadInput(told)
 
 
 def _check_base(found: SortedKeys, tensors: Mapping[str, Tensor], wanted: int) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from charengine.adapter.sorting import LORA, MOST_VALUE, missing_of
 from charengine.errors import BadInput
+from charengine.wording import shape_told
 
 Parts = dict[str, Tensor]
 
@@ -83,6 +84,11 @@ def scale_of(parts: Mapping[str, Tensor]) -> float:
     if is_whole(parts):
         return 1.0
     return float(parts["alpha"]) / rank_of(parts) if "alpha" in parts else 1.0
+
+
+def is_turned_round(parts: Mapping[str, Tensor]) -> bool:
+    """Whether an alpha below 0 takes away what the matrices say instead of adding it."""
+    return "alpha" in parts and parts["alpha"].numel() == 1 and not is_whole(parts) and float(parts["alpha"]) < 0
 
 
 def difference(parts: Mapping[str, Tensor], shape: tuple[int, ...], scale: float) -> Tensor:
@@ -182,7 +188,12 @@ def floats(name: str, part: str, value: Tensor) -> Tensor:
             f"the adapter's {name}.{part} holds {kind} values; floats are needed (float16, bfloat16, float32, float64 or float8)"
         )
     if part == "alpha" or value.dtype not in (torch.float16, torch.bfloat16):
-        value = value.float()
+        exact, value = value, value.float()
+        if exact.dtype == torch.float64 and exact.isfinite().all() and not value.isfinite().all():
+            raise BadInput(
+                f"the adapter's {name}.{part} holds values of up to {float(exact.abs().max()):.3g}; allowed is at most {MOST_VALUE:g}: "
+                "the file is damaged, get it again or take an earlier checkpoint"
+            )
     if not _all_finite(value):
         raise BadInput(
             f"the adapter's {name}.{part} holds values that are not finite (NaN or Inf): the file is damaged"
@@ -224,7 +235,7 @@ def _plain_lora(parts: Parts, shape: tuple[int, ...] | None) -> Parts:
         raise _Misfit("the matrices have too few or too many axes")
     if mid is not None:
         if mid.dim() < 3 or mid.shape[:2] != (up.shape[1], down.shape[0]) or prod(down.shape[2:]) != 1:
-            raise _Misfit(f"lora_mid is {tuple(mid.shape)}")
+            raise _Misfit(f"lora_mid is {shape_told(mid.shape)}")
         down = torch.einsum("ij...,jr->ir...", mid.float(), down.flatten(1).float())
     if up.shape[1] != down.shape[0]:
         raise _Misfit("they have different ranks")
@@ -270,7 +281,7 @@ def _side_shape(parts: Parts, side: str) -> tuple[int, int]:
             raise _Misfit(f"{side} is there whole and as a product")
         value = parts[side]
         if value.dim() < 2 or (side == "lokr_w1" and value.dim() > 2):
-            raise _Misfit(f"{side} is {tuple(value.shape)}")
+            raise _Misfit(f"{side} is {shape_told(value.shape)}")
         return value.shape[0], prod(value.shape[1:])
     first, second = parts[f"{side}_a"], parts[f"{side}_b"]
     if first.dim() != 2 or second.dim() != 2:
@@ -278,7 +289,7 @@ def _side_shape(parts: Parts, side: str) -> tuple[int, int]:
     middle = parts.get(side.replace("w", "t"))
     if middle is not None:
         if middle.dim() < 3 or middle.shape[:2] != (first.shape[0], second.shape[0]):
-            raise _Misfit(f"the middle of {side} is {tuple(middle.shape)}")
+            raise _Misfit(f"the middle of {side} is {shape_told(middle.shape)}")
         return first.shape[1], second.shape[1] * prod(middle.shape[2:])
     if first.shape[1] != second.shape[0]:
         raise _Misfit("they have different ranks")
@@ -302,13 +313,13 @@ def _norms(scale: Tensor, shape: tuple[int, ...]) -> Tensor:
     if scale.dim() >= 2 and scale.shape[0] == 1 and shape[0] != 1 and scale.numel() == shape[1]:
         return scale.reshape(1, shape[1], *ones)
     if scale.numel() != shape[0] or scale.dim() == 0 or scale.shape[0] != shape[0]:
-        raise _Misfit(f"dora_scale is {tuple(scale.shape)}")
+        raise _Misfit(f"dora_scale is {shape_told(scale.shape)}")
     return scale.reshape(shape[0], 1, *ones)
 
 
 def _misfit(name: str, parts: Parts, shape: tuple[int, ...] | None, misfit: _Misfit) -> str:
-    matrices = [tuple(value.shape) for part, value in sorted(parts.items()) if part not in ("alpha", "dora_scale")]
-    told = f"the adapter's {name} maps {' and '.join(map(str, matrices))}"
+    matrices = [shape_told(value.shape) for part, value in sorted(parts.items()) if part not in ("alpha", "dora_scale")]
+    told = f"the adapter's {name} maps {' and '.join(matrices)}"
     if shape is None:
         return f"{told}, which do not go together ({misfit}); the file is damaged"
     return f"{told}, the model's layer is {shape} ({misfit}); the adapter was made for another model, or is damaged"

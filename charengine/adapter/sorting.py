@@ -17,6 +17,7 @@ TEXT_ENCODER = (
 )
 EMBEDDING = ("bundle_emb.", "bundle_emb_", "emb_params", "string_to_param")
 
+NEEDED = "a LoRA, LoCon, LoHa, LoKr or DoRA for SDXL is needed"
 MOST_VALUE = 10_000  # of a factor: a larger one is no adapter's
 LORA = ("lora_down.weight", "lora_up.weight")
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -61,20 +62,38 @@ class SortedKeys:
     unknown_layers: list[str] = field(default_factory=list)  # an adapter's parts, of a layer that this U-Net has not
     doubled: list[str] = field(default_factory=list)  # a layer's part that another key is already
     unsupported: dict[str, list[str]] = field(default_factory=dict)  # way of adapting → keys
+    turned_round: list[str] = field(
+        default_factory=list
+    )  # alphas below 0; their values are looked at by whoever has them
 
     def left_out(self) -> tuple[str, ...]:
-        """One sentence for each kind of tensor that is not applied."""
+        """One sentence for each kind of tensor that is not applied, and for alphas that turn layers round."""
         kinds = (
             (self.text_encoder, "text-encoder tensors", "only the U-Net is adapted"),
             (self.embeddings, "tensors of embeddings", "load them as embeddings beside it"),
             (self.norms, "tensors of trained norms (w_norm, b_norm)", "they are not supported"),
             (self.others, "tensors that belong to no layer", "nothing is known about them"),
         )
-        return tuple(
+        ignored = (
             f"{len(keys)} {what} of the adapter are ignored: {why} (e.g. {shown(keys)})"
             for keys, what, why in kinds
             if keys
         )
+        return (*ignored, *([turned_round_told(self.turned_round)] if self.turned_round else []))
+
+    def refused(self) -> str:
+        """Why a file of ways of adapting that are not supported is not drawn with; empty where there are none."""
+        kinds = (f"{kind}: {len(keys)} tensors, e.g. {shown(keys)}" for kind, keys in self.unsupported.items())
+        told = "; ".join(kinds)
+        return f"the adapter adapts layers in a way that is not supported ({told}); {NEEDED}" if told else ""
+
+
+def turned_round_told(keys: list[str]) -> str:
+    """What alphas below 0 do; ComfyUI, kohya's scripts, A1111 and diffusers multiply by alpha / rank with its sign."""
+    return (
+        f"{len(keys)} alphas of the adapter are negative: what these layers learned is taken away instead of added, as in other "
+        f"programs (e.g. {shown(keys)})"
+    )
 
 
 def sort_keys(keys: Iterable[str], stems: Mapping[str, str], norms: frozenset[str] = frozenset()) -> SortedKeys:

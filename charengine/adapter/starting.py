@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from charengine.adapter.files import NEEDED, check_layers, read_adapter
+from charengine.adapter.files import check_layers, read_adapter
 from charengine.adapter.fresh import by_name, create_network
 from charengine.adapter.header import Entry, read_header
 from charengine.adapter.parts import Parts, difference, rank_of, scale_of
-from charengine.adapter.sorting import EMBEDDING, TEXT_ENCODER, algorithm_of, shown, split_key
+from charengine.adapter.sorting import EMBEDDING, NEEDED, TEXT_ENCODER, algorithm_of, shown, split_key
 from charengine.config import TrainSettings
 from charengine.errors import BadInput
+from charengine.wording import shape_told
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -206,8 +207,8 @@ def _fill_product(name: str, first: Tensor, second: Tensor, left: Tensor, right:
     rank, wanted = left.shape[1], first.shape[1]
     if rank > wanted or len(left) != len(first) or right.shape[1] != second.shape[1]:
         raise BadInput(
-            f"continue_from: {name} has factors {tuple(left.shape)} and {tuple(right.shape)} in the file, {tuple(first.shape)} and "
-            f"{tuple(second.shape)} by these settings; set train.rank and train.conv_rank to the file's"
+            f"continue_from: {name} has factors {shape_told(left.shape)} and {shape_told(right.shape)} in the file, {shape_told(first.shape)} and "
+            f"{shape_told(second.shape)} by these settings; set train.rank and train.conv_rank to the file's"
         )
     (first, second)[zeros].zero_()
     first[:, :rank], second[:rank] = left.to(first), right.to(second)
@@ -230,7 +231,7 @@ def _fill_kron(name: str, module: Any, parts: Parts, factor: float) -> None:
         value = parts[side] if side in parts else parts[f"{side}_a"].float() @ parts[f"{side}_b"].float()
         if len(value) != len(target) or value.numel() != target.numel():
             raise BadInput(
-                f"continue_from: {name}.{side} is {tuple(value.shape)} in the file and {tuple(target.shape)} by these settings, which "
+                f"continue_from: {name}.{side} is {shape_told(value.shape)} in the file and {shape_told(target.shape)} by these settings, which "
                 "no setting changes; start from another file"
             )
         target.copy_((value.float() * by).reshape(target.shape))

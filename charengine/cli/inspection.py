@@ -51,6 +51,8 @@ def inspect_file(
     say(f"loads in: {facts['loads_in']}")
     for problem in facts["problems"]:
         say(f"problem: {problem}")
+    for doubt in facts["doubts"]:
+        say(f"note: {doubt}")
     for key in SHOWN:
         if key in facts["metadata"]:
             say(f"{key}: {_shown(facts['metadata'][key])}")
@@ -72,7 +74,7 @@ def adapter_facts(file: Path) -> dict[str, Any]:
         BadInput: no such file, or it is cut short.
         UnsafeFile: not a safetensors file.
     """
-    from charengine.adapter.files import file_problems
+    from charengine.adapter.files import file_doubts, file_problems
     from charengine.adapter.header import read_header
     from charengine.adapter.loaders import base_of, layers_of, loads_in
     from charengine.adapter.metadata import told_by
@@ -82,7 +84,8 @@ def adapter_facts(file: Path) -> dict[str, Any]:
     layers, loaders = layers_of(header.tensors), loads_in(header.tensors)
     places = "; ".join(name if part == "all" else f"{name}: {part}" for name, part in loaders.items()) or NOWHERE
     base = base_of(header.tensors)
-    doubtful = file_problems(file, of_sdxl=not told.family and base in ("", "SDXL"))
+    of_sdxl = not told.family and base in ("", "SDXL")
+    doubtful = file_problems(file, of_sdxl)
     incomplete = [f"{layer.stem} lacks {', '.join(layer.missing)}" for layer in layers if layer.missing]
     if incomplete:
         places = "nowhere as it is meant: the file is incomplete"
@@ -100,6 +103,7 @@ def adapter_facts(file: Path) -> dict[str, Any]:
         "loads_in": places,
         "loaders": loaders,
         "problems": (doubtful or incomplete)[:MOST_PROBLEMS],
+        "doubts": [] if doubtful else file_doubts(file, of_sdxl),
         "metadata": {key: value for key, value in header.metadata.items() if key != "charengine.recipe"},
         "recipe": told.recipe,
         "damaged": list(told.damaged),

@@ -18,6 +18,7 @@ from charengine.models.identify import SDXL_FIRST, SDXL_SECOND, UNET
 from charengine.models.llama_names import from_llama_names
 from charengine.models.quantised import State
 from charengine.models.reading import Reader, everything, header_plain, read_plain, read_state, read_tensors, unpacked
+from charengine.wording import shape_told
 
 __all__ = ["read_state", "read_tensors"]
 
@@ -130,7 +131,7 @@ def check_adapter(path: Path, layers: dict[str, tuple[int, int]]) -> None:
             right = tensor.numel() == 1 if role == "alpha" else tensor.ndim == 2 and tensor.numel()
             if not right or not tensor.is_floating_point():
                 raise BadInput(
-                    f"{path}: {name} ({role}) is {tensor.dtype} of shape {tuple(tensor.shape)}; allowed are two matrices of floats of "
+                    f"{path}: {name} ({role}) is {tensor.dtype} of shape {shape_told(tensor.shape)}; allowed are two matrices of floats of "
                     "rank 1 or more, and one alpha: get it again"
                 )
         shape = (part["up"].shape[0], part["down"].shape[1])

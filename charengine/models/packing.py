@@ -13,6 +13,7 @@ from typing import Any
 
 from charengine.errors import BadInput
 from charengine.models.files import Header, read_header, shown, weight_files
+from charengine.wording import shape_told
 
 SCALES = (".scale_weight", ".weight_scale")
 NOTE = ".comfy_quant"
@@ -128,7 +129,7 @@ def _check_scale(header: Header, layer: str, shape: tuple[int, ...]) -> None:
         scale = header.tensors.get(layer + ending)
         if scale is not None and prod(scale.shape) not in (1, *shape[:1]):
             raise BadInput(
-                f"{header.path}: {layer} of shape {shape} has {prod(scale.shape)} scales: block-wise scales (mxfp8, 2-D fp8) are not "
+                f"{header.path}: {layer} of shape {shape_told(shape)} has {prod(scale.shape)} scales: block-wise scales (mxfp8, 2-D fp8) are not "
                 "read; use a file with one scale a layer or one a row, a GGUF or the bf16 file of the same model"
             )
 

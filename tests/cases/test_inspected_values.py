@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_samples import BASE, LINEAR, parts_of, tensors_of, tiny_unet
+from adapter_samples import BASE, LINEAR, parts_of, raw, tensors_of, tiny_unet
 from adapter_samples import file_of as foreign_file
 
 from charengine.adapter.files import by_module, check_values, file_problems, load_adapter, save_adapter
 from charengine.adapter.keys import known_stems
-from charengine.adapter.parts import refuse_huge
+from charengine.adapter.network import examine_adapter
+from charengine.adapter.parts import refuse_huge, scale_of
 from charengine.adapter.sdxl_layers import layers_by_stem
 from charengine.cli.console import say
 from charengine.cli.inspection import adapter_facts, inspect_file
@@ -204,3 +205,74 @@ def test_a_norm_of_one_axis_is_read_as_one_a_row() -> None:
 def test_what_a_terminal_would_obey_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
     say("a\x1b[2Jb\tc\nd")
     assert capsys.readouterr().out == "a\\x1b[2Jb\tc\nd\n"
+
+
+@pytest.mark.parametrize("kind", ["F8_E8M0", "F4", "NEW"])
+def test_element_types_that_are_not_read_are_told_with_those_that_are(tmp_path: Path, kind: str) -> None:
+    shape, size = ([4, 4], 8) if kind == "F4" else ([4, 4], 16)
+    entry = {"dtype": kind, "shape": shape, "data_offsets": [0, size]}
+    (path := tmp_path / "a.safetensors").write_bytes(data := raw({f"{BASE}.to_k.lora_down.weight": entry}, bytes(size)))
+    [problem] = adapter_facts(path)["problems"]
+    assert f"type '{kind}', which is not read; allowed are F64, F32, F16, BF16" in problem and "save it anew" in problem
+    with pytest.raises(BadInput, match=f"type '{kind}', which is not read"):
+        load_adapter(data)
+
+
+@pytest.mark.parametrize("key", ["lora_up.weight", "alpha"])
+def test_a_value_that_only_float64_can_hold_is_told_as_huge_not_as_infinite(tmp_path: Path, key: str) -> None:
+    tensors = {name: value.double() for name, value in tensors_of(tiny_unet()).items()}
+    changed = next(name for name in tensors if name.endswith(key))
+    tensors[changed] = torch.full_like(tensors[changed], 1e300)
+    (path := tmp_path / "adapter.safetensors").write_bytes(file_of(tensors))
+    [problem] = file_problems(path)
+    assert "holds values of up to 1e+300; allowed is at most 10000" in problem
+
+
+def test_a_shape_of_hundreds_of_axes_is_told_short() -> None:
+    tensors = {f"{BASE}.to_k.lora_down.weight": torch.ones(2, 32), f"{BASE}.to_k.lora_up.weight": torch.ones(*[1] * 60)}
+    with pytest.raises(BadInput) as refused:
+        by_module(tensors, tiny_unet())
+    assert "(1, 1, 1, 1, 1, 1, … of 60 axes)" in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "told"),
+    [
+        ("oft_diag", torch.ones(4, 4, 4), "OFT: 1 tensors"),
+        ("diff", torch.ones(32, 32), "whole differences of weights (.diff): 1 tensors"),
+        ("on_input", torch.ones(1), "IA3: 1 tensors"),
+        ("scalar", torch.ones(()), "parts that are not known here: 1 tensors"),
+    ],
+)
+def test_inspect_says_what_a_sweep_will_refuse_and_where_the_file_loads_all_the_same(
+    tmp_path: Path, part: str, value: torch.Tensor, told: str
+) -> None:
+    layer = {f"{BASE}.to_k.{name}": one for name, one in parts_of("LoRA", (32, 32)).items()}
+    tensors = {**layer, f"{BASE}.{'to_k' if part == 'scalar' else 'to_q'}.{part}": value}
+    (path := tmp_path / "adapter.safetensors").write_bytes(file_of(tensors))
+    facts = adapter_facts(path)
+    [doubt] = facts["doubts"]
+    assert facts["problems"] == [] and doubt.startswith("a sweep refuses it: ") and told in doubt
+    with pytest.raises(BadInput) as refused:
+        by_module(tensors, tiny_unet())
+    assert doubt.removeprefix("a sweep refuses it: ") == str(refused.value)
+
+
+def test_trained_norms_are_no_doubt_of_inspects(tmp_path: Path) -> None:
+    norms = {"lora_unet_input_blocks_1_0_in_layers_0.diff": torch.ones(16), "lora_unet_out_0.w_norm": torch.ones(16)}
+    (path := tmp_path / "adapter.safetensors").write_bytes(file_of({**tensors_of(tiny_unet()), **norms}))
+    assert adapter_facts(path)["doubts"] == []
+
+
+def test_an_alpha_below_0_keeps_its_sign_and_is_said_by_inspect_and_the_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = tensors_of(tiny_unet(), layers=(LINEAR,), alpha=-2.0)
+    (path := tmp_path / "adapter.safetensors").write_bytes(file_of(tensors))
+    inspect_file(path)
+    assert "note: 1 alphas of the adapter are negative" in capsys.readouterr().out
+    assert "1 alphas of the adapter are negative" in examine_adapter(tiny_unet(), path.read_bytes())[0]
+    [parts] = by_module(tensors, tiny_unet()).values()
+    assert scale_of(parts) == -1
+    whole = tensors_of(tiny_unet(), "LoKr whole", layers=(LINEAR,), alpha=-2.0)  # whose alpha nobody reads
+    assert examine_adapter(tiny_unet(), file_of(whole)) == ()

@@ -46,7 +46,7 @@ def test_dot_is_the_current_folder_and_what_is_left_out_is_left_out() -> None:
 def test_no_empty_path_is_taken_for_a_folder_wherever_it_comes_from(tmp_path: Path) -> None:
     for taken in (expanded, in_work_folder, lambda path: find_run(Home(tmp_path), path)):
         with pytest.raises(BadInput, match="an empty path"):
-            taken("")  # type: ignore[operator]
+            taken("")
     for setting in ('models.folders=[""]', 'models.edit_loras=[""]'):
         with pytest.raises(ConfigError, match="not empty"):
             profile_as_named("embedded", [setting])

@@ -1,0 +1,141 @@
+"""Picture files, looked into before they are decoded: decoders fill up what is missing or damaged, and say nothing."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+from charengine.errors import BadInput
+
+MOST_TEXT = 1_000_000  # bytes of a PNG's text that is kept, unpacked: only what turns a picture upright is used
+PNG_START = b"\x89PNG\r\n\x1a\n"
+UPRIGHT = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # texts that may say how a picture is turned
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+JPEG_END, JPEG_SCAN, JPEG_RESTARTS = 0xD9, 0xDA, range(0xD0, 0xD8)
+BETWEEN_SCANS = {0xC4, 0xCC, JPEG_SCAN, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # tables, scans, notes
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, first byte and end of each chunk of a PNG, its length and checksum included."""
+    place = len(PNG_START)
+    while place + 12 <= len(data):
+        length = int.from_bytes(data[place : place + 4], "big")
+        yield data[place + 4 : place + 8], place, place + 12 + length
+        place += 12 + length
+
+
+def slim(data: bytes) -> bytes:
+    """A PNG without texts, which may be large or unpack to more than fits in memory; any other file as it is."""
+    if not data.startswith(PNG_START):
+        return data
+    dropped = [
+        (start, end)
+        for kind, start, end in _chunks(data)
+        if (kind in (b"tEXt", b"zTXt", b"iTXt") and not _turns(data[start + 8 : end - 4]))
+        or (kind == b"iCCP" and not _is_small(data[start + 8 : end - 4]))
+    ]
+    if not dropped:
+        return data
+    kept, place = [], 0
+    for start, end in dropped:
+        kept.append(data[place:start])
+        place = end
+    return b"".join([*kept, data[place:]])
+
+
+def _turns(text: bytes) -> bool:
+    """Whether a text chunk may say how the picture is turned, and is small also when it is unpacked."""
+    keyword = text.partition(b"\0")[0]
+    return keyword in UPRIGHT and _is_small(text)
+
+
+def _is_small(text: bytes) -> bool:
+    """Whether a chunk of a keyword and something that may be packed is small, also when that is unpacked."""
+    rest = text.partition(b"\0")[2]
+    if len(text) > MOST_TEXT:
+        return False
+    start = rest.find(b"\x78")  # where packed bytes would begin
+    try:
+        unpacked = zlib.decompressobj().decompress(rest[max(start, 0) :], MOST_TEXT + 1)
+    except zlib.error:
+        return True  # not packed
+    return len(unpacked) <= MOST_TEXT
+
+
+def check_end(data: bytes, name: str) -> None:
+    """Refuse a picture that is cut off, without decoding it: of class images there may be thousands."""
+    whole = True
+    if data.startswith(b"\xff\xd8"):
+        if told := _jpeg_problem(data):
+            raise BadInput(f"{name} is damaged: {told}; save or download it again")
+    elif data.startswith(b"RIFF"):
+        whole = len(data) >= 7 + int.from_bytes(data[4:8], "little")
+    elif data.startswith(PNG_START):
+        ends = {kind: end for kind, _, end in _chunks(data)}
+        whole = b"IEND" in ends or max(ends.values(), default=0) == len(data)  # pixels may be all there without it
+    if not whole:
+        raise BadInput(f"{name} is damaged: it is cut off, its end is missing; save or download it again")
+
+
+def check_rows(data: bytes, name: str) -> None:
+    """Refuse a PNG whose packed pixels end before its last row: decoders fill up what is missing with black."""
+    if not data.startswith(PNG_START) or data[12:16] != b"IHDR":
+        return
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
+    wanted = _packed_size(width, height, depth * CHANNELS.get(colour, 1), bool(interlace))
+    unpacker, found = zlib.decompressobj(), 0
+    for kind, start, end in _chunks(data):
+        packed = data[start + 8 : end - 4] if kind == b"IDAT" else b""
+        while packed and found < wanted:
+            found += len(unpacker.decompress(packed, 1 << 20))
+            packed = unpacker.unconsumed_tail
+    if found < wanted:
+        raise BadInput(
+            f"{name} is damaged: it is cut off, {found / wanted:.0%} of its rows are there; save or download it again"
+        )
+
+
+def _packed_size(width: int, height: int, bits: int, interlaced: bool) -> int:
+    """Bytes of all rows, each with the byte that names its filter."""
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    total = 0
+    for x, y, step_x, step_y in passes:
+        columns, rows = (width - x + step_x - 1) // step_x, (height - y + step_y - 1) // step_y
+        total += rows * (1 + (columns * bits + 7) // 8) if columns > 0 else 0
+    return total
+
+
+def _jpeg_problem(data: bytes) -> str:
+    """Where a JPEG is cut off, or its packed pixels hold what no program writes there.
+
+    Whoever writes packed pixels puts a zero behind each 255, so that only markers stand there without; restart markers count from 0
+    to 7 and on. Decoders leave out the rest, or what they can, without a word. Damage that keeps to these rules shows only to the eye.
+    """
+    place = 2  # of the first marker; a thumbnail lies inside one's segment
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    if data.find(b"\xff\xd9", place) < 0:
+        return "it is cut off, its end is missing"
+    if data[place : place + 2] != bytes((255, JPEG_SCAN)):
+        return ""  # what stands before the pixels is odd: the decoder tells, or can read it
+    while data[place : place + 1] == b"\xff":
+        marker = JPEG_MARKER.match(data, place)
+        kind = marker[1][0] if marker else 0
+        if marker is None or kind not in BETWEEN_SCANS:
+            return "" if kind == JPEG_END else f"its packed pixels hold the marker {kind:02X} at byte {place:,}"
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        if kind != JPEG_SCAN:
+            continue
+        for count, found in enumerate(JPEG_MARKER.finditer(data, place)):
+            place = found.start()
+            if found[1][0] not in JPEG_RESTARTS:
+                break
+            if found[1][0] != JPEG_RESTARTS[count % 8]:
+                return f"parts of its packed pixels are missing or doubled at byte {place:,}"
+        else:
+            return "it is cut off, its end is missing"
+    return f"its packed pixels are followed by what is no marker at byte {place:,}"

@@ -1,0 +1,63 @@
+"""JPEG files that are whole pass, whatever wrote them; those that were damaged in their middle are told before a decoder hides it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from charengine.errors import BadInput
+from charengine.pictures import picture_problems, read_picture
+
+WAYS: tuple[dict[str, Any], ...] = (
+    {},
+    {"progressive": True},
+    {"optimize": True},
+    {"restart_marker_blocks": 7},
+    {"restart_marker_rows": 1, "progressive": True},
+    {"subsampling": 0, "quality": 100},
+)
+
+
+def jpeg(mode: str = "RGB", **how: Any) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).convert(mode).save(buffer, "JPEG", **how)
+    return buffer.getvalue()
+
+
+def problems(tmp_path: Path, data: bytes, decode: bool = True) -> list[str]:
+    (path := tmp_path / "a.jpg").write_bytes(data)
+    return picture_problems(path, "picture", decode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("how", WAYS)
+def test_a_whole_jpeg_passes_also_with_something_behind_its_end(tmp_path: Path, how: dict[str, Any], mode: str) -> None:
+    data = jpeg(mode, **how)
+    assert problems(tmp_path, data) == []
+    assert (
+        problems(tmp_path, data[:-2] + b"\xff" + data[-2:] + b"\xff\x02 a film of a second") == []
+    )  # a byte that fills up
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_jpeg_overwritten_in_its_middle_is_refused(tmp_path: Path, how: dict[str, Any]) -> None:
+    data = bytearray(jpeg(**how))
+    middle, other = len(data) // 2, np.random.default_rng(1).integers(0, 256, 2048, np.uint8).tobytes()
+    data[middle : middle + len(other)] = other
+    assert "damaged" in problems(tmp_path, bytes(data))[0]
+    assert "damaged" in problems(tmp_path, bytes(data), decode=False)[0]  # of class images, too
+    with pytest.raises(BadInput, match="save or download it again"):
+        read_picture(tmp_path / "a.jpg", "picture")
+
+
+def test_a_jpeg_with_restart_markers_of_which_a_part_is_gone_is_refused(tmp_path: Path) -> None:
+    data = jpeg(restart_marker_blocks=7)
+    third, fifth = data.index(b"\xff\xd2"), data.index(b"\xff\xd4")
+    for damaged in (data[:third] + data[fifth:], data[:fifth] + data[third:]):
+        assert "missing or doubled" in problems(tmp_path, damaged)[0]
