@@ -146,10 +146,12 @@ def settings(
 def doctor(settings: SetOption, profile: ProfileOption = "embedded", as_json: JsonOption = False) -> None:
     """What this machine can run, which model files were found, what is missing and how to get it."""
     listen()
-    from charengine.profiles.loading import load_profile
+    from charengine.run.paths import profile_as_named
+    from charengine.run.request import profile_problems
     from charengine.services.doctor import examine
 
-    report = examine(load_profile(profile, settings), profile)
+    chosen = profile_as_named(profile, settings)
+    report = examine(chosen, profile, profile_problems(chosen))
     say_json(report.as_dict()) if as_json else say(str(report))
     if not report.ready:
         raise typer.Exit(3)

@@ -130,8 +130,7 @@ def check(request: RunRequest, home: Home, *, whole: bool = True, writes_run: bo
     problems += _stage_problems(request.refresh)
     problems += folder_problems(home.root, "home folder") or home.problems()
     if profile:
-        problems += starting_problems(profile)
-        problems += _sweep_problems(profile) if whole else []
+        problems += profile_problems(profile) if whole else starting_problems(profile)
         problems += space_problems({out, home.root}, profile.models.family)
     if whole and writes_run and profile and character and not problems:  # the folder can be asked
         problems += run_problems(out, profile, character, sheet, reference)
@@ -261,6 +260,11 @@ def _profile(request: RunRequest, problems: list[str]) -> Profile | None:
     except ConfigError as error:
         problems += error.problems
         return None
+
+
+def profile_problems(profile: Profile) -> list[str]:
+    """What every run of a profile is refused for, whoever its character is; `doctor` says it too."""
+    return [*starting_problems(profile), *_sweep_problems(profile)]
 
 
 def _sweep_problems(profile: Profile) -> list[str]:

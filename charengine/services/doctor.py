@@ -7,6 +7,7 @@ import platform
 import shutil
 import socket
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,6 @@ from charengine.machine.databases import database_problems
 from charengine.machine.home import find_home
 from charengine.machine.places import folder_problems
 from charengine.machine.variables import prefect_problems, variable_problems
-from charengine.models.skeleton import ranks_that_do_not_fit
 from charengine.services import sizes
 
 if TYPE_CHECKING:
@@ -101,8 +101,14 @@ class Examination:
         return render(self)
 
 
-def examine(profile: Profile, called: str = "") -> Examination:
-    """Look at this machine with a profile's eyes; loads no model and changes nothing. `called`: how the user names the profile."""
+def examine(profile: Profile, called: str = "", refused: Sequence[str] = ()) -> Examination:
+    """Look at this machine with a profile's eyes; loads no model and changes nothing.
+
+    Args:
+        profile: whose models are looked for.
+        called: how the user names the profile.
+        refused: what a run of the profile is refused for by itself, which stands with the problems.
+    """
     machine, home = look_at_machine(profile), find_home()
     if profile.models.family == "embedded":
         findings, times = _embedded(profile), list(EMBEDDED_TIMES)
@@ -114,7 +120,7 @@ def examine(profile: Profile, called: str = "") -> Examination:
         folder_problems(home.root, "home folder (CHARENGINE_HOME)") or home.problems() or database_problems(home)
     )
     findings.problems += variable_problems() or prefect_problems()
-    findings.problems += ranks_that_do_not_fit(profile)
+    findings.problems += refused
     if machine.disk_free_gib < FREE_DISK_GIB:
         findings.problems.append(
             f"only {machine.disk_free_gib:.1f} GiB of disk are free at {machine.home}; {FREE_DISK_GIB:g} are advised: "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -48,10 +51,34 @@ def test_a_rank_that_the_unet_is_too_small_for_is_refused_before_the_sheet_is_dr
     ]
 
 
-def test_the_doctor_does_not_call_such_a_profile_ready(home: Home) -> None:
-    from charengine.services.doctor import examine
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.rank=128"],
+        ["train.continue_from=gone.safetensors"],
+        ["train.continue_from=text.safetensors"],
+        ["train.regularisation=empty"],
+        ["train.regularisation=gone", "train.conv_rank=128", "sweep.pictures=2"],
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_the_doctor_says_what_a_run_of_the_profile_is_refused_for(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], settings: list[str]
+) -> None:
+    from charengine.cli.main import main
 
-    assert "train.rank=128 is larger" in str(examine(load_profile("embedded", ["train.rank=128"])).problems)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.safetensors").write_text("no adapter")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError) as refused:
+        check(RunRequest("an orc", overrides=tuple(settings)), home)
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    monkeypatch.setattr("sys.argv", ["charengine", "doctor", "--json", *chosen])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = json.loads(capfd.readouterr().out)
+    assert end.value.code == 3 and not told["ready"]
+    assert set(refused.value.problems) <= set(told["problems"])
 
 
 def test_a_ratio_of_any_size_is_no_clipping() -> None:
