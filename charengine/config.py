@@ -239,23 +239,25 @@ class CaptionSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """How the adapter is trained."""
+    """How the adapter is trained. Below the least of alphas and rates float16, which adapters are kept in, holds zeros."""
 
     algorithm: Literal["locon", "lora", "loha", "lokr", "dora", "tlora"] = Field(
         default="locon", description="form of the adapter; locon = low-rank matrices on linear and convolution layers"
     )
     rank: int = Field(default=16, ge=1, le=128, description="width of the low-rank matrices; more can learn more")
-    alpha: float = Field(default=8.0, gt=0, le=256, description="the adapter's output is scaled by alpha / rank")
+    alpha: float = Field(default=8.0, ge=1e-4, le=256, description="the adapter's output is scaled by alpha / rank")
     conv_rank: int = Field(default=8, ge=0, le=128, description="0 = no convolution layers")
-    conv_alpha: float = Field(default=4.0, gt=0, le=256, description="as alpha, for convolution layers")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of the ranks left out of a step at random")
+    conv_alpha: float = Field(default=4.0, ge=1e-4, le=256, description="as alpha, for convolution layers")
+    dropout: float = Field(default=0.0, ge=0, le=0.99, description="share of the ranks left out of a step at random")
     steps: int = Field(default=300, ge=1, le=100_000, description="optimizer steps")
     batch: int = Field(default=0, ge=0, le=64, description="samples per step; 0 = all views of a bucket as equals")
     accumulate: int = Field(default=1, ge=1, le=64, description="gradient accumulation")
     optimizer: Literal["adafactor", "adamw", "adamw8bit", "prodigy", "prodigy-schedulefree"] = Field(
         default="adafactor", description="how weights follow the loss; all but the first two need a package of [gpu]"
     )
-    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="size of a step; 1e-3, and 1.0 for prodigies")
+    learning_rate: float = Field(
+        default=1e-3, ge=1e-9, le=10, description="size of a step; 1e-3, and 1.0 for prodigies"
+    )
     schedule: Literal["constant", "cosine", "linear"] = Field(default="constant", description="fall of learning_rate")
     warmup: int = Field(default=0, ge=0, le=10_000, description="steps over which the learning rate rises from 0")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="pull of all weights towards 0; 0 = none")

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 
 PRODIGY_LEAST = 0.1  # of a learning rate that Prodigy multiplies its own step size by
 LOW_RANK = ("locon", "lora")  # what our own forward computes, with dropout and a float8 base
+WITHOUT = {  # by setting: the least above 0 of which something is left, in float32, and what 0 says
+    "max_grad_norm": (1e-6, "every gradient", "no clipping"),
+    "min_snr_gamma": (1e-3, "every loss", "off"),
+}
+LEAST_STRENGTH = 1e-3  # of an adapter that is drawn with
 FILLED = re.compile(r"\{(subject|class)\}")  # what stands for somebody in a prompt
 
 
@@ -35,6 +40,11 @@ def training_problems(settings: TrainSettings) -> list[str]:
             f"learning_rate={settings.learning_rate:g} with optimizer={settings.optimizer}: it finds the step size itself and multiplies it "
             f"by this, so below {PRODIGY_LEAST:g} nothing is learnt; leave learning_rate out, or set it to 1.0"
         )
+    for name, (least, what, off) in WITHOUT.items():
+        if 0 < (value := getattr(settings, name)) < least:
+            problems.append(
+                f"{name}={value:g} leaves nothing of {what}, so nothing would be learnt; give 0 ({off}), or {least:g} or more"
+            )
     if settings.algorithm not in LOW_RANK:
         if settings.fp8_base:
             problems.append(
@@ -65,6 +75,12 @@ def sweep_problems(settings: SweepSettings) -> list[str]:
         elif left := re.search(r"[{}]", FILLED.sub("", prompt)):
             problems.append(
                 f"sweep prompt {prompt!r} holds a {left[0]!r} that nothing fills: braces stand only around {{subject}}; leave them out"
+            )
+    for strength in settings.strengths:
+        if 0 < strength < LEAST_STRENGTH:
+            problems.append(
+                f"strengths has {strength:g}, at which an adapter draws what the base model does, which is always tried too; give "
+                f"{LEAST_STRENGTH:g} to 2, or leave it out"
             )
     if 0 < settings.guided_below <= settings.guided_above:
         problems.append(

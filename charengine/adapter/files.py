@@ -141,12 +141,22 @@ def check_layers(data: bytes, unet: UNet2DConditionModel) -> dict[str, Parts]:
     modules, _ = modules_of(load_adapter(data)[0], unet)
     for name, parts in modules.items():
         refuse_huge(name, parts)
-    if all(largest_change(parts) < NO_CHANGE and "dora_scale" not in parts for parts in modules.values()):
-        raise BadInput(
-            f"all {len(modules)} layers of the adapter change nothing (a factor of each, or its alpha, is zero): "
-            "it is damaged or was never trained; take another file"
-        )
+    if told := nothing_told(modules):
+        raise BadInput(f"{told}: it is damaged or was never trained; take another file")
     return modules
+
+
+def nothing_told(modules: Mapping[str, Parts]) -> str:
+    """That an adapter of these layers changes nothing; "" of one that does."""
+    if any(largest_change(parts) >= NO_CHANGE or "dora_scale" in parts for parts in modules.values()):
+        return ""
+    return f"all {len(modules)} layers of the adapter change nothing (a factor of each, or its alpha, is zero)"
+
+
+def trained_nothing(data: bytes) -> str:
+    """As `nothing_told`, of a file that was just made; its model is not asked for."""
+    layers = _layers_as_spelt(load_adapter(data)[0])
+    return nothing_told({stem: checked_parts(stem, parts) for stem, parts in layers.items()})
 
 
 def check_values(tensors: Mapping[str, Tensor]) -> None:
@@ -177,7 +187,7 @@ def file_problems(path: Path, of_sdxl: bool = False) -> list[str]:
 
 
 def file_doubts(path: Path, of_sdxl: bool = False) -> list[str]:
-    """What a sweep says of a file that other programs may load: ways of adapting that it refuses, alphas that turn layers round.
+    """What a sweep says of a file that other programs may load: ways of adapting that it refuses, zeros, alphas that turn layers round.
 
     Arguments are those of `file_problems`, which says whether the file can be read.
     """
@@ -190,7 +200,9 @@ def file_doubts(path: Path, of_sdxl: bool = False) -> list[str]:
     )
     found = sort_keys(tensors, {stem: stem for stem in (*layers, *norms, *known)}, frozenset(norms))
     turned = [f"{stem}.alpha" for stem, parts in layers.items() if is_turned_round(parts)]
-    refused = f"a sweep refuses it: {found.refused()}" if found.refused() else ""
+    whole = {stem: checked_parts(stem, parts) for stem, parts in layers.items() if set(parts) - {"alpha"}}
+    why = found.refused() or (nothing_told(whole) if whole else "")
+    refused = f"a sweep refuses it: {why}" if why else ""
     return [*filter(None, [refused]), *([turned_round_told(turned)] if turned else [])]
 
 

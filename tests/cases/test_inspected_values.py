@@ -10,7 +10,7 @@ import torch
 from adapter_samples import BASE, LINEAR, parts_of, raw, tensors_of, tiny_unet
 from adapter_samples import file_of as foreign_file
 
-from charengine.adapter.files import by_module, check_values, file_problems, load_adapter, save_adapter
+from charengine.adapter.files import by_module, check_layers, check_values, file_problems, load_adapter, save_adapter
 from charengine.adapter.keys import known_stems
 from charengine.adapter.network import examine_adapter
 from charengine.adapter.parts import refuse_huge, scale_of
@@ -256,6 +256,15 @@ def test_inspect_says_what_a_sweep_will_refuse_and_where_the_file_loads_all_the_
     with pytest.raises(BadInput) as refused:
         by_module(tensors, tiny_unet())
     assert doubt.removeprefix("a sweep refuses it: ") == str(refused.value)
+
+
+def test_inspect_says_that_a_sweep_refuses_zeros(tmp_path: Path) -> None:
+    tensors = {key: value * ("up" not in key) for key, value in tensors_of(tiny_unet()).items()}
+    (path := tmp_path / "adapter.safetensors").write_bytes(file_of(tensors))
+    [doubt] = adapter_facts(path)["doubts"]
+    assert doubt.startswith("a sweep refuses it: all ") and "change nothing" in doubt
+    with pytest.raises(BadInput, match="change nothing"):
+        check_layers(path.read_bytes(), tiny_unet())
 
 
 def test_trained_norms_are_no_doubt_of_inspects(tmp_path: Path) -> None:

@@ -26,6 +26,16 @@ from charengine.stages.train.schedule import min_snr_weights, warmup_warnings
         (["sweep.prompts=['{subject} and {foo}']"], "'{subject} and {foo}' holds a '{' that nothing fills"),
         (["sweep.prompts=['{{subject}}, forest']"], "holds a '{' that nothing fills"),
         (["sweep.prompts=['{subject}, forest', '{subject},  forest']"], "prompts has '{subject}, forest' twice"),
+        (["train.max_grad_norm=1e-300"], "max_grad_norm=1e-300 leaves nothing of every gradient"),
+        (
+            ["train.min_snr_gamma=1e-300"],
+            "min_snr_gamma=1e-300 leaves nothing of every loss, so nothing would be learnt; give 0 (off), or 0.001",
+        ),
+        (["sweep.strengths=[0, 1e-300]"], "strengths has 1e-300, at which an adapter draws what the base model does"),
+        (["train.learning_rate=1e-300"], "train.learning_rate: got 1e-300; give a number, 1e-09 to 10, e.g. 0.001"),
+        (["train.alpha=1e-300"], "train.alpha: got 1e-300; give a number, 0.0001 to 256, e.g. 8"),
+        (["train.conv_alpha=1e-46"], "train.conv_alpha: got 1e-46; give a number, 0.0001 to 256, e.g. 4"),
+        (["train.dropout=0.9999999999"], "train.dropout: got 0.9999999999; give a number, 0 to 0.99, e.g. 0"),
         (["caption.keep=[Hat]", "caption.drop=[hat]"], "'hat' stands in keep and in drop"),
     ],
 )
@@ -33,6 +43,23 @@ def test_settings_that_cannot_work_together_are_no_profile(settings: list[str], 
     with pytest.raises(ConfigError) as refused:
         load_profile("embedded", settings)
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.learning_rate=1e-9", "train.alpha=1e-4", "train.conv_alpha=1e-4", "train.dropout=0.99"],
+        [
+            "train.max_grad_norm=1e-6",
+            "train.min_snr_gamma=1e-3",
+            "sweep.strengths=[0.001]",
+            "train.weight_decay=1e-300",
+        ],
+        ["train.max_grad_norm=0", "train.min_snr_gamma=0", "sweep.strengths=[0, 1]", "train.weight_decay=0"],
+    ],
+)
+def test_the_least_of_a_setting_and_what_turns_it_off_are_taken(settings: list[str]) -> None:
+    load_profile("embedded", settings)
 
 
 @pytest.mark.parametrize("prompt", ["{subject}, forest", "{subject} beside a {class}"])

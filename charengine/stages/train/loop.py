@@ -27,7 +27,7 @@ from charengine.models.base_names import NAME
 from charengine.pictures import png
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint, Ref
 from charengine.stage import Progress
-from charengine.stages.train.checkpoints import CheckpointKeeper, checkpoint_steps
+from charengine.stages.train.checkpoints import CheckpointKeeper, checkpoint_steps, idle_warnings
 from charengine.stages.train.clock import Clock
 from charengine.stages.train.curve import as_csv, last_of_views, losses_of_step, smoothed
 from charengine.stages.train.data import TrainingData, encode_dataset
@@ -391,7 +391,7 @@ class _Training:
             facts={name: float(value) for name, value in facts.items()},
             plan=setup.plan.facts(),
             mlflow_run_id=self.tracker.run_id,
-            warnings=moved(history.machines),
+            warnings=(*moved(history.machines), *idle_warnings(history.checkpoints[-1], self.store, self.settings)),
         )
 
 

@@ -308,6 +308,16 @@ def test_early_stop_keeps_the_adapter_it_stopped_at(store, tmp_path):
     assert record.checkpoints[-1].step == record.steps
 
 
+@pytest.mark.parametrize("algorithm", ["locon", "lora", "lokr"])
+def test_a_training_that_changed_nothing_says_so(store, tmp_path, algorithm):
+    hardly = {"learning_rate": 1e-9, "steps": 1, "warmup": 10_000, "checkpoints": 1, "algorithm": algorithm}
+    told = train(store, tmp_path / "idle", **hardly).warnings
+    [idle] = [warning for warning in told if warning.startswith("the training changed nothing: all ")]
+    assert "layers of the adapter change nothing" in idle and "Raise train.learning_rate (it is 1e-09)" in idle
+    moved = train(store, tmp_path / "moved", steps=1, checkpoints=1, algorithm=algorithm).warnings
+    assert not [warning for warning in moved if "changed nothing" in warning]
+
+
 def spoiled_after(store, folder, step):
     """A training whose model answers with NaN after so many steps, and what was logged of it."""
     diffusion, logged = FakeDiffusion(), Recorder()
