@@ -61,8 +61,8 @@ def doll_mask(size: tuple[int, int] = (96, 192)) -> Image.Image:
 def write_views(folder: Path, caption: str) -> Path:
     """Three dolls as a user has them: front, side and back with captions, in which `{view}` is the view."""
     folder.mkdir(parents=True, exist_ok=True)
-    for view in VIEWS:
-        doll().save(folder / f"{view}.png")
+    for view, coat in zip(VIEWS, ((40, 90, 180), (180, 60, 40), (40, 170, 60)), strict=True):
+        doll(coat=coat).save(folder / f"{view}.png")
         (folder / f"{view}.txt").write_text(caption.format(view=view), encoding="utf-8")
     return folder
 

@@ -118,7 +118,9 @@ def expand(
 
     earlier = [str(path.relative_to(folder)) for path in extra_files(folder)]  # a damaged note of them is said, too
     check_names(folder, dict.fromkeys((*earlier, *expansion_files(workspace.profile.expand))), label="")
-    record = run(EXPAND, workspace, read_views(folder, workspace.store))
+    views = read_views(folder, workspace.store)
+    _warn(views.warnings)
+    record = run(EXPAND, workspace, views)
     for path in write_expansion(record, folder, workspace.store):
         say(str(path))
     fates = [extra.fate for extra in record.views]
@@ -152,7 +154,9 @@ def caption(
 
     store = workspace.store
     extras = read_extras(folder, store)
-    pictures = (read_views(folder, store), *extras)
+    views = read_views(folder, store)
+    _warn(views.warnings)
+    pictures = (views, *extras)
     named = (*VIEWS, *(extra.view for extra in extras))
     places = {view: picture_of(folder, view).with_suffix(".txt") for view in named}
     known = store.result(key_of(CAPTION, workspace, *pictures), DatasetRecord)
@@ -236,6 +240,7 @@ def sweep(
     trained = {adapter_files(training.trigger)[0]: training.checkpoints[-1].adapter.sha256}
     inputs = [path for path in (adapter, sheet) if path and files.is_file(path)]
     check_names(out, sweep_files(training.trigger), inputs, trained)
+    _warn(dataset.views.warnings if views or sheet else ())
     workspace = _workspace(_character_of(dataset, seed, description(adapter)), chosen)
     with closing(workspace.track()):
         record = run(SWEEP, workspace, training, dataset)

@@ -13,6 +13,7 @@ from charengine import files
 from charengine.dataset.digest import dataset_digest
 from charengine.dataset.folder import CAPTIONS, MASKS, one_caption, read_expansion, silent_captions, with_edits
 from charengine.errors import BadInput, ConfigError
+from charengine.figures.alike import alike_warnings
 from charengine.language.traits import is_side_bound
 from charengine.pictures import SUFFIXES, cuts_out, picture_problems, png, read_mask, read_picture
 from charengine.records import VIEWS, CaptionRecord, DatasetRecord, ExtraView, ViewName, ViewRecord, ViewsRecord
@@ -63,11 +64,12 @@ def read_views(folder: Path, store: Store) -> ViewsRecord:
                 problems.append(str(error))
     if problems:
         raise ConfigError(problems)
+    alike = alike_warnings({name: one.image for name, one in read.items()})
     red, green, blue = read["front"].image.resize((1, 1), box=(0, 0, 1, 1)).tobytes()
     return ViewsRecord(
         views=tuple(_view(name, one, store) for name, one in read.items()),
         background=(red, green, blue),
-        warnings=tuple(warning for one in read.values() for warning in one.warnings),
+        warnings=(*(warning for one in read.values() for warning in one.warnings), *alike),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,8 @@ from charengine.run.result import Written, run_record, run_result
 from charengine.run.retraining import Attempt, until_right
 from charengine.run.steps import Runner
 from charengine.run.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,9 @@ def make_character(workspace: Workspace, out: Path, each: Steps) -> RunResult:
 
     views = each.views(workspace, sheet)
     view_paths = folder.write_views(views, out / "views", store)
+    if sheet.source == "given":  # what is wrong with it is told before the hours that are spent on it
+        for warning in views.warnings:
+            log.warning(warning)
 
     expansion = each.expansion(workspace, views)
     if expansion:

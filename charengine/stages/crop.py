@@ -8,6 +8,7 @@ from PIL import Image
 
 from charengine.config import CropSettings
 from charengine.errors import SheetRejected
+from charengine.figures.alike import alike_figures
 from charengine.figures.cut import View, cut_views, examine_sheet
 from charengine.figures.measure import measure_sheet
 from charengine.figures.overlay import draw_overlay, keep_picture
@@ -35,7 +36,7 @@ def crop_views(sheet: SheetRecord, settings: CropSettings, store: Store) -> View
         background=backdrop.colour,
         overlay=store.put(png(overlay), "views.png"),
         facts=measure_sheet(backdrop, found),
-        warnings=found.warnings + _upscale_warning(views, settings),
+        warnings=found.warnings + alike_figures(image, found.figures) + _upscale_warning(views, settings),
         added=sheet.added,
     )
 

@@ -111,6 +111,28 @@ def test_each_stage_is_handed_the_records_of_those_before(
     )
 
 
+@pytest.mark.parametrize("source", ["given", "drawn"])
+def test_what_is_wrong_with_a_given_sheet_is_said_before_the_stages_after_it(
+    run: RunRecord,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    source: str,
+) -> None:
+    views = run.dataset.views.model_copy(update={"warnings": ("all views are one picture",)})
+    run = run.model_copy(
+        update={
+            "sheet": run.sheet.model_copy(update={"source": source}),
+            "dataset": run.dataset.model_copy(update={"views": views}),
+        }
+    )
+    monkeypatch.setattr(flow.making, "until_right", lambda *_: pytest.fail(f"trained after: {caplog.text}"))
+    with pytest.raises(pytest.fail.Exception) as trained:
+        made(run, store, tmp_path / "out", monkeypatch)
+    assert ("all views are one picture" in str(trained.value)) == (source == "given")
+
+
 def test_a_training_that_was_made_again_is_the_one_that_the_record_tells_of(
     run: RunRecord, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
