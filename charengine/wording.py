@@ -118,3 +118,9 @@ def is_device(stem: str) -> bool:
 def holds_word(text: str, word: str) -> bool:
     """Whether a word or phrase stands in a text as words of their own: not inside a longer one, whatever the case."""
     return bool(word) and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def never_taught(words: Sequence[str], setting: str = "") -> tuple[str, ...]:
+    """A warning that names words which a model of few words passes over; none where there are none. `setting`: whose text they stand in."""
+    told = f"the model was never taught these words and ignores them: {', '.join(words)}"
+    return (f"{setting}: {told}" if setting else told,) if words else ()

@@ -101,12 +101,16 @@ def _colour_as_skin(found: dict[str, str], written: set[str]) -> None:
         found.setdefault("skin", colour)
 
 
-def unknown_words(prompt: str) -> tuple[str, ...]:
+def unknown_words(prompt: str, near: bool = True) -> tuple[str, ...]:
     """Words the embedded family never saw and has nothing near, in order, each once; stop words and punctuation do not count.
 
     Of any script, and emoji; letters and their marks are one word, however they are written.
+
+    Args:
+        prompt: of a user's.
+        near: the text is put into known words before a model reads it, so what is near to one of them counts as known.
     """
-    text = in_known_words(composed(prompt)).text.lower().replace("'s", "")
+    text = (in_known_words(composed(prompt)).text if near else composed(prompt)).lower().replace("'s", "")
     kinds = "".join(map(_kind, text))
     words = dict.fromkeys(text[found.start() : found.end()] for found in _WORD.finditer(kinds))
     return tuple(word for word in words if word not in VOCABULARY and word not in _STOP_WORDS)

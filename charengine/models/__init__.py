@@ -19,6 +19,7 @@ from charengine.models.protocols import (
     describe_all,
     pictures_seen,
     reads_plain_words,
+    untaught_by_editor,
 )
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "load",
     "pictures_seen",
     "reads_plain_words",
+    "untaught_by_editor",
 ]

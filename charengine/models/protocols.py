@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+from charengine.config import Character, ExpandSettings, SheetSettings
 from charengine.models.prediction import Prediction
 from charengine.models.usage import Usage
+from charengine.wording import never_taught
 
 if TYPE_CHECKING:
     import torch
@@ -151,6 +153,17 @@ class SheetEditor(Protocol):
     def unload(self) -> None:
         """Free all memory the weights take."""
         ...
+
+
+def untaught_by_editor(
+    editor: SheetEditor, character: Character, section: str, settings: SheetSettings | ExpandSettings
+) -> tuple[str, ...]:
+    """Warnings that name words of a character's prompt, and of a section's negative prompt where that is read, which were never taught."""
+    negative = settings.negative_prompt if settings.guidance > 1 else ""
+    return (
+        *never_taught(editor.unknown_words(f"{character.prompt}, {character.class_noun}")),
+        *never_taught(editor.unknown_words(negative), f"{section}.negative_prompt"),
+    )
 
 
 def reads_plain_words(editor: SheetEditor) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 from charengine import files
 from charengine.config import ModelSettings
 from charengine.models.files import read_header
+from charengine.together import FILLED
+from charengine.wording import never_taught
 
 TOLD_BY = ("modelspec.title", "modelspec.architecture", "ss_base_model_version", "ss_sd_model_name", "ss_output_name")
 
@@ -47,6 +49,21 @@ class Usage:
         from charengine.embedded.nearest import in_known_words  # imports torch
 
         return re.sub(r"(,\s*)+", ", ", in_known_words(description).text)
+
+    def untaught(self, setting: str, *texts: str) -> tuple[str, ...]:
+        """A warning that names the words of a setting's texts, which are drawn as they stand, that the model was never taught."""
+        if not self.few_words or not any(texts):
+            return ()
+        from charengine.embedded.reading import unknown_words  # imports torch
+
+        return never_taught(unknown_words(", ".join(FILLED.sub(" ", text) for text in texts), near=False), setting)
+
+    def untaught_of_its_own(self) -> tuple[str, ...]:
+        """The same of the prefix and of the negative prompt."""
+        return (
+            *self.untaught("models.prompt_prefix", self.prompt_prefix),
+            *self.untaught("models.negative_prompt", self.negative_prompt),
+        )
 
     def prompt(self, text: str) -> str:
         """A prompt with the family's prefix before it."""

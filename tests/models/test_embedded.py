@@ -17,6 +17,7 @@ from charengine.embedded.nearest import READING
 from charengine.embedded.traits import sample_indices
 from charengine.embedded.world import render_sheet
 from charengine.errors import BadInput, ConfigError, MissingDependency
+from charengine.likeness.prompts import FULL, QUICK, SHOWN
 from charengine.models import Models, describe_all, known, load
 from charengine.models.embedded_known import fingerprint
 from charengine.models.loading import resolve_device
@@ -75,6 +76,19 @@ def test_a_reloaded_family_draws_the_same_sheet(family: Path):
 
 def test_words_the_family_was_never_taught_are_named(models: Models):
     assert models.editor.unknown_words("a woman with a zeppelin") == ("zeppelin",)
+
+
+def test_words_of_a_setting_that_are_drawn_as_they_stand_and_were_never_taught_are_named() -> None:
+    usage = Usage(prompt_prefix="best quality", negative_prompt="blurry", few_words=READING)
+    told = usage.untaught("sweep.prompts", "{subject} with a {class}, on a volcano", "{subject}, cloak, on a zeppelin")
+    # a prompt of a sweep is not put into known words, as a character's is: its cloak is no robe
+    assert told == ("sweep.prompts: the model was never taught these words and ignores them: cloak, zeppelin",)
+    assert [line.partition(":")[0] for line in usage.untaught_of_its_own()] == [
+        "models.prompt_prefix",
+        "models.negative_prompt",
+    ]
+    assert [usage.untaught("sweep.prompts", *told) for told in ((), (*FULL, *QUICK, *SHOWN))] == [(), ()]
+    assert Usage(negative_prompt="zeppelin").untaught_of_its_own() == ()
 
 
 def test_the_base_is_said_to_know_few_words_and_what_it_draws_is_kept_apart(models: Models):

@@ -20,7 +20,7 @@ from charengine.embedded.shape import PICTURE_SIZE, VIEW_SIZE
 from charengine.language.traits import colour_name
 from charengine.likeness import metrics
 from charengine.likeness.scoring import PLAIN_SHARE, border_colour, figure_mask
-from charengine.models import Embedder, SheetEditor, reads_plain_words
+from charengine.models import Embedder, SheetEditor, reads_plain_words, untaught_by_editor
 from charengine.pictures import open_image, padded, png
 from charengine.records import ExpansionRecord, ExtraView, ViewsRecord
 from charengine.store import Store
@@ -89,7 +89,8 @@ def expand_views(
         view.model_copy(update={"fate": "held out"}) if view.fate != "refused" and view.view in held_out else view
         for view in tried
     )
-    return ExpansionRecord(views=found, warnings=_warnings(missing, settings, editor))
+    untaught = untaught_by_editor(editor, character, "expand", settings)
+    return ExpansionRecord(views=found, warnings=(*untaught, *_warnings(missing, settings, editor)))
 
 
 def tasks_of(settings: ExpandSettings, requests: Mapping[str, tuple[ViewRequest, ...]] = REQUESTS) -> list[_Task]:

@@ -14,7 +14,7 @@ from charengine.errors import SheetRejected
 from charengine.figures.overlay import keep_picture
 from charengine.figures.template import boxes, template
 from charengine.language.sides import SideItem, find_side_items, side_bound_items
-from charengine.models import Captioner, Questioner, SheetEditor, reads_plain_words
+from charengine.models import Captioner, Questioner, SheetEditor, reads_plain_words, untaught_by_editor
 from charengine.pictures import png
 from charengine.records import SheetRecord
 from charengine.stage import Given, Stage
@@ -89,9 +89,7 @@ def draw_sheet(
         description, said = _rewritten(description, captioner)
         warnings += said
     class_noun = character.class_noun
-    unknown = editor.unknown_words(f"{character.prompt}, {class_noun}")
-    if unknown:
-        warnings.append(f"the model was never taught these words and ignores them: {', '.join(unknown)}")
+    warnings += untaught_by_editor(editor, character, "sheet", settings)
     prompt = full_prompt(description, class_noun, editor, pictured=reference is not None)
     asked = captioner if settings.ask_model else None
     shown = _shown(reference, editor, store)

@@ -84,6 +84,7 @@ def sweep_adapter(
         BadInput: `sweep.pictures` is not enough for strength 0 and one cell.
         StageFailed: the base model draws black pictures.
     """
+    untaught = _untaught(settings, diffusion)
     reading = _reading(training, settings, reader, description)
     kept = KeptUnits(store, key)
     session = open_session(training, dataset, settings, diffusion, embedder, store, seed, tracker, kept, reading)
@@ -95,9 +96,18 @@ def sweep_adapter(
     if whole:
         log_cells(session)
     unsaid = () if training.facts else training.warnings  # of a file: no stage before this one has said them
-    found = conclude(session, recipe, (*unsaid, *left_out, *cut))
+    found = conclude(session, recipe, (*unsaid, *untaught, *left_out, *cut))
     embedder.unload()  # whoever reads pictures next needs the room
     return found
+
+
+def _untaught(settings: SweepSettings, diffusion: Diffusion) -> tuple[str, ...]:
+    """What of the prompts the base model will pass over, said before it draws."""
+    usage = diffusion.usage
+    told = (*usage.untaught("sweep.prompts", *settings.prompts), *usage.untaught_of_its_own())
+    for warning in told:
+        log.warning(warning)
+    return told
 
 
 def _cut(session: Session, keep_cut: bool) -> str:

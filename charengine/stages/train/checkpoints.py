@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import Tensor
 
-from charengine.adapter.files import save_adapter, trained_nothing
+from charengine.adapter.files import save_adapter
 from charengine.config import TrainSettings
 from charengine.records import CheckpointRecord, Ref
 from charengine.store import Store
@@ -93,13 +93,3 @@ def checkpoint_steps(settings: TrainSettings) -> set[int]:
     """Steps after which an adapter is kept: evenly spread, the last included."""
     count = min(settings.checkpoints, settings.steps)
     return {round(settings.steps * (i + 1) / count) for i in range(count)}
-
-
-def idle_warnings(made: CheckpointRecord, store: Store, settings: TrainSettings) -> tuple[str, ...]:
-    """A warning where an adapter's file is as if nothing had been trained: float16 holds nothing below 6e-8."""
-    if not (told := trained_nothing(store.get(made.adapter))):
-        return ()
-    return (
-        f"the training changed nothing: {told} at step {made.step}. Raise train.learning_rate (it is {settings.learning_rate:g}) or "
-        f"train.steps (it is {settings.steps}), and leave train.alpha, train.max_grad_norm and train.min_snr_gamma as the profile has them",
-    )

@@ -19,7 +19,6 @@ from torch import Tensor
 from charengine.adapter.metadata import adapter_metadata
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, StageFailed
-from charengine.language.naming import known_word_warnings
 from charengine.language.phrases import trait_phrases
 from charengine.machine.places import full_disk
 from charengine.models import Diffusion, TextConditioning
@@ -27,7 +26,7 @@ from charengine.models.base_names import NAME
 from charengine.pictures import png
 from charengine.records import AdapterRecord, CheckpointRecord, DatasetRecord, LossPoint, Ref
 from charengine.stage import Progress
-from charengine.stages.train.checkpoints import CheckpointKeeper, checkpoint_steps, idle_warnings
+from charengine.stages.train.checkpoints import CheckpointKeeper, checkpoint_steps
 from charengine.stages.train.clock import Clock
 from charengine.stages.train.curve import as_csv, last_of_views, losses_of_step, smoothed
 from charengine.stages.train.data import TrainingData, encode_dataset
@@ -35,9 +34,10 @@ from charengine.stages.train.lessons import Lessons, draw_lessons, drawn_on, kep
 from charengine.stages.train.machines import moved, threads_of, with_this
 from charengine.stages.train.plan import RESERVE_GIB, Plan, memory_cap
 from charengine.stages.train.sampler import groups_of_step
-from charengine.stages.train.schedule import learning_rate, warmup_warnings
+from charengine.stages.train.schedule import learning_rate
 from charengine.stages.train.setup import Setup, describe
 from charengine.stages.train.state import History, StateWriter, load_state, saved_machines
+from charengine.stages.train.told import early_warnings, idle_warnings
 from charengine.stages.train.validation import TrainingDiverged
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
@@ -94,9 +94,7 @@ def train_adapter(
         TrainingStopped: `should_stop` said so; the state is saved, if a step was made.
         TrainingDiverged: a loss became NaN, that of a step or of a validation.
     """
-    told = (*known_word_warnings(dataset.trigger, diffusion.count_tokens), *warmup_warnings(settings))
-    for warning in told:
-        log.warning(warning)
+    told = early_warnings(dataset.trigger, settings, diffusion)
     device = torch.device(diffusion.device)
     traits = trait_phrases(description.replace(dataset.trigger, " "), dataset.class_noun) if settings.distill else ()
     key = state_key(dataset, settings, diffusion, seed, traits)

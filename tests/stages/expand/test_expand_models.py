@@ -29,6 +29,13 @@ def test_what_the_embedded_edit_model_cannot_be_asked_for_is_left_out_and_said(v
     found = expand_views(views, GRISHA, settings, models.editor, models.embedder, store)
     assert found.views == ()
     assert found.warnings == ("more views: the embedded edit model was not taught expression",)
+    guided = ExpandSettings(
+        count=2, kinds=("expression",), candidates=1, guidance=2.0, negative_prompt="blurry, a tuba"
+    )
+    zeppelin = GRISHA.model_copy(update={"prompt": f"{GRISHA.prompt} on a zeppelin"})
+    never = "the model was never taught these words and ignores them: "
+    told = expand_views(views, zeppelin, guided, models.editor, models.embedder, store).warnings
+    assert told[:-1] == (f"{never}zeppelin", f"expand.negative_prompt: {never}blurry, tuba")
 
 
 # --- real models ------------------------------------------------------------------------------------------------------

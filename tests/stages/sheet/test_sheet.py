@@ -253,6 +253,15 @@ def test_unknown_words_are_named_in_a_warning(store):
     assert "zeppelin, tuba" in record.warnings[0]
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_unknown_words_of_a_negative_prompt_are_named_where_it_is_read(store, guidance):
+    painter = Painter(Sheet((384, 384)))
+    painter.unknown_words = lambda text: ("blurry",) if "blurry" in text else ()
+    record = draw_sheet(HERO, SheetSettings(negative_prompt="blurry", guidance=guidance), painter, store)
+    told = "sheet.negative_prompt: the model was never taught these words and ignores them: blurry"
+    assert record.warnings == ((told,) if guidance > 1 else ())
+
+
 def test_a_prompt_is_enriched_by_a_captioner_that_answers_questions(store):
     painter = Painter(Sheet((384, 384)))
     rewriting = Rewriting('"An orc woman in a heavy blue wool coat with brass buttons, her right hand is a hook."')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import sweep_samples
 import torch
 from run_samples import sample_cell
 from sweep_samples import SETTINGS, Eye, Notebook, Painter, Unet, adapter_file, run_sweep, trained
@@ -50,6 +51,20 @@ def test_the_base_model_is_prompted_as_its_family_is_and_left_as_it_was_and_the_
     prompts = [text for text in painter.asked if text != "ugly"]
     assert len(prompts) < len(painter.asked)
     assert all(text.startswith("score_9, ") and "zorgax orc" in text for text in prompts)
+
+
+def test_words_that_the_base_model_was_never_taught_are_named_before_it_draws(
+    store, dataset, monkeypatch, caplog
+) -> None:
+    asked = SETTINGS.model_copy(
+        update={"prompts": (SETTINGS.prompts[0], "{subject} in a desert, zeppelin", "{subject} in a city, tuba")}
+    )
+    monkeypatch.setattr(sweep_samples, "SETTINGS", asked)
+    seen, painter = [], Painter(usage=Usage(negative_prompt="ugly", few_words="2"))
+    found = run_sweep(store, dataset, painter, 100, on_drawn=lambda *_: seen.append(caplog.text))
+    told = [line for line in found.warnings if "never taught" in line]
+    assert [line.partition(":")[0] for line in told] == ["sweep.prompts", "models.negative_prompt"]
+    assert told[0].endswith("ignores them: zeppelin, tuba") and all(line in seen[0] for line in told)
 
 
 def test_an_overbaked_adapter_leaks_the_white_background_and_copies_the_views(store, dataset) -> None:

@@ -68,19 +68,6 @@ def test_training_learns_the_views_and_says_how_far_it_is(store, tmp_path):
     assert record.facts["samples"] == 120
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_trigger_that_the_base_model_knows_is_warned_of_before_and_after(store, tmp_path, caplog, known):
-    diffusion, seen = FakeDiffusion(), []
-    diffusion.count_tokens = lambda text: 1 if known and text == "zorgal" else 2
-    with caplog.at_level("WARNING", logger="charengine"):
-        record = train(
-            store, tmp_path, diffusion=diffusion, steps=1, checkpoints=1, on_step=lambda _: seen.append(caplog.text)
-        )
-    told = "the trigger 'zorgal' is a word that the base model knows"
-    assert (told in seen[0]) == known
-    assert any(told in warning for warning in record.warnings) == known
-
-
 def test_the_last_checkpoint_is_a_file_that_holds_what_was_trained_and_how(plain):
     data = plain.store.get(plain.record.checkpoints[-1].adapter)
     tensors, metadata = load_adapter(data)
@@ -306,16 +293,6 @@ def test_early_stop_keeps_the_adapter_it_stopped_at(store, tmp_path):
     assert record.steps < 60
     assert min(losses[-2:]) >= min(losses[:-2])
     assert record.checkpoints[-1].step == record.steps
-
-
-@pytest.mark.parametrize("algorithm", ["locon", "lora", "lokr"])
-def test_a_training_that_changed_nothing_says_so(store, tmp_path, algorithm):
-    hardly = {"learning_rate": 1e-9, "steps": 1, "warmup": 10_000, "checkpoints": 1, "algorithm": algorithm}
-    told = train(store, tmp_path / "idle", **hardly).warnings
-    [idle] = [warning for warning in told if warning.startswith("the training changed nothing: all ")]
-    assert "layers of the adapter change nothing" in idle and "Raise train.learning_rate (it is 1e-09)" in idle
-    moved = train(store, tmp_path / "moved", steps=1, checkpoints=1, algorithm=algorithm).warnings
-    assert not [warning for warning in moved if "changed nothing" in warning]
 
 
 def spoiled_after(store, folder, step):
