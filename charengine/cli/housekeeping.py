@@ -11,8 +11,8 @@ import typer
 from charengine.cli.command import Command
 from charengine.cli.console import listen, say, say_json
 from charengine.cli.run import JsonOption
-from charengine.errors import BadInput
-from charengine.machine.home import find_home, in_work_folder
+from charengine.errors import BadInput, ConfigError
+from charengine.machine.home import Home, find_home, in_work_folder
 
 MIB = 2**20
 
@@ -40,7 +40,7 @@ def prune(
     from charengine.services import prune as pruning
     from charengine.services import prune_shared
 
-    home = find_home()
+    home = _home()
     found: list[pruning.Leftover | prune_shared.SharedLeftover] = []
     if store := shared_store():  # first: the home's notes of deleted folders go with the home's leftovers
         shared = prune_shared.remove if delete else prune_shared.leftovers
@@ -74,10 +74,24 @@ def export(
     from charengine.run.export import export as write
     from charengine.run.export import find_run
 
-    home = find_home()
+    home = _home()
     folder = find_run(home, name)
     target = in_work_folder(str(to or f"{folder.name}.zip"))
     if problems := home_problems(target, home, "--to"):
         raise BadInput(problems[0])
     place = write(folder, target, open_store(home))
     say_json({"export": str(place), "run": str(folder)}) if as_json else say(str(place))
+
+
+def _home() -> Home:
+    """The home, which need not be there yet.
+
+    Raises:
+        ConfigError: there can be none: nothing can go from a file, and no run is known to it.
+    """
+    from charengine.machine.places import no_folder_problems
+
+    home = find_home()
+    if problems := no_folder_problems(home.root, "home folder (CHARENGINE_HOME)"):
+        raise ConfigError(problems)
+    return home

@@ -91,6 +91,21 @@ def folder_problems(folder: Path, label: str) -> list[str]:
         return [
             f"{label} {str(folder)!a}: a folder's name is read by people: leave out control characters, and write something"
         ]
+    if found := no_folder_problems(folder, label):
+        return found
+    try:
+        with tempfile.TemporaryFile(dir=nearest_existing(folder)):
+            pass
+        too_long = next((part for part in folder.parts if len(os.fsencode(part)) > LONGEST_PART), "")
+        return [f"{label} {folder}: cannot be written (File name too long); choose another folder"] if too_long else []
+    except BadInput as error:
+        return [f"{label} {error}"]
+    except (OSError, ValueError) as error:
+        return [f"{label} {folder}: cannot be written ({files.reason(error)}); choose another folder"]
+
+
+def no_folder_problems(folder: Path, label: str) -> list[str]:
+    """Why a folder is not there and cannot be made: a file, or a link to nothing, stands in its place or above it."""
     try:
         place = nearest_existing(folder)
         if not files.is_dir(place):
@@ -99,14 +114,11 @@ def folder_problems(folder: Path, label: str) -> list[str]:
             return [
                 f"{label} {folder}: {dead} is a link to {os.readlink(dead)}, where nothing is; choose another folder, or make that one"
             ]
-        with tempfile.TemporaryFile(dir=place):
-            pass
-        too_long = next((part for part in folder.parts if len(os.fsencode(part)) > LONGEST_PART), "")
-        return [f"{label} {folder}: cannot be written (File name too long); choose another folder"] if too_long else []
+        return []
     except BadInput as error:
         return [f"{label} {error}"]
     except (OSError, ValueError) as error:
-        return [f"{label} {folder}: cannot be written ({files.reason(error)}); choose another folder"]
+        return [f"{label} {folder}: cannot be read ({files.reason(error)}); choose another folder"]
 
 
 def home_problems(out: Path, home: Home, label: str) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from run_samples import doll, write_views
 
 from charengine import files
 from charengine.errors import BadInput, ConfigError, MissingDependency
@@ -197,6 +198,45 @@ def test_no_command_waits_for_a_pipe_reads_a_device_to_its_end_or_fails_at_what_
         assert end.value.code == 2 and path.name in told and "defect" not in told
         assert ("Permission denied" in told) == (path.parent.name == "locked")
     assert {path.name for path in tmp_path.iterdir()} <= {"pipe", "pipe.json", "home"}
+
+
+@pytest.mark.parametrize("home", ["file", "file/below", "link", "link/below"])
+@pytest.mark.parametrize(
+    "command",
+    [["prune"], ["prune", "--delete"], ["prune", "--json"], ["export", "orc"], ["crop", "own.png"], ["train", "views"],
+     ["caption", "views", "--name", "A", "--prompt", "x"], ["expand", "views", "--prompt", "x"], ["sheet", "an orc"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_no_command_takes_a_home_that_can_be_no_folder_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: list[str], home: str
+) -> None:
+    from charengine.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    write_views(tmp_path / "views", "zorgax, orc, {view} view")
+    doll().save(tmp_path / "own.png")
+    (tmp_path / "file").write_text("of the user's")
+    (tmp_path / "link").symlink_to("nowhere")
+    monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / home))
+    monkeypatch.setattr("sys.argv", ["charengine", *command])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = capfd.readouterr().err
+    assert end.value.code == 2 and "home folder" in told and str(tmp_path / home) in told and "defect" not in told
+    assert (tmp_path / "file").read_text() == "of the user's" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_home_that_is_not_there_yet_has_nothing_that_can_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from charengine.cli.main import main
+
+    monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / "not/yet"))
+    monkeypatch.setattr("sys.argv", ["charengine", "prune"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code and "nothing can go from" in capfd.readouterr().out
+    assert not (tmp_path / "not").exists()
 
 
 def test_the_doctor_tells_of_a_home_that_can_never_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
