@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from charengine.config import CaptionSettings, SweepSettings, TrainSettings
+    from charengine.config import CaptionSettings, SheetSettings, SweepSettings, TrainSettings
 
 PRODIGY_LEAST = 0.1  # of a learning rate that Prodigy multiplies its own step size by
 LOW_RANK = ("locon", "lora")  # what our own forward computes, with dropout and a float8 base
@@ -64,6 +64,21 @@ def rank_problems(settings: TrainSettings, narrowest: int) -> list[str]:
         for name, rank in (("rank", settings.rank), ("conv_rank", settings.conv_rank))
         if rank > narrowest
     ]
+
+
+def steps_of_drafts(settings: SheetSettings) -> int:
+    """Of each of a sheet's candidates: a draft is what is drawn faster than the sheet, so it never has more steps."""
+    return min(settings.draft_steps or settings.steps, settings.steps)
+
+
+def draft_warnings(settings: SheetSettings) -> tuple[str, ...]:
+    """A warning where drafts were to have more: of a profile's number that its `steps` were set below, or of a mistake."""
+    if not settings.gate or settings.draft_steps <= settings.steps:
+        return ()
+    return (
+        f"sheet.draft_steps is {settings.draft_steps} and sheet.steps {settings.steps}: a draft has no more steps than the sheet, so it has "
+        f"{settings.steps} too; set sheet.draft_steps below sheet.steps, or to 0",
+    )
 
 
 def sweep_problems(settings: SweepSettings) -> list[str]:

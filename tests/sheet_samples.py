@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from charengine.config import Character
 from charengine.figures.template import template
 from charengine.records import Ref, SheetRecord
 from charengine.store import Store
@@ -193,3 +194,37 @@ def record_of(image: Image.Image, store: Store) -> SheetRecord:
 def stored_image(ref: Ref, store: Store) -> Image.Image:
     """A blob of the store as an image."""
     return Image.open(io.BytesIO(store.get(ref)))
+
+
+# --- who draws them ---------------------------------------------------------------------------------------------------
+
+HERO = Character(
+    name="Aya", prompt="an orc woman in a blue coat, her right hand is a hook", class_noun="orc woman", seed=7
+)
+BAD = Sheet((384, 384), (THREE[0], THREE[2]))
+
+
+class Painter:
+    """An editor that draws one sheet after the other and remembers what it was asked for."""
+
+    fingerprint = "painter"
+    prompt_style = "rich"
+
+    def __init__(self, *sheets, unknown=()):
+        self.sheets, self.unknown, self.calls = list(sheets), unknown, []
+
+    def draw(self, template, prompt, **settings):
+        self.calls.append({"template": template, "prompt": prompt, **settings})
+        sheet = self.sheets.pop(0) if len(self.sheets) > 1 else self.sheets[0]
+        image = paint(sheet)
+        if settings["redraw"]:
+            patched = template.copy()
+            patched.paste(image.crop(settings["redraw"]), settings["redraw"][:2])
+            return patched
+        return image
+
+    def unknown_words(self, prompt):
+        return self.unknown
+
+    def unload(self):
+        pass

@@ -29,6 +29,7 @@ from charengine.models.prediction import Prediction, prediction_of
 from charengine.models.qwen_edit import Variant
 from charengine.models.usage import Usage, usage_of
 from charengine.models.vocabularies import Tokenizers, find_tokenizers, own_tokenizers
+from charengine.together import steps_of_drafts
 
 R = TypeVar("R")
 ROOMY_GIB = 48.0  # from here on the bf16 transformer is preferred to a packed one
@@ -77,7 +78,7 @@ def survey(profile: Profile) -> Survey:
         BadInput: a file that the profile names is the wrong thing, damaged, unsafe, or does not fit; several together.
     """
     settings = profile.models
-    preferences = Preferences(profile.budget_gib >= ROOMY_GIB, profile.sheet.draft_steps or profile.sheet.steps)
+    preferences = Preferences(profile.budget_gib >= ROOMY_GIB, steps_of_drafts(profile.sheet))
     stock = take_stock(settings, preferences)
     tokenizers = find_tokenizers(settings, *(stock.path(name) for name in ("edit", "vl", "sdxl", "clip")))
     findings = _Findings()

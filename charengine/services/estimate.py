@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from charengine.config import Profile, SweepSettings
+from charengine.together import steps_of_drafts
 
 if TYPE_CHECKING:
     from charengine.models.memory import MemoryPlan
@@ -136,7 +137,7 @@ def _sheet(profile: Profile, look: Survey, card: Card) -> StageTime:
         )
         return (count + guided) * _forward(tokens, card, plan, with_lora=fast and not fused) + _around(card)
 
-    final, draft = drawing(sheet.steps), drawing(sheet.draft_steps) if sheet.draft_steps else 0.0
+    final, draft = drawing(sheet.steps), drawing(drafts) if (drafts := steps_of_drafts(sheet)) < sheet.steps else 0.0
     more = f"; a further candidate {_short(draft or final)}" if sheet.candidates > 1 else ""
     parts = f"one draft {_short(draft)}, one sheet {_short(final)}" if draft else f"one sheet of {sheet.steps} steps"
     return StageTime("sheet", final + draft, parts + more)

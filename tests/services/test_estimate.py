@@ -86,6 +86,13 @@ def test_a_sheet_guided_in_its_noisy_steps_alone_takes_less_and_no_less_than_one
     assert (noisy - none) / (all_steps - none) == pytest.approx(19 / 40, abs=0.03)  # of 40 steps at 1536x1024
 
 
+def test_a_sheet_whose_drafts_were_to_have_more_steps_takes_the_time_of_one_without_drafts() -> None:
+    plain, more = (
+        seconds("NVIDIA H200", "sdxl-12gb", "sheet.steps=10", f"sheet.draft_steps={n}")["sheet"] for n in (0, 12)
+    )
+    assert plain == more
+
+
 def test_lessons_take_the_time_of_their_pictures_and_of_larger_steps() -> None:
     card, steps = "NVIDIA H200", "train.steps=400"
     plain = seconds(card, "sdxl-12gb", steps)["train"]

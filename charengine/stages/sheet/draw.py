@@ -22,6 +22,7 @@ from charengine.stages.sheet.judge import Verdict, judge_sheet
 from charengine.stages.sheet.prompt import full_prompt
 from charengine.stages.sheet.reference import ReferenceRecord, as_shown, as_taught
 from charengine.store import Store
+from charengine.together import draft_warnings, steps_of_drafts
 
 GOOD_ENOUGH = 0.75  # gate score at which no further candidate is drawn
 LONGEST_REWRITE = 1200  # characters
@@ -89,6 +90,7 @@ def draw_sheet(
         description, said = _rewritten(description, captioner)
         warnings += said
     class_noun = character.class_noun
+    warnings += draft_warnings(settings)
     warnings += untaught_by_editor(editor, character, "sheet", settings)
     prompt = full_prompt(description, class_noun, editor, pictured=reference is not None)
     asked = captioner if settings.ask_model else None
@@ -180,7 +182,7 @@ def _draw_best(drawing: _SheetDrawing, seed: int) -> tuple[_Candidate, list[_Can
     if not settings.gate:
         only = drawing.draw(seed, settings.steps)
         return only, [only]
-    draft = settings.draft_steps or settings.steps
+    draft = steps_of_drafts(settings)
     tried: list[_Candidate] = []
     for k in range(settings.candidates):
         tried.append(drawing.draw(candidate_seed(seed, k), draft, ask=draft == settings.steps))

@@ -7,9 +7,9 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from sheet_samples import THREE, Look, Sheet, Spot, paint, stored_image
+from sheet_samples import BAD, HERO, THREE, Look, Painter, Sheet, Spot, paint, stored_image
 
-from charengine.config import Character, SheetSettings
+from charengine.config import SheetSettings
 from charengine.embedded.grammar import parse_prompt
 from charengine.errors import BadInput, SheetRejected
 from charengine.figures.cut import examine_sheet
@@ -21,37 +21,6 @@ from charengine.stages.sheet.draw import candidate_seed, draw_sheet
 from charengine.stages.sheet.given import take_sheet
 from charengine.stages.sheet.judge import Verdict
 from charengine.stages.sheet.prompt import full_prompt, write_sheet_prompt
-
-HERO = Character(
-    name="Aya", prompt="an orc woman in a blue coat, her right hand is a hook", class_noun="orc woman", seed=7
-)
-BAD = Sheet((384, 384), (THREE[0], THREE[2]))
-
-
-class Painter:
-    """An editor that draws one sheet after the other and remembers what it was asked for."""
-
-    fingerprint = "painter"
-    prompt_style = "rich"
-
-    def __init__(self, *sheets, unknown=()):
-        self.sheets, self.unknown, self.calls = list(sheets), unknown, []
-
-    def draw(self, template, prompt, **settings):
-        self.calls.append({"template": template, "prompt": prompt, **settings})
-        sheet = self.sheets.pop(0) if len(self.sheets) > 1 else self.sheets[0]
-        image = paint(sheet)
-        if settings["redraw"]:
-            patched = template.copy()
-            patched.paste(image.crop(settings["redraw"]), settings["redraw"][:2])
-            return patched
-        return image
-
-    def unknown_words(self, prompt):
-        return self.unknown
-
-    def unload(self):
-        pass
 
 
 class Rewriting:
@@ -199,6 +168,15 @@ def test_drafts_are_cheap_and_only_the_keeper_is_drawn_in_full_with_the_same_see
     assert [call["steps"] for call in painter.calls] == [8, 8, 40]
     assert painter.calls[2]["seed"] == painter.calls[1]["seed"] == record.seed
     assert record.gate["facts"]["rules_erased"] == 6  # the finished one, not its draft
+
+
+@pytest.mark.parametrize(("draft_steps", "said"), [(8, True), (4, False), (0, False)])
+def test_a_draft_has_no_more_steps_than_the_sheet_and_where_more_were_asked_for_that_is_said(store, draft_steps, said):
+    painter = Painter(BAD, Sheet((384, 384)))
+    record = draw_sheet(HERO, SheetSettings(candidates=2, steps=4, draft_steps=draft_steps), painter, store)
+    assert [call["steps"] for call in painter.calls] == [4, 4]  # the second is kept as it is
+    told = "sheet.draft_steps is 8 and sheet.steps 4: a draft has no more steps than the sheet, so it has 4 too"
+    assert [warning.partition(";")[0] for warning in record.warnings] == [told] * said
 
 
 def test_a_keeper_that_fails_in_full_gives_way_to_its_draft(store):
