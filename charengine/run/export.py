@@ -16,7 +16,7 @@ from charengine import files
 from charengine.adapter.header import read_metadata
 from charengine.adapter.metadata import told_by
 from charengine.errors import BadInput, StoreCorrupt
-from charengine.machine.home import Home
+from charengine.machine.home import Home, find_home
 from charengine.machine.known_runs import known_runs
 from charengine.records import RunRecord
 from charengine.run.beside import left_behind, write_beside
@@ -110,13 +110,19 @@ def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
     beside = [path for path in lying if files.is_file(path)]
     if others := [path for path in lying if path not in beside]:
         log.warning("left out, since they are no files: %s", ", ".join(map(str, others)))
+    trained, recommended = f"{stem}.safetensors", f"{stem}_recommended.safetensors"
+    elsewhere = [
+        path for path in beside if path.name not in (trained, recommended) and _points_elsewhere(path, run_folder)
+    ]
+    if elsewhere:
+        told = ", ".join(f"{path} (to {files.real(path)})" for path in elsewhere[:MOST_NAMED])
+        log.warning("left out, since they are links to files elsewhere: %s; copy such a file to hand it over", told)
     left = left_behind(beside, run.trigger)
-    beside = [path for path in beside if path not in left]
+    beside = [path for path in beside if path not in (*left, *elsewhere)]
     content = {path.name: files.asked(path, path.read_bytes) for path in beside}
     for path in beside:
         if path.suffix == ".safetensors" and (problems := file_problems(path)):
             raise BadInput(f"{path}: {problems[0]}; or run the character again, it is taken from the store")
-    trained, recommended = f"{stem}.safetensors", f"{stem}_recommended.safetensors"
     if missing := {trained, recommended} - content.keys():
         raise BadInput(
             f"{place} lacks {' and '.join(sorted(missing))}: run the character again, it is taken from the store"
@@ -133,6 +139,14 @@ def contents(run_folder: Path, store: Store) -> dict[str, bytes]:
     recipe = told_by(read_metadata(place / recommended)).recipe
     content["recipe.json"] = json.dumps(recipe, indent=2, sort_keys=True, ensure_ascii=False).encode()
     return dict(sorted(content.items()))
+
+
+def _points_elsewhere(path: Path, run_folder: Path) -> bool:
+    """Whether a path is a link to what lies neither in the run's folder, nor in the folder that it stands in, nor in the home."""
+    if not files.is_link(path):
+        return False
+    own = {files.real(place) for place in (run_folder, path.parent, find_home().root)}
+    return not own & {*files.real(path).parents}
 
 
 def _write_zip(place: Path, folder: str, content: dict[str, bytes]) -> None:

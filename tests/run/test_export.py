@@ -237,3 +237,35 @@ def test_a_link_to_nothing_is_not_written_over_and_what_is_no_file_is_named(home
 def test_a_run_is_named_by_its_record_too(home, store, tmp_path) -> None:
     folder = finished(home, store, tmp_path / "zorga")
     assert find_run(home, str(folder / "run.json")) == folder
+
+
+def test_a_link_of_the_users_to_a_file_elsewhere_is_named_and_left(
+    home, store, tmp_path, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHARENGINE_HOME", str(home.root))
+    folder = finished(home, store, tmp_path / "zorga")
+    adapters, disk = folder / "adapters", tmp_path / "disk"
+    disk.mkdir()
+    (disk / "secret.txt").write_text("not meant for others")
+    (adapters / "notes.txt").symlink_to(disk / "secret.txt")
+    (adapters / "twice.txt").symlink_to(adapters / "notes.txt")
+    (adapters / "page.html").symlink_to(folder / "report.html")
+    (home.root / "of-the-home.txt").write_text("kept")
+    (adapters / "kept.txt").symlink_to(home.root / "of-the-home.txt")
+    (adapters / "zorgax.safetensors").rename(disk / "moved.safetensors")
+    (adapters / "zorgax.safetensors").symlink_to(disk / "moved.safetensors")
+    out = export(folder, tmp_path / "out", store)
+    names = {path.name for path in out.iterdir()}
+    assert not names & {"notes.txt", "twice.txt"} and names >= {"page.html", "kept.txt", "zorgax.safetensors"}
+    assert (out / "zorgax.safetensors").read_bytes() == (disk / "moved.safetensors").read_bytes()
+    [told] = [record.getMessage() for record in caplog.records if "links to files elsewhere" in record.getMessage()]
+    assert f"{adapters / 'notes.txt'} (to {(disk / 'secret.txt').resolve()})" in told and "twice.txt" in told
+
+
+def test_a_folder_of_adapters_on_another_disk_is_handed_over_whole(home, store, tmp_path, caplog) -> None:
+    folder = finished(home, store, tmp_path / "zorga")
+    (folder / "adapters" / "notes.txt").write_text("mine")
+    (folder / "adapters").rename(tmp_path / "disk")
+    (folder / "adapters").symlink_to(tmp_path / "disk")
+    out = export(folder, tmp_path / "out", store)
+    assert (out / "notes.txt").read_text() == "mine" and "links" not in caplog.text
