@@ -107,6 +107,8 @@ class Given:
         should_stop: asked between two steps, by a `long` stage.
         on_step: told about training, if anybody listens.
         on_drawn: told how many pictures of a sweep are drawn, and how many there may be at most, if anybody listens.
+        files_read: called when every file that counts by content was read, by work that goes on for long after it; raises BadInput where
+            one is no longer what the key was made from. Of other work that is asked at its end.
     """
 
     stage: Stage[Any]
@@ -121,6 +123,7 @@ class Given:
     should_stop: Callable[[], bool] = lambda: False
     on_step: Callable[[Progress], None] | None = None
     on_drawn: Callable[[int, int], None] | None = None
+    files_read: Callable[[], None] = lambda: None
 
     @property
     def seed(self) -> int:

@@ -174,13 +174,17 @@ class CharacterRun:
 
     @property
     def workspace(self) -> Workspace:
-        """Character, settings, models and store; asked for the first time, every model file is looked for."""
+        """Character, settings, models and store; asked for the first time, every model file is looked for.
+
+        Of a given sheet that was edited meanwhile it is another run's.
+        """
         with one_caller():
-            if self._workspace is None:
+            models = self._workspace.models if self._workspace else None
+            if self._workspace is None or self._workspace.has_another_sheet():
                 use_services(self._home)
                 from charengine.run.opening import open_workspace
 
-                self._workspace = open_workspace(self._checked, self._home)
+                self._workspace = open_workspace(self._checked, self._home, models=models)
             return self._workspace
 
     @property

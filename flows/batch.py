@@ -21,6 +21,7 @@ from charengine.machine.known_runs import note_run
 from charengine.machine.shared import shared_store
 from charengine.records import RunResult
 from charengine.run import folder
+from charengine.run.as_checked import AsChecked
 from charengine.run.budget import MOST_HOURS, QUEUES, Budget, not_begun_said, queue_of
 from charengine.run.cast import MAX_CAST, check_cast, read_cast
 from charengine.run.handing_over import fetch, for_any_machine
@@ -227,9 +228,12 @@ def _looked_for(said: str) -> int:
 def _one_by_one(cast: list[dict[str, Any]], told: _Told, budget: Budget) -> dict[int, dict[str, Any]]:
     """The outcomes of those that the budget lets begin, by their place in the cast."""
     made: dict[int, dict[str, Any]] = {}
+    checked = AsChecked(cast)
     for index, entry in enumerate(cast):
         if not budget.allows(0):
             break
+        for what in checked.changed(index):
+            log.warning("%s changed after the cast was checked: %s is made with it as it is now", what, entry["name"])
         made[index] = _here(entry, told, budget)
     return made
 

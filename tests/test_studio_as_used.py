@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import python
+from PIL import Image
 
 import charengine as ce
 from charengine.errors import ConfigError
@@ -44,6 +45,20 @@ def test_a_step_whose_files_were_deleted_is_made_again(who: Any, home: Home) -> 
     before = who.crop()
     shutil.rmtree(home.store)
     assert who.crop() == before and who.crop()._repr_html_().count("<img") == 4
+
+
+def test_a_sheet_that_was_edited_between_two_steps_is_cut_anew_in_a_run_of_its_own(
+    home: Home, drawn_sheet: Path, tmp_path: Path
+) -> None:
+    shutil.copy(drawn_sheet, sheet := tmp_path / "sheet.png")
+    who = ce.Studio().character(PROMPT, name="Aya", sheet=sheet)
+    before, key = who.crop().record, who.workspace.key
+    with Image.open(sheet) as image:
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored.save(sheet)
+    assert who.crop().record != before and who.workspace.key != key
+    shutil.copy(drawn_sheet, sheet)
+    assert who.crop().record == before and who.workspace.key == key
 
 
 def test_one_that_was_used_is_copied_and_pickled_with_what_it_made(who: Any) -> None:

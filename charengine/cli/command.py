@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from typer.core import TyperCommand, TyperGroup
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from charengine import files
 from charengine.errors import BadInput, EngineError
@@ -38,9 +40,17 @@ class Command(TyperCommand):
         """Read what was given.
 
         Raises:
-            BadInput: an empty path, as `"$UNSET"` is in a shell: `Path` takes it for the current folder, a text for left out.
+            BadInput: an empty path, as `"$UNSET"` is in a shell: `Path` takes it for the current folder, a text for left out; or an
+                option that takes one value is given two, of which the last would be taken without a word.
         """
-        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        given, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in order:
+            single = isinstance(parameter, TyperOption) and not (parameter.multiple or parameter.is_flag)
+            if single and order.count(parameter) > 1:
+                raise BadInput(
+                    f"{_called(parameter)} is given {order.count(parameter)} times and takes one value: leave one"
+                )
+        _tell_settings_given_twice(given.get("settings"))
         kinds = get_type_hints(self.callback)
         for parameter in self.params:
             if _takes_path(parameter, kinds.get(parameter.name or "")) and "" in _each(given.get(parameter.name or "")):
@@ -70,6 +80,17 @@ class Commands(TyperGroup):
             raise Stopped(
                 f"{name} was stopped; {goes_on if name in KEPT else 'the same command begins again'}"
             ) from None
+
+
+def _tell_settings_given_twice(settings: Iterable[str] | None) -> None:
+    """Settings may be laid over others, as a script's over those of a variable."""
+    found: dict[str, list[str]] = {}
+    for text in settings or ():
+        name, _, value = text.partition("=")
+        found.setdefault(name.strip(), []).append(value.strip())
+    for name, values in found.items():
+        if len({*values}) > 1:
+            typer.echo(f"warning: --set {name} is given {len(values)} times: the last, {values[-1]}, counts", err=True)
 
 
 def _takes_path(parameter: Any, kind: object) -> bool:

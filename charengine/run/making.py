@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from charengine import files
+from charengine.errors import EngineError
 from charengine.machine.known_runs import note_run
 from charengine.records import (
     AdapterRecord,
@@ -86,8 +88,7 @@ def make_character(workspace: Workspace, out: Path, each: Steps) -> RunResult:
             log.warning(warning)
 
     expansion = each.expansion(workspace, views)
-    if expansion:
-        folder.write_expansion(expansion, out / "extra_views", store)
+    extra_paths = folder.write_expansion(expansion, out / "extra_views", store) if expansion else []
     extras = expansion.kept if expansion else ()
 
     dataset, caption_key = each.dataset(workspace, views, extras, out)
@@ -109,9 +110,26 @@ def make_character(workspace: Workspace, out: Path, each: Steps) -> RunResult:
     note_run(workspace.home, out, [workspace.key, *(fact.key for fact in workspace.facts)])
     each.tell(workspace, run, out)
 
+    _put_back([sheet_path], lambda: folder.write_sheet(sheet, out, store))
+    _put_back(view_paths, lambda: folder.write_views(views, out / "views", store))
+    _put_back(extra_paths, lambda: expansion and folder.write_expansion(expansion, out / "extra_views", store))
+    _put_back(caption_paths, lambda: folder.write_dataset(dataset, out, store, caption_key))
     written = Written(sheet_path, view_paths, caption_paths, adapter_path, recommended_path, report_path)
     result = run_result(run, written)
     folder.write_result(result, out)
     each.deliver(workspace, out)
     workspace.keep_whole()
     return result
+
+
+def _put_back(paths: Iterable[Path], write: Callable[[], object]) -> None:
+    """Write again what was written before the training and is gone since: the result names it."""
+    gone = [path for path in paths if not files.exists(path)]
+    if not gone:
+        return
+    named = f"{gone[0]}{f' and {len(gone) - 1} more' if len(gone) > 1 else ''}"
+    try:
+        write()
+        log.warning("%s: removed while the run was made, and written again", named)
+    except EngineError as error:  # beside edited ones: all else is made, and the same command says what is in its way
+        log.warning("%s: removed while the run was made, and not written again: %s", named, error)

@@ -23,6 +23,7 @@ from charengine.machine.locks import gpu_slot, single_flight
 from charengine.machine.threads import usual_threads, working_threads
 from charengine.records import Record, Ref, StageFact
 from charengine.run.keys import Input, stage_key, stage_recipe
+from charengine.run.unchanged import Unchanged
 from charengine.run.workspace import Workspace
 from charengine.stage import Given, Stage, only_character, only_models
 from charengine.store import Store, refs_in
@@ -115,6 +116,7 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
     settings = getattr(workspace.profile, stage.settings) if stage.settings else None
     if stage.name in workspace.refresh:
         _forget_progress(key, workspace)
+    unchanged = Unchanged(stage, workspace, inputs, key)
     given = Given(
         stage=stage,
         character=only_character(workspace.character, stage),
@@ -126,10 +128,12 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
         key=key,
         on_step=workspace.on_step,
         on_drawn=workspace.on_drawn,
+        files_read=unchanged,
     )
     models = [getattr(workspace.models, name) for name in stage.models_for(settings)]
 
     def keep(result: R) -> R:
+        unchanged.at_last()
         workspace.store.put_result(key, result)
         return result
 
@@ -138,6 +142,7 @@ def _made(stage: Stage[R], key: str, workspace: Workspace, inputs: tuple[Input, 
             stack.enter_context(
                 gpu_slot(workspace.home.locks, workspace.models.diffusion.device if stage.gpu else None)
             )
+            unchanged.before()  # the lock and the GPU may have been waited for
             stack.enter_context(working_threads(usual_threads(workspace.profile.models.family)))
             if stage.long:
                 for state in (_state(key, workspace), _smaller(_state(key, workspace))):

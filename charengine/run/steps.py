@@ -24,6 +24,7 @@ from charengine.records import (
 from charengine.run.folder import take_edits
 from charengine.run.keys import Input
 from charengine.run.running import key_of
+from charengine.run.unchanged import changed
 from charengine.run.whole_recipe import with_whole_recipe
 from charengine.run.workspace import Workspace
 from charengine.stage import Stage
@@ -48,8 +49,14 @@ class Runner(Protocol):
 
 
 def sheet(run: Runner, workspace: Workspace) -> SheetRecord:
-    """The sheet: the file that was given, else drawn, from a picture if there is one."""
+    """The sheet: the file that was given, else drawn, from a picture if there is one.
+
+    Raises:
+        BadInput: the file is another one than the run was begun with.
+    """
     if workspace.given:
+        if workspace.has_another_sheet():
+            raise changed(str(workspace.given))
         return run(GIVEN_SHEET, workspace, workspace.given)
     return run(DRAWN_SHEET, workspace, *workspace.drawn_from)
 

@@ -74,6 +74,7 @@ class Workspace:
         self.character = character if whole else complete(character, self.models, reference)
         self.refresh = refresh
         self.given, self.starts_from, self.reference = given, starts_from, reference
+        self.given_digest = path_digest(given) if given else ""  # as it was begun with: it may be moved once it is read
         self.home = home.create()
         self.store = open_store(home)
         self.on_step = on_step or current_watcher()
@@ -126,6 +127,14 @@ class Workspace:
         other.profile = self.profile.model_copy(update={"train": settings})
         return other
 
+    def has_another_sheet(self) -> bool:
+        """Whether the file that the run starts from is no longer what it was begun with.
+
+        Raises:
+            BadInput: it is gone.
+        """
+        return self.given is not None and path_digest(self.given) != self.given_digest
+
     def keep_whole(self) -> None:
         """Keep that all of this run is made: a later process of an equal run that dies or fails does not unmake it in MLflow."""
         self.store.put_result(self.key, Whole(character=self.character.name))
@@ -150,7 +159,7 @@ class Workspace:
         """Key of the whole run: equal requests share one MLflow run, which a repeated run opens again."""
         models = self.models
         parts = (models.editor, models.captioner, models.diffusion, models.embedder, models.reader, models.onlooker)
-        given = path_digest(self.given) if self.given else self.starts_from
+        given = self.given_digest or self.starts_from
         if self.reference:
             given = content_digest(self.reference)
         return f"run-{digest([self.config, given, [model.fingerprint for model in parts]])[:40]}"

@@ -18,6 +18,7 @@ from sheet_samples import Sheet, paint
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home
 from charengine.records import RunResult
+from charengine.run.budget import Budget
 from charengine.run.cast import read_cast
 from flows import batch as module
 from flows import pool
@@ -89,6 +90,23 @@ def test_a_batch_with_a_failure_ends_failed_with_the_table_and_its_caller_has_th
     assert state.message.startswith("1 of 2 characters could not be made") and "| Nix |" in state.message
     outcomes = module.batch(characters=CAST)
     assert outcomes["failed"] == ["Nix"] and outcomes["characters"][0]["result"]["trigger"] == "ohw"
+
+
+def test_a_profile_that_was_edited_while_the_first_character_was_made_is_said_when_the_next_is_made_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (mine := tmp_path / "my.yaml").write_text("extends: embedded\n")
+
+    def made(entry: dict[str, Any], *_: object) -> dict[str, Any]:
+        mine.write_text("extends: embedded\ntrain: {steps: 14}\n")
+        return entry
+
+    monkeypatch.setattr(module, "_here", made)
+    cast = [{**one, "profile": str(mine)} for one in CAST]
+    told: Any = None
+    assert [*module._one_by_one(cast, told, Budget()).values()] == cast
+    said = f"--profile {mine} changed after the cast was checked: Nix is made with it as it is now"
+    assert [record.getMessage() for record in caplog.records if record.name == "charengine.flows"] == [said]
 
 
 def busy(*_: Any, **__: Any) -> Any:

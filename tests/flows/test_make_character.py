@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +42,12 @@ def run(store: Store) -> RunRecord:
 
 
 def made(
-    run: RunRecord, store: Store, out: Path, monkeypatch: pytest.MonkeyPatch, sweeps: Sequence[SweepRecord] = ()
+    run: RunRecord,
+    store: Store,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sweeps: Sequence[SweepRecord] = (),
+    while_training: Callable[[], object] = lambda: None,
 ) -> tuple[RunResult, dict[str, Any]]:
     """The flow's result, and what each stage was handed."""
     handed: dict[str, Any] = {}
@@ -73,6 +79,8 @@ def made(
     def stage(name: str, record: Any) -> Any:
         def give(_: Any, *inputs: Any) -> Any:
             handed[name] = inputs
+            if name == "train_adapter":
+                while_training()
             return next(swept) if name == "sweep_adapter" else record
 
         return give
@@ -170,6 +178,47 @@ def test_the_record_is_the_character_as_made_with_every_warning_once(
     assert (record.trigger, record.class_noun, record.mlflow_run_id) == ("zorgax", "orc", "mlflow-run")
     assert record.stages == FACTS
     assert record.warnings == ("pale", "shared", "the side figure touches the edge", "slow") == result.warnings
+
+
+def named_by(result: RunResult) -> list[Path]:
+    """Every file that a result says is there."""
+    return [
+        *map(Path, (result.sheet, *result.views, *result.captions)),
+        *map(Path, (result.adapter, result.recommended_adapter, result.report)),
+    ]
+
+
+@pytest.mark.parametrize("gone", [".", "sheet.png", "views", "dataset", "views/front.png"])
+def test_every_file_that_a_result_names_is_there_whatever_was_deleted_while_the_run_was_made(
+    run: RunRecord,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    gone: str,
+) -> None:
+    place = tmp_path / "out" / gone
+
+    def delete() -> None:
+        assert place.exists()
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+    result, _ = made(run, store, tmp_path / "out", monkeypatch, while_training=delete)
+    assert [path for path in named_by(result) if not path.exists()] == []
+    assert "removed while the run was made, and written again" in caplog.text
+
+
+def test_a_caption_edited_while_its_neighbour_was_deleted_stays_and_ends_no_run(
+    run: RunRecord, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def meddle() -> None:
+        front, side, *_ = sorted((tmp_path / "out").rglob("*.txt"))
+        front.unlink()
+        side.write_text("mine", encoding="utf-8")
+
+    made(run, store, tmp_path / "out", monkeypatch, while_training=meddle)
+    assert "mine" in [path.read_text(encoding="utf-8") for path in (tmp_path / "out").rglob("*.txt")]
+    assert "not written again: " in caplog.text
 
 
 def test_a_run_is_kept_as_whole_once_its_result_is_written(

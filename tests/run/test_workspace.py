@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from charengine.config import Character
+from charengine.errors import BadInput
 from charengine.machine.home import Home
 from charengine.models import Models
 from charengine.profiles.loading import load_profile
+from charengine.run import steps
 from charengine.run.workspace import Workspace, complete
 
 GRISHA = Character(name="Grisha", prompt="an orc in a blue coat", class_noun="orc", trigger="zorgax", seed=7)
@@ -75,6 +77,35 @@ def test_a_runs_key_follows_character_settings_models_and_the_given_file(tmp_pat
     assert opened(tmp_path / "elsewhere").key == drawn
     moved.write_bytes(b"others")
     assert opened(tmp_path / "elsewhere", given=moved).key != given
+
+
+@pytest.mark.parametrize("happens", ["replaced", "removed"])
+def test_a_run_keeps_its_key_when_the_sheet_that_it_has_read_is_replaced_or_removed(
+    tmp_path: Path, happens: str
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    sheet.write_bytes(b"pixels")
+    workspace = opened(tmp_path / "home", given=sheet)
+    before = workspace.key
+    sheet.write_bytes(b"others") if happens == "replaced" else sheet.unlink()
+    assert workspace.key == before
+
+
+def test_a_sheet_that_is_replaced_before_a_run_has_read_it_is_refused(tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    sheet.write_bytes(b"pixels")
+    workspace = opened(tmp_path / "home", given=sheet)
+    asked: list[object] = []
+
+    def runner(*stage: object) -> object:
+        asked.append(stage)
+        return "made"
+
+    assert steps.sheet(runner, workspace) == "made"  # type: ignore[arg-type,comparison-overlap]
+    sheet.write_bytes(b"others")
+    with pytest.raises(BadInput, match=r"sheet\.png was changed or removed .*give the same command again"):
+        steps.sheet(runner, workspace)  # type: ignore[arg-type]
+    assert len(asked) == 1
 
 
 def test_what_was_left_open_is_filled_in_and_what_was_said_is_kept() -> None:

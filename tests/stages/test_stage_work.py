@@ -37,6 +37,10 @@ RECIPE = {
 TOLD = "an orc woman, green skin"  # the prompt, and what the sheet was told beside it
 
 
+def files_read() -> None:
+    """What a stage is handed to say that it has read its files."""
+
+
 class Calls:
     """Stands in for an engine function and remembers how it was called."""
 
@@ -62,6 +66,7 @@ def handed(stage: Stage[Any], profile: Profile = PROFILE, tracker: Any = None) -
         recipe={"engine_version": "0.1.0"},
         state=Path("state"),
         should_stop=lambda: True,
+        files_read=files_read,
     )
 
 
@@ -132,6 +137,7 @@ def test_training_has_the_seed_the_state_and_the_recipe_and_its_run_the_data_set
     assert calls.named["recipe"] == RECIPE
     assert calls.named["description"] == TOLD
     assert calls.named["tracker"] is tracker and calls.named["should_stop"]()
+    assert calls.named["files_read"] is files_read
     assert logged == [("griqul", "d" * 64, {"trigger": "griqul", "class_noun": "orc woman"})]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from charengine.errors import BadInput
 from charengine.figures.backdrop import Backdrop, separate
-from charengine.figures.find import standing_apart
+from charengine.figures.find import STRAY_SHARE, Figure, edges_touched, standing_apart
 from charengine.models import Onlooker
 from charengine.pictures import Box, Picture, cuts_out, open_image, padded, png, read_picture
 from charengine.records import Record, Ref
@@ -30,6 +30,12 @@ MARGIN = 0.06  # of the figure's height, left around it
 SMALLEST_SHARE = 0.02  # of the picture: what is smaller is no figure
 UPRIGHT = 1.9  # height / width of a figure that is shown as the views of a sheet are
 WHITE_ENOUGH = 235
+EDGES = 4
+CUT_OFF = "the figure runs along an edge of the reference: it may be cut off, and what is missing was made up"
+LEFT_OUT = (
+    "something beside the figure was left out of the reference (a smaller figure, lettering, a loose object): what belongs to "
+    "the character has to touch it, or be said in the sentence"
+)
 REMEDY = "Give a picture of one character from head to feet"
 
 
@@ -57,7 +63,7 @@ def look_at(path: Path, onlooker: Onlooker, store: Store) -> ReferenceRecord:
     """
     picture = read_picture(path, LABEL, SMALLEST_SIDE)
     image, warnings = _reduced(picture.image, LARGEST_SIDE), list(picture.warnings)
-    box, colour = _before_plain(picture, image.size, path)
+    box, colour, doubts = _before_plain(picture, image.size, path)
     try:
         sight = onlooker.look(image.crop(box) if box else image)
     except BadInput as error:
@@ -73,6 +79,7 @@ def look_at(path: Path, onlooker: Onlooker, store: Store) -> ReferenceRecord:
         )
     if sight.framing == "upper body":
         warnings.append("the reference does not show the whole character: what it leaves out was made up")
+    warnings += [doubt for doubt in doubts if doubt != CUT_OFF or sight.framing == "full body"]
     return ReferenceRecord(
         image=store.put(png(image), "reference.png"),
         box=box,
@@ -120,8 +127,8 @@ def _reduced(image: Image, longest: int) -> Image:
 
 def _before_plain(
     picture: Picture, size: tuple[int, int], path: Path
-) -> tuple[Box, tuple[int, int, int]] | tuple[None, None]:
-    """The figure's box in the picture at `size`, and the background's colour, where that is plain or transparent.
+) -> tuple[Box | None, tuple[int, int, int] | None, list[str]]:
+    """The figure's box in the picture at `size`, and the background's colour, where that is plain or transparent; and what is to be said.
 
     Raises:
         BadInput: it is, and no one figure stands before it.
@@ -130,27 +137,49 @@ def _before_plain(
     alpha = picture.alpha.resize(small.size) if picture.alpha and cuts_out(picture.alpha) else None
     backdrop = separate(np.asarray(small), THRESHOLD, None if alpha is None else np.asarray(alpha))
     if alpha is None and backdrop.plainness < PLAIN:
-        return None, None
-    x0, y0, x1, y1 = _only_figure(backdrop, path)
+        return None, None, []
+    figure = _only_figure(backdrop, path)
+    x0, y0, x1, y1 = inner = _with_margin(figure)
     across, down = size[0] / small.width, size[1] / small.height
     box = (math.floor(x0 * across), math.floor(y0 * down), math.ceil(x1 * across), math.ceil(y1 * down))
-    return box, backdrop.colour
+    return box, backdrop.colour, _doubts(figure, inner, backdrop)
 
 
-def _only_figure(backdrop: Backdrop, path: Path) -> Box:
-    """The box of the one figure, with a margin, inside the picture.
+def _doubts(figure: Figure, inner: Box, backdrop: Backdrop) -> list[str]:
+    """What the picture shows and the sheet will not; a figure that touches every edge was trimmed, not cut off."""
+    x0, y0, x1, y1 = inner
+    outside = backdrop.figure.copy()
+    outside[y0:y1, x0:x1] = False
+    found = [LEFT_OUT] if np.count_nonzero(outside) > STRAY_SHARE * outside.size else []
+    return found + ([CUT_OFF] if 0 < len(edges_touched(figure, backdrop)) < EDGES else [])
+
+
+def _only_figure(backdrop: Backdrop, path: Path) -> Figure:
+    """The one figure.
 
     Raises:
         BadInput: there is none, or there are several.
     """
-    height, width = backdrop.figure.shape
-    found = [figure for figure in standing_apart(backdrop) if figure.area >= SMALLEST_SHARE * backdrop.figure.size]
+    there = standing_apart(backdrop)
+    found = [figure for figure in there if figure.area >= SMALLEST_SHARE * backdrop.figure.size]
+    if there and not found:
+        share = max(figure.area for figure in there) / backdrop.figure.size
+        raise BadInput(
+            f"{LABEL} {path}: what stands out from its background fills {share:.1%} of it, and must fill {SMALLEST_SHARE:.0%}. "
+            f"{REMEDY}, cut closer to it"
+        )
     if not found:
         raise BadInput(f"{LABEL} {path}: no figure stands out from its background. {REMEDY}")
     if len(found) > 1:
         raise BadInput(_several(path, f"{len(found)} "))
-    x0, y0, x1, y1 = found[0].box
-    margin = round(MARGIN * found[0].height)
+    return found[0]
+
+
+def _with_margin(figure: Figure) -> Box:
+    """Its box with a margin, inside the picture."""
+    height, width = figure.mask.shape
+    x0, y0, x1, y1 = figure.box
+    margin = round(MARGIN * figure.height)
     return max(0, x0 - margin), max(0, y0 - margin), min(width, x1 + margin), min(height, y1 + margin)
 
 
@@ -172,4 +201,4 @@ def _work(given: Given, file: Path) -> ReferenceRecord:
     return look_at(file, given.models.onlooker, given.store)
 
 
-LOOK = Stage(name="reference", version=2, makes=ReferenceRecord, work=_work, models=("onlooker",), gpu=True)
+LOOK = Stage(name="reference", version=3, makes=ReferenceRecord, work=_work, models=("onlooker",), gpu=True)

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -71,6 +71,7 @@ def train_adapter(
     on_step: Callable[[Progress], None] | None = None,
     description: str = "",
     plans: Path | None = None,
+    files_read: Callable[[], None] = lambda: None,
 ) -> AdapterRecord:
     """Train an adapter on a character's views.
 
@@ -87,6 +88,7 @@ def train_adapter(
         on_step: told at every read of the losses, and before the first step at every pass of the lessons.
         description: what the character looks like, for lessons; without any trait in it there are none.
         plans: file that remembers which memory plan fitted this machine; None: all are tried.
+        files_read: called when `continue_from` and class images were read, before the first step.
 
     Raises:
         BadInput: the data or `continue_from` cannot be used.
@@ -106,15 +108,11 @@ def train_adapter(
             data = replace(data, lessons=kept_lessons(state_dir, key, device, store, draw))
             if settings.fp8_base:
                 diffusion.unload("unet")  # it is loaded anew beside the GPU, to be made smaller there
-        with memory_cap(settings.budget_gib, device):
-            training = _Training(
-                dataset, settings, diffusion, store, data, seed, state_dir, tracker, recipe, key, plans
-            )
-            try:
-                made = training.run(should_stop, on_step)
-                return made.model_copy(update={"warnings": (*told, *made.warnings)})
-            finally:
-                training.close()
+        what = (dataset, settings, diffusion, store, data, seed, state_dir, tracker, recipe, key, plans)
+        with memory_cap(settings.budget_gib, device), closing(_Training(*what)) as training:
+            files_read()
+            made = training.run(should_stop, on_step)
+            return made.model_copy(update={"warnings": (*told, *made.warnings)})
 
 
 def _drawing(

@@ -29,6 +29,7 @@ def _work(given: Given, dataset: DatasetRecord) -> AdapterRecord:
         on_step=given.on_step,
         description=with_traits(given.character.prompt, dataset.views.added),
         plans=find_home().root / "plans.json",
+        files_read=given.files_read,
     )
 
 

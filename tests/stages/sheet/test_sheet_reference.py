@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from run_samples import doll, png
 from sheet_samples import Sheet, paint
 
@@ -135,6 +135,41 @@ def test_a_picture_is_turned_upright_and_a_large_one_reduced_with_its_box(store:
     image = open_image(store.get(found.image))
     assert image.size == (1536, 1152) and found.box is not None
     assert abs(found.box[0] / 1536 - 222 / 480) < 0.02 and found.box[3] <= 1152
+
+
+def test_what_stands_beside_the_figure_and_is_left_out_is_said(store: Store, tmp_path: Path) -> None:
+    beside = on_canvas((100, 100))
+    beside.paste(doll((36, 72)), (330, 210))  # a child, a pet: too small for a second figure
+    told = look_at(saved(beside, tmp_path), Witness(), store)
+    assert [one[:45] for one in told.warnings] == ["something beside the figure was left out of t"]
+    assert told.box is not None and told.box[2] < 330
+    assert look_at(saved(on_canvas((100, 100)), tmp_path), Witness(), store).warnings == ()
+
+
+@pytest.mark.parametrize("place", [(-38, 100), (422, 100), (200, -30), (200, 190)])
+def test_a_figure_that_an_edge_may_cut_off_is_said_to_be_once(
+    store: Store, tmp_path: Path, place: tuple[int, int]
+) -> None:
+    path = saved(on_canvas(place), tmp_path)
+    assert "runs along an edge" in " ".join(look_at(path, Witness(), store).warnings)
+    (told,) = look_at(path, Witness(Sight(1, "upper body", "orc", "an orc")), store).warnings
+    assert "does not show the whole character" in told
+
+
+def test_a_picture_that_was_trimmed_to_its_figure_is_not_said_to_cut_it_off(store: Store, tmp_path: Path) -> None:
+    image = doll((96, 192)).convert("RGBA")
+    alpha = Image.new("L", image.size, 0)
+    ImageDraw.Draw(alpha).ellipse((0, 0, 95, 191), fill=255)
+    image.putalpha(alpha)
+    found = look_at(saved(image, tmp_path), Witness(), store)
+    assert found.box is not None and found.warnings == ()
+
+
+def test_a_figure_that_is_too_small_is_told_from_none(tmp_path: Path) -> None:
+    (told,) = reference_problems(saved(on_canvas((600, 500), size=(1600, 1200)), tmp_path))
+    assert "fills 0.3% of it, and must fill 2%" in told and "cut closer" in told
+    (told,) = reference_problems(saved(on_canvas(), tmp_path))
+    assert "no figure stands out" in told
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "I;16", "P"])

@@ -347,6 +347,24 @@ def test_training_goes_on_from_a_file(plain, store, tmp_path):
         train(store, tmp_path / "third", continue_from="nowhere.safetensors")
 
 
+def test_the_file_to_start_from_is_read_before_it_is_asked_whether_it_has_changed_and_no_step_is_made_then(
+    plain, store, tmp_path
+):
+    path = plain.store.export(plain.record.checkpoints[-1].adapter, tmp_path / "first.safetensors")
+    steps = []
+
+    def refused():
+        path.unlink()  # it is not read after this
+        raise BadInput("first.safetensors was changed")
+
+    how = {"steps": 2, "checkpoints": 1, "continue_from": str(path), "on_step": steps.append}
+    with pytest.raises(BadInput, match="was changed"):
+        train(store, tmp_path / "second", files_read=refused, **how)
+    assert steps == [] and not (tmp_path / "second" / "state.safetensors").exists()
+    plain.store.export(plain.record.checkpoints[-1].adapter, path)
+    assert train(store, tmp_path / "third", files_read=path.unlink, **how).steps == 2
+
+
 @pytest.mark.parametrize("wanted", [True, False])
 def test_kernels_are_deterministic_while_it_trains_if_asked_and_as_before_afterwards(store, tmp_path, wanted):
     seen = []

@@ -31,6 +31,7 @@ def train(
     on_step=None,
     description="",
     plans=None,
+    files_read=lambda: None,
     **changes,
 ):
     return train_adapter(
@@ -46,6 +47,7 @@ def train(
         on_step=on_step,
         description=description,
         plans=plans,
+        files_read=files_read,
     )
 
 
