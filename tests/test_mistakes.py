@@ -22,7 +22,7 @@ from charengine.run.request import RunRequest, check
     [
         ("train.rank=0", "train.rank: got 0; give a whole number, 1 to 128, e.g. 16"),
         ("train.rank=many", "train.rank: got 'many'; give a whole number, 1 to 128, e.g. 16"),
-        ("train.learning_rate=.nan", "give a number, above 0, at most 10, e.g. 0.001"),
+        ("train.learning_rate=.nan", "give a number, 1e-09 to 10, e.g. 0.001"),
         ("train.algorithm=foo", "train.algorithm: got 'foo'; give locon or lora or loha or lokr or dora or tlora"),
         ("sheet.gate=perhaps", "sheet.gate: got 'perhaps'; give true or false"),
         ("sweep.strengths=[0.5, 9]", "sweep.strengths: got 9 (item 2); give a list in brackets: number, 0 to 2, e.g. [0.4,"),
