@@ -85,6 +85,16 @@ def test_nobody_must_turn_where_a_view_is_said_nor_move_what_cannot_be_seen() ->
     assert abs(float(alike(pictures(**hidden), scenes, ~FREE, apart))) < 1e-6
 
 
+def test_a_scenery_that_is_always_the_same_is_not_made_up_for_by_another() -> None:
+    apart, scenes = torch.full((len(PLACES), len(BACKGROUNDS)), 0.5), torch.tensor([1, 1, 4, 4])
+    places = pictures(**{name: 2.0 for name in PLACES})
+    places[2:] = 0
+    assert abs(float(alike(places, scenes, FREE, apart)) - 1 / 2) < 1e-6
+    three = torch.tensor([1, 1, 1, 1, 4, 4])  # two cities that are one, a desert that is not: two of three
+    places = torch.cat([places[2:], places[2:], places[:2]])
+    assert abs(float(alike(places, three, torch.ones(6, dtype=torch.bool), apart)) - 2 / 3) < 1e-6
+
+
 def test_alike_pictures_are_pushed_apart() -> None:
     places = pictures(turned=0.1, close=0.1).requires_grad_()
     alike(places, torch.tensor([1, 1, 4, 4]), FREE, torch.full((len(PLACES), len(BACKGROUNDS)), 0.5)).backward()

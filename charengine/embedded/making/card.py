@@ -116,7 +116,8 @@ def _data() -> list[str]:
         "nothing (`making/eye.py`). In the last two of images held things weigh four times as much; the second went on from the mean of the first and of what was before. "
         "Last, U-Net and text encoders learnt from pictures of their own: two such eyes, trained anew, read what is missing in them "
         "(`making/drawn.py`); .6 of that and .4 of what was before went on so for a second time, where two readers of pose, scenery and place "
-        "(`making/scene_eye.py`) looked too; the result is shipped whole. The probe saw renders only. The onlooker (is anybody there, how many, how much of them) saw pictures composed of rendered figures and "
+        "(`making/scene_eye.py`) looked too, and from there for a third time, with the variety of each scenery counted for itself; "
+        "the result is shipped whole. The probe saw renders only. The onlooker (is anybody there, how many, how much of them) saw pictures composed of rendered figures and "
         "scenery, and was trained on one processor core.",
         "",
     ]

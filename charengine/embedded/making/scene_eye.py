@@ -153,6 +153,8 @@ def spreads(run: Run, eye: source.Probe) -> torch.Tensor:
 def alike(places: torch.Tensor, backgrounds: torch.Tensor, free: torch.Tensor, apart: torch.Tensor) -> torch.Tensor:
     """How much less pictures of one prompt differ from each other than renders do, 0 to 1, mean of the places.
 
+    Each scenery for itself: where all cities are one city, deserts that differ more than renders do make up for nothing.
+
     Args:
         places: what is read in pictures (n, 7), two of each prompt beside each other.
         backgrounds: (n,), the same for both.
@@ -162,10 +164,11 @@ def alike(places: torch.Tensor, backgrounds: torch.Tensor, free: torch.Tensor, a
     first, second = places.float().unflatten(0, (-1, 2)).unbind(1)
     parts = (first - second).square().split(list(PLACES.values()), 1)
     total = places.new_zeros((), dtype=torch.float)
+    scenery = (backgrounds[::2, None] == torch.arange(len(BACKGROUNDS), device=places.device)).float()
     for k, (name, part) in enumerate(zip(PLACES, parts, strict=True)):
         wanted = apart[k][backgrounds[::2]]
-        counts = (wanted > 0) & (free[::2] if name == "turned" else torch.ones_like(free[::2]))
-        ratio = part.sum(1) / wanted.clamp(min=1e-6)
-        share = torch.where(counts, ratio, 0.0).sum() / counts.sum().clamp(min=1)
-        total = total + torch.where(counts.any(), (1 - share).clamp(min=0), 0.0)
+        counts = ((wanted > 0) & (free[::2] if name == "turned" else torch.ones_like(free[::2]))).float()
+        there = counts @ scenery
+        share = (counts * part.sum(1) / wanted.clamp(min=1e-6)) @ scenery / there.clamp(min=1)
+        total = total + (there * (1 - share).clamp(min=0)).sum() / there.sum().clamp(min=1)
     return total / len(PLACES)
