@@ -26,11 +26,16 @@ if TYPE_CHECKING:
 
 
 class Frozen(nn.Module):
-    """Frozen weights of one or several layers, one below the other: weight (outputs, inputs), its float8 scale, bias."""
+    """Frozen weights of one or several layers, one below the other: weight (outputs, inputs), its float8 scale, bias.
 
-    def __init__(self, layers: list[nn.Linear], device: torch.device) -> None:
+    `moved`: a single layer's weight is copied too, as those of several are by being joined.
+    """
+
+    def __init__(self, layers: list[nn.Linear], device: torch.device, *, moved: bool) -> None:
         super().__init__()
-        self.weight = _joined([layer.weight for layer in layers]).to(device)
+        joined = _joined([layer.weight for layer in layers])
+        alone = moved and len(layers) == 1 and joined.device == device
+        self.weight = joined.clone() if alone else joined.to(device)
         scales = [layer.get_buffer("weight_scale") for layer in layers if hasattr(layer, "weight_scale")]
         self.weight_scale = _joined(scales) if scales else None
         self.bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
@@ -177,12 +182,12 @@ class FusedBlock:
     ) -> None:
         self.block = block
         self.original: Callable[..., Tensor] = block.forward
-        make = partial(_product, adapter, parameters)
-        self.qkv = make([f"{name}.attn1.to_{part}" for part in "qkv"])
-        self.out = make([f"{name}.attn1.to_out.0"])
-        self.query = make([f"{name}.attn2.to_q"])
-        self.text = make([f"{name}.attn2.to_{part}" for part in "kv"])
-        self.text_out = make([f"{name}.attn2.to_out.0"])
+        make, make_moved = (partial(_product, adapter, parameters, moved=moved) for moved in (False, True))
+        self.qkv = make_moved([f"{name}.attn1.to_{part}" for part in "qkv"])
+        self.out = make_moved([f"{name}.attn1.to_out.0"])
+        self.query = make_moved([f"{name}.attn2.to_q"])
+        self.text = make_moved([f"{name}.attn2.to_{part}" for part in "kv"])
+        self.text_out = make_moved([f"{name}.attn2.to_out.0"])
         self.first, self.second = make([f"{name}.ff.net.0.proj"]), make([f"{name}.ff.net.2"])
         self.anchor = torch.zeros((), device=self.out.down.device, requires_grad=True)
         block.forward = self.forward
@@ -229,11 +234,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
-def _product(adapter: Adapter, parameters: StackedParameters, names: list[str]) -> Product:
+def _product(adapter: Adapter, parameters: StackedParameters, names: list[str], *, moved: bool) -> Product:
     loras = [adapter.modules[name] for name in names]
     downs, down_grads = parameters.run([f"{adapter.stems[name]}.lora_down.weight" for name in names])
     ups, up_grads = parameters.run([f"{adapter.stems[name]}.lora_up.weight" for name in names])
-    frozen = Frozen([adapter.unet.get_submodule(name) for name in names], downs.device)
+    frozen = Frozen([adapter.unet.get_submodule(name) for name in names], downs.device, moved=moved)
     return Product(frozen, loras, downs.flatten(0, 1), ups, down_grads.flatten(0, 1), up_grads)
 
 
@@ -244,8 +249,12 @@ def fuse_blocks(adapter: Adapter, parameters: StackedParameters) -> list[FusedBl
         for name, block in transformer_blocks(adapter.unet)
         if _is_standard(block) and all(f"{name}.{part}" in adapter.modules for part in ("attn1.to_q", "ff.net.2"))
     ]
-    _leave_device([layer for _, block in blocks for layer in _attention_layers(block)])
-    return [FusedBlock(block, name, adapter, parameters) for name, block in blocks]
+    old = _set_aside([layer for _, block in blocks for layer in _attention_layers(block)])
+    fused = [FusedBlock(block, name, adapter, parameters) for name, block in blocks]
+    if old:
+        old.clear()
+        torch.cuda.empty_cache()
+    return fused
 
 
 def _attention_layers(block: Any) -> Iterator[nn.Linear]:
@@ -257,16 +266,28 @@ def _attention_layers(block: Any) -> Iterator[nn.Linear]:
     )
 
 
-def _leave_device(layers: list[nn.Linear]) -> None:
-    """Take weights off the GPU until they are joined there.
+def _set_aside(layers: list[nn.Linear]) -> list[Tensor]:
+    """Weights to be kept where they are on the GPU until all are joined; without room for both, they leave it till then.
 
-    Joined in place, the old ones would leave holes of a gigabyte that the allocator can neither use for a captured graph
-    nor give back.
+    Joined in place, one after the other, the old ones would leave holes of a gigabyte that the allocator can neither use for
+    a captured graph nor give back.
     """
-    if layers and layers[0].weight.is_cuda:
-        for layer in layers:
-            layer.weight.data = layer.weight.data.cpu()
-        torch.cuda.empty_cache()
+    if not layers or not layers[0].weight.is_cuda:
+        return []
+    old = [layer.weight.data for layer in layers]
+    if sum(weight.nbytes for weight in old) <= _room(old[0].device):
+        return old
+    for layer in layers:
+        layer.weight.data = layer.weight.data.cpu()
+    torch.cuda.empty_cache()
+    return []
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that the allocator may still take of the device."""
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction(device))
+    return min(free, allowed - torch.cuda.memory_reserved(device))
 
 
 def transformer_blocks(unet: UNet2DConditionModel) -> Iterator[tuple[str, Any]]:

@@ -32,7 +32,7 @@ from charengine.stages.train.curve import as_csv, last_of_views, losses_of_step,
 from charengine.stages.train.data import TrainingData, encode_dataset
 from charengine.stages.train.lessons import Lessons, draw_lessons, drawn_on, kept_lessons
 from charengine.stages.train.machines import moved, threads_of, with_this
-from charengine.stages.train.plan import RESERVE_GIB, Plan, memory_cap
+from charengine.stages.train.plan import RESERVE_GIB, Plan, attention_kernels, memory_cap
 from charengine.stages.train.sampler import groups_of_step
 from charengine.stages.train.schedule import learning_rate
 from charengine.stages.train.setup import Setup, describe
@@ -101,7 +101,8 @@ def train_adapter(
     traits = trait_phrases(description.replace(dataset.trigger, " "), dataset.class_noun) if settings.distill else ()
     key = state_key(dataset, settings, diffusion, seed, traits)
     before = saved_machines(state_dir, key) or drawn_on(state_dir, key)
-    with deterministic_kernels(settings.deterministic), threads_of(before, device):
+    attention = attention_kernels(settings.steps)
+    with deterministic_kernels(settings.deterministic), attention, threads_of(before, device):
         data = encode_dataset(dataset, settings, diffusion, store, with_squares=not traits)
         if traits:
             draw = _drawing((dataset, traits, settings, diffusion, seed), state_dir, should_stop, on_step)
