@@ -115,12 +115,12 @@ def _jpeg_problem(data: bytes) -> str:
     Whoever writes packed pixels puts a zero behind each 255, so that only markers stand there without; restart markers count from 0
     to 7 and on. Decoders leave out the rest, or what they can, without a word. Damage that keeps to these rules shows only to the eye.
     """
-    place = 2  # of the first marker; a thumbnail lies inside one's segment
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    place = 2  # of the first marker; 255s may fill up before each; a thumbnail lies inside one's segment
+    while (marker := JPEG_MARKER.match(data, place)) and marker[1][0] != JPEG_SCAN:
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     if data.find(b"\xff\xd9", place) < 0:
         return "it is cut off, its end is missing"
-    if data[place : place + 2] != bytes((255, JPEG_SCAN)):
+    if marker is None:
         return ""  # what stands before the pixels is odd: the decoder tells, or can read it
     while data[place : place + 1] == b"\xff":
         marker = JPEG_MARKER.match(data, place)

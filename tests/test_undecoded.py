@@ -46,6 +46,22 @@ def test_a_whole_jpeg_passes_also_with_something_behind_its_end(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("fill", [1, 2, 5])
+def test_a_jpeg_with_bytes_that_fill_up_before_its_markers_passes_unless_it_is_cut_off(
+    tmp_path: Path, how: dict[str, Any], fill: int
+) -> None:
+    data = jpeg(**how)
+    filled, place = bytearray(data[:2]), 2
+    while data[place + 1] != 0xDA:
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        filled += b"\xff" * fill + data[place:end]
+        place = end
+    filled += b"\xff" * fill + data[place:]
+    assert problems(tmp_path, bytes(filled)) == []
+    assert "is damaged" in problems(tmp_path, bytes(filled[: len(filled) // 2]))[0]
+
+
+@pytest.mark.parametrize("how", WAYS)
 def test_a_jpeg_overwritten_in_its_middle_is_refused(tmp_path: Path, how: dict[str, Any]) -> None:
     data = bytearray(jpeg(**how))
     middle, other = len(data) // 2, np.random.default_rng(1).integers(0, 256, 2048, np.uint8).tobytes()
