@@ -34,8 +34,7 @@ class Frozen(nn.Module):
     def __init__(self, layers: list[nn.Linear], device: torch.device, *, moved: bool) -> None:
         super().__init__()
         joined = _joined([layer.weight for layer in layers])
-        alone = moved and len(layers) == 1 and joined.device == device
-        self.weight = joined.clone() if alone else joined.to(device)
+        self.weight = joined.to(device, copy=moved and len(layers) == 1)
         scales = [layer.get_buffer("weight_scale") for layer in layers if hasattr(layer, "weight_scale")]
         self.weight_scale = _joined(scales) if scales else None
         self.bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])

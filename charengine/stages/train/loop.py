@@ -101,8 +101,11 @@ def train_adapter(
     traits = trait_phrases(description.replace(dataset.trigger, " "), dataset.class_noun) if settings.distill else ()
     key = state_key(dataset, settings, diffusion, seed, traits)
     before = saved_machines(state_dir, key) or drawn_on(state_dir, key)
-    attention = attention_kernels(settings.steps)
-    with deterministic_kernels(settings.deterministic), attention, threads_of(before, device):
+    with (
+        deterministic_kernels(settings.deterministic),
+        attention_kernels(settings.steps),
+        threads_of(before, device),
+    ):
         data = encode_dataset(dataset, settings, diffusion, store, with_squares=not traits)
         if traits:
             draw = _drawing((dataset, traits, settings, diffusion, seed), state_dir, should_stop, on_step)
