@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from charengine.adapter.files import check_values, load_adapter, read_adapter, save_adapter
-from charengine.adapter.header import read_metadata
+from charengine.adapter.header import header_of, read_metadata, with_metadata
 from charengine.adapter.metadata import recipe_after, told_by
 from charengine.adapter.rescaling import rescale
 from charengine.errors import BadInput, ConfigError
@@ -75,8 +75,9 @@ def recommended(data: bytes, picked: CellMetrics, recipe: dict[str, Any] | None)
         if not isinstance(error, BadInput):  # DoRA is expected; the rest is a defect, said and survived
             log.exception("the adapter could not be rescaled")
         doubts = (f"the recommended adapter is not rescaled, use it at strength {picked.strength:g}: {error}",)
-    tensors, metadata = load_adapter(data)
-    metadata["charengine.pick"] = picked.model_dump_json(exclude={"mlflow_run_id"})
+        data = save_adapter(*load_adapter(data))  # in the form that other programs read, as a rescaled one is
+    more = {"charengine.pick": picked.model_dump_json(exclude={"mlflow_run_id"})}
     if recipe is not None:
-        metadata["charengine.recipe"] = json.dumps(recipe_after(told_by(metadata).recipe, recipe), sort_keys=True)
-    return save_adapter(tensors, metadata), doubts
+        before = told_by(header_of(data).metadata).recipe
+        more["charengine.recipe"] = json.dumps(recipe_after(before, recipe), sort_keys=True)
+    return with_metadata(data, more), doubts

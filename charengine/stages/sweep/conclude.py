@@ -60,7 +60,9 @@ def conclude(session: Session, recipe: dict[str, Any] | None, told: tuple[str, .
             expected_loss=choice.expected_loss,
         ),
         verdict=unless_it_barely_moves(judge_training(session.grid, found, session.settings), picked),
-        adapter=store.put(store.get(session.training.checkpoints[-1].adapter), f"{file_stem(trigger)}.safetensors"),
+        adapter=session.training.checkpoints[-1].adapter.model_copy(
+            update={"name": f"{file_stem(trigger)}.safetensors"}
+        ),
         recommended_adapter=store.put(as_picked, f"{file_stem(trigger)}_recommended.safetensors"),
         mlflow_run_id=session.tracker.run_id,
         warnings=(*told, *_black(session), *choice.warnings, *doubt, *scale_warnings(session.scale)),

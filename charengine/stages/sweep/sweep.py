@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from charengine.config import SweepSettings
 from charengine.errors import Interrupted, StageFailed
 from charengine.likeness.metrics import CellScores
 from charengine.likeness.scoring import score_cell
+from charengine.machine.attention import unplanned_attention
 from charengine.pictures import open_image
 from charengine.records import AdapterRecord, DatasetRecord, Ref, SweepRecord, picture_name
 from charengine.stages.sweep.ahead import Ahead
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@unplanned_attention()
 def sweep_adapter(
     training: AdapterRecord,
     dataset: DatasetRecord,
@@ -143,15 +145,18 @@ def _end_reading(session: Session, dataset: DatasetRecord) -> None:
     if session.settings.traits == "end":
         session.diffusion.unload()
         session.references.embedder.unload()
-        session.sheet_shown = reading.of_views(_own_views(session, dataset))
         cells = sorted(session.cells.items())
-        for (_, cell), shown in zip(cells, reading.of_cells(_opened(session, cells), session.prompts), strict=True):
+        with _opening(session, cells) as pictures:
+            session.sheet_shown = reading.of_views(_own_views(session, dataset))  # a large reader takes seconds to load
+            read = reading.of_cells(pictures(), session.prompts)
+        for (_, cell), shown in zip(cells, read, strict=True):
             cell.parts = [replace(cell.scores, shown=shown)]
     reading.reader.step_aside()  # it is asked again, about what the trigger brings
 
 
-def _opened(session: Session, cells: Sequence[tuple[int, Cell]]) -> list[Pictures]:
-    """The stored pictures of these cells, decoded on a few threads: Pillow lets them really run at once."""
+@contextmanager
+def _opening(session: Session, cells: Sequence[tuple[int, Cell]]) -> Iterator[Callable[[], list[Pictures]]]:
+    """The stored pictures of these cells, decoded from now on on a few threads: Pillow lets them really run at once."""
 
     def opened(ref: Ref) -> Image:
         return open_image(session.store.get(ref))
@@ -164,7 +169,7 @@ def _opened(session: Session, cells: Sequence[tuple[int, Cell]]) -> list[Picture
             ]
             for index, cell in cells
         ]
-        return [[[picture.result() for picture in row] for row in rows] for rows in coming]
+        yield lambda: [[[picture.result() for picture in row] for row in rows] for rows in coming]
 
 
 def _own_views(session: Session, dataset: DatasetRecord) -> list[Image]:

@@ -21,6 +21,7 @@ from charengine.config import SweepSettings
 from charengine.errors import Interrupted
 from charengine.language.phrases import fitting, without_repeats
 from charengine.likeness.prompts import SHOWN, classify
+from charengine.machine.attention import unplanned_attention
 from charengine.models import Diffusion, TraitReader
 from charengine.pictures import open_image, webp
 from charengine.records import AdapterRecord, Ref, SweepRecord, Words, picture_name
@@ -90,6 +91,7 @@ class Pick:
         return [row[0] for row in draw(self.diffusion, inputs, self.settings, [column])]
 
 
+@unplanned_attention()
 def find_words(
     pick: Pick,
     prompt: str,

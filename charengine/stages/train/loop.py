@@ -20,6 +20,7 @@ from charengine.adapter.metadata import adapter_metadata
 from charengine.config import TrainSettings
 from charengine.errors import BadInput, StageFailed
 from charengine.language.phrases import trait_phrases
+from charengine.machine.attention import unplanned_attention
 from charengine.machine.places import full_disk
 from charengine.models import Diffusion, TextConditioning
 from charengine.models.base_names import NAME
@@ -32,7 +33,7 @@ from charengine.stages.train.curve import as_csv, last_of_views, losses_of_step,
 from charengine.stages.train.data import TrainingData, encode_dataset
 from charengine.stages.train.lessons import Lessons, draw_lessons, drawn_on, kept_lessons
 from charengine.stages.train.machines import moved, threads_of, with_this
-from charengine.stages.train.plan import RESERVE_GIB, Plan, attention_kernels, memory_cap
+from charengine.stages.train.plan import RESERVE_GIB, Plan, memory_cap
 from charengine.stages.train.sampler import groups_of_step
 from charengine.stages.train.schedule import learning_rate
 from charengine.stages.train.setup import Setup, describe
@@ -103,7 +104,7 @@ def train_adapter(
     before = saved_machines(state_dir, key) or drawn_on(state_dir, key)
     with (
         deterministic_kernels(settings.deterministic),
-        attention_kernels(settings.steps),
+        unplanned_attention(settings.steps),
         threads_of(before, device),
     ):
         data = encode_dataset(dataset, settings, diffusion, store, with_squares=not traits)

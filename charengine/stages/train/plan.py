@@ -31,7 +31,6 @@ RESERVE_GIB = 0.5  # of the budget, for the CUDA context and libraries, which no
 FIXED_COST = 0.5  # time of a step without samples, in samples of one megapixel (kernels too small to fill a GPU)
 RECOMPUTE_COST = 0.4  # time that computing everything again adds; 111 against 80 ms measured on an H100
 FRACTIONS = (0.0, 0.15, 0.5, 1.0)  # of the transformer blocks, tried for "selective"
-PLANNING_PAYS = 2000  # steps; planning attention takes cuDNN 4.3 s and saves 2.0 ms a step (three views on an H200)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -140,18 +139,6 @@ def memory_cap(budget_gib: float, device: torch.device) -> Iterator[None]:
         yield
     finally:
         set_cap(before, device)
-
-
-@contextmanager
-def attention_kernels(steps: int) -> Iterator[None]:
-    """Attention without cuDNN, unless a training is so long that its planning pays. Where torch does not prefer it (before
-    Hopper), nothing changes."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(before and steps >= PLANNING_PAYS)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def let_segments_grow() -> bool:

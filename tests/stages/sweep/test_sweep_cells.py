@@ -58,6 +58,17 @@ def test_a_sweep_cut_before_its_first_cell_has_nothing_to_conclude(store, datase
         run_sweep(store, dataset, Painter(), 100, should_stop=lambda: True, keep_cut=True)
 
 
+def test_no_picture_of_a_sweep_waits_for_cudnn_to_plan_attention(store, dataset) -> None:
+    class Draws(Painter):
+        def sample(self, *args, **kwargs):
+            seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+            return super().sample(*args, **kwargs)
+
+    seen = list[bool]()
+    sweep.sweep_adapter(trained(store, 200), dataset, SETTINGS, Draws(), Eye(), store, seed=7)
+    assert seen and not any(seen) and torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_a_cell_is_scored_while_the_next_one_is_drawn(store, dataset) -> None:
     drawing = threading.Event()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from sweep_samples import OWN_COAT, PROMPTS, SETTINGS, Notebook, Painter, Unet, run_sweep, trained
 
@@ -85,6 +86,18 @@ def found(store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader
 @pytest.fixture
 def swept(store: Store, dataset: DatasetRecord, painter: Painter, reader: Reader) -> SweepRecord:
     return found(store, dataset, painter, reader)
+
+
+def test_no_scene_waits_for_cudnn_to_plan_attention(store: Store, dataset: DatasetRecord) -> None:
+    class Draws(Painter):
+        def sample(self, *args: Any, **kwargs: Any) -> list[Image.Image]:
+            seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+            return super().sample(*args, **kwargs)
+
+    seen: list[bool] = []
+    painter = Draws()
+    found(store, dataset, painter, Reader(painter))
+    assert not any(seen[-2:]) and torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_where_too_few_pictures_show_a_trait_all_are_said(swept: SweepRecord) -> None:

@@ -15,7 +15,7 @@ from charengine.errors import OutOfBudget
 from charengine.stages.train import loop
 from charengine.stages.train import setup as preparation
 from charengine.stages.train.data import encode_dataset
-from charengine.stages.train.plan import Plan, attention_kernels, candidates, let_segments_grow, store_in_float8
+from charengine.stages.train.plan import Plan, candidates, let_segments_grow, store_in_float8
 from charengine.stages.train.setup import Setup, describe
 
 CUDA = torch.device("cuda")
@@ -44,24 +44,9 @@ def test_no_graph_is_captured_on_rocm(store, monkeypatch):
     assert not any(plan.graph for plan in candidates(TrainSettings(precision="bf16"), data_of(store), 3, CUDA))
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_only_long_trainings_wait_for_cudnn_to_plan_attention_and_it_is_left_as_it_was(before):
-    planned, kept = torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(before)
-    try:
-        with pytest.raises(KeyError), attention_kernels(400):
-            assert not planned()
-            raise KeyError
-        assert planned() == before
-        with attention_kernels(4000):
-            assert planned() == before
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(kept)
-
-
 def test_a_training_asks_for_attention_by_its_own_steps(store, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(loop, "attention_kernels", lambda steps: nullcontext(asked.append(steps)))
+    monkeypatch.setattr(loop, "unplanned_attention", lambda steps: nullcontext(asked.append(steps)))
     train(store, tmp_path, steps=3)
     assert asked == [3]
 
