@@ -152,6 +152,7 @@ def _shown(cells: Sequence[tuple[Sample, int]], seeds: Sequence[int]) -> dict[st
         "sides_right": sum(right for right, _ in sides) / max(sum(there for _, there in sides), 1),
         "face_in_scenes": _mean([sample.rate(cell, "faces", ("scene",), seeds) for sample, cell in cells]),
         "adherence_kept": _mean([sample.kept(cell, seeds) for sample, cell in cells]),
+        "adherence_of_renders": _mean([sample.adheres(cell, seeds) for sample, cell in cells]),
         "variety_kept": _mean([sample.variety_kept(cell, seeds) for sample, cell in cells]),
         "copying": _mean([sample.copying(cell, seeds) for sample, cell in cells]),
     }

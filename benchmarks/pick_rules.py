@@ -127,7 +127,7 @@ def true_verdict(sample: Sample, settings: SweepSettings) -> str:
     last = _last(sample)
     full = _cell(sample, last, 1.0)
     lower = [i for i, (step, strength) in enumerate(sample.grid) if step == last and 0 < strength < 1]
-    if max(truth[i] for i in lower) - truth[full] >= WORTH or sample.kept(full, seeds) < settings.adherence_floor:
+    if max(truth[i] for i in lower) - truth[full] >= WORTH or sample.adheres(full, seeds) < settings.adherence_floor:
         return "over"
     best = max(range(1, len(truth)), key=lambda i: truth[i])
     steps = sorted({step for step, _ in sample.grid if step})

@@ -20,6 +20,7 @@ import torch
 from PIL import Image as pil
 from truth_judges import JUDGES, Judge
 from truth_recipes import RECIPES, Recipe, last_checkpoint, redrawn_views, rendered_views
+from truth_renders import rendered_margins
 
 from charengine.adapter.merging import AdapterMerger
 from charengine.config import Character, Profile
@@ -109,8 +110,8 @@ class Sample:
         return metrics.Scale(self.scores(0, rows, seeds), self.data["ceiling"], self.data["sheet_shown"])
 
     def truth(self, cell: int, seeds: Sequence[int]) -> float:
-        """Harmonic mean of what the judge sees of the character, from base model to sheet, and adherence kept."""
-        return metrics.score(self.traits(cell, seeds), self.kept(cell, seeds))
+        """Harmonic mean of what the judge sees of the character, from base model to sheet, and adherence."""
+        return metrics.score(self.traits(cell, seeds), self.adheres(cell, seeds))
 
     def traits(self, cell: int, seeds: Sequence[int]) -> float:
         """Share of the way from the base model's traits to the sheet's."""
@@ -128,10 +129,16 @@ class Sample:
         return Sample({**self.data, "cells": [*self.data["cells"], cell]}, self.judge)
 
     def kept(self, cell: int, seeds: Sequence[int]) -> float:
-        """Adherence kept, over all prompts."""
-        rows = range(len(PROMPTS))
-        margins = [float(self.scores(one, rows, seeds).margin.mean()) for one in (cell, 0)]
-        return margins[0] / max(margins[1], metrics.MIN_SPAN)
+        """Adherence kept of the base model's, over all prompts; of somebody else, see `truth_renders`."""
+        return self._margin(cell, seeds) / max(self._margin(0, seeds), metrics.MIN_SPAN)
+
+    def adheres(self, cell: int, seeds: Sequence[int]) -> float:
+        """Adherence as a share of what true pictures of this very character have, over all prompts."""
+        rendered = float(torch.tensor(self.data["rendered_margins"], dtype=torch.float64).mean())
+        return self._margin(cell, seeds) / max(rendered, metrics.MIN_SPAN)
+
+    def _margin(self, cell: int, seeds: Sequence[int]) -> float:
+        return float(self.scores(cell, range(len(PROMPTS)), seeds).margin.mean())
 
     def rate(
         self, cell: int, name: str, kinds: Sequence[str] = ("view", "scene"), seeds: Sequence[int] | None = None
@@ -243,6 +250,7 @@ def draw_sample(
         "sheet_shown": drawing.reading.of_views(views),
         "prompts": [prompt.template for prompt in PROMPTS],
         "seeds": list(drawing.seeds),
+        "rendered_margins": rendered_margins(wanted, index, PROMPTS, training.class_noun, models.embedder),
         "checkpoints": [
             {"step": one.step, "loss": one.loss, "validation_loss": one.validation_loss} for one in training.checkpoints
         ],
