@@ -15,6 +15,8 @@ UPRIGHT = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # texts that may say
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+# behind a segment; some programs leave a few stray bytes there, which decoders skip
+NEXT_JPEG_MARKER = re.compile(rb"(?:[^\xff]|\xff\x00){0,16}\xff+([^\x00\xff])")
 JPEG_END, JPEG_SCAN, JPEG_RESTARTS = 0xD9, 0xDA, range(0xD0, 0xD8)
 BETWEEN_SCANS = {0xC4, 0xCC, JPEG_SCAN, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # tables, scans, notes
 
@@ -116,16 +118,15 @@ def _jpeg_problem(data: bytes) -> str:
     to 7 and on. Decoders leave out the rest, or what they can, without a word. Damage that keeps to these rules shows only to the eye.
     """
     place = 2  # of the first marker; 255s may fill up before each; a thumbnail lies inside one's segment
-    while (marker := JPEG_MARKER.match(data, place)) and marker[1][0] != JPEG_SCAN:
+    while (marker := NEXT_JPEG_MARKER.match(data, place)) and marker[1][0] != JPEG_SCAN:
         place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     if data.find(b"\xff\xd9", place) < 0:
         return "it is cut off, its end is missing"
     if marker is None:
         return ""  # what stands before the pixels is odd: the decoder tells, or can read it
-    while data[place : place + 1] == b"\xff":
-        marker = JPEG_MARKER.match(data, place)
-        kind = marker[1][0] if marker else 0
-        if marker is None or kind not in BETWEEN_SCANS:
+    while marker := NEXT_JPEG_MARKER.match(data, place):
+        kind = marker[1][0]
+        if kind not in BETWEEN_SCANS:
             return "" if kind == JPEG_END else f"its packed pixels hold the marker {kind:02X} at byte {place:,}"
         place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
         if kind != JPEG_SCAN:

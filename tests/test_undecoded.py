@@ -62,6 +62,22 @@ def test_a_jpeg_with_bytes_that_fill_up_before_its_markers_passes_unless_it_is_c
 
 
 @pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("segment", [b"\xfe\0\x05abc", b"\xe5\0\x04ab"], ids=["COM", "APP"])
+def test_stray_bytes_behind_a_note_are_skipped_as_decoders_do_and_damage_behind_them_is_told(
+    tmp_path: Path, how: dict[str, Any], segment: bytes
+) -> None:
+    data = jpeg(**how)
+    for stray in (b"\0", b"\0\n", b"\xff\0ab"):
+        note = b"\xff" + segment + stray
+        assert problems(tmp_path, data[:-2] + note + data[-2:]) == []
+        noted = bytearray(data[:2] + note + data[2:-2] + note + data[-2:])
+        assert problems(tmp_path, bytes(noted)) == []
+        middle = len(noted) // 2
+        noted[middle : middle + 2048] = np.random.default_rng(1).integers(0, 256, 2048, np.uint8).tobytes()
+        assert "damaged" in problems(tmp_path, bytes(noted), decode=False)[0]
+
+
+@pytest.mark.parametrize("how", WAYS)
 def test_a_jpeg_overwritten_in_its_middle_is_refused(tmp_path: Path, how: dict[str, Any]) -> None:
     data = bytearray(jpeg(**how))
     middle, other = len(data) // 2, np.random.default_rng(1).integers(0, 256, 2048, np.uint8).tobytes()
