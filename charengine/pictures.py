@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from charengine import files
 from charengine.errors import BadInput
-from charengine.undecoded import PNG_START, check_end, check_rows, slim
+from charengine.undecoded import PNG_START, begins_well, check_end, check_palette, check_rows, slim, stretched
 
 if TYPE_CHECKING:
     from PIL.Image import Image, Resampling
@@ -32,6 +32,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp")  # the third is what brow
 MOST_PIXELS = 100_000_000
 MOST_BYTES = 200_000_000
 ROUNDING = 2  # of 255: sRGB turned into sRGB
+MADE_UP = 1e-3  # of a JPEG's pixels: the last few, of which some cameras leave out bits
 GAMMAS, SRGB_GAMMAS = (0.1, 10.0), (0.43, 0.48)  # of PNGs: those that can be meant, those that mean sRGB's curve
 PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # sRGB's white, red, green and blue, x and y
 LONGEST_SIDE = 32_767  # beyond it a picture is a line
@@ -167,18 +168,21 @@ def _decoded(path: Path, label: str, smallest: int, decode: bool) -> tuple[Image
     name = f"{label} {path}"
     data = _bytes(path, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit is the one that counts
-            image = Image.open(io.BytesIO(slim(data)), formats=READABLE)
+        image = _opened(slim(data))
         _check_size(image.size, name, smallest)
         animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
         check_end(data, name)
         if decode:
             check_rows(data, name)
             image.load()
+            _check_all_there(image, data, name)
+            if image.mode == "P":
+                check_palette(data, int(image.getextrema()[1]), name)  # type: ignore[arg-type]
             _scale_clear_colour(image, data)
         return image, animated
     except UnidentifiedImageError as error:
+        if begins_well(data):
+            raise BadInput(f"{name} is damaged: how it begins cannot be read; save or download it again") from error
         named = path.suffix.lower() in SUFFIXES
         remedy = ", whatever its name: choose a picture" if named else ": convert it to PNG"
         raise BadInput(f"{name} is not a readable PNG, JPEG or WebP{remedy}") from error
@@ -190,6 +194,27 @@ def _decoded(path: Path, label: str, smallest: int, decode: bool) -> tuple[Image
         ) from error
 
 
+def _opened(data: bytes) -> Image:
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # our own limit is the one that counts
+        return Image.open(io.BytesIO(data), formats=READABLE)
+
+
+def _check_all_there(image: Image, data: bytes, name: str) -> None:
+    """Refuse a JPEG that shows something else when more stands behind its packed pixels: they end before the picture does."""
+    from PIL import ImageChops
+
+    if not data.startswith(b"\xff\xd8"):
+        return
+    changed = ImageChops.difference(image, _opened(stretched(data))).split()
+    if max(sum(band.histogram()[ROUNDING + 1 :]) for band in changed) > MADE_UP * image.width * image.height:
+        raise BadInput(
+            f"{name} is damaged: some of its pixels are missing, and would be made up; save or download it again"
+        )
+
+
 def _bytes(path: Path, name: str) -> bytes:
     if not files.exists(path):
         raise BadInput(f"{name} is not a file: no such file; give a PNG, JPEG or WebP picture")
@@ -197,6 +222,8 @@ def _bytes(path: Path, name: str) -> bytes:
         raise BadInput(f"{name} is not a file: give a PNG, JPEG or WebP picture")
     if (size := files.size(path)) > MOST_BYTES:
         raise BadInput(f"{name} has {size / 1e6:.0f} MB; at most {MOST_BYTES / 1e6:.0f} are read")
+    if not size:
+        raise BadInput(f"{name} is empty: save or download it again")
     return files.asked(path, path.read_bytes)
 
 

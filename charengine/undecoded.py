@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import struct
 import zlib
@@ -15,6 +16,10 @@ UPRIGHT = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # texts that may say
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+# behind a segment; some programs leave a few stray bytes there, which decoders skip
+NEXT_JPEG_MARKER = re.compile(rb"(?:[^\xff]|\xff\x00){0,16}\xff+([^\x00\xff])")
+MOST_SCANS = 64  # looked at, of pictures that are drawn in several
+NOISE = random.Random(0).randbytes(4096).replace(b"\xff", b"")  # no marker
 JPEG_END, JPEG_SCAN, JPEG_RESTARTS = 0xD9, 0xDA, range(0xD0, 0xD8)
 BETWEEN_SCANS = {0xC4, 0xCC, JPEG_SCAN, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # tables, scans, notes
 
@@ -70,7 +75,7 @@ def check_end(data: bytes, name: str) -> None:
     """Refuse a picture that is cut off, without decoding it: of class images there may be thousands."""
     whole = True
     if data.startswith(b"\xff\xd8"):
-        if told := _jpeg_problem(data):
+        if told := _jpeg_scans(data)[0]:
             raise BadInput(f"{name} is damaged: {told}; save or download it again")
     elif data.startswith(b"RIFF"):
         whole = len(data) >= 7 + int.from_bytes(data[4:8], "little")
@@ -94,9 +99,25 @@ def check_rows(data: bytes, name: str) -> None:
             found += len(unpacker.decompress(packed, 1 << 20))
             packed = unpacker.unconsumed_tail
     if found < wanted:
+        share = 100 * found // wanted  # never 100
+        raise BadInput(f"{name} is damaged: it is cut off, {share}% of its rows are there; save or download it again")
+
+
+def check_palette(data: bytes, last: int, name: str) -> None:
+    """Refuse a PNG whose palette lacks colours, of which `last` is the highest number among its pixels: decoders make them up."""
+    if not data.startswith(PNG_START):
+        return
+    sizes = {kind: end - start - 12 for kind, start, end in _chunks(data)}
+    colours, named = sizes.get(b"PLTE", 0) // 3, max(last + 1, sizes.get(b"tRNS", 0))
+    if named > colours:
         raise BadInput(
-            f"{name} is damaged: it is cut off, {found / wanted:.0%} of its rows are there; save or download it again"
+            f"{name} is damaged: its palette has {colours} colours and {named} are named; save or download it again"
         )
+
+
+def begins_well(data: bytes) -> bool:
+    """Whether a file begins as a picture that is read does: what then cannot be opened is damaged, not something else."""
+    return data.startswith((PNG_START, b"\xff\xd8\xff")) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP")
 
 
 def _packed_size(width: int, height: int, bits: int, interlaced: bool) -> int:
@@ -109,24 +130,36 @@ def _packed_size(width: int, height: int, bits: int, interlaced: bool) -> int:
     return total
 
 
-def _jpeg_problem(data: bytes) -> str:
-    """Where a JPEG is cut off, or its packed pixels hold what no program writes there.
+def stretched(data: bytes) -> bytes:
+    """A JPEG that passed `check_end`, with noise behind each scan's packed pixels: a decoder that has them all passes over it."""
+    kept, place = [], 0
+    for end, restarts in _jpeg_scans(data)[1][-MOST_SCANS:]:
+        kept += [data[place:end], NOISE]
+        for number in range(restarts, restarts + len(JPEG_RESTARTS)):
+            kept += [bytes((0xFF, JPEG_RESTARTS[number % len(JPEG_RESTARTS)])), NOISE]
+        place = end
+    return b"".join([*kept, data[place:]])
+
+
+def _jpeg_scans(data: bytes) -> tuple[str, list[tuple[int, int]]]:
+    """Where a JPEG is cut off, or its packed pixels hold what no program writes there; the ends of its scans until then, and how often each restarts.
 
     Whoever writes packed pixels puts a zero behind each 255, so that only markers stand there without; restart markers count from 0
-    to 7 and on. Decoders leave out the rest, or what they can, without a word. Damage that keeps to these rules shows only to the eye.
+    to 7 and on. Decoders leave out the rest, or what they can, without a word.
     """
+    ends: list[tuple[int, int]] = []
     place = 2  # of the first marker; 255s may fill up before each; a thumbnail lies inside one's segment
-    while (marker := JPEG_MARKER.match(data, place)) and marker[1][0] != JPEG_SCAN:
+    while (marker := NEXT_JPEG_MARKER.match(data, place)) and marker[1][0] != JPEG_SCAN:
         place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     if data.find(b"\xff\xd9", place) < 0:
-        return "it is cut off, its end is missing"
+        return "it is cut off, its end is missing", ends
     if marker is None:
-        return ""  # what stands before the pixels is odd: the decoder tells, or can read it
-    while data[place : place + 1] == b"\xff":
-        marker = JPEG_MARKER.match(data, place)
-        kind = marker[1][0] if marker else 0
-        if marker is None or kind not in BETWEEN_SCANS:
-            return "" if kind == JPEG_END else f"its packed pixels hold the marker {kind:02X} at byte {place:,}"
+        return "", ends  # what stands before the pixels is odd: the decoder tells, or can read it
+    while marker := NEXT_JPEG_MARKER.match(data, place):
+        kind = marker[1][0]
+        if kind not in BETWEEN_SCANS:
+            told = f"its packed pixels hold the marker {kind:02X} at byte {place:,}"
+            return "" if kind == JPEG_END else told, ends
         place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
         if kind != JPEG_SCAN:
             continue
@@ -135,7 +168,8 @@ def _jpeg_problem(data: bytes) -> str:
             if found[1][0] not in JPEG_RESTARTS:
                 break
             if found[1][0] != JPEG_RESTARTS[count % 8]:
-                return f"parts of its packed pixels are missing or doubled at byte {place:,}"
+                return f"parts of its packed pixels are missing or doubled at byte {place:,}", ends
         else:
-            return "it is cut off, its end is missing"
-    return f"its packed pixels are followed by what is no marker at byte {place:,}"
+            return "it is cut off, its end is missing", ends
+        ends.append((place, count))
+    return f"its packed pixels are followed by what is no marker at byte {place:,}", ends

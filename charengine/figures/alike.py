@@ -7,12 +7,17 @@ from itertools import combinations, product
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from charengine.figures.find import Figure
 from charengine.records import VIEWS
 
 DIFFERENT = 64  # levels of 255 by which a pixel differs: JPEG's noise around an edge is less
 SHARE = 2e-3  # of a picture's pixels that may differ so; a face makes ten times as many
+SPOT, SPOT_SHARE = (
+    6,
+    1e-4,
+)  # pixels that may differ in one place, and of a picture's: an eye; JPEG's noise lies in single ones
 ROWS = 8  # every so many are looked at first
 SLACK = 2  # pixels by which the boxes of one figure, found twice on a sheet, are apart
 
@@ -61,11 +66,20 @@ def _is_one_picture(one: np.ndarray, other: np.ndarray, slack: int) -> bool:
 
 
 def _differ_little(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two cuts of one size differ in no more than SHARE of their pixels; most of different ones show it in a few rows."""
-    most: float = SHARE * one.shape[0] * one.shape[1]
-    return _different(one[::ROWS], other[::ROWS]) <= most and _different(one, other) <= most
+    """Whether two cuts of one size differ in no more than SHARE of their pixels, and nowhere in an eye's; most of different ones
+    show it in a few rows.
+    """
+    area = one.shape[0] * one.shape[1]
+    most: float = SHARE * area
+    if np.count_nonzero(_different(one[::ROWS], other[::ROWS])) > most:
+        return False
+    different = _different(one, other)
+    if np.count_nonzero(different) > most:
+        return False
+    places, _ = ndimage.label(different, structure=np.ones((3, 3)))
+    return bool(np.bincount(places[different], minlength=1).max() <= max(SPOT, SPOT_SHARE * area))
 
 
-def _different(one: np.ndarray, other: np.ndarray) -> int:
-    """Pixels."""
-    return int((np.abs(one - other).max(axis=2) > DIFFERENT).sum())
+def _different(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Where they differ."""
+    return np.asarray(np.abs(one - other).max(axis=2) > DIFFERENT)

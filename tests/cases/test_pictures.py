@@ -24,7 +24,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def raw_png(width: int, height: int, rows: int, depth: int = 8, colour: int = 2, interlace: int = 0) -> bytes:
+def raw_png(
+    width: int, height: int, rows: int, depth: int = 8, colour: int = 2, interlace: int = 0, channels: int = 3
+) -> bytes:
     """A PNG that says it is of one size and holds some rows of it, neatly packed."""
     row = b"\0" + b"\x80" * (width * 3 * depth // 8) if rows else b""  # not of a size that only the header has
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
@@ -254,7 +256,7 @@ def refusal(path: Path) -> str:
     return told
 
 
-@pytest.mark.parametrize(("rows", "share"), [(10, "1%"), (1023, "100%"), (0, "0%")])
+@pytest.mark.parametrize(("rows", "share"), [(11, " 1%"), (1023, " 99%"), (0, " 0%")])
 def test_a_png_that_ends_early_is_refused(tmp_path: Path, rows: int, share: str) -> None:
     (tmp_path / "a.png").write_bytes(raw_png(64, 1024, rows))
     assert "damaged" in refusal(tmp_path / "a.png") and share in refusal(tmp_path / "a.png")
@@ -281,11 +283,16 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"GIF89a", b"BM6", b"%PDF-1.4", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"<svg/>"]
+    ("data", "told"),
+    [
+        (b"", "is empty: save or download it again"),
+        *[(other, "is not a readable PNG, JPEG or WebP") for other in (b"GIF89a", b"BM6", b"%PDF-1.4", b"<svg/>")],
+        *[(start, "is damaged") for start in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP")],
+    ],
 )
-def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
+def test_what_is_no_picture_or_begins_as_one_is_refused_by_name(tmp_path: Path, data: bytes, told: str) -> None:
     (tmp_path / "a.png").write_bytes(data)
-    assert "PNG, JPEG or WebP" in refusal(tmp_path / "a.png")
+    assert told in refusal(tmp_path / "a.png")
 
 
 def test_a_folder_and_a_missing_file_are_no_pictures(tmp_path: Path) -> None:

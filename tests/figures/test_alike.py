@@ -76,6 +76,19 @@ def test_pictures_that_differ_in_a_detail_are_several(store: Store, tmp_path: Pa
     assert alike_warnings({"front": doll((96, 190)), "back": doll()}) == ()
 
 
+def test_small_pictures_that_differ_in_two_eyes_are_several_and_noise_makes_none() -> None:
+    face = doll()
+    for x in (42, 51):
+        face.paste((20, 20, 24), (x, 22, x + 3, 25))
+    assert alike_warnings({"front": face, "back": doll()}) == ()
+    grainy = doll()
+    for number in range(60):
+        if number == 14:  # as many pixels as the eyes, each alone
+            assert len(alike_warnings({"front": grainy, "back": doll()})) == 1
+        grainy.putpixel((5 + 6 * (number % 15), 60 + 20 * (number // 15)), (128, 20, 200))
+    assert alike_warnings({"front": grainy, "back": doll()}) == ()
+
+
 @pytest.mark.parametrize(
     "command",
     [
