@@ -162,7 +162,7 @@ class _Guided(Settings):
     silent = frozenset({"guided_above"})
     guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
     guided_above: float = Field(
-        default=0.0, ge=0, le=1, description="noise (of 1) under which guidance is off, at half the cost"
+        default=0.0, ge=0, lt=1, description="noise (of 1) under which guidance is off, at half the cost"
     )
     negative_prompt: Text = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
 

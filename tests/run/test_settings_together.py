@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from charengine.config import TrainSettings
+from charengine.cli.stages import of_the_prompt
+from charengine.config import Character, TrainSettings
 from charengine.errors import ConfigError
 from charengine.machine.home import Home
 from charengine.profiles.loading import load_profile
+from charengine.run.before_the_sweep import foretell, sweep_problems
 from charengine.run.request import RunRequest, check
+from charengine.run.workspace import Workspace
 from charengine.stages.train.schedule import min_snr_weights, warmup_warnings
 
 
@@ -65,6 +68,33 @@ def test_the_least_of_a_setting_and_what_turns_it_off_are_taken(settings: list[s
 @pytest.mark.parametrize("prompt", ["{subject}, forest", "{subject} beside a {class}"])
 def test_what_prompts_may_hold_in_braces(prompt: str) -> None:
     assert load_profile("embedded", [f"sweep.prompts=['{prompt}']"]).sweep.prompts == (prompt,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "nearest"),
+    [
+        (["sweep.guided_below=0.02"], "0.0413 is the nearest"),
+        (["sweep.guided_above=9"], "8.99 is the nearest"),
+        (["sweep.guided_above=3", "sweep.guided_below=4"], "4.06 is the nearest"),
+        (["sweep.guided_below=0.05"], ""),
+        (["sweep.guided_above=20", "sweep.guidance=1"], ""),
+    ],
+)
+def test_guidance_that_no_step_of_a_sweep_lies_in_is_refused_before_the_sheet(
+    settings: list[str], nearest: str
+) -> None:
+    told = sweep_problems(load_profile("embedded", settings))
+    assert [nearest in line for line in told] == [True] * bool(nearest), told
+
+
+def test_words_of_a_sweeps_prompts_are_named_before_the_sheet(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    profile = load_profile("embedded", ["sweep.prompts=['{subject} on a zeppelin', '{subject}, forest']"])
+    character = Character(name="a", prompt="an orc", class_noun="orc", trigger="griqul")
+    foretell(Workspace(character, profile, home))
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["zeppelin"]
+    for distill, told in ((3, "ignores them: zeppelin"), (0, "train.distill is 0")):
+        other = load_profile("embedded", [f"train.distill={distill}"])
+        assert told in "".join(of_the_prompt("an orc on a zeppelin", Workspace(character, other, home)))
 
 
 def test_a_rank_that_the_unet_is_too_small_for_is_refused_before_the_sheet_is_drawn(home: Home) -> None:
