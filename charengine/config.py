@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from charengine.field_types import Text
-from charengine.together import caption_problems, is_prodigy, refuse, sweep_problems, training_problems
+from charengine.together import caption_problems, is_prodigy, refuse, sheet_problems, sweep_problems, training_problems
 from charengine.wording import CONTROL, name_problem, noun_problem, refuse_twice, shows, trigger_problem
 
 MAX_PROMPT = 2000  # characters; Qwen-Image-Edit reads 512 tokens, so more would be cut silently
@@ -36,6 +36,15 @@ class Settings(BaseModel):
     def _without_what_is_silent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields, data = type(self).model_fields, write(self)
         return {k: v for k, v in data.items() if k not in self.silent or getattr(self, k) != fields[k].default}
+
+    def problems(self) -> list[str]:
+        """What cannot work together, each by itself allowed."""
+        return []
+
+    @model_validator(mode="after")
+    def _works_together(self) -> Self:
+        refuse(self.problems())
+        return self
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, stable across machines, processes and key order."""
@@ -162,7 +171,7 @@ class _Guided(Settings):
     silent = frozenset({"guided_above"})
     guidance: float = Field(default=3.0, ge=1.0, le=20.0, description="true CFG scale; 1 = off")
     guided_above: float = Field(
-        default=0.0, ge=0, le=1, description="noise (of 1) under which guidance is off, at half the cost"
+        default=0.0, ge=0, lt=1, description="noise (of 1) under which guidance is off, at half the cost"
     )
     negative_prompt: Text = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
 
@@ -186,6 +195,7 @@ class SheetSettings(_Guided):
         default=False,
         description="enrich the prompt first: by the VL model; of the embedded family, by making up what it leaves out",
     )
+    problems = sheet_problems
 
 
 class CropSettings(Settings):
@@ -231,11 +241,7 @@ class CaptionSettings(Settings):
     drop: tuple[Text, ...] = Field(default=(), description="tags always dropped")
     threshold: float = Field(default=0.35, gt=0, lt=1, description="WD14 general-tag probability")
     max_tags: int = Field(default=40, ge=0, le=120, description="at most this many tags a caption")
-
-    @model_validator(mode="after")
-    def _works_together(self) -> CaptionSettings:
-        refuse(caption_problems(self))
-        return self
+    problems = caption_problems
 
 
 class TrainSettings(Settings):
@@ -315,17 +321,14 @@ class TrainSettings(Settings):
     )
     compile: bool = Field(default=False, description="regional torch.compile; pays back only on long runs")
 
+    problems = training_problems
+
     @model_validator(mode="before")
     @classmethod
     def _prodigy_has_a_rate_of_its_own(cls, values: Any) -> Any:
         if isinstance(values, dict) and "learning_rate" not in values and is_prodigy(values.get("optimizer")):
             return {**values, "learning_rate": 1.0}
         return values
-
-    @model_validator(mode="after")
-    def _works_together(self) -> TrainSettings:
-        refuse(training_problems(self))
-        return self
 
 
 class SweepSettings(Settings):
@@ -369,8 +372,6 @@ class SweepSettings(Settings):
 
     @model_validator(mode="after")
     def _something_is_tried_on_the_subject(self) -> SweepSettings:
-        if not any(strength > 0 for strength in self.strengths):
-            raise ValueError(f"strengths {list(self.strengths)} has none above 0: try some, e.g. [0.5, 1.0]")
         refuse_twice("strengths", [f"{one:g}" for one in self.strengths])
         refuse_twice("prompts", [" ".join(prompt.split()) for prompt in self.prompts])
         refuse(sweep_problems(self))

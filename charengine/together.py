@@ -15,6 +15,7 @@ WITHOUT = {  # by setting: the least above 0 of which something is left, in floa
     "max_grad_norm": (1e-6, "every gradient", "no clipping"),
     "min_snr_gamma": (1e-3, "every loss", "off"),
 }
+MOST_HIGH, MOST_WIDE = 6, 2  # of a sheet's box: so many times as high as it is wide, as wide as it is high
 LEAST_STRENGTH = 1e-3  # of an adapter that is drawn with
 FILLED = re.compile(r"\{(subject|class)\}")  # what stands for somebody in a prompt
 
@@ -66,6 +67,18 @@ def rank_problems(settings: TrainSettings, narrowest: int) -> list[str]:
     ]
 
 
+def sheet_problems(settings: SheetSettings) -> list[str]:
+    """Of the section `sheet`: a sheet is three boxes side by side, and in each somebody stands."""
+    width, height = settings.width // 3, settings.height
+    if height <= MOST_HIGH * width and width <= MOST_WIDE * height:
+        return []
+    least, most = max(96, -(-3 * height // (16 * MOST_HIGH)) * 16), min(2048, 3 * MOST_WIDE * height // 16 * 16)
+    return [
+        f"width={settings.width} and height={height} make three boxes of {width}x{height} pixels, in which nobody can stand; give a width of "
+        f"{least} to {most} with this height, e.g. {height}"
+    ]
+
+
 def steps_of_drafts(settings: SheetSettings) -> int:
     """Of each of a sheet's candidates: a draft is what is drawn faster than the sheet, so it never has more steps."""
     return min(settings.draft_steps or settings.steps, settings.steps)
@@ -84,6 +97,8 @@ def draft_warnings(settings: SheetSettings) -> tuple[str, ...]:
 def sweep_problems(settings: SweepSettings) -> list[str]:
     """Of the section `sweep`."""
     problems = []
+    if not any(strength > 0 for strength in settings.strengths):
+        problems.append(f"strengths {list(settings.strengths)} has none above 0: try some, e.g. [0.5, 1.0]")
     for prompt in settings.prompts:
         if "{subject}" not in prompt:
             problems.append(f"sweep prompt {prompt!r} does not say where the character goes: write '{{subject}}' in it")

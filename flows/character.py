@@ -19,6 +19,7 @@ from charengine.machine.shared import shared_store
 from charengine.profiles.loading import profile_names
 from charengine.records import RunRecord, RunResult
 from charengine.run import making
+from charengine.run.before_the_sweep import foretell
 from charengine.run.claim import claimed
 from charengine.run.handing_over import found, hand_over
 from charengine.run.making import Steps
@@ -116,6 +117,7 @@ def character(
                 page.begin(workspace, own.out)
                 track(workspace)
                 with closing(workspace.tracker):
+                    foretell(workspace)
                     made = make_character(workspace, own.out)
                     # what a notification of Prefect's says of it (docs/howto/cast.md)
                     pick = f"step {made.checkpoint_step} at strength {made.strength:g}"

@@ -32,8 +32,9 @@ def up(
     from charengine.machine.interrupts import stop_signals
     from charengine.services.up import services
 
-    say("starting…" if files.is_file(home.ports_file) else "starting (the first time takes a minute)…")
-    with stop_signals() as stop, services(home, stop, prefect_port, mlflow_port, gallery_port) as running:
+    told = "starting…" if files.is_file(home.ports_file) else "starting (the first time takes a minute)…"
+    ports = prefect_port, mlflow_port, gallery_port
+    with stop_signals() as stop, services(home, stop, *ports, begins=lambda: say(told)) as running:
         say(f"gallery  {running.addresses.gallery}   all characters: start, follow, download")
         say(f"Prefect  {running.addresses.prefect}")
         say(f"MLflow   {running.mlflow_page}")
@@ -54,6 +55,7 @@ def gallery(
     from charengine.services.gallery.server import serve
     from charengine.services.up import PORTS
 
+    find_home().create()  # before an address is told
     chosen = choose_port(port, PORTS["gallery"])
     say(f"gallery  http://{HOST}:{chosen}   Ctrl-C stops it")
     with suppress(KeyboardInterrupt):

@@ -12,12 +12,12 @@ from charengine import files
 from charengine.cli.command import Command
 from charengine.cli.console import listen, say, training_bar
 from charengine.cli.run import ProfileOption, ReferenceOption, SetOption
-from charengine.errors import BadInput
+from charengine.errors import BadInput, ConfigError
 from charengine.machine.environment import apply_defaults
 from charengine.machine.home import find_home, in_work_folder
 from charengine.machine.ledger import write_own
 from charengine.machine.shared import open_store
-from charengine.wording import file_stem
+from charengine.wording import file_stem, never_taught
 
 if TYPE_CHECKING:
     from charengine.config import Character, Profile
@@ -196,6 +196,7 @@ def train(
     _warn((*dataset.views.warnings, *dataset.warnings))
     with training_bar():
         workspace = _workspace(_character_of(dataset, seed, prompt), chosen)
+        _warn(of_the_prompt(prompt, workspace))
         from charengine.run.running import run
         from charengine.run.whole_recipe import with_base_name
         from charengine.stages.train.stage import TRAIN
@@ -227,6 +228,7 @@ def sweep(
     _must_exist(adapter)
     out = in_work_folder(str(out))
     chosen, store = _opened(profile, settings, out)
+    from charengine.run.before_the_sweep import sweep_problems
     from charengine.run.earlier_runs import description, sweep_inputs
     from charengine.run.folder import adapter_files, write_adapters, write_pictures, write_sweep
     from charengine.run.outputs import check_names, sweep_files
@@ -234,6 +236,8 @@ def sweep(
     from charengine.stages.sweep.stage import SWEEP
     from charengine.tracking.protocol import closing
 
+    if problems := sweep_problems(chosen):
+        raise ConfigError(problems)
     training, dataset = sweep_inputs(
         adapter, store, chosen, views=views, sheet=sheet, trigger=trigger, class_noun=class_noun
     )
@@ -340,6 +344,13 @@ def _whoever() -> Character:
     from charengine.config import Character
 
     return Character(name="somebody", prompt="a character", class_noun="character", trigger="somebody")
+
+
+def of_the_prompt(prompt: str, workspace: Workspace) -> tuple[str, ...]:
+    """What a training will not take from its prompt, of which the base model draws lessons."""
+    if prompt and not workspace.profile.train.distill:
+        return ("--prompt is read by lessons alone, and train.distill is 0: the training is as without it",)
+    return never_taught(workspace.models.editor.unknown_words(prompt), "--prompt")
 
 
 def _must_exist(path: Path) -> None:

@@ -296,6 +296,10 @@ class Diffusion(Protocol):
         """
         ...
 
+    def noise_of_steps(self, steps: int, solver: Solver = "euler") -> list[float]:
+        """The noise that each step of `sample` sees; no weights are loaded."""
+        ...
+
     def trace(
         self,
         prompts: TextConditioning,

@@ -319,6 +319,12 @@ class SDXL:
     def _base_scheduler(self) -> Any:
         return self._loaded.get("scheduler", self.parts.scheduler)
 
+    def noise_of_steps(self, steps: int, solver: Solver = "euler") -> list[float]:
+        """The noise that each step of `sample` sees, in standard deviations; no weights are loaded."""
+        scheduler = self._sampling_scheduler(solver)
+        scheduler.set_timesteps(self.usage.steps(steps))
+        return [float(one) for one in scheduler.sigmas[: len(scheduler.timesteps)]]
+
     def _sampling_scheduler(self, solver: Solver = "euler") -> Any:
         """A fresh scheduler: its state belongs to one denoising run."""
         from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler

@@ -264,19 +264,9 @@ def _profile(request: RunRequest, problems: list[str]) -> Profile | None:
 
 def profile_problems(profile: Profile) -> list[str]:
     """What every run of a profile is refused for, whoever its character is; `doctor` says it too."""
-    return [*starting_problems(profile), *_sweep_problems(profile)]
+    from charengine.run.before_the_sweep import sweep_problems
 
-
-def _sweep_problems(profile: Profile) -> list[str]:
-    """Known before anything is drawn, so it is not said after the training."""
-    from charengine.likeness.prompts import sweep_prompts
-    from charengine.stages.sweep.budget import check_budget
-
-    try:
-        check_budget(profile.sweep, len(sweep_prompts(profile.sweep)))
-    except BadInput as error:
-        return [f"sweep.pictures: {str(error).removeprefix('sweep.pictures ')}"]
-    return []
+    return [*starting_problems(profile), *sweep_problems(profile)]
 
 
 def _picture(text: str, option: str, problems: list[str]) -> Path | None:

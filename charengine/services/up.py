@@ -235,8 +235,9 @@ def services(
     prefect_port: int | None = None,
     mlflow_port: int | None = None,
     gallery_port: int | None = None,
+    begins: Callable[[], None] = lambda: None,
 ) -> Iterator[Up]:
-    """The running set; everything is stopped on the way out, however that is.
+    """The running set; everything is stopped on the way out, however that is. `begins` is called once nothing is refused.
 
     Raises:
         BadInput: it runs already, a port that was asked for is taken, or a variable or a database is wrong.
@@ -256,6 +257,7 @@ def services(
     asked = {"prefect": prefect_port, "mlflow": mlflow_port, "gallery": gallery_port}
     addresses = Addresses(**{f"{name}_port": choose_port(port, ports[name]) for name, port in asked.items()})
     running = Up(home, addresses, None, asked_to_stop)
+    begins()
     try:
         running.start()
         yield running

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 from charengine.cli import main
 from charengine.cli.command import KEPT, Command, Commands
@@ -120,3 +121,11 @@ def test_ctrl_c_before_a_command_began_is_told_too(
     said = capsys.readouterr()
     assert (ended.value.code, said.out) == (130, "")
     assert said.err == "error: stopped before anything was begun; the same command begins again\n"
+
+
+@pytest.mark.parametrize("command", ["up", "gallery"])
+def test_what_is_refused_was_not_said_to_start(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHARENGINE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    told = CliRunner().invoke(app, [command])
+    assert told.exit_code != 0 and told.stdout == ""

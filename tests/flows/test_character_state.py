@@ -40,6 +40,7 @@ def test_the_end_of_a_character_says_the_pick_and_its_caller_has_the_result(
         ("_prepare", (anything, anything)),
         ("check_run", None),
         ("track", None),
+        ("foretell", None),
         ("make_character", made),
     ):
         monkeypatch.setattr(module, name, lambda *_, given=given: given)

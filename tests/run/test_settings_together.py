@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from charengine.config import TrainSettings
+from charengine.cli.stages import of_the_prompt
+from charengine.config import Character, TrainSettings
 from charengine.errors import ConfigError
 from charengine.machine.home import Home
 from charengine.profiles.loading import load_profile
+from charengine.run.before_the_sweep import foretell, sweep_problems
 from charengine.run.request import RunRequest, check
+from charengine.run.workspace import Workspace
 from charengine.stages.train.schedule import min_snr_weights, warmup_warnings
 
 
@@ -23,6 +26,12 @@ from charengine.stages.train.schedule import min_snr_weights, warmup_warnings
         (["train.algorithm=loha", "train.fp8_base=true"], "fp8_base=true works with locon and lora, not loha"),
         (["crop.bucket_step=12"], "crop.bucket_step: got 12; give a whole number, 8 to 128, a multiple of 8"),
         (["sweep.guided_above=5", "sweep.guided_below=5"], "guided_above=5 and guided_below=5 leave no noise"),
+        (
+            ["sheet.width=96", "sheet.height=2048"],
+            "boxes of 32x2048 pixels, in which nobody can stand; give a width of 1024 to 2048 with",
+        ),
+        (["sheet.width=160"], "give a width of 192 to 2048 with this height, e.g. 384"),
+        (["sheet.height=96", "sheet.width=592"], "give a width of 96 to 576 with this height"),
         (["sweep.prompts=['{subject} and {foo}']"], "'{subject} and {foo}' holds a '{' that nothing fills"),
         (["sweep.prompts=['{{subject}}, forest']"], "holds a '{' that nothing fills"),
         (["sweep.prompts=['{subject}, forest', '{subject},  forest']"], "prompts has '{subject}, forest' twice"),
@@ -55,6 +64,8 @@ def test_settings_that_cannot_work_together_are_no_profile(settings: list[str], 
             "sweep.strengths=[0.001]",
             "train.weight_decay=1e-300",
         ],
+        ["sheet.width=192"],
+        ["sheet.width=576", "sheet.height=96"],
         ["train.max_grad_norm=0", "train.min_snr_gamma=0", "sweep.strengths=[0, 1]", "train.weight_decay=0"],
     ],
 )
@@ -65,6 +76,33 @@ def test_the_least_of_a_setting_and_what_turns_it_off_are_taken(settings: list[s
 @pytest.mark.parametrize("prompt", ["{subject}, forest", "{subject} beside a {class}"])
 def test_what_prompts_may_hold_in_braces(prompt: str) -> None:
     assert load_profile("embedded", [f"sweep.prompts=['{prompt}']"]).sweep.prompts == (prompt,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "nearest"),
+    [
+        (["sweep.guided_below=0.02"], "0.0413 is the nearest"),
+        (["sweep.guided_above=9"], "8.99 is the nearest"),
+        (["sweep.guided_above=3", "sweep.guided_below=4"], "4.06 is the nearest"),
+        (["sweep.guided_below=0.05"], ""),
+        (["sweep.guided_above=20", "sweep.guidance=1"], ""),
+    ],
+)
+def test_guidance_that_no_step_of_a_sweep_lies_in_is_refused_before_the_sheet(
+    settings: list[str], nearest: str
+) -> None:
+    told = sweep_problems(load_profile("embedded", settings))
+    assert [nearest in line for line in told] == [True] * bool(nearest), told
+
+
+def test_words_of_a_sweeps_prompts_are_named_before_the_sheet(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    profile = load_profile("embedded", ["sweep.prompts=['{subject} on a zeppelin', '{subject}, forest']"])
+    character = Character(name="a", prompt="an orc", class_noun="orc", trigger="griqul")
+    foretell(Workspace(character, profile, home))
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["zeppelin"]
+    for distill, told in ((3, "ignores them: zeppelin"), (0, "train.distill is 0")):
+        other = load_profile("embedded", [f"train.distill={distill}"])
+        assert told in "".join(of_the_prompt("an orc on a zeppelin", Workspace(character, other, home)))
 
 
 def test_a_rank_that_the_unet_is_too_small_for_is_refused_before_the_sheet_is_drawn(home: Home) -> None:

@@ -38,7 +38,7 @@ from charengine.stages.train.sampler import groups_of_step
 from charengine.stages.train.schedule import learning_rate
 from charengine.stages.train.setup import Setup, describe
 from charengine.stages.train.state import History, StateWriter, load_state, saved_machines
-from charengine.stages.train.told import early_warnings, idle_warnings
+from charengine.stages.train.told import digest_of, early_warnings, idle_warnings, starts_from_values
 from charengine.stages.train.validation import TrainingDiverged
 from charengine.store import Store
 from charengine.tracking.protocol import NullTracker, Tracker
@@ -237,6 +237,7 @@ class _Training:
         for step in range(max(self.last_logged, 0) + 1, self.history.step + 1):
             self._log_step(step)  # saved in the state, and lost with the machine before MLflow had it
         if self.history.base is None:
+            self.history.start = digest_of(self._file(0)[0]) if starts_from_values(self.settings) else ""
             self.history.base = self.setup.base or self._measure(0)  # a fresh adapter is the base model
             self._log_validation(self.history.base, "base")
             if self._room_for_samples():
@@ -392,7 +393,7 @@ class _Training:
             facts={name: float(value) for name, value in facts.items()},
             plan=setup.plan.facts(),
             mlflow_run_id=self.tracker.run_id,
-            warnings=(*moved(history.machines), *idle_warnings(history.checkpoints[-1], self.store, self.settings)),
+            warnings=(*moved(history.machines), *idle_warnings(history, self.store, self.settings)),
         )
 
 

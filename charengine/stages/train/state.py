@@ -42,6 +42,9 @@ class History:
     seconds: float = 0.0
     plan: dict[str, Any] = field(default_factory=dict)
     machines: list[Machine] = field(default_factory=list)
+    start: str = (
+        ""  # digest of the adapter before the first step, where the last file alone does not tell whether it moved
+    )
 
 
 class StateWriter:
@@ -82,6 +85,7 @@ class StateWriter:
             "seconds": history.seconds,
             "plan": history.plan,
             "machines": history.machines,
+            "start": history.start,
             "base": history.base.model_dump(mode="json") if history.base else None,
             "validation": [point.model_dump(mode="json") for point in history.validation],
             "checkpoints": [record.model_dump(mode="json") for record in history.checkpoints],
@@ -155,6 +159,7 @@ def _history(facts: dict[str, Any], curve: Tensor) -> History:
         seconds=facts["seconds"],
         plan=facts["plan"],
         machines=facts.get("machines", []),
+        start=facts.get("start", ""),
     )
 
 
