@@ -369,12 +369,12 @@ class SweepSettings(Settings):
     diversity_floor: float = Field(
         default=0.5, ge=0, le=1, description="a pick keeps this share of strength 0's variety between seeds"
     )
+    problems = sweep_problems
 
     @model_validator(mode="after")
-    def _something_is_tried_on_the_subject(self) -> SweepSettings:
+    def _each_is_tried_once(self) -> SweepSettings:
         refuse_twice("strengths", [f"{one:g}" for one in self.strengths])
         refuse_twice("prompts", [" ".join(prompt.split()) for prompt in self.prompts])
-        refuse(sweep_problems(self))
         return self
 
 

@@ -14,10 +14,8 @@ from charengine.records import VIEWS
 
 DIFFERENT = 64  # levels of 255 by which a pixel differs: JPEG's noise around an edge is less
 SHARE = 2e-3  # of a picture's pixels that may differ so; a face makes ten times as many
-SPOT, SPOT_SHARE = (
-    6,
-    1e-4,
-)  # pixels that may differ in one place, and of a picture's: an eye; JPEG's noise lies in single ones
+SPOT = 6  # pixels that may differ in one place: an eye has more; JPEG's noise lies in single ones
+SPOT_SHARE = 1e-4  # the same of a large picture's pixels
 ROWS = 8  # every so many are looked at first
 SLACK = 2  # pixels by which the boxes of one figure, found twice on a sheet, are apart
 

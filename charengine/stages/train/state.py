@@ -42,9 +42,7 @@ class History:
     seconds: float = 0.0
     plan: dict[str, Any] = field(default_factory=dict)
     machines: list[Machine] = field(default_factory=list)
-    start: str = (
-        ""  # digest of the adapter before the first step, where the last file alone does not tell whether it moved
-    )
+    start: str = ""  # digest of the adapter before the first step, where its file alone does not tell whether it moved
 
 
 class StateWriter:
