@@ -6,7 +6,9 @@ python benchmarks/adapter_truth.py --folder tune --split heldout                
 
 One JSON a character and recipe lies in the folder; a run that was stopped goes on with the next. Every way of choosing sees
 the first half of the seeds; the best cell is chosen on that half too, and all are valued on the other half, so that regret is
-not flattered by the noise it was chosen with. The judge of a table is named in it: "shipped" is the product's own probe.
+not flattered by the noise it was chosen with. Which seeds are the first half is luck, so each adapter is judged in several
+orders of its seeds, and a percentile is one of all adapters in all orders. The judge of a table is named in it: "shipped" is
+the product's own probe.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=40)
     parser.add_argument("--recipes", default=",".join(TABLED), help=", ".join(RECIPES))
     parser.add_argument("--seeds", type=int, default=8, help="an even number: half to choose with, half to judge with")
+    parser.add_argument("--orders", type=int, default=20, help="of the seeds, the first as they were drawn")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--judge", choices=tuple(JUDGES), default="second")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
@@ -64,15 +69,17 @@ def main() -> None:
     if not samples:
         raise BadInput(f"no samples of split {told.split!r} in {told.folder}; run without --table first")
     settings = load_profile("embedded", told.set).sweep
-    chosen = [_judge_rules(sample, settings) for sample in samples]
+    shuffled = [_shuffled(sample, number) for sample in samples for number in range(told.orders)]
+    chosen = [_judge_rules(sample, settings) for sample in shuffled]
     result = {
         "machine": platform.platform(),
         "torch": torch.__version__,
         "split": told.split,
         "judge": told.judge,
         "pictures_a_cell": samples[0].seeds * len(PROMPTS),
+        "orders": told.orders,
         "adapters": adapters(samples),
-        "at_the_pick": at_the_pick(samples, chosen),
+        "at_the_pick": at_the_pick(shuffled, chosen, told.orders),
         "picks": picks(chosen),
     }
     told.out.parent.mkdir(parents=True, exist_ok=True)
@@ -128,8 +135,13 @@ def adapters(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     return found
 
 
-def at_the_pick(samples: Sequence[Sample], chosen: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By recipe, the cell that the product picks on the first half of the seeds (`chosen`, of each sample), read on the other half."""
+def at_the_pick(
+    samples: Sequence[Sample], chosen: Sequence[dict[str, Any]], orders: int
+) -> dict[str, dict[str, float]]:
+    """By recipe, the cell that the product picks on the first half of the seeds (`chosen`, of each sample), read on the other half.
+
+    Each adapter comes in `orders` orders of its seeds, one after the other.
+    """
     picked = {
         id(sample): sample.grid.index(row["rules"]["ours"]["cell"]) for sample, row in zip(samples, chosen, strict=True)
     }
@@ -138,8 +150,9 @@ def at_the_pick(samples: Sequence[Sample], chosen: Sequence[dict[str, Any]]) -> 
         seeds = range(own[0].seeds // 2, own[0].seeds)
         cells = [(sample, picked[id(sample)]) for sample in own]
         traits = torch.tensor([sample.rate(cell, "traits", seeds=seeds) for sample, cell in cells])
-        error = float(traits.std() / len(own) ** 0.5) if len(own) > 1 else float("nan")
-        found[recipe] = {"characters": len(own), "traits_standard_error": error, **_shown(cells, seeds)}
+        each = traits.reshape(-1, orders).mean(dim=1)  # orders of one adapter are no adapters of their own
+        error = float(each.std() / len(each) ** 0.5) if len(each) > 1 else float("nan")
+        found[recipe] = {"characters": len(each), "traits_standard_error": error, **_shown(cells, seeds)}
     return found
 
 
@@ -176,7 +189,7 @@ def picks(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for recipe, own in [("all", rows), *_by_recipe_rows(rows).items()]:
         verdicts = [(row["rules"]["ours"]["verdict"], row["verdict"]) for row in own]
         found[recipe] = {
-            "samples": len(own),
+            "samples": len({(row["index"], row["recipe"]) for row in own}),
             "rules": {name: _summary(own, name) for name in RULES},
             "verdict_right": sum(said == true for said, true in verdicts) / len(verdicts),
             "verdicts": {
@@ -188,7 +201,11 @@ def picks(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """Both tables in words and columns."""
-    lines = [f"split {result['split']}, judge {result['judge']}, {result['pictures_a_cell']} pictures a cell", ""]
+    lines = [
+        f"split {result['split']}, judge {result['judge']}, {result['pictures_a_cell']} pictures a cell, "
+        f"{result['orders']} orders of the seeds",
+        "",
+    ]
     for recipe, row in result["adapters"].items():
         lines.append(f"{recipe:10} " + "  ".join(f"{name} {value:.3g}" for name, value in row.items()))
     lines.append("at the pick:")
@@ -209,6 +226,14 @@ def table(result: dict[str, Any]) -> str:
                 f"{row['near']:5.0%} {row['pictures']:8.1f}"
             )
     return "\n".join(lines)
+
+
+def _shuffled(sample: Sample, number: int) -> Sample:
+    """The sample with its seeds in another order, the same for each number; 0: as they were drawn."""
+    order = list(range(sample.seeds))
+    if number:
+        random.Random(number).shuffle(order)
+    return replace(sample, order=tuple(order))
 
 
 def _judge_rules(sample: Sample, settings: SweepSettings) -> dict[str, Any]:

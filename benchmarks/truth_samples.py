@@ -11,7 +11,7 @@ import random
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +57,6 @@ PROMPTS = tuple(classify(template) for template in FULL if "{subject}" in templa
 QUICK_ROWS = [[prompt.template for prompt in PROMPTS].index(template) for template in QUICK]
 SPLIT_SEED = 11
 SIDES = [COLUMN["right_item"], COLUMN["left_item"]]
-
-
 JUDGED = ("traits", "sides_right", "sides", "view", "faces")
 
 
@@ -69,10 +67,12 @@ class Sample:
     Attributes:
         data: the JSON.
         judge: of JUDGES, whose readings are asked for.
+        order: of the seeds; empty: as they were drawn.
     """
 
     data: dict[str, Any]
     judge: str = "shipped"
+    order: tuple[int, ...] = ()
 
     @cached_property
     def grid(self) -> list[tuple[int, float]]:
@@ -126,7 +126,7 @@ class Sample:
     def told(self, name: str) -> Sample:
         """The sample with one cell more, the last: "recommended" (last checkpoint at 1, prompt with words) or "described" (base)."""
         cell = {"step": -1, "strength": 1.0, "judges": self.data[name]}
-        return Sample({**self.data, "cells": [*self.data["cells"], cell]}, self.judge)
+        return replace(self, data={**self.data, "cells": [*self.data["cells"], cell]})
 
     def kept(self, cell: int, seeds: Sequence[int]) -> float:
         """Adherence kept of the base model's, over all prompts; of somebody else, see `truth_renders`."""
@@ -173,7 +173,9 @@ class Sample:
 
     def _read(self, cell: int, name: str) -> torch.Tensor:
         values = self.data["cells"][cell]
-        return torch.tensor((values["judges"][self.judge] if name in JUDGED else values)[name], dtype=torch.float64)
+        found = torch.tensor((values["judges"][self.judge] if name in JUDGED else values)[name], dtype=torch.float64)
+        order = list(self.order or range(self.seeds))
+        return found[:, order][:, :, order] if name == "alike" else found[:, order]
 
     @staticmethod
     def _there(rows: Sequence[int], seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
