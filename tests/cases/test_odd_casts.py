@@ -9,6 +9,7 @@ import pytest
 
 from charengine.documents import read_csv
 from charengine.errors import BadInput, ConfigError
+from charengine.machine.home import Home
 from charengine.profiles.loading import load_profile, setting_names
 from charengine.run.cast import check_cast, read_cast
 from charengine.run.paths import profile_as_named
@@ -109,3 +110,10 @@ def test_capitals_are_understood_or_told() -> None:
         load_profile("embedded", ["TRAIN.STEPS=5"])
     with pytest.raises(ConfigError, match="did you mean class_noun"):
         cast_of("- {CLASS_NOUN: woman, prompt: x}")
+
+
+@pytest.mark.parametrize("path", ["~\0", "~\ud83d/x", "~nobody\0/x.yaml"])
+def test_a_home_that_cannot_be_asked_for_is_refused_wherever_paths_stand(path: str) -> None:
+    for fields in ({"out": path}, {"sheet": path}, {"profile": f"{path}.yaml"}):
+        with pytest.raises(BadInput, match="no home folder is known"):
+            check_cast([{"prompt": "x", **fields}], home=Home(Path("home")))
