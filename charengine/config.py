@@ -19,11 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from charengine.field_types import Text
+from charengine.field_types import MAX_PROMPT, Line, MaybeWords, Text, Words, without_sign
 from charengine.together import caption_problems, is_prodigy, refuse, sheet_problems, sweep_problems, training_problems
 from charengine.wording import CONTROL, name_problem, noun_problem, refuse_twice, shows, trigger_problem
-
-MAX_PROMPT = 2000  # characters; Qwen-Image-Edit reads 512 tokens, so more would be cut silently
 
 
 class Settings(BaseModel):
@@ -31,6 +29,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     silent: ClassVar[frozenset[str]] = frozenset()  # as they are by default, these leave no trace: they came later
+
+    _no_sign_of_zero = field_validator("*")(without_sign)
 
     @model_serializer(mode="wrap")
     def _without_what_is_silent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -143,11 +143,11 @@ class ModelSettings(Settings):
     zero_terminal_snr: bool | None = Field(
         default=None, description="betas rescaled to end in pure noise; empty: as the checkpoint's files say"
     )
-    prompt_prefix: str | None = Field(
+    prompt_prefix: MaybeWords = Field(
         default=None,
         description="before every SDXL prompt; empty: the quality tags of the checkpoint's family; '' = none",
     )
-    negative_prompt: str | None = Field(
+    negative_prompt: MaybeWords = Field(
         default=None, description="of every SDXL picture; empty: that of the checkpoint's family; '' = none"
     )
     tagger: str = Field(default="", description="WD14 v3 tagger folder (model.onnx + selected_tags.csv)")
@@ -173,7 +173,7 @@ class _Guided(Settings):
     guided_above: float = Field(
         default=0.0, ge=0, lt=1, description="noise (of 1) under which guidance is off, at half the cost"
     )
-    negative_prompt: Text = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
+    negative_prompt: Words = Field(default=" ", description="what must not be drawn; read only with guidance above 1")
 
 
 class SheetSettings(_Guided):
@@ -237,8 +237,8 @@ class CaptionSettings(Settings):
         default="vl", description="who writes them: the vision-language model, or a WD14 tagger (models.tagger)"
     )
     prune: bool = Field(default=True, description="drop the character's own traits so that they bind to the trigger")
-    keep: tuple[Text, ...] = Field(default=(), description="tags never pruned")
-    drop: tuple[Text, ...] = Field(default=(), description="tags always dropped")
+    keep: tuple[Words, ...] = Field(default=(), description="tags never pruned")
+    drop: tuple[Words, ...] = Field(default=(), description="tags always dropped")
     threshold: float = Field(default=0.35, gt=0, lt=1, description="WD14 general-tag probability")
     max_tags: int = Field(default=40, ge=0, le=120, description="at most this many tags a caption")
     problems = caption_problems
@@ -344,7 +344,7 @@ class SweepSettings(Settings):
         description="tried on the checkpoints; 0, the base model, is always tried too",
     )
     checkpoints: int = Field(default=3, ge=1, le=40, description="how many trained checkpoints, evenly spread")
-    prompts: tuple[Text, ...] = Field(default=(), description="with {subject}; empty: built-in views, scenes and poses")
+    prompts: tuple[Words, ...] = Field(default=(), description="with {subject}; empty: built-in views, scenes, poses")
     prompt_set: Literal["quick", "full"] = Field(
         default="quick", description="which built-in set: 4 prompts for two CPU cores, or 10 for a GPU"
     )
@@ -381,8 +381,8 @@ class SweepSettings(Settings):
 class Profile(Settings):
     """Models and settings for a kind of machine."""
 
-    name: str = Field(description="what the profile is called in reports and MLflow")
-    description: str = Field(default="", description="one line for `charengine profiles`")
+    name: Line = Field(min_length=1, max_length=100, description="what the profile is called in reports and MLflow")
+    description: Words = Field(default="", description="one line for `charengine profiles`")
     budget_gib: float = Field(default=12.0, gt=0.5, le=200, description="GPU memory every stage must fit in")
     retrain: int = Field(
         default=0, ge=0, le=4, description="trainings more, at most, where the sweep's verdict asks for one"

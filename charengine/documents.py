@@ -26,6 +26,9 @@ MOST_TOLD = 100  # mistakes of a table's lines
 NOTHING = ("", "~")  # plain scalars that say that there is no value
 PLAIN_NULL = "null"  # may be a name; where there are none, `is_nothing`
 MERGE = "<<"
+UNCOMPUTED = re.compile(
+    r"#(?:(?:REF|VALUE|DIV/0|NUM|NULL|SPILL|CALC|FIELD|BLOCKED)!|NAME\?|N/A|GETTING_DATA)|Err:\d{3}|=.*"
+)
 CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f{HIDDEN}]")
 
 # two escapes for one character, as JSON is written, which YAML does not have
@@ -294,10 +297,21 @@ def read_csv(
                 f"put a field that holds {delimiter!r} in double quotes"
             )
             continue
+        problems += _uncomputed(header, cells, f"{source}, line {number}")
         rows.append((number, {name: cell for name, cell in zip(header, cells, strict=True) if name in columns}))
         if len(rows) > most:
             break
     return rows, problems
+
+
+def _uncomputed(header: list[str], cells: list[str], place: str) -> list[str]:
+    """A line for each field that a spreadsheet wrote in place of a value: one of its errors, or the formula itself."""
+    return [
+        f"{place}, column {column} ({name}): got {cell[:80]!r}, which is {'a formula' if cell.lstrip().startswith('=') else 'an error'} of a spreadsheet "
+        "and no text; put what it was to say there"
+        for column, (name, cell) in enumerate(zip(header, cells, strict=True), start=1)
+        if UNCOMPUTED.fullmatch(cell.strip())
+    ]
 
 
 def _filled(cells: list[str]) -> int:
@@ -356,11 +370,12 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def _open_column(line: str, delimiter: str) -> int:
-    """The column, from 1, in which the fields can no longer be told apart."""
-    column = 1
-    for match in re.finditer(re.escape(delimiter), line):
-        try:
-            column = len(_fields(line[: match.end()], delimiter))
-        except csv.Error:
-            continue
+    """The column, from 1, in which the fields can no longer be told apart; looked for once through the line, which may have a million."""
+    mark = re.escape(delimiter)
+    field = re.compile(rf""" *+(?:"[^"]*+(?:""[^"]*+)*+"|(?!")[^{mark}]*+)(?={mark}|$)""")
+    column, place = 1, 0
+    while (found := field.match(line, place)) and found.end() < len(line):
+        if len(found[0]) > csv.field_size_limit():
+            break
+        column, place = column + 1, found.end() + 1
     return column

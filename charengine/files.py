@@ -135,8 +135,8 @@ def expanded(path: str | Path) -> Path:
         raise BadInput(EMPTY)
     try:
         return Path(path).expanduser()
-    except RuntimeError as error:
-        raise BadInput(f"{path}: no home folder is known for it; write the path out") from error
+    except (RuntimeError, ValueError) as error:  # the latter of a name with a NUL or half a letter
+        raise BadInput(f"{_shown(Path(path))}: no home folder is known for it; write the path out") from error
 
 
 def as_it_lies(path: Path) -> Path:

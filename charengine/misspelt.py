@@ -24,9 +24,10 @@ def shown_value(given: Any) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that a misspelt one is nearest to; "" where none is near."""
-    close = difflib.get_close_matches(word[:80], list(known), n=1, cutoff=0.5)
-    return close[0] if close else ""
+    """The known word that a misspelt one is nearest to, in whatever case; "" where none is near."""
+    lower = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(word[:80].lower(), list(lower), n=1, cutoff=0.5)
+    return lower[close[0]] if close else ""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

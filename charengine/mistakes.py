@@ -10,11 +10,11 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from charengine.misspelt import did_you_mean, no_such, shown_value
+from charengine.misspelt import LONGEST_VALUE, did_you_mean, no_such, shown_value
 
 KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 SECTION = "a section with settings, e.g. train: {steps: 800}"
@@ -117,7 +117,7 @@ def _example(field: FieldInfo | None, given: Any) -> str:
     default = field.default if field else None
     if isinstance(default, str) and default:
         return f", e.g. {default}" if field and get_origin(field.annotation) is not Literal else ""
-    if default == () and isinstance(given, str) and given:
+    if default == () and isinstance(given, str) and 0 < len(given) < LONGEST_VALUE:
         return f", e.g. {json.dumps([given], ensure_ascii=False)}"
     if isinstance(default, tuple) and default and all(isinstance(one, str | int | float) for one in default):
         return f", e.g. {json.dumps(list(default[:3]))}"
@@ -169,6 +169,7 @@ def _limits(metadata: Any) -> str:
         said = [f"{said[0].removeprefix('at least ')} to {said[1].removeprefix('at most ')}"]
     said += [f"a multiple of {one.multiple_of}" for one in flat if isinstance(one, MultipleOf)]
     said += ["not empty" for one in flat if isinstance(one, MinLen) and one.min_length == 1]
+    said += [f"at most {one.max_length:,} characters" for one in flat if isinstance(one, MaxLen)]
     return ", ".join(said)
 
 

@@ -266,8 +266,11 @@ def _on_pool(
     outcomes: dict[int, dict[str, Any]] = {}
     store = shared_store()
     asked = [for_any_machine(entry, store) for entry in cast] if store else cast
+    checked = AsChecked(cast)
     for ended in made_on_pool(asked, batch_id, budget, queue):
         entry = cast[ended.index]
+        for what in checked.changed(ended.index) if ended.run else ():
+            log.warning("%s changed after the cast was checked: %s may be made with either", what, entry["name"])
         result, error = _of_run(entry, ended.run) if ended.run else (None, ended.error)
         budget.count(result)
         outcomes[ended.index] = _outcome(entry, result, error)

@@ -12,8 +12,8 @@ from prefect import flow, runtime
 from prefect.states import Completed
 from pydantic import Field
 
-from charengine.config import MAX_PROMPT
 from charengine.errors import EngineError
+from charengine.field_types import MAX_PROMPT
 from charengine.machine.home import find_home
 from charengine.machine.shared import shared_store
 from charengine.profiles.loading import profile_names

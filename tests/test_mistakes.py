@@ -31,7 +31,7 @@ from charengine.run.request import RunRequest, check
         ("sweep.prompts={subject} runs", """quotes: --set 'sweep.prompts=["{subject} runs"]'"""),
         ("sweep.prompts={subject}", """got '{subject}'; give a text with braces in quotes: --set 'sweep.prompts=["{subject}"]'"""),
         ("sweep.prompts={subject} a, {subject} b", """=["{subject} a", "{subject} b"]'"""),
-        ("sweep.prompts='{subject} runs'", """a list in brackets: text, e.g. ["{subject} runs"]"""),
+        ("sweep.prompts='{subject} runs'", """a list in brackets: text, at most 2,000 characters, e.g. ["{subject} runs"]"""),
         ("train.flips=null", "train.flips: got 'null'; give auto or on or off"),
         ("train.steps=null", "train.steps: got 'null'; give a whole number, 1 to 100,000"),
         ("train.steps=9 train.rank=4", "got '9 train.rank=4', which holds train.rank too; give each setting a --set"),

@@ -37,6 +37,11 @@ def profile_names() -> list[str]:
     )
 
 
+def is_profile_file(path: Path) -> bool:
+    """Whether a profile's name is that of a file, by its ending."""
+    return path.suffix.lower() in (".yaml", ".yml")
+
+
 def load_profile(name: str = "embedded", overrides: list[str] | tuple[str, ...] = ()) -> Profile:
     """A shipped profile by name, or a YAML file's, with `section.key=value` overrides applied.
 
@@ -110,7 +115,7 @@ def _listed(section: str) -> str:
 
 def _alike(section: str, key: str) -> list[str]:
     """The settings, or the one section, that a name was to be; its own section's first, then the same key elsewhere."""
-    names = setting_names()
+    section, key, names = section.lower(), key.lower(), setting_names()
     near = section if section in sections() else nearest(section, sections())
     inside = [name.partition(".")[2] for name in names if near and name.startswith(f"{near}.")]
     if key in inside:
@@ -137,7 +142,7 @@ def _read_profile(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
         extending: the profiles on the way here.
     """
     path = files.expanded(name)
-    if path.suffix in (".yaml", ".yml"):
+    if is_profile_file(path):
         identity = str(path.absolute())
         if not files.exists(path):
             raise ConfigError(
@@ -197,7 +202,7 @@ def _without_empty(data: dict[str, Any]) -> dict[str, Any]:
 def _beside(path: Path, base: str) -> str:
     """A profile's file that stands beside the one that extends it; any other name as it is."""
     place = path.parent / base
-    return str(place) if place.suffix in (".yaml", ".yml") and files.exists(place) else base
+    return str(place) if is_profile_file(place) and files.exists(place) else base
 
 
 def _take_the_optimizers_own_rate(below: dict[str, Any], data: dict[str, Any]) -> None:

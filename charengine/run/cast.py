@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import unicodedata
@@ -12,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from charengine import files
-from charengine.documents import Quoted, read_csv, read_yaml
+from charengine.documents import Quoted, as_value, read_csv, read_yaml
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home, in_work_folder
 from charengine.misspelt import did_you_mean, shown_value
@@ -26,6 +25,7 @@ MAX_CAST = 10_000
 WHOLE = re.compile(r"[-+]?[0-9]{1,12}")
 CASTS = (".csv", ".tsv", ".yaml", ".yml")
 SECTIONS = ("characters", "defaults")
+NOT_SAID = (None, "")
 COLUMNS = tuple(field.name for field in fields(RunRequest))
 
 
@@ -76,7 +76,8 @@ def read_entries(
         BadInput: nothing in it can be read.
     """
     rows, defaults, problems = _read(path)
-    rows = [(place, _without_null({**defaults, **row})) for place, row in rows]
+    below = _said(defaults)
+    rows = [(place, {**below, **_said(row)}) for place, row in rows]
     return _entries(rows, problems, path.name, (profile, overrides, out))
 
 
@@ -121,7 +122,7 @@ def _sound(entries: list[Entry], problems: list[str], source: str, home: Home | 
                 check(entry.request, home, writes_run=False)  # a changed file in one's folder stops that one alone
             except ConfigError as error:
                 found += [problem for problem in error.problems if not entry.says(_field(problem))]
-        told += [f"{source}, {entry.place} ({entry.request.name}): {problem}" for problem in found]
+        told += [f"{source}, {entry.place} ({entry.request.name[:80]}): {problem}" for problem in found]
     if told:
         raise ConfigError(told)
     return [entry.request for entry in entries]
@@ -136,8 +137,9 @@ def _entries(
     entries = []
     for place, row in rows:
         wrong: list[str] = []
-        entries.append(Entry(place, _request({"profile": profile, **row}, overrides, out or "runs", wrong), wrong))
-    doubled = _doubled(entries)
+        row = {**row, "profile": profile} if row.get("profile") in NOT_SAID else row
+        entries.append(Entry(place, _request(row, overrides, out or "runs", wrong), wrong))
+    doubled = _doubled(entries, out or "runs")
     problems = [*problems, *(f"{source}: {problem}" for problem, _ in doubled)]
     if problems:  # none starts, so none needs a folder
         return [
@@ -153,9 +155,9 @@ def _entries(
     return made, problems
 
 
-def _places(request: RunRequest) -> tuple[Path, Path]:
-    """The folder that an entry names, as it is written and without links and dots."""
-    place = in_work_folder(request.out)
+def _places(request: RunRequest, usual: str = "") -> tuple[Path, Path]:
+    """The folder that an entry names, or else its usual one, as it is written and without links and dots."""
+    place = in_work_folder(request.out or usual)
     try:
         return place, files.real(place)
     except BadInput:  # its own check says so
@@ -206,7 +208,7 @@ def _request(entry: dict[str, Any], overrides: tuple[str, ...], within: str, pro
         for key, value in entry.items()
         if key not in COLUMNS
     ]
-    known = {key: value for key, value in entry.items() if key in COLUMNS and value not in (None, "")}
+    known = {key: value for key, value in entry.items() if key in COLUMNS and value not in NOT_SAID}
     text = {}
     for key, value in known.items():
         if key in ("overrides", "refresh", "seed"):
@@ -230,12 +232,13 @@ def _request(entry: dict[str, Any], overrides: tuple[str, ...], within: str, pro
     return replace(request, name=usual_name(request.prompt, request.reference, request.out, within))
 
 
-def _without_null(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without fields that YAML's null leaves out; in quotes it is text, and a name may be Null."""
+def _said(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without fields that are empty or YAML's null, for which defaults hold; in quotes both are text, and a name may be Null."""
+    empty = (*NOT_SAID, "null", "Null", "NULL")
     return {
         key: value
         for key, value in row.items()
-        if key == "name" or isinstance(value, Quoted) or value not in ("null", "Null", "NULL")
+        if isinstance(value, Quoted) or value not in (NOT_SAID if key == "name" else empty)
     }
 
 
@@ -258,7 +261,7 @@ def _several(value: Any, key: str, problems: list[str]) -> tuple[str, ...]:
         and key == "overrides"
         and not any(isinstance(one, list | dict) for one in value.values())
     ):
-        return tuple(f"{name}={one if isinstance(one, str) else json.dumps(one)}" for name, one in value.items())
+        return tuple(f"{name}={_written(one)}" for name, one in value.items())
     if isinstance(value, dict):
         more = " or {train.steps: 800}" if key == "overrides" else ""
         problems.append(f"{key} must be a list of texts, e.g. [train.steps=800]{more}, got a section")
@@ -267,20 +270,45 @@ def _several(value: Any, key: str, problems: list[str]) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def _doubled(entries: list[Entry]) -> list[tuple[str, list[str]]]:
-    """What entries cannot have together, each with their places."""
+def _written(value: Any) -> str:
+    """A setting's value as `--set` reads it: text in quotes stays text, but for a list, which may stand in them."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        return value
+    return value if type(value) is str and value else as_value(value)
+
+
+def _doubled(entries: list[Entry], within: str) -> list[tuple[str, list[str]]]:
+    """What entries cannot have together, each with their places; `within` is the folder of those that name none."""
     given = [(entry.place, str(_places(entry.request)[1])) for entry in entries if entry.request.out]
     named = [(entry.place, slug(entry.request.name)) for entry in entries if entry.request.name]
-    alike = [unicodedata.normalize("NFC", out).casefold() for _, out in given]  # one folder on Windows and macOS
-    inner = [
-        (f"out {out!r} ({place}) lies in another character's folder; give it a place beside that", [place])
-        for (place, out), one in zip(given, alike, strict=True)
-        if {str(above) for above in PurePath(one).parents} & set(alike)
+    usual = [
+        (entry.place, str(_places(entry.request, f"{within}/{slug(entry.request.name)}")[1]))
+        for entry in entries
+        if not entry.request.out
     ]
     return [
         *_twice("name", named, [name for _, name in named], "names make the folders"),
-        *_twice("out", given, alike, "give each character a folder of its own"),
-        *inner,
+        *_twice("out", given, [alike(out) for _, out in given], "give each character a folder of its own"),
+        *nested(given, usual),
+    ]
+
+
+def alike(out: str) -> str:
+    """What two folders have in common that are one on Windows and macOS."""
+    return unicodedata.normalize("NFC", out).casefold()
+
+
+def nested(given: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]] = ()) -> list[tuple[str, list[str]]]:
+    """The given folders that lie inside each other's or the others', or around the others': a line for each, with its place."""
+    firm, loose = [PurePath(alike(out)) for _, out in given], [PurePath(alike(out)) for _, out in others]
+    roots = {*firm, *loose}
+    around = {above for one in loose for above in one.parents}
+    return [
+        (f"out {out!r} ({place}) lies in another character's folder; give it a place beside that", [place])
+        if roots & set(one.parents)
+        else (f"out {out!r} ({place}) has another character's folder inside it; give it a place beside that", [place])
+        for (place, out), one in zip(given, firm, strict=True)
+        if roots & set(one.parents) or one in around
     ]
 
 

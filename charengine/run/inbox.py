@@ -18,7 +18,7 @@ from charengine.machine.home import Home, in_work_folder
 from charengine.machine.locks import single_flight_at_home
 from charengine.machine.shared import open_store
 from charengine.pictures import SUFFIXES, picture_problems
-from charengine.run.cast import CASTS, MAX_CAST, check_cast, read_cast
+from charengine.run.cast import CASTS, MAX_CAST, alike, check_cast, nested, read_cast
 from charengine.run.claim import numbered
 from charengine.run.handing_over import found, keep_picture, lent_as
 from charengine.run.request import RunRequest, check, usual_name
@@ -132,14 +132,22 @@ def opened(home: Home, profile: str, overrides: tuple[str, ...]) -> Iterator[Inb
 
 
 def _check_apart(requests: list[RunRequest], before: list[RunRequest]) -> None:
-    names, outs = {slug(one.name) for one in before}, {files.real(in_work_folder(one.out)) for one in before}
-    for request in requests:
+    names, earlier, mine = {slug(one.name) for one in before}, _folders(before), _folders(requests)
+    taken = {alike(out) for _, out in earlier}
+    for request, (_, out) in zip(requests, mine, strict=True):
         if slug(request.name) in names:
             raise BadInput(f"another file of the inbox has the name {request.name!r}: give each character its own")
-        if files.real(in_work_folder(request.out)) in outs:
+        if alike(out) in taken:
             raise BadInput(
                 f"another file of the inbox has the out {request.out!r}: give each character a folder of its own"
             )
+    if inner := nested(mine, earlier):
+        raise BadInput(f"beside another file of the inbox: {inner[0][0]}")
+
+
+def _folders(requests: list[RunRequest]) -> list[tuple[str, str]]:
+    """Each character's name and folder."""
+    return [(one.name, str(files.real(in_work_folder(one.out)))) for one in requests]
 
 
 def _whole(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from charengine.config import ModelSettings, Profile
 from charengine.documents import as_value, is_nothing, read_value
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import in_work_folder
-from charengine.profiles.loading import load_profile
+from charengine.profiles.loading import is_profile_file, load_profile
 
 # a string of `models` is a path or a hub id, so only one that is there is taken for a path
 MODELS = tuple(name for name, field in ModelSettings.model_fields.items() if field.annotation is str)
@@ -31,7 +31,7 @@ def absolute_file(text: str, label: str = "") -> str:
 
 def absolute_profile(name: str) -> str:
     """A profile's file, absolute; the name of a shipped one as it is."""
-    return absolute_file(name, "--profile ") if Path(name).suffix in (".yaml", ".yml") else name
+    return absolute_file(name, "--profile ") if is_profile_file(Path(name)) else name
 
 
 def profile_as_named(name: str, overrides: Sequence[str] = ()) -> Profile:

@@ -299,7 +299,7 @@ def _reference(text: str, problems: list[str]) -> Path | None:
 
 def _stage_problems(stages: tuple[str, ...]) -> list[str]:
     return [
-        f"--refresh {stage!r}: no such stage; stages are {', '.join(STAGES)}{did_you_mean(stage, STAGES)}"
+        f"--refresh {stage[:80]!r}: no such stage; stages are {', '.join(STAGES)}{did_you_mean(stage, STAGES)}"
         for stage in stages
         if stage not in STAGES
     ]

@@ -109,6 +109,27 @@ def test_a_profile_that_was_edited_while_the_first_character_was_made_is_said_wh
     assert [record.getMessage() for record in caplog.records if record.name == "charengine.flows"] == [said]
 
 
+def test_with_workers_too_it_is_said_whose_profile_changed_while_they_waited(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: embedded\n")
+    run = SimpleNamespace(id="a-run", state=Failed())
+
+    def made_on_pool(*_: Any) -> Any:
+        yield Ended(0, run)
+        mine.write_text("extends: embedded\ntrain: {steps: 9}\n")
+        yield Ended(1, run)
+
+    monkeypatch.setattr(module, "made_on_pool", made_on_pool)
+    told: Any = SimpleNamespace(ended=lambda *_: None)
+    module._on_pool(
+        [{**one, "profile": str(mine), "out": str(tmp_path)} for one in CAST], "id", told, Budget(), "batch"
+    )
+    said = f"--profile {mine} changed after the cast was checked: Nix may be made with either"
+    assert [record.getMessage() for record in caplog.records if record.name == "charengine.flows"] == [said]
+
+
 def busy(*_: Any, **__: Any) -> Any:
     request = httpx.Request("POST", "http://127.0.0.1:4200/api/task_runs/")
     raise PrefectHTTPStatusError("Service Unavailable", request=request, response=httpx.Response(503))

@@ -112,3 +112,11 @@ def test_a_mistake_in_what_holds_for_all_touches_no_file(home: Home, put: Path) 
     with pytest.raises(BadInput, match="sdxl-12g"), inbox.opened(home, "sdxl-12g", ()):
         pass
     assert lying(put) == ["a.txt"]
+
+
+@pytest.mark.parametrize("out", ["runs", "runs/aya/x", "runs/AYA"])
+def test_no_file_of_the_inbox_has_a_folder_in_around_or_like_that_of_another(home: Home, put: Path, out: str) -> None:
+    (put / "a.csv").write_text("name,prompt\nAya,an orc\n")
+    (put / "b.csv").write_text(f"name,prompt,out\nBo,a robot,{out}\n")
+    box = opened(home)
+    assert [one.name for one in box.requests] == ["Aya"] and "another file of the inbox" in box.refused[0][1]

@@ -14,7 +14,7 @@ from charengine import files
 from charengine.config import Profile, Settings
 from charengine.errors import BadInput, ConfigError
 from charengine.machine.home import Home, work_folder
-from charengine.profiles.loading import load_profile, profile_names
+from charengine.profiles.loading import is_profile_file, load_profile, profile_names
 
 SHOWN = {
     "sheet.candidates": "Sheets to choose from",
@@ -93,7 +93,7 @@ def own_profiles(folders: list[Path]) -> list[Path]:
     for folder in dict.fromkeys(folders):
         try:
             inside = files.entries(folder) if files.is_dir(folder) else []
-            found += [path for path in inside if path.suffix in (".yaml", ".yml") and files.is_file(path)]
+            found += [path for path in inside if is_profile_file(path) and files.is_file(path)]
         except BadInput:
             continue
     return found[:MOST_PROFILES]
