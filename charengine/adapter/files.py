@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from charengine.adapter.header import Header, header_of, read_header, with_metadata
+from charengine.adapter.header import Header, header_of, read_header, read_whole, with_metadata
 from charengine.adapter.keys import BASES, known_stems
 from charengine.adapter.parts import (
     NO_CHANGE,
@@ -91,12 +91,24 @@ def read_adapter(path: Path) -> bytes:
     """The bytes of an adapter file, checked to be safetensors, with PEFT's settings that lie beside it.
 
     Raises:
-        BadInput: no such file.
+        BadInput: no such file, or by its keys no adapter.
         UnsafeFile: it is not a safetensors file.
     """
-    read_header(path)
-    told, data = settings_beside(path), path.read_bytes()
+
+    def check(header: Header) -> None:
+        if told := no_adapter_told(header):
+            raise BadInput(f"{path}: {told}")
+
+    data, told = read_whole(path, check), settings_beside(path)
     return with_metadata(data, {SETTINGS: told}) if told else data
+
+
+def no_adapter_told(header: Header) -> str:
+    """That no key of a file is an adapter's part, as in a checkpoint, an encoder or an embedding; "" where one is."""
+    if not header.tensors or any(split_key(key)[2] for key in header.tensors):
+        return ""  # a file without a tensor is told as that
+    keys = [*header.tensors]
+    return f"none of the file's {len(keys)} tensors is part of an adapter, e.g. {shown(keys)} (a checkpoint, or another model?); {NEEDED}"
 
 
 def by_module(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> dict[str, Parts]:
@@ -177,6 +189,8 @@ def file_problems(path: Path, of_sdxl: bool = False) -> list[str]:
 
     try:
         header = read_header(path)
+        if told := no_adapter_told(header):
+            return [told]
         _refuse_unread(header)
         tensors, _ = without_peft_settings(load_file(path), header.metadata)
         return list(value_problems(tensors, layers_by_stem() if of_sdxl else {}))

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -75,6 +75,15 @@ def read_tensors(path: Path, header: Header) -> Iterator[tuple[str, bytes]]:
         for key, entry in header.tensors.items():
             file.seek(header.length + entry.place[0])
             yield key, file.read(entry.place[1] - entry.place[0])
+
+
+def read_whole(path: Path, check: Callable[[Header], None]) -> bytes:
+    """A file's bytes, once its header has passed a check: a checkpoint of gigabytes, named by mistake, is not read. The path is opened
+    once, so that what lies there a moment later is not taken for what was checked. Raises as `read_header` does, and what `check` raises."""
+    with _opened(path) as (file, size):
+        check(_read(file, size, str(path)))
+        file.seek(0)
+        return file.read()
 
 
 @contextmanager

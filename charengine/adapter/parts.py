@@ -182,7 +182,8 @@ class _Misfit(Exception):
 
 def floats(name: str, part: str, value: Tensor) -> Tensor:
     """The tensor as floats that can be computed with; float8 and float64 as float32."""
-    if part != "alpha" and value.dtype not in FLOATS:
+    counts = part == "alpha" and not value.is_complex() and value.dtype != torch.bool  # some write it as an integer
+    if value.dtype not in FLOATS and not counts:
         kind = str(value.dtype).removeprefix("torch.")
         raise BadInput(
             f"the adapter's {name}.{part} holds {kind} values; floats are needed (float16, bfloat16, float32, float64 or float8)"
@@ -242,7 +243,7 @@ def _plain_lora(parts: Parts, shape: tuple[int, ...] | None) -> Parts:
     parts |= {"lora_down.weight": down, "lora_up.weight": up}
     if shape is None:
         return parts
-    if up.shape[0] != shape[0] or down[0].numel() != prod(shape[1:]):
+    if up.shape[0] != shape[0] or prod(down.shape[1:]) != prod(shape[1:]):
         raise _Misfit("not the layer's")
     if down.dim() > 2 and len(shape) > 2 and tuple(down.shape[1:]) != shape[1:]:
         raise _Misfit("another kernel")

@@ -106,7 +106,7 @@ def start_layer(name: str, module: Any, parts: Parts, algorithm: str) -> None:
     elif kind == "LoHa":
         _refuse_tucker(name, parts)
         _fill_product(name, module.hada_w1_a, module.hada_w1_b, parts["hada_w1_a"], parts["hada_w1_b"])
-        _fill_product(name, module.hada_w2_a, module.hada_w2_b, parts["hada_w2_a"] * factor, parts["hada_w2_b"])
+        _fill_product(name, module.hada_w2_a, module.hada_w2_b, parts["hada_w2_a"].float() * factor, parts["hada_w2_b"])
     else:
         _fill_kron(name, module, parts, factor)
     if algorithm == "dora":
@@ -225,7 +225,7 @@ def _fill_kron(name: str, module: Any, parts: Parts, factor: float) -> None:
             )
         if not whole:
             first, second = getattr(module, f"{side}_a"), getattr(module, f"{side}_b")
-            _fill_product(name, first, second, parts[f"{side}_a"] * by, parts[f"{side}_b"], zeros=1)
+            _fill_product(name, first, second, parts[f"{side}_a"].float() * by, parts[f"{side}_b"], zeros=1)
             continue
         target = getattr(module, side)
         value = parts[side] if side in parts else parts[f"{side}_a"].float() @ parts[f"{side}_b"].float()

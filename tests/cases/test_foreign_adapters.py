@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from adapter_samples import ALGORITHMS, BASE, CONV, LINEAR, WIDE, file_of, parts_of, tensors_of, tiny_unet
+from adapter_samples import ALGORITHMS, BASE, CONV, LINEAR, WIDE, file_of, parts_of, raw, tensors_of, tiny_unet
 from run_samples import write_views
 from test_adapter_words import profile_of
 
-from charengine.adapter.files import by_module, check_layers, check_values, load_adapter, read_adapter
-from charengine.adapter.header import read_header
-from charengine.adapter.parts import scale_of
+from charengine.adapter.files import by_module, check_layers, check_values, file_problems, load_adapter, read_adapter
+from charengine.adapter.fresh import by_name, create_network
+from charengine.adapter.header import Header, read_header
+from charengine.adapter.parts import difference, scale_of
+from charengine.adapter.starting import start_layer
 from charengine.cli.inspection import adapter_facts
+from charengine.config import TrainSettings
 from charengine.errors import BadInput, UnsafeFile
 from charengine.run.earlier_runs import sweep_inputs
 from charengine.run.starting_files import starting_problems
@@ -185,3 +189,61 @@ def test_a_header_that_the_format_does_not_know_is_refused_by_inspect_too(
     with pytest.raises(UnsafeFile, match=told) as caught:
         adapter_facts(path)
     assert ".ckpt" not in str(caught.value) and "save it anew" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_training_starts_exactly_from_half_precision_whatever_the_alphas_are_to_each_other(kind: torch.dtype) -> None:
+    tensors = {key: value.to(kind) for key, value in tensors_of(tiny_unet(), "LoHa", alpha=3.0, layers=(WIDE,)).items()}
+    [wanted] = check_layers(file_of(tensors), tiny_unet()).values()
+    settings = TrainSettings(algorithm="loha", rank=4, alpha=5)
+    module = by_name(unet := tiny_unet(), create_network(unet, settings))[WIDE]
+    with torch.no_grad():
+        start_layer(WIDE, module, wanted, "loha")
+    made = {part: value for part, value in module.state_dict().items() if part != "alpha"}
+    exact = difference({part: value.double() for part, value in wanted.items()}, (32, 24), scale_of(wanted))
+    assert torch.allclose(difference(made, (32, 24), float(module.scale)).double(), exact, rtol=1e-4, atol=1e-6)
+
+
+def test_a_checkpoint_in_the_place_of_an_adapter_is_told_by_its_header(tmp_path: Path) -> None:
+    path, size = tmp_path / "checkpoint.safetensors", 20 * 2**30
+    entry = {"dtype": "F16", "shape": [size // 2], "data_offsets": [0, size]}
+    header = raw({"model.diffusion_model.out.2.weight": entry})
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + size)  # nothing lies on the disk
+    told = "none of the file's 1 tensors is part of an adapter, e.g. 'model.diffusion_model.out.2.weight'"
+    with pytest.raises(BadInput, match=told):
+        read_adapter(path)
+    [problem] = file_problems(path)
+    assert problem.startswith(told)
+
+
+def test_what_takes_an_adapters_place_while_it_is_read_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, own = tmp_path / "adapter.safetensors", file_of(tensors_of(tiny_unet()))
+    path.write_bytes(own)
+
+    def replaced(header: Header) -> str:
+        path.unlink()
+        os.mkfifo(path)  # whoever opened this would wait for ever
+        return ""
+
+    monkeypatch.setattr("charengine.adapter.files.no_adapter_told", replaced)
+    monkeypatch.setattr("charengine.adapter.files.settings_beside", lambda _: "")
+    assert read_adapter(path) == own
+
+
+def test_a_rank_of_zero_is_refused_wherever_an_adapter_is_read() -> None:
+    empty = {"lora_down": torch.zeros(0, 32), "lora_up": torch.zeros(32, 0)}
+    tensors = {f"{LAYER}.{part}.weight": value for part, value in empty.items()}
+    for check in (check_values, lambda named: check_layers(file_of(named), tiny_unet())):
+        with pytest.raises(BadInput, match="rank 0"):
+            check(tensors)
+
+
+@pytest.mark.parametrize(("alpha", "kind"), [(torch.tensor(1 + 2j), "complex64"), (torch.tensor(True), "bool")])
+def test_an_alpha_that_is_no_number_is_refused(alpha: torch.Tensor, kind: str) -> None:
+    parts = parts_of("LoRA", (32, 32), rank=2) | {"alpha": alpha}
+    with pytest.raises(BadInput, match=f"alpha holds {kind} values"):
+        check_values({f"{LAYER}.{part}": value for part, value in parts.items()})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from charengine.adapter.files import check_values, load_adapter, read_adapter, save_adapter
-from charengine.adapter.header import header_of, read_metadata, with_metadata
+from charengine.adapter.header import header_of, with_metadata
 from charengine.adapter.metadata import recipe_after, told_by
 from charengine.adapter.rescaling import rescale
 from charengine.errors import BadInput, ConfigError
@@ -36,7 +36,8 @@ def training_from_file(path: Path, store: Store, *, trigger: str = "", class_nou
         BadInput: not a readable adapter, damaged, or its trigger or class noun is neither in the file nor given.
         ConfigError: its trigger or class noun cannot be one.
     """
-    told = told_by(read_metadata(path))
+    data = read_adapter(path)
+    told = told_by(header_of(data).metadata)
     trigger, class_noun = composed(trigger or told.trigger), composed(class_noun or told.class_noun)
     missing = [word for word, value in (("trigger", trigger), ("class noun", class_noun)) if not value]
     if missing:
@@ -46,7 +47,6 @@ def training_from_file(path: Path, store: Store, *, trigger: str = "", class_nou
     problems = [f"{path}: {problem}; give {GIVE[word]}" for word, problem in wrong.items() if problem]
     if problems:
         raise ConfigError(problems)
-    data = read_adapter(path)
     try:
         check_values(load_adapter(data)[0])
     except BadInput as error:
