@@ -256,11 +256,7 @@ def _several(value: Any, key: str, problems: list[str]) -> tuple[str, ...]:
             problems.append(f"{key} must be a list of texts, e.g. [train.steps=800]")
             return ()
         return tuple(str(item) for item in value)
-    if (
-        isinstance(value, dict)
-        and key == "overrides"
-        and not any(isinstance(one, list | dict) for one in value.values())
-    ):
+    if isinstance(value, dict) and key == "overrides" and all(_is_plain(one) for one in value.values()):
         return tuple(f"{name}={_written(one)}" for name, one in value.items())
     if isinstance(value, dict):
         more = " or {train.steps: 800}" if key == "overrides" else ""
@@ -268,6 +264,11 @@ def _several(value: Any, key: str, problems: list[str]) -> tuple[str, ...]:
         return ()
     parts = re.split(r"[;,\s]" if key == "refresh" else ";", str(value or ""))
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def _is_plain(value: Any) -> bool:
+    """A number, a text or the like, or a list of them."""
+    return not any(isinstance(one, list | dict) for one in (value if isinstance(value, list) else [value]))
 
 
 def _written(value: Any) -> str:

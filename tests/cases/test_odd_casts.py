@@ -45,6 +45,13 @@ def test_text_in_quotes_stays_text_in_a_mapping_of_settings(written: str, meant:
     assert profile.models.negative_prompt == meant and profile.sweep.strengths == (1.0,)
 
 
+def test_a_list_is_a_list_in_a_mapping_of_settings_too() -> None:
+    settings = "sweep.strengths: [0.5, 1], models.edit_loras: [a, 'b: c']"
+    [one] = cast_of(f"- {{prompt: an orc, overrides: {{{settings}}}}}")
+    profile = load_profile(one.profile, one.overrides)
+    assert profile.sweep.strengths == (0.5, 1.0) and [one.file for one in profile.models.edit_loras] == ["a", "b: c"]
+
+
 @pytest.mark.parametrize(
     ("out", "told"),
     [("runs", "has another character's folder inside it"), ("runs/a/dataset", "lies in another character's folder")],
