@@ -106,6 +106,13 @@ def if_free(path: Path, make: bool = False) -> Iterator[bool]:
         with lease_if_free(place, make) as free:
             yield free
         return
+    with flocked_if_free(path, make) as free:
+        yield free
+
+
+@contextmanager
+def flocked_if_free(path: Path, make: bool = False) -> Iterator[bool]:
+    """The same on this machine alone, whatever kind of locks was asked for: the kernel gives it back when its holder dies."""
     if make:
         path.parent.mkdir(parents=True, exist_ok=True)
     try:

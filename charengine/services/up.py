@@ -19,6 +19,7 @@ from charengine.machine.addresses import answers, database_uri, own_origins, run
 from charengine.machine.databases import database_problems
 from charengine.machine.environment import apply_defaults, for_children
 from charengine.machine.home import WORK_FOLDER, Home, work_folder
+from charengine.machine.locks import flocked_if_free
 from charengine.machine.processes import HOST, choose_port, end, is_port, spawn
 from charengine.machine.variables import check_variables
 from charengine.services.children import Children
@@ -240,7 +241,7 @@ def services(
     """The running set; everything is stopped on the way out, however that is. `begins` is called once nothing is refused.
 
     Raises:
-        BadInput: it runs already, a port that was asked for is taken, or a variable or a database is wrong.
+        BadInput: it runs already or is starting or ending, a port that was asked for is taken, or a variable or a database is wrong.
         StageFailed: something did not come up.
         Interrupted: asked to stop before it was up.
     """
@@ -248,22 +249,39 @@ def services(
         raise BadInput(f"charengine up already runs here (process {found.pid}): {found.prefect_api}, {found.mlflow}")
     check_variables(of_servers=True)
     apply_defaults(home.create())
-    if problems := database_problems(home):
-        raise ConfigError(problems)
-    Children(home.logs).end_left(home.root)  # before the ports are asked for
-    _empty(home.temporary)  # once nobody can be using it
-    home.temporary.mkdir(exist_ok=True)
-    ports = remembered_ports(home)
-    asked = {"prefect": prefect_port, "mlflow": mlflow_port, "gallery": gallery_port}
-    addresses = Addresses(**{f"{name}_port": choose_port(port, ports[name]) for name, port in asked.items()})
-    running = Up(home, addresses, None, asked_to_stop)
-    begins()
-    try:
-        running.start()
-        yield running
-    finally:
-        running.stop()
-        _empty(home.temporary)
+    with _alone(home):
+        if problems := database_problems(home):
+            raise ConfigError(problems)
+        Children(home.logs).end_left(home.root)  # before the ports are asked for
+        _empty(home.temporary)  # once nobody can be using it
+        home.temporary.mkdir(exist_ok=True)
+        ports = remembered_ports(home)
+        asked = {"prefect": prefect_port, "mlflow": mlflow_port, "gallery": gallery_port}
+        addresses = Addresses(**{f"{name}_port": choose_port(port, ports[name]) for name, port in asked.items()})
+        running = Up(home, addresses, None, asked_to_stop)
+        begins()
+        try:
+            running.start()
+            yield running
+        finally:
+            running.stop()
+            _empty(home.temporary)
+
+
+@contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    """Whoever starts or ends is not in the home's `up.json`, and its servers would pass for what a killed `up` left.
+
+    Raises:
+        BadInput: another is starting or ending.
+    """
+    with flocked_if_free(home.locks / "up.lock", make=True) as free:
+        if not free:
+            raise BadInput(
+                f"another charengine up is just starting or ending in {home.root}: wait until its pages answer, or until it has "
+                "stopped; for one beside it set CHARENGINE_HOME to another folder"
+            )
+        yield
 
 
 def _empty(folder: Path) -> None:

@@ -27,6 +27,7 @@ from charengine.errors import BadInput
 from charengine.machine.addresses import running_services
 from charengine.machine.home import Home
 from charengine.machine.processes import any_free_port, choose_port
+from charengine.services.children import Children
 from charengine.services.prefect_api import PrefectApi
 from charengine.services.up import Addresses, Up, services
 
@@ -73,6 +74,32 @@ def test_what_a_killed_worker_left_in_the_temporary_folder_is_gone_when_up_begin
         (Path(told) / "left by another").mkdir()
         assert begun_with == [[]]
     assert Path(told) == home.temporary and not home.temporary.exists()
+
+
+def test_a_second_up_is_refused_and_ends_nothing_while_the_first_starts_and_while_it_ends(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def second(running: Up) -> None:
+        with (
+            monkeypatch.context() as patched,
+            pytest.raises(BadInput, match="just starting or ending") as refused,
+        ):
+            patched.setattr(Children, "end_left", lambda *_: pytest.fail("the first one's servers were ended"))
+            with services(home, lambda: False):
+                pass
+        told.append(str(refused.value))
+
+    monkeypatch.setattr(Up, "start", second)
+    monkeypatch.setattr(Up, "stop", second)
+    with services(home, lambda: False):
+        pass
+    assert len(told) == 2 and str(home.root) in told[0]
+    for method in ("start", "stop"):
+        monkeypatch.setattr(Up, method, lambda up: None)
+    with services(home, lambda: False) as running:
+        assert running.home == home, "nobody is kept from a home whose up has ended"
 
 
 def test_whoever_waits_is_told_for_what(
