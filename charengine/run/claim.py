@@ -106,8 +106,12 @@ def _taken(out: Path, character: Character) -> bool:
             write_atomically(out / CLAIM, record)
         owner = owner_of(out)
     if owner == mine:
-        with suppress(OSError):
-            remove_leftovers(out / CLAIM)
+        for name in (
+            CLAIM,
+            LEDGER,
+        ):  # power that failed once they were there leaves these, and they may never be written again
+            with suppress(OSError):
+                remove_leftovers(out / name)
     return owner == mine
 
 

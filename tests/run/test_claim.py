@@ -32,7 +32,8 @@ def test_a_claim_that_was_cut_off_is_made_again_in_the_same_folder(tmp_path: Pat
 def test_what_a_process_left_that_was_killed_while_it_claimed_goes(tmp_path: Path) -> None:
     out = tmp_path / "aya"
     claim(asked(out))
-    (out / f".{CLAIM}.{_host()}-7777777-0123abcd.tmp").write_bytes(b"{")
+    for name in (CLAIM, LEDGER):
+        (out / f".{name}.{_host()}-7777777-0123abcd.tmp").write_bytes(b"{")
     assert claim(asked(out)).out == out
     assert {path.name for path in out.iterdir()} == {CLAIM, LEDGER}
 
