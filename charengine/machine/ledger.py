@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LEDGER = ".charengine-files.json"
 LARGEST = 20_000_000  # bytes of one, or of a record
+CUT_OFF = ("", "{")  # of an empty one, by a kill, where a file system has no hard links
 VERSIONS = 4  # of one file: a process that was killed between noting and writing left an earlier one
 ABOVE = 3  # folders above a file's own that may note it
 NAMED = 3  # files in a message
@@ -50,8 +51,11 @@ def begin(folder: Path) -> None:
     Raises:
         BadInput: it cannot be written.
     """
-    if not files.exists(folder / LEDGER) and not _is_run(folder):
-        create_atomically(folder / LEDGER, b"{}")
+    ledger = folder / LEDGER
+    if files.is_file(ledger) and files.read_text(ledger, most=LARGEST) in CUT_OFF:
+        write_atomically(ledger, b"{}")
+    elif not files.exists(ledger) and not _is_run(folder):
+        create_atomically(ledger, b"{}")
 
 
 def write_own(

@@ -29,6 +29,15 @@ def test_a_claim_that_was_cut_off_is_made_again_in_the_same_folder(tmp_path: Pat
     assert json.loads((out / CLAIM).read_bytes()) == {"name": "Aya", "prompt": "a robot"}
 
 
+@pytest.mark.parametrize("torn", [b"", b"{"])
+def test_a_ledger_that_was_cut_off_before_the_claim_is_made_whole(tmp_path: Path, torn: bytes) -> None:
+    out = tmp_path / "aya"
+    out.mkdir()
+    (out / LEDGER).write_bytes(torn)
+    assert claim(asked(out)).out == out
+    assert (out / LEDGER).read_bytes() == b"{}"
+
+
 def test_what_a_process_left_that_was_killed_while_it_claimed_goes(tmp_path: Path) -> None:
     out = tmp_path / "aya"
     claim(asked(out))
