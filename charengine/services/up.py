@@ -35,6 +35,7 @@ PORTS = {"gallery": 4300, "prefect": 4200, "mlflow": 5000}
 FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}
 START_SECONDS = 180.0  # the first start makes both databases
 SAY_SECONDS = 10.0  # without a word
+ENDING_SECONDS = 20.0  # that one which is just ending is waited for
 CANCEL_SECONDS = 40.0  # a training saves its state well within this
 
 
@@ -275,13 +276,18 @@ def _alone(home: Home) -> Iterator[None]:
     Raises:
         BadInput: another is starting or ending.
     """
-    with flocked_if_free(home.locks / "up.lock", make=True) as free:
-        if not free:
+    deadline = time.monotonic() + ENDING_SECONDS
+    while True:
+        with flocked_if_free(home.locks / "up.lock", make=True) as free:
+            if free:
+                yield
+                return
+        if time.monotonic() > deadline:
             raise BadInput(
                 f"another charengine up is just starting or ending in {home.root}: wait until its pages answer, or until it has "
                 "stopped; for one beside it set CHARENGINE_HOME to another folder"
             )
-        yield
+        time.sleep(0.3)
 
 
 def _empty(folder: Path) -> None:

@@ -109,7 +109,7 @@ def test_aliases_and_merges_work_and_cannot_grow_without_end(tmp_path: Path) -> 
         ("- ? [a]\n  : b", "a key must be a word"),
         ("- prompt: [an, orc]", "entry 1 (character): prompt must be text"),
         ("- prompt: {an: orc}", "entry 1 (character): prompt must be text"),
-        ("- {prompt: an orc, overrides: {train.steps: [3]}}", "overrides must be a list"),
+        ("- {prompt: an orc, overrides: {train.steps: [[3]]}}", "overrides must be a list"),
         ("- {prompt: an orc, overrides: [{train.steps: 3}]}", "overrides must be a list"),
         ("", "list of characters"),
         ("character:\n- {prompt: an orc}", "list of characters"),

@@ -91,6 +91,7 @@ def test_a_second_up_is_refused_and_ends_nothing_while_the_first_starts_and_whil
                 pass
         told.append(str(refused.value))
 
+    monkeypatch.setattr("charengine.services.up.ENDING_SECONDS", 0.0)
     monkeypatch.setattr(Up, "start", second)
     monkeypatch.setattr(Up, "stop", second)
     with services(home, lambda: False):
