@@ -8,9 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from charengine.wording import CONTROL, composed
 
-MAX_PROMPT = (
-    2000  # characters; Qwen-Image-Edit reads 512 tokens, so more would be cut silently, and thousands fit no model
-)
+MAX_PROMPT = 2000  # characters; Qwen-Image-Edit reads 512 tokens, so more would be cut silently; thousands fit no model
 
 
 def _one_line(value: str) -> str:

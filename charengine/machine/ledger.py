@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LEDGER = ".charengine-files.json"
 LARGEST = 20_000_000  # bytes of one, or of a record
-CUT_OFF = ("", "{")  # of an empty one, by a kill, where a file system has no hard links
+EMPTY = "{}"
 VERSIONS = 4  # of one file: a process that was killed between noting and writing left an earlier one
 ABOVE = 3  # folders above a file's own that may note it
 NAMED = 3  # files in a message
@@ -52,10 +52,18 @@ def begin(folder: Path) -> None:
         BadInput: it cannot be written.
     """
     ledger = folder / LEDGER
-    if files.is_file(ledger) and files.read_text(ledger, most=LARGEST) in CUT_OFF:
-        write_atomically(ledger, b"{}")
+    if _is_cut_off(ledger):
+        write_atomically(ledger, EMPTY.encode())
     elif not files.exists(ledger) and not _is_run(folder):
-        create_atomically(ledger, b"{}")
+        create_atomically(ledger, EMPTY.encode())
+
+
+def _is_cut_off(ledger: Path) -> bool:
+    """Whether it is the beginning of an empty one, which a kill leaves where a file system has no hard links."""
+    try:
+        return EMPTY.startswith(files.read_text(ledger, most=len(EMPTY) - 1))
+    except BadInput:  # there is none, or it is longer
+        return False
 
 
 def write_own(

@@ -106,10 +106,8 @@ def _taken(out: Path, character: Character) -> bool:
             write_atomically(out / CLAIM, record)
         owner = owner_of(out)
     if owner == mine:
-        for name in (
-            CLAIM,
-            LEDGER,
-        ):  # power that failed once they were there leaves these, and they may never be written again
+        # power that failed once they were there brings back what they were written beside, and they may never be written again
+        for name in (CLAIM, LEDGER):
             with suppress(OSError):
                 remove_leftovers(out / name)
     return owner == mine

@@ -250,7 +250,7 @@ def services(
         raise BadInput(f"charengine up already runs here (process {found.pid}): {found.prefect_api}, {found.mlflow}")
     check_variables(of_servers=True)
     apply_defaults(home.create())
-    with _alone(home):
+    with _alone(home, asked_to_stop):
         if problems := database_problems(home):
             raise ConfigError(problems)
         Children(home.logs).end_left(home.root)  # before the ports are asked for
@@ -270,11 +270,12 @@ def services(
 
 
 @contextmanager
-def _alone(home: Home) -> Iterator[None]:
+def _alone(home: Home, asked_to_stop: Callable[[], bool]) -> Iterator[None]:
     """Whoever starts or ends is not in the home's `up.json`, and its servers would pass for what a killed `up` left.
 
     Raises:
         BadInput: another is starting or ending.
+        Interrupted: asked to stop while it was waited for.
     """
     deadline = time.monotonic() + ENDING_SECONDS
     while True:
@@ -282,6 +283,8 @@ def _alone(home: Home) -> Iterator[None]:
             if free:
                 yield
                 return
+        if asked_to_stop():
+            raise Interrupted("stopped before another charengine up had ended")
         if time.monotonic() > deadline:
             raise BadInput(
                 f"another charengine up is just starting or ending in {home.root}: wait until its pages answer, or until it has "

@@ -50,6 +50,8 @@ def test_a_list_is_a_list_in_a_mapping_of_settings_too() -> None:
     [one] = cast_of(f"- {{prompt: an orc, overrides: {{{settings}}}}}")
     profile = load_profile(one.profile, one.overrides)
     assert profile.sweep.strengths == (0.5, 1.0) and [one.file for one in profile.models.edit_loras] == ["a", "b: c"]
+    with pytest.raises(ConfigError, match=r"train\.steps"):
+        check_cast([{"prompt": "an orc", "overrides": {"train.steps": [3]}}], home=Home(Path("home")))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,14 @@ def test_a_ledger_that_was_cut_off_before_the_claim_is_made_whole(tmp_path: Path
     assert (out / LEDGER).read_bytes() == b"{}"
 
 
+@pytest.mark.parametrize("damaged", [b"\xff", b"x", b"\0" * 40, b'{"sheet.png": ["abc'])
+def test_any_other_damaged_ledger_stays_and_keeps_nobody_from_the_folder(tmp_path: Path, damaged: bytes) -> None:
+    out = tmp_path / "aya"
+    out.mkdir()
+    (out / LEDGER).write_bytes(damaged)
+    assert claim(asked(out)).out == out and (out / LEDGER).read_bytes() == damaged
+
+
 def test_what_a_process_left_that_was_killed_while_it_claimed_goes(tmp_path: Path) -> None:
     out = tmp_path / "aya"
     claim(asked(out))

@@ -23,9 +23,10 @@ import psutil
 import pytest
 from command_line import ROOT, child_environment
 
-from charengine.errors import BadInput
+from charengine.errors import BadInput, Interrupted
 from charengine.machine.addresses import running_services
 from charengine.machine.home import Home
+from charengine.machine.locks import flocked_if_free
 from charengine.machine.processes import any_free_port, choose_port
 from charengine.services.children import Children
 from charengine.services.prefect_api import PrefectApi
@@ -97,6 +98,12 @@ def test_a_second_up_is_refused_and_ends_nothing_while_the_first_starts_and_whil
     with services(home, lambda: False):
         pass
     assert len(told) == 2 and str(home.root) in told[0]
+    with (
+        flocked_if_free(home.locks / "up.lock"),
+        pytest.raises(Interrupted, match="before another"),
+        services(home, lambda: True),
+    ):
+        pass
     for method in ("start", "stop"):
         monkeypatch.setattr(Up, method, lambda up: None)
     with services(home, lambda: False) as running:
