@@ -85,10 +85,10 @@ class Standby:
             return
         if self._nursery and self._nursery.refused:
             self._forks = False
-        self._waiting = self._fork() if self._forks else await self._start()
+        self._waiting = (self._fork() if self._forks else None) or await self._start()
 
-    def _fork(self) -> Forked:
-        """From the one that has imported everything, which is made anew when it has died."""
+    def _fork(self) -> Forked | None:
+        """From the one that has imported everything, which is made anew when it has died; None when the new one is dead too."""
         if self._nursery and self._nursery.lives:
             with suppress(NotForked):
                 return self._nursery.fork()
@@ -96,7 +96,9 @@ class Standby:
             self._nursery.close()
         self._environment = _environment()
         self._nursery = Nursery([*STANDBY, FORK, *self._modules, THEN, *self._later], self._environment)
-        return self._nursery.fork()
+        with suppress(NotForked):  # killed already, or out of memory: no reason for the worker to end
+            return self._nursery.fork()
+        return None
 
     async def _start(self) -> anyio.abc.Process:
         self._environment = _environment()

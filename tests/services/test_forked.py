@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -125,6 +126,31 @@ def test_nothing_is_forked_beside_what_a_fork_would_lose_and_each_run_gets_a_pro
 
     assert anyio.run(prepared) == (True, False)
     assert told in capfd.readouterr().err
+
+
+class DiesAtOnce(Nursery):
+    """One that is dead before it is asked: killed, or out of memory."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._popen.kill()
+        self._popen.wait()
+
+
+def test_where_the_one_that_forks_dies_at_once_the_worker_goes_on_with_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "Nursery", DiesAtOnce)
+    monkeypatch.setattr(worker, "STANDBY", [sys.executable, "-c", "input()"])
+
+    async def prepared() -> bool:
+        standby = Standby()
+        await standby.prepare()
+        waiting = standby._waiting
+        await standby.close()
+        return waiting is not None and not isinstance(waiting, Forked)
+
+    assert anyio.run(prepared)
 
 
 def test_what_comes_later_is_imported_when_the_first_is_there() -> None:
